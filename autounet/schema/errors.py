@@ -1,0 +1,68 @@
+"""What can go wrong, as a tree.
+
+    AutoUNetError                 a user's mistake or a limit met; exit code 1, no traceback
+    ├── DataError                 something in the data set; carries every finding
+    ├── OptionError               options that contradict each other or the data
+    ├── RecordError               a JSON record that cannot be read or is of another version
+    ├── PlanError                 a plan that cannot be made, or an edited plan that cannot hold
+    ├── ModelError                a bundle that is damaged, mixed or does not fit the input
+    ├── DeadlineError             the promised time cannot be kept; carries the least time
+    └── BudgetExceeded            trial steps needed more memory than planned; carries the bytes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from autounet.schema.dataset import Finding
+
+
+class AutoUNetError(Exception):
+    """Base of every error that is shown to the user without a traceback."""
+
+
+class DataError(AutoUNetError):
+    """One or more fatal findings in a data set.
+
+    `DataError("text")` states one problem of the whole set; `DataError.of(findings)` lists several.
+    """
+
+    findings: tuple[Finding, ...] = ()
+
+    @classmethod
+    def of(cls, findings: Sequence[Finding]) -> DataError:
+        lines = [str(finding) for finding in findings]
+        shown = lines[:20] + ([f"... and {len(lines) - 20} more"] if len(lines) > 20 else [])
+        error = cls("\n".join(shown))
+        error.findings = tuple(findings)
+        return error
+
+
+class OptionError(AutoUNetError):
+    pass
+
+
+class RecordError(AutoUNetError):
+    pass
+
+
+class PlanError(AutoUNetError):
+    pass
+
+
+class ModelError(AutoUNetError):
+    pass
+
+
+class DeadlineError(AutoUNetError):
+    def __init__(self, message: str, least_seconds: float) -> None:
+        super().__init__(message)
+        self.least_seconds = least_seconds
+
+
+class BudgetExceeded(AutoUNetError):
+    def __init__(self, message: str, measured_bytes: int) -> None:
+        super().__init__(message)
+        self.measured_bytes = measured_bytes

@@ -1,0 +1,47 @@
+"""What the planner knows of a data set."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from autounet.schema.dataset import ChannelKind
+from autounet.schema.geometry import Shape3, Spacing3
+from autounet.schema.record import Part, Record
+
+
+class CaseFingerprint(Part):
+    """Shapes and spacing are (z, y, x) in the orientation the plan will use (canonical or as stored)."""
+
+    identifier: str
+    content_hash: str
+    shape: Shape3
+    cropped_shape: Shape3
+    """after cropping to the non-zero box"""
+    spacing: Spacing3
+    voxels: tuple[int, ...]
+    """voxel count per dense class, index 0 first"""
+
+
+class ChannelFingerprint(Part):
+    """Foreground intensity statistics over all cases; null when no case has foreground."""
+
+    name: str
+    kind: ChannelKind
+    mean: float | None = None
+    std: float | None = None
+    median: float | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    percentile_00_5: float | None = None
+    percentile_99_5: float | None = None
+
+
+class Fingerprint(Record):
+    """`fingerprint.json`."""
+
+    dimension: int = Field(ge=2, le=3)
+    """2 when every image has a single slice"""
+    orientation: str
+    """canonical or as_stored: the orientation of every shape and spacing here"""
+    channels: tuple[ChannelFingerprint, ...]
+    cases: tuple[CaseFingerprint, ...] = Field(min_length=1)

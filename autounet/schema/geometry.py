@@ -1,0 +1,37 @@
+"""Where the voxels of a file lie in space."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from autounet.schema.record import Part
+
+Shape3 = tuple[int, int, int]
+Spacing3 = tuple[float, float, float]
+Box3 = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+Positive = Annotated[float, Field(gt=0)]
+
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+class Geometry(Part):
+    """The geometry of one image file, as stored.
+
+    Arrays read from the file are (C, Z, Y, X); a 2-D image has Z = 1. `direction` is the 3x3 matrix, row by row,
+    whose columns are the directions of the x, y and z index axes in LPS world space (the convention of ITK);
+    `origin` is the world position (x, y, z) of the first voxel.
+    """
+
+    shape: Shape3
+    """(z, y, x) voxels"""
+    spacing: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
+    """(z, y, x) mm; photographs have 1"""
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """(x, y, z) mm"""
+    direction: tuple[float, float, float, float, float, float, float, float, float] = IDENTITY
+    kind: str = "nifti"
+    """file kind: nifti, nrrd, mha, png, tiff, gif, jpeg, bmp or array"""
+    dimension: int = Field(default=3, ge=2, le=3)
+    """2 for photographs and single-slice formats, 3 for volumes"""

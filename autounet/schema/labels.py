@@ -1,0 +1,72 @@
+"""What is to be segmented: the classes with their values in the files, and regions made of them."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from autounet.schema.record import Part
+
+
+class LabelClass(Part):
+    name: str = Field(min_length=1)
+    value: int
+    """value in the label files"""
+
+
+class Region(Part):
+    """A target that is the union of several classes, for example the whole tumour."""
+
+    name: str = Field(min_length=1)
+    values: tuple[int, ...] = Field(min_length=1)
+
+
+class Labels(Part):
+    """Classes in dense order: `classes[i]` has dense index i, and index 0 is always the file value 0.
+
+    Dense labels are 0 (background), 1..K-1, and -1 where there is no loss (the ignore value).
+    Regions are ordered: later ones overwrite earlier ones on export. `pairs` names left/right classes.
+    """
+
+    classes: tuple[LabelClass, ...] = (LabelClass(name="background", value=0),)
+    background_named: bool = False
+    """True when the user named value 0 as a class: its metrics are reported, never counted in mean Dice"""
+    regions: tuple[Region, ...] = ()
+    ignore: int | None = None
+    pairs: tuple[tuple[str, str], ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Labels:
+        values = [label.value for label in self.classes]
+        names = [label.name for label in self.classes] + [region.name for region in self.regions]
+        if not values or values[0] != 0:
+            raise ValueError("the first class must have the value 0")
+        if len(set(values)) != len(values):
+            raise ValueError("two classes have the same value")
+        if len(set(names)) != len(names):
+            raise ValueError("two classes or regions have the same name")
+        if self.ignore is not None and self.ignore in values:
+            raise ValueError(f"value {self.ignore} is both a class and the ignore value")
+        unknown = {value for region in self.regions for value in region.values} - set(values)
+        if unknown:
+            raise ValueError(f"regions use values that no class has: {sorted(unknown)}")
+        return self
+
+    @property
+    def count(self) -> int:
+        """K, the number of dense classes including index 0."""
+        return len(self.classes)
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """File value of each dense index."""
+        return tuple(label.value for label in self.classes)
+
+    @property
+    def foreground(self) -> tuple[LabelClass, ...]:
+        """The classes that count: all but index 0."""
+        return self.classes[1:]
+
+    @property
+    def reported(self) -> tuple[LabelClass, ...]:
+        """The classes with metrics: the foreground, and class 0 when the user named it."""
+        return self.classes if self.background_named else self.classes[1:]

@@ -1,0 +1,90 @@
+"""What a person may say. `RunOptions` is options.json; the others are handed to the stages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from autounet.schema.record import Part, Record
+
+GIB = 1024**3
+
+
+class DataOptions(Part):
+    """What the files cannot tell."""
+
+    channels: dict[str, str] = {}
+    """channel name -> glob pattern of its files, relative to the data folder"""
+    kinds: dict[str, str] = {}
+    """channel name -> ct, mri, photo or other"""
+    label: str | None = None
+    """glob pattern of the label files"""
+    classes: dict[str, int] = {}
+    regions: dict[str, tuple[int, ...]] = {}
+    ignore: int | None = None
+    group: str | None = None
+    """regular expression; its first capture in the case name is the group"""
+    splits: str | None = None
+    """'nnunet' or a JSON file"""
+
+
+class PlannerOptions(Part):
+    memory_bytes: int = Field(default=8 * GIB, gt=0)
+    preset: Literal["nnunet"] | None = None
+    family: str = "plain"
+    configurations: tuple[str, ...] | None = None
+    """None: all that the rules create"""
+    base_features: int = 32
+    batch_limit: int | None = None
+    """upper bound set by the time shaping; None: memory and the 5 % rule alone decide"""
+    minimum_batch: int = 2
+    overlap: float = 0.5
+    mirror: bool = True
+    """test-time mirroring"""
+    spacing_scale: float = Field(default=1.0, ge=1.0)
+    """the time shaping's last resort: target spacing times this"""
+
+    @property
+    def orientation(self) -> Literal["canonical", "as_stored"]:
+        """nnU-Net works in the orientation as stored; everything else in the canonical one."""
+        return "as_stored" if self.preset == "nnunet" else "canonical"
+
+
+class TrainOptions(Part):
+    """How weights are reached. Changes neither prepared data nor shapes."""
+
+    loss: str = "dice_ce"
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = Field(default=1e-2, gt=0)
+    weight_decay: float = 3e-5
+    momentum: float = 0.99
+    schedule: Literal["poly", "warmup_cosine"] = "poly"
+    gradient_clip: float = 12.0
+    foreground_fraction: float = Field(default=1 / 3, ge=0, le=1)
+    """share of each batch's samples that contain foreground for certain (nnU-Net: 0.33)"""
+    augmentation: Literal["full", "light", "none"] = "full"
+    ema_decay: float | None = None
+    """exponential moving average of the weights, used for validation and prediction; None: off"""
+    seed: int = 0
+    deterministic: bool = False
+
+
+class RunOptions(Record):
+    """`options.json`: every option of `autounet run` as given; None means not given."""
+
+    data: DataOptions = DataOptions()
+    memory_bytes: int | None = None
+    seconds: float | None = None
+    configurations: tuple[str, ...] | None = None
+    family: str | None = None
+    loss: str | None = None
+    preset: Literal["nnunet"] | None = None
+    folds: str | None = None
+    """all, full, or comma-separated indices"""
+    epochs: int | None = Field(default=None, ge=1)
+    iterations: int | None = Field(default=None, ge=1)
+    device: str | None = None
+    workers: int | None = Field(default=None, ge=0)
+    seed: int | None = None
+    deterministic: bool | None = None

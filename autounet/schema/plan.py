@@ -1,0 +1,161 @@
+"""The plan: everything that prepared data, the shapes of weights, memory and prediction depend on.
+
+A plan holds one or more configurations (2d, 3d_fullres, ...). A configuration says how a case becomes an array
+(`PreprocessSpec`), what network sees it (`NetworkSpec`) in which patch and batch, and how whole volumes are
+predicted (`InferenceSpec`). How the weights are reached is not here: see `TrainOptions`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, JsonValue, computed_field, model_validator
+
+from autounet.schema.options import PlannerOptions
+from autounet.schema.record import Part, Record
+
+
+class ChannelNormalisation(Part):
+    """How one channel is normalised, with the values used.
+
+    ct: clip to [lower, upper], subtract mean, divide by std (all from the data set's foreground).
+    zscore: subtract the case's mean, divide by its std; over non-zero voxels only when `nonzero_only`.
+    unit: divide by `upper` - `lower` after subtracting `lower` (colour images to 0..1).
+    none: unchanged.
+    """
+
+    scheme: Literal["ct", "zscore", "unit", "none"]
+    mean: float = 0.0
+    std: float = Field(default=1.0, gt=0)
+    lower: float = 0.0
+    upper: float = 1.0
+    nonzero_only: bool = False
+
+
+class Resampling(Part):
+    """Spline orders; `z_order` is used through the plane when the spacing ratio exceeds `separate_z_ratio`."""
+
+    image_order: int = Field(default=3, ge=0, le=3)
+    label_order: int = Field(default=1, ge=0, le=1)
+    score_order: int = Field(default=1, ge=0, le=1)
+    z_order: int = Field(default=0, ge=0, le=1)
+    separate_z_ratio: float = 3.0
+
+
+class PreprocessSpec(Part):
+    """Orient, transpose, crop, normalise, resample: in this order."""
+
+    orientation: Literal["canonical", "as_stored"] = "canonical"
+    transpose: tuple[int, int, int] = (0, 1, 2)
+    """network axis i is oriented file axis transpose[i]"""
+    spacing: tuple[float | None, float, float]
+    """target spacing in network axis order (after transposition); null: no resampling along that axis"""
+    normalisation: tuple[ChannelNormalisation, ...]
+    """one per channel"""
+    resampling: Resampling = Resampling()
+
+
+class NetworkSpec(Part):
+    """A network of one family. Sizes per stage, encoder order, highest resolution first."""
+
+    family: str = "plain"
+    dims: Literal[2, 3]
+    in_channels: int = Field(gt=0)
+    out_channels: int = Field(gt=1)
+    features: tuple[int, ...] = Field(min_length=1)
+    strides: tuple[tuple[int, ...], ...]
+    """per stage and axis; the first stage has stride 1"""
+    kernel_sizes: tuple[tuple[int, ...], ...]
+    encoder_blocks: tuple[int, ...]
+    """convolutions (or residual blocks) per encoder stage"""
+    decoder_blocks: tuple[int, ...]
+    """per decoder stage; one fewer than the encoder has"""
+    deep_supervision: bool = True
+    options: dict[str, JsonValue] = {}
+    """validated by the family's own model"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> NetworkSpec:
+        stages = len(self.features)
+        for name in ("strides", "kernel_sizes", "encoder_blocks"):
+            if len(getattr(self, name)) != stages:
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries for {stages} stages")
+        if len(self.decoder_blocks) != stages - 1:
+            raise ValueError(f"decoder_blocks needs {stages - 1} entries")
+        if any(len(entry) != self.dims for entry in self.strides + self.kernel_sizes):
+            raise ValueError(f"strides and kernel_sizes need {self.dims} entries per stage")
+        return self
+
+    @property
+    def divisor(self) -> tuple[int, ...]:
+        """The product of all strides per axis: what a patch must be divisible by."""
+        product = [1] * self.dims
+        for stride in self.strides:
+            product = [total * step for total, step in zip(product, stride, strict=True)]
+        return tuple(product)
+
+
+class InferenceSpec(Part):
+    """How whole images are predicted."""
+
+    overlap: float = Field(default=0.5, ge=0, lt=1)
+    """fraction of the patch that neighbouring tiles share; the tile step is (1 - overlap) x patch"""
+    weighting: Literal["gaussian", "uniform"] = "gaussian"
+    mirror_axes: tuple[int, ...] = ()
+    """spatial axes of the network (0-based) that are mirrored at test time"""
+
+
+class Configuration(Part):
+    preprocess: PreprocessSpec
+    prepared: str
+    """name of the folder below prepared/; configurations with equal specs share one"""
+    patch_size: tuple[int, ...]
+    """network axis order, as many entries as the network has dimensions"""
+    batch_size: int = Field(ge=1)
+    network: NetworkSpec
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    mirror_axes: tuple[int, ...] = ()
+    """spatial axes mirrored by augmentation"""
+    batch_dice: bool = False
+    inference: InferenceSpec = InferenceSpec()
+    median_shape: tuple[int, ...]
+    """median image size on the prepared grid, network axis order (3 entries)"""
+    predicted_memory_bytes: int = Field(ge=0)
+    predicted_step_seconds: float | None = None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Spacing of the network's axes, mm; written into plan.json for readers, its home is `preprocess`."""
+        return tuple(value for value in self.preprocess.spacing[-self.network.dims :] if value is not None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _computed_is_not_input(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "spacing" not in content:
+            return content
+        content = dict(content)
+        shown = [float(value) for value in content.pop("spacing")]
+        preprocess = content.get("preprocess", {})
+        home = preprocess.get("spacing") if isinstance(preprocess, dict) else preprocess.spacing
+        if home is not None and shown != [value for value in list(home)[-len(shown) :]]:
+            raise ValueError("spacing differs from preprocess.spacing; edit preprocess.spacing and both stay equal")
+        return content
+
+    @model_validator(mode="after")
+    def _fits(self) -> Configuration:
+        if len(self.patch_size) != self.network.dims:
+            raise ValueError(f"patch_size needs {self.network.dims} entries")
+        return self
+
+
+class Plan(Record):
+    """`plan.json`."""
+
+    configurations: dict[str, Configuration] = Field(min_length=1)
+    options: PlannerOptions
+    reasons: tuple[str, ...]
+    """a plain sentence for each decision"""
+    fingerprint: str
+    """digest of the fingerprint the plan was made from"""

@@ -1,0 +1,83 @@
+"""The base of all records: frozen, strict about unknown keys, versioned, written atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from autounet.schema.errors import RecordError
+
+
+class Part(BaseModel):
+    """A frozen value inside a record. Unknown keys are refused; NaN is not valid JSON here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+    def digest(self) -> str:
+        """16 hex digits over the canonical JSON of this value."""
+        return digest(self.model_dump(mode="json"))
+
+
+class Record(Part):
+    """A part that is a JSON file of its own. `format_version` is written first and checked on load."""
+
+    FORMAT_VERSION: ClassVar[int] = 1
+
+    def save(self, path: Path) -> None:
+        """Write to a temporary name in the same folder, flush, then rename."""
+        content = {"format_version": self.FORMAT_VERSION, **self.model_dump(mode="json")}
+        write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read and validate. Raises RecordError naming the file and every wrong field."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RecordError(f"{path} does not exist") from None
+        except (OSError, ValueError) as error:
+            raise RecordError(f"{path} is not readable JSON: {error}") from None
+        if not isinstance(content, dict):
+            raise RecordError(f"{path} holds {type(content).__name__}, not an object")
+        version = content.pop("format_version", None)
+        if version != cls.FORMAT_VERSION:
+            raise RecordError(
+                f"{path} has format_version {version}; this version of autounet reads {cls.FORMAT_VERSION}"
+            )
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(str(part) for part in problem['loc']) or 'record'}: {problem['msg']}"
+                for problem in error.errors()
+            )
+            raise RecordError(f"{path} is not a valid {cls.__name__}: {problems}") from None
+
+
+def digest(value: Any) -> str:
+    """16 hex digits over the canonical JSON of any JSON-like value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` with `text` in one step: readers see the old content or the new, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

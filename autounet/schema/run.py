@@ -1,0 +1,157 @@
+"""What happened: the device, the trainings, the scores, the choice, the packed model."""
+
+from __future__ import annotations
+
+from pydantic import Field, JsonValue
+
+from autounet.schema.dataset import Channel, Finding
+from autounet.schema.labels import Labels
+from autounet.schema.options import TrainOptions
+from autounet.schema.plan import Configuration
+from autounet.schema.record import Part, Record
+
+
+class StepTiming(Part):
+    """One measured training step."""
+
+    configuration: str
+    base_features: int
+    batch_size: int
+    seconds: float
+
+
+class DeviceProfile(Record):
+    """`device.json`: probed once per output folder."""
+
+    device: str
+    """cpu, cuda:0, mps"""
+    name: str
+    """the machine in words"""
+    cores: int
+    memory_bytes: int
+    """free for training when probed"""
+    precision: str
+    """the fastest measured: fp32, bf16 or fp16"""
+    channels_last: bool
+    throughput: dict[str, float] = {}
+    """convolution GFLOP/s by precision"""
+    step_timings: tuple[StepTiming, ...] = ()
+
+
+class EpochLog(Part):
+    """One line of log.jsonl."""
+
+    step: int
+    progress: float
+    """0..1"""
+    seconds: float
+    """training time so far"""
+    learning_rate: float
+    loss: float
+    validation_dice: dict[str, float] | None = None
+    """pseudo Dice over validation patches, when measured"""
+    step_seconds: float
+    data_wait_seconds: float
+
+
+class RunRecord(Record):
+    """`record.json` of one fold."""
+
+    configuration_name: str
+    configuration: str
+    """digest of the configuration it was trained with"""
+    fold: int | None
+    """None: trained on all cases"""
+    options: TrainOptions
+    train_cases: tuple[str, ...]
+    validation_cases: tuple[str, ...]
+    device: str
+    steps: int
+    seconds: float
+    curve: tuple[EpochLog, ...]
+    parameters: int
+    peak_memory_bytes: int | None
+    versions: dict[str, str]
+    events: tuple[str, ...] = ()
+
+
+class ClassMetrics(Part):
+    """Metrics of one class in one case or over all. A null value has its reason in `undefined`."""
+
+    dice: float | None = None
+    iou: float | None = None
+    hd95: float | None = None
+    nsd: float | None = None
+    volume_difference: float | None = None
+    """(predicted - true) volume in ml (mm^3 / 1000); pixels for images without spacing"""
+    undefined: dict[str, str] = {}
+
+
+class CaseMetrics(Part):
+    case: str
+    fold: int | None = None
+    per_class: dict[str, ClassMetrics]
+
+
+class Metrics(Record):
+    """`metrics.json`."""
+
+    mean_dice: float | None
+    """mean over foreground classes of the mean over cases where it is defined"""
+    per_class: dict[str, ClassMetrics]
+    cases: tuple[CaseMetrics, ...]
+    tolerance: float = 1.0
+    """surface distance tolerance of nsd: mm, or pixels without spacing"""
+    unit: str = "mm"
+
+
+class Candidate(Part):
+    configurations: tuple[str, ...]
+    mean_dice: float | None
+
+
+class Selection(Record):
+    """`selection.json`."""
+
+    chosen: tuple[str, ...] = Field(min_length=1)
+    """configurations whose probabilities are averaged"""
+    compared: tuple[Candidate, ...]
+    reason: str
+
+
+class BundleMember(Part):
+    configuration: str
+    fold: int | None
+    path: str
+    """weights file relative to the bundle"""
+    checksum: str
+    """blake2b-128 of the file, hex"""
+
+
+class ModelBundle(Record):
+    """`model/bundle.json`: predicting needs this folder alone."""
+
+    name: str
+    layout: str
+    image_pattern: str
+    suffix: str
+    file_kind: str
+    channels: tuple[Channel, ...]
+    channel_patterns: dict[str, str] = {}
+    labels: Labels
+    configurations: dict[str, Configuration]
+    selection: Selection
+    members: tuple[BundleMember, ...]
+    mean_dice: float | None
+    versions: dict[str, str]
+    details: dict[str, JsonValue] = {}
+
+
+class CheckResult(Record):
+    """`autounet check --json`."""
+
+    layout: str
+    channels: tuple[Channel, ...]
+    labels: Labels
+    cases: tuple[str, ...]
+    findings: tuple[Finding, ...]

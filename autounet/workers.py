@@ -1,0 +1,74 @@
+"""One pool of spawned processes for work on cases. Spawned, because a fork after torch has used OpenMP hangs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from collections.abc import Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLOSC_NTHREADS")
+
+
+def available_cores() -> int:
+    """Cores this process may use (affinity respected)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def single_threaded_children() -> Iterator[None]:
+    """Processes spawned inside inherit one thread per numeric library."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def map_parallel(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    on_done: Callable[[Result], None] | None = None,
+) -> list[Result]:
+    """`[function(item) for item in items]` over spawned processes, results in the order of the items.
+
+    `function` and the items must be picklable. `on_done` is called in this process as results arrive.
+    The first exception cancels what has not started and is raised here with its own type.
+    With `workers` <= 1, or one item, everything runs in this process.
+    """
+    items = list(items)
+    if workers <= 1 or len(items) <= 1:
+        results = []
+        for item in items:
+            results.append(function(item))
+            if on_done:
+                on_done(results[-1])
+        return results
+    context = multiprocessing.get_context("spawn")
+    with (
+        single_threaded_children(),
+        ProcessPoolExecutor(min(workers, len(items)), mp_context=context) as pool,
+    ):
+        futures = {pool.submit(function, item): index for index, item in enumerate(items)}
+        ordered: dict[int, Result] = {}
+        try:
+            for future in as_completed(futures):
+                ordered[futures[future]] = future.result()
+                if on_done:
+                    on_done(ordered[futures[future]])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [ordered[index] for index in range(len(items))]
