@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue, computed_field, model_validator
 
 from autounet.schema.options import PlannerOptions
-from autounet.schema.record import Part, Record
+from autounet.schema.record import Part, Record, digest
 
 
 class ChannelNormalisation(Part):
@@ -123,6 +123,16 @@ class Configuration(Part):
     """median image size on the prepared grid, network axis order (3 entries)"""
     predicted_memory_bytes: int = Field(ge=0)
     predicted_step_seconds: float | None = None
+    predicted_steps: int | None = None
+    """steps a fold is expected to get when the time is limited"""
+    predicted_validation_seconds: float | None = None
+    """of a fold"""
+
+    @property
+    def key(self) -> str:
+        """Digest of what the weights depend on: estimates and the way of predicting lie outside."""
+        outside = {"inference", "spacing", *(name for name in type(self).model_fields if name.startswith("predicted_"))}
+        return digest(self.model_dump(mode="json", exclude=outside))
 
     @computed_field  # type: ignore[prop-decorator]
     @property

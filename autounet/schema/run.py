@@ -145,6 +145,8 @@ class ModelBundle(Record):
     mean_dice: float | None
     versions: dict[str, str]
     details: dict[str, JsonValue] = {}
+    checksum: str | None = None
+    """digest of this record without this field, so that a changed bundle.json is noticed"""
 
 
 class CheckResult(Record):

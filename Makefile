@@ -1,0 +1,28 @@
+# make demo: the whole pipeline on a small synthetic data set.   make test: the test suite.
+# Both create .venv first when it is missing or older than the project file.
+
+PYTHON ?= python3
+OUT ?= demo-output
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test lint
+
+demo: $(INSTALLED)
+	$(BIN)/autounet demo --out $(OUT)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check autounet tests benchmarks
+	$(BIN)/ruff format --check autounet tests benchmarks
+
+# torch first and alone, so that nothing later chooses another one
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "AutoUNet needs Python 3.11 or newer; name one with: make PYTHON=python3.11 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt torch
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,3 @@
+from autounet.cli import main
+
+main()

@@ -1,0 +1,27 @@
+"""Data sets as people have them: layouts, labels, pairing, folds, loading."""
+
+from autounet.datasets.folders import image_files
+from autounet.datasets.inputs import InputCase, find_inputs, load_input
+from autounet.datasets.labels import complete_labels, label_findings
+from autounet.datasets.loading import LoadedCase, load_case, read_channels
+from autounet.datasets.pairing import Match, pair
+from autounet.datasets.scan import LAYOUTS, scan
+from autounet.datasets.splits import make_splits, nnunet_folds
+
+__all__ = [
+    "LAYOUTS",
+    "InputCase",
+    "LoadedCase",
+    "Match",
+    "complete_labels",
+    "find_inputs",
+    "image_files",
+    "label_findings",
+    "load_case",
+    "load_input",
+    "make_splits",
+    "nnunet_folds",
+    "pair",
+    "read_channels",
+    "scan",
+]

@@ -1,0 +1,68 @@
+"""Looking through folders: image files, globs, and folders that may hold images or labels."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from autounet.images import is_image
+from autounet.schema.errors import DataError, OptionError
+
+_IMAGES = re.compile(r"^(images?|imgs?|img|scans?|photos?)(?![a-z]*mask)", re.IGNORECASE)
+_LABELS = re.compile(r"label|mask|seg|annot|manual|gt$|^gt|ground.?truth|truth|target", re.IGNORECASE)
+_HELD_OUT = re.compile(r"(ts|[-_ ]?test(ing)?|[-_ ]?val(idation)?)$", re.IGNORECASE)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Image files directly in the folder, sorted by name; a single file is a folder of one."""
+    if folder.is_file():
+        return [folder]
+    return sorted(path for path in folder.iterdir() if path.is_file() and is_image(path)) if folder.is_dir() else []
+
+
+def glob_images(root: Path, pattern: str, option: str) -> list[Path]:
+    """Image files that the pattern of an option names, sorted. Raises OptionError when there are none."""
+    if Path(pattern).is_absolute():
+        raise OptionError(f"{option} {pattern!r}: give a pattern relative to {root}")
+    pattern = pattern.rstrip("/")
+    found = sorted(path for path in root.glob(pattern) if path.is_file() and is_image(path))
+    if not found and (root / pattern).is_dir():
+        found = image_files(root / pattern)
+    if not found:
+        raise OptionError(f"{option} {pattern!r} names no image file in {root}. Its folders: {listing(root)}")
+    return found
+
+
+def listing(root: Path) -> str:
+    """The folders of `root` with their number of image files, for messages."""
+    folders = [f"{folder.name}/ ({len(image_files(folder))} images)" for folder in subfolders(root)]
+    return ", ".join(folders) or "none"
+
+
+def subfolders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def looks_like_images(folder: Path) -> bool:
+    return bool(_IMAGES.match(folder.name))
+
+
+def looks_like_labels(folder: Path) -> bool:
+    return bool(_LABELS.search(folder.name))
+
+
+def is_held_out(folder: Path) -> bool:
+    """imagesTs, labels_test, img_val: the part of a data set that is not for training."""
+    return bool(_HELD_OUT.search(folder.name))
+
+
+def existing_folder(data: Path) -> Path:
+    """The folder, absolute. Raises DataError when it is missing, a file, or empty."""
+    folder = Path(data).expanduser().resolve()
+    if not folder.exists():
+        raise DataError(f"{data} does not exist. Give the folder that holds images and labels")
+    if not folder.is_dir():
+        raise DataError(f"{data} is a file. Give the folder that holds images and labels")
+    if not any(folder.iterdir()):
+        raise DataError(f"{data} is empty. Give the folder that holds images and labels")
+    return folder

@@ -1,0 +1,65 @@
+"""One case of a data set as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from autounet.images import read_image, read_labels
+from autounet.ops.label_values import encode
+from autounet.schema.dataset import Dataset
+from autounet.schema.errors import DataError
+from autounet.schema.geometry import Geometry
+
+
+class LoadedCase(NamedTuple):
+    image: np.ndarray
+    """(C, Z, Y, X) float32"""
+    labels: np.ndarray | None
+    """(Z, Y, X) int16 dense, -1 without loss"""
+    geometry: Geometry
+    """of the first channel's file"""
+
+
+def read_channels(paths: Sequence[Path], channels: int) -> tuple[np.ndarray, Geometry]:
+    """All channel files of a case joined along C; the geometry is the first file's.
+
+    Raises DataError when shapes differ or the number of channels is not the one expected.
+    """
+    parts = [read_image(path) for path in paths]
+    shape = parts[0][1].shape
+    for path, (_, geometry) in zip(paths, parts, strict=True):
+        if geometry.shape != shape:
+            raise DataError(
+                f"{path.name} has shape {geometry.shape}, but {paths[0].name} of the same case has {shape}. "
+                "Resample the channels to one grid"
+            )
+    image = parts[0][0] if len(parts) == 1 else np.concatenate([array for array, _ in parts])
+    if image.shape[0] != channels:
+        named = ", ".join(path.name for path in paths)
+        raise DataError(f"{named}: {_count(image.shape[0])}, expected {_count(channels)}. Give images like the others")
+    return image, parts[0][1]
+
+
+def _count(channels: int) -> str:
+    return f"{channels} channel" + ("s" if channels != 1 else "")
+
+
+def load_case(dataset: Dataset, identifier: str) -> LoadedCase:
+    """Read and encode one case. Raises DataError naming the case."""
+    case = dataset.case(identifier)
+    root = Path(dataset.root)
+    try:
+        image, geometry = read_channels([root / path for path in case.images], len(dataset.channels))
+        labels = encode(read_labels(root / case.label)[0], dataset.labels) if case.label else None
+    except (DataError, ValueError) as error:
+        raise DataError(f"case {identifier}: {error}") from None
+    if labels is not None and labels.shape != geometry.shape:
+        raise DataError(
+            f"case {identifier}: the image has shape {geometry.shape} and the label {labels.shape}. "
+            "Give the label that was drawn on this image"
+        )
+    return LoadedCase(image, labels, geometry)

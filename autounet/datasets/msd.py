@@ -1,0 +1,85 @@
+"""Medical Segmentation Decathlon: dataset.json lists every image and its label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from autounet.datasets.folders import image_files
+from autounet.datasets.found import (
+    Found,
+    case_of,
+    channel_names,
+    missing_label,
+    override_labels,
+    read_description,
+)
+from autounet.datasets.labels import parse_labels
+from autounet.datasets.pairing import strip_channel
+from autounet.images import stem, suffix
+from autounet.schema.dataset import Case, Finding
+from autounet.schema.errors import DataError
+from autounet.schema.options import DataOptions
+
+
+def detect(root: Path, options: DataOptions) -> bool:
+    return not options.channels and isinstance(read_description(root).get("training"), list)
+
+
+def find(root: Path, options: DataOptions) -> Found:
+    """Every listed file must be there. A listed `x.nii.gz` may be stored as `x_0000.nii.gz`, `x_0001.nii.gz`, ..."""
+    description = read_description(root)
+    classes, regions, ignore = parse_labels(description.get("labels", {}))
+    cases: list[Case] = []
+    findings: list[Finding] = []
+    for entry in description["training"]:
+        image, label = _paths(root, entry)
+        files = [image] if image.is_file() else _channel_files(image)
+        identifier = stem(image)
+        if not files:
+            findings.append(_missing(root, identifier, image, "missing-image"))
+        if label is None and not options.label:
+            findings.append(missing_label(root, identifier, image, root / "labelsTr"))
+        elif label is not None and not label.is_file() and not options.label:
+            findings.append(_missing(root, identifier, label, "missing-label"))
+        cases.append(case_of(root, identifier, files or [image], label))
+    if options.label and cases:
+        cases, unmatched = override_labels(root, cases, options.label)
+        findings += unmatched
+    numbered = bool(cases) and stem(cases[0].images[0]) == f"{cases[0].identifier}_0000"
+    channel = "_0000" if numbered else ""
+    folder = Path(cases[0].images[0]).parent.as_posix() if cases else "imagesTr"
+    ending = suffix(cases[0].images[0]) if cases else ".nii.gz"
+    return Found(
+        cases=cases,
+        image_pattern=f"{folder}/*{channel}{ending}",
+        channels=channel_names(description),
+        classes=classes,
+        regions=regions,
+        ignore=ignore,
+        labels_declared=bool(classes or regions),
+        findings=findings,
+    )
+
+
+def _paths(root: Path, entry: Any) -> tuple[Path, Path | None]:
+    if isinstance(entry, dict) and isinstance(entry.get("image"), str):
+        label = entry.get("label")
+        return root / entry["image"], root / label if isinstance(label, str) else None
+    raise DataError(f"dataset.json: training holds {entry!r}. Write an image and a label for each case")
+
+
+def _channel_files(image: Path) -> list[Path]:
+    """`x_0000.nii.gz`, `x_0001.nii.gz`, ... beside a listed `x.nii.gz` (the layout of nnU-Net's first version)."""
+    if not image.parent.is_dir():
+        return []
+    return [path for path in image_files(image.parent) if strip_channel(stem(path))[0] == stem(image)]
+
+
+def _missing(root: Path, identifier: str, path: Path, code: str) -> Finding:
+    return Finding(
+        case=identifier,
+        code=code,
+        message=f"dataset.json lists {path.relative_to(root).as_posix()}, which does not exist",
+        remedy="Put the file there, or take the case out of dataset.json",
+    )

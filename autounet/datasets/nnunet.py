@@ -1,0 +1,118 @@
+"""nnU-Net v2 raw: imagesTr/<case>_<channel, 4 digits>.<ext>, labelsTr/<case>.<ext>, dataset.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from autounet.datasets.folders import image_files, listing
+from autounet.datasets.found import (
+    Found,
+    case_of,
+    channel_names,
+    missing_image,
+    missing_label,
+    override_labels,
+    read_description,
+)
+from autounet.datasets.labels import parse_labels
+from autounet.datasets.pairing import strip_channel
+from autounet.images import stem, suffix
+from autounet.schema.dataset import Finding
+from autounet.schema.errors import DataError
+from autounet.schema.options import DataOptions
+
+
+def detect(root: Path, options: DataOptions) -> bool:
+    description = read_description(root)
+    return not options.channels and "channel_names" in description and "labels" in description
+
+
+def find(root: Path, options: DataOptions) -> Found:
+    description = read_description(root)
+    classes, regions, ignore = parse_labels(description["labels"])
+    ending = str(description.get("file_ending", ".nii.gz"))
+    images = _listed(root, description) if "dataset" in description else _by_name(root, ending)
+    findings = _missing_channels(images)
+    if options.label:
+        cases = [case_of(root, name, files, None) for name, (files, _) in images.items()]
+        cases, unmatched = override_labels(root, cases, options.label)
+    else:
+        cases = [case_of(root, name, files, label) for name, (files, label) in images.items()]
+        unmatched = _label_findings(root, images, ending)
+    return Found(
+        cases=cases,
+        image_pattern=f"imagesTr/*_0000{ending}",
+        channels=channel_names(description),
+        classes=classes,
+        regions=regions,
+        ignore=ignore,
+        labels_declared=True,
+        findings=findings + unmatched,
+    )
+
+
+Images = dict[str, tuple[list[Path], Path]]
+"""case -> channel files, label file"""
+
+
+def _by_name(root: Path, ending: str) -> Images:
+    folder = root / "imagesTr"
+    if not folder.is_dir():
+        raise DataError(f"{root} has a dataset.json but no folder imagesTr. Its folders: {listing(root)}")
+    files = [path for path in image_files(folder) if suffix(path).lower() == ending.lower()]
+    if not files:
+        others = sorted({suffix(path) for path in image_files(folder)})
+        hint = f"; it has {', '.join(others)}: correct file_ending in dataset.json" if others else ". Put them there"
+        raise DataError(f"{folder} has no images that end in {ending}{hint}")
+    images: Images = {}
+    for path in files:
+        name, channel = strip_channel(stem(path))
+        if channel is None:
+            raise DataError(f"{path} has no channel number. Call it {stem(path)}_0000{ending}")
+        images.setdefault(name, ([], root / "labelsTr" / f"{name}{ending}"))[0].append(path)
+    return images
+
+
+def _listed(root: Path, description: dict[str, Any]) -> Images:
+    """The optional `dataset` of dataset.json: case -> {"images": [...], "label": ...}, paths relative to it."""
+    try:
+        return {
+            str(name): ([root / path for path in entry["images"]], root / entry["label"])
+            for name, entry in description["dataset"].items()
+        }
+    except (AttributeError, KeyError, TypeError):
+        raise DataError("dataset.json: each entry of `dataset` needs `images` (a list) and `label`") from None
+
+
+def _missing_channels(images: Images) -> list[Finding]:
+    """Cases with fewer channel files than others, and listed files that do not exist."""
+    most = max((len(files) for files, _ in images.values()), default=0)
+    findings = []
+    for name, (files, _) in images.items():
+        absent = [path.name for path in files if not path.is_file()]
+        if len(files) == most and not absent:
+            continue
+        have = ", ".join(path.name for path in files if path.is_file()) or "none"
+        findings.append(
+            Finding(
+                case=name,
+                code="missing-image",
+                message=f"it has {len(files) - len(absent)} of {most} channel files ({have})",
+                remedy="Add the missing channels, or take the case out",
+            )
+        )
+    return findings
+
+
+def _label_findings(root: Path, images: Images, ending: str) -> list[Finding]:
+    findings = [
+        missing_label(root, name, files[0], label.parent)
+        for name, (files, label) in images.items()
+        if not label.is_file()
+    ]
+    expected = {label for _, label in images.values()}
+    folders = {label.parent for label in expected}
+    files = [path for folder in sorted(folders) for path in image_files(folder) if suffix(path) == ending]
+    listed = [path for path in files if path not in expected]
+    return findings + [missing_image(root, path) for path in listed]

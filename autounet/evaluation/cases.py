@@ -1,0 +1,107 @@
+"""One case: the metrics of every class, from two label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from scipy.ndimage import find_objects
+
+from autounet.evaluation.metrics import METRICS, MaskPair, Undefined
+from autounet.schema.errors import DataError
+from autounet.schema.geometry import Geometry
+from autounet.schema.labels import Labels
+from autounet.schema.run import ClassMetrics
+
+Unit = Literal["mm", "pixels"]
+Box = tuple[slice, ...]
+LARGEST_DIRECT_VALUE = 4096
+"""label values up to this are found in one pass over the array; others by a pass each"""
+
+
+def distance_unit(geometry: Geometry) -> Unit:
+    """Pixels for a 2-D image whose file states no spacing, else mm."""
+    return "pixels" if geometry.dimension == 2 and set(geometry.spacing) == {1.0} else "mm"
+
+
+def evaluate_case(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing: Sequence[float],
+    labels: Labels,
+    tolerance: float = 1.0,
+    unit: Unit = "mm",
+) -> dict[str, ClassMetrics]:
+    """Metrics per reported class and per region of one case.
+
+    `prediction` and `reference` hold file values (Z,Y,X), `spacing` is (z, y, x). Voxels where the reference has
+    the ignore value belong to no class in either. Raises DataError when the shapes differ.
+    """
+    if prediction.shape != reference.shape:
+        raise DataError(f"the prediction has the shape {prediction.shape}, the reference {reference.shape}")
+    targets: dict[str, tuple[int, ...]] = {label.name: (label.value,) for label in labels.reported}
+    targets |= {region.name: region.values for region in labels.regions}
+    wanted = {value for values in targets.values() for value in values}
+    boxes = [value_boxes(array, wanted) for array in (prediction, reference)]
+    axes = tuple(axis for axis, size in enumerate(reference.shape) if size > 1) or tuple(range(reference.ndim))
+    result = {}
+    for name, values in targets.items():
+        box = _union([found[value] for found in boxes for value in values if value in found], reference.ndim)
+        counted = True if labels.ignore is None else reference[box] != labels.ignore
+        pair = MaskPair(
+            prediction=_mask(prediction[box], values) & counted,
+            reference=_mask(reference[box], values),
+            spacing=tuple(float(step) for step in spacing),
+            axes=axes,
+            tolerance=tolerance,
+            unit=unit,
+        )
+        result[name] = evaluate_pair(pair)
+    return result
+
+
+def evaluate_pair(pair: MaskPair) -> ClassMetrics:
+    """Every metric of one pair of masks, undefined ones as None with their reason."""
+    values: dict[str, float] = {}
+    undefined: dict[str, str] = {}
+    for name, metric in METRICS.items():
+        try:
+            values[name] = metric(pair)
+        except Undefined as reason:
+            undefined[name] = str(reason)
+    return ClassMetrics(**values, undefined=undefined)
+
+
+def value_boxes(array: np.ndarray, values: set[int]) -> dict[int, Box]:
+    """The bounding box of each of the values that occurs in an integer array."""
+    if not array.size:
+        return {}
+    if int(array.min()) >= 0 and int(array.max()) <= LARGEST_DIRECT_VALUE:
+        found = find_objects(array if array.dtype.kind in "iu" else array.astype(np.int32))
+        boxes = {value: found[value - 1] for value in values if 0 < value <= len(found)}
+    else:
+        boxes = {value: _box(array == value) for value in values if value != 0}
+    if 0 in values:
+        boxes[0] = _box(array == 0)
+    return {value: box for value, box in boxes.items() if box is not None}
+
+
+def _box(mask: np.ndarray) -> Box | None:
+    """The bounding box of a mask; None when it is empty."""
+    found = find_objects(mask.view(np.uint8))
+    return found[0] if found else None
+
+
+def _union(boxes: Sequence[Box], ndim: int) -> Box:
+    """The smallest box around several; an empty one when there are none."""
+    if not boxes:
+        return (slice(0, 0),) * ndim
+    return tuple(
+        slice(min(part.start for part in parts), max(part.stop for part in parts)) for parts in zip(*boxes, strict=True)
+    )
+
+
+def _mask(array: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Where the array has one of the values; boolean."""
+    return array == values[0] if len(values) == 1 else np.isin(array, values)

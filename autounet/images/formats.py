@@ -1,0 +1,63 @@
+"""Which files are images, by the end of their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autounet.schema.errors import DataError
+
+SUFFIXES: dict[str, str] = {
+    ".nii.gz": "nifti",
+    ".nii": "nifti",
+    ".nrrd": "nrrd",
+    ".mha": "mha",
+    ".mhd": "mha",
+    ".png": "png",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".gif": "gif",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".bmp": "bmp",
+}
+"""file name ending -> kind; the longest ending that fits counts"""
+
+VOLUME_KINDS = frozenset({"nifti", "nrrd", "mha"})
+"""kinds that carry a geometry in millimetres"""
+
+_OUTPUT = {".gif": ".png", ".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha"}
+"""lossy, palette-bound or two-file formats are written as their nearest safe relative"""
+
+
+def suffix(path: Path | str) -> str:
+    """The image ending as spelt in the name (".nii.gz" is one ending), or "" when it is no image."""
+    name = Path(path).name
+    for ending in SUFFIXES:
+        if name.lower().endswith(ending) and len(name) > len(ending):
+            return name[-len(ending) :]
+    return ""
+
+
+def stem(path: Path | str) -> str:
+    """The file's name without its image ending."""
+    name = Path(path).name
+    ending = suffix(name)
+    return name[: -len(ending)] if ending else name
+
+
+def is_image(path: Path) -> bool:
+    """True for visible files with a known ending."""
+    return bool(suffix(path)) and not path.name.startswith(".")
+
+
+def file_kind(path: Path | str) -> str:
+    """Kind as in `Geometry.kind`. Raises DataError for an unknown ending."""
+    ending = suffix(path).lower()
+    if not ending:
+        raise DataError(f"{path} has an ending that is not supported. Supported are {', '.join(SUFFIXES)}")
+    return SUFFIXES[ending]
+
+
+def output_suffix(ending: str) -> str:
+    """The ending of segmentations for images with this ending."""
+    return _OUTPUT.get(ending.lower(), ending)

@@ -1,0 +1,77 @@
+"""PNG, GIF, JPEG and BMP through Pillow. Photographs have spacing 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from autounet.schema.errors import DataError
+from autounet.schema.geometry import Geometry
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def read_picture(path: Path, kind: str, labels: bool = False) -> tuple[np.ndarray, Geometry]:
+    """Array (C, 1, Y, X) with C 1 or 3 in the file's own number type; transparency is dropped.
+
+    A palette of greys stands for the greys. Any other palette is expanded to colours in an image, and left as
+    indices in labels (Pascal VOC's convention). Raises DataError.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise DataError(f"{path} has {image.n_frames} frames. Store one image per file")
+            image.load()
+            array = _array(image, labels)
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be read: {_reason(error)}. Copy or export the file again") from None
+    channels = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+    height, width = channels.shape[1:]
+    return channels[:, None], Geometry(shape=(1, height, width), kind=kind, dimension=2)
+
+
+def read_picture_geometry(path: Path, kind: str) -> tuple[Geometry, int]:
+    """Geometry and number of channels, from the header unless there is a palette to look at. Raises DataError."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            mode, (width, height) = image.mode, image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be read: {_reason(error)}. Copy or export the file again") from None
+    if mode in ("P", "PA"):
+        array, geometry = read_picture(path, kind)
+        return geometry, array.shape[0]
+    grey = mode in ("1", "L", "LA", "I", "F") or mode.startswith("I;16")
+    return Geometry(shape=(1, height, width), kind=kind, dimension=2), 1 if grey else 3
+
+
+def _reason(error: Exception) -> str:
+    return "it is not an image" if "cannot identify image file" in str(error) else str(error) or type(error).__name__
+
+
+def _array(image: Image.Image, labels: bool) -> np.ndarray:
+    if image.mode == "P":
+        indices = np.asarray(image)
+        palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+        used = palette[np.unique(indices)]
+        if (used == used[:, :1]).all():
+            return palette[indices, 0]
+        return indices if labels else palette[indices]
+    if image.mode in ("LA", "PA", "RGBA", "RGBa", "La", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"):
+        image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
+    array = np.asarray(image)
+    return array.astype(np.uint8) if array.dtype == bool else array
+
+
+def write_picture(path: Path, array: np.ndarray) -> None:
+    """Write (C, 1, Y, X) of uint8, or uint16 with one channel, C 1 or 3."""
+    from PIL import Image
+
+    pixels = array[0, 0] if array.shape[0] == 1 else np.moveaxis(array[:, 0], 0, -1)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(path)

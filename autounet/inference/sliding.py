@@ -1,0 +1,163 @@
+"""Predicting whole images: overlapping tiles, mirrored views and several networks, averaged as logits."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autounet.ops.tiles import WEIGHTINGS, centred_padding, tile_starts, tile_windows
+from autounet.schema.plan import Configuration
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+CPU_FORWARD_VOXELS = 2**20
+"""input voxels of one forward on a CPU: more gains no speed and costs memory"""
+
+
+class Tile(NamedTuple):
+    """One input of the network: its window in the padded image, and in 2d its slice along axis 0."""
+
+    slice_index: int | None
+    window: tuple[slice, ...]
+
+    @property
+    def place(self) -> tuple[slice | int, ...]:
+        """Where it lies in an array (channels, *S)."""
+        head = (slice(None),) if self.slice_index is None else (slice(None), self.slice_index)
+        return head + self.window
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """What is averaged for one tile: every model, every view; at most `limit` inputs a forward."""
+
+    models: tuple[nn.Module, ...]
+    views: tuple[tuple[int, ...], ...]
+    limit: int
+    channels_last: bool
+
+
+def predict_scores(
+    models: Sequence[nn.Module],
+    image: np.ndarray,
+    configuration: Configuration,
+    classes: int,
+    device: str | torch.device,
+    tile_batch: int | None = None,
+    on_done: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Logits (K, *S) float32 of a prepared image (C, *S), averaged over models and mirrored views.
+
+    A 2d configuration predicts slices along axis 0. The models are in eval mode on `device` and return
+    full-resolution logits. An image smaller than the patch is padded with zeros, and cropped again. `tile_batch` is
+    the largest number of inputs (a tile in one view) of one forward; see `default_batch`. `on_done(done, total)`
+    counts tiles. Raises ValueError for an image of another rank, no model, or one in training mode.
+    """
+    if image.ndim != 4 or not models or any(model.training for model in models):
+        raise ValueError("predict_scores needs an image (C, *S) and at least one model, all in eval mode")
+    device, patch = torch.device(device), configuration.patch_size
+    padding = centred_padding(image.shape[-len(patch) :], patch)
+    padded = torch.from_numpy(np.pad(image, [(0, 0)] * (4 - len(patch)) + list(padding)).astype(np.float32, copy=False))
+    averaging = Averaging(
+        models=tuple(models),
+        views=mirrored_views(configuration.inference.mirror_axes),
+        limit=tile_batch or default_batch(configuration, device),
+        channels_last=configuration.channels_last,
+    )
+    with torch.inference_mode(), _autocast(configuration, device):
+        scores = _blend(averaging, padded, configuration, classes, device, on_done)
+    for axis, ((below, _), size) in enumerate(zip(padding, image.shape[-len(patch) :], strict=True), 4 - len(patch)):
+        scores = scores.narrow(axis, below, size)
+    return np.ascontiguousarray(scores.cpu().numpy())
+
+
+def mirrored_views(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Every combination of mirrored spatial axes, the unmirrored view first; as dimensions of (B, C, *P)."""
+    axes = sorted(set(axes))
+    return tuple(
+        tuple(axis + 2 for axis in chosen)
+        for count in range(len(axes) + 1)
+        for chosen in itertools.combinations(axes, count)
+    )
+
+
+def default_batch(configuration: Configuration, device: torch.device) -> int:
+    """Inputs of one forward: the training batch, which is known to fit; on a CPU at least `CPU_FORWARD_VOXELS`."""
+    if device.type != "cpu":
+        return configuration.batch_size
+    return max(1, CPU_FORWARD_VOXELS // int(np.prod(configuration.patch_size)))
+
+
+def _autocast(configuration: Configuration, device: torch.device) -> AbstractContextManager[None]:
+    """The configuration's precision; fp16 is for GPUs, on a CPU float32 stands in for it."""
+    half = DTYPES.get(configuration.precision)
+    enabled = half is not None and not (device.type == "cpu" and half is torch.float16)
+    return torch.autocast(device.type, dtype=half if enabled else None, enabled=enabled)
+
+
+def _blend(
+    averaging: Averaging,
+    image: Tensor,
+    configuration: Configuration,
+    classes: int,
+    device: torch.device,
+    on_done: Callable[[int, int], None] | None,
+) -> Tensor:
+    """Weighted mean (K, *S) of the logits of all tiles of a padded image (C, *S)."""
+    patch, inference = configuration.patch_size, configuration.inference
+    spatial = image.shape[-len(patch) :]
+    windows = [tile_windows(start, patch) for start in tile_starts(spatial, patch, inference.overlap)]
+    slices = range(image.shape[1]) if len(patch) == 2 else (None,)
+    tiles = [Tile(index, window) for index in slices for window in windows]
+    at_once = max(1, averaging.limit // len(averaging.views))
+    scores = torch.zeros((classes, *image.shape[1:]), device=_accumulator_device(classes, image, device))
+    weights = torch.from_numpy(WEIGHTINGS[inference.weighting](patch)).to(scores.device)
+    for first in range(0, len(tiles), at_once):
+        chunk = tiles[first : first + at_once]
+        inputs = torch.stack([image[tile.place] for tile in chunk]).to(device)
+        logits = average_logits(averaging, inputs).to(scores.device)
+        for tile, tile_logits in zip(chunk, logits, strict=True):
+            if len(windows) == 1:
+                scores[tile.place] = tile_logits
+            else:
+                scores[tile.place].addcmul_(tile_logits, weights)
+        if on_done:
+            on_done(first + len(chunk), len(tiles))
+    if len(windows) > 1:
+        coverage = torch.zeros(spatial, device=scores.device)
+        for window in windows:
+            coverage[window] += weights
+        scores /= coverage
+    return scores
+
+
+def average_logits(averaging: Averaging, inputs: Tensor) -> Tensor:
+    """Mean logits (B, K, *P) float32 of inputs (B, C, *P) over views and models; views share a forward if they fit."""
+    total: Tensor | None = None
+    group = max(1, averaging.limit // len(inputs))
+    layout = torch.channels_last if inputs.ndim == 4 else torch.channels_last_3d
+    for first in range(0, len(averaging.views), group):
+        views = averaging.views[first : first + group]
+        stacked = torch.cat([inputs.flip(view) if view else inputs for view in views])
+        if averaging.channels_last:
+            stacked = stacked.contiguous(memory_format=layout)
+        for model in averaging.models:
+            for view, logits in zip(views, model(stacked).chunk(len(views)), strict=True):
+                upright = logits.flip(view) if view else logits
+                total = upright.to(torch.float32, copy=True) if total is None else total.add_(upright)
+    assert total is not None
+    return total.div_(len(averaging.views) * len(averaging.models))
+
+
+def _accumulator_device(classes: int, image: Tensor, device: torch.device) -> torch.device:
+    """The device itself, unless the scores would take more than half of a GPU's free memory."""
+    if device.type != "cuda":
+        return device
+    needed = 4 * classes * image[0].numel()
+    return device if needed < torch.cuda.mem_get_info(device)[0] / 2 else torch.device("cpu")

@@ -1,0 +1,70 @@
+"""The torch modules of the plain U-Net. Import inside `build` only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from autounet.nets.blocks import CONVOLUTIONS, TRANSPOSED, conv_blocks, initialise
+from autounet.schema.plan import NetworkSpec
+
+
+class EncoderStage(nn.Module):
+    def __init__(self, spec: NetworkSpec, stage: int) -> None:
+        super().__init__()
+        inputs = spec.features[stage - 1] if stage else spec.in_channels
+        self.blocks = conv_blocks(
+            inputs, spec.features[stage], spec.kernel_sizes[stage], spec.strides[stage], spec.encoder_blocks[stage]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)
+
+
+class DecoderStage(nn.Module):
+    """Up from stage + 1 to the resolution of `stage`, join the skip, convolve. The head is applied by the network."""
+
+    def __init__(self, spec: NetworkSpec, stage: int) -> None:
+        super().__init__()
+        features, stride = spec.features[stage], spec.strides[stage + 1]
+        self.up = TRANSPOSED[spec.dims](spec.features[stage + 1], features, stride, stride)
+        ones = (1,) * spec.dims
+        self.blocks = conv_blocks(2 * features, features, spec.kernel_sizes[stage], ones, spec.decoder_blocks[stage])
+        self.head = CONVOLUTIONS[spec.dims](features, spec.out_channels, ones)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.blocks(torch.cat((self.up(x), skip), 1))
+
+
+class PlainUNet(nn.Module):
+    """Input (B, C, *P), P divisible by the strides; see `Family` for what forward returns.
+
+    Stages count from the highest resolution. Without deep supervision only the head of decoder stage 0 exists.
+    """
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__()
+        stages = len(spec.features)
+        if stages < 2:
+            raise ValueError("a U-Net needs at least two stages")
+        self.encoder = nn.ModuleList(EncoderStage(spec, stage) for stage in range(stages))
+        self.decoder = nn.ModuleList(DecoderStage(spec, stage) for stage in range(stages - 1))
+        self.deep_supervision = spec.deep_supervision
+        if not spec.deep_supervision:
+            for stage in self.decoder[1:]:
+                stage.head = None
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        skips = []
+        for stage in self.encoder:
+            x = stage(x)
+            skips.append(x)
+        outputs = []
+        for index in range(len(self.decoder) - 1, -1, -1):
+            x = self.decoder[index](x, skips[index])
+            if index == 0 or (self.training and self.deep_supervision):
+                outputs.append(self.decoder[index].head(x))
+        if not self.training:
+            return outputs[-1]
+        return tuple(reversed(outputs))

@@ -1,0 +1,144 @@
+"""Arrays from one voxel grid to another by nnU-Net's rules (Isensee et al. 2021).
+
+Images go by cubic splines; labels class by class, linearly, and the class with most weight wins. When voxels are much
+longer along one axis than along the others, that axis is resampled on its own with order 0: interpolating between
+distant slices blurs more than it helps. `axis` below is that axis, or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.ndimage import find_objects
+
+from autounet.ops.interpolation import Taps, apply_cubic, apply_taps, taps
+from autounet.schema.geometry import Shape3
+
+TIE = 1e-6
+"""label shares closer than this are equal; exact halves are common, as when a size doubles"""
+
+
+def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> Shape3:
+    """Voxels needed at spacing `target` to cover what `shape` covers at `spacing`, at least 1 along each axis."""
+    a, b, c = (
+        max(1, round(old / new * size)) for size, old, new in zip(shape, spacing, target, strict=True)
+    )  # the order of the operations decides ties as nnU-Net does
+    return a, b, c
+
+
+def separate_axis(current: Sequence[float], new: Sequence[float], ratio: float = 3.0) -> int | None:
+    """The axis to be resampled on its own, or None.
+
+    The grid one comes from decides, else the grid one goes to: its largest spacing must exceed its smallest more than
+    `ratio` times. Two equally long axes are no axis of slices.
+    """
+    for spacing in (current, new):
+        longest = max(spacing)
+        if longest / min(spacing) > ratio:
+            candidates = [axis for axis, value in enumerate(spacing) if value == longest]
+            return candidates[0] if len(candidates) == 1 else None
+    return None
+
+
+def axis_orders(order: int, axis: int | None, z_order: int) -> tuple[int, int, int]:
+    """Spline order per axis."""
+    a, b, c = (z_order if index == axis else order for index in range(3))
+    return a, b, c
+
+
+def axis_taps(old: Sequence[int], new: Sequence[int], orders: Sequence[int]) -> tuple[Taps, Taps, Taps]:
+    """Taps per axis for orders 0 and 1."""
+    a, b, c = (taps(int(m), int(n), order) for m, n, order in zip(old, new, orders, strict=True))
+    return a, b, c
+
+
+def resample_image(
+    image: np.ndarray, shape: Sequence[int], order: int = 3, axis: int | None = None, z_order: int = 0
+) -> np.ndarray:
+    """float32 (C, *S) on a grid of `shape`. Values never leave the range they had (per slice across `axis`)."""
+    image = np.ascontiguousarray(image, dtype=np.float32)
+    if image.shape[1:] == tuple(shape):
+        return image
+    result = np.empty((len(image), *shape), np.float32)
+    for source, target in zip(image, result, strict=True):
+        target[...] = _resample_channel(source, shape, axis_orders(order, axis, z_order), axis)
+    return result
+
+
+def _resample_channel(
+    channel: np.ndarray, shape: Sequence[int], orders: tuple[int, int, int], axis: int | None
+) -> np.ndarray:
+    """In-plane first and clipped there, then along `axis`; shrinking axes before growing ones."""
+    plane = sorted((i for i in range(3) if i != axis), key=lambda i: shape[i] / channel.shape[i])
+    across = None if axis is None else tuple(plane)
+    lowest, highest = channel.min(axis=across, keepdims=True), channel.max(axis=across, keepdims=True)
+    for index in plane:
+        channel = _resample_axis(channel, index, shape[index], orders[index])
+    if any(orders[index] > 1 for index in plane):
+        channel = np.clip(channel, lowest, highest)
+    return channel if axis is None else _resample_axis(channel, axis, shape[axis], orders[axis])
+
+
+def _resample_axis(array: np.ndarray, axis: int, new: int, order: int) -> np.ndarray:
+    if array.shape[axis] == new:
+        return array
+    if order < 2:
+        return apply_taps(array, axis, taps(array.shape[axis], int(new), order))
+    if order != 3:
+        raise ValueError(f"spline order {order} is not supported: 0, 1 and 3 are")
+    return apply_cubic(np.ascontiguousarray(array), axis, int(new))
+
+
+def resample_labels(
+    labels: np.ndarray, shape: Sequence[int], order: int = 1, axis: int | None = None, z_order: int = 0
+) -> np.ndarray:
+    """Dense labels (*S), -1 included, on a grid of `shape`, in their own type.
+
+    Each label's indicator is interpolated inside its bounding box only; the largest wins, equal ones go to the larger
+    label as in nnU-Net. The most frequent label is what the others leave.
+    """
+    if labels.shape == tuple(shape):
+        return labels
+    along = axis_taps(labels.shape, shape, axis_orders(order, axis, z_order))
+    if all(not each.weight.any() for each in along):
+        return labels[np.ix_(*(each.low for each in along))]
+    lowest = int(labels.min())
+    boxes = {
+        index + lowest: box for index, box in enumerate(find_objects((labels - lowest + 1).astype(np.int32))) if box
+    }
+    counts = np.bincount((labels - lowest).ravel())
+    common = int(counts.argmax()) + lowest
+    result = np.full(shape, common, labels.dtype)
+    best, total = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for label, box in boxes.items():
+        if label == common:
+            continue
+        target, share = _indicator_share(labels, label, box, along)
+        total[target] += share
+        wins = (share > best[target] - TIE) & (share > 0)
+        result[target][wins] = label
+        np.maximum(best[target], share, out=best[target])
+    ahead = 1 - total - best
+    result[(ahead > TIE) | ((ahead > -TIE) & (result < common))] = common
+    return result
+
+
+def _indicator_share(
+    labels: np.ndarray, label: int, box: tuple[slice, ...], along: tuple[Taps, Taps, Taps]
+) -> tuple[tuple[slice, ...], np.ndarray]:
+    """Where on the new grid a label's box reaches, and its interpolated indicator (float32) there."""
+    source, target, local = [], [], []
+    for inside, each, size in zip(box, along, labels.shape, strict=True):
+        touched = np.flatnonzero((each.high >= inside.start) & (each.low < inside.stop))
+        if touched.size == 0:
+            return (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.float32)
+        first, last = max(0, inside.start - 1), min(size, inside.stop + 1)
+        rows = slice(int(touched[0]), int(touched[-1]) + 1)
+        source.append(slice(first, last))
+        target.append(rows)
+        local.append(Taps(each.low[rows] - first, each.high[rows] - first, each.weight[rows]))
+    share = (labels[tuple(source)] == label).astype(np.float32)
+    for index, each in enumerate(local):
+        share = apply_taps(share, index, each)
+    return tuple(target), share

@@ -1,0 +1,109 @@
+"""What fits into memory: nnU-Net's proxy, or a measure that is handed in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from autounet.schema.options import GIB
+from autounet.schema.plan import NetworkSpec
+
+Measure = Callable[[NetworkSpec, tuple[int, ...], int], int]
+"""(network, patch, batch) -> peak bytes of a training step"""
+
+REFERENCE_BYTES = 8 * GIB
+REFERENCE_OUTPUTS = {2: 85_000_000, 3: 560_000_000}
+"""convolution outputs per reference batch that nnU-Net v2 takes to fill the reference memory"""
+REFERENCE_BATCH = {2: 12, 3: 2}
+
+
+class Memory(Protocol):
+    """A budget, and what can be known about keeping it."""
+
+    source: str
+    """for sentences"""
+
+    def fits(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> bool: ...
+
+    def largest_batch(self, spec: NetworkSpec, patch: tuple[int, ...], most: int) -> int:
+        """The largest batch of at most `most` that fits; 0 when none does."""
+        ...
+
+    def predicted(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
+        """Bytes."""
+        ...
+
+
+def convolution_outputs(spec: NetworkSpec, patch: Sequence[int], outputs: int) -> int:
+    """Numbers that all convolutions give for one sample: blocks, transposed convolutions, the final head."""
+    size, total, voxels = list(patch), 0, []
+    for features, stride, blocks in zip(spec.features, spec.strides, spec.encoder_blocks, strict=True):
+        size = [length // step for length, step in zip(size, stride, strict=True)]
+        voxels.append(math.prod(size))
+        total += features * blocks * voxels[-1]
+    for stage, blocks in enumerate(spec.decoder_blocks):
+        total += spec.features[stage] * (blocks + 1) * voxels[stage]
+    return total + outputs * voxels[0]
+
+
+@dataclass(frozen=True)
+class ProxyMemory:
+    """nnU-Net's count of convolution outputs against a constant; knows neither precision nor optimiser.
+
+    `rounded` picks the batch as nnU-Net does, to the nearest whole number, which may exceed the budget by half a
+    sample; otherwise it is rounded down.
+    """
+
+    budget: int
+    outputs: int
+    """channels of the final head"""
+    rounded: bool
+    source: str = "nnU-Net's proxy for memory (a count of convolution outputs, converted to bytes)"
+
+    def fits(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> bool:
+        count = convolution_outputs(spec, patch, self.outputs)
+        return not count / REFERENCE_BATCH[spec.dims] * batch > self._allowed(spec.dims)
+
+    def largest_batch(self, spec: NetworkSpec, patch: tuple[int, ...], most: int) -> int:
+        count = convolution_outputs(spec, patch, self.outputs)
+        batch = (self._allowed(spec.dims) / count) * REFERENCE_BATCH[spec.dims]
+        return min(round(batch) if self.rounded else int(batch), most)
+
+    def predicted(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
+        count = convolution_outputs(spec, patch, self.outputs)
+        share = count * batch / REFERENCE_BATCH[spec.dims] / REFERENCE_OUTPUTS[spec.dims]
+        return round(share * REFERENCE_BYTES)
+
+    def _allowed(self, dims: int) -> float:
+        return REFERENCE_OUTPUTS[dims] * (self.budget / REFERENCE_BYTES)
+
+
+@dataclass(frozen=True)
+class MeasuredMemory:
+    """A measure that is handed in, assumed to grow with the batch; each question is asked once."""
+
+    budget: int
+    measure: Measure
+    source: str = "the memory model"
+    _known: dict[tuple[str, tuple[int, ...], int], int] = field(default_factory=dict)
+
+    def fits(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> bool:
+        return self.predicted(spec, patch, batch) <= self.budget
+
+    def largest_batch(self, spec: NetworkSpec, patch: tuple[int, ...], most: int) -> int:
+        low, high = 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.fits(spec, patch, middle):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def predicted(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
+        key = (spec.digest(), patch, batch)
+        if key not in self._known:
+            self._known[key] = self.measure(spec, patch, batch)
+        return self._known[key]

@@ -1,0 +1,117 @@
+"""On which grid the network works: target spacing, order of the axes, size of the data there.
+
+The rules are those of nnU-Net v2 (Isensee et al., Nature Methods 2021, supplementary note 1 and its software).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autounet.schema.fingerprint import Fingerprint
+
+ANISOTROPY = 3.0
+"""an axis this many times coarser than the others, and with that many times fewer voxels, is anisotropic"""
+ANISOTROPIC_PERCENTILE = 10.0
+"""percentile of an anisotropic axis' spacing that becomes the target: the median would blur the finer cases"""
+FLAT = 999.0
+"""2-D images have no spacing through the plane; this many times the largest in-plane one puts that axis first"""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The full-resolution grid in network axis order (after transposition)."""
+
+    transpose: tuple[int, int, int]
+    """network axis i is file axis transpose[i]"""
+    spacing: np.ndarray
+    """(3,) target, mm"""
+    median: np.ndarray
+    """(3,) median image size after crop and resampling; halves are possible"""
+    median_cropped: np.ndarray
+    """(3,) median image size after crop, before resampling"""
+    cases: int
+    reasons: tuple[str, ...]
+
+    @property
+    def voxels(self) -> float:
+        """Approximate voxels of the whole data set."""
+        return float(np.prod(self.median, dtype=np.float64) * self.cases)
+
+
+def find_grid(fingerprint: Fingerprint, scale: float = 1.0) -> Grid:
+    """Target spacing times `scale`, the axis of the largest spacing first, and the data's size on that grid."""
+    spacings = case_spacings(fingerprint)
+    sizes = np.array([case.cropped_shape for case in fingerprint.cases])
+    target, reasons = target_spacing(spacings, sizes)
+    if fingerprint.dimension == 2:
+        reasons = [f"In-plane target spacing {numbers(target[1:])}: the median of the data set."]
+    transpose = axis_order(target)
+    if transpose != (0, 1, 2):
+        reasons.append(
+            f"The axes are reordered to {transpose}: the axis of the largest spacing comes first, so that 2-D slices "
+            "lie in the plane of the finest resolution."
+        )
+    if scale != 1:
+        target = target * scale
+        reasons.append(f"The target spacing is made {scale:g} times coarser, as asked: {numbers(target)} mm.")
+    resampled = np.array([resampled_shape(*pair, target) for pair in zip(sizes, spacings, strict=True)])
+    order = list(transpose)
+    return Grid(
+        transpose=transpose,
+        spacing=target[order],
+        median=np.median(resampled, 0)[order],
+        median_cropped=np.median(sizes, 0)[order],
+        cases=len(sizes),
+        reasons=tuple(reasons),
+    )
+
+
+def case_spacings(fingerprint: Fingerprint) -> np.ndarray:
+    """(cases, 3) spacing, with a large one through the plane of 2-D images."""
+    spacings = np.array([case.spacing for case in fingerprint.cases], dtype=np.float64)
+    if fingerprint.dimension == 2:
+        spacings[:, 0] = FLAT * spacings[:, 1:].max()
+    return spacings
+
+
+def target_spacing(spacings: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The median spacing; for an anisotropic axis its 10th percentile, but coarser than the other axes.
+
+    `spacings` and `sizes` (after crop) are (cases, 3). Returns (3,) in the same axis order, and the reasons.
+    """
+    target = np.percentile(spacings, 50, 0)
+    size = np.percentile(sizes, 50, 0)
+    axis = int(np.argmax(target))
+    others = [other for other in range(3) if other != axis]
+    coarsest_other = max(target[others])
+    few_voxels = size[axis] * ANISOTROPY < min(size[others])
+    if not (target[axis] > ANISOTROPY * coarsest_other and few_voxels):
+        return target, [f"Target spacing {numbers(target)} mm: the median of the data set along each axis."]
+    median = target[axis]
+    finer = np.percentile(spacings[:, axis], ANISOTROPIC_PERCENTILE)
+    target[axis] = finer if finer >= coarsest_other else coarsest_other + 1e-5
+    return target, [
+        f"Target spacing {numbers(target)} mm: the median of the data set, but along axis {axis}, which is more than "
+        f"{ANISOTROPY:g} times coarser than the others (median {median:.4g} mm), the {ANISOTROPIC_PERCENTILE:g}th "
+        "percentile, so that the finer cases keep their slices."
+    ]
+
+
+def axis_order(target: np.ndarray) -> tuple[int, int, int]:
+    """The axis of the largest spacing first, the others in their order."""
+    first = int(np.argmax(target))
+    second, third = (axis for axis in range(3) if axis != first)
+    return first, second, third
+
+
+def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> list[int]:
+    """Voxels per axis after resampling from `spacing` to `target`."""
+    return [round(old / new * length) for old, new, length in zip(spacing, target, shape, strict=True)]
+
+
+def numbers(values: Sequence[float] | np.ndarray) -> str:
+    """For sentences: 1 x 0.79 x 0.79."""
+    return " x ".join(f"{value:.4g}" for value in values)

@@ -1,0 +1,156 @@
+"""Shaping the work to a promised time: width, batch and steps first, then overlap and mirroring, then spacing.
+
+Everything here is arithmetic over measured seconds; the pipeline measures and hands them in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from autounet.ops.tiles import axis_starts
+from autounet.schema.errors import DeadlineError
+from autounet.schema.options import PlannerOptions
+from autounet.schema.plan import Configuration
+from autounet.schema.quantities import format_time
+
+WIDTHS = (32, 24, 16, 12, 8)
+"""candidate features of the first stage, widest first; 32 is nnU-Net's"""
+USEFUL_STEPS = 2500
+"""optimiser steps a fold should get before a wider network or a larger batch pays (benchmarks/schedule.py)"""
+LEAST_STEPS = 60
+"""steps below which a fold has learnt nothing worth packing"""
+INFERENCE_SHARE = 0.2
+"""largest share of the time that validation may take before overlap and mirroring are given up"""
+CLOSING_SECONDS = 15.0
+"""selection, packing and report, beside the part that grows with the cases"""
+FOLD_OVERHEAD_SECONDS = 4.0
+"""building the network, opening the data, writing checkpoints; replaced by what the first fold measures"""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Measured seconds of one configuration at one width."""
+
+    step_overhead: float
+    """of a training step, whatever its batch"""
+    step_per_sample: float
+    forward: float
+    """one patch through the network in evaluation"""
+
+    def step(self, batch: int) -> float:
+        return self.step_overhead + batch * self.step_per_sample
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the time allows."""
+
+    options: PlannerOptions
+    steps: int
+    """expected per fold"""
+    step_seconds: float
+    validation_seconds: float
+    """expected per fold"""
+    reasons: tuple[str, ...]
+
+
+def shape_to_time(
+    seconds: float,
+    folds: int,
+    cases_per_fold: float,
+    options: PlannerOptions,
+    configure: Callable[[PlannerOptions], Configuration],
+    measure: Callable[[Configuration], Timing],
+) -> Shape:
+    """The widest network, then the largest batch, that still gets a useful number of steps in every fold.
+
+    `seconds` is what is left for all folds of one configuration. `configure` plans it for given options and
+    `measure` times it; both are called for the narrowest width first. Raises DeadlineError with the least time.
+    """
+    best: tuple[PlannerOptions, Configuration, Timing] | None = None
+    for width in sorted(WIDTHS):
+        candidate = options.model_copy(update={"base_features": width})
+        configuration = configure(candidate)
+        timing = measure(configuration)
+        if best is not None and _steps(seconds, folds, cases_per_fold, configuration, timing, 2) < USEFUL_STEPS:
+            break
+        best = (candidate, configuration, timing)
+    assert best is not None
+    chosen, configuration, timing = best
+    chosen, inference_reasons = _shape_inference(seconds, folds, cases_per_fold, chosen, configure, timing)
+    configuration = configure(chosen)
+    validation = cases_per_fold * volume_seconds(configuration, timing)
+    training = seconds / folds - validation - FOLD_OVERHEAD_SECONDS
+    least_training = LEAST_STEPS * timing.step(options.minimum_batch)
+    if training < least_training:
+        least = folds * (least_training + validation + FOLD_OVERHEAD_SECONDS)
+        raise DeadlineError(
+            f"{folds} folds of the smallest recipe need {format_time(least)} for training and validation, "
+            f"and {format_time(max(seconds, 0))} are left for them. Give more --time, or fewer --folds",
+            least,
+        )
+    batch = max(options.minimum_batch, min(configuration.batch_size, _batch(training, timing)))
+    chosen = chosen.model_copy(update={"batch_limit": batch})
+    steps = int(training / timing.step(batch))
+    reasons = (
+        f"{format_time(seconds)} for {folds} folds leave {format_time(training)} of training each: "
+        f"a first stage of {chosen.base_features} features and a batch of {batch} get about {steps} steps "
+        f"({timing.step(batch):.2f} s each as measured); wider networks and larger batches pay from "
+        f"{USEFUL_STEPS} steps on.",
+        *inference_reasons,
+    )
+    return Shape(chosen, steps, timing.step(batch), validation, reasons)
+
+
+def _batch(training: float, timing: Timing) -> int:
+    """The largest batch with a useful number of steps."""
+    return math.floor((training / USEFUL_STEPS - timing.step_overhead) / timing.step_per_sample)
+
+
+def _steps(seconds: float, folds: int, cases: float, configuration: Configuration, timing: Timing, batch: int) -> float:
+    return (seconds / folds - cases * volume_seconds(configuration, timing)) / timing.step(batch)
+
+
+def _shape_inference(
+    seconds: float,
+    folds: int,
+    cases: float,
+    options: PlannerOptions,
+    configure: Callable[[PlannerOptions], Configuration],
+    timing: Timing,
+) -> tuple[PlannerOptions, tuple[str, ...]]:
+    """Less overlap, then no mirroring, then coarser spacing, until validation takes its share at most."""
+    allowed = INFERENCE_SHARE * seconds / folds
+    changes: Sequence[tuple[dict[str, object], str]] = (
+        ({}, ""),
+        ({"overlap": 0.25}, "tiles overlap by a quarter instead of half"),
+        ({"overlap": 0.25, "mirror": False}, "no mirrored views are averaged"),
+        *(
+            ({"overlap": 0.25, "mirror": False, "spacing_scale": scale}, f"the target spacing is {scale} times coarser")
+            for scale in (1.25, 1.5, 2.0)
+        ),
+    )
+    said: list[str] = []
+    shaped = options
+    for update, sentence in changes:
+        shaped = options.model_copy(update=update)
+        if sentence:
+            said.append(sentence)
+        if cases * volume_seconds(configure(shaped), timing) <= allowed:
+            break
+    return shaped, (
+        (f"To keep validation within {INFERENCE_SHARE:.0%} of the time, {', '.join(said)}.",) if said else ()
+    )
+
+
+def volume_seconds(configuration: Configuration, timing: Timing) -> float:
+    """Predicting one case of median size with one model."""
+    dims = configuration.network.dims
+    shape = configuration.median_shape
+    tiles = 1 if dims == 3 else shape[0]
+    overlap = configuration.inference.overlap
+    for size, patch in zip(shape[-dims:], configuration.patch_size, strict=True):
+        tiles *= len(axis_starts(max(size, patch), patch, overlap))
+    return tiles * 2 ** len(configuration.inference.mirror_axes) * timing.forward

@@ -1,0 +1,163 @@
+"""From scores on the prepared grid back to labels in the file's own voxels and values: the inverse of `prepare_case`.
+
+It goes slice by slice along the file's first axis, so that classes x full resolution never exists. Interpolating all
+scores everywhere would still be most of the work, and most of it in vain: where all prepared voxels around a file
+voxel agree on the best class, every weighted mean of them agrees too, and so does every average of softmaxes over
+sources that agree. Only the remaining voxels, near the borders between classes, are interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from autounet.ops.label_values import decode
+from autounet.preprocessing.grids import StoredView, stored_view
+from autounet.schema.labels import Labels
+from autounet.schema.prepared import CaseProperties
+
+ROWS = 1 << 14
+"""file voxels interpolated at a time: their scores fit the cache"""
+UNDECIDED = -1
+
+
+def export(
+    sources: Sequence[tuple[np.ndarray, CaseProperties]],
+    labels: Labels,
+    weights: Sequence[float] | None = None,
+    temperature: float = 1.0,
+) -> np.ndarray:
+    """(Z, Y, X) int32 file values in the shape of the original file, from scores (K, *S) of one or more sources.
+
+    One source: the class of the highest logit. Several: the highest weighted mean of softmax(logits / temperature);
+    weights are equal unless given. Voxels outside the crop are class 0. Raises ValueError when there is no source, or
+    the sources are of different cases, classes or crops.
+    """
+    views = _checked_views(sources, labels)
+    shares = np.full(len(views), 1 / len(views)) if weights is None else np.asarray(weights, float) / np.sum(weights)
+    if len(shares) != len(views):
+        raise ValueError(f"{len(shares)} weights for {len(views)} sources")
+    dense = np.zeros(sources[0][1].geometry.shape, np.int16)
+    inside = dense[tuple(slice(start, stop) for start, stop in views[0].box)]
+    winners = [best_class(view.scores) for view in views]
+    if len(views) == 1 and views[0].same_grid:
+        inside[...] = winners[0]
+        return decode(dense, labels).astype(np.int32, copy=False)
+    planes = [_Planes(view) for view in views]
+    for z, row in enumerate(inside):
+        row[...] = _agreed(views, winners, z)
+        undecided = row == UNDECIDED
+        if undecided.any():
+            row[undecided] = _decide(planes, shares, temperature, z, *np.nonzero(undecided))
+    return decode(dense, labels).astype(np.int32, copy=False)
+
+
+def best_class(scores: np.ndarray) -> np.ndarray:
+    """(*S) int16: index of the highest score in (K, *S); of equal ones the lowest.
+
+    A running comparison a slice at a time stays in the cache, which `argmax` over the first axis does not.
+    """
+    result = np.zeros(scores.shape[1:], np.int16)
+    for index, winner in enumerate(result):
+        highest = np.array(scores[0, index], np.float32)
+        for label in range(1, len(scores)):
+            candidate = scores[label, index].astype(np.float32, copy=False)
+            winner[candidate > highest] = label
+            np.maximum(highest, candidate, out=highest)
+    return result
+
+
+def _checked_views(sources: Sequence[tuple[np.ndarray, CaseProperties]], labels: Labels) -> list[StoredView]:
+    if not sources:
+        raise ValueError("nothing to export: no scores")
+    views = [stored_view(np.asarray(scores), properties) for scores, properties in sources]
+    first = sources[0][1]
+    for view, (scores, properties) in zip(views, sources, strict=True):
+        if len(scores) != labels.count:
+            raise ValueError(f"{properties.identifier}: scores of {len(scores)} classes for {labels.count} labels")
+        if properties.identifier != first.identifier or properties.geometry != first.geometry:
+            raise ValueError(f"sources of different cases: {first.identifier} and {properties.identifier}")
+        if view.box != views[0].box:
+            raise ValueError(f"{properties.identifier}: sources with different crops {view.box} and {views[0].box}")
+    return views
+
+
+def _agreed(views: Sequence[StoredView], winners: Sequence[np.ndarray], z: int) -> np.ndarray:
+    """(Y, X) int16 of slice `z`: the class on which all neighbours in all sources agree, else UNDECIDED."""
+    agreed: np.ndarray | None = None
+    for view, winner in zip(views, winners, strict=True):
+        first, *plane = view.taps
+        ends = (winner[first.low[z]], winner[first.high[z]])
+        lowest, highest = (ends[0], ends[0]) if first.weight[z] == 0 else (np.minimum(*ends), np.maximum(*ends))
+        for axis, each in enumerate(plane):
+            low, high = (lowest.take(side, axis) for side in each[:2]), (highest.take(side, axis) for side in each[:2])
+            lowest, highest = np.minimum(*low), np.maximum(*high)
+        own = np.where(lowest == highest, lowest, np.int16(UNDECIDED))
+        agreed = own if agreed is None else np.where(agreed == own, own, np.int16(UNDECIDED))
+    assert agreed is not None
+    return agreed
+
+
+def _decide(
+    planes: Sequence[_Planes], shares: np.ndarray, temperature: float, z: int, y: np.ndarray, x: np.ndarray
+) -> np.ndarray:
+    """Classes (N) of the voxels (y, x) of slice `z` of the crop."""
+    result = np.empty(len(y), np.int16)
+    tables = [each.at(z) for each in planes]
+    for start in range(0, len(y), ROWS):
+        rows = slice(start, start + ROWS)
+        scores = [_interpolate(table, each.view, y[rows], x[rows]) for table, each in zip(tables, planes, strict=True)]
+        if len(scores) > 1:
+            parts = zip(shares.astype(np.float32), scores, strict=True)
+            scores = [share * _softmax(own / temperature) for share, own in parts]
+        result[rows] = sum(scores[1:], start=scores[0]).argmax(axis=1)
+    return result
+
+
+class _Planes:
+    """A source's scores in the plane of one slice of the crop: (Y', X', K) float32, interpolated along z alone.
+
+    The two prepared slices used last are kept with their classes moved to the end, as neighbouring slices of the
+    crop share them.
+    """
+
+    def __init__(self, view: StoredView) -> None:
+        self.view = view
+        self._kept: dict[int, np.ndarray] = {}
+
+    def at(self, z: int) -> np.ndarray:
+        along = self.view.taps[0]
+        low, high, weight = int(along.low[z]), int(along.high[z]), along.weight[z]
+        self._kept = {index: plane for index, plane in self._kept.items() if index in (low, high)}
+        below = self._classes_last(low)
+        return below if weight == 0 else below + weight * (self._classes_last(high) - below)
+
+    def _classes_last(self, index: int) -> np.ndarray:
+        if index not in self._kept:
+            plane = self.view.scores[:, index].transpose(1, 2, 0)
+            self._kept[index] = np.ascontiguousarray(plane, dtype=np.float32)
+        return self._kept[index]
+
+
+def _interpolate(table: np.ndarray, view: StoredView, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Scores (N, K) at voxels (y, x) of the crop: a sparse matrix of 4 neighbours a row times the table (Y', X', K)."""
+    along_y, along_x = view.taps[1:]
+    width = np.int64(table.shape[1])
+    indices, weights = np.empty((len(y), 4), np.int32), np.empty((len(y), 4), np.float32)
+    rows = ((along_y.low, 1 - along_y.weight), (along_y.high, along_y.weight))
+    columns = ((along_x.low, 1 - along_x.weight), (along_x.high, along_x.weight))
+    for corner, ((row, from_row), (column, from_column)) in enumerate(product(rows, columns)):
+        np.add(row[y] * width, column[x], out=indices[:, corner], casting="unsafe")
+        np.multiply(from_row[y], from_column[x], out=weights[:, corner])
+    cells = table.reshape(-1, table.shape[2])
+    ends = np.arange(0, 4 * len(y) + 1, 4, dtype=np.int32)
+    return csr_array((weights.ravel(), indices.ravel(), ends), shape=(len(y), len(cells))) @ cells
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis of (N, K)."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)

@@ -1,0 +1,106 @@
+"""From what a person asked for to what the planner and the training are told."""
+
+from __future__ import annotations
+
+from autounet.schema.errors import OptionError
+from autounet.schema.options import GIB, PlannerOptions, RunOptions, TrainOptions
+from autounet.schema.plan import Plan
+from autounet.schema.run import DeviceProfile
+
+EPOCH_STEPS = 250
+"""steps of an epoch, as in nnU-Net"""
+FULL_STEPS = 1000 * EPOCH_STEPS
+"""nnU-Net's full recipe"""
+CPU_SECONDS = 3600.0
+"""what a CPU gets when nothing is said"""
+SHORT_STEPS = 25_000
+"""below this many steps AdamW with a short warm-up and averaged weights wins at equal time (benchmarks/schedule.py)"""
+PRESET_MEMORY = {"nnunet": 8 * GIB}
+
+
+def memory_budget(options: RunOptions, profile: DeviceProfile) -> int:
+    """Bytes: as asked, else the preset's target, else 90 % of a free GPU, or half of a CPU's memory, at most 8 GB."""
+    if options.memory_bytes:
+        return options.memory_bytes
+    if options.preset:
+        return PRESET_MEMORY[options.preset]
+    if profile.device == "cpu":
+        return min(8 * GIB, profile.memory_bytes // 2)
+    return int(0.9 * profile.memory_bytes)
+
+
+def planner_options(options: RunOptions, profile: DeviceProfile) -> PlannerOptions:
+    return PlannerOptions(
+        memory_bytes=memory_budget(options, profile),
+        preset=options.preset,
+        family=options.family or "plain",
+        configurations=options.configurations,
+    )
+
+
+def step_limit(options: RunOptions) -> int | None:
+    """Steps per fold that were asked for; the smaller of epochs and iterations."""
+    asked = [EPOCH_STEPS * options.epochs if options.epochs else None, options.iterations]
+    given = [steps for steps in asked if steps]
+    return min(given) if given else None
+
+
+def promised_seconds(options: RunOptions, profile: DeviceProfile) -> float | None:
+    """The time limit of the command: as asked, or one hour on a CPU when neither time nor steps are given."""
+    if options.seconds:
+        return options.seconds
+    if profile.device == "cpu" and step_limit(options) is None:
+        return CPU_SECONDS
+    return None
+
+
+def train_options(options: RunOptions, expected_steps: int) -> TrainOptions:
+    """SGD with nnU-Net's schedule for the full recipe; AdamW, warm-up and averaged weights for a short one."""
+    common = {
+        "loss": options.loss or "dice_ce",
+        "seed": options.seed or 0,
+        "deterministic": bool(options.deterministic),
+    }
+    if options.preset == "nnunet" or expected_steps > SHORT_STEPS:
+        return TrainOptions(**common)
+    return TrainOptions(
+        **common,
+        optimiser="adamw",
+        learning_rate=3e-3,
+        weight_decay=1e-2,
+        schedule="warmup_cosine",
+        ema_decay=0.99 if expected_steps < 1000 else 0.998,
+        augmentation="light",
+    )
+
+
+def check_options(options: RunOptions) -> None:
+    """Raises OptionError for options that contradict each other."""
+    if options.deterministic and not step_limit(options):
+        raise OptionError(
+            "--deterministic needs --epochs or --iterations: a time limit never gives the same steps twice"
+        )
+
+
+def parse_folds(text: str | None, count: int) -> tuple[int | None, ...]:
+    """'all', 'full' (one model on all cases: None) or '0,1'. Raises OptionError."""
+    if text in (None, "all"):
+        return tuple(range(count))
+    if text == "full":
+        return (None,)
+    try:
+        folds = tuple(sorted({int(part) for part in str(text).split(",")}))
+    except ValueError:
+        raise OptionError(f"--folds {text}: give all, full, or indices such as 0,1") from None
+    if not folds or folds[0] < 0 or folds[-1] >= count:
+        raise OptionError(f"--folds {text}: there are {count} folds, 0 to {count - 1}")
+    return folds
+
+
+def trained_names(plan: Plan, options: RunOptions, limited: bool) -> tuple[str, ...]:
+    """Which configurations are trained: those asked for; with a time limit the main one; else all of the plan."""
+    if options.configurations:
+        return options.configurations
+    if limited:
+        return ("3d_fullres",) if "3d_fullres" in plan.configurations else tuple(plan.configurations)[:1]
+    return tuple(plan.configurations)

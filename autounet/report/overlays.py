@@ -1,0 +1,131 @@
+"""Draws panels: the image, the contours of reference and prediction, where the two differ."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from autounet.report.panels import Panel
+from autounet.report.style import FOUND, PREDICTION, TRUTH, Picture, as_bitmap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SIDE = 3.4
+"""inches of a panel's longer side"""
+DPI = 160
+WIDEST_RATIO = 2.5
+"""a longer image keeps its proportions and is letterboxed"""
+LETTER_PLACES = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.965), (0.5, 0.035))
+HALO = [withStroke(linewidth=2, foreground="black")]
+NUMBERED = 12
+"""with more classes than this, numbers would hide the picture"""
+
+
+def overlays(panels: list[Panel], case: str, values: list[int]) -> list[Picture]:
+    """The pictures of one case: every cut of a volume with contours; a 2-D image plain, with contours, and differences.
+
+    Thin structures (vessels, membranes) are judged by the differences: there, two contours lie on each other.
+    """
+    pictures = []
+    for panel in panels:
+        where = f"{panel.title} cut" if panel.volume else "image"
+        contours = Picture(
+            _draw(panel, values),
+            alt=f"Case {case}: {where} with the contours of the reference and of the prediction",
+            title=panel.title or "with contours",
+        )
+        if panel.volume:
+            pictures.append(contours)
+            continue
+        compared = replace(panel, image=differences(panel, values))
+        alt = f"Case {case}: pixels found, missed and added"
+        pictures += [
+            Picture(_draw(panel, []), alt=f"Case {case}: the image", title="image"),
+            contours,
+            Picture(_draw(compared, []), alt=alt, title="found, missed and added"),
+        ]
+    return pictures
+
+
+def differences(panel: Panel, values: list[int]) -> np.ndarray:
+    """(H,W,3) in 0..1: the image dimmed to grey, above it what both have, only the reference has, only the prediction.
+
+    A pixel with different classes in both counts as missed.
+    """
+    grey = panel.image if panel.image.ndim == 2 else panel.image.mean(axis=2)
+    picture = np.repeat(0.35 * grey[..., None], 3, axis=2)
+    truth, prediction = np.isin(panel.truth, values), np.isin(panel.prediction, values)
+    found = truth & (panel.truth == panel.prediction)
+    for mask, colour in ((found, FOUND), (truth & ~found, TRUTH), (prediction & ~truth, PREDICTION)):
+        picture[mask] = to_rgb(colour)
+    return picture
+
+
+def _draw(panel: Panel, values: list[int]) -> str:
+    height, width = panel.image.shape[0] * panel.spacing[0], panel.image.shape[1] * panel.spacing[1]
+    ratio = 1.0 if panel.volume else float(np.clip(width / height, 1 / WIDEST_RATIO, WIDEST_RATIO))
+    side = SIDE if panel.volume else 1.3 * SIDE
+    figure = Figure(figsize=(side * min(1, ratio), side * min(1, 1 / ratio)), facecolor="black")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.imshow(
+        panel.image,
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        aspect=panel.spacing[0] / panel.spacing[1],
+        interpolation="bilinear" if panel.volume else "antialiased",
+    )
+    borders = axes.get_xlim(), axes.get_ylim()
+    scale = 1.0 if max(panel.image.shape[:2]) < 200 else 0.5
+    for value in values:
+        # the wider line below stays visible where both agree
+        _contour(axes, panel.truth == value, TRUTH, "solid", 2.6 * scale)
+        _contour(axes, panel.prediction == value, PREDICTION, "dashed", 1.4 * scale)
+    axes.set(xlim=borders[0], ylim=borders[1])
+    if panel.volume and 1 < len(values) <= NUMBERED:
+        _numbers(axes, panel.truth, values)
+    for letter, place in zip(panel.letters, LETTER_PLACES, strict=False):
+        figure.text(*place, letter, color="white", fontsize=8, ha="center", va="center", path_effects=HALO)
+    return as_bitmap(figure, DPI)
+
+
+def _contour(axes: Axes, mask: np.ndarray, colour: str, style: str, width: float) -> None:
+    """The outline of a mask (H,W), closed where the structure touches the border."""
+    if not mask.any():
+        return
+    rows, columns = mask.shape
+    axes.contour(
+        np.arange(-1, columns + 1),
+        np.arange(-1, rows + 1),
+        np.pad(mask, 1).astype(np.float32),
+        levels=[0.5],
+        colors=[colour],
+        linestyles=[style],
+        linewidths=[width],
+    )
+
+
+def _numbers(axes: Axes, truth: np.ndarray, values: list[int]) -> None:
+    """The class's place in the list of classes, on its voxel nearest to its centre."""
+    for number, value in enumerate(values, start=1):
+        rows, columns = np.nonzero(truth == value)
+        if not rows.size:
+            continue
+        nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
+        axes.text(
+            columns[nearest],
+            rows[nearest],
+            str(number),
+            color="white",
+            fontsize=9,
+            ha="center",
+            va="center",
+            path_effects=HALO,
+        )

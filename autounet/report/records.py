@@ -1,0 +1,86 @@
+"""Gathers whatever records an output folder holds; what is absent or damaged becomes a sentence, not an error."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from autounet.schema.dataset import Dataset, Finding, Splits
+from autounet.schema.errors import RecordError
+from autounet.schema.fingerprint import Fingerprint
+from autounet.schema.options import RunOptions
+from autounet.schema.plan import Plan
+from autounet.schema.record import Record
+from autounet.schema.run import DeviceProfile, Metrics, RunRecord, Selection
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass
+class Gathered:
+    """The records of one output folder; None or empty where there is none."""
+
+    out: Path
+    dataset: Dataset | None = None
+    splits: Splits | None = None
+    fingerprint: Fingerprint | None = None
+    plan: Plan | None = None
+    selection: Selection | None = None
+    metrics: Metrics | None = None
+    options: RunOptions | None = None
+    device: DeviceProfile | None = None
+    runs: list[RunRecord] = field(default_factory=list)
+    """by configuration, then fold"""
+    findings: list[Finding] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """records that exist and cannot be read, a sentence each"""
+
+    @property
+    def predictions(self) -> Path | None:
+        """The folder with the selected out-of-fold segmentations."""
+        return self.out / "crossval" / "+".join(self.selection.chosen) if self.selection else None
+
+
+def gather(out: Path) -> Gathered:
+    """Read all records below `out`."""
+    found = Gathered(out=out)
+    found.dataset = _load(found, Dataset, out / "dataset.json")
+    found.splits = _load(found, Splits, out / "splits.json")
+    found.fingerprint = _load(found, Fingerprint, out / "fingerprint.json")
+    found.plan = _load(found, Plan, out / "plan.json")
+    found.selection = _load(found, Selection, out / "selection.json")
+    found.metrics = _load(found, Metrics, out / "metrics.json")
+    found.options = _load(found, RunOptions, out / "options.json")
+    found.device = _load(found, DeviceProfile, out / "device.json")
+    loaded = [_load(found, RunRecord, path) for path in sorted(out.glob("models/*/fold_*/record.json"))]
+    runs = [run for run in loaded if run is not None]
+    found.runs = sorted(runs, key=lambda run: (run.configuration_name, -1 if run.fold is None else run.fold))
+    found.findings = _findings(found, out / "findings.json")
+    return found
+
+
+def _load(found: Gathered, kind: type[R], path: Path) -> R | None:
+    if not path.exists():
+        return None
+    try:
+        return kind.load(path)
+    except RecordError as error:
+        found.problems.append(str(error))
+        return None
+
+
+def _findings(found: Gathered, path: Path) -> list[Finding]:
+    """A list of findings, or an object with the key `findings` as `autounet check --json` writes it."""
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entries = content["findings"] if isinstance(content, dict) else content
+        return [Finding.model_validate(entry) for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        found.problems.append(f"{path} is not a list of findings: {error}")
+        return []

@@ -1,0 +1,196 @@
+"""Random changes of a patch, by batchgeneratorsv2's transforms with nnU-Net's probabilities and ranges.
+
+The spatial part is decided before anything is read: most patches are neither rotated nor scaled and are read as they
+are; for the others exactly the box that the rotated, scaled patch reaches into is read.
+
+batchgeneratorsv2 draws from numpy's and torch's global generators. They are seeded for each sample and put back after.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import (
+    SpatialTransform,
+    create_affine_matrix_2d,
+    create_affine_matrix_3d,
+)
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from torch import Tensor
+
+P_ROTATION = 0.2
+P_SCALING = 0.2
+SCALES = (0.7, 1.4)
+"""above 1: objects become smaller"""
+FLAT_RATIO = 3.0
+"""a 3-D patch whose first axis is shorter than the longest by this is transformed in its planes only (nnU-Net)"""
+LONG_RATIO = 1.5
+"""a 2-D patch longer than wide by this is rotated by small angles only (nnU-Net)"""
+
+
+class Spatial(NamedTuple):
+    """One drawn spatial transform; angles in radians and scales per transformed axis, None for none."""
+
+    seed: int
+    """for the transforms that follow"""
+    source_size: tuple[int, ...]
+    """what has to be read, centred on the patch; each axis at least the patch's and of its parity"""
+    angles: tuple[float, ...] | None = None
+    scales: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """`draw` decides, `apply` does."""
+
+    kind: Literal["full", "light", "none"]
+    patch: tuple[int, ...]
+    mirror_axes: tuple[int, ...]
+
+    @property
+    def flat(self) -> bool:
+        return len(self.patch) == 3 and max(self.patch) / self.patch[0] > FLAT_RATIO
+
+    @property
+    def plane(self) -> tuple[int, ...]:
+        """Size of what is rotated and scaled: the whole patch, or its last two axes."""
+        return self.patch[1:] if self.flat else self.patch
+
+    @property
+    def largest_angle(self) -> float:
+        if len(self.plane) == 2:
+            small = not self.flat and max(self.patch) / min(self.patch) > LONG_RATIO
+            return math.radians(15 if small else 180)
+        return math.radians(30)
+
+    def draw(self, generator: np.random.Generator) -> Spatial:
+        seed = int(generator.integers(2**31))
+        rotate, scale = generator.random() < P_ROTATION, generator.random() < P_SCALING
+        if self.kind == "none" or not (rotate or scale):
+            return Spatial(seed, self.patch)
+        axes = len(self.plane)
+        angles = tuple(generator.uniform(-self.largest_angle, self.largest_angle, axes)) if rotate else (0.0,) * axes
+        scales = (generator.uniform(*SCALES),) * axes if scale else (1.0,) * axes
+        reached = reached_size(self.plane, angles, scales)
+        return Spatial(seed, (self.patch[0], *reached) if self.flat else reached, angles, scales)
+
+    def apply(self, spatial: Spatial, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Image (C, *source_size) and labels (*source_size) to (C, *patch) and (*patch)."""
+        if self.kind == "none":
+            return image, labels
+        with seeded(spatial.seed), torch.no_grad():
+            if spatial.angles is not None and spatial.scales is not None:
+                image, labels = self._transform_space(spatial.angles, spatial.scales, image, labels)
+            sample = {"image": image, "segmentation": labels[None]}
+            for transform in intensity_transforms(self.kind, self.flat):
+                sample = transform(**sample)
+            sample = MirrorTransform(self.mirror_axes)(**sample)
+        return sample["image"].contiguous(), sample["segmentation"][0].contiguous()
+
+    def _transform_space(
+        self, angles: Sequence[float], scales: Sequence[float], image: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Linear for the image and for each label's one-hot map; a voxel's label is the one with the largest share.
+
+        Image and maps are channels of one array: the positions are computed once, which takes a third of the time of
+        transforming them one by one.
+        """
+        transform = SpatialTransform(
+            self.plane,
+            patch_center_dist_from_border=0,
+            random_crop=False,
+            p_rotation=1,
+            rotation=lambda image, dim: angles[dim],
+            p_scaling=1,
+            scaling=lambda image, dim: scales[dim],
+        )
+        present = torch.bincount(labels.flatten() + 1).nonzero()[:, 0] - 1  # sorted; many times faster than unique
+        present = present[present != 0]
+        maps = (labels == present.view(-1, *[1] * labels.ndim)).float()
+        joined = torch.cat((image, maps))  # (C + present, *source)
+        if self.flat:
+            # planes become channels, so that all are transformed alike
+            moved = transform(image=joined.flatten(0, 1))["image"].unflatten(0, joined.shape[:2])
+        else:
+            moved = transform(image=joined)["image"]
+        image, shares = moved[: len(image)].contiguous(), moved[len(image) :]
+        if not len(present):
+            return image, labels.new_zeros(moved.shape[1:])
+        share, winner = shares.max(0)
+        background = 1 - shares.sum(0)  # also beyond the borders of what was read
+        return image, torch.where(share > background, present[winner], 0).to(labels.dtype)
+
+
+def reached_size(patch: Sequence[int], angles: Sequence[float], scales: Sequence[float]) -> tuple[int, ...]:
+    """The smallest box around the rotated, scaled patch with a voxel to interpolate from, of the patch's parity."""
+    flat = len(patch) == 2
+    matrix = create_affine_matrix_2d(angles[-1], scales) if flat else create_affine_matrix_3d(angles, scales)
+    half = np.abs(matrix) @ ((np.asarray(patch) - 1) / 2)
+    margins = np.maximum(0, np.ceil(half - (np.asarray(patch) - 1) / 2).astype(int) + 1)
+    return tuple(int(size + 2 * margin) for size, margin in zip(patch, margins, strict=True))
+
+
+def intensity_transforms(kind: str, flat: bool) -> tuple[BasicTransform, ...]:
+    """nnU-Net's list ("full"), or its cheap half ("light")."""
+    if (kind, flat) not in _INTENSITY:
+        _INTENSITY[kind, flat] = _intensity_transforms(kind, flat)
+    return _INTENSITY[kind, flat]
+
+
+_INTENSITY: dict[tuple[str, bool], tuple[BasicTransform, ...]] = {}
+
+
+def _intensity_transforms(kind: str, flat: bool) -> tuple[BasicTransform, ...]:
+    each = {"synchronize_channels": False, "p_per_channel": 1}
+    noise = GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True)
+    contrast = ContrastTransform(BGContrast((0.75, 1.25)), preserve_range=True, **each)
+    gamma = GammaTransform(BGContrast((0.7, 1.5)), p_invert_image=0, p_retain_stats=1, **each)
+    if kind == "light":
+        return (RandomTransform(noise, 0.1), RandomTransform(contrast, 0.15), RandomTransform(gamma, 0.3))
+    # `benchmark` would choose between convolution and FFT by measured time, and so change results from run to run
+    blur = GaussianBlurTransform((0.5, 1.0), p_per_channel=0.5, benchmark=False)
+    brightness = MultiplicativeBrightnessTransform(BGContrast((0.75, 1.25)), **each)
+    coarse = SimulateLowResolutionTransform(
+        scale=(0.5, 1),
+        synchronize_channels=False,
+        synchronize_axes=True,
+        ignore_axes=(0,) if flat else None,
+        p_per_channel=0.5,
+    )
+    inverted = GammaTransform(BGContrast((0.7, 1.5)), p_invert_image=1, p_retain_stats=1, **each)
+    return (
+        RandomTransform(noise, 0.1),
+        RandomTransform(blur, 0.2),
+        RandomTransform(brightness, 0.15),
+        RandomTransform(contrast, 0.15),
+        RandomTransform(coarse, 0.25),
+        RandomTransform(inverted, 0.1),
+        RandomTransform(gamma, 0.3),
+    )
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """numpy's and torch's global generators start from `seed` inside and are as before after."""
+    numpy_state, torch_state = np.random.get_state(), torch.get_rng_state()
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)

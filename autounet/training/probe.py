@@ -1,0 +1,178 @@
+"""How fast this device is, measured: precision, memory order, seconds a step."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from autounet.allocator import keep_freed_memory
+from autounet.losses import Batch, build_loss
+from autounet.nets import FAMILIES
+from autounet.schema.labels import Labels
+from autounet.schema.options import TrainOptions
+from autounet.schema.plan import Configuration
+from autounet.schema.run import DeviceProfile
+from autounet.step import Precision, build_optimiser, train_step
+from autounet.workers import available_cores
+
+CHANNELS, SIZE, BATCH = 32, (24, 32, 24), 2
+"""of the probed 3x3x3 convolution"""
+PROBE_SECONDS = 0.5
+"""for each precision and memory order"""
+NAMES: dict[str, tuple[Literal["fp32", "bf16", "fp16"], ...]] = {
+    "cpu": ("fp32", "bf16"),
+    "cuda": ("fp32", "fp16", "bf16"),
+    "mps": ("fp32",),
+}
+
+
+class StepTimes(NamedTuple):
+    train: float
+    """seconds of one training step of the configuration's batch"""
+    forward: float
+    """seconds of one patch through the network in evaluation"""
+
+
+def probe_device(device: str) -> DeviceProfile:
+    """Time a convolution's forward and backward in every precision and memory order; the fastest is chosen.
+
+    Takes under 5 s. Channels-last is considered for the chosen precision only as measured.
+    """
+    keep_freed_memory()
+    place = torch.device(device)
+    measured: dict[Precision, float] = {}
+    for name in NAMES[place.type]:
+        for channels_last in (False, True):
+            precision = Precision(name, channels_last)
+            measured[precision] = _convolution_gflops(precision, place)
+    best = max(measured, key=lambda precision: measured[precision])
+    return DeviceProfile(
+        device=device,
+        name=_name(place),
+        cores=available_cores(),
+        memory_bytes=free_memory(place),
+        precision=best.name,
+        channels_last=best.channels_last,
+        throughput={
+            f"{precision.name}{'_channels_last' if precision.channels_last else ''}": round(value, 1)
+            for precision, value in measured.items()
+        },
+    )
+
+
+def time_steps(
+    configuration: Configuration, labels: Labels, options: TrainOptions, device: str, steps: int = 3
+) -> StepTimes:
+    """Median seconds over `steps` training steps and forward passes on random numbers, after a warm-up of each.
+
+    Making the batches is not included.
+    """
+    keep_freed_memory()
+    place = torch.device(device)
+    spec = configuration.network
+    precision = Precision(configuration.precision, configuration.channels_last)
+    with torch.random.fork_rng():
+        model = precision.place(FAMILIES[spec.family].build(spec), place).train()
+        image = torch.randn(configuration.batch_size, spec.in_channels, *configuration.patch_size)
+        target = torch.randint(labels.count, (configuration.batch_size, *configuration.patch_size), dtype=torch.int16)
+    batch = Batch(image, target).to(place, precision.channels_last)
+    levels = len(spec.decoder_blocks) if spec.deep_supervision else 1
+    loss = build_loss(options.loss, labels, configuration.batch_dice, levels)
+    optimiser, scaler = build_optimiser(options, model.parameters()), precision.scaler(place)
+
+    def train() -> None:
+        train_step(model, loss, optimiser, scaler, batch, precision, options.gradient_clip)
+
+    def forward() -> None:
+        with torch.inference_mode(), precision.autocast(place.type):
+            model(batch.image[:1])
+
+    train_seconds = _median_seconds(train, place, steps)
+    model.eval()
+    return StepTimes(train_seconds, _median_seconds(forward, place, steps))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may be used now: a GPU's free memory, or the machine's, limits of control groups respected."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = [_meminfo_available(), *(_group_available(*files) for files in GROUP_FILES)]
+    known = [value for value in found if value is not None]
+    return min(known) if known else 4 * 1024**3
+
+
+GROUP_FILES = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+"""limit and use, of control groups version 2 and 1"""
+
+
+def _group_available(limit: Path, used: Path) -> int | None:
+    try:
+        return max(0, int(limit.read_text()) - int(used.read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
+
+
+def _meminfo_available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def _convolution_gflops(precision: Precision, device: torch.device) -> float:
+    """Forward and both backward products of a 3x3x3 convolution; 0 where the device cannot do it."""
+    layer = precision.place(nn.Conv3d(CHANNELS, CHANNELS, 3, padding=1), device)
+    image = torch.randn(BATCH, CHANNELS, *SIZE, device=device, requires_grad=True)
+    if precision.channels_last:
+        image = image.detach().contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+
+    def once() -> None:
+        with precision.autocast(device.type):
+            layer(image).float().sum().backward()
+
+    try:
+        seconds = _median_seconds(once, device, steps=50, limit=PROBE_SECONDS)
+    except RuntimeError:
+        return 0.0
+    return 3 * 2 * 27 * CHANNELS**2 * image[:, 0].numel() / seconds / 1e9
+
+
+def _median_seconds(
+    work: Callable[[], None], device: torch.device, steps: int, limit: float = float("inf"), warm_up: int = 1
+) -> float:
+    """Median over `steps` runs, fewer when they take more than `limit` seconds together."""
+    taken: list[float] = []
+    for number in range(warm_up + steps):
+        began = time.monotonic()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if number >= warm_up:
+            taken.append(time.monotonic() - began)
+        if taken and sum(taken) > limit:
+            break
+    return sorted(taken)[len(taken) // 2]
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return f"{model or platform.processor() or platform.machine()}, {available_cores()} cores"

@@ -1,0 +1,95 @@
+"""The only mutable state of a training, saved and restored whole."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autounet.nets import FAMILIES
+from autounet.step import Precision, build_optimiser
+from autounet.training.task import FoldTask
+
+
+@dataclass
+class TrainState:
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+    average: nn.Module | None
+    """moving average of the weights, when asked for"""
+    step: int = 0
+    elapsed: float = 0.0
+    """seconds of training in earlier runs of the same command"""
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that validation and prediction use."""
+        return self.model if self.average is None else self.average
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+
+    def update_average(self, decay: float | None) -> None:
+        """Short memory at first, so that the random start is forgotten; `decay` after about 10 / (1 - decay) steps."""
+        if self.average is None or decay is None:
+            return
+        decay = min(decay, (1 + self.step) / (10 + self.step))
+        averages = list(self.average.parameters())
+        torch._foreach_lerp_(averages, [parameter.detach() for parameter in self.model.parameters()], 1 - decay)
+
+    def save(self, path: Path, key: str) -> None:
+        """Write to a temporary name, flush, then rename. `key` says of what training this is."""
+        content = {
+            "key": key,
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "generator": torch.get_rng_state(),
+            "step": self.step,
+            "elapsed": self.elapsed,
+        }
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def restore(self, path: Path, key: str) -> bool:
+        """Take over everything from a file; False, and nothing changes, when it is of another training."""
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["key"] != key:
+            return False
+        self.model.load_state_dict(content["model"])
+        self.optimiser.load_state_dict(content["optimiser"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(content["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(content["average"])
+        torch.set_rng_state(content["generator"])
+        self.step = content["step"]
+        self.elapsed = content["elapsed"]
+        return True
+
+
+def new_state(task: FoldTask, precision: Precision, device: torch.device) -> TrainState:
+    """Weights drawn from the task's seed; torch's global generator is left seeded by it."""
+    torch.manual_seed(task.seed)
+    spec = task.configuration.network
+    model = precision.place(FAMILIES[spec.family].build(spec), device).train()
+    average = None
+    if task.options.ema_decay is not None:
+        average = copy.deepcopy(model).eval().requires_grad_(False)
+    return TrainState(model, build_optimiser(task.options, model.parameters()), precision.scaler(device), average)

@@ -1,0 +1,56 @@
+"""What one training is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from autounet.schema.labels import Labels
+from autounet.schema.options import TrainOptions
+from autounet.schema.plan import Configuration
+from autounet.schema.record import digest
+from autounet.training.schedule import Horizon
+
+
+@dataclass(frozen=True)
+class FoldTask:
+    """One configuration on one fold. `fold` None: all cases are for training."""
+
+    configuration_name: str
+    configuration: Configuration
+    labels: Labels
+    options: TrainOptions
+    prepared: Path
+    """folder of the prepared cases"""
+    train_cases: tuple[str, ...]
+    validation_cases: tuple[str, ...]
+    fold: int | None
+    folder: Path
+    """where weights, state, record and logs go"""
+    horizon: Horizon
+    device: str = "cpu"
+    workers: int = 0
+    """processes that make batches; 0: this one"""
+
+    @property
+    def fold_number(self) -> int:
+        """-1 for a training on all cases."""
+        return -1 if self.fold is None else self.fold
+
+    @property
+    def levels(self) -> int:
+        """Outputs of the network in training."""
+        network = self.configuration.network
+        return len(network.decoder_blocks) if network.deep_supervision else 1
+
+    @property
+    def key(self) -> str:
+        """Trainings with equal keys reach the same weights, given the same steps."""
+        return digest(
+            [self.configuration.key, self.options.digest(), self.train_cases, self.fold, self.labels.digest()]
+        )
+
+    @property
+    def seed(self) -> int:
+        """Different for every fold, the same for every run."""
+        return self.options.seed * 1000 + self.fold_number + 1

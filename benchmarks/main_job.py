@@ -1,0 +1,229 @@
+"""The main job on real data: the whole pipeline through the command line, with its quality and its time.
+
+    python benchmarks/main_job.py --data DATA [--only NAME ...] [--out OUT]
+
+DATA holds Task04_Hippocampus, ISBI2012_membrane and DRIVE. Each job ends with out-of-fold Dice; DRIVE also predicts its
+20 test images and evaluates them against the first observer. Options not listed here are handed to `autounet run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from measuring import (
+    MEMORY_NOTE,
+    Measured,
+    commit,
+    machine,
+    memory_text,
+    public_command,
+    run,
+    seconds_text,
+    table,
+    write_results,
+)
+
+log = logging.getLogger("benchmark")
+
+PROGRAM = Path(sys.executable).with_name("autounet")
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Images that no fold has seen, and their references; both relative to DATA."""
+
+    images: str
+    references: str
+
+
+@dataclass(frozen=True)
+class Job:
+    title: str
+    data: str
+    """relative to DATA"""
+    time: str
+    """the promise"""
+    goal: float
+    goal_class: str | None
+    """the class the goal is about; None: the mean of the foreground classes"""
+    compared_with: str
+    options: tuple[str, ...] = ()
+    test: TestSet | None = None
+    """the goal is about the test set where there is one"""
+
+
+JOBS = {
+    "task04": Job(
+        title="MSD Task04 Hippocampus, 260 cases, 5-fold cross-validation",
+        data="Task04_Hippocampus",
+        time="60m",
+        goal=0.87,
+        goal_class=None,
+        compared_with="nnU-Net's full training of 1000 epochs on a GPU: 0.890",
+    ),
+    "isbi": Job(
+        title="ISBI 2012 membrane, 30 slices, 5-fold cross-validation",
+        data="ISBI2012_membrane",
+        time="20m",
+        goal=0.80,
+        goal_class="membrane",
+        compared_with="no published Dice on these slices",
+        options=("--class", "membrane=0", "--class", "cell=255"),
+    ),
+    "drive": Job(
+        title="DRIVE vessels, trained on 20 images, tested on 20",
+        data="DRIVE/training",
+        time="30m",
+        goal=0.79,
+        goal_class=None,
+        compared_with="second human observer: 0.788; published U-Nets: 0.787 to 0.825",
+        options=("--label", "1st_manual/*"),
+        test=TestSet("DRIVE/test/images", "DRIVE/test/1st_manual"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a job and what it took."""
+
+    command: tuple[str | Path, ...]
+    measured: Measured
+
+
+@dataclass(frozen=True)
+class Outcome:
+    job: Job
+    steps: tuple[Step, ...]
+    validation: dict[str, Any]
+    """metrics.json of the cross-validation"""
+    test: dict[str, Any] | None
+    plan: dict[str, Any]
+    selection: dict[str, Any]
+
+
+def carry_out(name: str, data: Path, out: Path, time: str | None, more: Sequence[str]) -> Outcome:
+    """Run one job into OUT/NAME. Raises CommandFailed when one of its commands fails."""
+    job, folder, logs = JOBS[name], out / name, out / "logs"
+
+    def step(*command: str | Path) -> Step:
+        log.info("%s: autounet %s", name, public_command(command))
+        measured = run([PROGRAM, *command], logs / f"{name}_{command[0]}.log")
+        log.info("%s: %s took %s", name, command[0], seconds_text(measured.seconds))
+        return Step(("autounet", *command), measured)
+
+    steps = [step("run", data / job.data, "--out", folder, *job.options, "--time", time or job.time, *more)]
+    test = None
+    if job.test:
+        predictions, metrics, model = out / f"{name}_test", out / f"{name}_test.json", folder / "model"
+        steps.append(step("predict", model, data / job.test.images, "--out", predictions))
+        references = data / job.test.references
+        steps.append(step("evaluate", predictions, references, "--model", model, "--out", metrics))
+        test = load(metrics)
+    records = [load(folder / f"{record}.json") for record in ("metrics", "plan", "selection")]
+    return Outcome(job, tuple(steps), records[0], test, *records[1:])
+
+
+def load(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def reached(outcome: Outcome) -> tuple[float | None, bool]:
+    """The value that the goal is about, and whether it is high enough."""
+    metrics, name = outcome.test or outcome.validation, outcome.job.goal_class
+    value = metrics["per_class"][name]["dice"] if name else metrics["mean_dice"]
+    return value, value is not None and value >= outcome.job.goal
+
+
+def number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def quality_rows(metrics: dict[str, Any], what: str) -> list[list[str]]:
+    """One line per class and one for the mean."""
+    columns = ("dice", "iou", "hd95", "nsd")
+    rows = [
+        [f"{what}: {name}", *[number(values.get(column)) for column in columns]]
+        for name, values in metrics["per_class"].items()
+    ]
+    return [*rows, [f"{what}: mean of the foreground classes", number(metrics["mean_dice"]), "", "", ""]]
+
+
+def section(outcome: Outcome) -> str:
+    """One job: goal, table of classes, table of commands, what was trained."""
+    job, plan = outcome.job, outcome.plan
+    value, good = reached(outcome)
+    where = "test set" if job.test else "out-of-fold cases"
+    about = f"Dice of {job.goal_class}" if job.goal_class else "mean Dice"
+    quality = quality_rows(outcome.validation, f"{len(outcome.validation['cases'])} out-of-fold cases")
+    if outcome.test:
+        quality += quality_rows(outcome.test, f"{len(outcome.test['cases'])} test cases")
+    commands = [
+        [
+            f"`{public_command(step.command)}`",
+            seconds_text(step.measured.seconds),
+            memory_text(step.measured.peak_bytes),
+        ]
+        for step in outcome.steps
+    ]
+    trained = [
+        f"- {name}: patch {'x'.join(map(str, chosen['patch_size']))}, batch {chosen['batch_size']}, features "
+        f"{'-'.join(map(str, chosen['network']['features']))}, expected steps a fold {chosen['predicted_steps']}"
+        for name, chosen in plan["configurations"].items()
+        if name in outcome.selection["chosen"]
+    ]
+    return "\n".join(
+        [
+            f"## {job.title}\n",
+            f"Goal: {about} over the {where} of at least {job.goal}. Got {number(value)}: "
+            f"{'reached' if good else 'not reached'}. For comparison: {job.compared_with}.\n",
+            table(["Dice and others", "Dice", "IoU", "HD95", "NSD"], quality),
+            table(["command", "wall time", "peak memory"], commands),
+            *trained,
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
+    parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "autounet-main-job")
+    parser.add_argument("--only", action="append", choices=list(JOBS), help="one job; may be given several times")
+    parser.add_argument("--time", help="another limit for every job, to rehearse")
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results"))
+    given, more = parser.parse_known_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+    names = [name for name in JOBS if not given.only or name in given.only]
+    out = given.out.resolve()
+    old = [name for name in names if (out / name).exists()]
+    if old:
+        sys.exit(f"{out} already holds {', '.join(old)}: a continued run would not show its time. Give another --out.")
+    outcomes = [carry_out(name, given.data.resolve(), out, given.time, more) for name in names]
+    text = "\n".join(
+        [
+            "# The main job on real data\n",
+            f"- command: `python {public_command([f'benchmarks/{Path(__file__).name}', *sys.argv[1:]])}`",
+            f"- machine: {machine()}",
+            f"- commit: {commit()}",
+            f"- {MEMORY_NOTE}\n",
+            *[section(outcome) for outcome in outcomes],
+        ]
+    )
+    write_results("main_job" if not given.only else "main_job_" + "_".join(names), text, given.results)
+    sys.stdout.write(text)
+    if not all(reached(outcome)[1] for outcome in outcomes):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""An output folder such as `autounet run` leaves behind, made of small synthetic arrays and records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from autounet.evaluation import evaluate_case, summarise
+from autounet.images import write_image, write_labels
+from autounet.schema.dataset import Case, Channel, Dataset, Finding, Splits
+from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
+from autounet.schema.geometry import Geometry
+from autounet.schema.labels import LabelClass, Labels
+from autounet.schema.options import DataOptions, PlannerOptions, RunOptions, TrainOptions
+from autounet.schema.plan import ChannelNormalisation, Configuration, NetworkSpec, Plan, PreprocessSpec
+from autounet.schema.run import (
+    Candidate,
+    CaseMetrics,
+    CheckResult,
+    DeviceProfile,
+    EpochLog,
+    RunRecord,
+    Selection,
+)
+
+FOLDS = 5
+MIRRORED = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
+"""RAS: x and y run against LPS"""
+
+
+def make_output(out: Path, dimension: int = 3, cases: int = 10, seed: int = 0) -> Path:
+    """Write data into `out`/../data and everything else into `out`."""
+    random = np.random.default_rng(seed)
+    data = out.parent / "data"
+    names = [f"case_{index:03d}" for index in range(cases)]
+    dataset = _dataset(data, names, dimension)
+    metrics, fingerprints = [], []
+    for index, name in enumerate(names):
+        image, truth, prediction, geometry = _case(random, dimension, error=index / cases)
+        suffix = dataset.suffix
+        write_image(data / f"images/{name}{suffix}", image, geometry)
+        write_labels(data / f"labels/{name}{suffix}", truth, geometry)
+        write_labels(out / f"crossval/3d_fullres/{name}{suffix}", prediction, geometry)
+        scores = evaluate_case(prediction, truth, geometry.spacing, dataset.labels)
+        metrics.append(CaseMetrics(case=name, fold=index % FOLDS, per_class=scores))
+        fingerprints.append(
+            CaseFingerprint(
+                identifier=name,
+                content_hash=f"{index:016x}",
+                shape=truth.shape,
+                cropped_shape=truth.shape,
+                spacing=geometry.spacing,
+                voxels=tuple(int((truth == value).sum()) for value in dataset.labels.values),
+            )
+        )
+    summarise(metrics, dataset.labels).save(out / "metrics.json")
+    dataset.save(out / "dataset.json")
+    splits = Splits(source="automatic", folds=tuple(tuple(names[fold::FOLDS]) for fold in range(FOLDS)))
+    splits.save(out / "splits.json")
+    channel = ChannelFingerprint(
+        name="T1",
+        kind="mri",
+        mean=312.4,
+        std=80.2,
+        median=300,
+        minimum=4,
+        maximum=900,
+        percentile_00_5=101.5,
+        percentile_99_5=598.0,
+    )
+    Fingerprint(
+        dimension=dimension, orientation="canonical", channels=(channel,) * len(dataset.channels), cases=fingerprints
+    ).save(out / "fingerprint.json")
+    _write_plan_and_runs(out, dataset, splits, dimension)
+    return out
+
+
+def _dataset(data: Path, names: list[str], dimension: int) -> Dataset:
+    suffix = ".nii.gz" if dimension == 3 else ".png"
+    channels = (Channel(name="T1", kind="mri"),)
+    if dimension == 2:
+        channels = tuple(Channel(name=name, kind="photo") for name in ("red", "green", "blue"))
+    classes = [LabelClass(name="background", value=0), LabelClass(name="left kidney", value=7)]
+    if dimension == 3:
+        classes.append(LabelClass(name="tumour <rare>", value=9))
+    return Dataset(
+        root=str(data),
+        name="Synthetic & small",
+        layout="pairs",
+        channels=channels,
+        labels=Labels(classes=tuple(classes)),
+        labels_declared=False,
+        cases=tuple(
+            Case(identifier=name, images=(f"images/{name}{suffix}",), label=f"labels/{name}{suffix}") for name in names
+        ),
+        image_pattern=f"images/*{suffix}",
+        file_kind="nifti" if dimension == 3 else "png",
+        suffix=suffix,
+    )
+
+
+def _case(random, dimension: int, error: float):
+    """Two balls in noise; the prediction is off by a shift that grows with `error`. Case 0 lacks the second."""
+    shape = (20, 48, 44) if dimension == 3 else (1, 72, 96)
+    z, y, x = np.meshgrid(*(np.arange(size) for size in shape), indexing="ij")
+    centre = [size / 2 for size in shape]
+    truth = np.zeros(shape, dtype=np.int32)
+    prediction = np.zeros(shape, dtype=np.int32)
+    shift = error * 6
+    for labels, move in ((truth, 0.0), (prediction, shift)):
+        labels[(2 * (z - centre[0])) ** 2 + (y - centre[1] + 4 + move) ** 2 + (x - centre[2]) ** 2 < 100] = 7
+        if dimension == 3 and error > 0:
+            labels[(2 * (z - centre[0])) ** 2 + (y - centre[1] - 9) ** 2 + (x - centre[2] - 5 - move) ** 2 < 30] = 9
+    image = 100 + 40 * (truth == 7) + 80 * (truth == 9) + random.normal(0, 12, shape)
+    if dimension == 2:
+        image = np.stack([image, image * 0.6, image * 0.4]).clip(0, 255)
+        return image.astype(np.uint8), truth, prediction, Geometry(shape=shape, kind="png", dimension=2)
+    geometry = Geometry(shape=shape, spacing=(2.0, 1.0, 1.0), direction=MIRRORED)
+    return image[None].astype(np.float32), truth, prediction, geometry
+
+
+def configuration(dims: int, channels: int = 1) -> Configuration:
+    """A small plain network's configuration."""
+    return Configuration(
+        preprocess=PreprocessSpec(
+            spacing=(2.0, 1.0, 1.0), normalisation=(ChannelNormalisation(scheme="zscore"),) * channels
+        ),
+        prepared="canonical_a",
+        patch_size=(16, 48, 40)[-dims:],
+        batch_size=4,
+        network=NetworkSpec(
+            dims=dims,
+            in_channels=channels,
+            out_channels=3,
+            features=(32, 64, 128),
+            strides=((1,) * dims, (2,) * dims, (2,) * dims),
+            kernel_sizes=((3,) * dims,) * 3,
+            encoder_blocks=(2, 2, 2),
+            decoder_blocks=(2, 2),
+        ),
+        median_shape=(20, 48, 44),
+        predicted_memory_bytes=1_900_000_000,
+    )
+
+
+def _write_plan_and_runs(out: Path, dataset: Dataset, splits: Splits, dimension: int) -> None:
+    plan = Plan(
+        configurations={"3d_fullres": configuration(dimension, len(dataset.channels))},
+        options=PlannerOptions(),
+        reasons=(
+            "The target spacing is the median of all cases, 2 x 1 x 1 mm.",
+            "Patch <16, 48, 40> is the largest that fits 8 GB with at least 2 samples a batch.",
+        ),
+        fingerprint="0123456789abcdef",
+    )
+    plan.save(out / "plan.json")
+    for fold in range(FOLDS):
+        curve = tuple(
+            EpochLog(
+                step=step * 20,
+                progress=step / 50,
+                seconds=step * 3.0,
+                learning_rate=0.01 * (1 - step / 51),
+                loss=0.9 * np.exp(-step / 14) - 0.75 + 0.02 * np.sin(step * (fold + 1)),
+                validation_dice={"left kidney": 0.93 * (1 - np.exp(-step / 10)) + 0.004 * fold},
+                step_seconds=0.151,
+                data_wait_seconds=0.002,
+            )
+            for step in range(1, 51)
+        )
+        record = RunRecord(
+            configuration_name="3d_fullres",
+            configuration=plan.configurations["3d_fullres"].digest(),
+            fold=fold,
+            options=TrainOptions(),
+            train_cases=splits.training(fold),
+            validation_cases=splits.validation(fold),
+            device="cpu",
+            steps=1000,
+            seconds=151.0,
+            curve=curve,
+            parameters=1_400_000,
+            peak_memory_bytes=1_750_000_000,
+            versions={"autounet": "0.1.0", "torch": "2.13.0"},
+            events=("continued after an interruption at step 400",) if fold == 1 else (),
+        )
+        record.save(out / f"models/3d_fullres/fold_{fold}/record.json")
+    Selection(
+        chosen=("3d_fullres",),
+        compared=(Candidate(configurations=("3d_fullres",), mean_dice=0.81),),
+        reason="Only one configuration was trained, so there was nothing to choose from.",
+    ).save(out / "selection.json")
+    options = RunOptions(data=DataOptions(label="labels/*"), memory_bytes=8 * 1024**3, seconds=1800, folds="all")
+    options.save(out / "options.json")
+    DeviceProfile(
+        device="cpu", name="Test CPU", cores=2, memory_bytes=8 * 1024**3, precision="bf16", channels_last=True
+    ).save(out / "device.json")
+    finding = Finding(
+        case="case_003",
+        code="geometry",
+        severity="warning",
+        message="image and label differ in origin by 2 mm",
+        remedy="Check the export of the label",
+    )
+    CheckResult(
+        layout=dataset.layout,
+        channels=dataset.channels,
+        labels=dataset.labels,
+        cases=tuple(case.identifier for case in dataset.cases),
+        findings=(finding,),
+    ).save(out / "findings.json")

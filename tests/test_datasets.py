@@ -1,0 +1,404 @@
+"""Layouts are detected, ambiguities and gaps are told, cases are loaded, inputs are found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from autounet.datasets import find_inputs, load_case, load_input, scan
+from autounet.datasets.labels import left_right_pairs
+from autounet.datasets.synthetic import make_demo_dataset
+from autounet.images import write_image, write_labels
+from autounet.ops.label_values import decode, encode
+from autounet.schema.dataset import Channel, ChannelKind, Dataset
+from autounet.schema.errors import DataError, OptionError
+from autounet.schema.geometry import Geometry
+from autounet.schema.labels import LabelClass, Labels
+from autounet.schema.options import DataOptions
+from autounet.schema.run import ModelBundle
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+NONE = DataOptions()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_demo_dataset(tmp_path_factory.mktemp("demo"), cases=3, test_cases=1)
+
+
+def volume(path: Path, value: float = 1.0, shape: tuple[int, int, int] = (2, 3, 4)) -> None:
+    write_image(path, np.full((1, *shape), value, np.float32), Geometry(shape=shape))
+
+
+def mask(path: Path, shape: tuple[int, int, int] = (2, 3, 4), value: int = 1) -> None:
+    write_labels(path, np.full(shape, value), Geometry(shape=shape))
+
+
+def picture(path: Path, colour: bool = False, value: int = 7) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((5, 6, 3) if colour else (5, 6), value, np.uint8)).save(path)
+
+
+def picture_pairs(root: Path, images: str, labels: str, count: int = 3, colour: bool = False) -> None:
+    for index in range(count):
+        picture(root / images / f"{index}.png", colour)
+        picture(root / labels / f"{index}.png", value=255)
+
+
+@pytest.mark.parametrize("layout", ["nnunet", "msd"])
+def test_demo_in_both_layouts(tmp_path: Path, layout: str) -> None:
+    dataset = scan(make_demo_dataset(tmp_path, cases=2, layout=layout), NONE)
+    assert dataset.layout == layout
+    assert [case.identifier for case in dataset.cases] == ["demo_000", "demo_001"]
+    assert dataset.channels == (Channel(name="MRI", kind=ChannelKind.mri),)
+    assert dataset.labels.values == (0, 1, 2)
+    assert dataset.labels_declared
+    case = load_case(dataset, "demo_001")
+    assert case.image.dtype == np.float32
+    assert case.image.shape == (1, *case.geometry.shape)
+    assert case.labels.dtype == np.int16
+    assert set(np.unique(case.labels)) == {0, 1, 2}
+    assert Dataset.model_validate_json(dataset.model_dump_json()) == dataset
+
+
+def test_demo_is_reproducible(tmp_path: Path, demo: Path) -> None:
+    again = make_demo_dataset(tmp_path, cases=2)
+    name = "imagesTr/demo_001_0000.nii.gz"
+    np.testing.assert_array_equal(
+        load_case(scan(again, NONE), "demo_001").image, load_case(scan(demo, NONE), "demo_001").image
+    )
+    assert (demo / name).is_file()
+
+
+def test_pairs_of_pictures(tmp_path: Path) -> None:
+    picture_pairs(tmp_path, "image", "label")
+    dataset = scan(tmp_path, DataOptions(classes={"membrane": 0, "cell": 255}, kinds={"image": "photo"}))
+    assert dataset.layout == "pairs"
+    assert dataset.channels == (Channel(name="image", kind=ChannelKind.photo),)
+    assert dataset.labels.background_named
+    assert [(label.name, label.value) for label in dataset.labels.classes] == [("membrane", 0), ("cell", 255)]
+    assert load_case(dataset, "0").labels.max() == 1
+
+
+def test_colour_pictures_have_three_channels(tmp_path: Path) -> None:
+    picture_pairs(tmp_path, "images", "masks", colour=True)
+    dataset = scan(tmp_path, NONE)
+    assert [channel.name for channel in dataset.channels] == ["red", "green", "blue"]
+    assert {channel.kind for channel in dataset.channels} == {ChannelKind.photo}
+
+
+def test_ambiguous_labels_list_the_candidates(tmp_path: Path) -> None:
+    picture_pairs(tmp_path, "images", "1st_manual")
+    picture_pairs(tmp_path, "images", "mask")
+    with pytest.raises(DataError, match=r"candidates: 1st_manual, mask.*--label '1st_manual/\*'"):
+        scan(tmp_path, NONE)
+    assert scan(tmp_path, DataOptions(label="1st_manual/*")).cases[0].label == "1st_manual/0.png"
+    assert scan(tmp_path, DataOptions(label="mask")).cases[0].label == "mask/0.png"
+    with pytest.raises(OptionError, match="names no image file.*mask/ \\(3 images\\)"):
+        scan(tmp_path, DataOptions(label="nowhere/*"))
+
+
+def test_held_out_folders_do_not_confuse(tmp_path: Path) -> None:
+    picture_pairs(tmp_path, "imagesTr", "labelsTr")
+    picture_pairs(tmp_path, "imagesTs", "labelsTs", count=2)
+    dataset = scan(tmp_path, NONE)
+    assert dataset.layout == "pairs"
+    assert dataset.cases[0].images == ("imagesTr/0.png",)
+
+
+def test_channels_by_number_in_pairs(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        volume(tmp_path / "img" / f"{name}_0000.nii.gz")
+        volume(tmp_path / "img" / f"{name}_0001.nii.gz")
+        mask(tmp_path / "seg" / f"{name}.nii.gz")
+    dataset = scan(tmp_path, NONE)
+    assert [case.identifier for case in dataset.cases] == ["a", "b"]
+    assert len(dataset.channels) == 2
+    assert dataset.image_pattern == "img/*_0000.nii.gz"
+
+
+def test_numbered_slices_are_no_channels(tmp_path: Path) -> None:
+    for index in range(3):
+        picture(tmp_path / "images" / f"slice_{index:04d}.png")
+        picture(tmp_path / "labels" / f"slice_{index:04d}.png")
+    assert len(scan(tmp_path, NONE).cases) == 3
+
+
+def test_channel_patterns_and_folder_per_case(tmp_path: Path) -> None:
+    for name in ("pat_1", "pat_2"):
+        volume(tmp_path / name / "flair.nii.gz")
+        volume(tmp_path / name / "t1c.nii.gz")
+        mask(tmp_path / name / "truth.nii.gz")
+    options = DataOptions(
+        channels={"FLAIR": "*/flair*", "CT": "*/t1c*"}, label="*/truth*", kinds={"CT": "other"}, classes={"tumour": 1}
+    )
+    dataset = scan(tmp_path, options)
+    assert [case.identifier for case in dataset.cases] == ["pat_1", "pat_2"]
+    assert [channel.kind for channel in dataset.channels] == [ChannelKind.mri, ChannelKind.other]
+    assert load_case(dataset, "pat_1").image.shape[0] == 2
+    (tmp_path / "pat_2" / "t1c.nii.gz").unlink()
+    with pytest.raises(DataError, match="case pat_2: it has no file for channel CT"):
+        scan(tmp_path, options)
+
+
+def test_label_option_overrides_declared_layouts(tmp_path: Path) -> None:
+    make_demo_dataset(tmp_path, cases=2)
+    (tmp_path / "labelsTr").rename(tmp_path / "scribbles")
+    dataset = scan(tmp_path, DataOptions(label="scribbles/*", ignore=2))
+    assert dataset.cases[1].label == "scribbles/demo_001.nii.gz"
+    assert dataset.labels.ignore == 2
+    assert load_case(dataset, "demo_000").labels.min() == -1
+
+
+def test_nnunet_regions_ignore_and_missing_background(tmp_path: Path) -> None:
+    make_demo_dataset(tmp_path, cases=1)
+    labels = {"whole": [1, 2, 3], "core": [2, 3], "edge": 3, "ignore": 9}
+    description = {"channel_names": {"0": "CT (HU)"}, "labels": labels, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    dataset = scan(tmp_path, NONE)
+    assert dataset.channels[0].kind == ChannelKind.ct
+    assert [(c.name, c.value) for c in dataset.labels.classes] == [
+        ("background", 0), ("label_1", 1), ("label_2", 2), ("edge", 3)
+    ]  # fmt: skip
+    assert [region.name for region in dataset.labels.regions] == ["whole", "core"]
+    assert dataset.labels.ignore == 9
+
+
+def test_groups(demo: Path) -> None:
+    assert {case.group for case in scan(demo, DataOptions(group=r"(demo)_")).cases} == {"demo"}
+    with pytest.raises(OptionError, match="captures nothing in 'demo_000'"):
+        scan(demo, DataOptions(group=r"patient(\d+)"))
+
+
+def test_left_and_right() -> None:
+    names = ["LeftParotid", "RightParotid", "eye_l", "eye_r", "cleft", "L kidney", "R kidney"]
+    expected = (("LeftParotid", "RightParotid"), ("eye_l", "eye_r"), ("L kidney", "R kidney"))
+    assert left_right_pairs(names) == expected
+
+
+# ---- gaps and mistakes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["nnunet", "msd"])
+def test_missing_files_are_all_named(tmp_path: Path, layout: str) -> None:
+    make_demo_dataset(tmp_path, cases=4, layout=layout)
+    (tmp_path / "labelsTr" / "demo_001.nii.gz").unlink()
+    (tmp_path / "labelsTr" / "demo_002.nii.gz").unlink()
+    with pytest.raises(DataError) as caught:
+        scan(tmp_path, NONE)
+    assert [(finding.case, finding.code) for finding in caught.value.findings] == [
+        ("demo_001", "missing-label"),
+        ("demo_002", "missing-label"),
+    ]
+    assert "case demo_002: " in str(caught.value)
+
+
+def test_missing_label_and_image_in_pairs(tmp_path: Path) -> None:
+    picture_pairs(tmp_path, "images", "labels", count=4)
+    (tmp_path / "labels" / "2.png").unlink()
+    (tmp_path / "images" / "3.png").unlink()
+    with pytest.raises(DataError) as caught:
+        scan(tmp_path, NONE)
+    assert {(finding.case, finding.code) for finding in caught.value.findings} == {
+        ("2", "missing-label"),
+        ("3", "missing-image"),
+    }
+
+
+def test_missing_channel(tmp_path: Path) -> None:
+    make_demo_dataset(tmp_path, cases=2)
+    volume(tmp_path / "imagesTr" / "demo_001_0001.nii.gz")
+    with pytest.raises(DataError, match="case demo_000: it has 1 of 2 channel files"):
+        scan(tmp_path, NONE)
+
+
+def test_channel_count_must_match_names(tmp_path: Path) -> None:
+    make_demo_dataset(tmp_path, cases=1)
+    description = json.loads((tmp_path / "dataset.json").read_text())
+    description["channel_names"] = {"0": "T1", "1": "T2"}
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(DataError, match=r"has 1 channels, but 2 are named \(T1, T2\)"):
+        scan(tmp_path, NONE)
+
+
+def test_empty_and_wrong_folders(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is empty"):
+        scan(tmp_path, NONE)
+    with pytest.raises(DataError, match="does not exist"):
+        scan(tmp_path / "nowhere", NONE)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match="is a file"):
+        scan(tmp_path / "notes.txt", NONE)
+    with pytest.raises(DataError, match="holds no images"):
+        scan(tmp_path, NONE)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(DataError, match="holds no images"):
+        scan(tmp_path, NONE)
+    picture(tmp_path / "training" / "images" / "0.png")
+    with pytest.raises(DataError, match="Give one of its folders: training"):
+        scan(tmp_path, NONE)
+    with pytest.raises(DataError, match="no folder of .* can hold the labels"):
+        scan(tmp_path / "training", NONE)
+    picture(tmp_path / "flat" / "0.png")
+    with pytest.raises(DataError, match="1 image files and no folders"):
+        scan(tmp_path / "flat", NONE)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"labels": {"a": "b"}, "training": []}', '{"training": [3]}'])
+def test_bad_descriptions(tmp_path: Path, content: str) -> None:
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(DataError, match=r"dataset\.json"):
+        scan(tmp_path, NONE)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (DataOptions(kinds={"T9": "ct"}), "--kind names the channel T9; the channels are MRI"),
+        (DataOptions(kinds={"MRI": "xray"}), "Kinds are ct, mri, photo, other"),
+        (DataOptions(classes={"a": 1, "b": 1}), "gives the value 1 two names"),
+        (DataOptions(regions={"a": (1,), "liver": (2,)}), "same name"),
+        (DataOptions(label="/etc/*"), "relative to"),
+    ],
+)
+def test_options_that_do_not_fit(demo: Path, options: DataOptions, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        scan(demo, options)
+
+
+def test_load_case_names_the_case(tmp_path: Path) -> None:
+    make_demo_dataset(tmp_path, cases=2)
+    mask(tmp_path / "labelsTr" / "demo_001.nii.gz")
+    dataset = scan(tmp_path, NONE)
+    with pytest.raises(DataError, match=r"case demo_001: the image has shape .* and the label \(2, 3, 4\)"):
+        load_case(dataset, "demo_001")
+
+
+# ---- label values --------------------------------------------------------------------------------------------
+
+
+@given(
+    values=st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=8, unique=True),
+    ignore=st.booleans(),
+    seed=st.integers(0, 100),
+)
+def test_decode_inverts_encode(values: list[int], ignore: bool, seed: int) -> None:
+    values = [value for value in values if value]
+    last = values.pop() if ignore and values else None
+    classes = tuple(LabelClass(name=f"c{value}", value=value) for value in [0, *values])
+    labels = Labels(classes=classes, ignore=last)
+    known = [0, *values, *([last] if last is not None else [])]
+    array = np.random.default_rng(seed).choice(np.array(known, np.int32), (2, 3, 4))
+    dense = encode(array, labels)
+    assert dense.dtype == np.int16
+    assert dense.min() >= -1
+    assert dense.max() < labels.count
+    np.testing.assert_array_equal(decode(dense, labels), array)
+
+
+@pytest.mark.parametrize("value", [-3, 1, 7, 2**30])
+def test_encode_refuses_other_values(value: int) -> None:
+    labels = Labels(classes=(LabelClass(name="b", value=0), LabelClass(name="x", value=5)))
+    with pytest.raises(ValueError, match=f"label value {value} is no class"):
+        encode(np.array([[[0, 5, value]]]), labels)
+
+
+# ---- inputs for prediction -----------------------------------------------------------------------------------
+
+
+def bundle_of(dataset: Dataset, **changes: object) -> ModelBundle:
+    """A bundle as far as finding inputs needs one."""
+    values = {name: getattr(dataset, name) for name in ("name", "layout", "image_pattern", "suffix", "file_kind")}
+    return ModelBundle.model_construct(
+        **{**values, "channels": dataset.channels, "channel_patterns": {}, "labels": dataset.labels, **changes}
+    )
+
+
+def test_inputs_from_folder_file_and_data_set(demo: Path) -> None:
+    bundle = bundle_of(scan(demo, NONE))
+    assert [case.identifier for case in find_inputs(demo, bundle)] == ["demo_003"]
+    assert len(find_inputs(demo / "imagesTr", bundle)) == 3
+    (single,) = find_inputs(demo / "imagesTs" / "demo_003_0000.nii.gz", bundle)
+    assert single.identifier == "demo_003"
+    image, geometry = load_input(single, bundle.channels)
+    assert image.shape == (1, *geometry.shape)
+
+
+def test_inputs_of_pictures(tmp_path: Path) -> None:
+    picture_pairs(tmp_path / "train", "images", "masks", colour=True)
+    picture_pairs(tmp_path / "test", "images", "masks", colour=True)
+    bundle = bundle_of(scan(tmp_path / "train", NONE))
+    cases = find_inputs(tmp_path / "test", bundle)
+    assert [case.identifier for case in cases] == ["0", "1", "2"]
+    picture(tmp_path / "grey" / "a.png")
+    (grey,) = find_inputs(tmp_path / "grey", bundle)
+    with pytest.raises(DataError, match="case a: .* 1 channel, expected 3 channels"):
+        load_input(grey, bundle.channels)
+
+
+def test_inputs_with_several_channels(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for channel in range(2):
+            volume(tmp_path / f"{name}_{channel:04d}.nii.gz", value=channel)
+    channels = (Channel(name="T1"), Channel(name="T2"))
+    bundle = ModelBundle.model_construct(
+        channels=channels, suffix=".nii.gz", image_pattern="imagesTr/*_0000.nii.gz", channel_patterns={}
+    )
+    cases = find_inputs(tmp_path, bundle)
+    assert [(case.identifier, len(case.images)) for case in cases] == [("a", 2), ("b", 2)]
+    assert load_input(cases[0], channels)[0][:, 0, 0, 0].tolist() == [0, 1]
+    assert find_inputs(tmp_path / "b_0000.nii.gz", bundle)[0].images == cases[1].images
+    by_pattern = bundle.model_copy(update={"channel_patterns": {"T1": "*_0000.nii.gz", "T2": "*_0001.nii.gz"}})
+    assert [case.images for case in find_inputs(tmp_path, by_pattern)] == [case.images for case in cases]
+    (tmp_path / "b_0001.nii.gz").unlink()
+    with pytest.raises(DataError, match="case b: only b_0000"):
+        find_inputs(tmp_path, bundle)
+
+
+def test_inputs_that_are_not_there(tmp_path: Path, demo: Path) -> None:
+    bundle = bundle_of(scan(demo, NONE))
+    with pytest.raises(DataError, match="does not exist"):
+        find_inputs(tmp_path / "x", bundle)
+    with pytest.raises(DataError, match="holds no images"):
+        find_inputs(tmp_path, bundle)
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(DataError, match="is no image"):
+        find_inputs(tmp_path / "a.txt", bundle)
+    volume(tmp_path / "a.nii.gz", value=np.nan)
+    with pytest.raises(DataError, match="case a: 24 voxels are NaN or infinite"):
+        load_input(find_inputs(tmp_path, bundle)[0], bundle.channels)
+
+
+# ---- real data -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not REAL.is_dir(), reason="public data sets are not beside the checkout")
+@pytest.mark.parametrize(
+    ("folder", "options", "layout", "cases", "channels"),
+    [
+        ("Task04_Hippocampus", NONE, "msd", 260, 1),
+        ("Dataset027_ACDC", DataOptions(group="(patient.*)_"), "nnunet", 200, 1),
+        ("Dataset027_ACDC", DataOptions(label="scribblesTr/*", ignore=4), "nnunet", 200, 1),
+        ("Dataset100_OpenKBP5", NONE, "nnunet", 80, 1),
+        ("DRIVE/training", DataOptions(label="1st_manual/*"), "pairs", 20, 3),
+        ("ISBI2012_membrane", DataOptions(classes={"membrane": 0, "cell": 255}), "pairs", 30, 1),
+        (
+            "BraTS2015_sample",
+            DataOptions(channels={"FLAIR": "*/Flair*", "T1c": "*/T1c*"}, label="*/OT*"),
+            "pairs",
+            4,
+            2,
+        ),
+    ],
+)
+def test_public_data_sets(folder: str, options: DataOptions, layout: str, cases: int, channels: int) -> None:
+    dataset = scan(REAL / folder, options)
+    assert (dataset.layout, len(dataset.cases), len(dataset.channels)) == (layout, cases, channels)

@@ -1,0 +1,196 @@
+"""The contract that every network family keeps, and what is particular to the plain one."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch.nn import functional
+
+from autounet.nets import FAMILIES, Family
+from autounet.nets.blocks import InstanceNorm
+from autounet.nets.plain import nnunet_name
+from autounet.schema.plan import NetworkSpec
+
+families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+
+
+@pytest.fixture(autouse=True)
+def _few_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def small_spec(family: Family, dims: int = 3, deep_supervision: bool = True) -> NetworkSpec:
+    strides = [(1,) * dims, (1,) * (dims - 1) + (2,), (2,) * dims]
+    kernels = [(1,) * (dims - 2) + (3, 3), (3,) * dims, (3,) * dims]
+    return family.propose(dims, 2, 3, strides, kernels, base_features=4, deep_supervision=deep_supervision)
+
+
+@st.composite
+def topologies(draw: Callable) -> dict:
+    dims = draw(st.sampled_from([2, 3]))
+    axis = st.tuples(*[st.sampled_from([1, 2])] * dims)
+    strides = [(1,) * dims, *draw(st.lists(axis, min_size=1, max_size=3))]
+    kernels = [draw(st.tuples(*[st.sampled_from([1, 3])] * dims)) for _ in strides]
+    return {
+        "dims": dims,
+        "in_channels": draw(st.integers(1, 3)),
+        "out_channels": draw(st.integers(2, 4)),
+        "strides": strides,
+        "kernel_sizes": kernels,
+        "base_features": draw(st.sampled_from([2, 3])),
+        "deep_supervision": draw(st.booleans()),
+    }
+
+
+@families
+@settings(deadline=None, max_examples=15)
+@given(topology=topologies(), wish=st.integers(1, 9), batch=st.integers(1, 2))
+def test_shapes(family: Family, topology: dict, wish: int, batch: int) -> None:
+    spec = family.propose(**topology)
+    size = family.valid_size(spec, (max(wish, 2),) * spec.dims)
+    assert all(a >= max(wish, 2) and a % d == 0 for a, d in zip(size, spec.divisor, strict=True))
+    assert family.valid_size(spec, size) == size
+    network = family.build(spec)
+    image = torch.randn(batch, spec.in_channels, *size)
+    outputs = network.train()(image)
+    assert isinstance(outputs, tuple)
+    assert len(outputs) == (len(spec.features) - 1 if spec.deep_supervision else 1)
+    expected = list(family.output_size(spec, size))
+    for output, stride in zip(outputs, spec.strides, strict=False):
+        expected = [length // step for length, step in zip(expected, stride, strict=True)]
+        assert output.shape == (batch, spec.out_channels, *expected)
+    with torch.no_grad():
+        assert network.eval()(image).shape == outputs[0].shape
+
+
+@families
+@pytest.mark.parametrize("deep_supervision", [True, False])
+def test_every_parameter_receives_a_gradient(family: Family, deep_supervision: bool) -> None:
+    network = family.build(small_spec(family, deep_supervision=deep_supervision))
+    sum(output.square().mean() for output in network(torch.randn(2, 2, 4, 4, 8))).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@families
+def test_same_seed_same_network_and_weights_load_into_another(family: Family) -> None:
+    spec = small_spec(family)
+    image = torch.randn(1, 2, 4, 4, 8)
+    results = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        results.append(family.build(spec))
+    first, second, other = (network.eval() for network in results)
+    with torch.no_grad():
+        assert torch.equal(first(image), second(image))
+        assert not torch.equal(first(image), other(image))
+        other.load_state_dict(first.state_dict())
+        assert torch.equal(first(image), other(image))
+
+
+@families
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_batch_equals_its_single_samples(family: Family, dims: int) -> None:
+    network = family.build(small_spec(family, dims)).eval()
+    images = torch.randn(3, 2, *(4, 4, 8)[-dims:])
+    with torch.no_grad():
+        together = network(images)
+        alone = torch.cat([network(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@families
+@pytest.mark.parametrize("dims", [2, 3])
+def test_bf16_channels_last_agrees_with_fp32(family: Family, dims: int) -> None:
+    network = family.build(small_spec(family, dims)).train()
+    image = torch.randn(2, 2, *(8, 8, 8)[-dims:])
+    with torch.no_grad():
+        expected = network(image)
+    layout = torch.channels_last if dims == 2 else torch.channels_last_3d
+    network = network.to(memory_format=layout)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = network(image.to(memory_format=layout))
+    assert outputs[0].is_contiguous(memory_format=layout)
+    for output, reference in zip(outputs, expected, strict=True):
+        assert (output.float() - reference).norm() < 0.05 * reference.norm()
+    outputs[0].float().sum().backward()
+
+
+@families
+def test_unknown_options_are_refused(family: Family) -> None:
+    spec = small_spec(family).model_copy(update={"options": {"no_such_option": 1}})
+    with pytest.raises(ValidationError):
+        family.build(spec)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("layout", ["contiguous", "last"])
+def test_norm_equals_torchs_instance_norm(dims: int, layout: str) -> None:
+    norm = InstanceNorm(3).double()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = torch.randn(2, 3, *(4, 3, 5)[-dims:], dtype=torch.float64)
+    if layout == "last":
+        x = x.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
+    x.requires_grad_()
+    reference = functional.leaky_relu(functional.instance_norm(x, weight=norm.weight, bias=norm.bias), 0.01)
+    upstream = torch.randn_like(reference)
+    expected = torch.autograd.grad(reference, [x, norm.weight, norm.bias], upstream)
+    for gradient, ours in zip(
+        expected, torch.autograd.grad(norm(x), [x, norm.weight, norm.bias], upstream), strict=True
+    ):
+        torch.testing.assert_close(ours, gradient, rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x), reference, rtol=1e-9, atol=1e-9)
+    assert torch.autograd.gradcheck(norm, (x,))
+
+
+def test_parameter_count_of_the_hippocampus_network() -> None:
+    """5,603,177 weights: what nnU-Net 2.8.1's PlainConvUNet has for features 32-64-128-256, 1 channel, 3 classes."""
+    strides, kernels = [(1, 1, 1)] + [(2, 2, 2)] * 3, [(3, 3, 3)] * 4
+    spec = FAMILIES["plain"].propose(3, 1, 3, strides, kernels)
+    assert spec.features == (32, 64, 128, 256)
+    network = FAMILIES["plain"].build(spec)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 5_603_177
+
+
+def test_features_are_capped() -> None:
+    propose = FAMILIES["plain"].propose
+    assert propose(3, 1, 2, [(1,) * 3] * 6, [(3,) * 3] * 6).features == (32, 64, 128, 256, 320, 320)
+    assert propose(2, 1, 2, [(1,) * 2] * 6, [(3,) * 2] * 6).features == (32, 64, 128, 256, 512, 512)
+
+
+def test_initial_weights_follow_he() -> None:
+    spec = FAMILIES["plain"].propose(2, 1, 2, [(1, 1), (2, 2)], [(3, 3)] * 2, base_features=64)
+    network = FAMILIES["plain"].build(spec)
+    weight = network.encoder[1].blocks[1].conv.weight
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (1 + 0.01**2) / (128 * 9)), rel=0.02)
+    assert not network.encoder[1].blocks[1].conv.bias.any()
+
+
+def test_names_map_to_nnunets() -> None:
+    assert nnunet_name("encoder.2.blocks.1.conv.weight", 4) == "encoder.stages.2.0.convs.1.conv.weight"
+    assert nnunet_name("decoder.0.blocks.0.norm.bias", 4) == "decoder.stages.2.convs.0.norm.bias"
+    assert nnunet_name("decoder.2.up.weight", 4) == "decoder.transpconvs.0.weight"
+    assert nnunet_name("decoder.1.head.bias", 4) == "decoder.seg_layers.1.bias"
+
+
+def test_sizes_are_known_without_torch() -> None:
+    code = (
+        "import sys; from autounet.nets import FAMILIES; f = FAMILIES['plain']; "
+        "s = f.propose(2, 1, 2, [(1, 1), (2, 2)], [(3, 3)] * 2); assert f.valid_size(s, (5, 6)) == (6, 6); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,236 @@
+"""The report: whole from whole records, and a sentence for whatever is missing."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from fake_output import make_output
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
+
+from autounet.report import page as page_module
+from autounet.report import write_report
+from autounet.report.command import duration_option, run_command
+from autounet.report.overlays import differences
+from autounet.report.panels import Panel, cuts
+from autounet.report.ranking import Ranked, rank, shown
+from autounet.report.style import FOUND, PREDICTION, TRUTH
+from autounet.schema.options import DataOptions, RunOptions
+from autounet.schema.quantities import parse_time
+from autounet.schema.run import CaseMetrics, ClassMetrics, Metrics
+
+SAID = (
+    "Synthetic & small",
+    "Best: case_000",
+    "Worst: case_005",
+    "The target spacing is the median",
+    "Patch <16, 48, 40>",
+    "differ in origin",
+    "continued after an interruption",
+    "not a medical device",
+)
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Text and pictures of a page; fails when a tag is closed that is not open."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[dict] = []
+        self.addresses: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        if tag == "img":
+            self.images.append(values)
+        self.addresses += [values[key] for key in ("src", "href") if key in values]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+
+def read(path) -> Page:
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.open == []
+    return page
+
+
+@pytest.fixture(scope="module", params=[3, 2])
+def output(request, tmp_path_factory):
+    return make_output(tmp_path_factory.mktemp(f"report{request.param}") / "out", dimension=request.param, cases=6)
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
+    return make_output(tmp_path_factory.mktemp("damaged") / "out", cases=5)
+
+
+@pytest.fixture
+def copy(volumes, tmp_path, monkeypatch):
+    """An output folder that a test may damage; the data stay where they are. Drawing, the slow part, is left out."""
+    monkeypatch.setattr(page_module, "overlays", lambda *_: [])
+    return shutil.copytree(volumes, tmp_path / "out")
+
+
+def test_whole_page(output):
+    path = write_report(output)
+    assert path == output / "report.html"
+    assert path.stat().st_size < 10e6
+    page = read(path)
+    for text in SAID:
+        assert text in page.text
+    assert "autounet run" in page.text
+    assert "--time 30m" in page.text
+    assert "No picture" not in page.text
+
+
+def test_page_is_self_contained_and_says_what_its_pictures_show(output):
+    page = read(write_report(output))
+    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
+    assert all(image["alt"] for image in page.images)
+    assert len(page.images) == 2 + 2 + 3 * 3  # curves, distributions, three for best, median and worst
+
+
+def test_equal_records_give_an_equal_page(output):
+    first, second = (re.sub(r"on \d\d .*? UTC", "", write_report(output).read_text()) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("missing", "sentence"),
+    [
+        ("dataset.json", "There is no dataset.json"),
+        ("fingerprint.json", "There is no fingerprint.json"),
+        ("plan.json", "There is no plan.json"),
+        ("metrics.json", "There is no metrics.json"),
+        ("selection.json", "No configuration has been selected"),
+        ("options.json", "There is no options.json"),
+        ("models", "No fold has finished training"),
+        ("crossval", "No picture"),
+        ("findings.json", "not a medical device"),
+        ("device.json", "not a medical device"),
+        ("splits.json", "not a medical device"),
+    ],
+)
+def test_a_missing_part_is_a_sentence(copy, missing, sentence):
+    path = copy / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert sentence in read(write_report(copy)).text
+
+
+def test_an_empty_folder_gives_a_page(tmp_path):
+    assert "There is no plan.json" in read(write_report(tmp_path)).text
+
+
+@pytest.mark.parametrize("name", ["plan.json", "metrics.json", "findings.json", "models/3d_fullres/fold_1/record.json"])
+def test_a_damaged_record_is_named(copy, name):
+    (copy / name).write_text('{"format_version": 1, "wrong": 3}')
+    page = read(write_report(copy))
+    assert "Records that could not be read" in page.text
+    assert name.rsplit("/", maxsplit=1)[-1] in page.text
+
+
+def test_a_damaged_segmentation_is_a_sentence(copy):
+    for path in (copy / "crossval/3d_fullres").iterdir():
+        path.write_bytes(path.read_bytes()[:20])
+    assert "No picture" in read(write_report(copy)).text
+
+
+def scores(case: str, **dice: float | None) -> CaseMetrics:
+    return CaseMetrics(case=case, per_class={name: ClassMetrics(dice=value) for name, value in dice.items()})
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=12))
+def test_ranking_is_sorted_and_shows_each_case_once(values):
+    cases = [scores(f"c{index}", a=value) for index, value in enumerate(values)]
+    ranked = rank(Metrics(mean_dice=None, per_class={"a": ClassMetrics()}, cases=cases), ["a"])
+    dice = [entry.dice for entry in ranked]
+    assert dice == sorted(value for value in values if value is not None)
+    picked = [entry.case for _, entry in shown(ranked)]
+    assert len(picked) == len(set(picked)) == min(3, len(ranked))
+
+
+def test_a_case_counts_by_its_defined_classes_alone():
+    metrics = Metrics(mean_dice=None, per_class={}, cases=[scores("x", a=0.5, b=None, background=1.0)])
+    (entry,) = rank(metrics, ["a", "b"])
+    assert entry == Ranked(metrics.cases[0], 0.5)
+
+
+def test_a_single_case_is_shown_as_the_worst():
+    (pair,) = shown([Ranked(scores("x", a=0.5), 0.5)])
+    assert pair[0] == "worst"
+
+
+def test_cuts_go_through_the_structure_with_the_patient_upright():
+    truth = np.zeros((10, 40, 50), dtype=np.int32)
+    truth[7:9, 5:9, 30:36] = 4
+    image = np.zeros((*truth.shape, 1), dtype=np.float32)
+    image[truth == 4] = 1
+    axial, coronal, sagittal = cuts(image, truth, truth, (2.0, 1.0, 1.0), [4], anatomical=True)
+    for panel, area in ((axial, 4 * 6), (coronal, 2 * 6), (sagittal, 2 * 4)):
+        assert (panel.truth == 4).sum() == area == panel.image.sum()
+    assert np.flatnonzero((coronal.truth == 4).any(1)).tolist() == [1, 2]  # z = 7 and 8 of 10, counted from the top
+    assert coronal.spacing == (2.0, 1.0)
+    assert axial.spacing == (1.0, 1.0)
+
+
+def test_cuts_of_an_empty_case_show_the_middle():
+    empty = np.zeros((3, 5, 7), dtype=np.int32)
+    shapes = [panel.image.shape for panel in cuts(empty[..., None], empty, empty, (1.0, 1.0, 1.0), [1], False)]
+    assert shapes == [(5, 7), (3, 7), (3, 5)]
+
+
+def test_differences_tell_missed_from_added():
+    truth, prediction = np.array([[1, 1, 0, 0, 2]]), np.array([[1, 0, 1, 0, 1]])
+    panel = Panel("", np.zeros((1, 5)), truth, prediction, (1.0, 1.0), volume=False)
+    found = [tuple(pixel) for pixel in differences(panel, [1, 2])[0]]
+    assert found == [to_rgb(FOUND), to_rgb(TRUTH), to_rgb(PREDICTION), (0, 0, 0), to_rgb(TRUTH)]
+
+
+def test_command_holds_every_option_given():
+    options = RunOptions(
+        data=DataOptions(label="1st_manual/*", classes={"red vessel": 255}, regions={"all": (1, 2)}, ignore=9),
+        memory_bytes=int(2.5 * 1024**3),
+        seconds=5400,
+        configurations=("2d", "3d_fullres"),
+        iterations=20,
+        seed=0,
+        deterministic=True,
+    )
+    words = shlex.split(run_command("/my data", "out", options))
+    assert words[:5] == ["autounet", "run", "/my data", "--out", "out"]
+    given_options = dict(zip(words[5:-1:2], words[6::2], strict=True))
+    assert given_options == {
+        "--class": "red vessel=255",
+        "--region": "all=1,2",
+        "--label": "1st_manual/*",
+        "--ignore": "9",
+        "--memory": "2.5GB",
+        "--time": "90m",
+        "--configurations": "2d,3d_fullres",
+        "--iterations": "20",
+        "--seed": "0",
+    }
+    assert words[-1] == "--deterministic"
+
+
+@given(st.integers(1, 10**6))
+def test_duration_is_read_back_as_written(seconds):
+    assert parse_time(duration_option(seconds)) == seconds

@@ -1,0 +1,137 @@
+"""An interrupted training continues where it was; a finished one is not repeated; another one is not overwritten."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_cases import configuration, task
+
+from autounet.schema.options import TrainOptions
+from autounet.schema.run import EpochLog
+from autounet.store.weights import load_weights
+from autounet.training import Horizon, train_fold
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_at(step: int):
+    def on_log(line: EpochLog) -> None:
+        if line.step >= step:
+            raise Interrupted
+
+    return on_log
+
+
+@pytest.fixture(autouse=True)
+def _checkpoint_always(monkeypatch):
+    monkeypatch.setattr("autounet.training.checkpoint.LEAST_SECONDS", 0.0)
+    monkeypatch.setattr("autounet.training.checkpoint.TIME_SHARE", 1e9)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_weights(folder / "weights.safetensors")
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_interruptions_change_nothing(tmp_path, optimiser):
+    options = TrainOptions(optimiser=optimiser, learning_rate=3e-3, ema_decay=0.9)
+    straight = task(tmp_path, Horizon(steps=12), options=options, folder=tmp_path / "straight")
+    expected = train_fold(straight)
+    broken = task(tmp_path, Horizon(steps=12), options=options, folder=tmp_path / "broken")
+    for step in (3, 8):
+        with pytest.raises(Interrupted):
+            train_fold(broken, stop_at(step))
+        assert (broken.folder / "state.pt").exists()
+    record = train_fold(broken)
+    assert [line.step for line in record.curve] == [line.step for line in expected.curve]
+    assert [line.loss for line in record.curve] == [line.loss for line in expected.curve]
+    assert record.events == ("continued at step 8 after an interruption",)
+    assert not (broken.folder / "state.pt").exists()
+    found = weights(broken.folder)
+    assert all(torch.equal(tensor, found[name]) for name, tensor in weights(straight.folder).items())
+
+
+def test_elapsed_time_is_remembered(tmp_path):
+    given = task(tmp_path, Horizon(steps=10_000, seconds=1.5))
+    with pytest.raises(Interrupted):
+        train_fold(given, lambda line: stop_at(0)(line) if line.seconds > 0.8 else None)
+    began = time.monotonic()
+    record = train_fold(given)
+    assert record.seconds >= 1.5
+    assert time.monotonic() - began < 1.4
+
+
+def test_a_finished_fold_returns_at_once(tmp_path):
+    given = task(tmp_path, Horizon(steps=3))
+    record = train_fold(given)
+    before = (given.folder / "weights.safetensors").stat().st_mtime_ns
+    assert train_fold(given, stop_at(0)) == record
+    assert (given.folder / "weights.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_training_moves_a_finished_one_aside(tmp_path):
+    first = task(tmp_path, Horizon(steps=3))
+    train_fold(first)
+    kept = weights(first.folder)
+    record = train_fold(task(tmp_path, Horizon(steps=2), configuration=configuration((8, 8, 8))))
+    assert record.steps == 2
+    aside = weights(first.folder.with_name("fold_0.replaced_1"))
+    assert all(torch.equal(aside[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other"])
+def test_a_state_that_does_not_fit_is_not_used(tmp_path, damage):
+    given = task(tmp_path, Horizon(steps=4))
+    with pytest.raises(Interrupted):
+        train_fold(given, stop_at(2))
+    state = given.folder / "state.pt"
+    if damage == "truncated":
+        state.write_bytes(state.read_bytes()[:1000])
+        again = given
+    else:
+        again = task(tmp_path, Horizon(steps=4), options=TrainOptions(seed=1))
+    record = train_fold(again)
+    assert [line.step for line in record.curve] == [1, 2, 3, 4]
+    assert len(record.events) == 1
+    assert "not used" in record.events[0]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from training_cases import task
+from autounet.training import Horizon, checkpoint, train_fold
+checkpoint.LEAST_SECONDS, checkpoint.TIME_SHARE = 0.0, 1e9
+train_fold(task(Path({folder!r}), Horizon(steps=400)))
+"""
+
+
+def test_a_killed_process_leaves_a_state_to_continue_from(tmp_path):
+    given = task(tmp_path, Horizon(steps=400))
+    script = SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", script])
+    state = given.folder / "state.pt"
+    until = time.monotonic() + 60
+    while not state.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    first: list[int] = []
+    with pytest.raises(Interrupted):
+        train_fold(given, lambda line: (first.append(line.step), stop_at(0)(line)))
+    assert first[0] > 8

@@ -1,0 +1,181 @@
+"""Samples: pure functions of the step, inside the image, and with foreground where it is promised."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from training_cases import write_case
+
+from autounet.training.augment import Augmentation, reached_size, seeded
+from autounet.training.cases import CaseStore
+from autounet.training.samples import SampleSource, batches, corner_limits
+
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    for number, name in enumerate(NAMES):
+        write_case(folder, name, (10, 12 + number, 9), number)
+    return folder
+
+
+def source(folder: Path, patch: tuple[int, ...] = (8, 8, 8), kind: str = "full", batch: int = 3, **changes):
+    augmentation = Augmentation(kind, patch, tuple(range(len(patch))))
+    return SampleSource(CaseStore(folder, NAMES), patch, batch, 0, 0, 1 / 3, augmentation, **changes)
+
+
+def equal(a, b) -> bool:
+    return torch.equal(a.image, b.image) and torch.equal(a.labels, b.labels) and a.cases == b.cases
+
+
+@pytest.mark.parametrize("kind", ["full", "light", "none"])
+@pytest.mark.parametrize("patch", [(8, 8, 8), (2, 8, 8), (16, 16, 16), (8, 8), (20, 8)])
+def test_a_batch_is_a_function_of_the_step_alone(folder, kind, patch):
+    first, second = source(folder, patch, kind), source(folder, patch, kind)
+    later = [second.batch(step) for step in (3, 0, 2)]
+    np.random.random(5)
+    torch.rand(5)
+    assert all(equal(first.batch(step), batch) for step, batch in zip((3, 0, 2), later, strict=True))
+    batch = first.batch(1)
+    assert batch.image.shape == (3, 1, *patch)
+    assert batch.labels.shape == (3, *patch)
+    assert batch.image.dtype == torch.float32
+    assert set(batch.labels.unique().tolist()) <= {0, 1, 2}
+    assert torch.isfinite(batch.image).all()
+
+
+def test_threads_change_nothing(folder):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = [source(folder, (16, 64, 64)).batch(step) for step in range(3)]
+        torch.set_num_threads(2)
+        two = [source(folder, (16, 64, 64)).batch(step) for step in range(3)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_workers_change_nothing(folder):
+    alone, together = batches(source(folder), 4, 0), batches(source(folder), 4, 2)
+    for _ in range(4):
+        assert equal(next(alone), next(together))
+
+
+def test_global_generators_are_left_alone(folder):
+    np.random.seed(1)
+    torch.manual_seed(1)
+    expected = np.random.random(), torch.rand(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    source(folder).batch(0)
+    assert (np.random.random(), torch.rand(1)) == expected
+    with pytest.raises(ZeroDivisionError), seeded(3):
+        1 / 0  # noqa: B018
+
+
+def test_every_case_comes_once_before_any_comes_again(folder):
+    order = [name for step in range(10) for name in source(folder, batch=3).batch(step).cases]
+    assert all(set(order[start : start + 3]) == set(NAMES) for start in range(0, 30, 3))
+    assert len({tuple(order[start : start + 3]) for start in range(0, 30, 3)}) > 1
+
+
+@pytest.mark.parametrize("patch", [(4, 4, 4), (4, 4)])
+def test_the_last_samples_show_foreground(folder, patch):
+    batches = [source(folder, patch, "none").batch(step) for step in range(20)]
+    assert all((batch.labels[2] > 0).any() for batch in batches)
+
+
+def test_images_show_their_labels(folder):
+    """The image of a test case is its labels plus noise of 0.2: space is transformed alike for both."""
+    plain = source(folder, (10, 12, 9), "none")
+    full = source(folder, (10, 12, 9), "full")
+    for drawn in (plain, full):
+        error = []
+        for step in range(6):
+            batch = drawn.batch(step)
+            image, target = batch.image[:, 0].flatten(), batch.labels.flatten().float()
+            error.append(torch.corrcoef(torch.stack((image, target)))[0, 1])
+        assert np.mean(error) > 0.6
+
+
+def test_sparse_labels_are_looked_for(folder, tmp_path):
+    store = CaseStore(folder, NAMES)
+    for case in store.cases:
+        case.labels[:] = -1
+        case.labels[0, 0, 0] = 1
+        case.locations.clear()
+    drawn = source(folder, (6, 6, 6), "none", sparse=True)
+    drawn.cases = store
+    found = [(drawn.batch(step).labels >= 0).flatten(1).any(1) for step in range(20)]
+    blind = source(folder, (6, 6, 6), "none")
+    blind.cases = store
+    by_chance = [(blind.batch(step).labels >= 0).flatten(1).any(1) for step in range(20)]
+    assert torch.stack(found).float().mean() > 2 * torch.stack(by_chance).float().mean()
+
+
+@given(
+    shape=st.lists(st.integers(1, 50), min_size=3, max_size=3),
+    size=st.lists(st.integers(1, 50), min_size=3, max_size=3),
+)
+def test_patches_stay_inside_or_hold_the_whole_axis(shape, size):
+    lowest, highest = corner_limits(shape, size)
+    for length, patch, low, high in zip(shape, size, lowest, highest, strict=True):
+        assert low <= high
+        for corner in (low, high):
+            inside = corner >= 0 and corner + patch <= length
+            assert inside or (corner <= 0 and corner + patch >= length)
+
+
+@settings(max_examples=50)
+@given(
+    patch=st.lists(st.integers(1, 64), min_size=2, max_size=3),
+    angle=st.floats(-3.2, 3.2),
+    scale=st.floats(0.7, 1.4),
+)
+def test_what_is_read_holds_the_rotated_patch(patch, angle, scale):
+    axes = len(patch)
+    size = reached_size(patch, (angle,) * axes, (scale,) * axes)
+    assert all(s >= p and (s - p) % 2 == 0 for s, p in zip(size, patch, strict=True))
+    assert reached_size(patch, (0.0,) * axes, (1.0,) * axes) >= tuple(patch)
+    diagonal = 1.4 * float(np.linalg.norm(patch)) + 4
+    assert max(size) <= max(diagonal, max(patch) + 2)
+
+
+def test_reading_more_than_is_reached_changes_nothing():
+    """A rotated patch from exactly the box it reaches equals the same patch from a larger image."""
+    patch, angles, scales = (6, 7, 8), (0.4, -0.3, 0.2), (1.2,) * 3
+    augmentation = Augmentation("full", patch, ())
+    size = reached_size(patch, angles, scales)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, *(length + 8 for length in size), generator=generator)
+    labels = torch.randint(-1, 3, image.shape[1:], generator=generator).short()
+    cut = tuple(slice(4, -4) for _ in size)
+    large = augmentation._transform_space(angles, scales, image, labels)
+    small = augmentation._transform_space(angles, scales, image[(slice(None), *cut)], labels[cut])
+    torch.testing.assert_close(large[0], small[0], atol=1e-4, rtol=0)
+    assert (large[1] == small[1]).float().mean() > 0.99
+
+
+def test_a_source_travels_without_its_arrays(folder):
+    drawn = source(folder)
+    drawn.batch(0)
+    sent = pickle.dumps(drawn)
+    assert len(sent) < 5000
+    assert equal(pickle.loads(sent).batch(2), drawn.batch(2))
+
+
+def test_large_cases_are_read_where_they_are_cut(folder, monkeypatch):
+    in_memory = source(folder)
+    monkeypatch.setattr("autounet.training.cases.MEMORY_LIMIT", 0)
+    on_disk = source(folder)
+    assert not isinstance(on_disk.cases[0].image, np.ndarray)
+    assert all(equal(in_memory.batch(step), on_disk.batch(step)) for step in range(3))

@@ -1,0 +1,89 @@
+"""Small prepared cases and tasks for tests of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from autounet.nets import FAMILIES
+from autounet.schema.geometry import Geometry
+from autounet.schema.labels import LabelClass, Labels
+from autounet.schema.options import TrainOptions
+from autounet.schema.plan import ChannelNormalisation, Configuration, PreprocessSpec
+from autounet.schema.prepared import CaseProperties
+from autounet.store import write_prepared
+from autounet.training.schedule import Horizon
+from autounet.training.task import FoldTask
+
+SPEC = PreprocessSpec(spacing=(1.0, 1.0, 1.0), normalisation=(ChannelNormalisation(scheme="zscore"),))
+
+
+def labels(count: int = 3, ignore: int | None = None) -> Labels:
+    names = ("background", *(f"organ{index}" for index in range(1, count)))
+    return Labels(classes=tuple(LabelClass(name=name, value=i) for i, name in enumerate(names)), ignore=ignore)
+
+
+def write_case(folder: Path, identifier: str, shape: tuple[int, int, int], seed: int = 0) -> None:
+    """Two bright boxes of classes 1 and 2 in noise."""
+    generator = np.random.default_rng(seed)
+    target = np.zeros(shape, np.int8)
+    half = [max(1, length // 2) for length in shape]
+    target[: half[0], : half[1], : half[2]] = 1
+    target[-half[0] :, -half[1] :, -half[2] :] = 2
+    image = (generator.normal(size=shape) * 0.2 + target).astype(np.float32)[None]
+    locations = {index: np.argwhere(target == index).astype(np.int32) for index in (1, 2)}
+    properties = CaseProperties(
+        identifier=identifier,
+        key="test",
+        spec=SPEC,
+        geometry=Geometry(shape=shape),
+        axes=(0, 1, 2),
+        flips=(False, False, False),
+        network_shape=shape,
+        network_spacing=(1.0, 1.0, 1.0),
+        box=tuple((0, length) for length in shape),
+        shape=shape,
+    )
+    write_prepared(folder, properties, image, target, locations)
+
+
+def configuration(patch: tuple[int, ...] = (8, 12, 8), batch: int = 2, precision: str = "fp32") -> Configuration:
+    dims = len(patch)
+    network = FAMILIES["plain"].propose(
+        dims, 1, 3, [(1,) * dims, (2,) * dims, (2,) * dims], [(3,) * dims] * 3, base_features=4
+    )
+    return Configuration(
+        preprocess=SPEC,
+        prepared="test",
+        patch_size=patch,
+        batch_size=batch,
+        network=network,
+        precision=precision,
+        channels_last=precision != "fp32",
+        mirror_axes=tuple(range(dims)),
+        median_shape=(12, 16, 12),
+        predicted_memory_bytes=0,
+    )
+
+
+def task(folder: Path, horizon: Horizon, workers: int = 0, **changes: object) -> FoldTask:
+    """Four small cases, prepared below `folder`."""
+    names = tuple(f"case{number}" for number in range(4))
+    for number, name in enumerate(names):
+        if not (folder / "prepared" / f"{name}.json").exists():
+            write_case(folder / "prepared", name, (12, 10 + 2 * number, 12), number)
+    given: dict[str, object] = {
+        "configuration_name": "3d_fullres",
+        "configuration": configuration(),
+        "labels": labels(),
+        "options": TrainOptions(),
+        "prepared": folder / "prepared",
+        "train_cases": names[:3],
+        "validation_cases": names[3:],
+        "fold": 0,
+        "folder": folder / "models" / "fold_0",
+        "horizon": horizon,
+        "workers": workers,
+    }
+    return FoldTask(**{**given, **changes})  # type: ignore[arg-type]
