@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from autounet.datasets import InputCase, find_inputs, image_files, load_case, load_input, pair
+from autounet.datasets import InputCase, Match, find_inputs, image_files, load_case, load_input, pair
 from autounet.evaluation import distance_unit, evaluate_case, summarise
-from autounet.images import output_suffix, read_geometry, read_labels, suffix, write_labels
+from autounet.images import output_suffix, read_geometry, read_labels, stem, suffix, write_labels
 from autounet.preprocessing import Prepared, case_key, export, prepare_case
 from autounet.schema.dataset import Dataset
 from autounet.schema.errors import AutoUNetError, DataError, ModelError
@@ -292,7 +292,7 @@ def evaluate(
 
     Classes come from `bundle`, else from `classes` (name -> value), else from the values found.
     """
-    pairs = pair(_files(Path(predictions)), _files(Path(references)))
+    pairs = _evaluation_pairs(Path(predictions), Path(references))
     if bundle is not None:
         labels = bundle.labels
     else:
@@ -301,6 +301,23 @@ def evaluate(
     tasks = [_EvaluateTask(case, prediction, reference, labels) for case, prediction, reference in pairs]
     unit = distance_unit(read_geometry(tasks[0].reference))
     return summarise(map_parallel(_evaluate_one, tasks, workers, on_case), labels, unit=unit)
+
+
+def _evaluation_pairs(predictions: Path, references: Path) -> list[Match]:
+    """Two files are a pair; of two folders every prediction needs its reference."""
+    if predictions.is_file() and references.is_file():
+        return [Match(stem(predictions), predictions, references)]
+    predicted, known = _files(predictions), _files(references)
+    pairs = pair(predicted, known)
+    alone = sorted(path.name for path in set(predicted) - {match.first for match in pairs})
+    if alone:
+        raise DataError(
+            f"{len(alone)} predictions have no reference in {references}: {', '.join(alone[:5])}. "
+            "Give the folder with a reference of the same name for each"
+        )
+    if len(pairs) < len(known):
+        log.warning("%d of %d references have no prediction and are not counted", len(known) - len(pairs), len(known))
+    return pairs
 
 
 def _files(path: Path) -> list[Path]:

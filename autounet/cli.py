@@ -295,6 +295,7 @@ def _root(
         level=logging.WARNING if quiet else logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S",
         stream=sys.stderr,
     )  # fmt: skip
+    logging.getLogger("numexpr").setLevel(logging.WARNING)
     if version:
         from autounet import __version__
 

@@ -42,7 +42,8 @@ class FoldJobs:
             "select": self.select,
         }
         self.configurations = {name: pipeline.plan.configurations[name] for name in pipeline.trained_names()}
-        self.hashes = {facts.identifier: facts.content_hash for facts in pipeline.facts}
+        labels = pipeline.dataset.labels.digest()
+        self.hashes = {facts.identifier: digest([facts.content_hash, labels]) for facts in pipeline.facts}
         self.validation_seconds: dict[str, float] = {}
         self.overhead = FOLD_OVERHEAD_SECONDS
         self.pending: list[Job] = []

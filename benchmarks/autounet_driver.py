@@ -22,7 +22,7 @@ import torch
 from autounet.allocator import keep_freed_memory
 from autounet.losses import Batch, build_loss
 from autounet.schema.dataset import Dataset, Splits
-from autounet.schema.options import TrainOptions
+from autounet.schema.options import DataOptions, TrainOptions
 from autounet.schema.plan import Configuration, Plan
 from autounet.schema.run import RunRecord, Selection
 from autounet.step import Precision, train_step
@@ -89,7 +89,7 @@ def time_steps(out: Path, result: Path, batches: str, steps: int) -> None:
 
 def make_bundle(out: Path, weights: Path, model: Path) -> None:
     """A bundle of five folds with nnU-Net's tensors under our names."""
-    from autounet.inference.bundle import TrainedFold, pack
+    from autounet.inference.bundle import pack
     from autounet.nets import FAMILIES
     from autounet.nets.plain import nnunet_name
     from autounet.store.weights import save_weights
@@ -98,21 +98,29 @@ def make_bundle(out: Path, weights: Path, model: Path) -> None:
     configuration = Plan.load(out / "plan.json").configurations[CONFIGURATION]
     spec = configuration.network
     names = list(FAMILIES[spec.family].build(spec).state_dict())
-    folds = []
+    files: dict[int | None, Path] = {}
     for fold in range(5):
         theirs = torch.load(weights / f"fold_{fold}.pt", weights_only=True)
         ours = {name: theirs[nnunet_name(name, len(spec.features))] for name in names}
-        file = model.parent / f"weights_{fold}.safetensors"
-        save_weights(file, ours)
-        record = RunRecord(
-            configuration_name=CONFIGURATION, configuration=configuration.key, fold=fold, options=TrainOptions(),
-            train_cases=splits.training(fold), validation_cases=splits.validation(fold), device="cpu", steps=0,
-            seconds=0.0, curve=(), parameters=sum(tensor.numel() for tensor in ours.values()),
-            peak_memory_bytes=None, versions={},
-        )  # fmt: skip
-        folds.append(TrainedFold(record, file))
+        files[fold] = model.parent / "untrained" / f"fold_{fold}" / "weights.safetensors"
+        save_weights(files[fold], ours)
+        RunRecord(
+            configuration_name=CONFIGURATION,
+            configuration=configuration.key,
+            fold=fold,
+            options=TrainOptions(),
+            train_cases=splits.training(fold),
+            validation_cases=splits.validation(fold),
+            device="cpu",
+            steps=0,
+            seconds=0.0,
+            curve=(),
+            parameters=sum(tensor.numel() for tensor in ours.values()),
+            peak_memory_bytes=None,
+            versions={},
+        ).save(files[fold].with_name("record.json"))
     selection = Selection(chosen=(CONFIGURATION,), compared=(), reason="Untrained weights, to measure time.")
-    pack(model, dataset, {CONFIGURATION: configuration}, selection, folds, None, {})
+    pack(model, dataset, DataOptions(), {CONFIGURATION: configuration}, selection, {CONFIGURATION: files}, None)
 
 
 def agreement(first: Path, second: Path, result: Path) -> None:

@@ -100,7 +100,7 @@ def test_ambiguous_labels_list_the_candidates(tmp_path: Path) -> None:
         scan(tmp_path, NONE)
     assert scan(tmp_path, DataOptions(label="1st_manual/*")).cases[0].label == "1st_manual/0.png"
     assert scan(tmp_path, DataOptions(label="mask")).cases[0].label == "mask/0.png"
-    with pytest.raises(OptionError, match="names no image file.*mask/ \\(3 images\\)"):
+    with pytest.raises(OptionError, match=r"names no image file.*mask/ \(3 images\)"):
         scan(tmp_path, DataOptions(label="nowhere/*"))
 
 
@@ -110,6 +110,12 @@ def test_held_out_folders_do_not_confuse(tmp_path: Path) -> None:
     dataset = scan(tmp_path, NONE)
     assert dataset.layout == "pairs"
     assert dataset.cases[0].images == ("imagesTr/0.png",)
+
+
+@pytest.mark.parametrize("labels", ["segments", "masks", "Annotations", "gt", "tumour"])
+def test_any_single_folder_can_hold_the_labels(tmp_path: Path, labels: str) -> None:
+    picture_pairs(tmp_path, "imgs", labels)
+    assert scan(tmp_path, NONE).cases[2].label == f"{labels}/2.png"
 
 
 def test_channels_by_number_in_pairs(tmp_path: Path) -> None:
@@ -244,7 +250,7 @@ def test_empty_and_wrong_folders(tmp_path: Path) -> None:
     picture(tmp_path / "training" / "images" / "0.png")
     with pytest.raises(DataError, match="Give one of its folders: training"):
         scan(tmp_path, NONE)
-    with pytest.raises(DataError, match="no folder of .* can hold the labels"):
+    with pytest.raises(DataError, match=r"no folder of .* can hold the labels"):
         scan(tmp_path / "training", NONE)
     picture(tmp_path / "flat" / "0.png")
     with pytest.raises(DataError, match="1 image files and no folders"):
@@ -339,7 +345,7 @@ def test_inputs_of_pictures(tmp_path: Path) -> None:
     assert [case.identifier for case in cases] == ["0", "1", "2"]
     picture(tmp_path / "grey" / "a.png")
     (grey,) = find_inputs(tmp_path / "grey", bundle)
-    with pytest.raises(DataError, match="case a: .* 1 channel, expected 3 channels"):
+    with pytest.raises(DataError, match=r"case a: .* 1 channel, expected 3 channels"):
         load_input(grey, bundle.channels)
 
 

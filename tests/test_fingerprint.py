@@ -7,21 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from autounet.datasets import complete_labels, scan
+from autounet.datasets.contents import SAMPLES, count_values
 from autounet.datasets.synthetic import make_demo_dataset
-from autounet.fingerprint import (
-    SAMPLES,
-    build_fingerprint,
-    check,
-    count_values,
-    examine,
-    nonzero_box,
-    weighted_quantiles,
-)
+from autounet.fingerprint import build_fingerprint, check, examine, weighted_quantiles
 from autounet.images import read_geometry, read_image, read_labels, write_image, write_labels
 from autounet.schema.dataset import CaseFacts, Finding, Severity
 from autounet.schema.errors import DataError
@@ -297,19 +289,6 @@ def test_canonical_orientation_permutes(tmp_path: Path) -> None:
     assert (canonical.shape, canonical.spacing) == ((6, 4, 5), (3.0, 1.0, 2.0))
     assert canonical.cropped_shape == (3, 2, 3)
     assert stored.voxels == canonical.voxels == (102, 18)
-
-
-@settings(max_examples=50)
-@given(arrays(np.float32, st.tuples(*[st.integers(1, 4)] * 4), elements=st.sampled_from([0.0, 0.0, 0.0, 1.0, -2.0])))
-def test_box_is_the_smallest_that_holds_all_nonzero(image: np.ndarray) -> None:
-    box = nonzero_box(image)
-    cut = image[(slice(None), *(slice(start, stop) for start, stop in box))]
-    assert np.count_nonzero(cut) == np.count_nonzero(image)
-    if np.count_nonzero(image):
-        faces = [np.moveaxis(cut, axis, 0)[side] for axis in (1, 2, 3) for side in (0, -1)]
-        assert all(face.any() for face in faces)
-    else:
-        assert cut.shape == image.shape
 
 
 @given(st.lists(st.one_of(st.integers(-5, 5), st.integers(-(2**31), 2**31 - 1)), min_size=1, max_size=30))

@@ -136,7 +136,7 @@ def test_every_module_has_a_layer():
 def test_imports_go_down(path):
     here = part(path)
     for line, there in own_imports(path, parse(path)):
-        if there == here or there in FREE:
+        if there == here or there in FREE or (here, there) == ("", "api"):
             continue
         place = f"{path.relative_to(ROOT.parent)}:{line}"
         assert here not in ("", *FREE), (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -105,7 +107,7 @@ def test_level_weights_sum_to_one(levels):
     assert len(weights) == levels
     assert sum(weights) == pytest.approx(1)
     assert (weights[-1] == 0) == (levels > 1)
-    assert all(a > b for a, b in zip(weights, weights[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(weights))
 
 
 @settings(max_examples=30, deadline=None)

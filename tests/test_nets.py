@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch.nn import functional
 
 from autounet.nets import FAMILIES, Family
-from autounet.nets.blocks import InstanceNorm
+from autounet.nets.blocks import CHANNELS_LAST, InstanceNorm, UpConvolution
 from autounet.nets.plain import nnunet_name
 from autounet.schema.plan import NetworkSpec
 
@@ -155,6 +155,20 @@ def test_norm_equals_torchs_instance_norm(dims: int, layout: str) -> None:
     with torch.no_grad():
         torch.testing.assert_close(norm(x), reference, rtol=1e-9, atol=1e-9)
     assert torch.autograd.gradcheck(norm, (x,))
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (1, 2), (2, 2, 2), (1, 2, 2), (3, 1, 2)])
+def test_up_convolution_equals_torchs(stride: tuple[int, ...]) -> None:
+    up = UpConvolution(3, 4, stride).double()
+    torch.nn.init.normal_(up.weight)
+    torch.nn.init.normal_(up.bias)
+    x = torch.randn(2, 3, *(2, 3, 4)[-len(stride) :], dtype=torch.float64)
+    reference = torch.nn.functional.conv_transpose2d if len(stride) == 2 else torch.nn.functional.conv_transpose3d
+    expected = reference(x, up.weight, up.bias, stride)
+    for ready in (x, x.to(memory_format=CHANNELS_LAST[len(stride)])):
+        torch.testing.assert_close(up(ready), expected)
+        with torch.no_grad():
+            torch.testing.assert_close(up(ready), expected)
 
 
 def test_parameter_count_of_the_hippocampus_network() -> None:

@@ -67,22 +67,22 @@ def configuration(patch: tuple[int, ...] = (8, 12, 8), batch: int = 2, precision
     )
 
 
-def task(folder: Path, horizon: Horizon, workers: int = 0, **changes: object) -> FoldTask:
-    """Four small cases, prepared below `folder`."""
+def task(root: Path, horizon: Horizon, workers: int = 0, **changes: object) -> FoldTask:
+    """Four small cases, prepared below `root`."""
     names = tuple(f"case{number}" for number in range(4))
     for number, name in enumerate(names):
-        if not (folder / "prepared" / f"{name}.json").exists():
-            write_case(folder / "prepared", name, (12, 10 + 2 * number, 12), number)
+        if not (root / "prepared" / f"{name}.json").exists():
+            write_case(root / "prepared", name, (12, 10 + 2 * number, 12), number)
     given: dict[str, object] = {
         "configuration_name": "3d_fullres",
         "configuration": configuration(),
         "labels": labels(),
         "options": TrainOptions(),
-        "prepared": folder / "prepared",
+        "prepared": root / "prepared",
         "train_cases": names[:3],
         "validation_cases": names[3:],
         "fold": 0,
-        "folder": folder / "models" / "fold_0",
+        "folder": root / "models" / "fold_0",
         "horizon": horizon,
         "workers": workers,
     }

@@ -1,5 +1,6 @@
 """Data sets as people have them: layouts, labels, pairing, folds, loading."""
 
+from autounet.datasets.examine import examine, examine_case
 from autounet.datasets.folders import image_files
 from autounet.datasets.inputs import InputCase, find_inputs, load_input
 from autounet.datasets.labels import complete_labels, label_findings
@@ -14,6 +15,8 @@ __all__ = [
     "LoadedCase",
     "Match",
     "complete_labels",
+    "examine",
+    "examine_case",
     "find_inputs",
     "image_files",
     "label_findings",

@@ -10,7 +10,7 @@ from autounet.schema.errors import DataError, OptionError
 
 _IMAGES = re.compile(r"^(images?|imgs?|img|scans?|photos?)(?![a-z]*mask)", re.IGNORECASE)
 _LABELS = re.compile(r"label|mask|seg|annot|manual|gt$|^gt|ground.?truth|truth|target", re.IGNORECASE)
-_HELD_OUT = re.compile(r"(ts|[-_ ]?test(ing)?|[-_ ]?val(idation)?)$", re.IGNORECASE)
+_HELD_OUT = re.compile(r"(^|[-_ ])(?i:ts|test|testing|val|validation)$|(?<=[a-z])(Ts|Test|Testing|Val|Validation)$")
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def relative(root: Path, path: Path) -> str:
 
 
 def match_labels(
-    root: Path, images: dict[str, Sequence[Path]], labels: Sequence[Path]
+    root: Path, images: Mapping[str, Sequence[Path]], labels: Sequence[Path]
 ) -> tuple[list[Case], list[Finding]]:
     """Cases from image files by identifier and loose label files, paired by their names.
 

@@ -88,14 +88,12 @@ def _stratify(
 
     ranks = dict(zip(members, np.random.default_rng(seed).permutation(len(members)).tolist(), strict=True))
     rare = {group: rarest(group) for group in members}
-    order = sorted(
-        members,
-        key=lambda group: (
-            frequency[rare[group]] if rare[group] is not None else len(groups),
-            -len(members[group]),
-            ranks[group],
-        ),
-    )
+
+    def urgency(group: str) -> tuple[int, int, int]:
+        value = rare[group]
+        return len(groups) if value is None else frequency[value], -len(members[group]), ranks[group]
+
+    order = sorted(members, key=urgency)
     for group in order:
         new = [name for name in members[group] if name not in placed]
         if not new:
@@ -149,7 +147,7 @@ def _fold_lists(content: Any, path: Path) -> list[list[str]]:
     if isinstance(content, dict):
         content = content.get("folds")
     if isinstance(content, list) and content:
-        folds = [entry.get("val") if isinstance(entry, dict) else entry for entry in content]
+        folds: list[Any] = [entry.get("val") if isinstance(entry, dict) else entry for entry in content]
         if all(isinstance(fold, list) and all(isinstance(name, str) for name in fold) for fold in folds):
             return folds
     raise OptionError(f'--splits {path}: expected {{"folds": [[case, ...], ...]}} or nnU-Net\'s splits_final.json')

@@ -24,7 +24,8 @@ def make_case(rng: np.random.Generator, shape: Shape3) -> tuple[np.ndarray, np.n
     A body ellipsoid holds two ellipsoidal organs of varying position, size, rotation and contrast, warped smoothly.
     Blur, a multiplicative bias field and noise come on top, and outside the body it is nearly dark.
     """
-    spacing = (float(rng.uniform(1.8, 2.2)), *([float(rng.uniform(0.95, 1.05))] * 2))
+    through, inside = float(rng.uniform(1.8, 2.2)), float(rng.uniform(0.95, 1.05))
+    spacing = (through, inside, inside)
     extent = np.array(shape) * spacing
     grid = np.stack(np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)],
                                 indexing="ij"))  # fmt: skip
@@ -42,8 +43,8 @@ def make_case(rng: np.random.Generator, shape: Shape3) -> tuple[np.ndarray, np.n
     bias = ndimage.gaussian_filter(rng.normal(size=shape), 10, mode="nearest")
     signal = signal * np.exp(0.15 * bias / bias.std()) * rng.uniform(300, 700)
     image = np.abs(signal + rng.normal(scale=0.1 * signal.mean() / body.mean(), size=shape))
-    origin = tuple(float(value) for value in rng.uniform(-50, 50, 3))
-    return image[None].astype(np.float32), labels, Geometry(shape=shape, spacing=spacing, origin=origin)
+    x, y, z = rng.uniform(-50, 50, 3).tolist()
+    return image[None].astype(np.float32), labels, Geometry(shape=shape, spacing=spacing, origin=(x, y, z))
 
 
 def _ellipsoid(grid: np.ndarray, centre: np.ndarray, radii: np.ndarray, angle: float) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The voxels of NIfTI files. Their geometry stays with ITK.
 
-ITK turns NaN and infinite voxels into zeros, and fills what a truncated file lacks with zeros, without a word; here both
-are seen, and gzip's checksum is checked on the way. Format: nifti1.h and nifti2.h of the NIfTI initiative.
+ITK turns NaN and infinite voxels into zeros, and fills what a truncated file lacks with zeros, without a word; here
+both are seen, and gzip's checksum is checked on the way. Format: nifti1.h and nifti2.h of the NIfTI initiative.
 """
 
 from __future__ import annotations

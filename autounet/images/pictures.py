@@ -24,8 +24,9 @@ def read_picture(path: Path, kind: str, labels: bool = False) -> tuple[np.ndarra
 
     try:
         with Image.open(path) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                raise DataError(f"{path} has {image.n_frames} frames. Store one image per file")
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise DataError(f"{path} has {frames} frames. Store one image per file")
             image.load()
             array = _array(image, labels)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -33,8 +33,9 @@ def read_tiff(path: Path) -> tuple[np.ndarray, Geometry]:
     try:
         with tifffile.TiffFile(path) as file:
             array = file.series[0].asarray()
-            if file.pages[0].photometric == tifffile.PHOTOMETRIC.PALETTE and file.pages[0].colormap is not None:
-                array = _grey_palette(array, np.asarray(file.pages[0].colormap))
+            page: Any = file.pages[0]
+            if page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
+                array = _grey_palette(array, np.asarray(page.colormap))
             axes, spacing = file.series[0].axes, _spacing(file)
     except Exception as error:  # tifffile lets struct, zlib, key and codec errors through
         raise DataError(f"{path} cannot be read: {_reason(error)}. Copy or export the file again") from None
@@ -90,8 +91,9 @@ def _spacing(file: TiffFile) -> Spacing3:
         return (1.0, 1.0, 1.0)
     scale = _MILLIMETRES.get(str(metadata.get("unit", "mm")), 1.0)
     sizes = []
+    page: Any = file.pages[0]
     for name in ("YResolution", "XResolution"):
-        tag = file.pages[0].tags.get(name)
+        tag = page.tags.get(name)
         numerator, denominator = tag.value if tag is not None else (1, 1)
         sizes.append(denominator / numerator * scale if numerator and denominator else 1.0)
     return (abs(float(metadata["spacing"])) * scale or 1.0, sizes[0], sizes[1])

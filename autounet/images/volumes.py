@@ -84,10 +84,10 @@ def _geometry(path: Path, kind: str, dimension: int, source: Any) -> Geometry:
     used = min(dimension, 3)
     direction[:used, :used] = np.reshape(source.GetDirection(), (dimension, dimension))[:used, :used]
     return Geometry(
-        shape=tuple(reversed(size)),
-        spacing=tuple(reversed(spacing)),
-        origin=tuple(origin),
-        direction=tuple(direction.ravel().tolist()),
+        shape=(size[2], size[1], size[0]),
+        spacing=(spacing[2], spacing[1], spacing[0]),
+        origin=(origin[0], origin[1], origin[2]),
+        direction=tuple(direction.ravel().tolist()),  # type: ignore[arg-type]
         kind=kind,
         dimension=used,
     )
@@ -108,4 +108,3 @@ def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     image.SetOrigin(geometry.origin[:axes])
     image.SetDirection(np.reshape(geometry.direction, (3, 3))[:axes, :axes].ravel().tolist())
     sitk.WriteImage(image, str(path), useCompression=suffix(path).lower() != ".nii")
-

@@ -9,6 +9,7 @@ sample is the same function again and takes 41 ms. So the forward is the one, th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ EPS = 1e-5
 """added to the variance (nnU-Net)"""
 
 CONVOLUTIONS: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
-TRANSPOSED: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 class _NormActivation(torch.autograd.Function):
@@ -115,10 +116,41 @@ def conv_blocks(inputs: int, outputs: int, kernel: Sequence[int], stride: Sequen
     )
 
 
+class UpConvolution(nn.Module):
+    """Transposed convolution whose kernel equals its stride; parameters as in torch's ConvTranspose.
+
+    Such a kernel never overlaps itself, so it is a matrix product whose results are laid out side by side. oneDNN's
+    backward of the transposed form is slow: bf16, (9, 64, 20, 28, 20) to 32 features, forward and backward 194 ms on
+    a core against 84 ms. The forward alone is faster as torch has it, and so is everything on a GPU.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: Sequence[int]) -> None:
+        super().__init__()
+        self.stride = tuple(stride)
+        self.weight = nn.Parameter(torch.empty(inputs, outputs, *self.stride))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, inputs, *S) -> (B, outputs, *S x stride)
+        dims = len(self.stride)
+        if x.device.type == "cpu" and torch.is_grad_enabled() and x.is_contiguous(memory_format=CHANNELS_LAST[dims]):
+            return self._as_product(x)
+        transposed = functional.conv_transpose2d if dims == 2 else functional.conv_transpose3d
+        return transposed(x, self.weight, self.bias, self.stride)
+
+    def _as_product(self, x: Tensor) -> Tensor:
+        dims, outputs = len(self.stride), self.weight.shape[1]
+        matrix = self.weight.movedim((0, 1), (-1, -2)).flatten(0, dims)  # (strides x outputs, inputs)
+        y = functional.linear(x.movedim(1, -1), matrix, self.bias.repeat(math.prod(self.stride)))
+        y = y.unflatten(-1, (*self.stride, outputs))  # (B, *S, *strides, outputs)
+        order = [axis for pair in zip(range(1, dims + 1), range(dims + 1, 2 * dims + 1), strict=True) for axis in pair]
+        size = [length * step for length, step in zip(x.shape[2:], self.stride, strict=True)]
+        return y.permute(0, *order, -1).reshape(len(x), *size, outputs).movedim(-1, 1)
+
+
 def initialise(network: nn.Module, slope: float = SLOPE) -> None:
     """He initialisation for leaky ReLU, biases zero: every convolution, transposed or not (nnU-Net's rule)."""
     for module in network.modules():
-        if isinstance(module, (*CONVOLUTIONS.values(), *TRANSPOSED.values())):
+        if isinstance(module, nn.Conv2d | nn.Conv3d | UpConvolution):
             nn.init.kaiming_normal_(module.weight, a=slope)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

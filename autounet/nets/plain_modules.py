@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from autounet.nets.blocks import CONVOLUTIONS, TRANSPOSED, conv_blocks, initialise
+from autounet.nets.blocks import CONVOLUTIONS, UpConvolution, conv_blocks, initialise
 from autounet.schema.plan import NetworkSpec
 
 
@@ -27,10 +27,11 @@ class DecoderStage(nn.Module):
     def __init__(self, spec: NetworkSpec, stage: int) -> None:
         super().__init__()
         features, stride = spec.features[stage], spec.strides[stage + 1]
-        self.up = TRANSPOSED[spec.dims](spec.features[stage + 1], features, stride, stride)
+        self.up = UpConvolution(spec.features[stage + 1], features, stride)
         ones = (1,) * spec.dims
         self.blocks = conv_blocks(2 * features, features, spec.kernel_sizes[stage], ones, spec.decoder_blocks[stage])
-        self.head = CONVOLUTIONS[spec.dims](features, spec.out_channels, ones)
+        supervised = stage == 0 or spec.deep_supervision
+        self.head = CONVOLUTIONS[spec.dims](features, spec.out_channels, ones) if supervised else None
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         return self.blocks(torch.cat((self.up(x), skip), 1))
@@ -49,22 +50,19 @@ class PlainUNet(nn.Module):
             raise ValueError("a U-Net needs at least two stages")
         self.encoder = nn.ModuleList(EncoderStage(spec, stage) for stage in range(stages))
         self.decoder = nn.ModuleList(DecoderStage(spec, stage) for stage in range(stages - 1))
-        self.deep_supervision = spec.deep_supervision
-        if not spec.deep_supervision:
-            for stage in self.decoder[1:]:
-                stage.head = None
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         skips = []
-        for stage in self.encoder:
-            x = stage(x)
+        for down in self.encoder:
+            x = down(x)
             skips.append(x)
-        outputs = []
+        outputs: list[Tensor] = []
         for index in range(len(self.decoder) - 1, -1, -1):
-            x = self.decoder[index](x, skips[index])
-            if index == 0 or (self.training and self.deep_supervision):
-                outputs.append(self.decoder[index].head(x))
+            stage = self.decoder[index]
+            x = stage(x, skips[index])
+            if stage.head is not None and (index == 0 or self.training):
+                outputs.append(stage.head(x))
         if not self.training:
             return outputs[-1]
         return tuple(reversed(outputs))

@@ -22,8 +22,10 @@ REFERENCE_BATCH = {2: 12, 3: 2}
 class Memory(Protocol):
     """A budget, and what can be known about keeping it."""
 
-    source: str
-    """for sentences"""
+    @property
+    def source(self) -> str:
+        """Who judges, for sentences."""
+        ...
 
     def fits(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> bool: ...
 

@@ -41,15 +41,7 @@ def remaining_share(fingerprint: Fingerprint) -> float:
 def _scheme(
     channel: ChannelFingerprint, wanted: str, cropped: bool, as_nnunet: bool
 ) -> tuple[ChannelNormalisation, str]:
-    known = None not in (channel.mean, channel.std, channel.percentile_00_5, channel.percentile_99_5)
-    if wanted == "ct" and known:
-        scheme = ChannelNormalisation(
-            scheme="ct",
-            mean=channel.mean,
-            std=max(channel.std, SMALLEST_STD),
-            lower=channel.percentile_00_5,
-            upper=channel.percentile_99_5,
-        )
+    if wanted == "ct" and (scheme := _ct(channel)) is not None:
         return scheme, (
             f"CT, so clipped to the foreground's 0.5th and 99.5th percentile ({scheme.lower:.4g} to "
             f"{scheme.upper:.4g}) and scaled by its mean {scheme.mean:.4g} and deviation {scheme.std:.4g}."
@@ -73,6 +65,14 @@ def _scheme(
         else "over the whole image"
     )
     return ChannelNormalisation(scheme="zscore", nonzero_only=cropped), f"{lack}z-scored per case, {where}."
+
+
+def _ct(channel: ChannelFingerprint) -> ChannelNormalisation | None:
+    """None when no case has foreground."""
+    mean, std, lower, upper = channel.mean, channel.std, channel.percentile_00_5, channel.percentile_99_5
+    if mean is None or std is None or lower is None or upper is None:
+        return None
+    return ChannelNormalisation(scheme="ct", mean=mean, std=max(std, SMALLEST_STD), lower=lower, upper=upper)
 
 
 def _unit_maximum(channel: ChannelFingerprint) -> float:

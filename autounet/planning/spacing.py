@@ -107,7 +107,7 @@ def axis_order(target: np.ndarray) -> tuple[int, int, int]:
     return first, second, third
 
 
-def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> list[int]:
+def resampled_shape(shape: np.ndarray, spacing: np.ndarray, target: np.ndarray) -> list[int]:
     """Voxels per axis after resampling from `spacing` to `target`."""
     return [round(old / new * length) for old, new, length in zip(spacing, target, shape, strict=True)]
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 LEAST_EDGE = 4
 """voxels along an axis at the bottleneck, at least"""
 SIMILAR = 2.0
@@ -24,23 +26,23 @@ class Topology:
     divisor: Triple
 
 
-def find_topology(spacing: Sequence[float], size: Sequence[float]) -> Topology:
+def find_topology(spacing: Sequence[float] | np.ndarray, size: Sequence[float]) -> Topology:
     """Halve, stage by stage, the axes that are large enough and about as fine as the finest such axis.
 
     A kernel spans 3 voxels along an axis from the stage on where its spacing is near the finest, before that 1;
     at the bottleneck 3 everywhere. `size` is the wished patch; halves occur, as medians of shapes have them.
     """
-    spacing, edges = [float(value) for value in spacing], [float(value) for value in size]
-    axes = range(len(spacing))
+    steps, edges = [float(value) for value in spacing], [float(value) for value in size]
+    axes = range(len(steps))
     kernel = [1 for _ in axes]
     strides, kernels = [tuple(1 for _ in axes)], []
-    while halved := _axes_to_halve(spacing, edges):
-        finest = min(spacing)
-        kernel = [3 if kernel[axis] == 3 or spacing[axis] / finest < SIMILAR else 1 for axis in axes]
+    while halved := _axes_to_halve(steps, edges):
+        finest = min(steps)
+        kernel = [3 if kernel[axis] == 3 or steps[axis] / finest < SIMILAR else 1 for axis in axes]
         kernels.append(tuple(kernel))
         strides.append(tuple(2 if axis in halved else 1 for axis in axes))
         for axis in halved:
-            spacing[axis] *= 2
+            steps[axis] *= 2
             edges[axis] = math.ceil(edges[axis] / 2)
     kernels.append(tuple(3 for _ in axes))
     divisor = tuple(math.prod(stride[axis] for stride in strides) for axis in axes)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from statistics import fmean
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from autounet.report.ranking import Ranked
-from autounet.report.style import DASHES, INK, MUTED, SERIES, Picture, as_svg, chart
-from autounet.schema.run import Metrics, RunRecord
+from autounet.report.style import DASHES, GRID, INK, MUTED, SERIES, Picture, as_svg, chart
+from autounet.schema.run import EpochLog, Metrics, RunRecord
 
 
 def fold_name(fold: int | None) -> str:
@@ -52,7 +53,7 @@ def _curves(runs: Sequence[RunRecord], name: str, what: str, label: str) -> Pict
     return Picture(as_svg(figure), alt=f"{label} of {name}: {'; '.join(ends)}", title=label.capitalize())
 
 
-def _value(point, what: str) -> float | None:
+def _value(point: EpochLog, what: str) -> float | None:
     if what == "loss":
         return point.loss
     return fmean(point.validation_dice.values()) if point.validation_dice else None
@@ -81,7 +82,7 @@ def ranked_dice(ranked: Sequence[Ranked], shown: Sequence[tuple[str, Ranked]]) -
     lowest, _ = _dice_limits(values)
     axes.set_ylim(lowest, 1 + 0.06 * (1 - lowest))
     axes.set_xlim(0, len(values) + 1)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     alt = f"Mean Dice of {len(values)} cases, sorted, from {values[0]:.3f} to {values[-1]:.3f}"
     return Picture(as_svg(figure), alt=alt, title="Dice per case, sorted")
 
@@ -111,7 +112,7 @@ def dice_distribution(metrics: Metrics, classes: Sequence[str]) -> Picture | Non
     axes.set_yticks(range(len(values)), [_short(name) for name in values])
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", color="#dfe3e8", linewidth=0.7)
+    axes.grid(axis="x", color=GRID, linewidth=0.7)
     axes.set_xlabel("Dice")
     axes.set_xlim(_dice_limits([value for found in values.values() for value in found]))
     medians = "; ".join(f"{name} median {np.median(found):.3f}" for name, found in values.items())

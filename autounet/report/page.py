@@ -167,9 +167,11 @@ def _case_pictures(found: Gathered, word: str, entry: Ranked) -> dict[str, Any]:
         content["pictures"] = overlays(panels, entry.case, values)
     except StopIteration:
         content["problem"] = "the data set does not list it"
-    except (AutoUNetError, OSError) as error:
-        log.warning("no picture of case %s: %s", entry.case, error)
-        content["problem"] = str(error)
+    except AutoUNetError as error:
+        content["problem"] = str(error).rstrip(".")
+    except Exception as error:  # the page comes after hours of training and is not lost for one picture
+        log.warning("no picture of case %s", entry.case, exc_info=True)
+        content["problem"] = f"{type(error).__name__}: {error}"
     return content
 
 

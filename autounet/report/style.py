@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ MUTED = "#5b6675"
 GRID = "#dfe3e8"
 
 PNG_LIMIT = 300_000  # bytes; a larger picture is stored as JPEG so that the page stays below 10 MB
-RC = {
+RC: dict[Any, Any] = {
     "font.size": 9.0,
     "font.family": "DejaVu Sans",
     "axes.edgecolor": MUTED,

@@ -162,7 +162,7 @@ def _intensity_transforms(kind: str, flat: bool) -> tuple[BasicTransform, ...]:
     if kind == "light":
         return (RandomTransform(noise, 0.1), RandomTransform(contrast, 0.15), RandomTransform(gamma, 0.3))
     # `benchmark` would choose between convolution and FFT by measured time, and so change results from run to run
-    blur = GaussianBlurTransform((0.5, 1.0), p_per_channel=0.5, benchmark=False)
+    blur = GaussianBlurTransform(_blur_sigma, p_per_channel=0.5, benchmark=False)
     brightness = MultiplicativeBrightnessTransform(BGContrast((0.75, 1.25)), **each)
     coarse = SimulateLowResolutionTransform(
         scale=(0.5, 1),
@@ -181,6 +181,11 @@ def _intensity_transforms(kind: str, flat: bool) -> tuple[BasicTransform, ...]:
         RandomTransform(inverted, 0.1),
         RandomTransform(gamma, 0.3),
     )
+
+
+def _blur_sigma(shape: Sequence[int], dim: int) -> float:
+    """0.5 to 1 voxels; next to none along an axis too thin for the transform's kernel of up to 7 voxels."""
+    return np.random.uniform(0.5, 1.0) if shape[dim] > 3 else 0.01
 
 
 @contextmanager

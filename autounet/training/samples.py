@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -164,8 +163,17 @@ def batches(source: SampleSource, start: int, workers: int, pin_memory: bool = F
     if workers == 0:
         yield from SampleLoader(source, start)
         return
-    options: dict[str, Any] = {"multiprocessing_context": "spawn", "prefetch_factor": 3, "pin_memory": pin_memory}
-    sampler = itertools.count(start)
     yield from torch.utils.data.DataLoader(
-        _BatchTable(source), batch_size=None, sampler=sampler, num_workers=workers, **options
+        _BatchTable(source),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        sampler=itertools.count(start),  # type: ignore[arg-type]
+        num_workers=workers,
+        prefetch_factor=3,
+        pin_memory=pin_memory,
+        multiprocessing_context="spawn",
     )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

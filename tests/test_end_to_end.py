@@ -1,0 +1,191 @@
+"""The whole main job on synthetic data, through the command line: one true run that the other tests look at."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autounet.datasets.synthetic import make_demo_dataset
+from autounet.images import read_image, read_labels
+from autounet.schema.plan import Plan
+from autounet.schema.run import Metrics, ModelBundle, RunRecord, Selection
+
+CASES, FOLDS, STEPS = 6, 2, 80
+
+
+def autounet(*arguments, check=True):
+    command = [sys.executable, "-m", "autounet", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def run_options(out, steps=STEPS):
+    return ("--out", out, "--iterations", steps, "--folds", "0,1", "--configurations", "3d_fullres", "--device", "cpu")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """(data folder, output folder, printed text) of one finished run."""
+    folder = tmp_path_factory.mktemp("end_to_end")
+    make_demo_dataset(folder / "data", cases=CASES, test_cases=2)
+    done = autounet("run", folder / "data", *run_options(folder / "out"))
+    return folder / "data", folder / "out", done.stdout
+
+
+def test_the_output_folder_holds_what_the_contract_names(finished):
+    _, out, printed = finished
+    names = ("options", "device", "dataset", "splits", "fingerprint", "plan", "selection", "metrics")
+    assert all((out / f"{name}.json").exists() for name in names)
+    for fold in range(FOLDS):
+        folder = out / "models" / "3d_fullres" / f"fold_{fold}"
+        for file in ("weights.safetensors", "record.json", "log.jsonl", "progress.png"):
+            assert (folder / file).exists()
+    assert (out / "model" / "bundle.json").exists()
+    assert (out / "report.html").stat().st_size > 10_000
+    assert "mean Dice" in printed
+    assert str(out / "report.html") in printed
+
+
+def test_something_was_learnt_and_the_numbers_agree(finished):
+    _, out, _ = finished
+    metrics = Metrics.load(out / "metrics.json")
+    assert metrics.mean_dice > 0.4
+    assert {case.fold for case in metrics.cases} == {0, 1}
+    for name, values in metrics.per_class.items():
+        dices = [case.per_class[name].dice for case in metrics.cases if case.per_class[name].dice is not None]
+        assert values.dice == pytest.approx(np.mean(dices))
+    bundle = ModelBundle.load(out / "model" / "bundle.json")
+    assert bundle.mean_dice == metrics.mean_dice
+    assert Selection.load(out / "selection.json").chosen == ("3d_fullres",)
+
+
+def test_out_of_fold_segmentations_have_the_geometry_and_values_of_the_labels(finished):
+    data, out, _ = finished
+    for case in Metrics.load(out / "metrics.json").cases:
+        predicted, geometry = read_labels(out / "crossval" / "3d_fullres" / f"{case.case}.nii.gz")
+        truth, expected = read_labels(data / "labelsTr" / f"{case.case}.nii.gz")
+        assert geometry == expected
+        assert set(np.unique(predicted)) <= set(np.unique(truth)) | {0}
+
+
+def test_new_images_are_predicted_and_evaluated(finished, tmp_path):
+    data, out, _ = finished
+    autounet("predict", out / "model", data / "imagesTs", "--out", tmp_path / "predicted", "--device", "cpu")
+    images = sorted((data / "imagesTs").iterdir())
+    assert len(list((tmp_path / "predicted").iterdir())) == len(images)
+    for image in images:
+        predicted, geometry = read_labels(tmp_path / "predicted" / image.name.replace("_0000", ""))
+        assert geometry == read_image(image)[1]
+        assert predicted.any()
+    metrics = tmp_path / "metrics.json"
+    autounet(
+        "evaluate", tmp_path / "predicted", data / "labelsTs", "--model", out / "model", "--out", metrics
+    )  # fmt: skip
+    assert Metrics.load(metrics).mean_dice > 0.4
+
+
+def test_an_array_gives_what_its_file_gives(finished, tmp_path):
+    import autounet as package
+
+    data, out, _ = finished
+    image = min((data / "imagesTs").iterdir())
+    predictor = package.load(out / "model", device="cpu")
+    predictor.predict_files(image, tmp_path)
+    array, geometry = read_image(image)
+    from_file = read_labels(tmp_path / image.name.replace("_0000", ""))[0]
+    assert np.array_equal(predictor.predict(array, spacing=geometry.spacing), from_file)
+
+
+def test_the_same_command_again_keeps_everything(finished):
+    data, out, _ = finished
+    watched = [out / "plan.json", out / "metrics.json", *out.glob("models/*/*/weights.safetensors")]
+    before = {path: path.stat().st_mtime_ns for path in watched}
+    autounet("run", data, "--out", out)  # omitted options take the stored values
+    assert {path: path.stat().st_mtime_ns for path in watched} == before
+    assert RunRecord.load(out / "models/3d_fullres/fold_0/record.json").steps == STEPS
+
+
+def test_status_says_what_is_done(finished):
+    _, out, _ = finished
+    found = json.loads(autounet("status", out, "--json").stdout)
+    assert all(found["stages"].values())
+    assert [fold["state"] for fold in found["folds"]] == ["done"] * FOLDS
+
+
+def test_a_damaged_image_among_good_ones_is_named_and_the_others_are_written(finished, tmp_path):
+    data, out, _ = finished
+    (tmp_path / "in").mkdir()
+    for image in (data / "imagesTs").iterdir():
+        (tmp_path / "in" / image.name).write_bytes(image.read_bytes())
+    broken = tmp_path / "in" / "broken_0000.nii.gz"
+    broken.write_bytes(image.read_bytes()[:300])
+    done = autounet("predict", out / "model", tmp_path / "in", "--out", tmp_path / "out", "--device", "cpu", check=False)
+    assert done.returncode == 1
+    assert "broken" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_an_edited_plan_is_kept_and_an_impossible_one_refused(finished, tmp_path):
+    data, _, _ = finished
+    out = tmp_path / "out"
+    autounet("plan", data, *run_options(out))
+    content = json.loads((out / "plan.json").read_text())
+    content["configurations"]["3d_fullres"]["batch_size"] = 3
+    (out / "plan.json").write_text(json.dumps(content))
+    autounet("plan", data, *run_options(out))
+    assert Plan.load(out / "plan.json").configurations["3d_fullres"].batch_size == 3
+    content["configurations"]["3d_fullres"]["patch_size"][0] += 1
+    (out / "plan.json").write_text(json.dumps(content))
+    refused = autounet("plan", data, *run_options(out), check=False)
+    assert refused.returncode == 1
+    assert "divi" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_killed_run_continues_where_it_was(finished, tmp_path):
+    """Killed in the middle of the first fold; the same command goes on, and steps done are not done again."""
+    data, _, _ = finished
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "autounet", "train", str(data), *map(str, run_options(out, 400))]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    state = out / "models" / "3d_fullres" / "fold_0" / "state.pt"
+    waited = time.monotonic()
+    while not state.exists() and process.poll() is None and time.monotonic() - waited < 120:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert state.exists(), "no checkpoint was written before the end"
+    autounet("train", data, "--out", out, "--folds", "0")
+    record = RunRecord.load(out / "models" / "3d_fullres" / "fold_0" / "record.json")
+    assert record.steps == 400
+    assert any("continued at step" in event for event in record.events)
+    steps = [json.loads(line)["step"] for line in (out / "models/3d_fullres/fold_0/log.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+
+def test_too_little_time_is_refused_with_the_least_time(finished, tmp_path):
+    data, _, _ = finished
+    done = autounet("plan", data, "--out", tmp_path / "out", "--time", "2s", "--device", "cpu", check=False)
+    assert done.returncode == 1
+    assert "Give more --time" in done.stderr
+
+
+def test_usage_errors_exit_with_2():
+    assert autounet("run", check=False).returncode == 2
+    assert autounet("run", "x", "--out", "y", "--epochs", "many", check=False).returncode == 2
+
+
+def test_a_missing_folder_is_one_clear_message(tmp_path):
+    done = autounet("run", tmp_path / "nothing", "--out", tmp_path / "out", check=False)
+    assert done.returncode == 1
+    assert "nothing" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not Path(tmp_path / "out" / "models").exists()
