@@ -82,7 +82,6 @@ def time_steps(out: Path, result: Path, batches: str, steps: int) -> None:
         "seconds": seconds[WARM_UP:],
         "data_seconds": data_seconds[WARM_UP:],
         "batch": list(batch.image.shape),
-        "precision": precision.name + (", channels last" if precision.channels_last else ""),
     }
     result.write_text(json.dumps(measured))
 

@@ -42,8 +42,13 @@ class AutoUNet:
         return self._state("planned_3d", lambda out: self._stage("plan", out, "--configurations", CONFIGURATION))
 
     def need_preprocessed(self) -> Path:
-        only = ("--configurations", CONFIGURATION)
-        return self._state("preprocessed", lambda out: self._stage("preprocess", out, *only))
+        """From the same plan, so that one probe of the device decides the precision of everything after it."""
+
+        def make(out: Path) -> None:
+            shutil.copytree(self.need_3d_plan(), out)
+            self._stage("preprocess", out, "--configurations", CONFIGURATION)
+
+        return self._state("preprocessed", make)
 
     def need_model(self, weights: Path) -> Path:
         """A bundle with the other program's weights: same network, same values."""
@@ -70,6 +75,11 @@ class AutoUNet:
     def folds(self) -> list[list[str]]:
         """Validation cases of each fold."""
         return [sorted(fold) for fold in json.loads((self.need_plan() / "splits.json").read_text())["folds"]]
+
+    def precision(self) -> str:
+        """Number format and memory order that the probe of the device chose for training and predicting."""
+        plan = json.loads((self.need_preprocessed() / "plan.json").read_text())["configurations"][CONFIGURATION]
+        return plan["precision"] + (", channels last" if plan["channels_last"] else "")
 
     # what is timed
 

@@ -9,7 +9,6 @@ folder as it is, with `--preset nnunet --memory 8GB --splits nnunet`. It stops w
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import shutil
 import sys
@@ -35,7 +34,6 @@ from nnunet_program import NnUNet
 
 log = logging.getLogger("benchmark")
 
-PREDICTED_CASES = 20
 PREPARATION = ("fingerprint", "plan", "preprocess")
 Program = AutoUNet | NnUNet
 
@@ -59,6 +57,7 @@ class Comparison:
     work: Path
     repeat: int
     steps: int
+    cases: int
     samples: dict[tuple[str, str], list[Measured]] = field(default_factory=dict)
     """(part, program) -> one measurement a repetition"""
     remarks: list[str] = field(default_factory=list)
@@ -79,13 +78,13 @@ class Comparison:
         return max(measured.peak_bytes for measured in self.samples[name, program.name])
 
     def images(self, program: Program) -> Path:
-        """The same 20 images, named as each program wants them."""
-        folder = self.work / "images" / type(program).__name__
+        """The same images, named as each program wants them."""
+        folder = self.work / f"images_{self.cases}" / type(program).__name__
         if not folder.exists():
             folder.mkdir(parents=True)
             ending = "_0000.nii.gz" if isinstance(program, NnUNet) else ".nii.gz"
             found = sorted(path for path in (self.ours.data / "imagesTr").glob("*.nii.gz") if path.name[0] != ".")
-            for image in found[:PREDICTED_CASES]:
+            for image in found[: self.cases]:
                 shutil.copyfile(image, folder / (image.name.removesuffix(".nii.gz") + ending))
         return folder
 
@@ -139,7 +138,7 @@ PARTS = {
         one_step("augmented"),
     ),
     "predict": Part(
-        f"predict {PREDICTED_CASES} cases, 5 folds, mirroring",
+        "predict {cases} cases, 5 folds, mirroring",
         "whole command on files, the same untrained weights in both programs",
         lambda program, comparison: program.predict(comparison.images(program)),
         aim=1.5,
@@ -181,11 +180,13 @@ def require_same(ours: AutoUNet, theirs: NnUNet) -> str:
 def report(comparison: Comparison, parts: Sequence[str], command: Sequence[str]) -> str:
     """The markdown page."""
     ours, theirs = comparison.ours, comparison.theirs
-    rows = [row(comparison, [name], PARTS[name].title, PARTS[name].aim) for name in parts]
+    rows = [
+        row(comparison, [name], PARTS[name].title.format(cases=comparison.cases), PARTS[name].aim) for name in parts
+    ]
     if set(PREPARATION) <= set(parts):
         rows.append(row(comparison, PREPARATION, "check + fingerprint + plan + preprocess", 2.0))
     header = ["part", ours.name, theirs.name, "times faster", "aim", f"peak {ours.name}", f"peak {theirs.name}"]
-    notes = [f"- {PARTS[name].title}: {PARTS[name].note}" for name in parts]
+    notes = [f"- {PARTS[name].title.format(cases=comparison.cases)}: {PARTS[name].note}" for name in parts]
     return "\n".join(
         [
             "# AutoUNet and nnU-Net side by side\n",
@@ -225,13 +226,13 @@ def compare(comparison: Comparison, parts: Sequence[str]) -> None:
         comparison.remarks.append(require_same(ours, theirs))
     if any(PARTS[name].needs_weights for name in parts):
         ours.need_model(theirs.need_weights())
+    if set(parts) & {"step", "step-augmented", "predict"}:
+        chosen = ours.precision()
+        comparison.remarks.append(
+            f"Training and predicting: AutoUNet's probe chose {chosen}; nnU-Net uses fp32 on a CPU."
+        )
     for name in parts:
         comparison.measure(name)
-        if name.startswith("step"):
-            precision = json.loads((ours.work / "steps.json").read_text())["precision"]
-            comparison.remarks.append(
-                f"{PARTS[name].title}: AutoUNet's probe chose {precision}; nnU-Net uses fp32 on a CPU."
-            )
         if name == "predict":
             agreed = ours.agreement(theirs.predictions)
             comparison.remarks.append(
@@ -251,6 +252,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=5, help="training steps in each run, after one that is not counted"
     )
+    parser.add_argument("--cases", type=int, default=20, help="cases predicted")
     parser.add_argument("--only", action="append", choices=list(PARTS), help="one part; may be given several times")
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results"))
     given = parser.parse_args()
@@ -261,7 +263,7 @@ def main() -> None:
     if given.fresh:
         shutil.rmtree(work, ignore_errors=True)
     theirs = NnUNet.installed(given.environment.resolve(), data, work)
-    comparison = Comparison(AutoUNet(data, work), theirs, work, given.repeat, given.steps)
+    comparison = Comparison(AutoUNet(data, work), theirs, work, given.repeat, given.steps, given.cases)
     compare(comparison, parts)
     text = report(comparison, parts, [f"benchmarks/{Path(__file__).name}", *sys.argv[1:]])
     name = "vs_nnunet" if not given.only else "vs_nnunet_" + "_".join(parts)

@@ -18,7 +18,7 @@ from autounet.nets import FAMILIES
 from autounet.schema.errors import AutoUNetError, ModelError, OptionError
 from autounet.schema.options import TrainOptions
 from autounet.schema.run import EpochLog, RunRecord
-from autounet.step import Precision, build_optimiser, train_step
+from autounet.step import Precision, build_optimiser, clip_gradients, train_step
 from autounet.store.weights import load_weights, save_weights
 from autounet.training import Horizon, probe_device, time_steps, train_fold
 from autounet.training.journal import Journal, read_log
@@ -74,6 +74,18 @@ def test_the_step_learns_one_batch_by_heart(optimiser, precision, patch):
     loss = build_loss("dice_ce", labels(), False, 2)
     values = [float(train_step(model, loss, updates, None, batch, precision, 12.0)) for _ in range(30)]
     assert values[-1] < values[0] - 0.5
+
+
+@given(scale=st.floats(0, 100), clip=st.floats(0.1, 50))
+def test_clipping_is_torchs(scale, clip):
+    ours, theirs = ([torch.nn.Parameter(torch.zeros(n)) for n in (3, 5)] for _ in range(2))
+    for one, other in zip(ours, theirs, strict=True):
+        one.grad = torch.linspace(-1, 1, len(one)) * scale
+        other.grad = one.grad.clone()
+    clip_gradients(ours, clip)
+    torch.nn.utils.clip_grad_norm_(theirs, clip)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
 
 
 def test_a_training_writes_what_it_promises(tmp_path):

@@ -23,14 +23,17 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device, channels_last: bool = False) -> Batch:
         """The same batch on `device`, the image in channels-last order when asked."""
-        layout = torch.preserve_format
+
+        def move(array: Tensor) -> Tensor:
+            return array.to(device, non_blocking=device.type == "cuda")
+
+        image = move(self.image)
         if channels_last:
-            layout = torch.channels_last_3d if self.image.ndim == 5 else torch.channels_last
-        fast = {"device": device, "non_blocking": device.type == "cuda"}
+            image = image.contiguous(memory_format=torch.channels_last_3d if image.ndim == 5 else torch.channels_last)
         return Batch(
-            self.image.to(**fast).contiguous(memory_format=layout) if channels_last else self.image.to(**fast),
-            self.labels.to(**fast),
-            None if self.annotated is None else self.annotated.to(**fast),
-            None if self.weight is None else self.weight.to(**fast),
+            image,
+            move(self.labels),
+            None if self.annotated is None else move(self.annotated),
+            None if self.weight is None else move(self.weight),
             self.cases,
         )

@@ -59,7 +59,7 @@ class PlainUNet(nn.Module):
             skips.append(x)
         outputs: list[Tensor] = []
         for index in range(len(self.decoder) - 1, -1, -1):
-            stage = self.decoder[index]
+            stage: DecoderStage = self.decoder[index]  # type: ignore[assignment]
             x = stage(x, skips[index])
             if stage.head is not None and (index == 0 or self.training):
                 outputs.append(stage.head(x))

@@ -90,6 +90,8 @@ def train_fold(task: FoldTask, on_log: Callable[[EpochLog], None] | None = None)
             losses.clear()
             line_began, waited = time.monotonic(), 0.0
 
+    loader.close()
+
     # the record comes last: a fold with a record is finished
     save_weights(task.folder / "weights.safetensors", state.evaluated.state_dict())
     journal.draw()

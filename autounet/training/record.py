@@ -42,7 +42,7 @@ def run_record(task: FoldTask, state: TrainState, curve: Sequence[EpochLog], eve
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes at most allocated on a GPU, or resident in this process on a CPU."""
+    """Bytes at most allocated on a GPU, or resident on a CPU, since this process began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "cpu":

@@ -6,7 +6,7 @@ So an interrupted training resumes with the step number alone, and the number of
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -155,7 +155,7 @@ class _BatchTable(torch.utils.data.Dataset):
         return self.source.batch(step)
 
 
-def batches(source: SampleSource, start: int, workers: int, pin_memory: bool = False) -> Iterator[Batch]:
+def batches(source: SampleSource, start: int, workers: int, pin_memory: bool = False) -> Generator[Batch, None, None]:
     """Batches of steps `start`, `start` + 1, ...: the same ones for every number of `workers`.
 
     Workers are spawned, because a fork after torch has used its threads hangs; 0 works in this process.

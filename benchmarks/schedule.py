@@ -1,0 +1,108 @@
+"""Which recipe reaches the best Dice in equal time: one fold of one data set, several variants one after the other.
+
+    python benchmarks/schedule.py DATA --out OUT --seconds 120 --variant width=16,batch=2,learning_rate=3e-3 --variant ...
+
+A variant is a comma-separated list of `width`, `batch` and fields of TrainOptions. The data are prepared once; each
+variant trains fold 0 for the given seconds and predicts the validation cases of that fold. Prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from autounet import api
+from autounet.pipeline import Pipeline
+from autounet.schema.options import DataOptions, RunOptions, TrainOptions
+from autounet.schema.plan import Configuration
+from autounet.schema.run import Metrics
+
+BASE = {
+    "optimiser": "adamw",
+    "learning_rate": 3e-3,
+    "weight_decay": 1e-2,
+    "schedule": "warmup_cosine",
+    "augmentation": "light",
+}
+
+
+def parse_variant(text: str) -> dict[str, Any]:
+    """`a=1,b=x` as a dict; numbers where they read as numbers, `none` as None."""
+    values: dict[str, Any] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        try:
+            values[name] = None if value == "none" else float(value) if "." in value or "e-" in value else int(value)
+        except ValueError:
+            values[name] = value
+    return values
+
+
+def prepare(data: Path, out: Path, label: str | None, configuration: str) -> Pipeline:
+    """A pipeline up to the prepared cases, planned without a time limit."""
+    options = RunOptions(data=DataOptions(label=label), iterations=1, configurations=(configuration,))
+    pipeline = Pipeline(data, out, options)
+    pipeline.run("preprocess")
+    return pipeline
+
+
+def sized(pipeline: Pipeline, name: str, width: int, batch: int) -> Configuration:
+    options = pipeline.plan.options.model_copy(update={"base_features": width, "batch_limit": batch})
+    return pipeline.plan_with(options).configurations[name]
+
+
+def run_variant(pipeline: Pipeline, name: str, text: str, seconds: float, cases: int) -> tuple[Metrics, int, float]:
+    """Train and validate one variant. Returns metrics, steps, and seconds of validation."""
+    from autounet.inference.loading import load_network
+    from autounet.training import FoldTask, Horizon, train_fold
+
+    values = parse_variant(text)
+    configuration = sized(pipeline, name, values.pop("width", 16), values.pop("batch", 2))
+    folder = pipeline.out / "variants" / text.replace("=", "_")
+    training, validation = pipeline.splits.training(0), pipeline.splits.validation(0)[:cases]
+    task = FoldTask(
+        configuration_name=name, configuration=configuration, labels=pipeline.dataset.labels,
+        options=TrainOptions(**{**BASE, **values}), prepared=pipeline.out / "prepared" / configuration.prepared,
+        train_cases=training, validation_cases=validation, fold=0, folder=folder, horizon=Horizon(seconds=seconds),
+        device=pipeline.profile.device, workers=0,
+    )  # fmt: skip
+    record = train_fold(task)
+    model = load_network(configuration, folder / "weights.safetensors", pipeline.profile.device)
+    began = time.monotonic()
+    metrics = api.validate_cases(
+        pipeline.dataset, name, configuration, [model], pipeline.out / "prepared", validation, 0, folder / "predicted",
+        pipeline.profile.device,
+    )  # fmt: skip
+    return metrics, record.steps, time.monotonic() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--cases", type=int, default=1000, help="validation cases at most")
+    parser.add_argument("--configuration", default="3d_fullres")
+    parser.add_argument("--label")
+    parser.add_argument("--variant", action="append", required=True)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    pipeline = prepare(arguments.data, arguments.out, arguments.label, arguments.configuration)
+    sys.stdout.write(
+        f"{arguments.seconds:.0f} s of training a variant\n\n| variant | steps | mean Dice | per class | validation |\n|---|---|---|---|---|\n"
+    )
+    for text in arguments.variant:
+        metrics, steps, seconds = run_variant(
+            pipeline, arguments.configuration, text, arguments.seconds, arguments.cases
+        )
+        classes = ", ".join(f"{name} {values.dice:.4f}" for name, values in metrics.per_class.items())
+        sys.stdout.write(f"| {text} | {steps} | {metrics.mean_dice:.4f} | {classes} | {seconds:.1f} s |\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
