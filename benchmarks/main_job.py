@@ -20,6 +20,7 @@ from typing import Any
 
 from measuring import (
     MEMORY_NOTE,
+    CommandFailed,
     Measured,
     commit,
     machine,
@@ -193,6 +194,17 @@ def section(outcome: Outcome) -> str:
     )
 
 
+def head(command: Sequence[str]) -> str:
+    lines = [
+        "# The main job on real data\n",
+        f"- command: `python {public_command(command)}`",
+        f"- machine: {machine()}",
+        f"- commit: {commit()}",
+        f"- {MEMORY_NOTE}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
@@ -208,20 +220,22 @@ def main() -> None:
     old = [name for name in names if (out / name).exists()]
     if old:
         sys.exit(f"{out} already holds {', '.join(old)}: a continued run would not show its time. Give another --out.")
-    outcomes = [carry_out(name, given.data.resolve(), out, given.time, more) for name in names]
-    text = "\n".join(
-        [
-            "# The main job on real data\n",
-            f"- command: `python {public_command([f'benchmarks/{Path(__file__).name}', *sys.argv[1:]])}`",
-            f"- machine: {machine()}",
-            f"- commit: {commit()}",
-            f"- {MEMORY_NOTE}\n",
-            *[section(outcome) for outcome in outcomes],
-        ]
-    )
-    write_results("main_job" if not given.only else "main_job_" + "_".join(names), text, given.results)
+    command = [f"benchmarks/{Path(__file__).name}", *sys.argv[1:]]
+    result = "main_job" if not given.only else "main_job_" + "_".join(names)
+    text, good = head(command), True
+    for name in names:  # written after each job: the next may fail after an hour
+        try:
+            outcome = carry_out(name, given.data.resolve(), out, given.time, more)
+        except CommandFailed as error:
+            log.error("%s", error)
+            text += f"\n## {JOBS[name].title}\n\nFailed: a command ended with an error.\n"
+            good = False
+        else:
+            text += "\n" + section(outcome)
+            good = good and reached(outcome)[1]
+        write_results(result, text, given.results)
     sys.stdout.write(text)
-    if not all(reached(outcome)[1] for outcome in outcomes):
+    if not good:
         sys.exit(1)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from autounet_program import AutoUNet
 from measuring import (
     MEMORY_NOTE,
+    CommandFailed,
     Measured,
     commit,
     machine,
@@ -262,9 +263,12 @@ def main() -> None:
     work, data = given.work.resolve(), given.data.resolve()
     if given.fresh:
         shutil.rmtree(work, ignore_errors=True)
-    theirs = NnUNet.installed(given.environment.resolve(), data, work)
-    comparison = Comparison(AutoUNet(data, work), theirs, work, given.repeat, given.steps, given.cases)
-    compare(comparison, parts)
+    try:
+        theirs = NnUNet.installed(given.environment.resolve(), data, work)
+        comparison = Comparison(AutoUNet(data, work), theirs, work, given.repeat, given.steps, given.cases)
+        compare(comparison, parts)
+    except CommandFailed as error:
+        sys.exit(str(error))
     text = report(comparison, parts, [f"benchmarks/{Path(__file__).name}", *sys.argv[1:]])
     name = "vs_nnunet" if not given.only else "vs_nnunet_" + "_".join(parts)
     write_results(name, text, given.results)
