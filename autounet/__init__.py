@@ -1,7 +1,7 @@
 """AutoUNet configures itself: segmentation models planned, trained and cross-validated from a folder of images.
 
-    import autounet
-    segmentation = autounet.load("out/model").predict(array, spacing=(3.0, 1.0, 1.0))
+import autounet
+segmentation = autounet.load("out/model").predict(array, spacing=(3.0, 1.0, 1.0))
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from autounet.schema.errors import AutoUNetError, OptionError
+from autounet.workers import wait_politely
 
 app = typer.Typer(
     help="Self-configuring U-Nets: from a folder of images and labels to a cross-validated, ensembled model.",
@@ -104,9 +105,7 @@ def _data_command(name: str, text: str, action: Any) -> None:
         device: Annotated[Text, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")] = None,
         workers: Annotated[Text, typer.Option(help="Processes for reading and augmentation: auto or a number")] = None,
         seed: Annotated[Whole, typer.Option(help="Seed of everything random")] = None,
-        deterministic: Annotated[
-            Optional[bool], typer.Option("--deterministic", help="Same weights on each run")
-        ] = None,  # noqa: UP045
+        deterministic: Annotated[bool | None, typer.Option("--deterministic", help="Same weights on each run")] = None,
         channel: Annotated[Texts, typer.Option(help="NAME=PATTERN: files of a channel")] = None,
         kind: Annotated[Texts, typer.Option(help="NAME=ct|mri|photo|other")] = None,
         label: Annotated[Text, typer.Option(help="Pattern of the label files, for example '1st_manual/*'")] = None,
@@ -305,6 +304,7 @@ def _root(
 
 def main() -> None:
     """Entry point: a user's mistake ends with its message and exit code 1, never with a traceback."""
+    wait_politely()
     try:
         app()
     except AutoUNetError as error:

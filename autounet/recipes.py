@@ -15,6 +15,8 @@ CPU_SECONDS = 3600.0
 """what a CPU gets when nothing is said"""
 SHORT_STEPS = 25_000
 """below this many steps AdamW with a short warm-up and averaged weights wins at equal time (benchmarks/schedule.py)"""
+AVERAGED_PART = 10
+"""the averaged weights look back over a tenth of the training"""
 PRESET_MEMORY = {"nnunet": 8 * GIB}
 
 
@@ -69,7 +71,7 @@ def train_options(options: RunOptions, expected_steps: int) -> TrainOptions:
         learning_rate=3e-3,
         weight_decay=1e-2,
         schedule="warmup_cosine",
-        ema_decay=0.99 if expected_steps < 1000 else 0.998,
+        ema_decay=round(min(0.999, max(0.9, 1 - AVERAGED_PART / max(AVERAGED_PART, expected_steps))), 4),
         augmentation="light",
     )
 

@@ -15,6 +15,17 @@ Result = TypeVar("Result")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLOSC_NTHREADS")
 
 
+SPIN_COUNT = "20000"
+"""turns that libgomp's threads wait busily for the next loop. The default of 300,000 makes every training step ten
+times slower while anything else runs on the cores; 20,000 costs nothing on a quiet machine (2 cores: 0.13 s a step
+in both cases alone, 0.66 s against 3.8 s beside another process)"""
+
+
+def wait_politely() -> None:
+    """Short busy waiting in numeric libraries that are loaded after this call; a user's own setting wins."""
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+
+
 def available_cores() -> int:
     """Cores this process may use (affinity respected)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

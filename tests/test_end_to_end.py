@@ -126,7 +126,9 @@ def test_a_damaged_image_among_good_ones_is_named_and_the_others_are_written(fin
         (tmp_path / "in" / image.name).write_bytes(image.read_bytes())
     broken = tmp_path / "in" / "broken_0000.nii.gz"
     broken.write_bytes(image.read_bytes()[:300])
-    done = autounet("predict", out / "model", tmp_path / "in", "--out", tmp_path / "out", "--device", "cpu", check=False)
+    done = autounet(
+        "predict", out / "model", tmp_path / "in", "--out", tmp_path / "out", "--device", "cpu", check=False
+    )
     assert done.returncode == 1
     assert "broken" in done.stderr
     assert "Traceback" not in done.stderr

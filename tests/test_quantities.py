@@ -13,7 +13,9 @@ def test_sizes_are_powers_of_1024(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1d", 86400)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1d", 86400)]
+)
 def test_times(text, seconds):
     assert parse_time(text) == seconds
 

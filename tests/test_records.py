@@ -11,9 +11,8 @@ from autounet.schema.dataset import Finding, Splits
 from autounet.schema.errors import DataError, RecordError
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels
-from autounet.schema.options import RunOptions
+from autounet.schema.options import PlannerOptions, RunOptions
 from autounet.schema.plan import ChannelNormalisation, Configuration, NetworkSpec, Plan, PreprocessSpec
-from autounet.schema.options import PlannerOptions
 from autounet.schema.record import write_text
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_records import configuration
 
-from autounet.planning.time import LEAST_STEPS, USEFUL_STEPS, WIDTHS, Timing, shape_to_time
+from autounet.planning.time import LEAST_STEPS, WIDER_STEPS, WIDTHS, Timing, shape_to_time
 from autounet.schema.errors import DeadlineError
 from autounet.schema.options import PlannerOptions
 from autounet.schema.plan import InferenceSpec
@@ -23,7 +23,9 @@ def configure(options):
 def timing_of(scale):
     def measure(configuration):
         width = configuration.network.features[0]
-        return Timing(step_overhead=0.02 * scale, step_per_sample=1e-4 * scale * width**2, forward=3e-5 * scale * width**2)
+        return Timing(
+            step_overhead=0.02 * scale, step_per_sample=1e-4 * scale * width**2, forward=3e-5 * scale * width**2
+        )
 
     return measure
 
@@ -55,7 +57,7 @@ def test_width_then_batch_grow_while_steps_stay_useful():
     tight = shape(600)
     assert tight.options.base_features < max(WIDTHS)
     assert tight.options.batch_limit < 9
-    assert shape(3000).steps >= USEFUL_STEPS
+    assert shape(3000).steps >= WIDER_STEPS
 
 
 def test_mirroring_and_overlap_go_before_spacing():

@@ -79,7 +79,13 @@ def make_demo_dataset(
 def _description(names: list[str], layout: str) -> dict[str, object]:
     if layout == "nnunet":
         labels = {"background": 0, **{name: value for value, name in enumerate(NAMES, 1)}}
-        return {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": len(names), "file_ending": ".nii.gz"}
+        return {
+            "name": "Synthetic organs",
+            "channel_names": {"0": "MRI"},
+            "labels": labels,
+            "numTraining": len(names),
+            "file_ending": ".nii.gz",
+        }
     return {
         "name": "Demo",
         "tensorImageSize": "3D",

@@ -15,10 +15,12 @@ from autounet.schema.options import PlannerOptions
 from autounet.schema.plan import Configuration
 from autounet.schema.quantities import format_time
 
-WIDTHS = (32, 24, 16, 12, 8)
+WIDTHS = (32, 24, 16, 8)
 """candidate features of the first stage, widest first; 32 is nnU-Net's"""
-USEFUL_STEPS = 2500
-"""optimiser steps a fold should get before a wider network or a larger batch pays (benchmarks/schedule.py)"""
+WIDER_STEPS = 2500
+"""steps that a fold should still get with a wider network (benchmarks/schedule.py)"""
+LARGER_BATCH_STEPS = 5000
+"""steps that a fold should still get with a larger batch: in short trainings many steps win (the same benchmark)"""
 LEAST_STEPS = 60
 """steps below which a fold has learnt nothing worth packing"""
 INFERENCE_SHARE = 0.2
@@ -63,42 +65,49 @@ def shape_to_time(
     options: PlannerOptions,
     configure: Callable[[PlannerOptions], Configuration],
     measure: Callable[[Configuration], Timing],
+    other_seconds: float = 0.0,
 ) -> Shape:
     """The widest network, then the largest batch, that still gets a useful number of steps in every fold.
 
-    `seconds` is what is left for all folds of one configuration. `configure` plans it for given options and
-    `measure` times it; both are called for the narrowest width first. Raises DeadlineError with the least time.
+    `seconds` is what is left for all folds of one configuration, `other_seconds` what the rest of the command takes.
+    `configure` plans for given options and `measure` times the result; both are called for the narrowest width first.
+    A preset keeps its network and batch. Raises DeadlineError with the least time of the whole command.
     """
-    best: tuple[PlannerOptions, Configuration, Timing] | None = None
-    for width in sorted(WIDTHS):
+    fixed = options.preset is not None
+    chosen: PlannerOptions | None = None
+    for width in (options.base_features,) if fixed else sorted(WIDTHS):
         candidate = options.model_copy(update={"base_features": width})
         configuration = configure(candidate)
-        timing = measure(configuration)
-        if best is not None and _steps(seconds, folds, cases_per_fold, configuration, timing, 2) < USEFUL_STEPS:
+        measured = measure(configuration)
+        batch = configuration.batch_size if fixed else options.minimum_batch
+        steps = _steps(seconds, folds, cases_per_fold, configuration, measured, batch)
+        if chosen is None or steps >= WIDER_STEPS:
+            chosen, timing = candidate, measured
+        if steps < WIDER_STEPS:
             break
-        best = (candidate, configuration, timing)
-    assert best is not None
-    chosen, configuration, timing = best
+    assert chosen is not None
     chosen, inference_reasons = _shape_inference(seconds, folds, cases_per_fold, chosen, configure, timing)
     configuration = configure(chosen)
     validation = cases_per_fold * volume_seconds(configuration, timing)
     training = seconds / folds - validation - FOLD_OVERHEAD_SECONDS
-    least_training = LEAST_STEPS * timing.step(options.minimum_batch)
+    least_batch = configuration.batch_size if fixed else options.minimum_batch
+    least_training = LEAST_STEPS * timing.step(least_batch)
     if training < least_training:
-        least = folds * (least_training + validation + FOLD_OVERHEAD_SECONDS)
+        least = other_seconds + folds * (least_training + validation + FOLD_OVERHEAD_SECONDS)
         raise DeadlineError(
-            f"{folds} folds of the smallest recipe need {format_time(least)} for training and validation, "
-            f"and {format_time(max(seconds, 0))} are left for them. Give more --time, or fewer --folds",
-            least,
+            f"the time is too short: with the smallest recipe ({LEAST_STEPS} steps in each of {folds} folds) the whole "
+            f"command takes at least {format_time(math.ceil(1.05 * least))}. Give more --time, or fewer --folds",
+            1.05 * least,
         )
-    batch = max(options.minimum_batch, min(configuration.batch_size, _batch(training, timing)))
-    chosen = chosen.model_copy(update={"batch_limit": batch})
+    batch = least_batch if fixed else max(least_batch, min(configuration.batch_size, _batch(training, timing)))
+    if not fixed:
+        chosen = chosen.model_copy(update={"batch_limit": batch})
     steps = int(training / timing.step(batch))
     reasons = (
         f"{format_time(seconds)} for {folds} folds leave {format_time(training)} of training each: "
         f"a first stage of {chosen.base_features} features and a batch of {batch} get about {steps} steps "
-        f"({timing.step(batch):.2f} s each as measured); wider networks and larger batches pay from "
-        f"{USEFUL_STEPS} steps on.",
+        f"({timing.step(batch):.2f} s each as measured)"
+        + ("; the preset keeps its network." if fixed else f"; a wider network pays from {WIDER_STEPS} steps on."),
         *inference_reasons,
     )
     return Shape(chosen, steps, timing.step(batch), validation, reasons)
@@ -106,7 +115,7 @@ def shape_to_time(
 
 def _batch(training: float, timing: Timing) -> int:
     """The largest batch with a useful number of steps."""
-    return math.floor((training / USEFUL_STEPS - timing.step_overhead) / timing.step_per_sample)
+    return math.floor((training / LARGER_BATCH_STEPS - timing.step_overhead) / timing.step_per_sample)
 
 
 def _steps(seconds: float, folds: int, cases: float, configuration: Configuration, timing: Timing, batch: int) -> float:

@@ -1,13 +1,13 @@
 """What can go wrong, as a tree.
 
-    AutoUNetError                 a user's mistake or a limit met; exit code 1, no traceback
-    ├── DataError                 something in the data set; carries every finding
-    ├── OptionError               options that contradict each other or the data
-    ├── RecordError               a JSON record that cannot be read or is of another version
-    ├── PlanError                 a plan that cannot be made, or an edited plan that cannot hold
-    ├── ModelError                a bundle that is damaged, mixed or does not fit the input
-    ├── DeadlineError             the promised time cannot be kept; carries the least time
-    └── BudgetExceeded            trial steps needed more memory than planned; carries the bytes
+AutoUNetError                 a user's mistake or a limit met; exit code 1, no traceback
+├── DataError                 something in the data set; carries every finding
+├── OptionError               options that contradict each other or the data
+├── RecordError               a JSON record that cannot be read or is of another version
+├── PlanError                 a plan that cannot be made, or an edited plan that cannot hold
+├── ModelError                a bundle that is damaged, mixed or does not fit the input
+├── DeadlineError             the promised time cannot be kept; carries the least time
+└── BudgetExceeded            trial steps needed more memory than planned; carries the bytes
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -21,10 +22,14 @@ from autounet.schema.run import DeviceProfile
 from autounet.step import Precision, build_optimiser, train_step
 from autounet.workers import available_cores
 
-CHANNELS, SIZE, BATCH = 32, (24, 32, 24), 2
-"""of the probed 3x3x3 convolution"""
-PROBE_SECONDS = 0.5
-"""for each precision and memory order"""
+CHANNELS, SIZE, BATCH = 32, (32, 48, 32), 2
+"""of the probed 3x3x3 convolution; large enough that arithmetic outweighs the start of threads"""
+PROBE_SECONDS = 3.0
+"""for all precisions and memory orders together"""
+PROBE_ROUNDS = 12
+"""at most; every round runs each variant once, so that a busy moment slows all of them"""
+STEP_SECONDS = 1.0
+"""after which no further step is timed"""
 NAMES: dict[str, tuple[Literal["fp32", "bf16", "fp16"], ...]] = {
     "cpu": ("fp32", "bf16"),
     "cuda": ("fp32", "fp16", "bf16"),
@@ -42,15 +47,12 @@ class StepTimes(NamedTuple):
 def probe_device(device: str) -> DeviceProfile:
     """Time a convolution's forward and backward in every precision and memory order; the fastest is chosen.
 
-    Takes under 5 s. Channels-last is considered for the chosen precision only as measured.
+    Takes under 5 s. The minimum over interleaved rounds counts: other work on the machine only ever adds time.
     """
     keep_freed_memory()
     place = torch.device(device)
-    measured: dict[Precision, float] = {}
-    for name in NAMES[place.type]:
-        for channels_last in (False, True):
-            precision = Precision(name, channels_last)
-            measured[precision] = _convolution_gflops(precision, place)
+    variants = [Precision(name, channels_last) for name in NAMES[place.type] for channels_last in (False, True)]
+    measured = _convolution_gflops(variants, place)
     best = max(measured, key=lambda precision: measured[precision])
     return DeviceProfile(
         device=device,
@@ -71,7 +73,7 @@ def time_steps(
 ) -> StepTimes:
     """Median seconds over `steps` training steps and forward passes on random numbers, after a warm-up of each.
 
-    Making the batches is not included.
+    Making the batches is not included. Slow steps are run fewer times: each of the two takes about `STEP_SECONDS`.
     """
     keep_freed_memory()
     place = torch.device(device)
@@ -93,9 +95,9 @@ def time_steps(
         with torch.inference_mode(), precision.autocast(place.type):
             model(batch.image[:1])
 
-    train_seconds = _median_seconds(train, place, steps)
+    train_seconds = _median_seconds(train, place, steps, STEP_SECONDS)
     model.eval()
-    return StepTimes(train_seconds, _median_seconds(forward, place, steps))
+    return StepTimes(train_seconds, _median_seconds(forward, place, steps, STEP_SECONDS))
 
 
 def free_memory(device: torch.device) -> int:
@@ -132,22 +134,38 @@ def _meminfo_available() -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
 
 
-def _convolution_gflops(precision: Precision, device: torch.device) -> float:
-    """Forward and both backward products of a 3x3x3 convolution; 0 where the device cannot do it."""
+def _convolution_gflops(variants: list[Precision], device: torch.device) -> dict[Precision, float]:
+    """Forward and both backward products of a 3x3x3 convolution in each variant; 0 where the device cannot do it."""
+    works = {variant: _convolution(variant, device) for variant in variants}
+    fastest: dict[Precision, float] = {}
+    began = time.monotonic()
+    for number in range(PROBE_ROUNDS + 1):  # the first is the warm-up
+        for variant in list(works):
+            try:
+                seconds = _median_seconds(works[variant], device, steps=1, warm_up=0)
+            except RuntimeError:
+                del works[variant]
+                fastest.pop(variant, None)
+                continue
+            if number:
+                fastest[variant] = min(seconds, fastest.get(variant, seconds))
+        if number and time.monotonic() - began > PROBE_SECONDS:
+            break
+    operations = 3 * 2 * 27 * CHANNELS**2 * BATCH * math.prod(SIZE)
+    return {variant: operations / fastest[variant] / 1e9 if variant in fastest else 0.0 for variant in variants}
+
+
+def _convolution(precision: Precision, device: torch.device) -> Callable[[], None]:
     layer = precision.place(nn.Conv3d(CHANNELS, CHANNELS, 3, padding=1), device)
-    image = torch.randn(BATCH, CHANNELS, *SIZE, device=device, requires_grad=True)
-    if precision.channels_last:
-        image = image.detach().contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    image = torch.randn(BATCH, CHANNELS, *SIZE, device=device)
+    layout = torch.channels_last_3d if precision.channels_last else torch.contiguous_format
+    image = image.contiguous(memory_format=layout).requires_grad_()
 
     def once() -> None:
         with precision.autocast(device.type):
             layer(image).float().sum().backward()
 
-    try:
-        seconds = _median_seconds(once, device, steps=50, limit=PROBE_SECONDS)
-    except RuntimeError:
-        return 0.0
-    return 3 * 2 * 27 * CHANNELS**2 * image[:, 0].numel() / seconds / 1e9
+    return once
 
 
 def _median_seconds(
