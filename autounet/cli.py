@@ -166,7 +166,7 @@ _data_command("report", "Everything up to the report.", _until("report"))
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder")] = Path("demo-output"),
-    time: Annotated[str, typer.Option(help="Time for the whole run")] = "4m",
+    time: Annotated[str, typer.Option(help="Time for the whole run")] = "3m",
 ) -> None:
     """Make a small synthetic 3-D data set in OUT/data and run everything on it."""
     from autounet.datasets.synthetic import make_demo_dataset
