@@ -10,15 +10,14 @@ import logging
 from functools import cached_property
 from pathlib import Path
 
-from autounet.datasets import complete_labels, make_splits, scan
-from autounet.deadline import Deadline
-from autounet.fingerprint import build_fingerprint, check, examine
-from autounet.fold_jobs import FoldJobs
-from autounet.jobs import Job, SequentialExecutor, read_key, write_key
 from autounet.planning import plan as make_plan
 from autounet.planning import validate as validate_plan
-from autounet.progress import progress
-from autounet.recipes import (
+from autounet.report import write_report
+from autounet.running.deadline import Deadline
+from autounet.running.fold_jobs import FoldJobs
+from autounet.running.jobs import Job, SequentialExecutor, locked, read_key, write_key
+from autounet.running.reading import read_data
+from autounet.running.recipes import (
     FULL_STEPS,
     check_options,
     parse_folds,
@@ -28,15 +27,13 @@ from autounet.recipes import (
     train_options,
     trained_names,
 )
-from autounet.report import write_report
-from autounet.schema.dataset import CaseFacts, Finding, Severity, Splits
-from autounet.schema.errors import DataError, RecordError
+from autounet.running.time_shaping import TimeFrame, shape_to_device
+from autounet.schema.errors import OptionError, RecordError
 from autounet.schema.options import PlannerOptions, RunOptions, TrainOptions
 from autounet.schema.plan import Plan
 from autounet.schema.quantities import format_time
 from autounet.schema.record import digest
-from autounet.schema.run import CheckResult, DeviceProfile
-from autounet.time_shaping import TimeFrame, shape_to_device
+from autounet.schema.run import DeviceProfile
 from autounet.workers import available_cores
 
 log = logging.getLogger(__name__)
@@ -58,40 +55,23 @@ class Pipeline:
     def run(self, until: str = "report") -> Path:
         """Everything up to and including a stage. Returns the path of what that stage wrote."""
         self.out.mkdir(parents=True, exist_ok=True)
-        self.options.save(self.out / "options.json")
-        self.fingerprint_stage()
-        if until == "fingerprint":
-            return self.out / "fingerprint.json"
-        self.plan_stage()
-        if until == "plan":
-            return self.out / "plan.json"
-        self._executor().run(self.jobs(until))
-        self.deadline.save()
-        return write_report(self.out) if until == "report" else self.out
-
-    # ---- records -------------------------------------------------------------------------------------------
+        with locked(self.out):
+            self.options.save(self.out / "options.json")
+            self.fingerprint_stage()
+            if until == "fingerprint":
+                return self.out / "fingerprint.json"
+            self.plan_stage()
+            if until == "plan":
+                return self.out / "plan.json"
+            self._executor().run(self.jobs(until))
+            self.deadline.save()
+            return write_report(self.out) if until == "report" else self.out
 
     def fingerprint_stage(self) -> None:
         """Scan, read every case once, check, split: dataset.json, splits.json, fingerprint.json, findings.json."""
-        dataset = scan(self.data, self.options.data)
-        known = {facts.identifier: facts for facts in _load_facts(self.out / "facts")}
-        with progress("reading", len(dataset.cases)) as meter:
-            self.facts = examine(dataset, self.workers, known=known, on_done=lambda _: meter.advance())
-        for facts in self.facts:
-            if known.get(facts.identifier) != facts:
-                facts.save(self.out / "facts" / f"{facts.identifier}.json")
-        findings = check(dataset, self.facts)
-        fatal = [finding for finding in findings if finding.severity is Severity.fatal]
-        if fatal:
-            raise DataError.of(fatal)
-        self.dataset = complete_labels(dataset, self.facts)
-        self._save_findings(findings)
-        self.splits = self._make_splits()
         orientation = PlannerOptions(preset=self.options.preset).orientation
-        self.fingerprint = build_fingerprint(self.dataset, self.facts, orientation)
-        self.dataset.save(self.out / "dataset.json")
-        self.splits.save(self.out / "splits.json")
-        self.fingerprint.save(self.out / "fingerprint.json")
+        known = read_data(self.data, self.out, self.options, orientation, self.workers)
+        self.dataset, self.facts, self.splits, self.fingerprint = known
 
     def plan_stage(self) -> None:
         """Probe the device, plan, and shape the plan to the time: device.json, plan.json.
@@ -99,6 +79,7 @@ class Pipeline:
         A plan.json that differs from the one written is a person's: validated and kept. A plan made from the same
         inputs is kept; changed data keep a plan that is still valid, changed options renew it.
         """
+        self._check_names()
         file, done = self.out / "plan.json", self.out / "plan.key"
         seconds = promised_seconds(self.options, self.profile)
         if seconds and not self.options.seconds:
@@ -116,6 +97,14 @@ class Pipeline:
         validate_plan(self.plan, self.fingerprint, self.dataset.labels)
         self.plan.save(file)
         write_key(done, f"{self.plan.digest()}:{asked}")
+
+    def _check_names(self) -> None:
+        """Names that only the training would stumble over, hours later."""
+        from autounet.losses import LOSSES
+
+        if self.options.loss and self.options.loss not in LOSSES:
+            raise OptionError(f"--loss {self.options.loss} is unknown; choose one of {', '.join(sorted(LOSSES))}")
+        parse_folds(self.options.folds, len(self.splits.folds))
 
     def _keep(self, plan: Plan, edited: bool) -> None:
         validate_plan(plan, self.fingerprint, self.dataset.labels)
@@ -182,8 +171,6 @@ class Pipeline:
         limited = step_limit(self.options)
         return limited if limited or self.deadline.promised else FULL_STEPS
 
-    # ---- jobs ----------------------------------------------------------------------------------------------
-
     @property
     def loader_workers(self) -> int:
         """Processes that make batches: beside a GPU all but one core, on a CPU none, since they would compete."""
@@ -212,28 +199,6 @@ class Pipeline:
     def _executor(self) -> SequentialExecutor:
         return SequentialExecutor(lambda job: self.fold_jobs.functions[job.function](**job.args), self.deadline.save)
 
-    def _make_splits(self) -> Splits:
-        try:
-            existing = Splits.load(self.out / "splits.json")
-        except RecordError:
-            existing = None
-        seed = self.options.seed or 0
-        if self.options.folds == "full" and len(self.dataset.cases) == 1:
-            return Splits(source="automatic", folds=((self.dataset.cases[0].identifier,),))
-        return make_splits(self.dataset, self.facts, self.options.data, seed, existing)
-
-    def _save_findings(self, findings: list[Finding]) -> None:
-        dataset = self.dataset
-        for finding in findings:
-            log.warning("%s", finding)
-        CheckResult(
-            layout=dataset.layout,
-            channels=dataset.channels,
-            labels=dataset.labels,
-            cases=tuple(case.identifier for case in dataset.cases),
-            findings=tuple(findings),
-        ).save(self.out / "findings.json")
-
 
 def _with_stored(options: RunOptions, file: Path) -> RunOptions:
     """An omitted option takes the stored value."""
@@ -248,32 +213,5 @@ def _with_stored(options: RunOptions, file: Path) -> RunOptions:
     return RunOptions.model_validate({**stored.model_dump(), **given, "data": data})
 
 
-def _load_facts(folder: Path) -> list[CaseFacts]:
-    facts = []
-    for file in sorted(folder.glob("*.json")):
-        try:
-            facts.append(CaseFacts.load(file))
-        except RecordError:
-            log.warning("%s is damaged: the case is read again", file)
-    return facts
-
-
 def _load_plan(file: Path) -> Plan | None:
     return Plan.load(file) if file.exists() else None
-
-
-def check_data(data: Path, options: RunOptions) -> CheckResult:
-    """Everything `autounet check` tells; nothing is written."""
-    dataset = scan(Path(data), options.data)
-    facts = examine(dataset, available_cores() if options.workers is None else options.workers)
-    findings = check(dataset, facts)
-    labels = dataset.labels
-    if not any(finding.severity is Severity.fatal for finding in findings):
-        labels = complete_labels(dataset, facts).labels
-    return CheckResult(
-        layout=dataset.layout,
-        channels=dataset.channels,
-        labels=labels,
-        cases=tuple(case.identifier for case in dataset.cases),
-        findings=tuple(findings),
-    )

@@ -1,6 +1,6 @@
 """Which recipe reaches the best Dice in equal time: one fold of one data set, several variants one after the other.
 
-    python benchmarks/schedule.py DATA --out OUT --seconds 120 --variant width=16,batch=2,learning_rate=3e-3 --variant ...
+    python benchmarks/schedule.py DATA --out OUT --seconds 120 --variant width=16,batch=2 --variant ...
 
 A variant is a comma-separated list of `width`, `batch` and fields of TrainOptions. The data are prepared once; each
 variant trains fold 0 for the given seconds and predicts the validation cases of that fold. Prints a table.
@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autounet import api
 from autounet.pipeline import Pipeline
+from autounet.running import case_work
 from autounet.schema.options import DataOptions, RunOptions, TrainOptions
 from autounet.schema.plan import Configuration
 from autounet.schema.run import Metrics
@@ -31,12 +31,12 @@ BASE = {
 
 
 def parse_variant(text: str) -> dict[str, Any]:
-    """`a=1,b=x` as a dict; numbers where they read as numbers, `none` as None."""
+    """`a=1,b=x` as a dict; numbers where they read as numbers, `off` as None."""
     values: dict[str, Any] = {}
     for part in text.split(","):
         name, _, value = part.partition("=")
         try:
-            values[name] = None if value == "none" else float(value) if "." in value or "e-" in value else int(value)
+            values[name] = None if value == "off" else float(value) if "." in value or "e-" in value else int(value)
         except ValueError:
             values[name] = value
     return values
@@ -73,8 +73,8 @@ def run_variant(pipeline: Pipeline, name: str, text: str, seconds: float, cases:
     record = train_fold(task)
     model = load_network(configuration, folder / "weights.safetensors", pipeline.profile.device)
     began = time.monotonic()
-    metrics = api.validate_cases(
-        pipeline.dataset, name, configuration, [model], pipeline.out / "prepared", validation, 0, folder / "predicted",
+    metrics = case_work.validate_cases(
+        pipeline.dataset, configuration, [model], pipeline.out / "prepared", validation, 0, folder / "predicted",
         pipeline.profile.device,
     )  # fmt: skip
     return metrics, record.steps, time.monotonic() - began
@@ -92,9 +92,8 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     pipeline = prepare(arguments.data, arguments.out, arguments.label, arguments.configuration)
-    sys.stdout.write(
-        f"{arguments.seconds:.0f} s of training a variant\n\n| variant | steps | mean Dice | per class | validation |\n|---|---|---|---|---|\n"
-    )
+    header = "| variant | steps | mean Dice | per class | validation |\n|---|---|---|---|---|\n"
+    sys.stdout.write(f"{arguments.seconds:.0f} s of training a variant\n\n{header}")
     for text in arguments.variant:
         metrics, steps, seconds = run_variant(
             pipeline, arguments.configuration, text, arguments.seconds, arguments.cases

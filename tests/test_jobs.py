@@ -1,7 +1,7 @@
 import pytest
 
-from autounet.deadline import Deadline
-from autounet.jobs import Job, SequentialExecutor, move_aside
+from autounet.running.deadline import Deadline
+from autounet.running.jobs import Job, SequentialExecutor, move_aside
 
 
 def job(tmp_path, name, needs=(), key="1"):

@@ -24,20 +24,7 @@ LAYERS = (
     ("inference", "selection"),
     ("training",),
 )
-TOP = (
-    "__main__",
-    "api",
-    "cli",
-    "deadline",
-    "device",
-    "fold_jobs",
-    "jobs",
-    "pipeline",
-    "progress",
-    "recipes",
-    "status",
-    "time_shaping",
-)
+TOP = ("__main__", "api", "cli", "device", "pipeline", "running")
 """layer 7: the modules that join the stages; they may import each other, never in a circle (but for type checking)"""
 FREE = ("allocator", "workers")
 """modules that import nothing of ours, so that anything may use them"""

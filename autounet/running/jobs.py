@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from autounet.schema.errors import OptionError
 from autounet.schema.record import write_text
 
 log = logging.getLogger(__name__)
@@ -79,3 +81,18 @@ def move_aside(folder: Path) -> Path | None:
         number += 1
     folder.rename(target)
     return target
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One command at a time works in an output folder. Raises OptionError while another does."""
+    with open(folder / ".lock", "w", encoding="utf-8") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # no such lock on this system
+            pass
+        except OSError:
+            raise OptionError(f"another autounet is working in {folder}. Wait for it, or give another --out") from None
+        yield

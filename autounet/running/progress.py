@@ -38,8 +38,9 @@ class Meter:
         return (now - self.started) * (self.total - self.done) / self.done if self.done > 0 else None
 
     def _show(self, text: str, left: float | None) -> None:
-        share = f"{100 * min(self.done / self.total, 1):3.0f} %"
-        log.info("%s", ", ".join(filter(None, [f"{self.title}: {share}", text, left and f"{format_time(left)} left"])))
+        share = f"{self.title}: {100 * min(self.done / self.total, 1):3.0f} %"
+        time_left = f"{format_time(left)} left" if left else None
+        log.info("%s", ", ".join(filter(None, [share, text, time_left])))
 
 
 class Bar(Meter):

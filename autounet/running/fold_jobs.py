@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autounet import api
-from autounet.jobs import Job, move_aside, read_key, write_key
 from autounet.planning.time import CLOSING_SECONDS, FOLD_OVERHEAD_SECONDS
-from autounet.progress import progress
+from autounet.running import case_work
+from autounet.running.jobs import Job, move_aside, read_key, write_key
+from autounet.running.progress import progress
+from autounet.running.time_shaping import CLOSING_SECONDS_PER_CASE
 from autounet.schema.plan import Configuration
 from autounet.schema.record import digest
 from autounet.schema.run import EpochLog, Metrics, Selection
 from autounet.selection import select
-from autounet.time_shaping import CLOSING_SECONDS_PER_CASE
 
 if TYPE_CHECKING:
     from autounet.pipeline import Pipeline
@@ -35,7 +36,7 @@ class FoldJobs:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline, self.out = pipeline, pipeline.out
-        self.functions = {
+        self.functions: dict[str, Callable[..., None]] = {
             "prepare": self.prepare,
             "train": self.train,
             "validate": self.validate,
@@ -109,7 +110,7 @@ class FoldJobs:
     def prepare(self, configuration: Configuration, folder: Path) -> None:
         dataset = self.pipeline.dataset
         with progress("preprocessing", len(dataset.cases)) as meter:
-            api.prepare_cases(
+            case_work.prepare_cases(
                 dataset, self.hashes, configuration.preprocess, folder, self.pipeline.workers,
                 on_case=lambda _: meter.advance(),
             )  # fmt: skip
@@ -176,8 +177,8 @@ class FoldJobs:
         model = load_network(self.configurations[name], weights, device)
         cases = self.cases(fold)[1]
         with progress(f"validating {name} fold_{fold}", len(cases)) as meter:
-            metrics = api.validate_cases(
-                self.pipeline.dataset, name, self.configurations[name], [model], self.out / "prepared", cases, fold,
+            metrics = case_work.validate_cases(
+                self.pipeline.dataset, self.configurations[name], [model], self.out / "prepared", cases, fold,
                 self.out / "crossval" / name, device, on_case=lambda _: meter.advance(),
             )  # fmt: skip
         metrics.save(self._fold_metrics(name, fold))
@@ -205,7 +206,7 @@ class FoldJobs:
         if folds:
             for name in self.configurations:
                 cases = [case for fold in folds for case in Metrics.load(self._fold_metrics(name, fold)).cases]
-                metrics[name] = api.summarise_cases(cases, dataset)
+                metrics[name] = case_work.summarise_cases(cases, dataset)
             metrics.update(self._ensembles(folds))
             selection = select(metrics)
             metrics["+".join(selection.chosen)].save(self.out / "metrics.json")
@@ -230,7 +231,7 @@ class FoldJobs:
                     for name in (first, second)
                 }
                 folder = self.out / "crossval" / f"{first}+{second}"
-                found[f"{first}+{second}"] = api.ensemble_cases(
+                found[f"{first}+{second}"] = case_work.ensemble_cases(
                     self.pipeline.dataset, sources, self.out / "prepared", fold_of, folder
                 )
         return found

@@ -58,22 +58,20 @@ def promised_seconds(options: RunOptions, profile: DeviceProfile) -> float | Non
 
 def train_options(options: RunOptions, expected_steps: int) -> TrainOptions:
     """SGD with nnU-Net's schedule for the full recipe; AdamW, warm-up and averaged weights for a short one."""
-    common = {
-        "loss": options.loss or "dice_ce",
-        "seed": options.seed or 0,
-        "deterministic": bool(options.deterministic),
-    }
-    if options.preset == "nnunet" or expected_steps > SHORT_STEPS:
-        return TrainOptions(**common)
-    return TrainOptions(
-        **common,
-        optimiser="adamw",
-        learning_rate=3e-3,
-        weight_decay=1e-2,
-        schedule="warmup_cosine",
-        ema_decay=round(min(0.999, max(0.9, 1 - AVERAGED_PART / max(AVERAGED_PART, expected_steps))), 4),
-        augmentation="light",
+    full = TrainOptions(
+        loss=options.loss or "dice_ce", seed=options.seed or 0, deterministic=bool(options.deterministic)
     )
+    if options.preset == "nnunet" or expected_steps > SHORT_STEPS:
+        return full
+    short = {
+        "optimiser": "adamw",
+        "learning_rate": 3e-3,
+        "weight_decay": 1e-2,
+        "schedule": "warmup_cosine",
+        "ema_decay": round(min(0.999, max(0.9, 1 - AVERAGED_PART / max(AVERAGED_PART, expected_steps))), 4),
+        "augmentation": "light",
+    }
+    return full.model_copy(update=short)
 
 
 def check_options(options: RunOptions) -> None:

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autounet.deadline import Clock
-from autounet.recipes import parse_folds
+from autounet.running.deadline import Clock
+from autounet.running.recipes import parse_folds
 from autounet.schema.dataset import Splits
 from autounet.schema.errors import OptionError, RecordError
 from autounet.schema.options import RunOptions

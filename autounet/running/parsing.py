@@ -1,0 +1,81 @@
+"""Options as written on the command line to the records that the program works with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from autounet.schema.errors import OptionError
+from autounet.schema.options import DataOptions, RunOptions
+from autounet.schema.quantities import parse_size, parse_time
+
+
+def named(entries: Sequence[str] | None, option: str) -> dict[str, str]:
+    """NAME=VALUE options as a dict. Raises OptionError."""
+    pairs = {}
+    for entry in entries or ():
+        name, equals, value = entry.partition("=")
+        if not equals or not name or not value:
+            raise OptionError(f"{option} {entry}: write {option} NAME=VALUE")
+        if name in pairs:
+            raise OptionError(f"{option} {name} is given twice")
+        pairs[name] = value
+    return pairs
+
+
+def integers(text: str, option: str) -> tuple[int, ...]:
+    """`1` or `1,2,3`. Raises OptionError."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise OptionError(f"{option}: '{text}' is not a whole number or a comma-separated list of them") from None
+
+
+def integer(text: str, option: str) -> int:
+    values = integers(text, option)
+    if len(values) > 1:
+        raise OptionError(f"{option}: '{text}' should be one whole number")
+    return values[0]
+
+
+def classes(entries: Sequence[str] | None) -> dict[str, int]:
+    """--class NAME=VALUE. Raises OptionError when two names have one value."""
+    found = {name: integer(value, f"--class {name}") for name, value in named(entries, "--class").items()}
+    if len(set(found.values())) < len(found):
+        raise OptionError("--class: two classes have the same value")
+    return found
+
+
+def data_options(given: Mapping[str, Any]) -> DataOptions:
+    """From the parameters of a command with DATA."""
+    regions = named(given["region"], "--region")
+    return DataOptions(
+        channels=named(given["channel"], "--channel"),
+        kinds=named(given["kind"], "--kind"),
+        label=given["label"],
+        classes=classes(given["class_"]),
+        regions={name: integers(values, f"--region {name}") for name, values in regions.items()},
+        ignore=given["ignore"],
+        group=given["group"],
+        splits=given["splits"],
+    )
+
+
+def run_options(given: Mapping[str, Any]) -> RunOptions:
+    """From the parameters of a command with DATA and run's options. Raises OptionError."""
+    configurations, workers = given["configurations"], given["workers"]
+    as_given = ("family", "loss", "preset", "folds", "epochs", "iterations", "device", "seed", "deterministic")
+    try:
+        return RunOptions(
+            data=data_options(given),
+            memory_bytes=parse_size(given["memory"]) if given["memory"] else None,
+            seconds=parse_time(given["time"]) if given["time"] else None,
+            configurations=None if configurations in (None, "auto") else tuple(configurations.split(",")),
+            workers=None if workers in (None, "auto") else integer(workers, "--workers"),
+            **{name: given[name] for name in as_given},
+        )
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise OptionError(f"--{problem['loc'][0]} {problem['input']}: {problem['msg']}") from None

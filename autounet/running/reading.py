@@ -1,0 +1,114 @@
+"""From a folder of files to the records that planning starts from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from autounet.datasets import complete_labels, make_splits, scan
+from autounet.fingerprint import build_fingerprint, check, examine
+from autounet.running.progress import progress
+from autounet.schema.dataset import CaseFacts, Dataset, Finding, Severity, Splits
+from autounet.schema.errors import DataError, RecordError
+from autounet.schema.fingerprint import Fingerprint
+from autounet.schema.labels import Labels
+from autounet.schema.options import DataOptions, RunOptions
+from autounet.schema.run import CheckResult
+from autounet.workers import available_cores
+
+log = logging.getLogger(__name__)
+
+
+class Known(NamedTuple):
+    """What is known of the data."""
+
+    dataset: Dataset
+    facts: list[CaseFacts]
+    splits: Splits
+    fingerprint: Fingerprint
+
+
+def read_data(
+    data: Path, out: Path, options: RunOptions, orientation: Literal["canonical", "as_stored"], workers: int
+) -> Known:
+    """Scan, read every case once, check, split; each record is saved in `out`. Raises DataError with every finding.
+
+    Facts of cases whose files have not changed are taken from `out/facts`.
+    """
+    scanned = scan(data, options.data)
+    facts = _examine(scanned, out / "facts", workers)
+    findings = check(scanned, facts)
+    fatal = [finding for finding in findings if finding.severity is Severity.fatal]
+    if fatal:
+        raise DataError.of(fatal)
+    for finding in findings:
+        log.warning("%s", finding)
+    dataset = complete_labels(scanned, facts)
+    splits = _split(dataset, facts, options, out / "splits.json")
+    fingerprint = build_fingerprint(dataset, facts, orientation)
+    _result(dataset, findings).save(out / "findings.json")
+    dataset.save(out / "dataset.json")
+    splits.save(out / "splits.json")
+    fingerprint.save(out / "fingerprint.json")
+    return Known(dataset, facts, splits, fingerprint)
+
+
+def check_data(data: Path, options: DataOptions) -> CheckResult:
+    """Everything `autounet check` tells; nothing is written."""
+    try:
+        dataset = scan(data, options)
+    except DataError as error:
+        return _unscanned(error)
+    facts = examine(dataset, available_cores())
+    findings = check(dataset, facts)
+    if not any(finding.severity is Severity.fatal for finding in findings):
+        dataset = complete_labels(dataset, facts)
+    return _result(dataset, findings)
+
+
+def _examine(dataset: Dataset, folder: Path, workers: int) -> list[CaseFacts]:
+    known = {facts.identifier: facts for facts in _load_facts(folder)}
+    with progress("reading", len(dataset.cases)) as meter:
+        facts = examine(dataset, workers, known=known, on_done=lambda _: meter.advance())
+    for found in facts:
+        if known.get(found.identifier) != found:
+            found.save(folder / f"{found.identifier}.json")
+    return facts
+
+
+def _load_facts(folder: Path) -> list[CaseFacts]:
+    facts = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            facts.append(CaseFacts.load(file))
+        except RecordError:
+            log.warning("%s is damaged: the case is read again", file)
+    return facts
+
+
+def _split(dataset: Dataset, facts: Sequence[CaseFacts], options: RunOptions, file: Path) -> Splits:
+    if options.folds == "full":  # nothing is validated, so a single case will do
+        return Splits(source="full", folds=(tuple(case.identifier for case in dataset.cases),))
+    try:
+        existing = Splits.load(file)
+    except RecordError:
+        existing = None
+    return make_splits(dataset, facts, options.data, options.seed or 0, existing)
+
+
+def _result(dataset: Dataset, findings: Sequence[Finding]) -> CheckResult:
+    return CheckResult(
+        layout=dataset.layout,
+        channels=dataset.channels,
+        labels=dataset.labels,
+        cases=tuple(case.identifier for case in dataset.cases),
+        findings=tuple(findings),
+    )
+
+
+def _unscanned(error: DataError) -> CheckResult:
+    """The files cannot be put in order, so that no case could be read."""
+    whole = Finding(code="layout", message=str(error).rstrip("."), remedy="Mend this first; then every case is read")
+    return CheckResult(layout="unknown", channels=(), labels=Labels(), cases=(), findings=error.findings or (whole,))
