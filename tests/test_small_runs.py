@@ -1,0 +1,116 @@
+"""Short runs in this process: 2-D images, two configurations and their ensemble, all cases at once."""
+
+import numpy as np
+import pytest
+
+from autounet import api
+from autounet.datasets.synthetic import make_demo_dataset
+from autounet.images import read_labels, write_image, write_labels
+from autounet.pipeline import Pipeline
+from autounet.schema.errors import OptionError
+from autounet.schema.geometry import Geometry
+from autounet.schema.options import DataOptions, RunOptions
+from autounet.schema.plan import Plan
+from autounet.schema.run import Metrics, RunRecord, Selection
+
+
+def options(**changes):
+    return RunOptions(**{"device": "cpu", "workers": 0, **changes})
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Bright discs on noise: TIFF images, PNG labels with the values 0 and 255, an odd size."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    geometry = Geometry(shape=(1, 37, 50), kind="png", dimension=2)
+    y, x = np.mgrid[:37, :50]
+    for case in range(6):
+        disc = (y - rng.uniform(12, 25)) ** 2 + (x - rng.uniform(14, 36)) ** 2 < rng.uniform(6, 11) ** 2
+        image = (60 + 90 * disc + rng.normal(0, 12, disc.shape)).clip(0, 255).astype(np.uint8)
+        kind = geometry.model_copy(update={"kind": "tiff"})
+        write_image(folder / "images" / f"{case:02d}_slide.tif", image[None, None], kind)
+        write_labels(folder / "masks" / f"{case:02d}_drawn.png", disc[None] * 255, geometry)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
+    return make_demo_dataset(tmp_path_factory.mktemp("volumes") / "data", cases=4)
+
+
+def test_pictures_train_and_come_back_with_their_values(pictures, tmp_path):
+    data = DataOptions(classes={"disc": 255})
+    Pipeline(pictures, tmp_path, options(iterations=60, folds="0,1", data=data)).run()
+    metrics = Metrics.load(tmp_path / "metrics.json")
+    assert set(metrics.per_class) == {"disc"}
+    assert metrics.mean_dice > 0.7
+    assert metrics.unit == "pixels"
+    assert list(Plan.load(tmp_path / "plan.json").configurations) == ["2d"]
+    for case in metrics.cases:
+        values, _ = read_labels(tmp_path / "crossval" / "2d" / f"{case.case}.tif")
+        assert values.shape == (1, 37, 50)
+        assert set(np.unique(values)) <= {0, 255}
+    predictor = api.load(tmp_path / "model", device="cpu")
+    assert predictor.predict_files(pictures / "images", tmp_path / "predicted") == []
+    assert api.evaluate(tmp_path / "predicted", pictures / "masks", {"disc": 255}).mean_dice > 0.7
+
+
+def test_a_named_background_is_reported_and_not_counted(pictures, tmp_path):
+    data = DataOptions(classes={"ground": 0, "disc": 255})
+    Pipeline(pictures, tmp_path, options(iterations=3, folds="0", data=data)).run("select")
+    metrics = Metrics.load(tmp_path / "metrics.json")
+    assert list(metrics.per_class) == ["ground", "disc"]
+    assert metrics.mean_dice == metrics.per_class["disc"].dice
+
+
+def test_configurations_and_their_ensemble_are_compared(volumes, tmp_path):
+    Pipeline(volumes, tmp_path, options(iterations=2, folds="0")).run("select")
+    selection = Selection.load(tmp_path / "selection.json")
+    compared = {candidate.configurations for candidate in selection.compared}
+    assert compared == {("2d",), ("3d_fullres",), ("2d", "3d_fullres")}
+    assert len(list((tmp_path / "crossval" / "2d+3d_fullres").glob("*.nii.gz"))) == 1
+    best = max(candidate.mean_dice for candidate in selection.compared)
+    assert Metrics.load(tmp_path / "metrics.json").mean_dice >= best - 1e-3
+
+
+def test_full_trains_one_model_on_all_cases_and_claims_nothing(volumes, tmp_path):
+    Pipeline(volumes, tmp_path, options(iterations=2, folds="full", configurations=("3d_fullres",))).run()
+    record = RunRecord.load(tmp_path / "models" / "3d_fullres" / "fold_all" / "record.json")
+    assert len(record.train_cases) == 4
+    assert record.validation_cases == ()
+    assert not (tmp_path / "metrics.json").exists()
+    assert "nothing was compared" in Selection.load(tmp_path / "selection.json").reason
+    assert len(api.load(tmp_path / "model", device="cpu").models["3d_fullres"]) == 1
+
+
+def test_other_options_train_again_and_lose_nothing(volumes, tmp_path):
+    few = options(iterations=2, folds="0", configurations=("3d_fullres",))
+    Pipeline(volumes, tmp_path, few).run("train")
+    Pipeline(volumes, tmp_path, few.model_copy(update={"iterations": 3})).run("train")
+    models = tmp_path / "models" / "3d_fullres"
+    assert RunRecord.load(models / "fold_0" / "record.json").steps == 3
+    assert RunRecord.load(models / "fold_0.old_1" / "record.json").steps == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "imaginary"}, "--loss imaginary is unknown; choose one of"),
+        ({"folds": "9"}, "there are 4 folds, 0 to 3"),
+        ({"folds": "some"}, "give all, full, or indices"),
+        ({"deterministic": True, "iterations": None, "seconds": 600.0}, "--deterministic needs"),
+        ({"device": "cuda:77"}, "is not here"),
+    ],
+)
+def test_impossible_options_are_refused_before_anything_is_trained(volumes, tmp_path, changes, message):
+    with pytest.raises(OptionError, match=message):
+        Pipeline(volumes, tmp_path, options(**{"iterations": 1, **changes})).run("train")
+    assert not (tmp_path / "models").exists()
+
+
+def test_two_commands_in_one_folder_are_refused(volumes, tmp_path):
+    from autounet.running.jobs import locked
+
+    with locked(tmp_path), pytest.raises(OptionError, match="another autounet is working"):
+        Pipeline(volumes, tmp_path, options(iterations=1)).run("fingerprint")
