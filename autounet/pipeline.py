@@ -1,7 +1,7 @@
 """The stages of `autounet run`: fingerprint, plan, preprocess, train, select, report.
 
 One `Pipeline` per output folder. Each stage runs those before it; whatever is done and still valid is kept.
-The first two stages make the records; from the plan on, the work is a graph of jobs (`jobs.py`, `fold_jobs.py`).
+The first two stages make the records; from the plan on, the work is a graph of jobs (`running/fold_jobs.py`).
 """
 
 from __future__ import annotations
@@ -13,23 +13,22 @@ from pathlib import Path
 from autounet.planning import plan as make_plan
 from autounet.planning import validate as validate_plan
 from autounet.report import write_report
+from autounet.running.context import Context
 from autounet.running.deadline import Deadline
 from autounet.running.fold_jobs import FoldJobs
-from autounet.running.jobs import Job, SequentialExecutor, locked, read_key, write_key
-from autounet.running.reading import read_data
+from autounet.running.jobs import SequentialExecutor, locked, read_key, write_key
+from autounet.running.reading import Known, read_data
 from autounet.running.recipes import (
-    FULL_STEPS,
     check_options,
     parse_folds,
     planner_options,
     promised_seconds,
-    step_limit,
     train_options,
     trained_names,
 )
 from autounet.running.time_shaping import TimeFrame, shape_to_device
 from autounet.schema.errors import OptionError, RecordError
-from autounet.schema.options import PlannerOptions, RunOptions, TrainOptions
+from autounet.schema.options import PlannerOptions, RunOptions
 from autounet.schema.plan import Plan
 from autounet.schema.quantities import format_time
 from autounet.schema.record import digest
@@ -49,7 +48,7 @@ class Pipeline:
         self.options = _with_stored(options, self.out / "options.json")
         check_options(self.options)
         self.workers = available_cores() if self.options.workers is None else self.options.workers
-        # The clock starts with the command; a CPU's default hour is known only once the device is.
+        # the clock starts with the command; a CPU's default hour is known only once the device is
         self.deadline = Deadline(self.options.seconds, self.out / "clock.json")
 
     def run(self, until: str = "report") -> Path:
@@ -57,93 +56,58 @@ class Pipeline:
         self.out.mkdir(parents=True, exist_ok=True)
         with locked(self.out):
             self.options.save(self.out / "options.json")
-            self.fingerprint_stage()
+            self.known = self.fingerprint_stage()
             if until == "fingerprint":
                 return self.out / "fingerprint.json"
-            self.plan_stage()
+            self.plan = self.plan_stage()
             if until == "plan":
                 return self.out / "plan.json"
-            self._executor().run(self.jobs(until))
-            self.deadline.save()
+            self.job_stages(until)
             return write_report(self.out) if until == "report" else self.out
 
-    def fingerprint_stage(self) -> None:
+    def fingerprint_stage(self) -> Known:
         """Scan, read every case once, check, split: dataset.json, splits.json, fingerprint.json, findings.json."""
         orientation = PlannerOptions(preset=self.options.preset).orientation
-        known = read_data(self.data, self.out, self.options, orientation, self.workers)
-        self.dataset, self.facts, self.splits, self.fingerprint = known
+        return read_data(self.data, self.out, self.options, orientation, self.workers)
 
-    def plan_stage(self) -> None:
+    def plan_stage(self) -> Plan:
         """Probe the device, plan, and shape the plan to the time: device.json, plan.json.
 
         A plan.json that differs from the one written is a person's: validated and kept. A plan made from the same
-        inputs is kept; changed data keep a plan that is still valid, changed options renew it.
+        options is kept, also when data change and it is still valid; other options make a new one.
         """
         self._check_names()
-        file, done = self.out / "plan.json", self.out / "plan.key"
         seconds = promised_seconds(self.options, self.profile)
         if seconds and not self.options.seconds:
             log.info("no time given: a CPU gets %s (say --time, --epochs or --iterations)", format_time(seconds))
             self.deadline.promise(seconds)
+        file, key_file = self.out / "plan.json", self.out / "plan.key"
         asked = digest([self.options.model_dump(mode="json", exclude={"workers", "data"}), self.profile.device])
-        existing = None if self.replan else _load_plan(file)
-        if existing is not None:
-            written, _, made_for = (read_key(done) or "::").partition(":")
-            edited = bool(written) and written != existing.digest()
+        if file.exists() and not self.replan:
+            existing = Plan.load(file)
+            written, _, made_for = (read_key(key_file) or "").partition(":")
+            edited = written != existing.digest()
             if edited or made_for == asked:
-                self._keep(existing, edited)
-                return
-        self.plan = self._new_plan(seconds)
-        validate_plan(self.plan, self.fingerprint, self.dataset.labels)
-        self.plan.save(file)
-        write_key(done, f"{self.plan.digest()}:{asked}")
+                return self._kept(existing, edited)
+        plan = self._new_plan(seconds)
+        validate_plan(plan, self.known.fingerprint, self.known.dataset.labels)
+        plan.save(file)
+        write_key(key_file, f"{plan.digest()}:{asked}")
+        return plan
 
-    def _check_names(self) -> None:
-        """Names that only the training would stumble over, hours later."""
-        from autounet.losses import LOSSES
-
-        if self.options.loss and self.options.loss not in LOSSES:
-            raise OptionError(f"--loss {self.options.loss} is unknown; choose one of {', '.join(sorted(LOSSES))}")
-        parse_folds(self.options.folds, len(self.splits.folds))
-
-    def _keep(self, plan: Plan, edited: bool) -> None:
-        validate_plan(plan, self.fingerprint, self.dataset.labels)
-        if edited:
-            log.info("plan.json was edited: validated and kept")
-        elif plan.fingerprint != self.fingerprint.digest():
-            log.info("the data changed and the plan is still valid: kept (--replan makes a new one)")
-        self.plan = plan
-
-    def _new_plan(self, seconds: float | None) -> Plan:
-        options = planner_options(self.options, self.profile)
-        whole = self.plan_with(options)
-        if seconds is None:
-            return whole
-        names = trained_names(whole, self.options, limited=True)
-        frame = TimeFrame(
-            seconds=self.deadline.remaining() or 0.0,
-            folds=len(self.folds) * len(names),
-            cases_per_fold=len(self.dataset.cases) / len(self.splits.folds) if self.folds != (None,) else 0.0,
-            workers=self.workers,
-        )
-        shape = shape_to_device(frame, self, options, names[-1])
-        plan = self.plan_with(shape.options)
-        estimates = {
-            "predicted_steps": shape.steps,
-            "predicted_step_seconds": shape.step_seconds,
-            "predicted_validation_seconds": shape.validation_seconds,
-        }
-        changed = {name: plan.configurations[name].model_copy(update=estimates) for name in names}
-        trained = f"The time is limited, so of the plan {' and '.join(names)} is trained."
-        return plan.model_copy(
-            update={
-                "configurations": {**plan.configurations, **changed},
-                "reasons": (*plan.reasons, trained, *shape.reasons),
-            }
-        )
-
-    def plan_with(self, options: PlannerOptions) -> Plan:
-        return make_plan(self.fingerprint, self.dataset.labels, options, self.train_options(0), self.profile)
+    def job_stages(self, until: str) -> None:
+        """Preprocess, then train and validate, then select and pack: as far as `until`."""
+        context = Context(
+            self.out, self.options, self.workers, self.deadline, self.profile, self.known, self.plan
+        )  # fmt: skip
+        work = FoldJobs(context)
+        jobs = work.preprocess_jobs()
+        if STAGES.index(until) >= STAGES.index("train"):
+            jobs += work.train_jobs()
+        if STAGES.index(until) >= STAGES.index("select"):
+            jobs.append(work.select_job(jobs))
+        SequentialExecutor(lambda job: work.functions[job.function](**job.args), self.deadline.save).run(jobs)
+        self.deadline.save()
 
     @cached_property
     def profile(self) -> DeviceProfile:
@@ -162,56 +126,69 @@ class Pipeline:
         profile.save(self.out / "device.json")
         return profile
 
-    def train_options(self, expected_steps: int) -> TrainOptions:
-        return train_options(self.options, expected_steps)
+    def plan_with(self, options: PlannerOptions) -> Plan:
+        """The plan of this data set for given planner options."""
+        training = train_options(self.options, 0)
+        return make_plan(self.known.fingerprint, self.known.dataset.labels, options, training, self.profile)
 
-    @property
-    def steps(self) -> int | None:
-        """Steps per fold: as asked, or the full recipe when nothing limits it."""
-        limited = step_limit(self.options)
-        return limited if limited or self.deadline.promised else FULL_STEPS
+    def _check_names(self) -> None:
+        """Names that only the training would stumble over, hours later."""
+        from autounet.losses import LOSSES
 
-    @property
-    def loader_workers(self) -> int:
-        """Processes that make batches: beside a GPU all but one core, on a CPU none, since they would compete."""
-        if self.options.workers is not None:
-            return self.options.workers
-        return 0 if self.profile.device == "cpu" else min(12, max(1, available_cores() - 1))
+        if self.options.loss and self.options.loss not in LOSSES:
+            raise OptionError(f"--loss {self.options.loss} is unknown; choose one of {', '.join(sorted(LOSSES))}")
+        parse_folds(self.options.folds, len(self.known.splits.folds))
 
-    @property
-    def folds(self) -> tuple[int | None, ...]:
-        return parse_folds(self.options.folds, len(self.splits.folds))
+    def _kept(self, plan: Plan, edited: bool) -> Plan:
+        validate_plan(plan, self.known.fingerprint, self.known.dataset.labels)
+        if edited:
+            log.info("plan.json was edited: validated and kept (--replan makes a new one)")
+        elif plan.fingerprint != self.known.fingerprint.digest():
+            log.info("the data changed and the plan is still valid: kept (--replan makes a new one)")
+        return plan
 
-    def trained_names(self) -> tuple[str, ...]:
-        return trained_names(self.plan, self.options, limited=self.deadline.promised is not None)
+    def _new_plan(self, seconds: float | None) -> Plan:
+        options = planner_options(self.options, self.profile)
+        whole = self.plan_with(options)
+        return whole if seconds is None else self._shaped(whole, seconds)
 
-    def jobs(self, until: str) -> list[Job]:
-        """The graph from the plan on, in an order that respects it."""
-        stages = STAGES[: STAGES.index(until) + 1]
-        self.fold_jobs = FoldJobs(self)
-        jobs = self.fold_jobs.preprocess_jobs()
-        if "train" in stages:
-            jobs += self.fold_jobs.train_jobs()
-        if "select" in stages:
-            jobs.append(self.fold_jobs.select_job(jobs))
-        return jobs
-
-    def _executor(self) -> SequentialExecutor:
-        return SequentialExecutor(lambda job: self.fold_jobs.functions[job.function](**job.args), self.deadline.save)
+    def _shaped(self, whole: Plan, seconds: float) -> Plan:
+        """The plan that fits the time; it is shaped by the last of the configurations that are trained."""
+        dataset, splits = self.known.dataset, self.known.splits
+        names = trained_names(whole, self.options, limited=True)
+        folds = parse_folds(self.options.folds, len(splits.folds))
+        frame = TimeFrame(
+            promised=seconds,
+            seconds=self.deadline.remaining() or 0.0,
+            folds=len(folds) * len(names),
+            cases_per_fold=0.0 if folds == (None,) else len(dataset.cases) / len(splits.folds),
+            workers=self.workers,
+        )
+        shape = shape_to_device(
+            frame,
+            self.known.fingerprint,
+            dataset.labels,
+            whole.options,
+            train_options(self.options, 0),
+            lambda options: self.plan_with(options).configurations[names[-1]],
+            self.profile.device,
+        )
+        plan = self.plan_with(shape.options)
+        estimates = {
+            "predicted_steps": shape.steps,
+            "predicted_step_seconds": shape.step_seconds,
+            "predicted_validation_seconds": shape.validation_seconds,
+        }
+        trained = {name: plan.configurations[name].model_copy(update=estimates) for name in names}
+        reasons = (*plan.reasons, f"Trained within the time: {', '.join(names)}.", *shape.reasons)
+        return plan.model_copy(update={"configurations": {**plan.configurations, **trained}, "reasons": reasons})
 
 
 def _with_stored(options: RunOptions, file: Path) -> RunOptions:
     """An omitted option takes the stored value."""
-    try:
-        stored = RunOptions.load(file)
-    except RecordError:
-        if file.exists():
-            raise
+    if not file.exists():
         return options
+    stored = RunOptions.load(file)
     given = options.model_dump(exclude_none=True, exclude_defaults=True)
     data = {**stored.data.model_dump(), **given.pop("data", {})}
     return RunOptions.model_validate({**stored.model_dump(), **given, "data": data})
-
-
-def _load_plan(file: Path) -> Plan | None:
-    return Plan.load(file) if file.exists() else None

@@ -63,9 +63,9 @@ def run_variant(pipeline: Pipeline, name: str, text: str, seconds: float, cases:
     values = parse_variant(text)
     configuration = sized(pipeline, name, values.pop("width", 16), values.pop("batch", 2))
     folder = pipeline.out / "variants" / text.replace("=", "_")
-    training, validation = pipeline.splits.training(0), pipeline.splits.validation(0)[:cases]
+    training, validation = pipeline.known.splits.training(0), pipeline.known.splits.validation(0)[:cases]
     task = FoldTask(
-        configuration_name=name, configuration=configuration, labels=pipeline.dataset.labels,
+        configuration_name=name, configuration=configuration, labels=pipeline.known.dataset.labels,
         options=TrainOptions(**{**BASE, **values}), prepared=pipeline.out / "prepared" / configuration.prepared,
         train_cases=training, validation_cases=validation, fold=0, folder=folder, horizon=Horizon(seconds=seconds),
         device=pipeline.profile.device, workers=0,
@@ -74,7 +74,7 @@ def run_variant(pipeline: Pipeline, name: str, text: str, seconds: float, cases:
     model = load_network(configuration, folder / "weights.safetensors", pipeline.profile.device)
     began = time.monotonic()
     metrics = case_work.validate_cases(
-        pipeline.dataset, configuration, [model], pipeline.out / "prepared", validation, 0, folder / "predicted",
+        pipeline.known.dataset, configuration, [model], pipeline.out / "prepared", validation, 0, folder / "predicted",
         pipeline.profile.device,
     )  # fmt: skip
     return metrics, record.steps, time.monotonic() - began

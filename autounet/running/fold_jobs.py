@@ -7,10 +7,10 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from autounet.planning.time import CLOSING_SECONDS, FOLD_OVERHEAD_SECONDS
 from autounet.running import case_work
+from autounet.running.context import Context
 from autounet.running.jobs import Job, move_aside, read_key, write_key
 from autounet.running.progress import progress
 from autounet.running.time_shaping import CLOSING_SECONDS_PER_CASE
@@ -18,9 +18,6 @@ from autounet.schema.plan import Configuration
 from autounet.schema.record import digest
 from autounet.schema.run import EpochLog, Metrics, Selection
 from autounet.selection import select
-
-if TYPE_CHECKING:
-    from autounet.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -32,19 +29,19 @@ def fold_name(fold: int | None) -> str:
 
 
 class FoldJobs:
-    """Builds the jobs of one pipeline and holds the functions they name."""
+    """Builds the jobs of one run and holds the functions they name."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline, self.out = pipeline, pipeline.out
+    def __init__(self, context: Context) -> None:
+        self.context, self.out = context, context.out
+        self.dataset, self.configurations = context.known.dataset, context.configurations
         self.functions: dict[str, Callable[..., None]] = {
             "prepare": self.prepare,
             "train": self.train,
             "validate": self.validate,
             "select": self.select,
         }
-        self.configurations = {name: pipeline.plan.configurations[name] for name in pipeline.trained_names()}
-        labels = pipeline.dataset.labels.digest()
-        self.hashes = {facts.identifier: digest([facts.content_hash, labels]) for facts in pipeline.facts}
+        labels = self.dataset.labels.digest()
+        self.hashes = {facts.identifier: digest([facts.content_hash, labels]) for facts in context.known.facts}
         self.validation_seconds: dict[str, float] = {}
         self.overhead = FOLD_OVERHEAD_SECONDS
         self.pending: list[Job] = []
@@ -65,9 +62,9 @@ class FoldJobs:
     def train_jobs(self) -> list[Job]:
         jobs = []
         for name, configuration in self.configurations.items():
-            for fold in self.pipeline.folds:
+            for fold in self.context.folds:
                 folder = self.out / "models" / name / fold_name(fold)
-                cases, _ = self.cases(fold)
+                cases, _ = self.context.cases(fold)
                 content = [(case, self.hashes[case]) for case in cases]
                 key = digest([STAGE_VERSION, configuration.key, self._training_key(), content])
                 train = Job(
@@ -81,7 +78,7 @@ class FoldJobs:
         return jobs
 
     def _validate_job(self, train: Job, name: str, fold: int) -> Job:
-        cases = [(case, self.hashes[case]) for case in self.cases(fold)[1]]
+        cases = [(case, self.hashes[case]) for case in self.context.cases(fold)[1]]
         inference = self.configurations[name].inference.digest()
         return Job(
             f"validate {name} fold_{fold}", (train.name,), digest([STAGE_VERSION, train.key, cases, inference]),
@@ -94,24 +91,17 @@ class FoldJobs:
         return Job("select", tuple(job.name for job in before), key, self.out / "model" / "done.json", "select")
 
     def _training_key(self) -> list[object]:
-        options = self.pipeline.options
+        options = self.context.options
         asked = options.model_dump(mode="json", include={"seconds", "epochs", "iterations", "loss", "seed", "preset"})
-        return [asked, self.pipeline.profile.device]
-
-    def cases(self, fold: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Training and validation cases."""
-        splits = self.pipeline.splits
-        if fold is None:
-            return tuple(case for cases in splits.folds for case in cases), ()
-        return splits.training(fold), splits.validation(fold)
+        return [asked, self.context.profile.device]
 
     # how it is done
 
     def prepare(self, configuration: Configuration, folder: Path) -> None:
-        dataset = self.pipeline.dataset
+        dataset = self.dataset
         with progress("preprocessing", len(dataset.cases)) as meter:
             case_work.prepare_cases(
-                dataset, self.hashes, configuration.preprocess, folder, self.pipeline.workers,
+                dataset, self.hashes, configuration.preprocess, folder, self.context.workers,
                 on_case=lambda _: meter.advance(),
             )  # fmt: skip
 
@@ -123,26 +113,26 @@ class FoldJobs:
         if read_key(folder / "started.json") != key:
             self._begin(folder, key)
         seconds = self._fold_seconds(name, folder)
-        training, validation = self.cases(fold)
+        training, validation = self.context.cases(fold)
         task = FoldTask(
             configuration_name=name,
             configuration=configuration,
-            labels=self.pipeline.dataset.labels,
-            options=self.pipeline.train_options(configuration.predicted_steps or self.pipeline.steps or 0),
+            labels=self.dataset.labels,
+            options=self.context.train_options(configuration),
             prepared=self.out / "prepared" / configuration.prepared,
             train_cases=training,
             validation_cases=validation,
             fold=fold,
             folder=folder,
-            horizon=Horizon(steps=self.pipeline.steps, seconds=seconds),
-            device=self.pipeline.profile.device,
-            workers=self.pipeline.loader_workers,
+            horizon=Horizon(steps=self.context.steps, seconds=seconds),
+            device=self.context.profile.device,
+            workers=self.context.loader_workers,
         )
         with progress(f"training {name} {fold_name(fold)}", 1.0) as meter:
 
             def on_log(entry: EpochLog) -> None:
                 meter.update(entry.progress, f"loss {entry.loss:.3f}")
-                self.pipeline.deadline.save()
+                self.context.deadline.save()
 
             record = train_fold(task, on_log)
         self._finished("train", name, time.monotonic() - started, record.seconds)
@@ -155,12 +145,12 @@ class FoldJobs:
 
     def _fold_seconds(self, name: str, folder: Path) -> float | None:
         """This fold's share of what is left, what it has used already included."""
-        remaining = self.pipeline.deadline.remaining()
+        remaining = self.context.deadline.remaining()
         if remaining is None:
             return None
         trainings = [job for job in self.pending if job.function == "train"]
         validations = [job for job in self.pending if job.function == "validate"]
-        reserve = CLOSING_SECONDS + CLOSING_SECONDS_PER_CASE * len(self.pipeline.dataset.cases)
+        reserve = CLOSING_SECONDS + CLOSING_SECONDS_PER_CASE * len(self.dataset.cases)
         reserve += sum(self._validation_estimate(job.args["name"]) for job in validations)
         reserve += self.overhead * len(trainings)
         spent = _elapsed(folder / "log.jsonl")
@@ -173,12 +163,12 @@ class FoldJobs:
         from autounet.inference.loading import load_network
 
         started = time.monotonic()
-        device = self.pipeline.profile.device
+        device = self.context.profile.device
         model = load_network(self.configurations[name], weights, device)
-        cases = self.cases(fold)[1]
+        cases = self.context.cases(fold)[1]
         with progress(f"validating {name} fold_{fold}", len(cases)) as meter:
             metrics = case_work.validate_cases(
-                self.pipeline.dataset, self.configurations[name], [model], self.out / "prepared", cases, fold,
+                self.dataset, self.configurations[name], [model], self.out / "prepared", cases, fold,
                 self.out / "crossval" / name, device, on_case=lambda _: meter.advance(),
             )  # fmt: skip
         metrics.save(self._fold_metrics(name, fold))
@@ -201,7 +191,7 @@ class FoldJobs:
 
     def select(self) -> None:
         """Compare configurations and pairs on all out-of-fold cases, choose, pack the bundle."""
-        dataset, folds = self.pipeline.dataset, [fold for fold in self.pipeline.folds if fold is not None]
+        dataset, folds = self.dataset, [fold for fold in self.context.folds if fold is not None]
         metrics: dict[str, Metrics] = {}
         if folds:
             for name in self.configurations:
@@ -222,7 +212,7 @@ class FoldJobs:
 
     def _ensembles(self, folds: list[int]) -> dict[str, Metrics]:
         names = list(self.configurations)
-        fold_of = {case: fold for fold in folds for case in self.cases(fold)[1]}
+        fold_of = {case: fold for fold in folds for case in self.context.cases(fold)[1]}
         found = {}
         for index, first in enumerate(names):
             for second in names[index + 1 :]:
@@ -232,7 +222,7 @@ class FoldJobs:
                 }
                 folder = self.out / "crossval" / f"{first}+{second}"
                 found[f"{first}+{second}"] = case_work.ensemble_cases(
-                    self.pipeline.dataset, sources, self.out / "prepared", fold_of, folder
+                    self.dataset, sources, self.out / "prepared", fold_of, folder
                 )
         return found
 
@@ -241,11 +231,11 @@ class FoldJobs:
 
         models = self.out / "models"
         weights = {
-            name: {fold: models / name / fold_name(fold) / "weights.safetensors" for fold in self.pipeline.folds}
+            name: {fold: models / name / fold_name(fold) / "weights.safetensors" for fold in self.context.folds}
             for name in selection.chosen
         }
-        options = self.pipeline.options.data
-        pack(self.out / "model", self.pipeline.dataset, options, self.configurations, selection, weights, mean_dice)
+        options = self.context.options.data
+        pack(self.out / "model", self.dataset, options, self.configurations, selection, weights, mean_dice)
 
 
 def _elapsed(log_file: Path) -> float:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from autounet.planning.time import CLOSING_SECONDS, Shape, Timing, shape_to_time
 from autounet.schema.fingerprint import Fingerprint
-from autounet.schema.options import PlannerOptions
+from autounet.schema.labels import Labels
+from autounet.schema.options import PlannerOptions, TrainOptions
 from autounet.schema.plan import Configuration
-
-if TYPE_CHECKING:
-    from autounet.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +30,10 @@ SAMPLE_SECONDS = 0.004
 class TimeFrame:
     """What is left and what must be done in it."""
 
+    promised: float
+    """seconds of the whole command"""
     seconds: float
-    """left of the whole command"""
+    """left of them"""
     folds: int
     """trainings, over all configurations"""
     cases_per_fold: float
@@ -47,31 +47,35 @@ class TimeFrame:
         return self.seconds - prepare - CLOSING_SECONDS - CLOSING_SECONDS_PER_CASE * len(fingerprint.cases)
 
 
-def shape_to_device(frame: TimeFrame, pipeline: Pipeline, options: PlannerOptions, name: str) -> Shape:
+def shape_to_device(
+    frame: TimeFrame,
+    fingerprint: Fingerprint,
+    labels: Labels,
+    options: PlannerOptions,
+    train_options: TrainOptions,
+    configure: Callable[[PlannerOptions], Configuration],
+    device: str,
+) -> Shape:
     """Measured shaping of one configuration. Raises DeadlineError when even the smallest recipe does not fit."""
-    from autounet.training.probe import StepTimes, time_steps
-
-    def configure(candidate: PlannerOptions) -> Configuration:
-        return pipeline.plan_with(candidate).configurations[name]
+    from autounet.training.probe import time_steps
 
     def measure(configuration: Configuration) -> Timing:
         batch = options.minimum_batch
-        labels, train_options, device = pipeline.dataset.labels, pipeline.train_options(0), pipeline.profile.device
 
-        def timed(size: int) -> StepTimes:
+        def timed(size: int) -> tuple[float, float]:
             sized = configuration.model_copy(update={"batch_size": size})
             return time_steps(sized, labels, train_options, device, PROBE_STEPS)
 
-        small = timed(batch)
-        per_sample = small.train / batch
-        if small.train < QUICK_STEP:  # what a step costs whatever its batch matters for small patches only
-            slope = (timed(BATCH_RATIO * batch).train - small.train) / ((BATCH_RATIO - 1) * batch)
+        train, forward = timed(batch)
+        per_sample = train / batch
+        if train < QUICK_STEP:  # what a step costs whatever its batch matters for small patches only
+            slope = (timed(BATCH_RATIO * batch)[0] - train) / ((BATCH_RATIO - 1) * batch)
             per_sample = min(per_sample, max(slope, 0.1 * per_sample))
-        timing = Timing(small.train - batch * per_sample, per_sample + SAMPLE_SECONDS, small.forward)
+        timing = Timing(train - batch * per_sample, per_sample + SAMPLE_SECONDS, forward)
         width = configuration.network.features[0]
         log.info("measured: %d features, batch %d: %.2f s a step", width, batch, timing.step(batch))
         return timing
 
-    seconds = frame.for_folds(pipeline.fingerprint)
-    other = (pipeline.deadline.promised or 0.0) - seconds
+    seconds = frame.for_folds(fingerprint)
+    other = frame.promised - seconds
     return shape_to_time(seconds, frame.folds, frame.cases_per_fold, options, configure, measure, other)

@@ -13,10 +13,7 @@ AutoUNetError                 a user's mistake or a limit met; exit code 1, no t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from autounet.schema.dataset import Finding
+from typing import Any
 
 
 class AutoUNetError(Exception):
@@ -29,10 +26,11 @@ class DataError(AutoUNetError):
     `DataError("text")` states one problem of the whole set; `DataError.of(findings)` lists several.
     """
 
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Any, ...] = ()
+    """`schema.dataset.Finding`s"""
 
     @classmethod
-    def of(cls, findings: Sequence[Finding]) -> DataError:
+    def of(cls, findings: Sequence[Any]) -> DataError:
         lines = [str(finding) for finding in findings]
         shown = lines[:20] + ([f"... and {len(lines) - 20} more"] if len(lines) > 20 else [])
         error = cls("\n".join(shown))

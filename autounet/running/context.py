@@ -1,0 +1,61 @@
+"""What every job of one run sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from autounet.running.deadline import Deadline
+from autounet.running.reading import Known
+from autounet.running.recipes import FULL_STEPS, parse_folds, step_limit, train_options, trained_names
+from autounet.schema.options import RunOptions, TrainOptions
+from autounet.schema.plan import Configuration, Plan
+from autounet.schema.run import DeviceProfile
+from autounet.workers import available_cores
+
+
+@dataclass(frozen=True)
+class Context:
+    """The records of one output folder once the plan is made, and what follows from them."""
+
+    out: Path
+    options: RunOptions
+    workers: int
+    """processes for reading and preprocessing"""
+    deadline: Deadline
+    profile: DeviceProfile
+    known: Known
+    plan: Plan
+
+    @property
+    def folds(self) -> tuple[int | None, ...]:
+        return parse_folds(self.options.folds, len(self.known.splits.folds))
+
+    @property
+    def configurations(self) -> dict[str, Configuration]:
+        """Those that are trained."""
+        names = trained_names(self.plan, self.options, limited=self.deadline.promised is not None)
+        return {name: self.plan.configurations[name] for name in names}
+
+    @property
+    def steps(self) -> int | None:
+        """Steps per fold: as asked, or the full recipe when nothing limits it; None when time alone does."""
+        limited = step_limit(self.options)
+        return limited if limited or self.deadline.promised else FULL_STEPS
+
+    @property
+    def loader_workers(self) -> int:
+        """Processes that make batches: beside a GPU all but one core, on a CPU none, since they would compete."""
+        if self.options.workers is not None:
+            return self.options.workers
+        return 0 if self.profile.device == "cpu" else min(12, max(1, available_cores() - 1))
+
+    def train_options(self, configuration: Configuration) -> TrainOptions:
+        return train_options(self.options, configuration.predicted_steps or self.steps or 0)
+
+    def cases(self, fold: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Training and validation cases; fold None trains on all."""
+        splits = self.known.splits
+        if fold is None:
+            return tuple(case for cases in splits.folds for case in cases), ()
+        return splits.training(fold), splits.validation(fold)
