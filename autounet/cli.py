@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -92,18 +93,15 @@ def _until(stage: str) -> Callable[[Path, Path, Any, bool], None]:
 
 def _show_dice(out: Path) -> None:
     """The Dice per class; nothing when all cases were trained on."""
+    from autounet.schema.quantities import format_number
     from autounet.schema.run import Metrics
 
     if not (out / "metrics.json").exists():
         return
     metrics = Metrics.load(out / "metrics.json")
     for name, values in metrics.per_class.items():
-        typer.echo(f"Dice {name}: {_number(values.dice)}")
-    typer.echo(f"mean Dice: {_number(metrics.mean_dice)} over {len(metrics.cases)} out-of-fold cases")
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
+        typer.echo(f"Dice {name}: {format_number(values.dice)}")
+    typer.echo(f"mean Dice: {format_number(metrics.mean_dice)} over {len(metrics.cases)} out-of-fold cases")
 
 
 for _name, _stage, _text in (
@@ -129,8 +127,9 @@ def demo(
     from autounet.schema.options import RunOptions
     from autounet.schema.quantities import parse_time
 
-    if not (out / "data").exists():
-        make_demo_dataset(out / "data")
+    if not (out / "data").exists():  # made under another name first: an interruption leaves no half of it
+        shutil.rmtree(out / ".data", ignore_errors=True)
+        make_demo_dataset(out / ".data").rename(out / "data")
     report = Pipeline(out / "data", out, RunOptions(seconds=parse_time(time))).run()
     _show_dice(out)
     typer.echo(f"report: {report}")
@@ -207,6 +206,7 @@ def evaluate(
     """Compare segmentations with references, paired by name."""
     from autounet import api
     from autounet.running.parsing import classes
+    from autounet.schema.quantities import format_number
     from autounet.workers import available_cores
 
     metrics = api.evaluate(predictions, references, classes(class_), model, available_cores())
@@ -214,8 +214,8 @@ def evaluate(
         metrics.save(out)
     for name, values in metrics.per_class.items():
         shown = values.model_dump(exclude={"undefined"})
-        typer.echo(f"{name}: " + ", ".join(f"{metric} {_number(value)}" for metric, value in shown.items()))
-    typer.echo(f"mean Dice: {_number(metrics.mean_dice)}")
+        typer.echo(f"{name}: " + ", ".join(f"{metric} {format_number(value)}" for metric, value in shown.items()))
+    typer.echo(f"mean Dice: {format_number(metrics.mean_dice)}")
 
 
 @app.command()
@@ -260,7 +260,9 @@ def main() -> None:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(1)
     except OSError as error:  # a full disk, a folder that may not be written
-        typer.echo(f"Error: {error}", err=True)
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = "Check the path, the permissions and the space on the disk"
+        typer.echo(f"Error: {where}{error.strerror or error}. {remedy}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("Interrupted: the same command continues where it was.", err=True)

@@ -7,8 +7,11 @@ The first two stages make the records; from the plan on, the work is a graph of 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from autounet.planning import plan as make_plan
 from autounet.planning import validate as validate_plan
@@ -16,26 +19,30 @@ from autounet.report import write_report
 from autounet.running.context import Context
 from autounet.running.deadline import Deadline
 from autounet.running.fold_jobs import FoldJobs
-from autounet.running.jobs import SequentialExecutor, locked, read_key, write_key
+from autounet.running.folder import locked, require_output_folder
+from autounet.running.jobs import SequentialExecutor, read_key, write_key
 from autounet.running.reading import Known, read_data
 from autounet.running.recipes import (
     check_options,
     parse_folds,
     planner_options,
     promised_seconds,
+    step_limit,
     train_options,
     trained_names,
 )
 from autounet.running.time_shaping import TimeFrame, shape_to_device
-from autounet.schema.errors import OptionError, RecordError
+from autounet.schema.errors import AutoUNetError, OptionError, PlanError, RecordError
 from autounet.schema.options import PlannerOptions, RunOptions
-from autounet.schema.plan import Plan
+from autounet.schema.plan import Configuration, Plan
 from autounet.schema.quantities import format_time
-from autounet.schema.record import digest
+from autounet.schema.record import Record, digest
 from autounet.schema.run import DeviceProfile
 from autounet.workers import available_cores
 
 log = logging.getLogger(__name__)
+
+Kept = TypeVar("Kept", bound=Record)
 
 STAGES = ("fingerprint", "plan", "preprocess", "train", "select", "report")
 
@@ -53,17 +60,30 @@ class Pipeline:
 
     def run(self, until: str = "report") -> Path:
         """Everything up to and including a stage. Returns the path of what that stage wrote."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        with locked(self.out):
-            self.options.save(self.out / "options.json")
+        require_output_folder(self.out, self.data)
+        with locked(self.out), self._clock():
             self.known = self.fingerprint_stage()
             if until == "fingerprint":
                 return self.out / "fingerprint.json"
             self.plan = self.plan_stage()
+            self.options.save(self.out / "options.json")  # only now: they have proved possible
             if until == "plan":
                 return self.out / "plan.json"
             self.job_stages(until)
             return write_report(self.out) if until == "report" else self.out
+
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        """The promise ends with the command, whether well or with an error; an interrupted command keeps its clock."""
+        try:
+            yield
+        except AutoUNetError:
+            self.deadline.end()
+            raise
+        except BaseException:
+            self.deadline.save()
+            raise
+        self.deadline.end()
 
     def fingerprint_stage(self) -> Known:
         """Scan, read every case once, check, split: dataset.json, splits.json, fingerprint.json, findings.json."""
@@ -82,13 +102,13 @@ class Pipeline:
             log.info("no time given: a CPU gets %s (say --time, --epochs or --iterations)", format_time(seconds))
             self.deadline.promise(seconds)
         file, key_file = self.out / "plan.json", self.out / "plan.key"
-        asked = digest([self.options.model_dump(mode="json", exclude={"workers", "data"}), self.profile.device])
+        asked = self._asked(seconds)
         if file.exists() and not self.replan:
-            existing = Plan.load(file)
+            existing = _load(Plan, file, "make a new plan with --replan")
             written, _, made_for = (read_key(key_file) or "").partition(":")
             edited = written != existing.digest()
-            if edited or made_for == asked:
-                return self._kept(existing, edited)
+            if (edited or made_for == asked) and (kept := self._kept(existing, edited)):
+                return kept
         plan = self._new_plan(seconds)
         validate_plan(plan, self.known.fingerprint, self.known.dataset.labels)
         plan.save(file)
@@ -139,8 +159,22 @@ class Pipeline:
             raise OptionError(f"--loss {self.options.loss} is unknown; choose one of {', '.join(sorted(LOSSES))}")
         parse_folds(self.options.folds, len(self.known.splits.folds))
 
-    def _kept(self, plan: Plan, edited: bool) -> Plan:
-        validate_plan(plan, self.known.fingerprint, self.known.dataset.labels)
+    def _asked(self, seconds: float | None) -> str:
+        """Digest of what a plan is made for; an option that only says the default changes nothing."""
+        made_for: list[object] = [planner_options(self.options, self.profile).digest(), self.profile.precision, seconds]
+        if seconds:
+            made_for += [step_limit(self.options), parse_folds(self.options.folds, len(self.known.splits.folds))]
+        return digest(made_for)
+
+    def _kept(self, plan: Plan, edited: bool) -> Plan | None:
+        """The plan that is there; None when it no longer fits the data. Raises PlanError when a person edited it."""
+        try:
+            validate_plan(plan, self.known.fingerprint, self.known.dataset.labels)
+        except PlanError as error:
+            if edited:
+                raise PlanError(f"the edited plan.json cannot be used: {error}. --replan makes a new one") from None
+            log.info("the data changed and the plan no longer fits them (%s): a new one is made", error)
+            return None
         if edited:
             log.info("plan.json was edited: validated and kept (--replan makes a new one)")
         elif plan.fingerprint != self.known.fingerprint.digest():
@@ -148,19 +182,25 @@ class Pipeline:
         return plan
 
     def _new_plan(self, seconds: float | None) -> Plan:
-        options = planner_options(self.options, self.profile)
-        whole = self.plan_with(options)
-        return whole if seconds is None else self._shaped(whole, seconds)
-
-    def _shaped(self, whole: Plan, seconds: float) -> Plan:
-        """The plan that fits the time; it is shaped by the last of the configurations that are trained."""
-        dataset, splits = self.known.dataset, self.known.splits
+        whole = self.plan_with(planner_options(self.options, self.profile))
+        if seconds is None:
+            return whole
+        configurations, reasons = dict(whole.configurations), list(whole.reasons)
         names = trained_names(whole, self.options, limited=True)
+        for name in names:
+            configurations[name], shaped = self._shaped(whole, name, seconds, 1 / len(names))
+            reasons += [f"{name} is shaped to the time: {shaped[0]}", *shaped[1:]]
+        return whole.model_copy(update={"configurations": configurations, "reasons": tuple(reasons)})
+
+    def _shaped(self, whole: Plan, name: str, seconds: float, share: float) -> tuple[Configuration, tuple[str, ...]]:
+        """One configuration as it fits its share of the time, and why."""
+        dataset, splits = self.known.dataset, self.known.splits
         folds = parse_folds(self.options.folds, len(splits.folds))
         frame = TimeFrame(
             promised=seconds,
             seconds=self.deadline.remaining() or 0.0,
-            folds=len(folds) * len(names),
+            share=share,
+            folds=len(folds),
             cases_per_fold=0.0 if folds == (None,) else len(dataset.cases) / len(splits.folds),
             workers=self.workers,
         )
@@ -170,25 +210,31 @@ class Pipeline:
             dataset.labels,
             whole.options,
             train_options(self.options, 0),
-            lambda options: self.plan_with(options).configurations[names[-1]],
+            lambda options: self.plan_with(options).configurations[name],
             self.profile.device,
+            step_limit(self.options),
         )
-        plan = self.plan_with(shape.options)
         estimates = {
+            "prepared": whole.configurations[name].prepared if shape.options.spacing_scale == 1 else f"{name}_coarse",
             "predicted_steps": shape.steps,
             "predicted_step_seconds": shape.step_seconds,
             "predicted_validation_seconds": shape.validation_seconds,
         }
-        trained = {name: plan.configurations[name].model_copy(update=estimates) for name in names}
-        reasons = (*plan.reasons, f"Trained within the time: {', '.join(names)}.", *shape.reasons)
-        return plan.model_copy(update={"configurations": {**plan.configurations, **trained}, "reasons": reasons})
+        return self.plan_with(shape.options).configurations[name].model_copy(update=estimates), shape.reasons
 
 
 def _with_stored(options: RunOptions, file: Path) -> RunOptions:
     """An omitted option takes the stored value."""
     if not file.exists():
         return options
-    stored = RunOptions.load(file)
+    stored = _load(RunOptions, file, "delete it and give all options again")
     given = options.model_dump(exclude_none=True, exclude_defaults=True)
     data = {**stored.data.model_dump(), **given.pop("data", {})}
     return RunOptions.model_validate({**stored.model_dump(), **given, "data": data})
+
+
+def _load(kind: type[Kept], file: Path, remedy: str) -> Kept:
+    try:
+        return kind.load(file)
+    except RecordError as error:
+        raise RecordError(f"{error}. To go on, {remedy}") from None

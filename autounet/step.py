@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from autounet.losses import Batch, Loss
+from autounet.losses import Batch, Loss, build_loss
+from autounet.schema.labels import Labels
 from autounet.schema.options import TrainOptions
+from autounet.schema.plan import Configuration
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -24,7 +27,8 @@ class Precision:
     channels_last: bool = False
 
     def autocast(self, device_type: str) -> AbstractContextManager[object]:
-        if self.name == "fp32":
+        """For training and prediction alike; fp16 is for GPUs, on a CPU float32 stands in for it."""
+        if self.name == "fp32" or (self.name == "fp16" and device_type == "cpu"):
             return nullcontext()
         return torch.autocast(device_type, dtype=AUTOCAST[self.name])
 
@@ -37,8 +41,37 @@ class Precision:
         return model
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler | None:
-        """fp16 gradients underflow without scaling; bf16 and fp32 need none."""
-        return torch.amp.GradScaler(device.type) if self.name == "fp16" else None
+        """fp16 gradients underflow without scaling; bf16 and fp32, and so a CPU, need none."""
+        return torch.amp.GradScaler(device.type) if self.name == "fp16" and device.type != "cpu" else None
+
+
+@contextmanager
+def algorithms(deterministic: bool) -> Iterator[None]:
+    """Inside, when asked, only algorithms with one possible result; else cuDNN times its convolutions, the best stays.
+
+    Enter it before CUDA starts: cuBLAS reads its workspace's size once, and the loss's matrix products are repeatable
+    with this one only. What else a step runs holds on a GPU: fused optimisers work number by number, `scatter_add_`
+    has a sorting form that torch then takes, and networks go up by transposed convolutions. A family that interpolates
+    has no such form for its gradient; torch raises its own error there.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    deterministic = deterministic or before[0]
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+def configuration_loss(configuration: Configuration, labels: Labels, options: TrainOptions) -> Loss:
+    """The loss `options` name, for as many outputs as the configuration's network has in training."""
+    network = configuration.network
+    levels = len(network.decoder_blocks) if network.deep_supervision else 1
+    return build_loss(options.loss, labels, configuration.batch_dice, levels)
 
 
 def build_optimiser(options: TrainOptions, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

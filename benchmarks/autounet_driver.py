@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 
 from autounet.allocator import keep_freed_memory
-from autounet.losses import Batch, build_loss
+from autounet.losses import Batch
 from autounet.schema.dataset import Dataset, Splits
 from autounet.schema.options import DataOptions, TrainOptions
 from autounet.schema.plan import Configuration, Plan
 from autounet.schema.run import RunRecord, Selection
-from autounet.step import Precision, train_step
+from autounet.step import Precision, configuration_loss, train_step
 
 CONFIGURATION = "3d_fullres"
 WARM_UP = 1
@@ -64,7 +64,7 @@ def time_steps(out: Path, result: Path, batches: str, steps: int) -> None:
     device = torch.device("cpu")
     precision = Precision(configuration.precision, configuration.channels_last)
     state = new_state(task, precision, device)
-    loss = build_loss(task.options.loss, task.labels, configuration.batch_dice, task.levels)
+    loss = configuration_loss(configuration, task.labels, task.options)
     source: Iterator[Batch]
     if batches == "fixed":
         source = iter([fixed_batch(configuration, task.labels.count)] * (WARM_UP + steps))

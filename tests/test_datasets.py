@@ -366,6 +366,39 @@ def test_inputs_with_several_channels(tmp_path: Path) -> None:
     (tmp_path / "b_0001.nii.gz").unlink()
     with pytest.raises(DataError, match="case b: only b_0000"):
         find_inputs(tmp_path, bundle)
+    volume(tmp_path / "b_0002.nii.gz")
+    with pytest.raises(DataError, match=r"b_0002\.nii\.gz; other cases have the channels 0000, 0001"):
+        find_inputs(tmp_path, bundle)
+    (tmp_path / "b_0000.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"case b: only b_0002\.nii\.gz"):
+        find_inputs(tmp_path, bundle)
+
+
+def test_inputs_by_pattern_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    for name in ("a_t1", "a_t2", "a_seg"):
+        volume(tmp_path / f"{name}.nii.gz")
+    bundle = ModelBundle.model_construct(
+        channels=(Channel(name="T1"),), suffix=".nii.gz", image_pattern="", channel_patterns={"T1": "data/*_t1.nii.gz"}
+    )
+    assert [case.identifier for case in find_inputs(tmp_path, bundle)] == ["a_t1"]
+    both = bundle.model_copy(update={"channel_patterns": {"T1": "data/*_t1.nii.gz", "T2": "data/*_t2.nii.gz"}})
+    (case,) = find_inputs(tmp_path, both)
+    assert [path.name for path in case.images] == ["a_t1.nii.gz", "a_t2.nii.gz"]
+
+
+def test_inputs_of_mixed_endings_are_all_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bundle = ModelBundle.model_construct(
+        channels=(Channel(name="image"),), suffix=".nii", image_pattern="images/*.nii", channel_patterns={}
+    )
+    for name in ("a.nii", "b.nii.gz", "c.NII.GZ", "d.nrrd"):
+        (tmp_path / name).write_bytes(b"")
+    assert [case.identifier for case in find_inputs(tmp_path, bundle)] == ["a", "b", "c"]
+    assert "left out: d.nrrd" in caplog.text
+    photographs = bundle.model_copy(update={"suffix": ".jpg"})
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(b"")
+    assert [case.identifier for case in find_inputs(tmp_path / "photos", photographs)] == ["a", "b"]
 
 
 def test_inputs_that_are_not_there(tmp_path: Path, demo: Path) -> None:

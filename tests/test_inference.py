@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autounet.inference.sliding import default_batch, mirrored_views, predict_scores
+from autounet.inference.sliding import default_batch, predict_scores
 from autounet.schema.plan import ChannelNormalisation, Configuration, InferenceSpec, NetworkSpec, PreprocessSpec
 
 CHANNELS, CLASSES = 2, 3
@@ -165,12 +165,6 @@ def test_bf16_runs_the_network_in_bf16_and_accumulates_in_float32() -> None:
     assert results["bf16"].dtype == np.float32
     np.testing.assert_allclose(results["bf16"], results["fp32"], atol=0.05)
     np.testing.assert_array_equal(results["fp16"], results["fp32"])
-
-
-def test_views() -> None:
-    assert mirrored_views(()) == ((),)
-    assert mirrored_views((1, 0)) == ((), (2,), (3,), (2, 3))
-    assert len(mirrored_views((0, 1, 2))) == 8
 
 
 def test_a_forward_is_bounded() -> None:

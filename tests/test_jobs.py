@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from autounet.running.deadline import Deadline
@@ -16,6 +18,23 @@ def test_a_done_job_is_kept_and_a_changed_key_runs_again(tmp_path):
     assert ran == ["a", "b"]
     executor.run([job(tmp_path, "a"), job(tmp_path, "b", ("a",), key="2")])
     assert ran == ["a", "b", "b"]
+
+
+def test_a_job_runs_again_when_something_it_wrote_is_gone(tmp_path):
+    result, ran = tmp_path / "result", []
+
+    def work(job):
+        ran.append(job.name)
+        result.write_text("")
+
+    jobs = [replace(job(tmp_path, "a"), writes=(result,))]
+    executor = SequentialExecutor(work, lambda: None)
+    executor.run(jobs)
+    executor.run(jobs)
+    assert ran == ["a"]
+    result.unlink()
+    executor.run(jobs)
+    assert ran == ["a", "a"]
 
 
 def test_a_failed_job_is_not_done(tmp_path):

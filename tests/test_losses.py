@@ -75,6 +75,17 @@ def test_gradient_keeps_type_and_memory_order():
     assert logits.grad.is_contiguous(memory_format=torch.channels_last_3d)
 
 
+def test_small_gradients_survive_half_precision():
+    """GradScaler multiplies by 65536, the first factor, which half precision does not even hold."""
+    logits = torch.randn(1, 3, 48, 48, 48, dtype=torch.float16, requires_grad=True)
+    labels = torch.randint(0, 3, (1, 48, 48, 48))
+    (65536 * DiceCrossEntropy(False)(logits, labels)).backward()
+    exact = logits.detach().float().requires_grad_()
+    (65536 * DiceCrossEntropy(False)(exact, labels)).backward()
+    assert logits.grad.dtype == torch.float16
+    torch.testing.assert_close(logits.grad.float(), exact.grad, rtol=2e-3, atol=1e-7)
+
+
 def test_perfect_prediction_reaches_minus_one():
     labels = torch.arange(3).repeat(2, 8)
     logits = 40 * functional.one_hot(labels, 3).movedim(-1, 1).float()
@@ -115,7 +126,7 @@ def test_level_weights_sum_to_one(levels):
 def test_nearest_is_torchs_nearest_exact(old, new):
     array = torch.arange(2.0 * np.prod(old)).reshape(2, *old)
     expected = functional.interpolate(array[:, None], new, mode="nearest-exact")[:, 0]
-    # both take the voxel under the centre; on exact ties rounding decides, so compare where there is none
+    # both take the voxel under the centre; on exact ties torch's rounding decides, so compare where there is none
     ties = [any(((i + 0.5) * o / n) % 1 == 0 for i in range(n)) for o, n in zip(old, new, strict=True)]
     if not any(ties):
         torch.testing.assert_close(nearest(array, new), expected)

@@ -77,6 +77,15 @@ def test_labels_take_the_class_with_most_weight(old, new, classes, seed):
     assert (chosen >= shares.max(axis=0) - 1e-5).all()
 
 
+@pytest.mark.parametrize("lowest", [-1, 0])
+def test_the_largest_class_of_int8(lowest):
+    labels = np.full((4, 4, 4), lowest, np.int8)
+    labels[1:3, 1:3, 1:3] = 127
+    result = resample_labels(labels, (8, 8, 8))
+    np.testing.assert_array_equal(result, resample_labels(labels.astype(np.int16), (8, 8, 8)))
+    assert set(np.unique(result)) == {lowest, 127}
+
+
 def test_equal_labels_give_the_larger_one_as_in_nnunet():
     labels = np.array([[[0, 1, 1, 2]]], np.int16)
     np.testing.assert_array_equal(resample_labels(labels, (1, 1, 2)), [[[1, 2]]])

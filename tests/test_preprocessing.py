@@ -208,6 +208,16 @@ def test_many_locations_are_sampled_by_the_case_name():
     assert not np.array_equal(first, other)
 
 
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_case_without_foreground_is_prepared(value):
+    shape = (3, 4, 5)
+    labels, image = np.full(shape, value, np.int16), np.ones((1, *shape), np.float32)
+    spec = PreprocessSpec(spacing=(1, 1, 1), normalisation=NONE)
+    prepared = prepare_case("empty", "", image, labels, Geometry(shape=shape), spec)
+    assert prepared.locations == {}
+    assert np.array_equal(prepared.labels, labels)
+
+
 def test_ignored_voxels_stay_ignored_and_inputs_are_not_changed():
     labels = np.full((4, 4, 4), -1, np.int16)
     labels[:2] = 1

@@ -91,6 +91,7 @@ def test_what_does_not_touch_the_weights_lies_outside_the_key():
         (lambda content: content.update(surprise=1), "surprise"),
         (lambda content: content.update(format_version=99), "format_version 99"),
         (lambda content: content.pop("reasons"), "reasons"),
+        (lambda content: content["configurations"]["3d_fullres"].update(spacing=None), "spacing should be a list"),
     ],
 )
 def test_a_wrong_record_is_refused_by_field(tmp_path, edit, message):

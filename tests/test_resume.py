@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 import subprocess
 import sys
@@ -12,10 +13,14 @@ import pytest
 import torch
 from training_cases import configuration, task
 
+from autounet.schema.errors import AutoUNetError
 from autounet.schema.options import TrainOptions
 from autounet.schema.run import EpochLog
+from autounet.step import Precision
 from autounet.store.weights import load_weights
 from autounet.training import Horizon, train_fold
+from autounet.training.checkpoint import Checkpoint
+from autounet.training.state import new_state
 
 
 class Interrupted(Exception):
@@ -81,14 +86,38 @@ def test_a_finished_fold_returns_at_once(tmp_path):
     assert (given.folder / "weights.safetensors").stat().st_mtime_ns == before
 
 
-def test_another_training_moves_a_finished_one_aside(tmp_path):
+def test_another_training_does_not_overwrite_a_finished_one(tmp_path):
     first = task(tmp_path, Horizon(steps=3))
     train_fold(first)
-    kept = weights(first.folder)
-    record = train_fold(task(tmp_path, Horizon(steps=2), configuration=configuration((8, 8, 8))))
-    assert record.steps == 2
-    aside = weights(first.folder.with_name("fold_0.replaced_1"))
-    assert all(torch.equal(aside[name], kept[name]) for name in kept)
+    before = {path.name: path.read_bytes() for path in first.folder.iterdir()}
+    other = task(tmp_path, Horizon(steps=2), configuration=configuration((8, 8, 8)))
+    with pytest.raises(AutoUNetError, match="fold_0 holds a finished training with another configuration"):
+        train_fold(other)
+    assert {path.name: path.read_bytes() for path in first.folder.iterdir()} == before
+    (first.folder / "record.json").write_text("{}")
+    with pytest.raises(AutoUNetError, match="fold_0 holds a training that cannot be told apart"):
+        train_fold(first)
+    first.folder.rename(tmp_path / "aside")
+    assert train_fold(other).steps == 2
+
+
+@pytest.mark.parametrize("broken", ["optimiser", "average", "generator"])
+def test_a_state_restored_in_part_is_not_used_at_all(tmp_path, broken):
+    given = task(tmp_path, Horizon(steps=4), options=TrainOptions(ema_decay=0.9))
+    with pytest.raises(Interrupted):
+        train_fold(given, stop_at(2))
+    path = given.folder / "state.pt"
+    content = torch.load(path, weights_only=True)
+    content[broken] = {"unknown": 1} if broken != "generator" else None
+    torch.save(content, path)
+    state = new_state(given, Precision(), torch.device("cpu"))
+    before = copy.deepcopy(state.content())
+    assert "not used" in (Checkpoint(given).restore(state) or "")
+    after = state.content()
+    for name in ("model", "average"):
+        assert all(torch.equal(tensor, after[name][key]) for key, tensor in before[name].items())
+    assert torch.equal(before["generator"], after["generator"])
+    assert (state.step, state.elapsed, after["optimiser"]["state"]) == (0, 0.0, {})
 
 
 @pytest.mark.parametrize("damage", ["truncated", "other"])

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_cases import write_case
 
+from autounet.schema.errors import RecordError
 from autounet.training.augment import Augmentation, reached_size, seeded
 from autounet.training.cases import CaseStore
 from autounet.training.samples import SampleSource, batches, corner_limits
@@ -27,9 +28,9 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def source(folder: Path, patch: tuple[int, ...] = (8, 8, 8), kind: str = "full", batch: int = 3, **changes):
+def source(folder: Path, patch=(8, 8, 8), kind: str = "full", batch: int = 3, memory: int = 2**20, **changes):
     augmentation = Augmentation(kind, patch, tuple(range(len(patch))))
-    return SampleSource(CaseStore(folder, NAMES), patch, batch, 0, 0, 1 / 3, augmentation, **changes)
+    return SampleSource(CaseStore(folder, NAMES, memory), patch, batch, 0, 0, 1 / 3, augmentation, **changes)
 
 
 def equal(a, b) -> bool:
@@ -108,8 +109,8 @@ def test_images_show_their_labels(folder):
 
 
 def test_sparse_labels_are_looked_for(folder, tmp_path):
-    store = CaseStore(folder, NAMES)
-    for case in store.cases:
+    store = CaseStore(folder, NAMES, 2**20)
+    for case in map(store.__getitem__, range(len(store))):
         case.labels[:] = -1
         case.labels[0, 0, 0] = 1
         case.locations.clear()
@@ -174,8 +175,39 @@ def test_a_source_travels_without_its_arrays(folder):
 
 
 def test_large_cases_are_read_where_they_are_cut(folder, monkeypatch):
-    in_memory = source(folder)
-    monkeypatch.setattr("autounet.training.cases.MEMORY_LIMIT", 0)
-    on_disk = source(folder)
-    assert not isinstance(on_disk.cases[0].image, np.ndarray)
+    monkeypatch.setattr("autounet.training.cases.OPEN_CASES", 2)
+    in_memory, on_disk = source(folder), source(folder, memory=0)
     assert all(equal(in_memory.batch(step), on_disk.batch(step)) for step in range(3))
+    assert all(isinstance(in_memory.cases[index].image, np.ndarray) for index in range(3))
+    assert not isinstance(on_disk.cases[0].image, np.ndarray)
+    assert len(on_disk.cases._cases) == 2
+    assert list(on_disk.cases._cases)[-1] == 0
+
+
+def test_the_size_of_cases_is_known_from_their_properties(folder):
+    needed = sum(6 * 10 * (12 + number) * 9 for number in range(3))
+    assert CaseStore(folder, NAMES, needed).in_memory
+    assert not CaseStore(folder, NAMES, needed - 1).in_memory
+    with pytest.raises(RecordError, match=f"Delete the folder {folder}"):
+        CaseStore(folder, ("a", "missing"), needed)
+
+
+@pytest.mark.parametrize("memory", [0, 2**30])
+def test_more_cases_than_open_files(folder, memory):
+    resource = pytest.importorskip("resource")
+    store = CaseStore(folder, NAMES * 100, memory)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        assert all(store[index].labels.shape[0] == 10 for index in range(len(store)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("kind", ["none", "full"])
+def test_beyond_the_image_nothing_is_annotated_where_labels_are_sparse(folder, kind):
+    """Patches of 16 voxels on images of 10 x 12 x 9: with every voxel labelled, the rest is background."""
+    sparse, dense = (source(folder, (16, 16, 16), kind, sparse=given).batch(0).labels for given in (True, False))
+    assert (sparse == -1).any()
+    assert (dense >= 0).all()
+    assert torch.equal(sparse.clamp(min=0), dense) or kind == "full"

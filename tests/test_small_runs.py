@@ -1,5 +1,7 @@
 """Short runs in this process: 2-D images, two configurations and their ensemble, all cases at once."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,8 @@ from autounet import api
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.images import read_labels, write_image, write_labels
 from autounet.pipeline import Pipeline
-from autounet.schema.errors import OptionError
+from autounet.running.deadline import Clock
+from autounet.schema.errors import DeadlineError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.options import DataOptions, RunOptions
 from autounet.schema.plan import Plan
@@ -110,7 +113,72 @@ def test_impossible_options_are_refused_before_anything_is_trained(volumes, tmp_
 
 
 def test_two_commands_in_one_folder_are_refused(volumes, tmp_path):
-    from autounet.running.jobs import locked
+    from autounet.running.folder import locked
 
     with locked(tmp_path), pytest.raises(OptionError, match="another autounet is working"):
         Pipeline(volumes, tmp_path, options(iterations=1)).run("fingerprint")
+
+
+SHORT = {"iterations": 2, "folds": "0", "configurations": ("3d_fullres",)}
+
+
+@pytest.fixture(scope="module")
+def trained(volumes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained")
+    Pipeline(volumes, out, options(**SHORT)).run("select")
+    return out
+
+
+def weights(out):
+    return out / "models" / "3d_fullres" / "fold_0" / "weights.safetensors"
+
+
+def test_options_that_only_say_the_default_change_nothing(volumes, trained):
+    before = weights(trained).stat().st_mtime_ns
+    said = options(**SHORT, seed=0, family="plain", preset=None)
+    Pipeline(volumes, trained, said).run("select")
+    assert weights(trained).stat().st_mtime_ns == before
+    assert not list((trained / "models" / "3d_fullres").glob("*.old_*"))
+
+
+def test_renaming_a_class_trains_nothing_again(volumes, trained):
+    before = weights(trained).stat().st_mtime_ns
+    named = options(**SHORT, data=DataOptions(classes={"big": 1, "small": 2}))
+    Pipeline(volumes, trained, named).run("select")
+    assert weights(trained).stat().st_mtime_ns == before
+    assert set(Metrics.load(trained / "metrics.json").per_class) == {"big", "small"}
+
+
+def test_a_deleted_fold_is_trained_validated_and_packed_again(volumes, trained):
+    shutil.rmtree(weights(trained).parent)
+    old = {path: path.stat().st_mtime_ns for path in (trained / "metrics.json", trained / "model" / "bundle.json")}
+    Pipeline(volumes, trained, options(**SHORT)).run("select")
+    assert weights(trained).exists()
+    assert all(path.stat().st_mtime_ns > before for path, before in old.items())
+
+
+def test_deleted_prepared_cases_come_back_and_nothing_is_trained_again(volumes, trained):
+    before = weights(trained).stat().st_mtime_ns
+    shutil.rmtree(trained / "prepared")
+    Pipeline(volumes, trained, options(**SHORT)).run("select")
+    assert len(list((trained / "prepared" / "3d_fullres").glob("*.json"))) > 4
+    assert weights(trained).stat().st_mtime_ns == before
+
+
+def test_a_refused_option_does_not_stick(volumes, trained):
+    with pytest.raises(OptionError):
+        Pipeline(volumes, trained, options(loss="imaginary")).run("select")
+    Pipeline(volumes, trained, options(**SHORT)).run("select")
+
+
+def test_the_promise_ends_with_the_command(volumes, tmp_path):
+    Pipeline(volumes, tmp_path, options(seconds=3600.0, folds="0")).run("plan")
+    assert not (tmp_path / "clock.json").exists()
+
+
+def test_a_resumed_command_without_time_left_says_so_and_trains_nothing(volumes, tmp_path):
+    Pipeline(volumes, tmp_path, options(seconds=3600.0, folds="0")).run("plan")
+    Clock(promised_seconds=3600.0, spent_seconds=3595.0).save(tmp_path / "clock.json")
+    with pytest.raises(DeadlineError, match="are left, and 1 folds need at least"):
+        Pipeline(volumes, tmp_path, options(seconds=3600.0, folds="0")).run("train")
+    assert not (tmp_path / "models").exists()

@@ -11,7 +11,14 @@ from autounet.schema.errors import RecordError
 from autounet.schema.geometry import Geometry
 from autounet.schema.plan import ChannelNormalisation, PreprocessSpec
 from autounet.schema.prepared import CaseProperties
-from autounet.store import is_prepared, open_prepared, read_scores, write_prepared, write_scores
+from autounet.store import (
+    is_prepared,
+    open_prepared,
+    read_properties,
+    read_scores,
+    write_prepared,
+    write_scores,
+)
 
 
 def properties_of(shape, key="k1") -> CaseProperties:
@@ -93,7 +100,7 @@ def test_an_interrupted_write_leaves_no_case(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         write_prepared(tmp_path, properties_of((2, 3, 4)), image, None, {})
     assert not is_prepared(tmp_path, "case.1", "k1")
-    with pytest.raises(RecordError, match="does not exist"):
+    with pytest.raises(RecordError, match=f"does not exist.*Delete the folder {tmp_path}, and the next run"):
         open_prepared(tmp_path, "case.1")
 
 
@@ -103,8 +110,32 @@ def test_a_damaged_array_is_named(tmp_path, damage):
     path = tmp_path / "case.1.image.b2nd"
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2] if damage is None else damage)
-    with pytest.raises(RecordError, match=r"case\.1\.image\.b2nd"):
+    with pytest.raises(RecordError, match=rf"case\.1\.image\.b2nd is damaged.*Delete the folder {tmp_path}"):
         open_prepared(tmp_path, "case.1")
+    assert read_properties(tmp_path, "case.1") == properties_of((2, 3, 4))
+
+
+def test_too_many_open_files_are_no_damage(tmp_path):
+    resource = pytest.importorskip("resource")
+    write_prepared(tmp_path, properties_of((2, 3, 4)), np.zeros((1, 2, 3, 4), np.float32), None, {})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        with pytest.raises(RecordError, match=r"b2nd cannot be opened.*ulimit -n"):
+            _ = [open_prepared(tmp_path, "case.1") for _ in range(256)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        with pytest.raises(RecordError, match=r"json cannot be opened.*ulimit -n"):
+            read_properties(tmp_path, "case.1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert open_prepared(tmp_path, "case.1").image.shape == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("ending", ["image", "locations"])
+def test_a_case_whose_array_is_gone_is_not_prepared(tmp_path, ending):
+    write_prepared(tmp_path, properties_of((2, 3, 4)), np.zeros((1, 2, 3, 4), np.float32), None, {})
+    (tmp_path / f"case.1.{ending}.b2nd").unlink()
+    assert not is_prepared(tmp_path, "case.1", "k1")
 
 
 def test_damaged_json_counts_as_absent(tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,16 +17,18 @@ from training_cases import configuration, labels, task
 from autounet.allocator import keep_freed_memory
 from autounet.losses import Batch, build_loss
 from autounet.nets import FAMILIES
-from autounet.schema.errors import AutoUNetError, ModelError, OptionError
+from autounet.schema.errors import AutoUNetError, BudgetExceeded, ModelError, OptionError
 from autounet.schema.options import TrainOptions
 from autounet.schema.run import EpochLog, RunRecord
-from autounet.step import Precision, build_optimiser, clip_gradients, train_step
+from autounet.step import Precision, algorithms, build_optimiser, clip_gradients, train_step
 from autounet.store.weights import load_weights, save_weights
 from autounet.training import Horizon, probe_device, time_steps, train_fold
 from autounet.training.journal import Journal, read_log
 from autounet.training.loop import mean_loss
-from autounet.training.probe import free_memory
+from autounet.training.memory import ControlGroup, free_memory, group_available, peak_memory
+from autounet.training.probe import best_measured, usual_precision
 from autounet.training.schedule import SCHEDULES, learning_rate
+from autounet.training.state import TrainState
 
 
 @pytest.fixture(autouse=True)
@@ -138,9 +142,53 @@ def test_deterministic_trainings_agree_and_leave_the_switch(tmp_path):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_loss_that_is_no_number_is_an_error():
-    with pytest.raises(AutoUNetError, match="nan before step 7"):
-        mean_loss([torch.tensor(1.0), torch.tensor(float("nan"))], 7)
+def test_algorithms_are_chosen_inside_only(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = torch.backends.cudnn.benchmark
+    with algorithms(deterministic=False):
+        assert torch.backends.cudnn.benchmark
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    with algorithms(deterministic=True):
+        assert not torch.backends.cudnn.benchmark
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        with algorithms(deterministic=False):
+            assert torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark == before
+
+
+@pytest.mark.parametrize(
+    ("precision", "remedy"), [("fp32", "another --loss"), ("bf16", '"precision" of 3d_fullres to "fp32" in plan.json')]
+)
+def test_a_loss_that_is_no_number_is_an_error(tmp_path, precision, remedy):
+    given_task = task(tmp_path, Horizon(steps=9), configuration=configuration(precision=precision))
+    with pytest.raises(AutoUNetError, match=f"nan before step 7.*{remedy}"):
+        mean_loss([torch.tensor(1.0), torch.tensor(float("nan"))], given_task, 7)
+
+
+def test_a_full_gpu_is_said_with_a_remedy(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("autounet.training.loop.train_step", full)
+    monkeypatch.setattr("autounet.training.memory.peak_memory", lambda device: 3 * 1024**3)
+    with pytest.raises(BudgetExceeded, match=r"3d_fullres .*3\.0 GB were in use.*--memory smaller") as caught:
+        train_fold(task(tmp_path, Horizon(steps=2)))
+    assert caught.value.measured_bytes == 3 * 1024**3
+
+
+def test_peak_memory_is_unknown_without_the_resource_module(monkeypatch):
+    assert peak_memory(torch.device("cpu")) > 2**24
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert peak_memory(torch.device("cpu")) is None
+
+
+def test_the_average_follows_running_statistics():
+    model, average = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2).requires_grad_(False)
+    model(torch.randn(8, 2) + 5)
+    state = TrainState(model, torch.optim.SGD(model.parameters()), None, average, step=1)
+    state.update_average(0.9)
+    assert torch.equal(average.running_mean, model.running_mean)
+    assert average.num_batches_tracked == 1
 
 
 def test_the_journal_survives_a_cut_line_and_drops_what_is_run_again(tmp_path):
@@ -168,15 +216,51 @@ def test_weights_round_trip_and_damage_is_named(tmp_path):
 def test_the_probe_measures(monkeypatch):
     monkeypatch.setattr("autounet.training.probe.PROBE_SECONDS", 0.02)
     profile = probe_device("cpu")
-    assert profile.throughput[profile.precision + ("_channels_last" if profile.channels_last else "")] == max(
-        profile.throughput.values()
-    )
+    assert set(profile.throughput) == {"fp32", "fp32_channels_last", "bf16", "bf16_channels_last"}
     assert profile.cores >= 1
     assert 2**27 < profile.memory_bytes <= 2**45
     assert free_memory(torch.device("cpu")) > 0
     times = time_steps(configuration(), labels(), TrainOptions(), "cpu", steps=2)
     assert 0 < times.forward < 5
     assert 0 < times.train < 5
+
+
+FP32, BF16, ORDERED = Precision(), Precision("bf16"), Precision("fp32", channels_last=True)
+
+
+@pytest.mark.parametrize(
+    ("gflops", "chosen"),
+    [
+        ({FP32: 100.0, BF16: 119.0}, FP32),
+        ({FP32: 100.0, BF16: 121.0}, BF16),
+        ({FP32: 100.0, ORDERED: 110.0, BF16: 121.0}, ORDERED),
+        ({FP32: 100.0, BF16: 0.0}, FP32),
+    ],
+)
+def test_bf16_has_to_be_worthwhile(gflops, chosen):
+    assert best_measured(gflops) == chosen
+
+
+@pytest.mark.parametrize(("native", "name"), [(True, "bf16"), (False, "fp16")])
+def test_a_gpu_is_not_timed(monkeypatch, native, name):
+    monkeypatch.setattr("torch.cuda.device", lambda device: nullcontext())
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native)
+    assert usual_precision(torch.device("cuda:1")) == Precision(name, channels_last=False)
+    assert usual_precision(torch.device("mps")) == Precision("fp32")
+
+
+def test_pages_of_files_count_as_free(tmp_path):
+    group = ControlGroup(tmp_path, "memory.max", "memory.current", ("inactive_file", "active_file"))
+    assert group_available(group) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    assert group_available(group) == 100
+    (tmp_path / "memory.stat").write_text("anon 300\nfile 600\ninactive_file 200\nactive_file 250\n")
+    assert group_available(group) == 550
+    (tmp_path / "memory.current").write_text("100\n")
+    assert group_available(group) == 1000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert group_available(group) is None
 
 
 def test_freed_memory_is_kept_on_linux():

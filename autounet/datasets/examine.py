@@ -116,7 +116,8 @@ def _finding(case: Case, code: str, message: str, remedy: str, severity: Severit
     return Finding(case=case.identifier, code=code, severity=severity, message=message, remedy=remedy)
 
 
-def _unreadable(case: Case, root: str, error: DataError) -> Finding:
+def unreadable(case: Case, root: Path | str, error: DataError) -> Finding:
+    """A case's file that cannot be read."""
     message, _, remedy = str(error).replace(f"{root}/", "").rpartition(". ")
     return _finding(case, "unreadable-file", message or remedy, remedy if message else "Copy or export the file again")
 
@@ -128,7 +129,7 @@ def _read_channels(task: CaseTask, findings: list[Finding]) -> tuple[np.ndarray 
         try:
             parts.append(read_image(Path(task.root) / name))
         except DataError as error:
-            findings.append(_unreadable(case, task.root, error))
+            findings.append(unreadable(case, task.root, error))
     if len(parts) < len(case.images):
         return None, None
     geometry = parts[0][1]
@@ -152,7 +153,11 @@ def _read_labels(task: CaseTask, name: str, geometry: Geometry | None, findings:
     try:
         values, own = read_labels(Path(task.root) / name)
     except DataError as error:
-        findings.append(_unreadable(case, task.root, error))
+        findings.append(unreadable(case, task.root, error))
+        return None
+    if own.kind == "jpeg" and len(different := np.unique(values)) > 2:
+        message = f"{name} is a JPEG file and holds {len(different)} values: its compression has changed them"
+        findings.append(_finding(case, "lossy-label", message, "Draw or export the label again as PNG or TIFF"))
         return None
     if geometry is None:
         return None

@@ -10,6 +10,7 @@ from autounet.schema.errors import DataError, OptionError
 
 _IMAGES = re.compile(r"^(images?|imgs?|img|scans?|photos?)(?![a-z]*mask)", re.IGNORECASE)
 _LABELS = re.compile(r"label|mask|seg|annot|manual|gt$|^gt|ground.?truth|truth|target", re.IGNORECASE)
+_PREVIEWS = re.compile(r"thumb(nail)?s?$|preview", re.IGNORECASE)
 _HELD_OUT = re.compile(r"(^|[-_ ])(?i:ts|test|testing|val|validation)$|(?<=[a-z])(Ts|Test|Testing|Val|Validation)$")
 
 
@@ -40,7 +41,12 @@ def listing(root: Path) -> str:
 
 
 def subfolders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in root.iterdir() if path.is_dir() and not _skipped(path))
+
+
+def _skipped(folder: Path) -> bool:
+    """Hidden folders, and small copies of images made for looking at."""
+    return folder.name.startswith(".") or bool(_PREVIEWS.search(folder.name))
 
 
 def looks_like_images(folder: Path) -> bool:

@@ -55,7 +55,7 @@ def channel_names(description: dict[str, Any]) -> list[str] | None:
     try:
         return [str(declared[key]) for key in sorted(declared, key=int)]
     except ValueError:
-        raise DataError(f"dataset.json: the channels {list(declared)} are not numbered. Write 0, 1, ...") from None
+        raise DataError(f"dataset.json: the channels {list(declared)} are not numbered. Number them from 0") from None
 
 
 def relative(root: Path, path: Path) -> str:

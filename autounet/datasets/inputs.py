@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,13 +12,18 @@ import numpy as np
 from autounet.datasets.folders import glob_images, image_files, looks_like_images, looks_like_labels, subfolders
 from autounet.datasets.loading import read_channels
 from autounet.datasets.pairing import names, pair, strip_channel
-from autounet.images import is_image, stem, suffix
+from autounet.images import file_kind, is_image, stem
 from autounet.schema.dataset import Channel
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.run import ModelBundle
 
+log = logging.getLogger(__name__)
+
 __all__ = ["InputCase", "find_inputs", "image_files", "load_input"]
+
+
+_PHOTOGRAPHS = frozenset({"png", "jpeg", "bmp"})
 
 
 class InputCase(NamedTuple):
@@ -41,9 +47,7 @@ def find_inputs(path: Path, bundle: ModelBundle) -> list[InputCase]:
             return _by_patterns(path, bundle.channel_patterns)
         except OptionError as error:
             raise DataError(f"{error}. The model needs files for each of its channels") from None
-    files = _folder_files(path, bundle)
-    same = [file for file in files if suffix(file).lower() == bundle.suffix.lower()]
-    return _cases(same or files, bundle)
+    return _cases(_same_kind(_folder_files(path, bundle), bundle), bundle)
 
 
 def _single(path: Path, bundle: ModelBundle) -> InputCase:
@@ -61,10 +65,12 @@ def _single(path: Path, bundle: ModelBundle) -> InputCase:
 
 def _folder_files(path: Path, bundle: ModelBundle) -> list[Path]:
     pattern = next(iter(bundle.channel_patterns.values()), bundle.image_pattern)
-    for candidate in ([*path.glob(pattern)] if bundle.channel_patterns else [], image_files(path)):
-        found = sorted(file for file in candidate if file.is_file() and is_image(file))
+    for candidate in (pattern, Path(pattern).name) if bundle.channel_patterns else ():
+        found = sorted(file for file in path.glob(candidate) if file.is_file() and is_image(file))
         if found:
             return found
+    if image_files(path):
+        return image_files(path)
     trained_in = Path(bundle.image_pattern).parent.name
     for name in ("imagesTs", trained_in, "imagesTr", "images", "image"):
         if name and image_files(path / name) and (path / name).is_dir():
@@ -82,24 +88,54 @@ def _folder_files(path: Path, bundle: ModelBundle) -> list[Path]:
     )
 
 
+def _same_kind(files: Sequence[Path], bundle: ModelBundle) -> Sequence[Path]:
+    """The files of the kind the model was trained on, else all. Photographs of all kinds count as one."""
+    trained = file_kind(f"x{bundle.suffix}")
+    kinds = _PHOTOGRAPHS if trained in _PHOTOGRAPHS else {trained}
+    same = [file for file in files if file_kind(file) in kinds]
+    left = [file.name for file in files if same and file not in same]
+    if left:
+        log.warning("%d files that are no %s are left out: %s, ...", len(left), bundle.suffix, ", ".join(left[:3]))
+    return same or files
+
+
 def _cases(files: Sequence[Path], bundle: ModelBundle) -> list[InputCase]:
     parts = [strip_channel(stem(file)) for file in files]
     if all(channel is not None for _, channel in parts):
         groups: dict[str, list[Path]] = {}
         for file, (base, _) in zip(files, parts, strict=True):
             groups.setdefault(base, []).append(file)
-        counts = {len(group) for group in groups.values()}
-        if max(counts) <= len(bundle.channels) and all(stem(group[0]).endswith("_0000") for group in groups.values()):
-            for base, group in groups.items():
-                if len(group) < max(counts):
-                    have = ", ".join(file.name for file in group)
-                    raise DataError(f"case {base}: only {have}; other cases have {max(counts)} channel files. Add them")
+        trained_so = f"_0000{bundle.suffix}" in bundle.image_pattern
+        fitting = max(len(group) for group in groups.values()) <= len(bundle.channels)
+        if trained_so or (fitting and all(stem(group[0]).endswith("_0000") for group in groups.values())):
+            _require_same_channels(groups)
             return [InputCase(base, tuple(group)) for base, group in sorted(groups.items())]
     return sorted(InputCase(name, (file,)) for name, file in zip(names(files), files, strict=True))
 
 
+def _require_same_channels(groups: dict[str, list[Path]]) -> None:
+    """Raises DataError for the first case whose channel files are not numbered like those of the fullest one."""
+    numbers = {base: [str(strip_channel(stem(file))[1]) for file in group] for base, group in groups.items()}
+    usual = max(numbers.values(), key=len)
+    for base, own in numbers.items():
+        if own != usual:
+            have = ", ".join(file.name for file in groups[base])
+            raise DataError(f"case {base}: only {have}; other cases have the channels {', '.join(usual)}. Add them")
+
+
+def _matching(path: Path, name: str, pattern: str) -> list[Path]:
+    """The files of a channel's pattern, else, as in a folder of new images, of its last part alone."""
+    try:
+        return glob_images(path, pattern, f"channel {name}:")
+    except OptionError as error:
+        try:
+            return glob_images(path, Path(pattern).name, f"channel {name}:")
+        except OptionError:
+            raise error from None
+
+
 def _by_patterns(path: Path, patterns: dict[str, str]) -> list[InputCase]:
-    lists = [glob_images(path, pattern, f"channel {name}:") for name, pattern in patterns.items()]
+    lists = [_matching(path, name, pattern) for name, pattern in patterns.items()]
     cases = {file: [file] for file in lists[0]}
     called = dict(zip(lists[0], names(lists[0]), strict=True))
     for name, files in zip(list(patterns)[1:], lists[1:], strict=True):

@@ -17,11 +17,13 @@ MOST_UNNAMED = 100
 """more unnamed values than this in label files: they are pictures, or spoilt by interpolation"""
 
 
-def parse_labels(declared: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, tuple[int, ...]], int | None]:
+def parse_labels(declared: Any) -> tuple[dict[str, int], dict[str, tuple[int, ...]], int | None]:
     """Classes, regions and ignore value of a dataset.json, both ways round ({"0": "name"} or {"name": 0 or [1, 2]}).
 
     A region of one value is a class of its own. Raises DataError for anything else.
     """
+    if not isinstance(declared, dict):
+        raise DataError(f"dataset.json: labels is {declared!r}, not an object. Write name: value pairs")
     classes: dict[str, int] = {}
     regions: dict[str, tuple[int, ...]] = {}
     ignore = None
@@ -34,6 +36,8 @@ def parse_labels(declared: Mapping[str, Any]) -> tuple[dict[str, int], dict[str,
             name, values = key, (int(entry),)
         else:
             raise DataError(f"dataset.json: label {key!r} has {entry!r}, not an integer. Write name: value pairs")
+        if name in classes or name in regions:
+            raise DataError(f"dataset.json: two labels are called {name!r}. Give each value its own name")
         if name == "ignore":
             ignore = values[0]
         elif len(values) > 1:
@@ -67,7 +71,8 @@ def build_labels(
     try:
         return _labels(named, regions, ignore, 0 in options.classes.values())
     except ValidationError as error:
-        raise OptionError(f"labels: {'; '.join(problem['msg'] for problem in error.errors())}") from None
+        problems = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+        raise OptionError(f"labels: {problems}. Correct --class, --region and --ignore, or dataset.json") from None
 
 
 def _labels(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ def find(root: Path, options: DataOptions) -> Found:
     description = read_description(root)
     classes, regions, ignore = parse_labels(description["labels"])
     ending = str(description.get("file_ending", ".nii.gz"))
-    images = _listed(root, description) if "dataset" in description else _by_name(root, ending)
-    findings = _missing_channels(images)
+    listed = "dataset" in description
+    images = _listed(root, description) if listed else _by_name(root, ending)
+    findings = _missing_channels(images) + ([] if listed else _misnumbered_channels(images))
     if options.label:
         cases = [case_of(root, name, files, None) for name, (files, _) in images.items()]
         cases, unmatched = override_labels(root, cases, options.label)
@@ -77,12 +79,14 @@ def _by_name(root: Path, ending: str) -> Images:
 def _listed(root: Path, description: dict[str, Any]) -> Images:
     """The optional `dataset` of dataset.json: case -> {"images": [...], "label": ...}, paths relative to it."""
     try:
+        if not all(isinstance(entry["images"], list) and entry["images"] for entry in description["dataset"].values()):
+            raise TypeError
         return {
             str(name): ([root / path for path in entry["images"]], root / entry["label"])
             for name, entry in description["dataset"].items()
         }
     except (AttributeError, KeyError, TypeError):
-        raise DataError("dataset.json: each entry of `dataset` needs `images` (a list) and `label`") from None
+        raise DataError("dataset.json: each entry of `dataset` needs `images` (a list of files) and `label`") from None
 
 
 def _missing_channels(images: Images) -> list[Finding]:
@@ -103,6 +107,27 @@ def _missing_channels(images: Images) -> list[Finding]:
             )
         )
     return findings
+
+
+def _misnumbered_channels(images: Images) -> list[Finding]:
+    """Cases with as many channel files as the others, but other numbers."""
+    most = max(len(files) for files, _ in images.values())
+    numbers = {
+        name: ", ".join(str(strip_channel(stem(path))[1]) for path in files)
+        for name, (files, _) in images.items()
+        if len(files) == most
+    }
+    usual = Counter(numbers.values()).most_common(1)[0][0]
+    return [
+        Finding(
+            case=name,
+            code="missing-image",
+            message=f"its channel files are numbered {own}, those of other cases {usual}",
+            remedy="Number them like the others",
+        )
+        for name, own in numbers.items()
+        if own != usual
+    ]
 
 
 def _label_findings(root: Path, images: Images, ending: str) -> list[Finding]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autounet.datasets import msd, nnunet, pairs
+from autounet.datasets.examine import unreadable
 from autounet.datasets.folders import existing_folder
 from autounet.datasets.found import Found, read_description
 from autounet.datasets.labels import build_labels
@@ -111,16 +112,16 @@ def _channels(root: Path, cases: list[Case], names: list[str] | None, options: D
 
 def _count_channels(root: Path, cases: list[Case]) -> tuple[int, bool]:
     """Channels of the first readable case, and whether it is a picture (no volume format)."""
-    first_error: DataError | None = None
+    findings = []
     for case in cases:
         try:
             headers = [read_header(root / path) for path in case.images]
         except DataError as error:
-            first_error = first_error or DataError(f"case {case.identifier}: {error}")
+            findings.append(unreadable(case, root, error))
             continue
         picture = headers[0][0].kind not in VOLUME_KINDS and len(headers) == 1
         return sum(channels for _, channels in headers), picture
-    raise first_error or DataError("no case")
+    raise DataError.of(findings)
 
 
 def _kind(word: str) -> ChannelKind:

@@ -123,6 +123,8 @@ def nnunet_folds(identifiers: Sequence[str]) -> tuple[tuple[str, ...], ...]:
 
 def _from_file(path: Path, identifiers: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """`{"folds": [[case, ...], ...]}` or nnU-Net's splits_final.json `[{"train": [...], "val": [...]}, ...]`."""
+    if not path.is_file():
+        raise OptionError(f"--splits {path}: there is no such file. Give nnunet, or a JSON file with the folds")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

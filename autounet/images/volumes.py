@@ -35,6 +35,8 @@ def _reason(error: Exception) -> str:
         return "its axes are not at right angles (sheared or inexact direction matrix)"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     line = lines[-1] if lines else type(error).__name__
+    if line.startswith("Reason:"):  # of MetaImage, which tells only the C library's last error, mostly Success
+        return "its header or its data are incomplete or damaged"
     return line.split("): ")[-1].split("ERROR: ")[-1]
 
 

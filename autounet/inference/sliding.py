@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autounet.ops.mirror import mirror_combinations, tensor_axes
 from autounet.ops.tiles import WEIGHTINGS, centred_padding, tile_starts, tile_windows
 from autounet.schema.plan import Configuration
+from autounet.step import Precision
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_FORWARD_VOXELS = 2**20
 """input voxels of one forward on a CPU: more gains no speed and costs memory"""
 
@@ -39,6 +38,7 @@ class Averaging:
 
     models: tuple[nn.Module, ...]
     views: tuple[tuple[int, ...], ...]
+    """mirrored axes of (B, C, *P), the unmirrored view first"""
     limit: int
     channels_last: bool
 
@@ -66,25 +66,16 @@ def predict_scores(
     padded = torch.from_numpy(np.pad(image, [(0, 0)] * (4 - len(patch)) + list(padding)).astype(np.float32, copy=False))
     averaging = Averaging(
         models=tuple(models),
-        views=mirrored_views(configuration.inference.mirror_axes),
+        views=tuple(tensor_axes(axes, len(patch)) for axes in mirror_combinations(configuration.inference.mirror_axes)),
         limit=tile_batch or default_batch(configuration, device),
         channels_last=configuration.channels_last,
     )
-    with torch.inference_mode(), _autocast(configuration, device):
+    precision = Precision(configuration.precision, configuration.channels_last)
+    with torch.inference_mode(), precision.autocast(device.type):
         scores = _blend(averaging, padded, configuration, classes, device, on_done)
     for axis, ((below, _), size) in enumerate(zip(padding, image.shape[-len(patch) :], strict=True), 4 - len(patch)):
         scores = scores.narrow(axis, below, size)
     return np.ascontiguousarray(scores.cpu().numpy())
-
-
-def mirrored_views(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Every combination of mirrored spatial axes, the unmirrored view first; as dimensions of (B, C, *P)."""
-    axes = sorted(set(axes))
-    return tuple(
-        tuple(axis + 2 for axis in chosen)
-        for count in range(len(axes) + 1)
-        for chosen in itertools.combinations(axes, count)
-    )
 
 
 def default_batch(configuration: Configuration, device: torch.device) -> int:
@@ -92,13 +83,6 @@ def default_batch(configuration: Configuration, device: torch.device) -> int:
     if device.type != "cpu":
         return configuration.batch_size
     return max(1, CPU_FORWARD_VOXELS // int(np.prod(configuration.patch_size)))
-
-
-def _autocast(configuration: Configuration, device: torch.device) -> AbstractContextManager[None]:
-    """The configuration's precision; fp16 is for GPUs, on a CPU float32 stands in for it."""
-    half = DTYPES.get(configuration.precision)
-    enabled = half is not None and not (device.type == "cpu" and half is torch.float16)
-    return torch.autocast(device.type, dtype=half if enabled else None, enabled=enabled)
 
 
 def _blend(

@@ -25,8 +25,8 @@ def nearest(array: Tensor, size: Sequence[int]) -> Tensor:
     """`array` (B, *P) sampled at the centres of a grid of `size`, as `nearest-exact` does."""
     for axis, (old, new) in enumerate(zip(array.shape[1:], size, strict=True), start=1):
         if old != new:
-            centres = (torch.arange(new, dtype=torch.float64) + 0.5) * (old / new)
-            array = array.index_select(axis, centres.floor().long().clamp_(max=old - 1).to(array.device))
+            centres = 2 * torch.arange(new, device=array.device) + 1  # in halves of a voxel
+            array = array.index_select(axis, centres * old // (2 * new))
     return array
 
 

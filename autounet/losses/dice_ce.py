@@ -85,12 +85,15 @@ class _DiceCrossEntropy(torch.autograd.Function):
                 probability, true, index, mask,
                 by_overlap * -dice_weight, by_size * -dice_weight, ce_weight / total,
             )  # fmt: skip
-            ctx.gradient = torch.empty_like(logits).copy_(gradient.view(logits.shape))
+            # in half precision most of it would become 0 before GradScaler's factor arrives
+            kept = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+            ctx.gradient = torch.empty_like(logits, dtype=kept).copy_(gradient.view(logits.shape))
+            ctx.dtype = logits.dtype
         return ce_weight * ce - dice_weight * dice
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return (ctx.gradient * upstream.to(ctx.gradient.dtype), *[None] * 6)
+        return ((ctx.gradient * upstream.to(ctx.gradient.dtype)).to(ctx.dtype), *[None] * 6)
 
 
 def _dice(sums: Tensor, batch_dice: bool) -> tuple[Tensor, Tensor, Tensor]:

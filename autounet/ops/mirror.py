@@ -1,11 +1,9 @@
-"""Mirroring along spatial axes: every combination, and the swap of left and right classes that belongs to one axis."""
+"""Mirroring along spatial axes, in training and at test time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-
-import numpy as np
 
 
 def mirror_combinations(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
@@ -19,16 +17,3 @@ def tensor_axes(axes: Sequence[int], dims: int) -> tuple[int, ...]:
     if any(not 0 <= axis < dims for axis in axes):
         raise ValueError(f"mirror axes {tuple(axes)} do not fit {dims} spatial axes")
     return tuple(axis - dims for axis in axes)
-
-
-def mirror(array: np.ndarray, axes: Sequence[int], dims: int) -> np.ndarray:
-    """View of (..., *S) mirrored along spatial axes. It is its own inverse."""
-    return np.flip(array, tensor_axes(axes, dims))
-
-
-def swapped_classes(count: int, pairs: Sequence[tuple[int, int]]) -> tuple[int, ...]:
-    """Class order after mirroring left and right: dense index i takes the scores of the returned entry i."""
-    order = list(range(count))
-    for left, right in pairs:
-        order[left], order[right] = right, left
-    return tuple(order)

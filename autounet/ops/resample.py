@@ -104,10 +104,9 @@ def resample_labels(
     if all(not each.weight.any() for each in along):
         return labels[np.ix_(*(each.low for each in along))]
     lowest = int(labels.min())
-    boxes = {
-        index + lowest: box for index, box in enumerate(find_objects((labels - lowest + 1).astype(np.int32))) if box
-    }
-    counts = np.bincount((labels - lowest).ravel())
+    counted = labels.astype(np.int32) - lowest  # a difference of two int8 may be none
+    boxes = {index + lowest: box for index, box in enumerate(find_objects(counted + 1)) if box}
+    counts = np.bincount(counted.ravel())
     common = int(counts.argmax()) + lowest
     result = np.full(shape, common, labels.dtype)
     best, total = np.zeros(shape, np.float32), np.zeros(shape, np.float32)

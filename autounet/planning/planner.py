@@ -246,4 +246,5 @@ def _device_reasons(profile: DeviceProfile | None) -> list[str]:
     if profile is None:
         return ["Precision fp32: no device was probed."]
     layout = "channels-last" if profile.channels_last else "contiguous"
-    return [f"Precision {profile.precision} with {layout} arrays: the fastest measured on {profile.name}."]
+    why = "chosen by measurement on" if profile.throughput else "the rule for"
+    return [f"Precision {profile.precision} with {layout} arrays: {why} {profile.name}."]

@@ -25,6 +25,8 @@ LEAST_STEPS = 60
 """steps below which a fold has learnt nothing worth packing"""
 INFERENCE_SHARE = 0.2
 """largest share of the time that validation may take before overlap and mirroring are given up"""
+EXPORT_SECONDS_PER_VOXEL = 5e-7
+"""back to the file's grid, writing, surface distances; generous, since what is left over goes to training"""
 CLOSING_SECONDS = 15.0
 """selection, packing and report, beside the part that grows with the cases"""
 FOLD_OVERHEAD_SECONDS = 4.0
@@ -66,14 +68,17 @@ def shape_to_time(
     configure: Callable[[PlannerOptions], Configuration],
     measure: Callable[[Configuration], Timing],
     other_seconds: float = 0.0,
+    step_limit: int | None = None,
 ) -> Shape:
     """The widest network, then the largest batch, that still gets a useful number of steps in every fold.
 
     `seconds` is what is left for all folds of one configuration, `other_seconds` what the rest of the command takes.
-    `configure` plans for given options and `measure` times the result; both are called for the narrowest width first.
-    A preset keeps its network and batch. Raises DeadlineError with the least time of the whole command.
+    More than `step_limit` steps are not wanted: the network may then be as wide as still does that many. `configure`
+    plans for given options and `measure` times the result; both are called for the narrowest width first. A preset
+    keeps its network and batch. Raises DeadlineError with the least time of the whole command.
     """
     fixed = options.preset is not None
+    wider = min(WIDER_STEPS, step_limit or WIDER_STEPS)
     chosen: PlannerOptions | None = None
     for width in (options.base_features,) if fixed else sorted(WIDTHS):
         candidate = options.model_copy(update={"base_features": width})
@@ -81,9 +86,9 @@ def shape_to_time(
         measured = measure(configuration)
         batch = configuration.batch_size if fixed else options.minimum_batch
         steps = _steps(seconds, folds, cases_per_fold, configuration, measured, batch)
-        if chosen is None or steps >= WIDER_STEPS:
+        if chosen is None or steps >= wider:
             chosen, timing = candidate, measured
-        if steps < WIDER_STEPS:
+        if steps < wider:
             break
     assert chosen is not None
     chosen, inference_reasons = _shape_inference(seconds, folds, cases_per_fold, chosen, configure, timing)
@@ -99,10 +104,13 @@ def shape_to_time(
             f"command takes at least {format_time(math.ceil(1.05 * least))}. Give more --time, or fewer --folds",
             1.05 * least,
         )
-    batch = least_batch if fixed else max(least_batch, min(configuration.batch_size, _batch(training, timing)))
+    batch = (
+        least_batch if fixed else max(least_batch, min(configuration.batch_size, _batch(training, timing, step_limit)))
+    )
     if not fixed:
         chosen = chosen.model_copy(update={"batch_limit": batch})
     steps = int(training / timing.step(batch))
+    steps = min(steps, step_limit) if step_limit else steps
     reasons = (
         f"{format_time(seconds)} for {folds} folds leave {format_time(training)} of training each: "
         f"a first stage of {chosen.base_features} features and a batch of {batch} get about {steps} steps "
@@ -113,9 +121,10 @@ def shape_to_time(
     return Shape(chosen, steps, timing.step(batch), validation, reasons)
 
 
-def _batch(training: float, timing: Timing) -> int:
+def _batch(training: float, timing: Timing, step_limit: int | None) -> int:
     """The largest batch with a useful number of steps."""
-    return math.floor((training / LARGER_BATCH_STEPS - timing.step_overhead) / timing.step_per_sample)
+    steps = min(LARGER_BATCH_STEPS, step_limit or LARGER_BATCH_STEPS)
+    return math.floor((training / steps - timing.step_overhead) / timing.step_per_sample)
 
 
 def _steps(seconds: float, folds: int, cases: float, configuration: Configuration, timing: Timing, batch: int) -> float:
@@ -155,11 +164,12 @@ def _shape_inference(
 
 
 def volume_seconds(configuration: Configuration, timing: Timing) -> float:
-    """Predicting one case of median size with one model."""
+    """Predicting, exporting and evaluating one case of median size with one model."""
     dims = configuration.network.dims
     shape = configuration.median_shape
     tiles = 1 if dims == 3 else shape[0]
     overlap = configuration.inference.overlap
     for size, patch in zip(shape[-dims:], configuration.patch_size, strict=True):
         tiles *= len(axis_starts(max(size, patch), patch, overlap))
-    return tiles * 2 ** len(configuration.inference.mirror_axes) * timing.forward
+    forward = tiles * 2 ** len(configuration.inference.mirror_axes) * timing.forward
+    return forward + EXPORT_SECONDS_PER_VOXEL * math.prod(shape)

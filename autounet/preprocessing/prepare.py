@@ -95,7 +95,8 @@ def foreground_locations(labels: np.ndarray, identifier: str, most: int = MOST_L
     by_class = np.argsort(classes, kind="stable")
     present, starts = np.unique(classes[by_class], return_index=True)
     locations = {}
-    for label, indices in zip(present.tolist(), np.split(foreground[by_class], starts[1:]), strict=True):
+    parts = np.split(foreground[by_class], starts[1:]) if len(present) else []  # split gives one part of nothing
+    for label, indices in zip(present.tolist(), parts, strict=True):
         if len(indices) > most:
             generator = np.random.default_rng([zlib.crc32(identifier.encode()), label])
             indices = np.sort(generator.choice(indices, most, replace=False, shuffle=False))

@@ -56,7 +56,10 @@ def gather(out: Path) -> Gathered:
     found.metrics = _load(found, Metrics, out / "metrics.json")
     found.options = _load(found, RunOptions, out / "options.json")
     found.device = _load(found, DeviceProfile, out / "device.json")
-    loaded = [_load(found, RunRecord, path) for path in sorted(out.glob("models/*/fold_*/record.json"))]
+    planned = found.plan.configurations if found.plan else {}
+    folders = [path for name in planned for path in sorted((out / "models" / name).glob("fold_*"))]
+    current = [path for path in folders if not path.suffix]  # fold_0.old_1 was moved aside
+    loaded = [_load(found, RunRecord, path / "record.json") for path in current]
     runs = [run for run in loaded if run is not None]
     found.runs = sorted(runs, key=lambda run: (run.configuration_name, -1 if run.fold is None else run.fold))
     found.findings = _findings(found, out / "findings.json")

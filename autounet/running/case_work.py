@@ -10,10 +10,11 @@ import numpy as np
 
 from autounet.datasets import load_case
 from autounet.evaluation import distance_unit, evaluate_case, summarise
-from autounet.images import output_suffix, read_geometry, read_labels, write_labels
+from autounet.images import output_suffix, read_geometry, read_labels, suffix, write_labels
 from autounet.preprocessing import case_key, export, prepare_case
-from autounet.schema.dataset import Dataset
+from autounet.schema.dataset import Case, Dataset
 from autounet.schema.plan import Configuration, PreprocessSpec
+from autounet.schema.prepared import CaseProperties
 from autounet.schema.run import CaseMetrics, Metrics
 from autounet.store import is_prepared, open_prepared, read_scores, write_prepared, write_scores
 from autounet.workers import map_parallel
@@ -30,10 +31,9 @@ class _PrepareTask(NamedTuple):
 
 
 def _prepare_one(task: _PrepareTask) -> str:
-    if not is_prepared(task.folder, task.identifier, task.key):
-        case = load_case(task.dataset, task.identifier)
-        prepared = prepare_case(task.identifier, task.key, case.image, case.labels, case.geometry, task.spec)
-        write_prepared(task.folder, prepared.properties, prepared.image, prepared.labels, prepared.locations)
+    case = load_case(task.dataset, task.identifier)
+    prepared = prepare_case(task.identifier, task.key, case.image, case.labels, case.geometry, task.spec)
+    write_prepared(task.folder, *prepared)
     return task.identifier
 
 
@@ -56,11 +56,11 @@ def prepare_cases(
         )
         for case in dataset.cases
     ]
-    missing = [task for task in tasks if not is_prepared(folder, task.identifier, task.key)]
+    kept = {task.identifier for task in tasks if is_prepared(folder, task.identifier, task.key)}
     if on_case:
-        for task in tasks:
-            if task not in missing:
-                on_case(task.identifier)
+        for identifier in kept:
+            on_case(identifier)
+    missing = [task for task in tasks if task.identifier not in kept]
     map_parallel(_prepare_one, missing, workers, on_case)
 
 
@@ -73,18 +73,20 @@ def validate_cases(
     fold: int,
     folder: Path,
     device: str,
+    keep_scores: bool,
     on_case: OnCase | None = None,
 ) -> Metrics:
-    """Predict whole out-of-fold volumes into `folder` (segmentations and `scores/`) and evaluate them."""
+    """Predict whole out-of-fold volumes into `folder` and evaluate them; ensembles need the scores kept."""
     from autounet.inference.sliding import predict_scores
 
     results = []
     for identifier in cases:
         case = open_prepared(prepared / configuration.prepared, identifier)
         scores = predict_scores(models, case.image[:], configuration, dataset.labels.count, device)
-        write_scores(folder / "scores", identifier, scores.astype(np.float16))
+        if keep_scores:
+            write_scores(folder / "scores", identifier, scores)
         segmentation = export([(scores, case.properties)], dataset.labels)
-        results.append(_write_and_evaluate(dataset, identifier, segmentation, folder, fold))
+        results.append(_write_and_evaluate(dataset, case.properties, segmentation, folder, fold))
         if on_case:
             on_case(identifier)
     return summarise_cases(results, dataset)
@@ -111,21 +113,29 @@ def ensemble_cases(
             for configuration, scores in sources.values()
         ]
         segmentation = export(pairs, dataset.labels)
-        results.append(_write_and_evaluate(dataset, identifier, segmentation, folder, fold))
+        results.append(_write_and_evaluate(dataset, pairs[0][1], segmentation, folder, fold))
     return summarise_cases(results, dataset)
 
 
 def summarise_cases(cases: Sequence[CaseMetrics], dataset: Dataset) -> Metrics:
     """Means over out-of-fold cases; distances in the unit of the data set's own images."""
-    first = dataset.cases[0].label
-    unit = distance_unit(read_geometry(Path(dataset.root) / first)) if first else "mm"
-    return summarise(cases, dataset.labels, unit=unit)
+    image = read_geometry(Path(dataset.root) / dataset.cases[0].images[0])
+    return summarise(cases, dataset.labels, unit=distance_unit(image))
 
 
-def _write_and_evaluate(dataset: Dataset, identifier: str, segmentation: Any, folder: Path, fold: int) -> CaseMetrics:
-    case = dataset.case(identifier)
+def segmentation_name(case: Case) -> str:
+    """In the format of the case's own image."""
+    return f"{case.identifier}{output_suffix(suffix(case.images[0]))}"
+
+
+def _write_and_evaluate(
+    dataset: Dataset, properties: CaseProperties, segmentation: np.ndarray, folder: Path, fold: int
+) -> CaseMetrics:
+    """The image's geometry is used throughout: a label file's own may be damaged."""
+    case, geometry = dataset.case(properties.identifier), properties.geometry
     assert case.label is not None
-    reference, geometry = read_labels(Path(dataset.root) / case.label)
-    write_labels(folder / f"{identifier}{output_suffix(dataset.suffix)}", segmentation, geometry)
-    per_class = evaluate_case(segmentation, reference, geometry.spacing, dataset.labels, unit=distance_unit(geometry))
-    return CaseMetrics(case=identifier, fold=fold, per_class=per_class)
+    reference, _ = read_labels(Path(dataset.root) / case.label)
+    write_labels(folder / segmentation_name(case), segmentation, geometry)
+    unit = distance_unit(geometry)
+    per_class = evaluate_case(segmentation, reference, geometry.spacing, dataset.labels, unit=unit)
+    return CaseMetrics(case=case.identifier, fold=fold, per_class=per_class)

@@ -51,7 +51,8 @@ class Context:
         return 0 if self.profile.device == "cpu" else min(12, max(1, available_cores() - 1))
 
     def train_options(self, configuration: Configuration) -> TrainOptions:
-        return train_options(self.options, configuration.predicted_steps or self.steps or 0)
+        known = [steps for steps in (configuration.predicted_steps, self.steps) if steps]
+        return train_options(self.options, min(known, default=0))
 
     def cases(self, fold: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Training and validation cases; fold None trains on all."""

@@ -17,7 +17,11 @@ class Clock(Record):
 
 
 class Deadline:
-    """Seconds left of `--time`. A resumed command spends what is left; another promise starts anew."""
+    """Seconds left of `--time`.
+
+    The time spent is kept in a file while a command runs. An interrupted command leaves it there, so that the same
+    command given again spends what is left; one that ends removes it, and the next starts anew.
+    """
 
     def __init__(self, promised: float | None, file: Path) -> None:
         self.file = file
@@ -43,3 +47,12 @@ class Deadline:
 
     def save(self) -> None:
         Clock(promised_seconds=self.promised, spent_seconds=self.spent()).save(self.file)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether an interrupted command has spent part of the promise."""
+        return self.before > 0
+
+    def end(self) -> None:
+        """The command has come to its end."""
+        self.file.unlink(missing_ok=True)

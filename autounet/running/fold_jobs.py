@@ -8,24 +8,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from autounet.planning.time import CLOSING_SECONDS, FOLD_OVERHEAD_SECONDS
+from autounet.planning.time import CLOSING_SECONDS, FOLD_OVERHEAD_SECONDS, LEAST_STEPS
 from autounet.running import case_work
 from autounet.running.context import Context
 from autounet.running.jobs import Job, move_aside, read_key, write_key
 from autounet.running.progress import progress
+from autounet.running.selecting import Selecting, fold_metrics
 from autounet.running.time_shaping import CLOSING_SECONDS_PER_CASE
+from autounet.schema.errors import DeadlineError
 from autounet.schema.plan import Configuration
+from autounet.schema.quantities import format_number, format_time
 from autounet.schema.record import digest
-from autounet.schema.run import EpochLog, Metrics, Selection
-from autounet.selection import select
+from autounet.schema.run import EpochLog, fold_name
 
 log = logging.getLogger(__name__)
 
 STAGE_VERSION = 1
-
-
-def fold_name(fold: int | None) -> str:
-    return "fold_all" if fold is None else f"fold_{fold}"
 
 
 class FoldJobs:
@@ -40,8 +38,9 @@ class FoldJobs:
             "validate": self.validate,
             "select": self.select,
         }
-        labels = self.dataset.labels.digest()
-        self.hashes = {facts.identifier: digest([facts.content_hash, labels]) for facts in context.known.facts}
+        labels = self.dataset.labels
+        encoded = [labels.values, labels.ignore]  # names change nothing that is prepared or trained
+        self.hashes = {facts.identifier: digest([facts.content_hash, encoded]) for facts in context.known.facts}
         self.validation_seconds: dict[str, float] = {}
         self.overhead = FOLD_OVERHEAD_SECONDS
         self.pending: list[Job] = []
@@ -56,6 +55,7 @@ class FoldJobs:
             jobs[configuration.prepared] = Job(
                 f"prepare {configuration.prepared}", (), key, folder / "done.json", "prepare",
                 {"configuration": configuration, "folder": folder},
+                writes=tuple(folder / f"{case.identifier}.image.b2nd" for case in self.dataset.cases),
             )  # fmt: skip
         return list(jobs.values())
 
@@ -66,34 +66,60 @@ class FoldJobs:
                 folder = self.out / "models" / name / fold_name(fold)
                 cases, _ = self.context.cases(fold)
                 content = [(case, self.hashes[case]) for case in cases]
-                key = digest([STAGE_VERSION, configuration.key, self._training_key(), content])
+                key = digest([STAGE_VERSION, self._training_key(configuration), content])
                 train = Job(
                     f"train {name} {fold_name(fold)}", (f"prepare {configuration.prepared}",), key,
                     folder / "done.json", "train", {"name": name, "fold": fold, "folder": folder, "key": key},
+                    writes=(folder / "weights.safetensors", folder / "record.json"),
                 )  # fmt: skip
                 jobs.append(train)
                 if fold is not None:
                     jobs.append(self._validate_job(train, name, fold))
         self.pending = [job for job in jobs if not job.is_done()]
+        self._check_time()
         return jobs
 
     def _validate_job(self, train: Job, name: str, fold: int) -> Job:
         cases = [(case, self.hashes[case]) for case in self.context.cases(fold)[1]]
         inference = self.configurations[name].inference.digest()
+        folder = self.out / "crossval" / name
+        names = [case_work.segmentation_name(self.dataset.case(case)) for case, _ in cases]
         return Job(
             f"validate {name} fold_{fold}", (train.name,), digest([STAGE_VERSION, train.key, cases, inference]),
-            self.out / "crossval" / name / f"fold_{fold}.done.json", "validate",
+            folder / f"fold_{fold}.done.json", "validate",
             {"name": name, "fold": fold, "weights": train.done.parent / "weights.safetensors"},
+            follows=(train.name,),
+            writes=(fold_metrics(self.out, name, fold), *(folder / each for each in names)),
         )  # fmt: skip
 
     def select_job(self, before: list[Job]) -> Job:
-        key = digest([STAGE_VERSION, [job.key for job in before]])
-        return Job("select", tuple(job.name for job in before), key, self.out / "model" / "done.json", "select")
+        described = [self.dataset.labels.digest(), *(each.digest() for each in self.configurations.values())]
+        key = digest([STAGE_VERSION, described, [job.key for job in before]])
+        names = tuple(job.name for job in before)
+        follows = tuple(job.name for job in before if job.function != "prepare")
+        files = ["selection.json", "model/bundle.json", *([] if self.context.folds == (None,) else ["metrics.json"])]
+        writes = tuple(self.out / file for file in files)
+        return Job("select", names, key, self.out / "model" / "done.json", "select", follows=follows, writes=writes)
 
-    def _training_key(self) -> list[object]:
-        options = self.context.options
-        asked = options.model_dump(mode="json", include={"seconds", "epochs", "iterations", "loss", "seed", "preset"})
-        return [asked, self.context.profile.device]
+    def _training_key(self, configuration: Configuration) -> list[object]:
+        """What a training depends on beside its cases."""
+        options = self.context.train_options(configuration).digest()
+        return [configuration.key, options, self.context.steps, self.context.deadline.promised]
+
+    def _check_time(self) -> None:
+        """A resumed command whose time is used up says so before anything is trained for too short."""
+        deadline, left = self.context.deadline, self.context.deadline.remaining()
+        trainings = [job for job in self.pending if job.function == "train"]
+        if left is None or not deadline.resumed or not trainings:
+            return
+        least = self._reserve() + sum(self._least_seconds(job.args["name"]) for job in trainings)
+        if left < least:
+            raise DeadlineError(
+                f"{format_time(left)} of the promised {format_time(deadline.promised or 0)} are left, and "
+                f"{len(trainings)} folds need at least {format_time(least)}. Give more --time; finished folds with "
+                "the same --time are kept, others are trained again",
+                deadline.spent() + least,
+            )
 
     # how it is done
 
@@ -112,7 +138,7 @@ class FoldJobs:
         configuration = self.configurations[name]
         if read_key(folder / "started.json") != key:
             self._begin(folder, key)
-        seconds = self._fold_seconds(name, folder)
+        seconds, spent = self._fold_seconds(name, folder), _elapsed(folder / "log.jsonl")
         training, validation = self.context.cases(fold)
         task = FoldTask(
             configuration_name=name,
@@ -135,7 +161,7 @@ class FoldJobs:
                 self.context.deadline.save()
 
             record = train_fold(task, on_log)
-        self._finished("train", name, time.monotonic() - started, record.seconds)
+        self._finished("train", name, time.monotonic() - started, record.seconds - spent)
 
     def _begin(self, folder: Path, key: str) -> None:
         moved = move_aside(folder)
@@ -148,13 +174,30 @@ class FoldJobs:
         remaining = self.context.deadline.remaining()
         if remaining is None:
             return None
-        trainings = [job for job in self.pending if job.function == "train"]
-        validations = [job for job in self.pending if job.function == "validate"]
-        reserve = CLOSING_SECONDS + CLOSING_SECONDS_PER_CASE * len(self.dataset.cases)
-        reserve += sum(self._validation_estimate(job.args["name"]) for job in validations)
-        reserve += self.overhead * len(trainings)
         spent = _elapsed(folder / "log.jsonl")
-        return max(1.0, (remaining - reserve + spent) / max(1, len(trainings)))
+        trainings = sum(job.function == "train" for job in self.pending)
+        share = (remaining - self._reserve() + spent) / max(1, trainings)
+        least = self._least_seconds(name)
+        if share < least:
+            log.warning("the machine was slower than measured: the promised time is overrun to train at all")
+        return max(share, least)
+
+    def _least_seconds(self, name: str) -> float:
+        return LEAST_STEPS * (self.configurations[name].predicted_step_seconds or 0.1)
+
+    def _reserve(self) -> float:
+        """Seconds of everything still to do but the trainings themselves."""
+        trainings = sum(job.function == "train" for job in self.pending)
+        validations = [job.args["name"] for job in self.pending if job.function == "validate"]
+        names, cases = len(self.configurations), len(self.dataset.cases)
+        averaged = sum(self._validation_estimate(name) for name in validations) * (names - 1) / 2  # of pairs
+        return (
+            CLOSING_SECONDS
+            + CLOSING_SECONDS_PER_CASE * cases
+            + sum(self._validation_estimate(name) for name in validations)
+            + averaged
+            + self.overhead * trainings
+        )
 
     def _validation_estimate(self, name: str) -> float:
         return self.validation_seconds.get(name, self.configurations[name].predicted_validation_seconds or 0.0)
@@ -169,10 +212,11 @@ class FoldJobs:
         with progress(f"validating {name} fold_{fold}", len(cases)) as meter:
             metrics = case_work.validate_cases(
                 self.dataset, self.configurations[name], [model], self.out / "prepared", cases, fold,
-                self.out / "crossval" / name, device, on_case=lambda _: meter.advance(),
+                self.out / "crossval" / name, device, keep_scores=len(self.configurations) > 1,
+                on_case=lambda _: meter.advance(),
             )  # fmt: skip
-        metrics.save(self._fold_metrics(name, fold))
-        log.info("%s fold_%d: mean Dice %s", name, fold, _number(metrics.mean_dice))
+        metrics.save(fold_metrics(self.out, name, fold))
+        log.info("%s fold_%d: mean Dice %s", name, fold, format_number(metrics.mean_dice))
         self._finished("validate", name, time.monotonic() - started, 0.0)
 
     def _finished(self, function: str, name: str, seconds: float, counted: float) -> None:
@@ -186,56 +230,8 @@ class FoldJobs:
                 self.pending.remove(job)
                 break
 
-    def _fold_metrics(self, name: str, fold: int) -> Path:
-        return self.out / "crossval" / name / f"fold_{fold}.json"
-
     def select(self) -> None:
-        """Compare configurations and pairs on all out-of-fold cases, choose, pack the bundle."""
-        dataset, folds = self.dataset, [fold for fold in self.context.folds if fold is not None]
-        metrics: dict[str, Metrics] = {}
-        if folds:
-            for name in self.configurations:
-                cases = [case for fold in folds for case in Metrics.load(self._fold_metrics(name, fold)).cases]
-                metrics[name] = case_work.summarise_cases(cases, dataset)
-            metrics.update(self._ensembles(folds))
-            selection = select(metrics)
-            metrics["+".join(selection.chosen)].save(self.out / "metrics.json")
-        else:
-            selection = Selection(
-                chosen=tuple(self.configurations), compared=(),
-                reason="Trained on all cases: nothing was left to validate on, so nothing was compared.",
-            )  # fmt: skip
-            (self.out / "metrics.json").unlink(missing_ok=True)
-        selection.save(self.out / "selection.json")
-        chosen = metrics.get("+".join(selection.chosen))
-        self._pack(selection, chosen.mean_dice if chosen else None)
-
-    def _ensembles(self, folds: list[int]) -> dict[str, Metrics]:
-        names = list(self.configurations)
-        fold_of = {case: fold for fold in folds for case in self.context.cases(fold)[1]}
-        found = {}
-        for index, first in enumerate(names):
-            for second in names[index + 1 :]:
-                sources = {
-                    name: (self.configurations[name], self.out / "crossval" / name / "scores")
-                    for name in (first, second)
-                }
-                folder = self.out / "crossval" / f"{first}+{second}"
-                found[f"{first}+{second}"] = case_work.ensemble_cases(
-                    self.dataset, sources, self.out / "prepared", fold_of, folder
-                )
-        return found
-
-    def _pack(self, selection: Selection, mean_dice: float | None) -> None:
-        from autounet.inference.bundle import pack
-
-        models = self.out / "models"
-        weights = {
-            name: {fold: models / name / fold_name(fold) / "weights.safetensors" for fold in self.context.folds}
-            for name in selection.chosen
-        }
-        options = self.context.options.data
-        pack(self.out / "model", self.dataset, options, self.configurations, selection, weights, mean_dice)
+        Selecting(self.context).run()
 
 
 def _elapsed(log_file: Path) -> float:
@@ -244,7 +240,3 @@ def _elapsed(log_file: Path) -> float:
         return float(json.loads(log_file.read_text().splitlines()[-1])["seconds"])
     except (OSError, ValueError, IndexError, KeyError):
         return 0.0
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from autounet.schema.errors import OptionError
 from autounet.schema.record import write_text
 
 log = logging.getLogger(__name__)
@@ -21,7 +19,7 @@ class Job:
     """One unit of work that owns what it writes.
 
     `key` is a digest of all that the result depends on; `done` is the file written last, holding the key.
-    A job whose done file holds its key is kept. `args` are records and paths.
+    A job whose done file holds its key, and whose `writes` are all there, is kept. `args` are records and paths.
     """
 
     name: str
@@ -30,13 +28,14 @@ class Job:
     done: Path
     function: str
     args: dict[str, Any] = field(default_factory=dict)
+    follows: tuple[str, ...] = ()
+    """jobs whose running makes this one run again, although no key says so: their results are new"""
+    incremental: bool = False
+    """runs each time and itself keeps what is there"""
+    writes: tuple[Path, ...] = ()
 
     def is_done(self) -> bool:
-        return read_key(self.done) == self.key
-
-
-class Executor(Protocol):
-    def run(self, jobs: Sequence[Job]) -> None: ...
+        return read_key(self.done) == self.key and all(path.exists() for path in self.writes)
 
 
 class SequentialExecutor:
@@ -47,17 +46,20 @@ class SequentialExecutor:
 
     def run(self, jobs: Sequence[Job]) -> None:
         seen: set[str] = set()
+        ran: set[str] = set()
         for job in jobs:
             missing = set(job.needs) - seen
             if missing:
                 raise ValueError(f"job {job.name} comes before what it needs: {sorted(missing)}")
-            if job.is_done():
-                log.info("%s: already done", job.name)
-            else:
-                self.work(job)
-                write_key(job.done, job.key)
-                self.on_finished()
             seen.add(job.name)
+            if job.is_done() and not job.incremental and not ran & set(job.follows):
+                log.info("%s: already done", job.name)
+                continue
+            job.done.unlink(missing_ok=True)
+            self.work(job)
+            write_key(job.done, job.key)
+            ran.add(job.name)
+            self.on_finished()
 
 
 def read_key(done: Path) -> str | None:
@@ -81,18 +83,3 @@ def move_aside(folder: Path) -> Path | None:
         number += 1
     folder.rename(target)
     return target
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One command at a time works in an output folder. Raises OptionError while another does."""
-    with open(folder / ".lock", "w", encoding="utf-8") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # no such lock on this system
-            pass
-        except OSError:
-            raise OptionError(f"another autounet is working in {folder}. Wait for it, or give another --out") from None
-        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -59,8 +60,13 @@ def data_options(given: Mapping[str, Any]) -> DataOptions:
         regions={name: integers(values, f"--region {name}") for name, values in regions.items()},
         ignore=given["ignore"],
         group=given["group"],
-        splits=given["splits"],
+        splits=_splits(given["splits"]),
     )
+
+
+def _splits(text: str | None) -> str | None:
+    """A file is kept with its whole path: a later command may be given in another folder."""
+    return text if text in (None, "nnunet") else str(Path(text).absolute())
 
 
 def run_options(given: Mapping[str, Any]) -> RunOptions:
@@ -72,7 +78,7 @@ def run_options(given: Mapping[str, Any]) -> RunOptions:
             data=data_options(given),
             memory_bytes=parse_size(given["memory"]) if given["memory"] else None,
             seconds=parse_time(given["time"]) if given["time"] else None,
-            configurations=None if configurations in (None, "auto") else tuple(configurations.split(",")),
+            configurations=tuple(configurations.split(",")) if configurations else None,
             workers=None if workers in (None, "auto") else integer(workers, "--workers"),
             **{name: given[name] for name in as_given},
         )

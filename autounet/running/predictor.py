@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from autounet.allocator import keep_freed_memory
 from autounet.datasets import InputCase, find_inputs, load_input
 from autounet.images import output_suffix, suffix, write_labels
 from autounet.preprocessing import Prepared, export, prepare_case
-from autounet.schema.errors import AutoUNetError, DataError, ModelError
+from autounet.schema.errors import AutoUNetError, DataError, ModelError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.plan import Configuration
 
@@ -90,18 +90,30 @@ class Predictor:
         """Predict a file or folder into `out`. A bad image is reported and skipped; returns the messages of those."""
         keep_freed_memory()
         cases = find_inputs(source, self.bundle)
+        paths = {case: out / f"{case.identifier}{output_suffix(suffix(case.images[0]))}" for case in cases}
+        require_new(paths)
         failures: list[str] = []
         for case, loaded in _ahead(cases, partial(_load_and_prepare, self)):
             try:
                 prepared, geometry = loaded()
-                path = out / f"{case.identifier}{output_suffix(suffix(case.images[0]))}"
-                write_labels(path, self.segment(prepared), geometry)
+                write_labels(paths[case], self.segment(prepared), geometry)
             except AutoUNetError as error:
-                log.error("%s: %s", case.identifier, error)
-                failures.append(f"{case.identifier}: {error}")
+                message = str(error)
+                if not message.startswith(f"case {case.identifier}: "):
+                    message = f"case {case.identifier}: {message}"
+                log.error("%s", message)
+                failures.append(message)
             if on_case:
                 on_case(case.identifier)
         return failures
+
+
+def require_new(paths: Mapping[InputCase, Path]) -> None:
+    """Raises OptionError where a segmentation would take the place of an image."""
+    images = {image.resolve() for case in paths for image in case.images}
+    for case, path in paths.items():
+        if path.resolve() in images:
+            raise OptionError(f"case {case.identifier}: {path} is an image to be predicted. Give another --out")
 
 
 def _load_and_prepare(predictor: Predictor, case: InputCase) -> tuple[list[Prepared], Geometry]:

@@ -23,6 +23,7 @@ class Meter:
         self.title, self.total = title, max(total, 1e-9)
         self.started = self.last_line = time.monotonic()
         self.done = 0.0
+        self.first: float | None = None
 
     def advance(self, amount: float = 1.0, text: str = "") -> None:
         self.update(self.done + amount, text)
@@ -30,12 +31,16 @@ class Meter:
     def update(self, done: float, text: str = "") -> None:
         self.done = done
         now = time.monotonic()
+        if self.first is None:
+            self.first, self.since = done, now
         if now - self.last_line >= LINE_INTERVAL:
             self.last_line = now
             self._show(text, self._left(now))
 
     def _left(self, now: float) -> float | None:
-        return (now - self.started) * (self.total - self.done) / self.done if self.done > 0 else None
+        """By the speed since the first update: what was done before a resumption took no time here."""
+        gained = self.done - (self.first or 0.0)
+        return (now - self.since) * (self.total - self.done) / gained if self.first is not None and gained > 0 else None
 
     def _show(self, text: str, left: float | None) -> None:
         share = f"{self.title}: {100 * min(self.done / self.total, 1):3.0f} %"

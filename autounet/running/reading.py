@@ -50,7 +50,8 @@ def read_data(
     fingerprint = build_fingerprint(dataset, facts, orientation)
     _result(dataset, findings).save(out / "findings.json")
     dataset.save(out / "dataset.json")
-    splits.save(out / "splits.json")
+    if splits.source != "full":  # the folds of an earlier run are kept
+        splits.save(out / "splits.json")
     fingerprint.save(out / "fingerprint.json")
     return Known(dataset, facts, splits, fingerprint)
 
@@ -71,11 +72,13 @@ def check_data(data: Path, options: DataOptions) -> CheckResult:
 def _examine(dataset: Dataset, folder: Path, workers: int) -> list[CaseFacts]:
     known = {facts.identifier: facts for facts in _load_facts(folder)}
     with progress("reading", len(dataset.cases)) as meter:
-        facts = examine(dataset, workers, known=known, on_done=lambda _: meter.advance())
-    for found in facts:
-        if known.get(found.identifier) != found:
-            found.save(folder / f"{found.identifier}.json")
-    return facts
+
+        def on_done(facts: CaseFacts | None) -> None:
+            if facts is not None:  # saved at once: an interrupted reading continues
+                facts.save(folder / f"{facts.identifier}.json")
+            meter.advance()
+
+        return examine(dataset, workers, known=known, on_done=on_done)
 
 
 def _load_facts(folder: Path) -> list[CaseFacts]:
@@ -93,7 +96,9 @@ def _split(dataset: Dataset, facts: Sequence[CaseFacts], options: RunOptions, fi
         return Splits(source="full", folds=(tuple(case.identifier for case in dataset.cases),))
     try:
         existing = Splits.load(file)
-    except RecordError:
+    except RecordError as error:
+        if file.exists():
+            log.warning("%s: the cases are split anew", error)
         existing = None
     return make_splits(dataset, facts, options.data, options.seed or 0, existing)
 

@@ -20,6 +20,11 @@ AVERAGED_PART = 10
 PRESET_MEMORY = {"nnunet": 8 * GIB}
 
 
+def asked_configurations(options: RunOptions) -> tuple[str, ...] | None:
+    """Names given; None for 'auto', which is kept as said so that it can take back names given earlier."""
+    return None if options.configurations == ("auto",) else options.configurations
+
+
 def memory_budget(options: RunOptions, profile: DeviceProfile) -> int:
     """Bytes: as asked, else the preset's target, else 90 % of a free GPU, or half of a CPU's memory, at most 8 GB."""
     if options.memory_bytes:
@@ -36,7 +41,7 @@ def planner_options(options: RunOptions, profile: DeviceProfile) -> PlannerOptio
         memory_bytes=memory_budget(options, profile),
         preset=options.preset,
         family=options.family or "plain",
-        configurations=options.configurations,
+        configurations=asked_configurations(options),
     )
 
 
@@ -99,8 +104,9 @@ def parse_folds(text: str | None, count: int) -> tuple[int | None, ...]:
 
 def trained_names(plan: Plan, options: RunOptions, limited: bool) -> tuple[str, ...]:
     """Which configurations are trained: those asked for; with a time limit the main one; else all of the plan."""
-    if options.configurations:
-        return options.configurations
+    asked = asked_configurations(options)
+    if asked:
+        return asked
     if limited:
         return ("3d_fullres",) if "3d_fullres" in plan.configurations else tuple(plan.configurations)[:1]
     return tuple(plan.configurations)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from autounet.running.deadline import Clock
-from autounet.running.recipes import parse_folds
+from autounet.running.recipes import parse_folds, trained_names
 from autounet.schema.dataset import Splits
 from autounet.schema.errors import OptionError, RecordError
 from autounet.schema.options import RunOptions
 from autounet.schema.plan import Plan
 from autounet.schema.quantities import format_time
-from autounet.schema.run import Metrics
+from autounet.schema.run import Metrics, fold_name
 
 RUNNING_SECONDS = 120.0
 """a fold whose log or checkpoint changed within this time counts as running"""
@@ -23,8 +23,8 @@ RUNNING_SECONDS = 120.0
 def read_status(out: Path) -> dict[str, Any]:
     """Stages done, state of each fold, seconds left, and the same as lines of text. Raises OptionError."""
     out = Path(out)
-    if not (out / "options.json").exists():
-        raise OptionError(f"{out} is not an output folder of autounet: it has no options.json")
+    if not any((out / name).exists() for name in ("options.json", "findings.json", ".lock")):
+        raise OptionError(f"{out} is not an output folder of autounet. Give the --out of a run")
     files = {
         "fingerprint": "fingerprint.json",
         "plan": "plan.json",
@@ -52,7 +52,9 @@ def _folds(out: Path) -> list[dict[str, Any]]:
         )
     except RecordError:
         return []
-    trained = sorted(path.name for path in (out / "models").glob("*")) or list(plan.configurations)[-1:]
+    limited = (out / "clock.json").exists() or options.seconds is not None
+    trained = [name for name in plan.configurations if (out / "models" / name).exists()]
+    trained = trained or list(trained_names(plan, options, limited))
     return [
         {"configuration": name, "fold": "all" if fold is None else fold, **_fold(out, name, fold)}
         for name in trained
@@ -61,7 +63,7 @@ def _folds(out: Path) -> list[dict[str, Any]]:
 
 
 def _fold(out: Path, name: str, fold: int | None) -> dict[str, Any]:
-    folder = out / "models" / name / ("fold_all" if fold is None else f"fold_{fold}")
+    folder = out / "models" / name / fold_name(fold)
     metrics = out / "crossval" / name / f"fold_{fold}.json"
     state: dict[str, Any] = {"state": "waiting", "progress": 0.0, "dice": None}
     if (folder / "done.json").exists():

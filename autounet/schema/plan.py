@@ -131,7 +131,8 @@ class Configuration(Part):
     @property
     def key(self) -> str:
         """Digest of what the weights depend on: estimates and the way of predicting lie outside."""
-        outside = {"inference", "spacing", *(name for name in type(self).model_fields if name.startswith("predicted_"))}
+        estimates = (name for name in type(self).model_fields if name.startswith("predicted_"))
+        outside = {"inference", "spacing", "median_shape", "prepared", *estimates}
         return digest(self.model_dump(mode="json", exclude=outside))
 
     @computed_field  # type: ignore[prop-decorator]
@@ -146,7 +147,10 @@ class Configuration(Part):
         if not isinstance(content, dict) or "spacing" not in content:
             return content
         content = dict(content)
-        shown = [float(value) for value in content.pop("spacing")]
+        try:
+            shown = [float(value) for value in content.pop("spacing")]
+        except TypeError:
+            raise ValueError("spacing should be a list of numbers, those of preprocess.spacing") from None
         preprocess = content.get("preprocess", {})
         home = preprocess.get("spacing") if isinstance(preprocess, dict) else preprocess.spacing
         if home is not None and shown != [value for value in list(home)[-len(shown) :]]:

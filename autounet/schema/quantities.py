@@ -37,6 +37,11 @@ def format_time(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def format_number(value: float | None) -> str:
+    """Four decimals, or the word for a metric without a value."""
+    return "undefined" if value is None else f"{value:.4f}"
+
+
 def format_size(size: float) -> str:
     """For people: 512 MB, 7.6 GB."""
     return f"{size / 1024**3:.1f} GB" if size >= 1024**3 else f"{size / 1024**2:.0f} MB"

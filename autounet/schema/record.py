@@ -54,7 +54,8 @@ class Record(Part):
             return cls.model_validate(content)
         except ValidationError as error:
             problems = "; ".join(
-                f"{'.'.join(str(part) for part in problem['loc']) or 'record'}: {problem['msg']}"
+                f"{'.'.join(str(part) for part in problem['loc']) or 'record'}: "
+                f"{problem['msg'].removeprefix('Value error, ')}"
                 for problem in error.errors()
             )
             raise RecordError(f"{path} is not a valid {cls.__name__}: {problems}") from None

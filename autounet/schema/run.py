@@ -11,13 +11,9 @@ from autounet.schema.plan import Configuration
 from autounet.schema.record import Part, Record
 
 
-class StepTiming(Part):
-    """One measured training step."""
-
-    configuration: str
-    base_features: int
-    batch_size: int
-    seconds: float
+def fold_name(fold: int | None) -> str:
+    """Name of a fold's folder; None is the training on all cases."""
+    return "fold_all" if fold is None else f"fold_{fold}"
 
 
 class DeviceProfile(Record):
@@ -31,11 +27,10 @@ class DeviceProfile(Record):
     memory_bytes: int
     """free for training when probed"""
     precision: str
-    """the fastest measured: fp32, bf16 or fp16"""
+    """fp32, bf16 or fp16: measured on a CPU, by rule elsewhere"""
     channels_last: bool
     throughput: dict[str, float] = {}
-    """convolution GFLOP/s by precision"""
-    step_timings: tuple[StepTiming, ...] = ()
+    """convolution GFLOP/s by precision, where it was measured"""
 
 
 class EpochLog(Part):

@@ -8,6 +8,7 @@ written into the data. Each file appears whole under its name, and the JSON last
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -60,11 +61,23 @@ def write_prepared(
     properties.save(_file(folder, identifier, "json"))
 
 
+def read_properties(folder: Path, identifier: str) -> CaseProperties:
+    """Without opening the arrays. Raises RecordError when the case is not there."""
+    path = _file(Path(folder), identifier, "json")
+    try:
+        return CaseProperties.load(path)
+    except RecordError as error:
+        if path.exists():
+            _require_openable(path)
+        raise RecordError(f"{error}. {_prepare_again(Path(folder))}") from None
+
+
 def open_prepared(folder: Path, identifier: str) -> StoredCase:
-    """Raises RecordError when the case is not there, or not completely."""
+    """Holds two files open while it is kept. Raises RecordError when the case is not there, or not completely."""
     folder = Path(folder)
-    properties = CaseProperties.load(_file(folder, identifier, "json"))
-    stacked = _open(_file(folder, identifier, "locations.b2nd"))
+    properties = read_properties(folder, identifier)
+    remedy = _prepare_again(folder)
+    stacked = _open(_file(folder, identifier, "locations.b2nd"), remedy)
     rows = stacked[...]
     locations, start = {}, 0
     for label, count in stacked.schunk.vlmeta["counts"].items():
@@ -74,8 +87,8 @@ def open_prepared(folder: Path, identifier: str) -> StoredCase:
     return StoredCase(
         identifier,
         properties,
-        _open(_file(folder, identifier, "image.b2nd")),
-        _open(labels) if labels.exists() else None,
+        _open(_file(folder, identifier, "image.b2nd"), remedy),
+        _open(labels, remedy) if labels.exists() else None,
         locations,
     )
 
@@ -86,7 +99,8 @@ def is_prepared(folder: Path, identifier: str, key: str) -> bool:
         content = json.loads(_file(Path(folder), identifier, "json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and content.get("key") == key
+    arrays = all(_file(Path(folder), identifier, ending).exists() for ending in ("image.b2nd", "locations.b2nd"))
+    return arrays and isinstance(content, dict) and content.get("key") == key
 
 
 def write_scores(folder: Path, identifier: str, scores: np.ndarray) -> None:
@@ -101,7 +115,8 @@ def write_scores(folder: Path, identifier: str, scores: np.ndarray) -> None:
 
 def read_scores(folder: Path, identifier: str) -> np.ndarray:
     """(K, *S) float16. Raises RecordError when there are none."""
-    return _open(_file(Path(folder), identifier, "scores.b2nd"))[...]
+    remedy = f"Delete the files fold_*.done.json beside {folder}, and the next run predicts its cases again"
+    return _open(_file(Path(folder), identifier, "scores.b2nd"), remedy)[...]
 
 
 def _file(folder: Path, identifier: str, ending: str) -> Path:
@@ -128,11 +143,26 @@ def _partition(array: np.ndarray) -> dict[str, tuple[int, ...]]:
     return {"chunks": (*ones, slices, *plane), "blocks": (*ones, 1, *plane)}
 
 
-def _open(path: Path) -> blosc2.NDArray:
-    """Memory-mapped where the system can replace mapped files (not on Windows)."""
+def _prepare_again(folder: Path) -> str:
+    return f"Delete the folder {folder}, and the next run prepares its cases again"
+
+
+def _open(path: Path, remedy: str) -> blosc2.NDArray:
+    """Memory-mapped, with one file kept open, where the system can replace mapped files (not on Windows)."""
     if not path.exists():
-        raise RecordError(f"{path} does not exist: the case has to be prepared again")
+        raise RecordError(f"{path} does not exist. {remedy}")
     try:
         return blosc2.open(str(path), mode="r", mmap_mode=None if os.name == "nt" else "r")
-    except (RuntimeError, ValueError) as error:
-        raise RecordError(f"{path} is damaged ({error}): the case has to be prepared again") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        _require_openable(path)
+        raise RecordError(f"{path} is damaged ({error}). {remedy}") from None
+
+
+def _require_openable(path: Path) -> None:
+    """blosc2 does not say why a file did not open: too many open files, or no right to read, are no damage."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        many = error.errno in (errno.EMFILE, errno.ENFILE)
+        advice = ". Allow more open files, for example with: ulimit -n 4096" if many else ""
+        raise RecordError(f"{path} cannot be opened: {error.strerror}{advice}") from None

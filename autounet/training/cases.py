@@ -1,17 +1,20 @@
-"""Prepared cases for training: kept decompressed in memory when they are small, read piece by piece otherwise."""
+"""Prepared cases for training: kept decompressed in memory when all of them fit, read piece by piece otherwise."""
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from autounet.store import open_prepared
+from autounet.schema.prepared import CaseProperties
+from autounet.store import open_prepared, read_properties
 
-MEMORY_LIMIT = 2 * 1024**3
-"""bytes of decompressed cases that a training may keep"""
+OPEN_CASES = 64
+"""held open at once, each with two files; systems allow a process 256 (macOS) or 1024 of them"""
 
 
 class TrainCase(NamedTuple):
@@ -25,40 +28,44 @@ class TrainCase(NamedTuple):
 
 
 class CaseStore:
-    """The cases of one training, opened once. Picklable: a spawned worker opens them again."""
+    """The cases of one training, each opened when it is first asked for. Picklable: a spawned worker opens its own."""
 
-    def __init__(self, folder: Path, identifiers: Sequence[str], copies: int = 1) -> None:
-        """`copies` processes share the memory limit."""
+    def __init__(self, folder: Path, identifiers: Sequence[str], memory: int) -> None:
+        """`memory` bytes may be used to keep all cases; where they need more, the last `OPEN_CASES` are kept open.
+
+        Raises RecordError when a case is not there.
+        """
         self.folder = Path(folder)
         self.identifiers = tuple(identifiers)
-        self.copies = copies
-        self._cases: list[TrainCase] | None = None
+        needed = sum(decompressed_size(read_properties(self.folder, name)) for name in self.identifiers)
+        self.in_memory = needed <= memory
+        self._cases: OrderedDict[int, TrainCase] = OrderedDict()  # the one asked for last stands last
 
     def __len__(self) -> int:
         return len(self.identifiers)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cases": None}
+        return {**self.__dict__, "_cases": OrderedDict()}
 
     def __getitem__(self, index: int) -> TrainCase:
-        return self.cases[index]
+        if index not in self._cases:
+            self._cases[index] = self._read(self.identifiers[index])
+            if len(self._cases) > OPEN_CASES and not self.in_memory:
+                self._cases.popitem(last=False)
+        self._cases.move_to_end(index)
+        return self._cases[index]
 
-    @property
-    def cases(self) -> list[TrainCase]:
-        if self._cases is None:
-            self._cases = self._open()
-        return self._cases
+    def _read(self, identifier: str) -> TrainCase:
+        case = open_prepared(self.folder, identifier)
+        assert case.labels is not None, identifier
+        return TrainCase(
+            identifier,
+            np.ascontiguousarray(case.image[:]) if self.in_memory else case.image,
+            np.ascontiguousarray(case.labels[:]) if self.in_memory else case.labels,
+            {index: voxels for index, voxels in case.locations.items() if len(voxels)},
+        )
 
-    def _open(self) -> list[TrainCase]:
-        stored = [open_prepared(self.folder, identifier) for identifier in self.identifiers]
-        size = sum(4 * int(np.prod(case.image.shape)) + 2 * int(np.prod(case.labels.shape)) for case in stored)
-        small = size * self.copies <= MEMORY_LIMIT
-        return [
-            TrainCase(
-                case.identifier,
-                np.ascontiguousarray(case.image[:]) if small else case.image,
-                np.ascontiguousarray(case.labels[:]) if small else case.labels,
-                {index: voxels for index, voxels in case.locations.items() if len(voxels)},
-            )
-            for case in stored
-        ]
+
+def decompressed_size(properties: CaseProperties) -> int:
+    """Bytes of image (one channel for each normalisation) and labels, at most."""
+    return math.prod(properties.shape) * (4 * len(properties.spec.normalisation) + 2)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 
 from autounet.training.state import TrainState
 from autounet.training.task import FoldTask
@@ -54,14 +50,3 @@ class Checkpoint:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
-
-
-@contextmanager
-def algorithms(deterministic: bool) -> Iterator[None]:
-    """Only algorithms with one possible result inside, when asked; raises torch's error where there is none."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(deterministic or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)

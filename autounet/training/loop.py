@@ -9,15 +9,15 @@ from collections.abc import Callable
 import torch
 
 from autounet.allocator import keep_freed_memory
-from autounet.losses import build_loss
 from autounet.schema.errors import AutoUNetError
 from autounet.schema.run import EpochLog, RunRecord
-from autounet.step import Precision, train_step
+from autounet.step import Precision, algorithms, configuration_loss, train_step
 from autounet.store.weights import save_weights
-from autounet.training.checkpoint import Checkpoint, algorithms
+from autounet.training.checkpoint import Checkpoint
 from autounet.training.journal import Journal
+from autounet.training.memory import budget_errors
 from autounet.training.monitor import PatchMonitor
-from autounet.training.record import finished_record, move_aside, run_record
+from autounet.training.record import finished_record, run_record
 from autounet.training.samples import batches
 from autounet.training.schedule import learning_rate
 from autounet.training.sources import train_source, validation_source
@@ -29,16 +29,20 @@ def train_fold(task: FoldTask, on_log: Callable[[EpochLog], None] | None = None)
     """Train one fold to its horizon; continue where an interrupted run left off; return at once when it is finished.
 
     Writes `weights.safetensors`, `record.json`, `log.jsonl`, `progress.png` and, while running, `state.pt` into the
-    task's folder. `on_log` is called with every line of the log.
+    task's folder. `on_log` is called with every line of the log. Raises AutoUNetError when the folder holds another
+    finished training, and BudgetExceeded when the device has too little memory.
     """
     finished = finished_record(task)
     if finished is not None:
         return finished
+    with algorithms(task.options.deterministic), budget_errors(task):
+        return _train(task, on_log)
 
+
+def _train(task: FoldTask, on_log: Callable[[EpochLog], None] | None) -> RunRecord:
     # what is trained, on what, towards what
     began = time.monotonic()
     keep_freed_memory()
-    move_aside(task.folder)
     task.folder.mkdir(parents=True, exist_ok=True)
     device = torch.device(task.device)
     configuration, options = task.configuration, task.options
@@ -47,7 +51,7 @@ def train_fold(task: FoldTask, on_log: Callable[[EpochLog], None] | None = None)
     checkpoint = Checkpoint(task)
     event = checkpoint.restore(state)
     earlier = state.elapsed
-    loss = build_loss(options.loss, task.labels, configuration.batch_dice, task.levels)
+    loss = configuration_loss(configuration, task.labels, options)
     loader = batches(train_source(task), state.step, task.workers, pin_memory=device.type == "cuda")
     monitor = PatchMonitor(validation_source(task), task.labels, precision, device)
     journal = Journal(task.folder, state.step, on_log)
@@ -55,40 +59,39 @@ def train_fold(task: FoldTask, on_log: Callable[[EpochLog], None] | None = None)
     line_began, waited = time.monotonic(), 0.0
 
     progress = task.horizon.progress(state.step, state.elapsed)
-    with algorithms(options.deterministic):
-        while progress < 1:
-            asked = time.monotonic()
-            batch = next(loader).to(device, precision.channels_last)
-            waited += time.monotonic() - asked
+    while progress < 1:
+        asked = time.monotonic()
+        batch = next(loader).to(device, precision.channels_last)
+        waited += time.monotonic() - asked
 
-            rate = learning_rate(options.schedule, options.learning_rate, progress)
-            state.set_learning_rate(rate)
-            losses.append(
-                train_step(state.model, loss, state.optimiser, state.scaler, batch, precision, options.gradient_clip)
-            )
-            state.step += 1
-            state.update_average(options.ema_decay)
-            state.elapsed = earlier + time.monotonic() - began
-            progress = task.horizon.progress(state.step, state.elapsed)
-            if not journal.due(state.step, progress):
-                continue
+        rate = learning_rate(options.schedule, options.learning_rate, progress)
+        state.set_learning_rate(rate)
+        losses.append(
+            train_step(state.model, loss, state.optimiser, state.scaler, batch, precision, options.gradient_clip)
+        )
+        state.step += 1
+        state.update_average(options.ema_decay)
+        state.elapsed = earlier + time.monotonic() - began
+        progress = task.horizon.progress(state.step, state.elapsed)
+        if not journal.due(state.step, progress):
+            continue
 
-            line = EpochLog(
-                step=state.step,
-                progress=progress,
-                seconds=state.elapsed,
-                learning_rate=rate,
-                loss=mean_loss(losses, state.step),
-                step_seconds=(time.monotonic() - line_began) / len(losses),
-                data_wait_seconds=waited / len(losses),
-            )
-            if progress >= 1 or monitor.affordable(state.elapsed):
-                line = line.model_copy(update={"validation_dice": monitor.measure(state.evaluated)})
-            if progress < 1 and checkpoint.due():
-                checkpoint.save(state)
-            journal.add(line)
-            losses.clear()
-            line_began, waited = time.monotonic(), 0.0
+        line = EpochLog(
+            step=state.step,
+            progress=progress,
+            seconds=state.elapsed,
+            learning_rate=rate,
+            loss=mean_loss(losses, task, state.step),
+            step_seconds=(time.monotonic() - line_began) / len(losses),
+            data_wait_seconds=waited / len(losses),
+        )
+        if progress >= 1 or monitor.affordable(state.elapsed):
+            line = line.model_copy(update={"validation_dice": monitor.measure(state.evaluated)})
+        if progress < 1 and checkpoint.due():
+            checkpoint.save(state)
+        journal.add(line)
+        losses.clear()
+        line_began, waited = time.monotonic(), 0.0
 
     loader.close()
 
@@ -101,9 +104,15 @@ def train_fold(task: FoldTask, on_log: Callable[[EpochLog], None] | None = None)
     return record
 
 
-def mean_loss(losses: list[torch.Tensor], step: int) -> float:
+def mean_loss(losses: list[torch.Tensor], task: FoldTask, step: int) -> float:
     """Raises AutoUNetError when it is not a number any more: nothing trained after that is of use."""
     mean = float(torch.stack(losses).mean())
-    if not math.isfinite(mean):
-        raise AutoUNetError(f"the loss became {mean} before step {step}. Try a lower learning rate or fp32")
-    return mean
+    if math.isfinite(mean):
+        return mean
+    name, precision = task.configuration_name, task.configuration.precision
+    remedy = (
+        "Give another --loss or --seed"
+        if precision == "fp32"
+        else f'Set "precision" of {name} to "fp32" in plan.json (it is {precision}) and run again'
+    )
+    raise AutoUNetError(f"{name}: the loss became {mean} before step {step}. {remedy}")

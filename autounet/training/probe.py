@@ -1,25 +1,26 @@
-"""How fast this device is, measured: precision, memory order, seconds a step."""
+"""What this device is good for: precision and memory order, seconds a step."""
 
 from __future__ import annotations
 
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from autounet.allocator import keep_freed_memory
-from autounet.losses import Batch, build_loss
+from autounet.losses import Batch
 from autounet.nets import FAMILIES
 from autounet.schema.labels import Labels
 from autounet.schema.options import TrainOptions
 from autounet.schema.plan import Configuration
 from autounet.schema.run import DeviceProfile
-from autounet.step import Precision, build_optimiser, train_step
+from autounet.step import Precision, algorithms, build_optimiser, configuration_loss, train_step
+from autounet.training.memory import free_memory
 from autounet.workers import available_cores
 
 CHANNELS, SIZE, BATCH = 32, (32, 48, 32), 2
@@ -30,11 +31,10 @@ PROBE_ROUNDS = 12
 """at most; every round runs each variant once, so that a busy moment slows all of them"""
 STEP_SECONDS = 1.0
 """after which no further step is timed"""
-NAMES: dict[str, tuple[Literal["fp32", "bf16", "fp16"], ...]] = {
-    "cpu": ("fp32", "bf16"),
-    "cuda": ("fp32", "fp16", "bf16"),
-    "mps": ("fp32",),
-}
+CPU_VARIANTS = tuple(Precision(name, order) for name in ("fp32", "bf16") for order in (False, True))
+WORTHWHILE = 1.2
+"""times that bf16 has to be faster than fp32: a busy machine must not decide between two that are nearly equal, because
+the plan, and so every trained fold, depends on the choice"""
 
 
 class StepTimes(NamedTuple):
@@ -45,15 +45,15 @@ class StepTimes(NamedTuple):
 
 
 def probe_device(device: str) -> DeviceProfile:
-    """Time a convolution's forward and backward in every precision and memory order; the fastest is chosen.
+    """Precision and memory order: measured on a CPU, which takes under 5 s; by rule elsewhere.
 
-    Takes under 5 s. The minimum over interleaved rounds counts: other work on the machine only ever adds time.
+    On a CPU a convolution's forward and backward are timed in each. The minimum over interleaved rounds counts: other
+    work on the machine only ever adds time.
     """
     keep_freed_memory()
     place = torch.device(device)
-    variants = [Precision(name, channels_last) for name in NAMES[place.type] for channels_last in (False, True)]
-    measured = _convolution_gflops(variants, place)
-    best = max(measured, key=lambda precision: measured[precision])
+    measured = _convolution_gflops(CPU_VARIANTS, place) if place.type == "cpu" else {}
+    best = best_measured(measured) if measured else usual_precision(place)
     return DeviceProfile(
         device=device,
         name=_name(place),
@@ -68,6 +68,27 @@ def probe_device(device: str) -> DeviceProfile:
     )
 
 
+def best_measured(gflops: Mapping[Precision, float]) -> Precision:
+    """The fastest in fp32, or the fastest of all where that is worthwhile."""
+    plain = max((precision for precision in gflops if precision.name == "fp32"), key=lambda each: gflops[each])
+    best = max(gflops, key=lambda each: gflops[each])
+    return best if gflops[best] >= WORTHWHILE * gflops[plain] else plain
+
+
+def usual_precision(device: torch.device) -> Precision:
+    """bf16 on GPUs that compute in it (compute capability 8 and above), fp16 on older ones, fp32 beside CUDA.
+
+    Nothing is timed: a GPU works behind the program's back, and one convolution alone says little about a network
+    whose time also goes into norms and copies. Arrays stay contiguous, as in nnU-Net: torch's norms on CUDA are
+    written for that order, and a network that converts at every norm loses what channels-last convolutions gain.
+    """
+    if device.type != "cuda":
+        return Precision("fp32")
+    with torch.cuda.device(device):
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return Precision("bf16" if native else "fp16")
+
+
 def time_steps(
     configuration: Configuration, labels: Labels, options: TrainOptions, device: str, steps: int = 3
 ) -> StepTimes:
@@ -75,6 +96,13 @@ def time_steps(
 
     Making the batches is not included. Slow steps are run fewer times: each of the two takes about `STEP_SECONDS`.
     """
+    with algorithms(options.deterministic):
+        return _time_steps(configuration, labels, options, device, steps)
+
+
+def _time_steps(
+    configuration: Configuration, labels: Labels, options: TrainOptions, device: str, steps: int
+) -> StepTimes:
     keep_freed_memory()
     place = torch.device(device)
     spec = configuration.network
@@ -84,8 +112,7 @@ def time_steps(
         image = torch.randn(configuration.batch_size, spec.in_channels, *configuration.patch_size)
         target = torch.randint(labels.count, (configuration.batch_size, *configuration.patch_size), dtype=torch.int16)
     batch = Batch(image, target).to(place, precision.channels_last)
-    levels = len(spec.decoder_blocks) if spec.deep_supervision else 1
-    loss = build_loss(options.loss, labels, configuration.batch_dice, levels)
+    loss = configuration_loss(configuration, labels, options)
     optimiser, scaler = build_optimiser(options, model.parameters()), precision.scaler(place)
 
     def train() -> None:
@@ -100,41 +127,7 @@ def time_steps(
     return StepTimes(train_seconds, _median_seconds(forward, place, steps, STEP_SECONDS))
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that may be used now: a GPU's free memory, or the machine's, limits of control groups respected."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    found = [_meminfo_available(), *(_group_available(*files) for files in GROUP_FILES)]
-    known = [value for value in found if value is not None]
-    return min(known) if known else 4 * 1024**3
-
-
-GROUP_FILES = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ),
-)
-"""limit and use, of control groups version 2 and 1"""
-
-
-def _group_available(limit: Path, used: Path) -> int | None:
-    try:
-        return max(0, int(limit.read_text()) - int(used.read_text()))
-    except (OSError, ValueError):  # no such file, or "max"
-        return None
-
-
-def _meminfo_available() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
-
-
-def _convolution_gflops(variants: list[Precision], device: torch.device) -> dict[Precision, float]:
+def _convolution_gflops(variants: Iterable[Precision], device: torch.device) -> dict[Precision, float]:
     """Forward and both backward products of a 3x3x3 convolution in each variant; 0 where the device cannot do it."""
     works = {variant: _convolution(variant, device) for variant in variants}
     fastest: dict[Precision, float] = {}

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import platform
-import resource
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 import autounet
-from autounet.schema.errors import RecordError
+from autounet.schema.errors import AutoUNetError, RecordError
 from autounet.schema.run import EpochLog, RunRecord
+from autounet.training.memory import peak_memory
 from autounet.training.state import TrainState
 from autounet.training.task import FoldTask
 
@@ -41,34 +40,26 @@ def run_record(task: FoldTask, state: TrainState, curve: Sequence[EpochLog], eve
     )
 
 
-def peak_memory(device: torch.device) -> int | None:
-    """Bytes at most allocated on a GPU, or resident on a CPU, since this process began."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if device.type == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return None
-
-
 def finished_record(task: FoldTask) -> RunRecord | None:
-    """The record of an earlier, complete training of the same thing, or None."""
-    try:
-        record = RunRecord.load(task.folder / "record.json")
-    except RecordError:
+    """The record of an earlier, complete training of the same thing, or None.
+
+    Raises AutoUNetError when the folder holds a complete training of something else, or one whose record cannot be
+    read: weights are never overwritten. The pipeline moves such folders aside before it trains.
+    """
+    path = task.folder / "record.json"
+    if not (path.exists() and (task.folder / "weights.safetensors").exists()):
         return None
+    try:
+        record = RunRecord.load(path)
+    except RecordError as error:
+        raise AutoUNetError(f"{task.folder} holds a training that cannot be told apart: {error}. Rename it") from None
     same = (
         record.configuration == task.configuration.key
         and record.options == task.options
         and record.train_cases == task.train_cases
     )
-    return record if same and (task.folder / "weights.safetensors").exists() else None
-
-
-def move_aside(folder: Path) -> Path | None:
-    """A finished training of something else is kept under a new name, never deleted. Returns where it went."""
-    if not (folder / "record.json").exists():
-        return None
-    number = 1
-    while (target := folder.with_name(f"{folder.name}.replaced_{number}")).exists():
-        number += 1
-    return folder.rename(target)
+    if not same:
+        raise AutoUNetError(
+            f"{task.folder} holds a finished training with another configuration, options or cases. Rename it"
+        )
+    return record

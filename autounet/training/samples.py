@@ -39,7 +39,10 @@ class SampleSource:
     foreground_fraction: float
     augmentation: Augmentation
     sparse: bool = False
-    """whether voxels without a label exist: samples are drawn until they show a labelled voxel"""
+    """whether voxels without a label exist: samples are drawn until they show a labelled voxel, and what lies beyond
+    the image has no label either, since a few labelled voxels would be lost in it. Without such voxels it is
+    background, as in nnU-Net (which fills -1 there and turns it into 0): whole images smaller than the patch are
+    padded alike when they are predicted"""
     _order: tuple[int, np.ndarray] = field(default=(-1, np.empty(0, int)), repr=False)
 
     def batch(self, step: int) -> Batch:
@@ -58,7 +61,7 @@ class SampleSource:
             corner = self._corner(generator, case, forced=self._forced(index))
             # the transform reads around the patch; keep the patch's centre
             margin = [(large - size) // 2 for large, size in zip(transform.source_size, self.patch, strict=True)]
-            image, labels = _read(case, corner, margin, transform.source_size)
+            image, labels = _read(case, corner, margin, transform.source_size, beyond=-1 if self.sparse else 0)
             if not self.sparse or (labels >= 0).any():
                 break
         augmented, target = self.augmentation.apply(transform, torch.from_numpy(image), torch.from_numpy(labels))
@@ -104,9 +107,9 @@ def corner_limits(shape: Sequence[int], size: Sequence[int]) -> tuple[list[int],
 
 
 def _read(
-    case: TrainCase, corner: Sequence[int], margin: Sequence[int], size: Sequence[int]
+    case: TrainCase, corner: Sequence[int], margin: Sequence[int], size: Sequence[int], beyond: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Image (C, *size) float32 and labels (*size) int16 around a patch; zeros beyond the image's borders.
+    """Image (C, *size) float32 and labels (*size) int16 around a patch; 0 and `beyond` outside the image's borders.
 
     With `size` of two axes the slice `corner[0]` is read.
     """
@@ -116,7 +119,7 @@ def _read(
     inside = [slice(max(0, s), min(n, s + p)) for s, p, n in zip(starts, size, shape, strict=True)]
     target = tuple(slice(i.start - s, i.stop - s) for i, s in zip(inside, starts, strict=True))
     image = np.zeros((case.image.shape[0], *size), np.float32)
-    labels = np.zeros(tuple(size), np.int16)
+    labels = np.full(tuple(size), beyond, np.int16)
     if all(i.stop > i.start for i in inside):
         image[(slice(None), *target)] = case.image[(slice(None), *plane, *inside)]
         labels[target] = case.labels[(*plane, *inside)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,11 +45,12 @@ class TrainState:
         decay = min(decay, (1 + self.step) / (10 + self.step))
         averages = list(self.average.parameters())
         torch._foreach_lerp_(averages, [parameter.detach() for parameter in self.model.parameters()], 1 - decay)
+        for kept, current in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            kept.copy_(current)  # running statistics are averages already
 
-    def save(self, path: Path, key: str) -> None:
-        """Write to a temporary name, flush, then rename. `key` says of what training this is."""
-        content = {
-            "key": key,
+    def content(self) -> dict[str, Any]:
+        """Everything that `load` takes, not copied."""
+        return {
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
@@ -56,10 +59,25 @@ class TrainState:
             "step": self.step,
             "elapsed": self.elapsed,
         }
+
+    def load(self, content: Mapping[str, Any]) -> None:
+        """Take over a `content`. One that does not fit may be half taken over when the error comes."""
+        self.model.load_state_dict(content["model"])
+        self.optimiser.load_state_dict(content["optimiser"])
+        if self.scaler is not None and content["scaler"] is not None:
+            self.scaler.load_state_dict(content["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(content["average"])
+        torch.set_rng_state(content["generator"])
+        self.step = content["step"]
+        self.elapsed = content["elapsed"]
+
+    def save(self, path: Path, key: str) -> None:
+        """Write to a temporary name, flush, then rename. `key` says of what training this is."""
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                torch.save(content, file)
+                torch.save({"key": key, **self.content()}, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -68,19 +86,19 @@ class TrainState:
             raise
 
     def restore(self, path: Path, key: str) -> bool:
-        """Take over everything from a file; False, and nothing changes, when it is of another training."""
+        """Take over everything from a file; False when it is of another training.
+
+        Then, and on an error, nothing changes: a training must not begin at step 0 with half-trained weights.
+        """
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["key"] != key:
             return False
-        self.model.load_state_dict(content["model"])
-        self.optimiser.load_state_dict(content["optimiser"])
-        if self.scaler is not None:
-            self.scaler.load_state_dict(content["scaler"])
-        if self.average is not None:
-            self.average.load_state_dict(content["average"])
-        torch.set_rng_state(content["generator"])
-        self.step = content["step"]
-        self.elapsed = content["elapsed"]
+        before = copy.deepcopy(self.content())
+        try:
+            self.load(content)
+        except Exception:
+            self.load(before)
+            raise
         return True
 
 

@@ -38,12 +38,6 @@ class FoldTask:
         return -1 if self.fold is None else self.fold
 
     @property
-    def levels(self) -> int:
-        """Outputs of the network in training."""
-        network = self.configuration.network
-        return len(network.decoder_blocks) if network.deep_supervision else 1
-
-    @property
     def key(self) -> str:
         """Trainings with equal keys reach the same weights, given the same steps."""
         return digest(

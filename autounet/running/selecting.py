@@ -1,0 +1,79 @@
+"""The last job: compare configurations and pairs on all out-of-fold cases, choose, pack the bundle."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+from autounet.running import case_work
+from autounet.running.context import Context
+from autounet.schema.run import Metrics, Selection, fold_name
+from autounet.selection import select
+
+
+def fold_metrics(out: Path, name: str, fold: int) -> Path:
+    """Where the out-of-fold metrics of one fold are kept."""
+    return out / "crossval" / name / f"fold_{fold}.json"
+
+
+class Selecting:
+    """Writes selection.json, metrics.json and model/."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.out = context, context.out
+        self.folds = [fold for fold in context.folds if fold is not None]
+
+    def run(self) -> None:
+        metrics = {**self._single(), **self._pairs()} if self.folds else {}
+        if metrics:
+            selection = select(metrics)
+            chosen = metrics["+".join(selection.chosen)]
+            chosen.save(self.out / "metrics.json")
+        else:
+            selection, chosen = self._without_validation(), None
+            (self.out / "metrics.json").unlink(missing_ok=True)
+        selection.save(self.out / "selection.json")
+        self._pack(selection, chosen.mean_dice if chosen else None)
+
+    def _single(self) -> dict[str, Metrics]:
+        found = {}
+        for name in self.context.configurations:
+            cases = [case for fold in self.folds for case in Metrics.load(fold_metrics(self.out, name, fold)).cases]
+            found[name] = case_work.summarise_cases(cases, self.context.known.dataset)
+        return found
+
+    def _pairs(self) -> dict[str, Metrics]:
+        fold_of = {case: fold for fold in self.folds for case in self.context.cases(fold)[1]}
+        found = {}
+        for pair in combinations(self.context.configurations, 2):
+            sources = {
+                name: (self.context.configurations[name], self.out / "crossval" / name / "scores") for name in pair
+            }
+            joined = "+".join(pair)
+            found[joined] = case_work.ensemble_cases(
+                self.context.known.dataset, sources, self.out / "prepared", fold_of, self.out / "crossval" / joined
+            )
+        return found
+
+    def _without_validation(self) -> Selection:
+        """All cases were trained on: the main configuration, since nothing speaks for the cost of an ensemble."""
+        names = list(self.context.configurations)
+        return Selection(
+            chosen=(names[-1],),
+            compared=(),
+            reason="Trained on all cases: nothing was left to validate on, so nothing was compared.",
+        )
+
+    def _pack(self, selection: Selection, mean_dice: float | None) -> None:
+        from autounet.inference.bundle import pack
+
+        models, folds = self.out / "models", self.context.folds
+        weights = {
+            name: {fold: models / name / fold_name(fold) / "weights.safetensors" for fold in folds}
+            for name in selection.chosen
+        }
+        data_options = self.context.options.data
+        configurations = self.context.configurations
+        pack(
+            self.out / "model", self.context.known.dataset, data_options, configurations, selection, weights, mean_dice
+        )

@@ -1,0 +1,99 @@
+"""Memory: what is free, what was used, and what is said when it does not suffice."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from autounet.schema.errors import BudgetExceeded
+from autounet.schema.quantities import format_size
+from autounet.training.task import FoldTask
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may be used now: a GPU's free memory, or the machine's, limits of control groups respected."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = [_meminfo_available(), *(group_available(group) for group in GROUPS)]
+    known = [value for value in found if value is not None]
+    return min(known) if known else 4 * 1024**3
+
+
+class ControlGroup(NamedTuple):
+    """Where one version of control groups says how much memory there is."""
+
+    folder: Path
+    limit: str
+    used: str
+    cached: tuple[str, ...]
+    """lines of memory.stat that count file pages"""
+
+
+GROUPS = (
+    ControlGroup(Path("/sys/fs/cgroup"), "memory.max", "memory.current", ("inactive_file", "active_file")),
+    ControlGroup(
+        Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
+)  # fmt: skip
+"""versions 2 and 1"""
+
+
+def group_available(group: ControlGroup) -> int | None:
+    """Limit less use; pages of files count as use, but the system gives them up when memory is asked for."""
+    try:
+        limit, used = (int((group.folder / name).read_text()) for name in (group.limit, group.used))
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
+    try:
+        lines = (group.folder / "memory.stat").read_text().splitlines()
+        cached = sum(int(value) for name, value in map(str.split, lines) if name in group.cached)
+    except (OSError, ValueError):
+        cached = 0
+    return max(0, limit - max(0, used - cached))
+
+
+def _meminfo_available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes at most allocated on a GPU, or resident on a CPU, since this process began; None where nobody counts."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu":
+        return None
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+@contextmanager
+def budget_errors(task: FoldTask) -> Iterator[None]:
+    """torch's error of a full GPU becomes BudgetExceeded, which says what to do.
+
+    Nothing is made smaller here: a training that quietly differs from its plan could not be compared with the others.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        measured = peak_memory(torch.device(task.device)) or 0
+        planned = task.configuration.predicted_memory_bytes
+        raise BudgetExceeded(
+            f"{task.configuration_name} does not fit into the memory of {task.device}: {format_size(measured)} were in "
+            f"use when it needed more, and the plan expected {format_size(planned)}. Give a --memory smaller than what "
+            "the plan was made for, so that patch and batch become smaller",
+            measured,
+        ) from error
