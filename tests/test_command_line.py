@@ -88,6 +88,13 @@ def test_channel_files_with_other_numbers_are_not_taken_for_the_missing_ones(aut
     assert "case demo_002: its channel files are numbered 0000, 0002, those of other cases 0000, 0001" in printed
 
 
+def test_endings_in_capitals_are_the_same(autounet, tmp_path):
+    make_demo_dataset(tmp_path, cases=2)
+    for file in [*tmp_path.glob("*Tr/*")]:
+        file.rename(file.with_name(file.name.replace(".nii.gz", ".NII.GZ")))
+    assert autounet("check", tmp_path)[0] == 0
+
+
 def test_when_no_image_can_be_read_each_is_named(autounet, tmp_path):
     volumes(tmp_path, (".mha", ".mha"))
     for image in (tmp_path / "images").iterdir():
@@ -114,6 +121,21 @@ def test_labels_spoilt_by_jpeg_are_refused(autounet, tmp_path):
     code, printed = autounet("check", tmp_path)
     assert code == 1
     assert "case 0: labels/0.jpg is a JPEG file" in printed
+
+
+@pytest.mark.parametrize(("ending", "value"), [(".png", -1), (".jpg", 70_000), (".bmp", 256)])
+def test_values_that_no_segmentation_could_hold_are_told_before_training(autounet, tmp_path, ending, value):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for index in range(2):
+        Image.fromarray(rng.integers(0, 255, (24, 24), np.uint8)).save(tmp_path / f"images/{index}{ending}")
+        label = np.zeros((1, 24, 24), np.int32)
+        label[0, 5:13, 6:15] = value
+        write_labels(tmp_path / f"labels/{index}.tif", label, Geometry(shape=label.shape, kind="tiff", dimension=2))
+    code, printed = autounet("check", tmp_path)
+    assert code == 1
+    assert f"label value {value} does not fit" in printed
+    assert autounet("check", tmp_path, "--ignore", value)[1].count("does not fit") == 0
 
 
 def test_thumbnails_are_neither_images_nor_labels(autounet, tmp_path):

@@ -182,3 +182,16 @@ def test_a_resumed_command_without_time_left_says_so_and_trains_nothing(volumes,
     with pytest.raises(DeadlineError, match="are left, and 1 folds need at least"):
         Pipeline(volumes, tmp_path, options(seconds=3600.0, folds="0")).run("train")
     assert not (tmp_path / "models").exists()
+
+
+def test_a_new_name_reaches_the_metrics_and_trains_nothing_again(volumes, tmp_path):
+    Pipeline(volumes, tmp_path, options(**SHORT)).run("select")
+    before = weights(tmp_path).stat().st_mtime_ns
+    stale = tmp_path / "crossval" / "3d_fullres" / "gone.nii.gz"  # of a case that was taken out
+    stale.write_bytes(b"")
+    Pipeline(volumes, tmp_path, options(data=DataOptions(classes={"spleen": 1}))).run("select")
+    assert not stale.exists()
+    assert weights(tmp_path).stat().st_mtime_ns == before
+    metrics = Metrics.load(tmp_path / "metrics.json")
+    assert "spleen" in metrics.per_class
+    assert metrics.per_class["spleen"].dice is not None

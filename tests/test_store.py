@@ -19,6 +19,7 @@ from autounet.store import (
     write_prepared,
     write_scores,
 )
+from autounet.store.weights import save_weights
 
 
 def properties_of(shape, key="k1") -> CaseProperties:
@@ -129,6 +130,18 @@ def test_too_many_open_files_are_no_damage(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert open_prepared(tmp_path, "case.1").image.shape == (1, 2, 3, 4)
+
+
+def test_weights_on_a_full_disk_are_an_error_of_the_system(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match=r"weights\.safetensors cannot be written: .*No space left"):
+        save_weights(tmp_path / "weights.safetensors", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("ending", ["image", "locations"])

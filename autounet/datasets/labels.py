@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from autounet.images import label_limits, output_suffix
 from autounet.schema.dataset import CaseFacts, Dataset, Finding, Severity
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.labels import LabelClass, Labels, Region
@@ -103,7 +104,7 @@ def left_right_pairs(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 
 def label_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
-    """Undeclared values, far too many values, and no foreground at all (fatal); classes that never occur (warning)."""
+    """Undeclared values, too many, or too large to be written, no foreground (fatal); classes that never occur."""
     labels = dataset.labels
     known = {*labels.values} | ({labels.ignore} if labels.ignore is not None else set())
     cases_of: dict[int, list[str]] = {}
@@ -122,6 +123,10 @@ def label_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding
                 remedy="Check that these are label files (--label PATTERN), saved without smoothing or compression",
             )
         )
+    low, high = label_limits(dataset.suffix)
+    beyond = sorted(value for value in {*cases_of, *labels.values} - {labels.ignore} if not low <= value <= high)
+    if beyond:
+        findings.append(_unwritable(beyond[0], output_suffix(dataset.suffix), (low, high)))
     if facts and any(fact.value_counts for fact in facts) and not set(cases_of) - {0, labels.ignore}:
         findings.append(
             Finding(
@@ -147,6 +152,14 @@ def _undeclared(value: int, cases: Sequence[str], labels: Labels) -> Finding:
         code="undeclared-label",
         message=f"label value {value} is not declared (declared: {declared}); it occurs in {shown}",
         remedy=f"Name it with --class NAME={value}, leave it out with --ignore {value}, or correct the label files",
+    )
+
+
+def _unwritable(value: int, ending: str, limits: tuple[int, int]) -> Finding:
+    return Finding(
+        code="unwritable-label",
+        message=f"label value {value} does not fit {ending} files, in which segmentations of these images are written",
+        remedy=f"Renumber the classes to {limits[0]} to {limits[1]}, or store the images as TIFF",
     )
 
 

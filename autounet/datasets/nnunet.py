@@ -62,18 +62,24 @@ def _by_name(root: Path, ending: str) -> Images:
     folder = root / "imagesTr"
     if not folder.is_dir():
         raise DataError(f"{root} has a dataset.json but no folder imagesTr. Its folders: {listing(root)}")
-    files = [path for path in image_files(folder) if suffix(path).lower() == ending.lower()]
+    files = _with_ending(folder, ending)
     if not files:
         others = sorted({suffix(path) for path in image_files(folder)})
         hint = f"; it has {', '.join(others)}: correct file_ending in dataset.json" if others else ". Put them there"
         raise DataError(f"{folder} has no images that end in {ending}{hint}")
+    labels = {stem(path): path for path in _with_ending(root / "labelsTr", ending)}
     images: Images = {}
     for path in files:
         name, channel = strip_channel(stem(path))
         if channel is None:
             raise DataError(f"{path} has no channel number. Call it {stem(path)}_0000{ending}")
-        images.setdefault(name, ([], root / "labelsTr" / f"{name}{ending}"))[0].append(path)
+        label = labels.get(name, root / "labelsTr" / f"{name}{ending}")
+        images.setdefault(name, ([], label))[0].append(path)
     return images
+
+
+def _with_ending(folder: Path, ending: str) -> list[Path]:
+    return [path for path in image_files(folder) if suffix(path).lower() == ending.lower()]
 
 
 def _listed(root: Path, description: dict[str, Any]) -> Images:
@@ -138,6 +144,6 @@ def _label_findings(root: Path, images: Images, ending: str) -> list[Finding]:
     ]
     expected = {label for _, label in images.values()}
     folders = {label.parent for label in expected}
-    files = [path for folder in sorted(folders) for path in image_files(folder) if suffix(path) == ending]
+    files = [path for folder in sorted(folders) for path in _with_ending(folder, ending)]
     listed = [path for path in files if path not in expected]
     return findings + [missing_image(root, path) for path in listed]

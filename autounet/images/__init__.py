@@ -8,7 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from autounet.images.formats import SUFFIXES, VOLUME_KINDS, file_kind, is_image, output_suffix, stem, suffix
+from autounet.images.formats import (
+    SUFFIXES,
+    VOLUME_KINDS,
+    file_kind,
+    is_image,
+    label_limits,
+    output_suffix,
+    stem,
+    suffix,
+)
 from autounet.images.pictures import read_picture, read_picture_geometry, write_picture
 from autounet.images.tiffs import read_tiff, write_tiff
 from autounet.images.volumes import read_volume, read_volume_geometry, write_volume
@@ -20,6 +29,7 @@ __all__ = [
     "VOLUME_KINDS",
     "file_kind",
     "is_image",
+    "label_limits",
     "output_suffix",
     "read_geometry",
     "read_header",

@@ -29,6 +29,9 @@ _OUTPUT = {".gif": ".png", ".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha"}
 """lossy, palette-bound or two-file formats are written as their nearest safe relative"""
 
 
+_LABEL_LIMITS = {"png": (0, 65_535), "bmp": (0, 255)}
+
+
 def suffix(path: Path | str) -> str:
     """The image ending as spelt in the name (".nii.gz" is one ending), or "" when it is no image."""
     name = Path(path).name
@@ -56,6 +59,12 @@ def file_kind(path: Path | str) -> str:
     if not ending:
         raise DataError(f"{path} has an ending that is not supported. Supported are {', '.join(SUFFIXES)}")
     return SUFFIXES[ending]
+
+
+def label_limits(ending: str) -> tuple[int, int]:
+    """The least and the largest label value that segmentations of images with this ending can hold."""
+    kind = SUFFIXES[output_suffix(ending).lower()]
+    return _LABEL_LIMITS.get(kind, (-(2**31), 2**31 - 1))
 
 
 def output_suffix(ending: str) -> str:

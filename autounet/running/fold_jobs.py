@@ -81,11 +81,11 @@ class FoldJobs:
 
     def _validate_job(self, train: Job, name: str, fold: int) -> Job:
         cases = [(case, self.hashes[case]) for case in self.context.cases(fold)[1]]
-        inference = self.configurations[name].inference.digest()
+        inference, labels = self.configurations[name].inference.digest(), self.dataset.labels.digest()
         folder = self.out / "crossval" / name
         names = [case_work.segmentation_name(self.dataset.case(case)) for case, _ in cases]
         return Job(
-            f"validate {name} fold_{fold}", (train.name,), digest([STAGE_VERSION, train.key, cases, inference]),
+            f"validate {name} fold_{fold}", (train.name,), digest([STAGE_VERSION, train.key, cases, inference, labels]),
             folder / f"fold_{fold}.done.json", "validate",
             {"name": name, "fold": fold, "weights": train.done.parent / "weights.safetensors"},
             follows=(train.name,),

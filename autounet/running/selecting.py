@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 from pathlib import Path
 
+from autounet.images import is_image, stem
 from autounet.running import case_work
 from autounet.running.context import Context
 from autounet.schema.run import Metrics, Selection, fold_name
@@ -33,7 +34,17 @@ class Selecting:
             selection, chosen = self._without_validation(), None
             (self.out / "metrics.json").unlink(missing_ok=True)
         selection.save(self.out / "selection.json")
+        self._forget_gone_cases()
         self._pack(selection, chosen.mean_dice if chosen else None)
+
+    def _forget_gone_cases(self) -> None:
+        """Segmentations and scores of cases that the data set no longer has."""
+        cases = self.context.known.dataset.cases
+        known = {case.identifier for case in cases}
+        for file in [*self.out.glob("crossval/*/*"), *self.out.glob("crossval/*/scores/*.scores.b2nd")]:
+            name = file.name.removesuffix(".scores.b2nd") if file.parent.name == "scores" else stem(file)
+            if (is_image(file) or file.parent.name == "scores") and name not in known:
+                file.unlink()
 
     def _single(self) -> dict[str, Metrics]:
         found = {}

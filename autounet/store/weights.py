@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write a state dict to a temporary name in the same folder, flush, then rename."""
+    """Write a state dict to a temporary name in the same folder, flush, then rename. Raises OSError."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = Path(path)
@@ -23,7 +24,10 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
+        except SafetensorError as error:  # its own type even where the disk is full
+            raise OSError(f"{path} cannot be written: {error}") from None
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
