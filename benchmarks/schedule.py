@@ -2,8 +2,9 @@
 
     python benchmarks/schedule.py DATA --out OUT --seconds 120 --variant width=16,batch=2 --variant ...
 
-A variant is a comma-separated list of `width`, `batch` and fields of TrainOptions. The data are prepared once; each
-variant trains fold 0 for the given seconds and predicts the validation cases of that fold. Prints a table.
+A variant is a comma-separated list of `width`, `batch`, `patch` (voxels at most) and fields of TrainOptions. The data
+are prepared once; each variant trains fold 0 for the given seconds and predicts the validation cases of that fold.
+Prints a table.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ def prepare(data: Path, out: Path, label: str | None, configuration: str) -> Pip
     return pipeline
 
 
-def sized(pipeline: Pipeline, name: str, width: int, batch: int) -> Configuration:
-    options = pipeline.plan.options.model_copy(update={"base_features": width, "batch_limit": batch})
+def sized(pipeline: Pipeline, name: str, width: int, batch: int, patch_limit: int | None) -> Configuration:
+    changed = {"base_features": width, "batch_limit": batch, "patch_limit": patch_limit}
+    options = pipeline.plan.options.model_copy(update=changed)
     return pipeline.plan_with(options).configurations[name]
 
 
@@ -61,7 +63,7 @@ def run_variant(pipeline: Pipeline, name: str, text: str, seconds: float, cases:
     from autounet.training import FoldTask, Horizon, train_fold
 
     values = parse_variant(text)
-    configuration = sized(pipeline, name, values.pop("width", 16), values.pop("batch", 2))
+    configuration = sized(pipeline, name, values.pop("width", 16), values.pop("batch", 2), values.pop("patch", None))
     folder = pipeline.out / "variants" / text.replace("=", "_")
     training, validation = pipeline.known.splits.training(0), pipeline.known.splits.validation(0)[:cases]
     task = FoldTask(
@@ -75,7 +77,7 @@ def run_variant(pipeline: Pipeline, name: str, text: str, seconds: float, cases:
     began = time.monotonic()
     metrics = case_work.validate_cases(
         pipeline.known.dataset, configuration, [model], pipeline.out / "prepared", validation, 0, folder / "predicted",
-        pipeline.profile.device,
+        pipeline.profile.device, keep_scores=False,
     )  # fmt: skip
     return metrics, record.steps, time.monotonic() - began
 

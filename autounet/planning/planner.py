@@ -51,7 +51,15 @@ class Setting:
     normalisation: tuple[ChannelNormalisation, ...]
 
     def task(self, name: str, spacing: np.ndarray, median: np.ndarray, voxels: float) -> Task:
-        return Task(name, spacing, median, voxels, self.options.minimum_batch, self.options.batch_limit)
+        return Task(
+            name,
+            spacing,
+            median,
+            voxels,
+            self.options.minimum_batch,
+            self.options.batch_limit,
+            self.options.patch_limit,
+        )
 
     def propose(self, topology: Topology) -> NetworkSpec:
         return FAMILIES[self.options.family].propose(

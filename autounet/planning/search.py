@@ -33,6 +33,11 @@ class Task:
     """of the whole data set"""
     minimum_batch: int
     batch_limit: int | None
+    patch_limit: int | None = None
+    """most voxels of a patch"""
+
+    def allows(self, patch: Sequence[int]) -> bool:
+        return self.patch_limit is None or int(np.prod(patch)) <= self.patch_limit
 
     @property
     def least_batch(self) -> int:
@@ -74,7 +79,7 @@ def find_patch(task: Task, memory: Memory, propose: Propose, budget: int) -> tup
     seen: set[tuple[int, ...]] = set()
     while topology.patch not in seen and len(topology.strides) > 1:
         network = propose(topology)
-        if memory.fits(network, topology.patch, task.least_batch):
+        if task.allows(topology.patch) and memory.fits(network, topology.patch, task.least_batch):
             return topology.patch, network
         seen.add(topology.patch)
         topology = shrink(topology, task)
@@ -135,6 +140,8 @@ def _patch_reason(task: Task, patch: Sequence[int], start: Sequence[int], memory
     median = " x ".join(f"{length:g}" for length in task.median)
     if all(length >= whole for length, whole in zip(patch, task.median, strict=True)):
         return f"{task.name}: patch {size}, the median image ({median}) rounded up to what the strides divide."
+    if task.patch_limit is not None:
+        return f"{task.name}: patch {size}, the largest within the limit of {task.patch_limit} voxels that is given."
     if tuple(patch) == tuple(start):
         return f"{task.name}: patch {size}, the largest considered: of equal length in mm inside the median image."
     return f"{task.name}: patch {size}, the largest that fits into {format_size(budget)} by {memory.source}."

@@ -6,8 +6,8 @@ Everything here is arithmetic over measured seconds; the pipeline measures and h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from autounet.ops.tiles import axis_starts
 from autounet.schema.errors import DeadlineError
@@ -21,6 +21,12 @@ WIDER_STEPS = 2500
 """steps that a fold should still get with a wider network (benchmarks/schedule.py)"""
 LARGER_BATCH_STEPS = 5000
 """steps that a fold should still get with a larger batch: in short trainings many steps win (the same benchmark)"""
+FREE_SHARE = 0.8
+"""a wider network that keeps this share of the steps is taken anyway: narrow ones leave matrix units idle"""
+FEW_STEPS = 500
+"""steps below which a smaller patch, and so more steps, wins (benchmarks/schedule.py on DRIVE)"""
+LEAST_EDGE = 32
+"""voxels; smaller patches see too little"""
 LEAST_STEPS = 60
 """steps below which a fold has learnt nothing worth packing"""
 INFERENCE_SHARE = 0.2
@@ -60,107 +66,153 @@ class Shape:
     reasons: tuple[str, ...]
 
 
-def shape_to_time(
-    seconds: float,
-    folds: int,
-    cases_per_fold: float,
-    options: PlannerOptions,
-    configure: Callable[[PlannerOptions], Configuration],
-    measure: Callable[[Configuration], Timing],
-    other_seconds: float = 0.0,
-    step_limit: int | None = None,
-) -> Shape:
+@dataclass(frozen=True)
+class Frame:
+    """The time of one configuration, and what has to be done in it."""
+
+    seconds: float
+    """for training and validating all folds"""
+    folds: int
+    cases_per_fold: float
+    other_seconds: float = 0.0
+    """what the rest of the command takes"""
+    step_limit: int | None = None
+    """more steps than these are not wanted"""
+
+    def wanted(self, steps: int) -> int:
+        return min(steps, self.step_limit or steps)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration under trial, with its measured timing."""
+
+    frame: Frame
+    options: PlannerOptions
+    configuration: Configuration
+    timing: Timing
+
+    @property
+    def least_batch(self) -> int:
+        """A preset keeps its batch."""
+        return self.configuration.batch_size if self.options.preset else self.options.minimum_batch
+
+    @property
+    def validation(self) -> float:
+        """Seconds per fold."""
+        return self.frame.cases_per_fold * volume_seconds(self.configuration, self.timing)
+
+    @property
+    def training(self) -> float:
+        """Seconds per fold."""
+        return self.frame.seconds / self.frame.folds - self.validation - FOLD_OVERHEAD_SECONDS
+
+    @property
+    def steps(self) -> float:
+        """Per fold, with the least batch."""
+        return self.training / self.timing.step(self.least_batch)
+
+
+Configure = Callable[[PlannerOptions], Configuration]
+Measure = Callable[[Configuration], Timing]
+
+
+def shape_to_time(frame: Frame, options: PlannerOptions, configure: Configure, measure: Measure) -> Shape:
     """The widest network, then the largest batch, that still gets a useful number of steps in every fold.
 
-    `seconds` is what is left for all folds of one configuration, `other_seconds` what the rest of the command takes.
-    More than `step_limit` steps are not wanted: the network may then be as wide as still does that many. `configure`
-    plans for given options and `measure` times the result; both are called for the narrowest width first. A preset
-    keeps its network and batch. Raises DeadlineError with the least time of the whole command.
+    Where even the narrowest gets few steps, the patch becomes smaller. `configure` plans for given options and
+    `measure` times the result; both are called for the narrowest width first. A preset keeps its network, patch and
+    batch. Raises DeadlineError with the least time of the whole command.
     """
-    fixed = options.preset is not None
-    wider = min(WIDER_STEPS, step_limit or WIDER_STEPS)
-    chosen: PlannerOptions | None = None
-    for width in (options.base_features,) if fixed else sorted(WIDTHS):
-        candidate = options.model_copy(update={"base_features": width})
-        configuration = configure(candidate)
-        measured = measure(configuration)
-        batch = configuration.batch_size if fixed else options.minimum_batch
-        steps = _steps(seconds, folds, cases_per_fold, configuration, measured, batch)
-        if chosen is None or steps >= wider:
-            chosen, timing = candidate, measured
-        if steps < wider:
+
+    def attempt(**changes: object) -> Candidate:
+        changed = options.model_copy(update=changes)
+        configuration = configure(changed)
+        return Candidate(frame, changed, configuration, measure(configuration))
+
+    best = attempt() if options.preset else _smaller_patch(attempt, _widest(attempt, frame))
+    best, inference_reasons = _shape_inference(best, configure)
+    _require_time(best)
+    batch = best.least_batch if options.preset else _batch(best)
+    steps = frame.wanted(int(best.training / best.timing.step(batch)))
+    chosen = best.options if options.preset else best.options.model_copy(update={"batch_limit": batch})
+    patch = " x ".join(str(length) for length in best.configuration.patch_size)
+    reason = (
+        f"{format_time(frame.seconds)} for {frame.folds} folds leave {format_time(best.training)} of training each: "
+        f"{chosen.base_features} features in the first stage, a patch of {patch} and a batch of {batch} get about "
+        f"{steps} steps ({best.timing.step(batch):.2f} s each as measured)"
+    )
+    rule = "; the preset keeps its network." if options.preset else f"; wider pays from {WIDER_STEPS} steps on."
+    return Shape(chosen, steps, best.timing.step(batch), best.validation, (reason + rule, *inference_reasons))
+
+
+def _widest(attempt: Callable[..., Candidate], frame: Frame) -> Candidate:
+    best: Candidate | None = None
+    for width in sorted(WIDTHS):
+        candidate = attempt(base_features=width)
+        enough = candidate.steps >= frame.wanted(WIDER_STEPS)
+        if best is None or enough or candidate.steps >= FREE_SHARE * best.steps:
+            best = candidate
+        if not enough:
             break
-    assert chosen is not None
-    chosen, inference_reasons = _shape_inference(seconds, folds, cases_per_fold, chosen, configure, timing)
-    configuration = configure(chosen)
-    validation = cases_per_fold * volume_seconds(configuration, timing)
-    training = seconds / folds - validation - FOLD_OVERHEAD_SECONDS
-    least_batch = configuration.batch_size if fixed else options.minimum_batch
-    least_training = LEAST_STEPS * timing.step(least_batch)
-    if training < least_training:
-        least = other_seconds + folds * (least_training + validation + FOLD_OVERHEAD_SECONDS)
-        raise DeadlineError(
-            f"the time is too short: with the smallest recipe ({LEAST_STEPS} steps in each of {folds} folds) the whole "
-            f"command takes at least {format_time(math.ceil(1.05 * least))}. Give more --time, or fewer --folds",
-            1.05 * least,
-        )
-    batch = (
-        least_batch if fixed else max(least_batch, min(configuration.batch_size, _batch(training, timing, step_limit)))
-    )
-    if not fixed:
-        chosen = chosen.model_copy(update={"batch_limit": batch})
-    steps = int(training / timing.step(batch))
-    steps = min(steps, step_limit) if step_limit else steps
-    reasons = (
-        f"{format_time(seconds)} for {folds} folds leave {format_time(training)} of training each: "
-        f"a first stage of {chosen.base_features} features and a batch of {batch} get about {steps} steps "
-        f"({timing.step(batch):.2f} s each as measured)"
-        + ("; the preset keeps its network." if fixed else f"; a wider network pays from {WIDER_STEPS} steps on."),
-        *inference_reasons,
-    )
-    return Shape(chosen, steps, timing.step(batch), validation, reasons)
+    assert best is not None
+    return best
 
 
-def _batch(training: float, timing: Timing, step_limit: int | None) -> int:
+def _smaller_patch(attempt: Callable[..., Candidate], best: Candidate) -> Candidate:
+    """Half of the voxels, again and again, while steps are few and the patch stays useful."""
+    while best.steps < best.frame.wanted(FEW_STEPS):
+        voxels = math.prod(best.configuration.patch_size)
+        smaller = attempt(base_features=best.options.base_features, patch_limit=voxels // 2)
+        edges = smaller.configuration.patch_size
+        if min(edges) < LEAST_EDGE or smaller.steps <= best.steps:
+            break
+        best = smaller
+    return best
+
+
+def _batch(best: Candidate) -> int:
     """The largest batch with a useful number of steps."""
-    steps = min(LARGER_BATCH_STEPS, step_limit or LARGER_BATCH_STEPS)
-    return math.floor((training / steps - timing.step_overhead) / timing.step_per_sample)
+    per_step = best.training / best.frame.wanted(LARGER_BATCH_STEPS)
+    useful = math.floor((per_step - best.timing.step_overhead) / best.timing.step_per_sample)
+    return max(best.least_batch, min(best.configuration.batch_size, useful))
 
 
-def _steps(seconds: float, folds: int, cases: float, configuration: Configuration, timing: Timing, batch: int) -> float:
-    return (seconds / folds - cases * volume_seconds(configuration, timing)) / timing.step(batch)
+def _require_time(best: Candidate) -> None:
+    frame, least_training = best.frame, LEAST_STEPS * best.timing.step(best.least_batch)
+    if best.training >= least_training:
+        return
+    least = frame.other_seconds + frame.folds * (least_training + best.validation + FOLD_OVERHEAD_SECONDS)
+    raise DeadlineError(
+        f"the time is too short: with the smallest recipe ({LEAST_STEPS} steps in each of {frame.folds} folds) the "
+        f"whole command takes at least {format_time(math.ceil(1.05 * least))}. Give more --time, or fewer --folds",
+        1.05 * least,
+    )
 
 
-def _shape_inference(
-    seconds: float,
-    folds: int,
-    cases: float,
-    options: PlannerOptions,
-    configure: Callable[[PlannerOptions], Configuration],
-    timing: Timing,
-) -> tuple[PlannerOptions, tuple[str, ...]]:
+def _shape_inference(best: Candidate, configure: Configure) -> tuple[Candidate, tuple[str, ...]]:
     """Less overlap, then no mirroring, then coarser spacing, until validation takes its share at most."""
-    allowed = INFERENCE_SHARE * seconds / folds
-    changes: Sequence[tuple[dict[str, object], str]] = (
+    allowed = INFERENCE_SHARE * best.frame.seconds / best.frame.folds
+    changes: list[tuple[dict[str, object], str]] = [
         ({}, ""),
         ({"overlap": 0.25}, "tiles overlap by a quarter instead of half"),
         ({"overlap": 0.25, "mirror": False}, "no mirrored views are averaged"),
-        *(
-            ({"overlap": 0.25, "mirror": False, "spacing_scale": scale}, f"the target spacing is {scale} times coarser")
-            for scale in (1.25, 1.5, 2.0)
-        ),
-    )
+    ]
+    for scale in (1.25, 1.5, 2.0):
+        coarser: dict[str, object] = {"overlap": 0.25, "mirror": False, "spacing_scale": scale}
+        changes.append((coarser, f"the target spacing is {scale} times coarser"))
     said: list[str] = []
-    shaped = options
+    shaped = best
     for update, sentence in changes:
-        shaped = options.model_copy(update=update)
+        options = best.options.model_copy(update=update)
+        shaped = replace(best, options=options, configuration=configure(options))
         if sentence:
             said.append(sentence)
-        if cases * volume_seconds(configure(shaped), timing) <= allowed:
+        if shaped.validation <= allowed:
             break
-    return shaped, (
-        (f"To keep validation within {INFERENCE_SHARE:.0%} of the time, {', '.join(said)}.",) if said else ()
-    )
+    if not said:
+        return shaped, ()
+    return shaped, (f"To keep validation within {INFERENCE_SHARE:.0%} of the time, {', '.join(said)}.",)
 
 
 def volume_seconds(configuration: Configuration, timing: Timing) -> float:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from autounet.planning.time import CLOSING_SECONDS, Shape, Timing, shape_to_time
+from autounet.planning.time import CLOSING_SECONDS, Frame, Shape, Timing, shape_to_time
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.labels import Labels
 from autounet.schema.options import PlannerOptions, TrainOptions
@@ -81,5 +81,5 @@ def shape_to_device(
         return timing
 
     seconds = frame.share * frame.for_folds(fingerprint)
-    other = frame.promised - seconds
-    return shape_to_time(seconds, frame.folds, frame.cases_per_fold, options, configure, measure, other, step_limit)
+    shaped = Frame(seconds, frame.folds, frame.cases_per_fold, frame.promised - seconds, step_limit)
+    return shape_to_time(shaped, options, configure, measure)

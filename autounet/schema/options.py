@@ -36,6 +36,8 @@ class PlannerOptions(Part):
     configurations: tuple[str, ...] | None = None
     """None: all that the rules create"""
     base_features: int = 32
+    patch_limit: int | None = Field(default=None, gt=0)
+    """most voxels of a patch, set by the time shaping; None: memory and the images alone decide"""
     batch_limit: int | None = None
     """upper bound set by the time shaping; None: memory and the 5 % rule alone decide"""
     minimum_batch: int = 2
