@@ -23,10 +23,10 @@ LARGER_BATCH_STEPS = 5000
 """steps that a fold should still get with a larger batch: in short trainings many steps win (the same benchmark)"""
 FREE_SHARE = 0.8
 """a wider network that keeps this share of the steps is taken anyway: narrow ones leave matrix units idle"""
-FEW_STEPS = 500
-"""steps below which a smaller patch, and so more steps, wins (benchmarks/schedule.py on DRIVE)"""
-LEAST_EDGE = 32
-"""voxels; smaller patches see too little"""
+FEW_STEPS = 1000
+"""steps below which a smaller patch, and so more steps, wins (benchmarks/results/schedule_2026-11-22.md, DRIVE)"""
+LEAST_EDGE = {2: 96, 3: 48}
+"""voxels by dimension; smaller patches see too little"""
 LEAST_STEPS = 60
 """steps below which a fold has learnt nothing worth packing"""
 INFERENCE_SHARE = 0.2
@@ -164,8 +164,8 @@ def _smaller_patch(attempt: Callable[..., Candidate], best: Candidate) -> Candid
     while best.steps < best.frame.wanted(FEW_STEPS):
         voxels = math.prod(best.configuration.patch_size)
         smaller = attempt(base_features=best.options.base_features, patch_limit=voxels // 2)
-        edges = smaller.configuration.patch_size
-        if min(edges) < LEAST_EDGE or smaller.steps <= best.steps:
+        least = LEAST_EDGE[smaller.configuration.network.dims]
+        if min(smaller.configuration.patch_size) < least or smaller.steps <= best.steps:
             break
         best = smaller
     return best
