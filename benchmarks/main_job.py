@@ -68,7 +68,8 @@ JOBS = {
         time="60m",
         goal=0.87,
         goal_class=None,
-        compared_with="nnU-Net's full training of 1000 epochs on a GPU: 0.890",
+        compared_with="nnU-Net, 1000 epochs on a GPU: 0.890 (arXiv 1809.10486, Table 2; quoted from memory, "
+        "not yet checked)",
     ),
     "isbi": Job(
         title="ISBI 2012 membrane, 30 slices, 5-fold cross-validation",

@@ -51,9 +51,10 @@ class FoldJobs:
         jobs = {}
         for configuration in self.configurations.values():
             folder = self.out / "prepared" / configuration.prepared
+            done = folder.with_name(f"{folder.name}.done.json")  # beside it: a case may be called done
             key = digest([STAGE_VERSION, configuration.preprocess.digest(), sorted(self.hashes.items())])
             jobs[configuration.prepared] = Job(
-                f"prepare {configuration.prepared}", (), key, folder / "done.json", "prepare",
+                f"prepare {configuration.prepared}", (), key, done, "prepare",
                 {"configuration": configuration, "folder": folder},
                 writes=tuple(folder / f"{case.identifier}.image.b2nd" for case in self.dataset.cases),
             )  # fmt: skip

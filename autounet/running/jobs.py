@@ -30,9 +30,8 @@ class Job:
     args: dict[str, Any] = field(default_factory=dict)
     follows: tuple[str, ...] = ()
     """jobs whose running makes this one run again, although no key says so: their results are new"""
-    incremental: bool = False
-    """runs each time and itself keeps what is there"""
     writes: tuple[Path, ...] = ()
+    """files that must be there for the job to count as done"""
 
     def is_done(self) -> bool:
         return read_key(self.done) == self.key and all(path.exists() for path in self.writes)
@@ -52,7 +51,7 @@ class SequentialExecutor:
             if missing:
                 raise ValueError(f"job {job.name} comes before what it needs: {sorted(missing)}")
             seen.add(job.name)
-            if job.is_done() and not job.incremental and not ran & set(job.follows):
+            if job.is_done() and not ran & set(job.follows):
                 log.info("%s: already done", job.name)
                 continue
             job.done.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ def read_status(out: Path) -> dict[str, Any]:
         "report": "report.html",
     }
     stages = {stage: (out / file).exists() for stage, file in files.items()}
-    stages["preprocess"] = any((out / "prepared").glob("*/done.json"))
+    stages["preprocess"] = any((out / "prepared").glob("*.done.json"))
     folds = _folds(out)
     stages["train"] = bool(folds) and all(fold["state"] == "done" for fold in folds)
     found: dict[str, Any] = {"stages": stages, "folds": folds, "mean_dice": None, "seconds_left": None}
