@@ -26,7 +26,7 @@ LAYERS = (
 )
 TOP = ("__main__", "api", "cli", "device", "pipeline", "running")
 """layer 7: the modules that join the stages; they may import each other, never in a circle (but for type checking)"""
-FREE = ("allocator", "workers")
+FREE = ("allocator", "atomic", "workers")
 """modules that import nothing of ours, so that anything may use them"""
 SIDE = ("interop",)
 """may use anything, and only the top may use it"""

@@ -97,7 +97,7 @@ def test_an_interrupted_write_leaves_no_case(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("autounet.store.prepared.write_bytes", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="no space"):
         write_prepared(tmp_path, properties_of((2, 3, 4)), image, None, {})
     assert not is_prepared(tmp_path, "case.1", "k1")

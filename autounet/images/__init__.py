@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from autounet.atomic import replacing
 from autounet.images.formats import (
     SUFFIXES,
     VOLUME_KINDS,
@@ -155,10 +155,5 @@ def _write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         writer = lambda target: write_tiff(target, array, geometry)  # noqa: E731
     else:
         writer = lambda target: write_picture(target, array)  # noqa: E731
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{stem(path)}.{os.getpid()}{suffix(path)}")
-    try:
+    with replacing(path, suffix(path)) as temporary:
         writer(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import blosc2
 import numpy as np
 
+from autounet.atomic import replacing
 from autounet.schema.errors import RecordError
 from autounet.schema.prepared import CaseProperties
-from autounet.store.atomic import write_bytes
 
 CHUNK_BYTES = 1024**2
 """uncompressed size that a chunk's slices are gathered to"""
@@ -130,7 +130,8 @@ def _write(path: Path, array: np.ndarray, details: dict | None = None) -> None:
     stored = blosc2.asarray(array, cparams=cparams, **sizes)
     for name, value in (details or {}).items():
         stored.schunk.vlmeta[name] = value
-    write_bytes(path, stored.to_cframe())
+    with replacing(path) as temporary:
+        temporary.write_bytes(stored.to_cframe())
 
 
 def _partition(array: np.ndarray) -> dict[str, tuple[int, ...]]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autounet.atomic import replacing
 from autounet.schema.errors import ModelError
 
 if TYPE_CHECKING:
@@ -19,22 +18,12 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with replacing(path) as temporary:
         try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
+            save_file(content, temporary)
         except SafetensorError as error:  # its own type even where the disk is full
             raise OSError(f"{path} cannot be written: {error}") from None
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

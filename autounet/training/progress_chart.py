@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from autounet.atomic import replacing
 from autounet.schema.run import EpochLog
 
 
@@ -34,6 +34,5 @@ def draw_progress(curve: Sequence[EpochLog], path: Path) -> None:
     speed.plot(steps, [line.step_seconds for line in curve], color="tab:orange", linewidth=1)
     speed.set_ylabel("seconds a step (orange)")
     speed.set_ylim(bottom=0)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", dpi=90)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=90)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autounet.atomic import replacing
 from autounet.nets import FAMILIES
 from autounet.step import Precision, build_optimiser
 from autounet.training.task import FoldTask
@@ -73,17 +72,12 @@ class TrainState:
         self.elapsed = content["elapsed"]
 
     def save(self, path: Path, key: str) -> None:
-        """Write to a temporary name, flush, then rename. `key` says of what training this is."""
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save({"key": key, **self.content()}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        """Replace `path` in one step. `key` says of what training this is. Raises OSError."""
+        with replacing(path) as temporary:
+            try:
+                torch.save({"key": key, **self.content()}, temporary)
+            except RuntimeError as error:  # torch's word for a full disk
+                raise OSError(f"{path} cannot be written: {error}") from None
 
     def restore(self, path: Path, key: str) -> bool:
         """Take over everything from a file; False when it is of another training.
