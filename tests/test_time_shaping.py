@@ -96,3 +96,12 @@ def test_few_wanted_steps_allow_a_wider_network():
     few = shape_to_time(Frame(1000, 5, 20, step_limit=100), PlannerOptions(), configure, timing_of(1.0))
     assert few.options.base_features > shape(1000).options.base_features
     assert few.steps == 100
+
+
+def test_a_wider_network_that_costs_little_is_taken_although_steps_are_few():
+    def flat(configuration):
+        return Timing(0.0, 0.1 if configuration.network.features[0] < 24 else 1.0, 0.001)
+
+    found = shape_to_time(Frame(1000, 5, 20), PlannerOptions(), configure, flat)
+    assert found.steps < WIDER_STEPS
+    assert found.options.base_features == 16

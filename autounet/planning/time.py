@@ -147,15 +147,13 @@ def shape_to_time(frame: Frame, options: PlannerOptions, configure: Configure, m
 
 
 def _widest(attempt: Callable[..., Candidate], frame: Frame) -> Candidate:
-    best: Candidate | None = None
-    for width in sorted(WIDTHS):
+    narrowest, *wider = sorted(WIDTHS)
+    best = attempt(base_features=narrowest)
+    for width in wider:
         candidate = attempt(base_features=width)
-        enough = candidate.steps >= frame.wanted(WIDER_STEPS)
-        if best is None or enough or candidate.steps >= FREE_SHARE * best.steps:
-            best = candidate
-        if not enough:
+        if candidate.steps < min(frame.wanted(WIDER_STEPS), FREE_SHARE * best.steps):
             break
-    assert best is not None
+        best = candidate
     return best
 
 
