@@ -123,6 +123,7 @@ class Pipeline:
         work = FoldJobs(context)
         jobs = work.preprocess_jobs()
         if STAGES.index(until) >= STAGES.index("train"):
+            self._require_device()
             jobs += work.train_jobs()
         if STAGES.index(until) >= STAGES.index("select"):
             jobs.append(work.select_job(jobs))
@@ -132,19 +133,29 @@ class Pipeline:
     @cached_property
     def profile(self) -> DeviceProfile:
         """The device, probed once per output folder and asked-for device."""
+        asked = self.options.device or "auto"
+        try:
+            known = DeviceProfile.load(self.out / "device.json")
+            if asked in ("auto", known.device):
+                return known  # without loading torch
+        except RecordError:
+            pass
         from autounet.device import choose_device
         from autounet.training.probe import probe_device
 
-        device = choose_device(self.options.device or "auto")
-        try:
-            known = DeviceProfile.load(self.out / "device.json")
-            if known.device == device:
-                return known
-        except RecordError:
-            pass
-        profile = probe_device(device)
+        profile = probe_device(choose_device(asked))
         profile.save(self.out / "device.json")
         return profile
+
+    def _require_device(self) -> None:
+        """The device of the plan must still be there."""
+        from autounet.device import choose_device
+
+        try:
+            choose_device(self.profile.device)
+        except OptionError as error:
+            file = self.out / "device.json"
+            raise OptionError(f"{file} was probed elsewhere: {error}. Delete it to probe this machine") from None
 
     def plan_with(self, options: PlannerOptions) -> Plan:
         """The plan of this data set for given planner options."""
@@ -153,10 +164,11 @@ class Pipeline:
 
     def _check_names(self) -> None:
         """Names that only the training would stumble over, hours later."""
-        from autounet.losses import LOSSES
+        if self.options.loss:
+            from autounet.losses import LOSSES  # loads torch
 
-        if self.options.loss and self.options.loss not in LOSSES:
-            raise OptionError(f"--loss {self.options.loss} is unknown; choose one of {', '.join(sorted(LOSSES))}")
+            if self.options.loss not in LOSSES:
+                raise OptionError(f"--loss {self.options.loss} is unknown; choose one of {', '.join(sorted(LOSSES))}")
         parse_folds(self.options.folds, len(self.known.splits.folds))
 
     def _asked(self, seconds: float | None) -> str:

@@ -56,15 +56,20 @@ def examine(
         )
         for case in dataset.cases
     ]
-    results = map_parallel(examine_case, tasks, workers, on_done)
-    return [facts or known[case.identifier] for facts, case in zip(results, dataset.cases, strict=True)]
+    changed = []
+    for task in tasks:  # hashing waits for the disk; a pool of processes would cost more than it saves
+        if task.known is not None and content_hash(task) == task.known:
+            if on_done:
+                on_done(None)
+        else:
+            changed.append(task)
+    results = {facts.identifier: facts for facts in map_parallel(examine_case, changed, workers, on_done)}
+    return [results.get(case.identifier) or known[case.identifier] for case in dataset.cases]
 
 
-def examine_case(task: CaseTask) -> CaseFacts | None:
-    """Facts of one case; None when its files are those of `task.known`."""
+def examine_case(task: CaseTask) -> CaseFacts:
+    """Facts of one case, whatever was known."""
     content = content_hash(task)
-    if content == task.known:
-        return None
     findings: list[Finding] = []
     image, geometry = _read_channels(task, findings)
     values = _read_labels(task, task.case.label, geometry, findings) if task.case.label else None

@@ -25,9 +25,9 @@ from autounet.workers import available_cores
 
 CHANNELS, SIZE, BATCH = 32, (32, 48, 32), 2
 """of the probed 3x3x3 convolution; large enough that arithmetic outweighs the start of threads"""
-PROBE_SECONDS = 3.0
+PROBE_SECONDS = 1.2
 """for all precisions and memory orders together"""
-PROBE_ROUNDS = 12
+PROBE_ROUNDS = 6
 """at most; every round runs each variant once, so that a busy moment slows all of them"""
 STEP_SECONDS = 1.0
 """after which no further step is timed"""
