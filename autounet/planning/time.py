@@ -18,9 +18,9 @@ from autounet.schema.quantities import format_time
 WIDTHS = (32, 24, 16, 8)
 """candidate features of the first stage, widest first; 32 is nnU-Net's"""
 WIDER_STEPS = 2500
-"""steps that a fold should still get with a wider network (benchmarks/schedule.py)"""
+"""steps that a fold should still get with a wider network; chosen, tried only where other work disturbed the times"""
 LARGER_BATCH_STEPS = 5000
-"""steps that a fold should still get with a larger batch: in short trainings many steps win (the same benchmark)"""
+"""steps that a fold should still get with a larger batch; chosen like the one above"""
 FREE_SHARE = 0.8
 """a wider network that keeps this share of the steps is taken anyway: narrow ones leave matrix units idle"""
 FEW_STEPS = 1000

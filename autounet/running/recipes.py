@@ -14,7 +14,8 @@ FULL_STEPS = 1000 * EPOCH_STEPS
 CPU_SECONDS = 3600.0
 """what a CPU gets when nothing is said"""
 SHORT_STEPS = 25_000
-"""below this many steps AdamW with a short warm-up and averaged weights wins at equal time (benchmarks/schedule.py)"""
+"""below this many steps AdamW with a short warm-up and averaged weights is used. Chosen, not measured: a comparison
+with SGD at equal time is still to be made (benchmarks/schedule.py can make it)"""
 AVERAGED_PART = 10
 """the averaged weights look back over a tenth of the training"""
 PRESET_MEMORY = {"nnunet": 8 * GIB}
