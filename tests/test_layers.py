@@ -20,7 +20,7 @@ LAYERS = (
     ("schema",),
     ("images", "store", "nets", "losses", "ops"),
     ("datasets", "step"),
-    ("planning", "preprocessing", "evaluation", "report", "fingerprint"),
+    ("planning", "preprocessing", "evaluation", "report", "fingerprint", "tracing"),
     ("inference", "selection"),
     ("training",),
 )

@@ -10,6 +10,9 @@ from autounet.schema.record import Part, Record
 
 GIB = 1024**3
 
+Preset = Literal["nnunet", "residual-m", "residual-l", "residual-xl"]
+"""plans equal to those of nnU-Net 2.8.1: its default planner, and its residual encoder planners"""
+
 
 class DataOptions(Part):
     """What the files cannot tell."""
@@ -31,7 +34,7 @@ class DataOptions(Part):
 
 class PlannerOptions(Part):
     memory_bytes: int = Field(default=8 * GIB, gt=0)
-    preset: Literal["nnunet"] | None = None
+    preset: Preset | None = None
     family: str = "plain"
     configurations: tuple[str, ...] | None = None
     """None: all that the rules create"""
@@ -49,8 +52,8 @@ class PlannerOptions(Part):
 
     @property
     def orientation(self) -> Literal["canonical", "as_stored"]:
-        """nnU-Net works in the orientation as stored; everything else in the canonical one."""
-        return "as_stored" if self.preset == "nnunet" else "canonical"
+        """nnU-Net, and so its presets, works in the orientation as stored; everything else in the canonical one."""
+        return "as_stored" if self.preset else "canonical"
 
 
 class TrainOptions(Part):
@@ -81,7 +84,7 @@ class RunOptions(Record):
     configurations: tuple[str, ...] | None = None
     family: str | None = None
     loss: str | None = None
-    preset: Literal["nnunet"] | None = None
+    preset: Preset | None = None
     folds: str | None = None
     """all, full, or comma-separated indices"""
     epochs: int | None = Field(default=None, ge=1)

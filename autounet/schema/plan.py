@@ -118,6 +118,8 @@ class Configuration(Part):
     mirror_axes: tuple[int, ...] = ()
     """spatial axes mirrored by augmentation"""
     batch_dice: bool = False
+    previous_stage: str | None = None
+    """configuration whose segmentation, one-hot without the background, is appended to the channels (cascade)"""
     inference: InferenceSpec = InferenceSpec()
     median_shape: tuple[int, ...]
     """median image size on the prepared grid, network axis order (3 entries)"""
