@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import shutil
@@ -31,6 +32,23 @@ File = Optional[Path]  # noqa: UP045
 Data = Annotated[Path, typer.Argument(help="Folder with images and labels, in any supported layout")]
 Out = Annotated[Path, typer.Option(help="Output folder; given again, the run continues")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output")]
+# written out, since the dicts that hold these names would load numpy and torch; tests/test_help_names.py compares
+Configurations = Annotated[
+    Text, typer.Option(help="auto, or some of: 2d, 3d_lowres, 3d_fullres, 3d_cascade_fullres; comma-separated")
+]
+Family = Annotated[
+    Text,
+    typer.Option(
+        help="Network family: plain, residual, original, unet3d, nested, attention, swin, efficient, mednext"
+    ),
+]
+Loss = Annotated[
+    Text,
+    typer.Option(
+        help="Loss: dice_ce, dice, ce, bce, weighted_ce, topk, dice_topk, focal, dice_focal, tversky, focal_tversky"
+    ),
+]
+Preset = Annotated[Text, typer.Option(help="Plan as nnU-Net does: nnunet, residual-m, residual-l, residual-xl")]
 Channel = Annotated[Texts, typer.Option(help="NAME=PATTERN: files of a channel")]
 Kind = Annotated[Texts, typer.Option(help="NAME=ct|mri|photo|other: kind of a channel")]
 Label = Annotated[Text, typer.Option(help="Pattern of the label files, for example '1st_manual/*'")]
@@ -41,18 +59,25 @@ Group = Annotated[Text, typer.Option(help="Regular expression; cases with the sa
 Splits = Annotated[Text, typer.Option(help="nnunet, or a JSON file with the folds")]
 
 
-def _data_command(name: str, text: str, action: Callable[[Path, Path, Any, bool], None]) -> None:
-    """A command that takes DATA, --out and every option of `run`: the signature is written once, here."""
+SPECIAL = frozenset({"explain"})
+"""options that not every command with DATA has"""
+
+
+def _data_command(name: str, text: str, action: Callable[..., None], only: frozenset[str] = frozenset()) -> None:
+    """A command that takes DATA, --out and every option of `run`: the signature is written once, here.
+
+    `only` names the options of this command alone, handed to `action` by name; the others of `SPECIAL` are left out.
+    """
 
     def command(
         data: Data,
         out: Out,
         memory: Annotated[Text, typer.Option(help="Memory budget on the device, for example 8GB")] = None,
         time: Annotated[Text, typer.Option(help="The whole command ends within this time, for example 30m")] = None,
-        configurations: Annotated[Text, typer.Option(help="auto, or some of 2d,3d_fullres")] = None,
-        family: Annotated[Text, typer.Option(help="Network family: plain")] = None,
-        loss: Annotated[Text, typer.Option(help="Loss: dice_ce, dice or ce")] = None,
-        preset: Annotated[Text, typer.Option(help="Published recipe: nnunet")] = None,
+        configurations: Configurations = None,
+        family: Family = None,
+        loss: Loss = None,
+        preset: Preset = None,
         folds: Annotated[Text, typer.Option(help="all, full (one model on all cases) or indices such as 0,1")] = None,
         epochs: Annotated[Whole, typer.Option(help="Epochs of 250 steps per fold", min=1)] = None,
         iterations: Annotated[Whole, typer.Option(help="Steps per fold", min=1)] = None,
@@ -69,13 +94,18 @@ def _data_command(name: str, text: str, action: Callable[[Path, Path, Any, bool]
         group: Group = None,
         splits: Splits = None,
         replan: Annotated[bool, typer.Option("--replan", help="Make a new plan although one is there")] = False,
+        explain: Annotated[bool, typer.Option("--explain", help="What limits each configuration")] = False,
     ) -> None:
         given = dict(locals())
+        special = {each: given.pop(each) for each in SPECIAL}
         from autounet.running.parsing import run_options
 
-        action(data, out, run_options(given), replan)
+        action(data, out, run_options(given), replan, **{each: special[each] for each in only})
 
     command.__doc__ = text
+    signature = inspect.signature(command, eval_str=True)
+    shown = [each for key, each in signature.parameters.items() if key not in SPECIAL - only]
+    command.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
     app.command(name)(command)
 
 
@@ -89,6 +119,16 @@ def _until(stage: str) -> Callable[[Path, Path, Any, bool], None]:
         typer.echo(f"{stage}: {path}")
 
     return action
+
+
+def _plan(data: Path, out: Path, options: Any, replan: bool, explain: bool) -> None:
+    from autounet.pipeline import Pipeline
+    from autounet.running.run_lengths import described
+
+    pipeline = Pipeline(data, out, options, replan)
+    path = pipeline.run("plan")
+    typer.echo(described(pipeline, explain), nl=False)
+    typer.echo(f"plan: {path}")
 
 
 def _show_dice(out: Path) -> None:
@@ -107,13 +147,13 @@ def _show_dice(out: Path) -> None:
 for _name, _stage, _text in (
     ("run", "report", "Everything: fingerprint, plan, preprocess, train, validate, select, pack, report."),
     ("fingerprint", "fingerprint", "Read, check and split the data."),
-    ("plan", "plan", "Everything up to the plan."),
     ("preprocess", "preprocess", "Everything up to the prepared cases."),
     ("train", "train", "Everything up to trained and validated folds."),
     ("select", "select", "Everything up to the selected and packed model."),
     ("report", "report", "Everything up to the report."),
 ):
     _data_command(_name, _text, _until(_stage))
+_data_command("plan", "Everything up to the plan, and how long the run takes.", _plan, frozenset({"explain"}))
 
 
 @app.command()
@@ -133,6 +173,19 @@ def demo(
     report = Pipeline(out / "data", out, RunOptions(seconds=parse_time(time))).run()
     _show_dice(out)
     typer.echo(f"report: {report}")
+
+
+@app.command()
+def calibrate(
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")] = "auto",
+) -> None:
+    """Measure how much more memory a device takes than tracing says; later plans on it reckon with that."""
+    from autounet.running.calibrating import calibrate as measure
+    from autounet.schema.quantities import format_size
+
+    margin, path = measure(device)
+    typer.echo(f"margin: {format_size(margin.bytes)} and {margin.fraction:.1%} of what is traced")
+    typer.echo(f"calibration: {path}")
 
 
 @app.command()

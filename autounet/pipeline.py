@@ -13,14 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from autounet.planning import plan as make_plan
-from autounet.planning import validate as validate_plan
 from autounet.report import write_report
+from autounet.running.calibrating import calibrated
 from autounet.running.context import Context
 from autounet.running.deadline import Deadline
 from autounet.running.fold_jobs import FoldJobs
 from autounet.running.folder import locked, require_output_folder
+from autounet.running.guard import MOST_ATTEMPTS, try_configurations
 from autounet.running.jobs import SequentialExecutor, read_key, write_key
+from autounet.running.plan_making import PlanMaker
 from autounet.running.reading import Known, read_data
 from autounet.running.recipes import (
     check_options,
@@ -28,13 +29,11 @@ from autounet.running.recipes import (
     planner_options,
     promised_seconds,
     step_limit,
-    train_options,
-    trained_names,
 )
-from autounet.running.time_shaping import TimeFrame, shape_to_device
-from autounet.schema.errors import AutoUNetError, OptionError, PlanError, RecordError
+from autounet.running.run_lengths import timed
+from autounet.schema.errors import AutoUNetError, BudgetExceeded, OptionError, PlanError, RecordError
 from autounet.schema.options import PlannerOptions, RunOptions
-from autounet.schema.plan import Configuration, Plan
+from autounet.schema.plan import Plan
 from autounet.schema.quantities import format_time
 from autounet.schema.record import Record, digest
 from autounet.schema.run import DeviceProfile
@@ -68,6 +67,7 @@ class Pipeline:
             self.plan = self.plan_stage()
             self.options.save(self.out / "options.json")  # only now: they have proved possible
             if until == "plan":
+                self._time_plan()
                 return self.out / "plan.json"
             self.job_stages(until)
             return write_report(self.out) if until == "report" else self.out
@@ -102,33 +102,59 @@ class Pipeline:
             log.info("no time given: a CPU gets %s (say --time, --epochs or --iterations)", format_time(seconds))
             self.deadline.promise(seconds)
         file, key_file = self.out / "plan.json", self.out / "plan.key"
-        asked = self._asked(seconds)
+        asked, maker = self._asked(seconds), self._maker(seconds)
         if file.exists() and not self.replan:
             existing = _load(Plan, file, "make a new plan with --replan")
             written, _, made_for = (read_key(key_file) or "").partition(":")
             edited = written != existing.digest()
-            if (edited or made_for == asked) and (kept := self._kept(existing, edited)):
+            if (edited or made_for == asked) and (kept := self._kept(maker, existing, edited)):
                 return kept
-        plan = self._new_plan(seconds)
-        validate_plan(plan, self.known.fingerprint, self.known.dataset.labels)
-        plan.save(file)
-        write_key(key_file, f"{plan.digest()}:{asked}")
+        plan = maker.new()
+        maker.check(plan)
+        self._keep_plan(plan, asked)
         return plan
 
     def job_stages(self, until: str) -> None:
-        """Preprocess, then train and validate, then select and pack: as far as `until`."""
-        context = Context(
-            self.out, self.options, self.workers, self.deadline, self.profile, self.known, self.plan
-        )  # fmt: skip
+        """Preprocess, then train and validate, then select and pack: as far as `until`.
+
+        Where a configuration needs more memory than it may, it is planned again, smaller, and the rest goes on.
+        """
+        for _ in range(MOST_ATTEMPTS):
+            try:
+                self._run_jobs(until)
+                return
+            except BudgetExceeded as error:
+                self._plan_smaller(error)
+        self._run_jobs(until)
+
+    def _run_jobs(self, until: str) -> None:
+        context = self._context(self.plan)
         work = FoldJobs(context)
         jobs = work.preprocess_jobs()
         if STAGES.index(until) >= STAGES.index("train"):
             self._require_device()
             jobs += work.train_jobs()
+            try_configurations(context)
         if STAGES.index(until) >= STAGES.index("select"):
             jobs.append(work.select_job(jobs))
         SequentialExecutor(lambda job: work.functions[job.function](**job.args), self.deadline.save).run(jobs)
         self.deadline.save()
+
+    def _plan_smaller(self, error: BudgetExceeded) -> None:
+        """Only a plan of our own: a preset is nnU-Net's, and an edited plan a person's."""
+        written, _, asked = (read_key(self.out / "plan.key") or "").partition(":")
+        if self.plan.options.preset or written != self.plan.digest():
+            raise error
+        seconds = promised_seconds(self.options, self.profile)
+        self.plan, self.profile = self._maker(seconds).smaller(self.plan, error)
+        self.profile.save(self.out / "device.json")
+        self._keep_plan(self.plan, asked)
+
+    def _maker(self, seconds: float | None) -> PlanMaker:
+        return PlanMaker(self._context(None), seconds)
+
+    def _context(self, plan: Plan | None) -> Context:
+        return Context(self.out, self.options, self.workers, self.deadline, self.profile, self.known, plan)  # type: ignore[arg-type]
 
     @cached_property
     def profile(self) -> DeviceProfile:
@@ -143,7 +169,7 @@ class Pipeline:
         from autounet.device import choose_device
         from autounet.training.probe import probe_device
 
-        profile = probe_device(choose_device(asked))
+        profile = calibrated(probe_device(choose_device(asked)))
         profile.save(self.out / "device.json")
         return profile
 
@@ -158,9 +184,8 @@ class Pipeline:
             raise OptionError(f"{file} was probed elsewhere: {error}. Delete it to probe this machine") from None
 
     def plan_with(self, options: PlannerOptions) -> Plan:
-        """The plan of this data set for given planner options."""
-        training = train_options(self.options, 0)
-        return make_plan(self.known.fingerprint, self.known.dataset.labels, options, training, self.profile)
+        """The plan of this data set for given planner options, without regard to time."""
+        return self._maker(promised_seconds(self.options, self.profile)).with_options(options)
 
     def _check_names(self) -> None:
         """Names that only the training would stumble over, hours later."""
@@ -178,10 +203,22 @@ class Pipeline:
             made_for += [step_limit(self.options), parse_folds(self.options.folds, len(self.known.splits.folds))]
         return digest(made_for)
 
-    def _kept(self, plan: Plan, edited: bool) -> Plan | None:
+    def _time_plan(self) -> None:
+        """Add how long steps and validation take, for people who decide whether to start; a person's plan stays."""
+        written, _, asked = (read_key(self.out / "plan.key") or "").partition(":")
+        ours = written == self.plan.digest()
+        self.plan = timed(self._context(self.plan))
+        if ours:
+            self._keep_plan(self.plan, asked)
+
+    def _keep_plan(self, plan: Plan, asked: str) -> None:
+        plan.save(self.out / "plan.json")
+        write_key(self.out / "plan.key", f"{plan.digest()}:{asked}")
+
+    def _kept(self, maker: PlanMaker, plan: Plan, edited: bool) -> Plan | None:
         """The plan that is there; None when it no longer fits the data. Raises PlanError when a person edited it."""
         try:
-            validate_plan(plan, self.known.fingerprint, self.known.dataset.labels)
+            maker.check(plan)
         except PlanError as error:
             if edited:
                 raise PlanError(f"the edited plan.json cannot be used: {error}. --replan makes a new one") from None
@@ -192,47 +229,6 @@ class Pipeline:
         elif plan.fingerprint != self.known.fingerprint.digest():
             log.info("the data changed and the plan is still valid: kept (--replan makes a new one)")
         return plan
-
-    def _new_plan(self, seconds: float | None) -> Plan:
-        whole = self.plan_with(planner_options(self.options, self.profile))
-        if seconds is None:
-            return whole
-        configurations, reasons = dict(whole.configurations), list(whole.reasons)
-        names = trained_names(whole, self.options, limited=True)
-        for name in names:
-            configurations[name], shaped = self._shaped(whole, name, seconds, 1 / len(names))
-            reasons += [f"{name} is shaped to the time: {shaped[0]}", *shaped[1:]]
-        return whole.model_copy(update={"configurations": configurations, "reasons": tuple(reasons)})
-
-    def _shaped(self, whole: Plan, name: str, seconds: float, share: float) -> tuple[Configuration, tuple[str, ...]]:
-        """One configuration as it fits its share of the time, and why."""
-        dataset, splits = self.known.dataset, self.known.splits
-        folds = parse_folds(self.options.folds, len(splits.folds))
-        frame = TimeFrame(
-            promised=seconds,
-            seconds=self.deadline.remaining() or 0.0,
-            share=share,
-            folds=len(folds),
-            cases_per_fold=0.0 if folds == (None,) else len(dataset.cases) / len(splits.folds),
-            workers=self.workers,
-        )
-        shape = shape_to_device(
-            frame,
-            self.known.fingerprint,
-            dataset.labels,
-            whole.options,
-            train_options(self.options, 0),
-            lambda options: self.plan_with(options).configurations[name],
-            self.profile.device,
-            step_limit(self.options),
-        )
-        estimates = {
-            "prepared": whole.configurations[name].prepared if shape.options.spacing_scale == 1 else f"{name}_coarse",
-            "predicted_steps": shape.steps,
-            "predicted_step_seconds": shape.step_seconds,
-            "predicted_validation_seconds": shape.validation_seconds,
-        }
-        return self.plan_with(shape.options).configurations[name].model_copy(update=estimates), shape.reasons
 
 
 def _with_stored(options: RunOptions, file: Path) -> RunOptions:

@@ -9,17 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_cases import classes
 from torch.nn import functional
 
-from autounet.losses import LOSSES, Batch, build_loss
+from autounet.losses import build_loss
 from autounet.losses.deep_supervision import level_weights, nearest
 from autounet.losses.dice_ce import DiceCrossEntropy
 from autounet.schema.errors import OptionError
-from autounet.schema.labels import LabelClass, Labels
-
-
-def classes(count: int) -> Labels:
-    return Labels(classes=tuple(LabelClass(name=f"class{index}", value=index) for index in range(count)))
 
 
 def reference(
@@ -133,28 +129,8 @@ def test_nearest_is_torchs_nearest_exact(old, new):
     assert nearest(array, new).shape == expected.shape
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
-@pytest.mark.parametrize("batch_dice", [False, True])
-@pytest.mark.parametrize("levels", [1, 3])
-def test_contract(name, batch_dice, levels):
-    """Scalar, finite, falls along its own gradient, counts every level but the lowest."""
-    torch.manual_seed(0)
-    outputs = [torch.randn(2, 3, 8 >> level, 8 >> level, requires_grad=True) for level in range(levels)]
-    batch = Batch(torch.zeros(2, 1, 8, 8), torch.randint(0, 3, (2, 8, 8), dtype=torch.int16))
-    loss = build_loss(name, classes(3), batch_dice, levels)
-    value = loss(outputs, batch)
-    assert value.shape == ()
-    value.backward()
-    moved = [o.detach() - 0.1 * (torch.zeros_like(o) if o.grad is None else o.grad) for o in outputs]
-    assert loss(moved, batch) < value
-    assert [output.grad is not None for output in outputs] == [True] * max(1, levels - 1) + [False] * (levels > 1)
-
-
 def test_refusals():
     with pytest.raises(OptionError, match="no loss 'unknown'"):
         build_loss("unknown", classes(2), False, 1)
     with pytest.raises(OptionError, match="at least one class"):
         build_loss("dice_ce", classes(1), False, 1)
-    batch = Batch(torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4), annotated=torch.ones(1, 2, dtype=torch.bool))
-    with pytest.raises(ValueError, match="not annotated"):
-        build_loss("dice_ce", classes(2), False, 1)([torch.zeros(1, 2, 4, 4)], batch)

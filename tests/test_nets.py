@@ -1,4 +1,7 @@
-"""The contract that every network family keeps, and what is particular to the plain one."""
+"""The contract that every network family keeps, and what is particular to one of them.
+
+benchmarks/network_parity.py compares them with nnU-Net's own networks, weight by weight.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.nn import functional
 
-from autounet.nets import FAMILIES, Family
-from autounet.nets.blocks import CHANNELS_LAST, InstanceNorm, UpConvolution
+from autounet.nets import FAMILIES, Family, residual
+from autounet.nets.blocks import CHANNELS_LAST, InstanceNorm, UpConvolution, average_pool
 from autounet.nets.plain import nnunet_name
 from autounet.schema.plan import NetworkSpec
 
-families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+PADDED = {name: FAMILIES[name] for name in ("plain", "residual")}
+"""the contract of all families is in test_family_contract.py; these two keep more, see here"""
+families = pytest.mark.parametrize("family", PADDED.values(), ids=PADDED.keys())
 
 
 @pytest.fixture(autouse=True)
@@ -135,26 +140,47 @@ def test_unknown_options_are_refused(family: Family) -> None:
         family.build(spec)
 
 
+@pytest.mark.parametrize("slope", [0.01, 1.0])
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("layout", ["contiguous", "last"])
-def test_norm_equals_torchs_instance_norm(dims: int, layout: str) -> None:
-    norm = InstanceNorm(3).double()
+def test_norm_equals_torchs_instance_norm(dims: int, layout: str, slope: float) -> None:
+    norm = InstanceNorm(3, slope).double()
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
     x = torch.randn(2, 3, *(4, 3, 5)[-dims:], dtype=torch.float64)
     if layout == "last":
         x = x.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
     x.requires_grad_()
-    reference = functional.leaky_relu(functional.instance_norm(x, weight=norm.weight, bias=norm.bias), 0.01)
+    reference = functional.leaky_relu(functional.instance_norm(x, weight=norm.weight, bias=norm.bias), slope)
     upstream = torch.randn_like(reference)
+    before = upstream.clone()
     expected = torch.autograd.grad(reference, [x, norm.weight, norm.bias], upstream)
     for gradient, ours in zip(
         expected, torch.autograd.grad(norm(x), [x, norm.weight, norm.bias], upstream), strict=True
     ):
         torch.testing.assert_close(ours, gradient, rtol=1e-9, atol=1e-9)
+    assert torch.equal(upstream, before)
     with torch.no_grad():
         torch.testing.assert_close(norm(x), reference, rtol=1e-9, atol=1e-9)
     assert torch.autograd.gradcheck(norm, (x,))
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (2, 1), (2, 2, 2), (1, 2, 2), (3, 1, 2)])
+@pytest.mark.parametrize("layout", ["contiguous", "last", "neither"])
+def test_average_pool_equals_torchs(stride: tuple[int, ...], layout: str) -> None:
+    x = torch.randn(2, 3, *[2 * step for step in stride], dtype=torch.float64)
+    if layout == "last":
+        x = x.to(memory_format=CHANNELS_LAST[len(stride)])
+    elif layout == "neither":
+        x = x.transpose(2, 3).contiguous().transpose(2, 3)
+    x.requires_grad_()
+    pool = functional.avg_pool2d if len(stride) == 2 else functional.avg_pool3d
+    expected, found = pool(x, stride), average_pool(x, stride)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(expected)
+    torch.testing.assert_close(*(torch.autograd.grad(result, x, upstream)[0] for result in (found, expected)))
+    if layout == "last":
+        assert found.is_contiguous(memory_format=CHANNELS_LAST[len(stride)])
 
 
 @pytest.mark.parametrize("stride", [(2, 2), (1, 2), (2, 2, 2), (1, 2, 2), (3, 1, 2)])
@@ -180,6 +206,25 @@ def test_parameter_count_of_the_hippocampus_network() -> None:
     assert sum(parameter.numel() for parameter in network.parameters()) == 5_603_177
 
 
+def test_parameter_count_of_the_residual_network() -> None:
+    """25,895,593 weights: what nnU-Net 2.8.1's ResidualEncoderUNet has for the same features, channels and classes."""
+    spec = FAMILIES["residual"].propose(3, 1, 3, [(1, 1, 1)] + [(2, 2, 2)] * 3, [(3, 3, 3)] * 4)
+    assert spec.encoder_blocks == (1, 3, 4, 6)
+    assert spec.decoder_blocks == (1, 1, 1)
+    with torch.device("meta"):
+        network = FAMILIES["residual"].build(spec)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 25_895_593
+
+
+def test_a_new_residual_block_passes_on_its_skip() -> None:
+    spec = FAMILIES["residual"].propose(2, 1, 2, [(1, 1), (2, 2)], [(3, 3)] * 2, base_features=4)
+    spec = spec.model_copy(update={"features": (4, 4)})
+    network = FAMILIES["residual"].build(spec)
+    x = torch.rand(1, 4, 6, 6)
+    torch.testing.assert_close(network.encoder[0](x), x)
+    torch.testing.assert_close(network.encoder[1](x), average_pool(x, (2, 2)))
+
+
 def test_features_are_capped() -> None:
     propose = FAMILIES["plain"].propose
     assert propose(3, 1, 2, [(1,) * 3] * 6, [(3,) * 3] * 6).features == (32, 64, 128, 256, 320, 320)
@@ -199,6 +244,23 @@ def test_names_map_to_nnunets() -> None:
     assert nnunet_name("decoder.0.blocks.0.norm.bias", 4) == "decoder.stages.2.convs.0.norm.bias"
     assert nnunet_name("decoder.2.up.weight", 4) == "decoder.transpconvs.0.weight"
     assert nnunet_name("decoder.1.head.bias", 4) == "decoder.seg_layers.1.bias"
+
+
+def test_names_of_the_residual_network_map_to_nnunets() -> None:
+    strides = [(1, 1, 1), (1, 2, 2), (1, 1, 1)]
+    spec = FAMILIES["residual"].propose(3, 1, 2, strides, [(3, 3, 3)] * 3, base_features=2)
+    named = {name: residual.nnunet_name(name, spec) for name, _ in FAMILIES["residual"].build(spec).named_parameters()}
+    assert len(set(named.values())) == len(named)
+    expected = {
+        "stem.conv.weight": "encoder.stem.convs.0.conv.weight",
+        "encoder.0.blocks.0.first.conv.bias": "encoder.stages.0.blocks.0.conv1.conv.bias",
+        "encoder.1.blocks.2.second.norm.weight": "encoder.stages.1.blocks.2.conv2.norm.weight",
+        "encoder.1.blocks.0.project.conv.weight": "encoder.stages.1.blocks.0.skip.1.conv.weight",
+        "encoder.2.blocks.0.project.norm.bias": "encoder.stages.2.blocks.0.skip.0.norm.bias",
+        "decoder.0.blocks.0.conv.weight": "decoder.stages.1.convs.0.conv.weight",
+        "decoder.1.up.bias": "decoder.transpconvs.0.bias",
+    }
+    assert expected.items() <= named.items()
 
 
 def test_sizes_are_known_without_torch() -> None:

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import importlib.util
+import gzip
+import importlib
 import json
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from autounet.planning import plan, validate
+from autounet.planning import CONFIGURATIONS, PRESETS, plan, validate
+from autounet.planning.lowres import ENOUGH_CONTEXT
 from autounet.planning.memory import convolution_outputs
 from autounet.planning.spacing import find_grid, target_spacing
 from autounet.planning.topology import find_topology
+from autounet.running import recipes
 from autounet.schema.dataset import ChannelKind
 from autounet.schema.errors import AutoUNetError, OptionError, PlanError
 from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autounet.schema.labels import LabelClass, Labels
-from autounet.schema.options import GIB, PlannerOptions, TrainOptions
-from autounet.schema.plan import Plan
+from autounet.schema.options import GIB, PlannerOptions, RunOptions, TrainOptions
+from autounet.schema.plan import NetworkSpec, Plan
 from autounet.schema.run import DeviceProfile
 
 HERE = Path(__file__).parent
@@ -59,6 +62,11 @@ def make_fingerprint(
     )
 
 
+def synthetic_measure(spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
+    """Grows with voxels, batch, width and input channels, beside a constant for the weights."""
+    return 1000 * sum(spec.features) + math.prod(patch) * batch * (60 * spec.features[0] + 8 * spec.in_channels)
+
+
 def make_plan(fingerprint: Fingerprint, labels: Labels = LABELS, **options: object) -> Plan:
     return plan(fingerprint, labels, PlannerOptions(**options), TrainOptions())  # type: ignore[arg-type]
 
@@ -77,26 +85,57 @@ def fingerprints(draw: Callable) -> Fingerprint:
     gigabytes=st.sampled_from([2, 8, 40]),
     base=st.sampled_from([8, 32]),
     limit=st.sampled_from([None, 1, 3]),
+    family=st.sampled_from(["plain", "residual"]),
 )
-def test_laws(fingerprint: Fingerprint, gigabytes: int, base: int, limit: int | None) -> None:
-    options = {"memory_bytes": gigabytes * GIB, "base_features": base, "batch_limit": limit}
+def test_laws(fingerprint: Fingerprint, gigabytes: int, base: int, limit: int | None, family: str) -> None:
+    options = {"memory_bytes": gigabytes * GIB, "base_features": base, "batch_limit": limit, "family": family}
     made = make_plan(fingerprint, **options)
     assert made == make_plan(fingerprint, **options)
     validate(made, fingerprint, LABELS)
     assert Plan.model_validate(json.loads(made.model_dump_json())) == made
-    grid = find_grid(fingerprint)
-    assert set(made.configurations) == ({"2d"} if fingerprint.dimension == 2 else {"2d", "3d_fullres"})
+    assert_laws(made, fingerprint, limit)
     for configuration in made.configurations.values():
+        assert configuration.network.features[0] == base
+        assert configuration.network.family == family
+
+
+def assert_laws(made: Plan, fingerprint: Fingerprint, limit: int | None = None) -> None:
+    """Divisible, not larger than the image rounded up, within memory; and which configurations there are."""
+    names = tuple(made.configurations)
+    volumes = () if find_grid(fingerprint).median[0] == 1 else ("3d_fullres",)
+    assert names in (("2d", *volumes), CONFIGURATIONS)
+    for name, configuration in made.configurations.items():
         network, patch = configuration.network, configuration.patch_size
-        median = grid.median[-network.dims :]
+        median = configuration.median_shape[-network.dims :]
         for length, step, whole in zip(patch, network.divisor, median, strict=True):
             assert length % step == 0
             assert length <= math.ceil(whole / step) * step
         assert configuration.batch_size >= min(2, limit or 2)
         assert limit is None or configuration.batch_size <= limit
-        assert configuration.predicted_memory_bytes <= gigabytes * GIB
+        assert configuration.predicted_memory_bytes <= made.options.memory_bytes
         assert len(network.features) >= 2
-        assert network.features[0] == base
+        handed = LABELS.count - 1 if name == "3d_cascade_fullres" else 0
+        assert network.in_channels == len(fingerprint.channels) + handed
+        assert configuration.previous_stage == ("3d_lowres" if handed else None)
+        assert any(reason.startswith(f"{name}: ") for reason in made.reasons)
+    assert_cascade(made, np.prod(find_grid(fingerprint).median, dtype=np.float64))
+
+
+def assert_cascade(made: Plan, voxels: float) -> None:
+    """`voxels` of the median image at full resolution."""
+    fullres = made.configurations.get("3d_fullres")
+    if "3d_lowres" not in made.configurations:
+        assert fullres is None or not fullres.batch_dice
+        return
+    lowres, cascade = made.configurations["3d_lowres"], made.configurations["3d_cascade_fullres"]
+    assert fullres is not None
+    coarser = np.divide(lowres.spacing, fullres.spacing)
+    assert min(coarser) >= 1
+    assert np.prod(coarser) >= 2
+    assert math.prod(lowres.patch_size) >= ENOUGH_CONTEXT * voxels / np.prod(coarser) * (1 - 1e-9)
+    assert (fullres.batch_dice, lowres.batch_dice, cascade.batch_dice) == (True, False, True)
+    assert cascade.preprocess == fullres.preprocess
+    assert cascade.prepared == fullres.prepared == "3d_fullres"
 
 
 def test_golden_plan_of_task04() -> None:
@@ -109,27 +148,94 @@ def test_golden_plan_of_task04() -> None:
     assert (slices.patch_size, slices.batch_size) == ((56, 40), 366)
 
 
-def parity_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("parity", HERE.parent / "benchmarks" / "planning_parity.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def test_presets_equal_nnunets_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of four planners of nnU-Net 2.8.1; benchmarks/planning_parity.py --save made the file."""
+    monkeypatch.syspath_prepend(HERE.parent / "benchmarks")
+    compare = importlib.import_module("planning_parity").compare
+    pairs = json.loads(gzip.decompress((GOLDEN / "nnunet_plans.json.gz").read_bytes()))
+    assert len(pairs) >= 200
+    made: dict[str, int] = {}
+    for index, (question, answer) in enumerate(pairs):
+        assert set(answer) == set(PRESETS)
+        for preset, expected in answer.items():
+            assert not compare(question, preset, expected), index
+            for name in expected:
+                made[name] = made.get(name, 0) + 1
+    assert set(made) == set(CONFIGURATIONS)
+    assert made["3d_cascade_fullres"] >= 100
 
 
-def test_preset_equals_nnunets_plans() -> None:
-    """Answers of nnU-Net 2.8.1 to random data sets; benchmarks/planning_parity.py --save made the file."""
-    script = parity_script()
-    questions, answers = json.loads((GOLDEN / "nnunet_plans.json").read_text())
-    different = {
-        index: differences
-        for index, (question, answer) in enumerate(zip(questions, answers, strict=True))
-        if (differences := script.compare(question, answer))
-    }
-    assert not different
-    assert len(answers) >= 100
-    assert sum(answer is not None for answer in answers) >= 95
+LARGE = (400, 512, 512)
+"""voxels; a patch for 8 GB sees far less than a quarter"""
+
+
+def test_large_images_get_a_cascade() -> None:
+    fingerprint = make_fingerprint(LARGE, (1.0, 0.8, 0.8))
+    made = make_plan(fingerprint)
+    assert tuple(made.configurations) == CONFIGURATIONS
+    assert_laws(made, fingerprint)
+    assert any("3d_lowres: spacing" in reason for reason in made.reasons)
+    assert "3d_lowres" not in make_plan(make_fingerprint((64, 64, 64))).configurations
+
+
+def test_a_cascade_alone_brings_its_previous_stage() -> None:
+    made = make_plan(make_fingerprint(LARGE), configurations=("3d_cascade_fullres",))
+    assert tuple(made.configurations) == ("3d_lowres", "3d_cascade_fullres")
+    assert made.configurations["3d_cascade_fullres"].prepared == "3d_fullres"
+    assert any("planned too" in reason for reason in made.reasons)
+    alone = make_plan(make_fingerprint(LARGE), configurations=("3d_lowres",))
+    assert alone.configurations == {"3d_lowres": made.configurations["3d_lowres"]}
+
+
+@pytest.mark.parametrize("name", ["3d_lowres", "3d_cascade_fullres"])
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [((64, 64, 64), "at least a quarter"), ((1, 64, 64), "two-dimensional"), ((210, 210, 210), "too similar")],
+)
+def test_a_cascade_is_refused_where_the_rules_make_none(name: str, shape: tuple, words: str) -> None:
+    with pytest.raises(PlanError, match=f"{name} cannot be planned: .*{words}"):
+        make_plan(make_fingerprint(shape), configurations=(name,))
+
+
+def test_a_cascade_keeps_to_the_budget_with_its_further_channels() -> None:
+    """Here the segmentation's channels cost so much that 3d_fullres's batch no longer fits."""
+
+    def measure(spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
+        return math.prod(patch) * batch * 100 * spec.in_channels
+
+    fingerprint = make_fingerprint(LARGE)
+    options = PlannerOptions(memory_bytes=2 * 100 * 100**3)
+    made = plan(fingerprint, LABELS, options, TrainOptions(), None, measure)
+    assert_laws(made, fingerprint)
+    cascade, fullres = made.configurations["3d_cascade_fullres"], made.configurations["3d_fullres"]
+    assert math.prod(cascade.patch_size) < math.prod(fullres.patch_size)
+    assert any("would exceed" in reason for reason in made.reasons)
+
+
+@pytest.mark.parametrize(("bytes_", "warned"), [(20 * GIB, True), (GIB, False)])
+def test_a_preset_reports_the_measured_peak_and_keeps_its_plan(bytes_: int, warned: bool) -> None:
+    fingerprint = make_fingerprint(orientation="as_stored")
+    options = PlannerOptions(preset="residual-m")
+    nominal = plan(fingerprint, LABELS, options, TrainOptions())
+    traced = plan(fingerprint, LABELS, options, TrainOptions(), None, lambda spec, patch, batch: bytes_)
+    for name, configuration in traced.configurations.items():
+        assert configuration.predicted_memory_bytes == bytes_
+        assert configuration.key == nominal.configurations[name].key
+        assert configuration.network.family == "residual"
+    assert any(reason.startswith("Warning:") for reason in traced.reasons) == warned
+
+
+def test_presets_bring_their_memory_and_family() -> None:
+    profile = DeviceProfile(
+        device="cpu", name="a machine", cores=2, memory_bytes=2 * GIB, precision="fp32", channels_last=False
+    )
+    made = {preset: recipes.planner_options(RunOptions(preset=preset), profile) for preset in PRESETS}
+    assert [options.memory_bytes // GIB for options in made.values()] == [8, 8, 24, 40]
+    assert [options.family for options in made.values()] == ["plain", "residual", "residual", "residual"]
+    assert recipes.planner_options(RunOptions(preset="nnunet", memory_bytes=GIB), profile).memory_bytes == GIB
+    recipes.check_options(RunOptions(preset="residual-l", family="residual"))
+    with pytest.raises(OptionError, match="family residual"):
+        recipes.check_options(RunOptions(preset="residual-l", family="plain"))
 
 
 def test_anisotropic_axis_takes_its_tenth_percentile() -> None:
@@ -167,6 +273,12 @@ def test_topology_halves_what_is_large_and_fine() -> None:
     assert found.kernel_sizes[-1] == (3, 3, 3)
     assert all(length // step >= 4 for length, step in zip(found.patch, found.divisor, strict=True))
     assert find_topology((1.0, 1.0), (7.5, 7.0)).strides == ((1, 1),)
+
+
+def test_spacing_scale_leaves_pictures_one_slice() -> None:
+    made = make_plan(make_fingerprint((1, 600, 500)), spacing_scale=2.0)
+    assert made.configurations["2d"].preprocess.spacing == (None, 2.0, 2.0)
+    assert made.configurations["2d"].median_shape == (1, 300, 250)
 
 
 def test_spacing_scale_makes_images_smaller() -> None:
@@ -235,6 +347,8 @@ def test_proxy_counts_every_convolution_output() -> None:
         }
     )
     assert convolution_outputs(network, (4, 4, 4), 3) == 64 * (8 * 2 + 8 * 3 + 3) + 8 * 16 * 2
+    residual = network.model_copy(update={"family": "residual", "decoder_blocks": (1,)})
+    assert convolution_outputs(residual, (4, 4, 4), 3) == 64 * (8 * 5 + 8 * 2 + 3) + 8 * 16 * 5
 
 
 def test_a_measure_decides_when_it_is_given() -> None:
@@ -249,18 +363,44 @@ def test_a_measure_decides_when_it_is_given() -> None:
     assert configuration.predicted_memory_bytes == 1000 * 64**3 * 7
 
 
-@pytest.mark.parametrize(
-    "shape", [(1500, 2000, 1), (1, 256, 256), (256, 256, 2), (1, 2, 2), (1, 1, 4), (2000, 2000, 2000)]
+SECONDS = 10.0
+"""of processor time in which any data set is planned or refused; the machine may be busy"""
+EXTREME_SHAPES = [(1500, 2000, 1), (1, 256, 256), (256, 256, 2), (1, 2, 2), (1, 1, 4), (2000, 2000, 2000)]
+extremes = st.builds(
+    make_fingerprint,
+    shape=st.sampled_from(EXTREME_SHAPES) | st.tuples(*[st.integers(1, 3000)] * 3),
+    spacing=st.tuples(*[st.sampled_from([0.01, 0.3, 1.0, 50.0]) | st.floats(0.01, 50)] * 3),
+    cases=st.integers(1, 500),
 )
-@pytest.mark.parametrize("spacing", [(0.01, 0.01, 50.0), (1.0, 1.0, 1.0), (50.0, 50.0, 0.01)])
-def test_extreme_data_are_planned_or_refused(shape: tuple, spacing: tuple) -> None:
-    fingerprint = make_fingerprint(shape, spacing, cases=3)
-    refused = ""
+
+
+@settings(deadline=None, max_examples=60)
+@given(fingerprint=extremes, gigabytes=st.sampled_from([1, 8, 80]), measured=st.booleans())
+@example(make_fingerprint((1500, 2000, 1)), 8, False)
+@example(make_fingerprint((256, 256, 2), (50.0, 50.0, 0.01)), 8, True)
+@example(make_fingerprint((1, 2, 2)), 8, False)
+@example(make_fingerprint((1, 1, 4)), 8, True)
+@example(make_fingerprint((2000, 2000, 2000), (0.01, 0.01, 50.0)), 80, True)
+def test_any_data_set_is_planned_or_refused(fingerprint: Fingerprint, gigabytes: int, measured: bool) -> None:
+    options = PlannerOptions(memory_bytes=gigabytes * GIB)
+    started, refused = time.process_time(), ""
     try:
-        validate(make_plan(fingerprint), fingerprint, LABELS)
+        made = plan(fingerprint, LABELS, options, TrainOptions(), None, synthetic_measure if measured else None)
+        validate(made, fingerprint, LABELS)
+        assert_laws(made, fingerprint)
     except PlanError as error:
         refused = str(error)
     assert not refused or "too small" in refused
+    assert time.process_time() - started < SECONDS
+
+
+def test_spacings_that_leave_no_voxel_are_refused() -> None:
+    fine = make_fingerprint((4, 4, 4), (0.01, 0.01, 0.01), cases=2)
+    coarse = make_fingerprint((4, 4, 4), (50.0, 50.0, 50.0), cases=1)
+    with pytest.raises(PlanError, match="differ too much"):
+        make_plan(fine, spacing_scale=100.0)
+    with pytest.raises(PlanError, match="too small"):
+        make_plan(coarse)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +415,12 @@ def test_extreme_data_are_planned_or_refused(shape: tuple, spacing: tuple) -> No
 def test_refusals(options: dict, error: type[AutoUNetError], words: str) -> None:
     with pytest.raises(error, match=words):
         make_plan(make_fingerprint(), **options)
+
+
+def test_a_family_is_planned_where_it_exists() -> None:
+    assert tuple(make_plan(make_fingerprint(), family="unet3d").configurations) == ("3d_fullres",)
+    with pytest.raises(PlanError, match="three-dimensional only"):
+        make_plan(make_fingerprint((1, 64, 64)), family="unet3d")
 
 
 def test_volumes_are_refused_for_pictures() -> None:

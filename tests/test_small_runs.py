@@ -18,7 +18,7 @@ from autounet.schema.run import Metrics, RunRecord, Selection
 
 
 def options(**changes):
-    return RunOptions(**{"device": "cpu", "workers": 0, **changes})
+    return RunOptions(**{"device": "cpu", "workers": 0, "memory_bytes": 600 * 2**20, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,21 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_planning import make_fingerprint
 from test_records import configuration
 
-from autounet.planning.time import FEW_STEPS, LEAST_STEPS, WIDER_STEPS, WIDTHS, Frame, Timing, shape_to_time
+from autounet.planning.speed import Linear, Speed
+from autounet.planning.time import (
+    FEW_STEPS,
+    LEAST_STEPS,
+    WIDER_STEPS,
+    WIDTHS,
+    Frame,
+    Timing,
+    case_seconds,
+    shape_to_time,
+)
+from autounet.planning.time import timing_of as timing_by
 from autounet.schema.errors import DeadlineError
 from autounet.schema.options import PlannerOptions
 from autounet.schema.plan import InferenceSpec
@@ -18,7 +30,8 @@ WHOLE = 64**3
 
 def configure(options):
     base = configuration(batch_size=min(9, options.batch_limit or 9))
-    network = base.network.model_copy(update={"features": tuple(options.base_features * 2**i for i in range(3))})
+    width = options.base_features or 32
+    network = base.network.model_copy(update={"features": tuple(width * 2**i for i in range(3))})
     edge = 8 * int(round(min(WHOLE, options.patch_limit or WHOLE) ** (1 / 3), 6) // 8)
     mirror = (0, 1, 2) if options.mirror else ()
     inference = InferenceSpec(overlap=options.overlap, mirror_axes=mirror)
@@ -105,3 +118,55 @@ def test_a_wider_network_that_costs_little_is_taken_although_steps_are_few():
     found = shape_to_time(Frame(1000, 5, 20), PlannerOptions(), configure, flat)
     assert found.steps < WIDER_STEPS
     assert found.options.base_features == 16
+
+
+def test_what_the_time_decided_is_said():
+    assert shape(1e6).limits.width is None
+    tight = shape(600).limits
+    assert (tight.width, tight.batch, tight.patch) == ("time", "time", None)
+    assert shape(800, scale=10).limits.patch == "time"
+    preset = shape_to_time(Frame(50_000, 5, 20), PlannerOptions(preset="nnunet"), configure, timing_of(1.0))
+    assert preset.limits.width is None
+
+
+TIMES = st.floats(0, 10)
+
+
+@given(overhead=TIMES, per_sample=TIMES, making=TIMES, makers=st.integers(0, 8), batch=st.integers(1, 20))
+def test_steps_take_longer_with_larger_batches_and_slower_making(overhead, per_sample, making, makers, batch):
+    timing = Timing(overhead, per_sample, 0.0, making, makers)
+    assert timing.step(batch) <= timing.step(batch + 1)
+    assert timing.step(batch) >= Timing(overhead, per_sample, 0.0).step(batch)
+    assert timing.step(batch) <= Timing(overhead, per_sample, 0.0, making, 0).step(batch) + 1e-9
+
+
+@given(per_sample=st.floats(1e-3, 10), making=TIMES, makers=st.integers(0, 8), seconds=st.floats(0.1, 100))
+def test_the_largest_batch_is_the_last_that_fits(per_sample, making, makers, seconds):
+    timing = Timing(0.05, per_sample, 0.0, making, makers)
+    batch = timing.largest_batch(seconds)
+    if batch > 0:
+        assert timing.step(batch) <= seconds * (1 + 1e-9)
+    assert timing.step(max(1, batch + 1)) > seconds * (1 - 1e-9) or batch < 0
+
+
+def test_making_beside_the_steps_is_hidden_until_it_is_slower():
+    speed = Speed(step=Linear(0.1, 1e-6), forward=Linear(0.01, 1e-7))
+    base = configure(PlannerOptions())
+    beside = timing_by(base, speed, making=0.5, makers=4)
+    assert beside.step(2) == pytest.approx(0.1 + 2 * WHOLE * 1e-6)
+    assert timing_by(base, speed, making=5.0, makers=4).step(2) == pytest.approx(2.5)
+    assert timing_by(base, speed, making=0.5, makers=0).step(2) == pytest.approx(1.1 + 2 * WHOLE * 1e-6)
+    assert beside.forward == pytest.approx(0.01 / base.batch_size + WHOLE * 1e-7)
+
+
+def test_cases_that_need_more_tiles_than_the_median_one_are_counted():
+    fingerprint = make_fingerprint((16, 16, 16), cases=4)
+    larger = fingerprint.cases[0].model_copy(update={"cropped_shape": (16, 24, 32)})
+    mixed = fingerprint.model_copy(update={"cases": (*fingerprint.cases[1:], larger)})
+    base = configuration()
+    base = base.model_copy(update={"preprocess": base.preprocess.model_copy(update={"spacing": (1.0, 1.0, 1.0)})})
+    timing = Timing(0.0, 1.0, forward=10.0)
+    one = case_seconds(base, timing, None)
+    assert case_seconds(base, timing, fingerprint) == pytest.approx(one)
+    # two tiles along one axis and three along the other
+    assert case_seconds(base, timing, mixed) == pytest.approx((3 * one + 6 * one) / 4, rel=1e-2)

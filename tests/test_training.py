@@ -173,7 +173,7 @@ def test_a_full_gpu_is_said_with_a_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr("autounet.training.memory.peak_memory", lambda device: 3 * 1024**3)
     with pytest.raises(BudgetExceeded, match=r"3d_fullres .*3\.0 GB were in use.*--memory smaller") as caught:
         train_fold(task(tmp_path, Horizon(steps=2)))
-    assert caught.value.measured_bytes == 3 * 1024**3
+    assert (caught.value.configuration, caught.value.measured_bytes) == ("3d_fullres", None)
 
 
 def test_peak_memory_is_unknown_without_the_resource_module(monkeypatch):

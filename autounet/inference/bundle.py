@@ -21,11 +21,12 @@ from pydantic import JsonValue
 from autounet import __version__
 from autounet.inference.loading import load_network
 from autounet.schema.dataset import Dataset
-from autounet.schema.errors import ModelError
+from autounet.schema.errors import ModelError, PlanError
 from autounet.schema.options import DataOptions
 from autounet.schema.plan import Configuration
 from autounet.schema.record import digest
 from autounet.schema.run import BundleMember, ModelBundle, RunRecord, Selection
+from autounet.schema.stages import with_previous_stages
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,18 +55,19 @@ def pack(
 ) -> ModelBundle:
     """Write the bundle of the selected configurations into `folder`, replacing an older bundle in one step.
 
-    `weights` maps configuration and fold to a weights file, beside which lies the fold's `record.json`; what was not
-    selected is left out. Raises ModelError when a selected configuration has no fold, when a fold was trained with
-    another version of its configuration, or when `folder` holds other things.
+    `weights` maps configuration and fold to a weights file, beside which lies the fold's `record.json`; what is
+    neither selected nor the previous stage of what is selected is left out. Raises ModelError when one of these has
+    no fold, when a fold was trained with another version of its configuration, or when `folder` holds other things.
     """
     folder = Path(folder)
     _require_replaceable(folder)
+    packed = _needed(selection, configurations, "the model")
     folds = [
         TrainedFold(RunRecord.load(path.with_name("record.json")), path)
-        for name in selection.chosen
+        for name in packed
         for path in weights.get(name, {}).values()
     ]
-    _require_uniform(folds, configurations, selection.chosen)
+    _require_uniform(folds, configurations, packed)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -74,7 +76,7 @@ def pack(
             channels=dataset.channels,
             channel_patterns=options.channels,
             labels=dataset.labels,
-            configurations={name: configurations[name] for name in selection.chosen},
+            configurations={name: configurations[name] for name in packed},
             selection=selection,
             members=tuple(_copy_member(fold, temporary) for fold in folds),
             mean_dice=mean_dice,
@@ -108,11 +110,10 @@ def load_bundle(folder: Path) -> tuple[ModelBundle, Path]:
         raise ModelError(
             f"{path} was changed after packing. Copy the model again, or pack it again with autounet select."
         )
-    missing = [
-        name for name in bundle.selection.chosen if name not in {member.configuration for member in bundle.members}
-    ]
+    needed = _needed(bundle.selection, bundle.configurations, str(path))
+    missing = [name for name in needed if name not in {member.configuration for member in bundle.members}]
     if missing:
-        raise ModelError(f"{path} selects {', '.join(missing)}, of which it holds no weights. Pack the model again.")
+        raise ModelError(f"{path} needs {', '.join(missing)}, of which it holds no weights. Pack the model again.")
     for member in bundle.members:
         _check_member(bundle, member, folder)
     return bundle, folder
@@ -145,6 +146,14 @@ def file_checksum(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
+def _needed(selection: Selection, configurations: Mapping[str, Configuration], where: str) -> tuple[str, ...]:
+    """What was selected and the previous stages it needs. Raises ModelError when one is not described."""
+    try:
+        return with_previous_stages(selection.chosen, configurations)
+    except PlanError as error:
+        raise ModelError(f"{where} cannot be complete: {error}. Train it and pack the model again.") from None
+
+
 def _fold_name(fold: int | None) -> str:
     """`all` for the model that was trained on all cases."""
     return "all" if fold is None else str(fold)
@@ -175,13 +184,13 @@ def _copy_member(fold: TrainedFold, folder: Path) -> BundleMember:
 
 
 def _require_uniform(
-    folds: Sequence[TrainedFold], configurations: Mapping[str, Configuration], chosen: Sequence[str]
+    folds: Sequence[TrainedFold], configurations: Mapping[str, Configuration], packed: Sequence[str]
 ) -> None:
-    """Every selected configuration has folds, all of them trained with the configuration as planned now."""
-    for name in chosen:
+    """Every configuration to be packed has folds, all of them trained with the configuration as planned now."""
+    for name in packed:
         records = [fold.record for fold in folds if fold.record.configuration_name == name]
-        if name not in configurations or not records:
-            raise ModelError(f"no trained fold of {name}, which was selected. Train it before packing.")
+        if not records:
+            raise ModelError(f"no trained fold of {name}, which was selected or is needed. Train it before packing.")
         if len({record.fold for record in records}) != len(records):
             raise ModelError(f"a fold of {name} is given twice")
         other = [record.fold for record in records if record.configuration != configurations[name].key]

@@ -1,4 +1,8 @@
-"""Predicting whole images: overlapping tiles, mirrored views and several networks, averaged as logits."""
+"""Predicting whole images: overlapping tiles, mirrored views and several networks, averaged as logits.
+
+Tiles cover the output. A network whose output is smaller than its input reads more of the image around each tile, and
+beyond the image's borders its mirror image: the overlap-tile strategy (Ronneberger et al. 2015).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autounet.ops.mirror import mirror_combinations, tensor_axes
+from autounet.nets import FAMILIES
+from autounet.ops.mirror import mirror_combinations, mirrored_indices, tensor_axes
 from autounet.ops.tiles import WEIGHTINGS, centred_padding, tile_starts, tile_windows
 from autounet.schema.plan import Configuration
 from autounet.step import Precision
@@ -20,16 +25,25 @@ CPU_FORWARD_VOXELS = 2**20
 
 
 class Tile(NamedTuple):
-    """One input of the network: its window in the padded image, and in 2d its slice along axis 0."""
+    """Windows of the padded image and of the scores, and in 2d the slice along axis 0."""
 
     slice_index: int | None
-    window: tuple[slice, ...]
+    read: tuple[slice, ...]
+    written: tuple[slice, ...]
 
     @property
-    def place(self) -> tuple[slice | int, ...]:
-        """Where it lies in an array (channels, *S)."""
-        head = (slice(None),) if self.slice_index is None else (slice(None), self.slice_index)
-        return head + self.window
+    def source(self) -> tuple[slice | int, ...]:
+        """What the network gets, in an array (channels, *S)."""
+        return self._head + self.read
+
+    @property
+    def target(self) -> tuple[slice | int, ...]:
+        """Where its output lies, in an array (classes, *T)."""
+        return self._head + self.written
+
+    @property
+    def _head(self) -> tuple[slice | int, ...]:
+        return (slice(None),) if self.slice_index is None else (slice(None), self.slice_index)
 
 
 @dataclass(frozen=True)
@@ -55,15 +69,16 @@ def predict_scores(
     """Logits (K, *S) float32 of a prepared image (C, *S), averaged over models and mirrored views.
 
     A 2d configuration predicts slices along axis 0. The models are in eval mode on `device` and return
-    full-resolution logits. An image smaller than the patch is padded with zeros, and cropped again. `tile_batch` is
-    the largest number of inputs (a tile in one view) of one forward; see `default_batch`. `on_done(done, total)`
-    counts tiles. Raises ValueError for an image of another rank, no model, or one in training mode.
+    full-resolution logits. An image smaller than the patch is padded with zeros, and cropped again; where the output
+    is smaller than the patch, the image is padded with its mirror image instead. `tile_batch` is the largest number
+    of inputs (a tile in one view) of one forward; see `default_batch`. `on_done(done, total)` counts tiles. Raises
+    ValueError for an image of another rank, no model, or one in training mode.
     """
     if image.ndim != 4 or not models or any(model.training for model in models):
         raise ValueError("predict_scores needs an image (C, *S) and at least one model, all in eval mode")
-    device, patch = torch.device(device), configuration.patch_size
-    padding = centred_padding(image.shape[-len(patch) :], patch)
-    padded = torch.from_numpy(np.pad(image, [(0, 0)] * (4 - len(patch)) + list(padding)).astype(np.float32, copy=False))
+    device, patch, field = torch.device(device), configuration.patch_size, output_field(configuration)
+    padding = centred_padding(image.shape[-len(patch) :], field)
+    padded = torch.from_numpy(_pad(image, padding, patch, field).astype(np.float32, copy=False))
     averaging = Averaging(
         models=tuple(models),
         views=tuple(tensor_axes(axes, len(patch)) for axes in mirror_combinations(configuration.inference.mirror_axes)),
@@ -76,6 +91,25 @@ def predict_scores(
     for axis, ((below, _), size) in enumerate(zip(padding, image.shape[-len(patch) :], strict=True), 4 - len(patch)):
         scores = scores.narrow(axis, below, size)
     return np.ascontiguousarray(scores.cpu().numpy())
+
+
+def output_field(configuration: Configuration) -> tuple[int, ...]:
+    """Size of the network's output: the patch, or its middle."""
+    network = configuration.network
+    return FAMILIES[network.family].output_size(network, configuration.patch_size)
+
+
+def _pad(
+    image: np.ndarray, padding: Sequence[tuple[int, int]], patch: Sequence[int], field: Sequence[int]
+) -> np.ndarray:
+    """(C, *S) with `padding` (below, above) per axis of the patch, and with the margins that the network loses."""
+    if tuple(patch) == tuple(field):
+        return np.pad(image, [(0, 0)] * (4 - len(patch)) + list(padding))
+    for axis, ((below, above), large, small) in enumerate(zip(padding, patch, field, strict=True), 4 - len(patch)):
+        margin, length = (large - small) // 2, image.shape[axis]
+        reached = mirrored_indices(-below - margin, length + above + large - small - margin, length)
+        image = image.take(reached, axis)
+    return image
 
 
 def default_batch(configuration: Configuration, device: torch.device) -> int:
@@ -93,29 +127,34 @@ def _blend(
     device: torch.device,
     on_done: Callable[[int, int], None] | None,
 ) -> Tensor:
-    """Weighted mean (K, *S) of the logits of all tiles of a padded image (C, *S)."""
-    patch, inference = configuration.patch_size, configuration.inference
-    spatial = image.shape[-len(patch) :]
-    windows = [tile_windows(start, patch) for start in tile_starts(spatial, patch, inference.overlap)]
+    """Weighted mean (K, *T) of the logits of all tiles of a padded image (C, *S); T is S without the lost margins."""
+    patch, field, inference = configuration.patch_size, output_field(configuration), configuration.inference
+    lost = [large - small for large, small in zip(patch, field, strict=True)]
+    spatial = [length - margin for length, margin in zip(image.shape[-len(patch) :], lost, strict=True)]
+    windows = [
+        (tile_windows(start, patch), tile_windows(start, field))
+        for start in tile_starts(spatial, field, inference.overlap)
+    ]
     slices = range(image.shape[1]) if len(patch) == 2 else (None,)
-    tiles = [Tile(index, window) for index in slices for window in windows]
+    tiles = [Tile(index, *both) for index in slices for both in windows]
     at_once = max(1, averaging.limit // len(averaging.views))
-    scores = torch.zeros((classes, *image.shape[1:]), device=_accumulator_device(classes, image, device))
-    weights = torch.from_numpy(WEIGHTINGS[inference.weighting](patch)).to(scores.device)
+    whole = (classes, *image.shape[1 : 4 - len(patch)], *spatial)
+    scores = torch.zeros(whole, device=_accumulator_device(classes, image, device))
+    weights = torch.from_numpy(WEIGHTINGS[inference.weighting](field)).to(scores.device)
     for first in range(0, len(tiles), at_once):
         chunk = tiles[first : first + at_once]
-        inputs = torch.stack([image[tile.place] for tile in chunk]).to(device)
+        inputs = torch.stack([image[tile.source] for tile in chunk]).to(device)
         logits = average_logits(averaging, inputs).to(scores.device)
         for tile, tile_logits in zip(chunk, logits, strict=True):
             if len(windows) == 1:
-                scores[tile.place] = tile_logits
+                scores[tile.target] = tile_logits
             else:
-                scores[tile.place].addcmul_(tile_logits, weights)
+                scores[tile.target].addcmul_(tile_logits, weights)
         if on_done:
             on_done(first + len(chunk), len(tiles))
     if len(windows) > 1:
         coverage = torch.zeros(spatial, device=scores.device)
-        for window in windows:
+        for _, window in windows:
             coverage[window] += weights
         scores /= coverage
     return scores

@@ -1,33 +1,112 @@
-"""Losses: `loss(outputs, batch) -> scalar`, made by name."""
+"""Losses: `loss(outputs, batch) -> scalar`, made by name. docs/losses.md lists them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from autounet.losses.batch import Batch
+from autounet.losses.combined import VoxelLoss
+from autounet.losses.cross_entropy import CrossEntropy
 from autounet.losses.deep_supervision import DeepSupervision, Pixelwise
+from autounet.losses.dice import Dice
 from autounet.losses.dice_ce import DiceCrossEntropy
+from autounet.losses.focal import Focal
+from autounet.losses.focal_tversky import FocalTversky
+from autounet.losses.ranks import ProcessGroup, Ranks
+from autounet.losses.top_k import TopKCrossEntropy
+from autounet.losses.tversky import Tversky
+from autounet.losses.voxels import Encoding, Exclusive, Overlapping
+from autounet.losses.weighted_ce import WeightedCrossEntropy
 from autounet.schema.errors import OptionError
 from autounet.schema.labels import Labels
+from autounet.schema.targets import overlapping_targets
 
-__all__ = ["LOSSES", "Batch", "Loss", "build_loss"]
+__all__ = ["BORDER_WEIGHTED", "LOSSES", "Batch", "Loss", "LossSetting", "ProcessGroup", "Ranks", "build_loss"]
 
 Loss = Callable[[Sequence[Tensor], Batch], Tensor]
 
-LOSSES: dict[str, Callable[[bool], Pixelwise]] = {
-    "dice_ce": lambda batch_dice: DiceCrossEntropy(batch_dice),
-    "dice": lambda batch_dice: DiceCrossEntropy(batch_dice, ce_weight=0.0),
-    "ce": lambda batch_dice: DiceCrossEntropy(batch_dice, dice_weight=0.0),
+
+class LossSetting(NamedTuple):
+    """What a loss has to know besides its name."""
+
+    labels: Labels
+    batch_dice: bool = False
+    """sums of Dice and Tversky go over the whole batch, on all ranks"""
+    overlapping: bool = False
+    """one sigmoid for each of `overlapping_targets(labels)`, instead of a softmax over all classes"""
+    ranks: Ranks | None = None
+    """the processes of a distributed training"""
+
+    @property
+    def ignores(self) -> bool:
+        """-1 occurs only where the labels have an ignore value; asking the data would stop a GPU, and a tracer."""
+        return self.labels.ignore is not None
+
+    @property
+    def encoding(self) -> Encoding:
+        if not self.overlapping:
+            return Exclusive(self.ignores)
+        members = [target.members for target in overlapping_targets(self.labels)]
+        return Overlapping(members, self.labels.count, self.ignores)
+
+
+def _dice_ce(setting: LossSetting, dice: float = 1.0, ce: float = 1.0) -> Pixelwise:
+    """Both terms or one of them: for exclusive classes with the gradient written out."""
+    if not setting.overlapping:
+        return DiceCrossEntropy(setting.batch_dice, dice, ce, setting.ignores, setting.ranks)
+    terms = [CrossEntropy(setting.ranks)] if ce else []
+    return VoxelLoss(setting.encoding, *terms, *([_dice(setting)] if dice else []))
+
+
+def _dice(setting: LossSetting) -> Dice:
+    return Dice(setting.batch_dice, setting.ranks)
+
+
+def _binary(setting: LossSetting) -> Pixelwise:
+    """Each channel against the rest; for exclusive classes the channels are the classes, background included."""
+    if setting.overlapping:
+        return _dice_ce(setting, dice=0.0)
+    members = [(index,) for index in range(setting.labels.count)]
+    return VoxelLoss(Overlapping(members, len(members), setting.ignores), CrossEntropy(setting.ranks))
+
+
+LOSSES: dict[str, Callable[[LossSetting], Pixelwise]] = {
+    "dice_ce": _dice_ce,
+    "dice": lambda setting: _dice_ce(setting, ce=0.0),
+    "ce": lambda setting: _dice_ce(setting, dice=0.0),
+    "bce": _binary,
+    "weighted_ce": lambda setting: WeightedCrossEntropy(_dice_ce(setting, dice=0.0)),
+    "topk": lambda setting: VoxelLoss(setting.encoding, TopKCrossEntropy()),
+    "dice_topk": lambda setting: VoxelLoss(setting.encoding, _dice(setting), TopKCrossEntropy()),
+    "focal": lambda setting: VoxelLoss(setting.encoding, Focal(ranks=setting.ranks)),
+    "dice_focal": lambda setting: VoxelLoss(setting.encoding, _dice(setting), Focal(ranks=setting.ranks)),
+    "tversky": lambda setting: VoxelLoss(setting.encoding, Tversky(setting.batch_dice, setting.ranks)),
+    "focal_tversky": lambda setting: VoxelLoss(setting.encoding, FocalTversky(setting.batch_dice, setting.ranks)),
 }
-"""name -> factory(batch_dice)"""
+"""name -> factory of the loss of one output"""
+
+BORDER_WEIGHTED = frozenset({"weighted_ce"})
+"""losses that need `ops.weight_map.border_weight` of every sample in `Batch.weight`"""
 
 
-def build_loss(name: str, labels: Labels, batch_dice: bool, levels: int) -> Loss:
-    """The loss `name` for `levels` outputs. Raises OptionError for an unknown name or too few classes."""
+def build_loss(
+    name: str,
+    labels: Labels,
+    batch_dice: bool,
+    levels: int,
+    *,
+    overlapping: bool = False,
+    ranks: Ranks | None = None,
+) -> Loss:
+    """The loss `name` for `levels` outputs, of K channels, or with `overlapping` one for each target.
+
+    Raises OptionError for an unknown name or too few classes.
+    """
     if name not in LOSSES:
         raise OptionError(f"there is no loss {name!r}; choose one of {', '.join(sorted(LOSSES))}")
     if labels.count < 2:
         raise OptionError("a loss needs background and at least one class")
-    return DeepSupervision(LOSSES[name](batch_dice), levels)
+    return DeepSupervision(LOSSES[name](LossSetting(labels, batch_dice, overlapping, ranks)), levels)

@@ -1,4 +1,4 @@
-"""One wrapper for every loss: labels brought to each output's size, levels weighted."""
+"""One wrapper for every loss: labels cropped to the output's field, brought to each output's size, levels weighted."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from autounet.losses.batch import Batch
 
-Pixelwise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(logits (B,K,*S), labels (B,*S), weight (B,*S) or None) -> scalar"""
+Pixelwise = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+"""(logits (B,C,*S), labels (B,*S), weight (B,*S) or None, annotated (B,K) or None) -> scalar"""
 
 
 def level_weights(levels: int) -> tuple[float, ...]:
@@ -19,6 +19,24 @@ def level_weights(levels: int) -> tuple[float, ...]:
     if levels > 1:
         weights[-1] = 0.0
     return tuple(weight / sum(weights) for weight in weights)
+
+
+def output_weights(sizes: Sequence[Sequence[int]]) -> tuple[float, ...]:
+    """`level_weights` of outputs with these sizes, highest resolution first: outputs of one size weigh the same.
+
+    So a network whose outputs all have full resolution (U-Net++) learns from each of them alike (Zhou et al. 2018).
+    """
+    levels = list(dict.fromkeys(tuple(size) for size in sizes))
+    by_level = dict(zip(levels, level_weights(len(levels)), strict=True))
+    weights = [by_level[tuple(size)] for size in sizes]
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def centre_crop(array: Tensor, size: Sequence[int]) -> Tensor:
+    """The middle (B, *size) of (B, *P): what a network without padding sees of its input. A view."""
+    for axis, (old, new) in enumerate(zip(array.shape[1:], size, strict=True), start=1):
+        array = array.narrow(axis, (old - new) // 2, new)
+    return array
 
 
 def nearest(array: Tensor, size: Sequence[int]) -> Tensor:
@@ -31,20 +49,26 @@ def nearest(array: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class DeepSupervision:
-    """`loss(outputs, batch) -> scalar`: outputs highest resolution first; surplus weights are not read."""
+    """`loss(outputs, batch) -> scalar`: `levels` outputs, highest resolution first.
+
+    The first shows the middle of the patch at the resolution of the labels, the others the same field more coarsely.
+    """
 
     def __init__(self, pixelwise: Pixelwise, levels: int) -> None:
         self.pixelwise = pixelwise
-        self.weights = level_weights(levels)
+        self.levels = levels
 
     def __call__(self, outputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        if batch.annotated is not None:
-            raise ValueError("this loss cannot train on cases with classes that were not annotated")
+        if len(outputs) != self.levels:
+            raise ValueError(f"the network gave {len(outputs)} outputs, and the loss was made for {self.levels}")
+        field = outputs[0].shape[2:]
+        labels = centre_crop(batch.labels, field)
+        voxel_weight = None if batch.weight is None else centre_crop(batch.weight, field)
         total = outputs[0].new_zeros((), dtype=torch.float32)
-        for weight, logits in zip(self.weights, outputs, strict=True):
+        for weight, logits in zip(output_weights([each.shape[2:] for each in outputs]), outputs, strict=True):
             if weight == 0:
                 continue
             size = logits.shape[2:]
-            voxel_weight = None if batch.weight is None else nearest(batch.weight, size)
-            total = total + weight * self.pixelwise(logits, nearest(batch.labels, size), voxel_weight)
+            voxels = None if voxel_weight is None else nearest(voxel_weight, size)
+            total = total + weight * self.pixelwise(logits, nearest(labels, size), voxels, batch.annotated)
         return total

@@ -11,7 +11,8 @@ Formulas (Isensee et al. 2021, nnU-Net): with p the softmax, y the one-hot label
     ce   = - sum m log p_label / sum m
     loss = ce - dice
 
-`I`, `P`, `Y` are summed per sample, or over the batch with `batch_dice`.
+`I`, `P`, `Y` are summed per sample, or over the batch with `batch_dice`. Classes that were not annotated in a sample's
+case are merged into its background beforehand (`merge_unannotated`) and left out of the mean over k.
 """
 
 from __future__ import annotations
@@ -20,22 +21,43 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-SMOOTH = 1e-5
+from autounet.losses.overlap import SMOOTH, shared_count
+from autounet.losses.ranks import Ranks, mean_total
+from autounet.losses.voxels import SMALLEST_TOTAL, flat_logits, known_weight, merge_unannotated
 
 
 class DiceCrossEntropy:
-    """`loss(logits (B, K, *S), labels (B, *S) with -1 for no loss, weight (B, *S) or None) -> scalar`."""
+    """`loss(logits (B, K, *S), labels (B, *S), weight (B, *S) or None, annotated (B, K) or None) -> scalar`.
 
-    def __init__(self, batch_dice: bool, dice_weight: float = 1.0, ce_weight: float = 1.0) -> None:
+    Labels are -1 where there is no loss; without `ignores` there is no such voxel. `ranks` are the processes whose
+    batches are one.
+    """
+
+    def __init__(
+        self,
+        batch_dice: bool,
+        dice_weight: float = 1.0,
+        ce_weight: float = 1.0,
+        ignores: bool = True,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.batch_dice = batch_dice
         self.dice_weight = dice_weight
         self.ce_weight = ce_weight
+        self.ignores = ignores
+        self.ranks = ranks
 
-    def __call__(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, logits: Tensor, labels: Tensor, weight: Tensor | None = None, annotated: Tensor | None = None
+    ) -> Tensor:
+        if annotated is not None:
+            logits, labels, annotated = merge_unannotated(flat_logits(logits), labels.flatten(1).long(), annotated)
         return _DiceCrossEntropy.apply(
-            logits, labels, weight, self.batch_dice, self.dice_weight, self.ce_weight, bool((labels < 0).any())
-        )
+            logits, labels, weight, annotated,
+            self.batch_dice, self.dice_weight, self.ce_weight, self.ignores, self.ranks,
+        )  # fmt: skip
 
 
 class _DiceCrossEntropy(torch.autograd.Function):
@@ -45,20 +67,19 @@ class _DiceCrossEntropy(torch.autograd.Function):
         logits: Tensor,
         labels: Tensor,
         weight: Tensor | None,
+        annotated: Tensor | None,
         batch_dice: bool,
         dice_weight: float,
         ce_weight: float,
-        some_ignored: bool,
+        ignores: bool,
+        ranks: Ranks | None,
     ) -> Tensor:
-        accumulate = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        target = labels.flatten(1).long()  # (B, N)
-        mask = None if weight is None else weight.flatten(1).to(accumulate)  # (B, N)
-        if some_ignored:
-            known = (target >= 0).to(accumulate)
-            mask = known if mask is None else mask * known
-            target = target.clamp(min=0)
         # (B, K, N) contiguous: softmax over a strided class axis is vectorised along the voxels
-        flat = logits.flatten(2).to(accumulate, memory_format=torch.contiguous_format)
+        flat = flat_logits(logits)
+        target = labels.flatten(1).long()  # (B, N)
+        mask = known_weight(target, weight, ignores, flat.dtype)  # (B, N)
+        if ignores:
+            target = target.clamp(min=0)
         probability = flat.log_softmax(1)
         index = target[:, None]  # (B, 1, N)
         log_true = probability.gather(1, index)[:, 0]  # (B, N)
@@ -74,12 +95,12 @@ class _DiceCrossEntropy(torch.autograd.Function):
             sums[1] = probability.sum(-1)
             sums[2].scatter_add_(1, target, torch.ones_like(true))
         else:
-            total = mask.sum().clamp(min=1e-8)
+            total = mean_total(mask.sum(), ranks).clamp(min=SMALLEST_TOTAL)
             ce = -(log_true * mask).sum() / total
             sums[0].scatter_add_(1, target, true * mask)
             sums[1] = torch.bmm(probability, mask[:, :, None])[:, :, 0]
             sums[2].scatter_add_(1, target, mask)
-        dice, by_overlap, by_size = _dice(sums, batch_dice)
+        dice, by_overlap, by_size = _dice(sums, annotated, batch_dice, ranks)
         if ctx.needs_input_grad[0]:
             gradient = _gradient(
                 probability, true, index, mask,
@@ -87,27 +108,39 @@ class _DiceCrossEntropy(torch.autograd.Function):
             )  # fmt: skip
             # in half precision most of it would become 0 before GradScaler's factor arrives
             kept = torch.float32 if logits.dtype == torch.float16 else logits.dtype
-            ctx.gradient = torch.empty_like(logits, dtype=kept).copy_(gradient.view(logits.shape))
+            ctx.save_for_backward(torch.empty_like(logits, dtype=kept).copy_(gradient.view(logits.shape)))
             ctx.dtype = logits.dtype
         return ce_weight * ce - dice_weight * dice
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return ((ctx.gradient * upstream.to(ctx.gradient.dtype)).to(ctx.dtype), *[None] * 6)
+        (gradient,) = ctx.saved_tensors
+        return ((gradient * upstream.to(gradient.dtype)).to(ctx.dtype), *[None] * 8)
 
 
-def _dice(sums: Tensor, batch_dice: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _dice(
+    sums: Tensor, annotated: Tensor | None, batch_dice: bool, ranks: Ranks | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean foreground Dice and its derivatives by I and by P, both (B, K), from `sums` (3, B, K)."""
-    shape = sums.shape[1:]
-    overlap, predicted, reference = sums.sum(1, keepdim=True) if batch_dice else sums
-    numerator = 2 * overlap + SMOOTH
-    denominator = (predicted + reference + SMOOTH).clamp(min=1e-8)
-    score = numerator / denominator
-    counted = torch.ones_like(score)
+    shape, factor = sums.shape[1:], 1
+    counted = torch.ones_like(sums[0]) if annotated is None else annotated.to(sums.dtype)
     counted[:, 0] = 0
-    counted /= counted.sum()
-    by_overlap = 2 * counted / denominator
-    by_size = -counted * score / denominator
+    if batch_dice:
+        sums, counted = sums.sum(1, keepdim=True), counted.sum(0, keepdim=True)
+        if ranks is not None:
+            # each rank's numbers enter the score of all, of which DistributedDataParallel takes the mean
+            sums, counted, factor = ranks.sum(sums), ranks.sum(counted), ranks.size
+        counted = counted.clamp(max=1)
+        counted = counted / counted.sum().clamp(min=1)
+    else:
+        counted = counted / shared_count(counted, ranks)
+    overlap, predicted, reference = sums
+    numerator = 2 * overlap + SMOOTH
+    denominator = predicted + reference + SMOOTH
+    score = numerator / denominator
+    by_overlap = factor * 2 * counted / denominator
+    by_size = -factor * counted * score / denominator
     return (score * counted).sum(), by_overlap.expand(shape), by_size.expand(shape)
 
 

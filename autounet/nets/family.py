@@ -42,6 +42,9 @@ class Family:
     `size`, that the network takes; `output_size(spec, size)` the size of its logits for such an input. `build(spec)`
     gives a module (float32, default memory format) whose forward takes (B, C, *P) and returns in train() mode a tuple
     of logits (B, K, *P / s), highest resolution first, and in eval() mode the full-resolution logits alone.
+
+    With `NetworkSpec.deep_supervision` the tuple has one entry per decoder stage, else one. The loss weighs them by
+    their size (`losses.deep_supervision`). An output smaller than the input shows its middle.
     """
 
     options: type[Part]
@@ -49,6 +52,12 @@ class Family:
     valid_size: Callable[[NetworkSpec, Sequence[int]], tuple[int, ...]]
     output_size: Callable[[NetworkSpec, Sequence[int]], tuple[int, ...]]
     build: Callable[[NetworkSpec], nn.Module]
+    dims: tuple[int, ...] = (2, 3)
+    """numbers of dimensions that the network exists in"""
+    deep_supervision: bool = True
+    """whether it can have more outputs than one in training"""
+    problems: Callable[[NetworkSpec], Sequence[str]] = lambda spec: ()
+    """what is wrong in a spec whose options are valid one by one; for people"""
 
 
 class NoOptions(Part):
@@ -76,6 +85,13 @@ def same_size(spec: NetworkSpec, size: Sequence[int]) -> tuple[int, ...]:
 def divisible_size(spec: NetworkSpec, size: Sequence[int]) -> tuple[int, ...]:
     """Valid size of a padded network: divisible by all strides."""
     return round_up(size, spec.divisor)
+
+
+def covering_size(family: Family, spec: NetworkSpec, size: Sequence[int]) -> tuple[int, ...]:
+    """The smallest valid input whose output is at least `size`, per axis."""
+    smallest = family.valid_size(spec, size)
+    margin = (a - b for a, b in zip(smallest, family.output_size(spec, smallest), strict=True))
+    return family.valid_size(spec, [length + lost for length, lost in zip(size, margin, strict=True)])
 
 
 def as_steps(values: Steps) -> tuple[tuple[int, ...], ...]:

@@ -37,6 +37,18 @@ class DecoderStage(nn.Module):
         return self.blocks(torch.cat((self.up(x), skip), 1))
 
 
+def decode(decoder: nn.ModuleList, skips: list[Tensor], training: bool) -> Tensor | tuple[Tensor, ...]:
+    """From the results of all encoder stages to logits, as `Family` describes them for train() and eval() mode."""
+    x = skips[-1]
+    outputs: list[Tensor] = []
+    for index in range(len(decoder) - 1, -1, -1):
+        stage: DecoderStage = decoder[index]  # type: ignore[assignment]
+        x = stage(x, skips[index])
+        if stage.head is not None and (index == 0 or training):
+            outputs.append(stage.head(x))
+    return tuple(reversed(outputs)) if training else outputs[-1]
+
+
 class PlainUNet(nn.Module):
     """Input (B, C, *P), P divisible by the strides; see `Family` for what forward returns.
 
@@ -57,12 +69,4 @@ class PlainUNet(nn.Module):
         for down in self.encoder:
             x = down(x)
             skips.append(x)
-        outputs: list[Tensor] = []
-        for index in range(len(self.decoder) - 1, -1, -1):
-            stage: DecoderStage = self.decoder[index]  # type: ignore[assignment]
-            x = stage(x, skips[index])
-            if stage.head is not None and (index == 0 or self.training):
-                outputs.append(stage.head(x))
-        if not self.training:
-            return outputs[-1]
-        return tuple(reversed(outputs))
+        return decode(self.decoder, skips, self.training)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self
 
 from autounet.schema.options import GIB
 from autounet.schema.plan import NetworkSpec
@@ -27,6 +27,10 @@ class Memory(Protocol):
         """Who judges, for sentences."""
         ...
 
+    def within(self, budget: int) -> Self:
+        """The same judge with another budget (bytes)."""
+        ...
+
     def fits(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> bool: ...
 
     def largest_batch(self, spec: NetworkSpec, patch: tuple[int, ...], most: int) -> int:
@@ -39,12 +43,23 @@ class Memory(Protocol):
 
 
 def convolution_outputs(spec: NetworkSpec, patch: Sequence[int], outputs: int) -> int:
-    """Numbers that all convolutions give for one sample: blocks, transposed convolutions, the final head."""
+    """Numbers that all convolutions give for one sample: blocks, transposed convolutions, the final head.
+
+    A residual block has two convolutions; its skip counts as one more where stride or features change, as in nnU-Net,
+    though it is only pooled where the features stay. Before the first stage stands a stem.
+    """
     size, total, voxels = list(patch), 0, []
+    before = spec.features[0]
+    if spec.family == "residual":
+        total += before * math.prod(size)
     for features, stride, blocks in zip(spec.features, spec.strides, spec.encoder_blocks, strict=True):
         size = [length // step for length, step in zip(size, stride, strict=True)]
         voxels.append(math.prod(size))
-        total += features * blocks * voxels[-1]
+        convolutions = blocks
+        if spec.family == "residual":
+            convolutions = 2 * blocks + (features != before or max(stride) > 1)
+        total += features * convolutions * voxels[-1]
+        before = features
     for stage, blocks in enumerate(spec.decoder_blocks):
         total += spec.features[stage] * (blocks + 1) * voxels[stage]
     return total + outputs * voxels[0]
@@ -63,6 +78,9 @@ class ProxyMemory:
     """channels of the final head"""
     rounded: bool
     source: str = "nnU-Net's proxy for memory (a count of convolution outputs, converted to bytes)"
+
+    def within(self, budget: int) -> Self:
+        return replace(self, budget=budget)
 
     def fits(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> bool:
         count = convolution_outputs(spec, patch, self.outputs)
@@ -90,6 +108,9 @@ class MeasuredMemory:
     measure: Measure
     source: str = "the memory model"
     _known: dict[tuple[str, tuple[int, ...], int], int] = field(default_factory=dict)
+
+    def within(self, budget: int) -> Self:
+        return replace(self, budget=budget)
 
     def fits(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> bool:
         return self.predicted(spec, patch, batch) <= self.budget

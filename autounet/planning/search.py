@@ -13,7 +13,7 @@ import numpy as np
 from autounet.planning.memory import Memory
 from autounet.planning.topology import Topology, find_topology
 from autounet.schema.errors import PlanError
-from autounet.schema.plan import NetworkSpec
+from autounet.schema.plan import Limit, Limits, NetworkSpec
 from autounet.schema.quantities import format_size
 
 START_EDGE = {2: 2048, 3: 256}
@@ -35,6 +35,8 @@ class Task:
     batch_limit: int | None
     patch_limit: int | None = None
     """most voxels of a patch"""
+    largest_share: float = LARGEST_SHARE
+    """of the data set's voxels in a batch"""
 
     def allows(self, patch: Sequence[int]) -> bool:
         return self.patch_limit is None or int(np.prod(patch)) <= self.patch_limit
@@ -51,6 +53,7 @@ class Found:
     batch: int
     network: NetworkSpec
     memory_bytes: int
+    limited_by: Limits
     reasons: tuple[str, ...]
 
 
@@ -59,15 +62,16 @@ Propose = Callable[[Topology], NetworkSpec]
 
 def search(task: Task, memory: Memory, propose: Propose, budget: int) -> Found:
     """Raises PlanError when images are too small for a U-Net or the budget too small for any patch."""
-    start = start_topology(task).patch
     patch, network = find_patch(task, memory, propose, budget)
-    batch, limit = choose_batch(task, memory, network, patch)
+    batch, batch_limit = choose_batch(task, memory, network, patch)
+    limits = Limits(patch=patch_limit(task, patch), batch=batch_limit)
     return Found(
         patch=patch,
         batch=batch,
         network=network,
         memory_bytes=memory.predicted(network, patch, batch),
-        reasons=(_patch_reason(task, patch, start, memory, budget), f"{task.name}: batch {batch}, limited by {limit}."),
+        limited_by=limits,
+        reasons=(patch_reason(task, patch, memory, budget), batch_reason(task, batch, batch_limit)),
     )
 
 
@@ -75,7 +79,7 @@ def find_patch(task: Task, memory: Memory, propose: Propose, budget: int) -> tup
     """The first patch, from large to small, whose smallest batch fits. Raises PlanError as `search` does."""
     topology = start_topology(task)
     if len(topology.strides) < 2:
-        raise PlanError(_images_too_small(task))
+        raise PlanError(images_too_small(task))
     seen: set[tuple[int, ...]] = set()
     while topology.patch not in seen and len(topology.strides) > 1:
         network = propose(topology)
@@ -83,10 +87,7 @@ def find_patch(task: Task, memory: Memory, propose: Propose, budget: int) -> tup
             return topology.patch, network
         seen.add(topology.patch)
         topology = shrink(topology, task)
-    raise PlanError(
-        f"{task.name}: no patch fits into {format_size(budget)} by {memory.source}. "
-        "Give more --memory, or a smaller base_features"
-    )
+    raise PlanError(no_patch_fits(task, memory, budget))
 
 
 def start_topology(task: Task) -> Topology:
@@ -112,22 +113,30 @@ def shrink(topology: Topology, task: Task) -> Topology:
     return find_topology(task.spacing, smaller)
 
 
-def choose_batch(task: Task, memory: Memory, network: NetworkSpec, patch: tuple[int, ...]) -> tuple[int, str]:
+def choose_batch(task: Task, memory: Memory, network: NetworkSpec, patch: tuple[int, ...]) -> tuple[int, Limit]:
     """The largest batch within memory, 5 % of the voxels and the limit, never below the least; and what limits it."""
-    share = round(task.voxels * LARGEST_SHARE / np.prod(patch, dtype=np.float64))
-    limits = {f"{LARGEST_SHARE:.0%} of the data set's voxels": share}
-    if task.batch_limit is not None:
-        limits["the limit given"] = task.batch_limit
-    least = task.least_batch
-    most = max(least, min(limits.values()))
+    limits = _sample_limits(task, patch)
+    least, most = task.least_batch, most_samples(task, patch)
     batch = memory.largest_batch(network, patch, most)
     if batch < most:
-        return (batch, "memory") if batch >= least else (least, "the smallest batch allowed")
-    reason = min(limits, key=lambda name: limits[name])
-    return most, reason if limits[reason] >= least else "the smallest batch allowed"
+        return (batch, "memory") if batch >= least else (least, "minimum")
+    limit = min(limits, key=lambda name: limits[name])
+    return most, limit if limits[limit] >= least else "minimum"
 
 
-def _images_too_small(task: Task) -> str:
+def most_samples(task: Task, patch: Sequence[int]) -> int:
+    """The largest batch that anything but memory allows."""
+    return max(task.least_batch, min(_sample_limits(task, patch).values()))
+
+
+def _sample_limits(task: Task, patch: Sequence[int]) -> dict[Limit, int]:
+    limits: dict[Limit, int] = {"data": round(task.voxels * task.largest_share / np.prod(patch, dtype=np.float64))}
+    if task.batch_limit is not None:
+        limits["option"] = task.batch_limit
+    return limits
+
+
+def images_too_small(task: Task) -> str:
     size = " x ".join(f"{length:g}" for length in task.median)
     return (
         f"{task.name}: the median image of {size} voxels is too small for a U-Net, which needs at least 12 voxels "
@@ -135,13 +144,39 @@ def _images_too_small(task: Task) -> str:
     )
 
 
-def _patch_reason(task: Task, patch: Sequence[int], start: Sequence[int], memory: Memory, budget: int) -> str:
+def no_patch_fits(task: Task, memory: Memory, budget: int) -> str:
+    return (
+        f"{task.name}: no patch fits into {format_size(budget)} by {memory.source}. "
+        "Give more --memory, or a smaller base_features"
+    )
+
+
+def patch_limit(task: Task, patch: Sequence[int]) -> Limit:
+    """What keeps the patch from being larger."""
+    if all(length >= whole for length, whole in zip(patch, task.median, strict=True)):
+        return "image"
+    if task.patch_limit is not None:
+        return "option"
+    return "search" if tuple(patch) == start_topology(task).patch else "memory"
+
+
+def patch_reason(task: Task, patch: Sequence[int], memory: Memory, budget: int) -> str:
     size = " x ".join(str(length) for length in patch)
     median = " x ".join(f"{length:g}" for length in task.median)
-    if all(length >= whole for length, whole in zip(patch, task.median, strict=True)):
-        return f"{task.name}: patch {size}, the median image ({median}) rounded up to what the strides divide."
-    if task.patch_limit is not None:
-        return f"{task.name}: patch {size}, the largest within the limit of {task.patch_limit} voxels that is given."
-    if tuple(patch) == tuple(start):
-        return f"{task.name}: patch {size}, the largest considered: of equal length in mm inside the median image."
-    return f"{task.name}: patch {size}, the largest that fits into {format_size(budget)} by {memory.source}."
+    why = {
+        "image": f"the median image ({median}) rounded up to what the strides divide",
+        "option": f"the largest within the limit of {task.patch_limit} voxels that is given",
+        "search": "the largest considered: of equal length in mm inside the median image",
+        "memory": f"the largest that fits into {format_size(budget)} by {memory.source}",
+    }
+    return f"{task.name}: patch {size}, {why[patch_limit(task, patch)]}."
+
+
+def batch_reason(task: Task, batch: int, limit: Limit) -> str:
+    what = {
+        "data": f"{task.largest_share:.0%} of the data set's voxels",
+        "option": "the limit given",
+        "memory": "memory",
+        "minimum": "the smallest batch allowed",
+    }
+    return f"{task.name}: batch {batch}, limited by {what[limit]}."

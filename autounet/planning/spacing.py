@@ -55,7 +55,8 @@ def find_grid(fingerprint: Fingerprint, scale: float = 1.0) -> Grid:
             "lie in the plane of the finest resolution."
         )
     if scale != 1:
-        target = target * scale
+        # two-dimensional images keep their one slice
+        target = target * ([1.0, scale, scale] if fingerprint.dimension == 2 else scale)
         reasons.append(f"The target spacing is made {scale:g} times coarser, as asked: {numbers(target)} mm.")
     resampled = np.array([resampled_shape(*pair, target) for pair in zip(sizes, spacings, strict=True)])
     order = list(transpose)

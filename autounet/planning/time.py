@@ -6,13 +6,16 @@ Everything here is arithmetic over measured seconds; the pipeline measures and h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
+from autounet.nets import FAMILIES
 from autounet.ops.tiles import axis_starts
+from autounet.planning.speed import Speed
 from autounet.schema.errors import DeadlineError
+from autounet.schema.fingerprint import CaseFingerprint, Fingerprint
 from autounet.schema.options import PlannerOptions
-from autounet.schema.plan import Configuration
+from autounet.schema.plan import Configuration, Limits, PreprocessSpec
 from autounet.schema.quantities import format_time
 
 WIDTHS = (32, 24, 16, 8)
@@ -23,6 +26,8 @@ LARGER_BATCH_STEPS = 5000
 """steps that a fold should still get with a larger batch; chosen like the one above"""
 FREE_SHARE = 0.8
 """a wider network that keeps this share of the steps is taken anyway: narrow ones leave matrix units idle"""
+LEAST_SECONDS = 1e-9
+"""of a sample: a clock that saw none is not divided by"""
 FEW_STEPS = 1000
 """steps below which a smaller patch, and so more steps, wins (benchmarks/results/schedule_2026-11-22.md, DRIVE)"""
 LEAST_EDGE = {2: 96, 3: 48}
@@ -48,9 +53,31 @@ class Timing:
     step_per_sample: float
     forward: float
     """one patch through the network in evaluation"""
+    making: float = 0.0
+    """of one core for one sample"""
+    makers: int = 0
+    """processes that make samples beside the steps; 0: the training's own process, between them"""
 
     def step(self, batch: int) -> float:
-        return self.step_overhead + batch * self.step_per_sample
+        computing = self.step_overhead + batch * self.step_per_sample
+        if not self.makers:
+            return computing + batch * self.making
+        return max(computing, batch * self.making / self.makers)
+
+    def largest_batch(self, seconds: float) -> int:
+        """The largest whose step takes at most `seconds`; may be 0 or less."""
+        per_sample = self.step_per_sample + (0.0 if self.makers else self.making)
+        largest = (seconds - self.step_overhead) / max(per_sample, LEAST_SECONDS)
+        if self.makers and self.making:
+            largest = min(largest, seconds * self.makers / self.making)
+        return math.floor(largest)
+
+
+def timing_of(configuration: Configuration, speed: Speed, making: float, makers: int) -> Timing:
+    """A configuration's timing by what its network costs; `making` seconds a sample, see `Timing`."""
+    voxels, batch = math.prod(configuration.patch_size), configuration.batch_size
+    forward = speed.forward.seconds(batch * voxels) / batch
+    return Timing(speed.step.overhead, speed.step.per_voxel * voxels, forward, making, makers)
 
 
 @dataclass(frozen=True)
@@ -64,6 +91,8 @@ class Shape:
     validation_seconds: float
     """expected per fold"""
     reasons: tuple[str, ...]
+    limits: Limits = field(default_factory=Limits)
+    """where the time decided; None elsewhere"""
 
 
 @dataclass(frozen=True)
@@ -78,6 +107,8 @@ class Frame:
     """what the rest of the command takes"""
     step_limit: int | None = None
     """more steps than these are not wanted"""
+    fingerprint: Fingerprint | None = None
+    """of the cases to be validated; None: all are of median size"""
 
     def wanted(self, steps: int) -> int:
         return min(steps, self.step_limit or steps)
@@ -100,7 +131,7 @@ class Candidate:
     @property
     def validation(self) -> float:
         """Seconds per fold."""
-        return self.frame.cases_per_fold * volume_seconds(self.configuration, self.timing)
+        return self.frame.cases_per_fold * case_seconds(self.configuration, self.timing, self.frame.fingerprint)
 
     @property
     def training(self) -> float:
@@ -137,13 +168,19 @@ def shape_to_time(frame: Frame, options: PlannerOptions, configure: Configure, m
     steps = frame.wanted(int(best.training / best.timing.step(batch)))
     chosen = best.options if options.preset else best.options.model_copy(update={"batch_limit": batch})
     patch = " x ".join(str(length) for length in best.configuration.patch_size)
+    width = best.configuration.network.features[0]
     reason = (
         f"{format_time(frame.seconds)} for {frame.folds} folds leave {format_time(best.training)} of training each: "
-        f"{chosen.base_features} features in the first stage, a patch of {patch} and a batch of {batch} get about "
+        f"{width} features in the first stage, a patch of {patch} and a batch of {batch} get about "
         f"{steps} steps ({best.timing.step(batch):.2f} s each as measured)"
     )
     rule = "; the preset keeps its network." if options.preset else f"; wider pays from {WIDER_STEPS} steps on."
-    return Shape(chosen, steps, best.timing.step(batch), best.validation, (reason + rule, *inference_reasons))
+    limits = Limits(
+        patch="time" if chosen.patch_limit != options.patch_limit else None,
+        batch="time" if batch < best.configuration.batch_size else None,
+        width="time" if not options.preset and width < max(WIDTHS) else None,
+    )
+    return Shape(chosen, steps, best.timing.step(batch), best.validation, (reason + rule, *inference_reasons), limits)
 
 
 def _widest(attempt: Callable[..., Candidate], frame: Frame) -> Candidate:
@@ -172,8 +209,7 @@ def _smaller_patch(attempt: Callable[..., Candidate], best: Candidate) -> Candid
 def _batch(best: Candidate) -> int:
     """The largest batch with a useful number of steps."""
     per_step = best.training / best.frame.wanted(LARGER_BATCH_STEPS)
-    useful = math.floor((per_step - best.timing.step_overhead) / best.timing.step_per_sample)
-    return max(best.least_batch, min(best.configuration.batch_size, useful))
+    return max(best.least_batch, min(best.configuration.batch_size, best.timing.largest_batch(per_step)))
 
 
 def _require_time(best: Candidate) -> None:
@@ -213,13 +249,35 @@ def _shape_inference(best: Candidate, configure: Configure) -> tuple[Candidate, 
     return shaped, (f"To keep validation within {INFERENCE_SHARE:.0%} of the time, {', '.join(said)}.",)
 
 
-def volume_seconds(configuration: Configuration, timing: Timing) -> float:
-    """Predicting, exporting and evaluating one case of median size with one model."""
+def case_seconds(configuration: Configuration, timing: Timing, fingerprint: Fingerprint | None) -> float:
+    """Mean over the cases of predicting, exporting and evaluating one with one model.
+
+    Without a fingerprint, of one of median size: too little where the median image fits into one patch and others do
+    not.
+    """
+    if fingerprint is None:
+        return volume_seconds(configuration, timing, configuration.median_shape)
+    shapes = (_prepared_shape(configuration.preprocess, case) for case in fingerprint.cases)
+    return sum(volume_seconds(configuration, timing, shape) for shape in shapes) / len(fingerprint.cases)
+
+
+def volume_seconds(configuration: Configuration, timing: Timing, shape: Sequence[int]) -> float:
+    """Of one case of `shape` (3 axes of the network) on the prepared grid."""
     dims = configuration.network.dims
-    shape = configuration.median_shape
     tiles = 1 if dims == 3 else shape[0]
-    overlap = configuration.inference.overlap
-    for size, patch in zip(shape[-dims:], configuration.patch_size, strict=True):
-        tiles *= len(axis_starts(max(size, patch), patch, overlap))
+    overlap, network = configuration.inference.overlap, configuration.network
+    output = FAMILIES[network.family].output_size(network, configuration.patch_size)
+    for size, length in zip(shape[-dims:], output, strict=True):
+        tiles *= len(axis_starts(max(size, length), length, overlap))
     forward = tiles * 2 ** len(configuration.inference.mirror_axes) * timing.forward
     return forward + EXPORT_SECONDS_PER_VOXEL * math.prod(shape)
+
+
+def _prepared_shape(preprocess: PreprocessSpec, case: CaseFingerprint) -> tuple[int, ...]:
+    """After transposition, crop and resampling."""
+    lengths = [case.cropped_shape[axis] for axis in preprocess.transpose]
+    spacing = [case.spacing[axis] for axis in preprocess.transpose]
+    return tuple(
+        length if target is None else max(1, round(length * own / target))
+        for length, own, target in zip(lengths, spacing, preprocess.spacing, strict=True)
+    )

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from pydantic import ValidationError
 
 from autounet.nets import FAMILIES
+from autounet.planning.memory import Memory
 from autounet.schema.errors import PlanError
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.labels import Labels
 from autounet.schema.plan import Configuration, NetworkSpec, Plan
+from autounet.schema.quantities import format_size
 
 
-def validate(plan: Plan, fingerprint: Fingerprint, labels: Labels) -> None:
-    """Raises PlanError that lists everything wrong, each with the configuration, the value and the remedy."""
-    problems = [
-        f"{name}: {problem}"
-        for name, configuration in plan.configurations.items()
-        for problem in _problems(configuration, fingerprint, labels)
-    ]
+def validate(plan: Plan, fingerprint: Fingerprint, labels: Labels, fits: Memory | None = None) -> tuple[str, ...]:
+    """Raises PlanError that lists everything wrong, each with the configuration, the value and the remedy.
+
+    `fits` judges whether a training fits into the memory; None: nobody asks. The memory of a preset's plan is nominal,
+    and the preset keeps what it says: there a training that does not fit is returned as a warning.
+    """
+    problems: list[str] = []
+    warnings: list[str] = []
+    for name, configuration in plan.configurations.items():
+        found = [f"{name}: {problem}" for problem in _problems(configuration, fingerprint, labels)]
+        problems += found
+        if fits is not None and not found:
+            too_large = [f"{name}: {problem}" for problem in _memory_problems(configuration, fits)]
+            (warnings if plan.options.preset else problems).extend(too_large)
     if problems:
         raise PlanError("the plan cannot be used:\n" + "\n".join(problems))
+    return tuple(warnings)
 
 
 def _problems(configuration: Configuration, fingerprint: Fingerprint, labels: Labels) -> Iterator[str]:
@@ -30,17 +41,17 @@ def _problems(configuration: Configuration, fingerprint: Fingerprint, labels: La
     if network.family not in FAMILIES:
         yield f"no network family '{network.family}'. There are: {', '.join(FAMILIES)}"
         return
-    try:
-        FAMILIES[network.family].options.model_validate(network.options)
-    except ValidationError as error:
-        details = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        yield f"network.options do not fit the family {network.family}: {details}"
+    of_family = list(_family_problems(network))
+    yield from of_family
     topology = list(_topology_problems(network))
     yield from topology
-    if not topology:
+    if not topology and not of_family:
         yield from _patch_problems(configuration)
-    if network.in_channels != len(fingerprint.channels):
-        yield f"network.in_channels is {network.in_channels}, and the data have {len(fingerprint.channels)} channels"
+    handed = 0 if configuration.previous_stage is None else labels.count - 1
+    if network.in_channels != len(fingerprint.channels) + handed:
+        more = f", and the previous stage hands over {handed}" if handed else ""
+        channels = len(fingerprint.channels)
+        yield f"network.in_channels is {network.in_channels}, and the data have {channels} channels{more}"
     if network.out_channels != labels.count:
         yield f"network.out_channels is {network.out_channels}, and there are {labels.count} classes with background"
     for axes, place in (
@@ -49,6 +60,21 @@ def _problems(configuration: Configuration, fingerprint: Fingerprint, labels: La
     ):
         if any(axis not in range(network.dims) for axis in axes) or len(set(axes)) != len(axes):
             yield f"{place} is {axes}: name each axis from 0 to {network.dims - 1} at most once"
+
+
+def _family_problems(network: NetworkSpec) -> Iterator[str]:
+    family = FAMILIES[network.family]
+    try:
+        family.options.model_validate(network.options)
+    except ValidationError as error:
+        details = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        yield f"network.options do not fit the family {network.family}: {details}"
+        return
+    if network.dims not in family.dims:
+        yield f"network.dims is {network.dims}, and the family {network.family} exists in {family.dims[0]} only"
+    if network.deep_supervision and not family.deep_supervision:
+        yield f"network.deep_supervision is true, and the family {network.family} has one output: set it to false"
+    yield from family.problems(network)
 
 
 def _preprocess_problems(configuration: Configuration, fingerprint: Fingerprint) -> Iterator[str]:
@@ -86,18 +112,75 @@ def _patch_problems(configuration: Configuration) -> Iterator[str]:
     if min(patch) < 1:
         yield f"patch_size is {patch}: every length must be 1 or more"
         return
-    above = FAMILIES[network.family].valid_size(network, patch)
+    valid_size = FAMILIES[network.family].valid_size
+    above = valid_size(network, patch)
     if above == patch:
         return
-    below = tuple(
-        length if length == valid else max(valid - step, step)
-        for length, valid, step in zip(patch, above, network.divisor, strict=True)
-    )
-    nearest = _size(above) if below == above else f"{_size(below)} and {_size(above)}"
+    below = _size_below(network, patch)
+    nearest = _size(above) if below in (None, above) else f"{_size(below or ())} and {_size(above)}"
+    padded = valid_size(network, network.divisor) == network.divisor
+    wrong = "divisible by the strides" if padded else f"an input of a {network.family} network with its strides"
     yield (
-        f"patch_size {_size(patch)} is not divisible by the strides ({_size(network.divisor)} in all). "
+        f"patch_size {_size(patch)} is not {wrong} ({_size(network.divisor)} in all). "
         f"The nearest valid sizes are {nearest}"
     )
+
+
+def _size_below(network: NetworkSpec, patch: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The largest valid size that is no longer than `patch` along any axis, but at least the smallest valid length.
+
+    None where a family has no such size within two steps of the strides.
+    """
+    valid_size = FAMILIES[network.family].valid_size
+    smallest = valid_size(network, (1,) * network.dims)
+    lengths = []
+    for axis, (length, least, step) in enumerate(zip(patch, smallest, network.divisor, strict=True)):
+        wanted = max(length, least)
+        tries = (tried for tried in range(wanted, max(least, wanted - 2 * step) - 1, -1))
+        fitting = (tried for tried in tries if valid_size(network, _replaced(smallest, axis, tried))[axis] == tried)
+        found = next(fitting, None)
+        if found is None:
+            return None
+        lengths.append(found)
+    below = tuple(lengths)
+    return below if valid_size(network, below) == below else None
+
+
+def _memory_problems(configuration: Configuration, fits: Memory) -> Iterator[str]:
+    network, patch, batch = configuration.network, configuration.patch_size, configuration.batch_size
+    if fits.fits(network, patch, batch):
+        return
+    largest = fits.largest_batch(network, patch, batch)
+    smaller = _fitting_patch(configuration, fits)
+    remedies = [f"batch_size {largest}, the largest that fits"] if largest >= 1 else []
+    if smaller is not None:
+        remedies.append(f"patch_size {_size(smaller)} with this batch")
+    advice = " or ".join(remedies) or "fewer features; no patch fits with this network"
+    yield (
+        f"a batch of {batch} patches of {_size(patch)} does not fit into the memory: "
+        f"{format_size(fits.predicted(network, patch, batch))} by {fits.source}. Give {advice}, or more --memory"
+    )
+
+
+def _fitting_patch(configuration: Configuration, fits: Memory) -> tuple[int, ...] | None:
+    """The first valid patch that fits with the planned batch, made smaller along its longest axis step by step."""
+    network, patch = configuration.network, configuration.patch_size
+    valid_size = FAMILIES[network.family].valid_size
+    while not fits.fits(network, patch, configuration.batch_size):
+        shorter = [
+            valid_size(network, _replaced(patch, axis, length - step))
+            for axis, (length, step) in enumerate(zip(patch, network.divisor, strict=True))
+            if length > step
+        ]
+        smaller = [size for size in shorter if math.prod(size) < math.prod(patch)]
+        if not smaller:
+            return None
+        patch = min(smaller, key=lambda size: (max(size), math.prod(size)))
+    return patch
+
+
+def _replaced(size: tuple[int, ...], axis: int, length: int) -> tuple[int, ...]:
+    return (*size[:axis], length, *size[axis + 1 :])
 
 
 def _size(values: tuple[int, ...]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from autounet.ops.label_values import decode
-from autounet.preprocessing.grids import StoredView, stored_view
+from autounet.preprocessing.grids import View, stored_view
 from autounet.schema.labels import Labels
 from autounet.schema.prepared import CaseProperties
 
@@ -41,18 +41,22 @@ def export(
     if len(shares) != len(views):
         raise ValueError(f"{len(shares)} weights for {len(views)} sources")
     dense = np.zeros(sources[0][1].geometry.shape, np.int16)
-    inside = dense[tuple(slice(start, stop) for start, stop in views[0].box)]
+    classify(views, shares, temperature, dense[tuple(slice(start, stop) for start, stop in views[0].box)])
+    return decode(dense, labels).astype(np.int32, copy=False)
+
+
+def classify(views: Sequence[View], shares: np.ndarray, temperature: float, result: np.ndarray) -> None:
+    """Fill `result`, dense classes (Z, Y, X) int16 of the views' common target, as `export` decides them."""
     winners = [best_class(view.scores) for view in views]
     if len(views) == 1 and views[0].same_grid:
-        inside[...] = winners[0]
-        return decode(dense, labels).astype(np.int32, copy=False)
+        result[...] = winners[0]
+        return
     planes = [_Planes(view) for view in views]
-    for z, row in enumerate(inside):
+    for z, row in enumerate(result):
         row[...] = _agreed(views, winners, z)
         undecided = row == UNDECIDED
         if undecided.any():
             row[undecided] = _decide(planes, shares, temperature, z, *np.nonzero(undecided))
-    return decode(dense, labels).astype(np.int32, copy=False)
 
 
 def best_class(scores: np.ndarray) -> np.ndarray:
@@ -70,7 +74,7 @@ def best_class(scores: np.ndarray) -> np.ndarray:
     return result
 
 
-def _checked_views(sources: Sequence[tuple[np.ndarray, CaseProperties]], labels: Labels) -> list[StoredView]:
+def _checked_views(sources: Sequence[tuple[np.ndarray, CaseProperties]], labels: Labels) -> list[View]:
     if not sources:
         raise ValueError("nothing to export: no scores")
     views = [stored_view(np.asarray(scores), properties) for scores, properties in sources]
@@ -85,7 +89,7 @@ def _checked_views(sources: Sequence[tuple[np.ndarray, CaseProperties]], labels:
     return views
 
 
-def _agreed(views: Sequence[StoredView], winners: Sequence[np.ndarray], z: int) -> np.ndarray:
+def _agreed(views: Sequence[View], winners: Sequence[np.ndarray], z: int) -> np.ndarray:
     """(Y, X) int16 of slice `z`: the class on which all neighbours in all sources agree, else UNDECIDED."""
     agreed: np.ndarray | None = None
     for view, winner in zip(views, winners, strict=True):
@@ -124,7 +128,7 @@ class _Planes:
     crop share them.
     """
 
-    def __init__(self, view: StoredView) -> None:
+    def __init__(self, view: View) -> None:
         self.view = view
         self._kept: dict[int, np.ndarray] = {}
 
@@ -142,7 +146,7 @@ class _Planes:
         return self._kept[index]
 
 
-def _interpolate(table: np.ndarray, view: StoredView, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+def _interpolate(table: np.ndarray, view: View, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Scores (N, K) at voxels (y, x) of the crop: a sparse matrix of 4 neighbours a row times the table (Y', X', K)."""
     along_y, along_x = view.taps[1:]
     width = np.int64(table.shape[1])

@@ -1,4 +1,4 @@
-"""Out-of-fold work on cases, from the files to the files: prepare, validate, average, evaluate."""
+"""Out-of-fold work on cases, from the files to the files: prepare, validate, hand over, average, evaluate."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ import numpy as np
 from autounet.datasets import load_case
 from autounet.evaluation import distance_unit, evaluate_case, summarise
 from autounet.images import output_suffix, read_geometry, read_labels, suffix, write_labels
-from autounet.preprocessing import case_key, export, prepare_case
+from autounet.preprocessing import append_one_hot, case_key, export, labels_for_next_stage, prepare_case
 from autounet.schema.dataset import Case, Dataset
 from autounet.schema.plan import Configuration, PreprocessSpec
 from autounet.schema.prepared import CaseProperties
 from autounet.schema.run import CaseMetrics, Metrics
-from autounet.store import is_prepared, open_prepared, read_scores, write_prepared, write_scores
+from autounet.store import (
+    is_prepared,
+    open_prepared,
+    open_stage_labels,
+    read_properties,
+    read_scores,
+    write_prepared,
+    write_scores,
+    write_stage_labels,
+)
 from autounet.workers import map_parallel
 
 OnCase = Callable[[str], None]
@@ -75,14 +84,21 @@ def validate_cases(
     device: str,
     keep_scores: bool,
     on_case: OnCase | None = None,
+    previous: Path | None = None,
 ) -> Metrics:
-    """Predict whole out-of-fold volumes into `folder` and evaluate them; ensembles need the scores kept."""
+    """Predict whole out-of-fold volumes into `folder` and evaluate them; ensembles need the scores kept.
+
+    `previous` is the folder of the labels that the previous stage of a cascade handed over.
+    """
     from autounet.inference.sliding import predict_scores
 
     results = []
     for identifier in cases:
         case = open_prepared(prepared / configuration.prepared, identifier)
-        scores = predict_scores(models, case.image[:], configuration, dataset.labels.count, device)
+        image = case.image[:]
+        if previous is not None:
+            image = append_one_hot(image, open_stage_labels(previous, identifier)[:], dataset.labels.count)
+        scores = predict_scores(models, image, configuration, dataset.labels.count, device)
         if keep_scores:
             write_scores(folder / "scores", identifier, scores)
         segmentation = export([(scores, case.properties)], dataset.labels)
@@ -90,6 +106,39 @@ def validate_cases(
         if on_case:
             on_case(identifier)
     return summarise_cases(results, dataset)
+
+
+class _HandOverTask(NamedTuple):
+    identifier: str
+    scores: Path
+    grid: Path
+    next_grid: Path
+    folder: Path
+
+
+def _hand_over_one(task: _HandOverTask) -> str:
+    source, target = (read_properties(folder, task.identifier) for folder in (task.grid, task.next_grid))
+    labels = labels_for_next_stage(read_scores(task.scores, task.identifier), source, target)
+    write_stage_labels(task.folder, task.identifier, labels)
+    return task.identifier
+
+
+def hand_over_cases(
+    scores: Path,
+    grid: Path,
+    next_grid: Path,
+    folder: Path,
+    cases: Sequence[str],
+    workers: int,
+    on_case: OnCase | None = None,
+) -> None:
+    """Kept out-of-fold scores on one prepared grid to labels on the next stage's, into `folder`, in parallel.
+
+    `grid` and `next_grid` are the folders of the cases as prepared for the two stages.
+    """
+    map_parallel(
+        _hand_over_one, [_HandOverTask(case, scores, grid, next_grid, folder) for case in cases], workers, on_case
+    )
 
 
 def ensemble_cases(

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from autounet.running.deadline import Deadline
 from autounet.running.reading import Known
-from autounet.running.recipes import FULL_STEPS, parse_folds, step_limit, train_options, trained_names
+from autounet.running.recipes import (
+    FULL_STEPS,
+    is_every_fold,
+    parse_folds,
+    step_limit,
+    train_options,
+    trained_folds,
+    trained_names,
+)
 from autounet.schema.options import RunOptions, TrainOptions
 from autounet.schema.plan import Configuration, Plan
 from autounet.schema.run import DeviceProfile
@@ -29,13 +37,22 @@ class Context:
 
     @property
     def folds(self) -> tuple[int | None, ...]:
+        """Those asked for: what is compared, and what each configuration is trained on; see `folds_of`."""
         return parse_folds(self.options.folds, len(self.known.splits.folds))
 
     @property
     def configurations(self) -> dict[str, Configuration]:
-        """Those that are trained."""
-        names = trained_names(self.plan, self.options, limited=self.deadline.promised is not None)
-        return {name: self.plan.configurations[name] for name in names}
+        """Those that are trained, a previous stage before what needs it."""
+        return {name: self.plan.configurations[name] for name in self._names(self._every_fold)}
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Those that would be trained too if every fold were."""
+        return tuple(name for name in self._names(True) if name not in self.configurations)
+
+    def folds_of(self, name: str) -> tuple[int | None, ...]:
+        """The folds that one configuration is trained on."""
+        return trained_folds(name, self.configurations, self.folds, len(self.known.splits.folds))
 
     @property
     def steps(self) -> int | None:
@@ -54,9 +71,17 @@ class Context:
         known = [steps for steps in (configuration.predicted_steps, self.steps) if steps]
         return train_options(self.options, min(known, default=0))
 
+    @property
+    def _every_fold(self) -> bool:
+        return is_every_fold(self.folds, len(self.known.splits.folds))
+
+    def _names(self, every_fold: bool) -> tuple[str, ...]:
+        return trained_names(self.plan, self.options, self.deadline.promised is not None, every_fold)
+
     def cases(self, fold: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Training and validation cases; fold None trains on all."""
-        splits = self.known.splits
+        known = self.known
         if fold is None:
-            return tuple(case for cases in splits.folds for case in cases), ()
+            return tuple(case.identifier for case in known.dataset.cases), ()
+        splits = known.splits
         return splits.training(fold), splits.validation(fold)

@@ -14,10 +14,12 @@ import numpy as np
 from autounet.allocator import keep_freed_memory
 from autounet.datasets import InputCase, find_inputs, load_input
 from autounet.images import output_suffix, suffix, write_labels
-from autounet.preprocessing import Prepared, export, prepare_case
+from autounet.preprocessing import Prepared, append_one_hot, export, labels_for_next_stage, prepare_case
 from autounet.schema.errors import AutoUNetError, DataError, ModelError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.plan import Configuration
+from autounet.schema.prepared import CaseProperties
+from autounet.schema.stages import with_previous_stages
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +27,11 @@ OnCase = Callable[[str], None]
 
 
 class Predictor:
-    """A trained model. `predict` gives label values as in the training data's files."""
+    """A trained model. `predict` gives label values as in the training data's files.
+
+    `configuration` is one instead of those selected. `folds` are those of the selected: a previous stage of a cascade
+    is always predicted with all folds that were packed.
+    """
 
     def __init__(
         self,
@@ -41,19 +47,24 @@ class Predictor:
 
         self.bundle, self.folder = load_bundle(Path(model))
         self.device = choose_device(device)
-        names = (configuration,) if configuration else self.bundle.selection.chosen
-        unknown = set(names) - set(self.bundle.configurations)
+        self.names = (configuration,) if configuration else self.bundle.selection.chosen
+        unknown = set(self.names) - set(self.bundle.configurations)
         if unknown:
             raise ModelError(
                 f"{model} has no configuration {', '.join(sorted(unknown))}; "
                 f"it has {', '.join(self.bundle.configurations)}"
             )
-        self.configurations = {name: _adjusted(self.bundle.configurations[name], mirror, overlap) for name in names}
+        self.configurations = {
+            name: _adjusted(self.bundle.configurations[name], mirror, overlap)
+            for name in with_previous_stages(self.names, self.bundle.configurations)
+        }
         self.models = {
-            name: build_models(self.bundle, self.folder, name, folds, self.device) for name in self.configurations
+            name: build_models(self.bundle, self.folder, name, folds if name in self.names else None, self.device)
+            for name in self.configurations
         }
 
     def prepare(self, image: np.ndarray, geometry: Geometry) -> list[Prepared]:
+        """An image (C,Z,Y,X) for each of the configurations, previous stages included."""
         return [
             prepare_case("", "", image, None, geometry, configuration.preprocess)
             for configuration in self.configurations.values()
@@ -63,11 +74,16 @@ class Predictor:
         """Label values (Z,Y,X) in the geometry of the image that `prepared` came from."""
         from autounet.inference.sliding import predict_scores
 
-        sources = []
+        classes = self.bundle.labels.count
+        found: dict[str, tuple[np.ndarray, CaseProperties]] = {}
         for (name, configuration), case in zip(self.configurations.items(), prepared, strict=True):
-            scores = predict_scores(self.models[name], case.image, configuration, self.bundle.labels.count, self.device)
-            sources.append((scores, case.properties))
-        return export(sources, self.bundle.labels)
+            image = case.image
+            if configuration.previous_stage is not None:
+                labels = labels_for_next_stage(*found[configuration.previous_stage], case.properties)
+                image = append_one_hot(image, labels, classes)
+            scores = predict_scores(self.models[name], image, configuration, classes, self.device)
+            found[name] = scores, case.properties
+        return export([found[name] for name in self.names], self.bundle.labels)
 
     def predict(self, image: np.ndarray, spacing: Sequence[float] | None = None) -> np.ndarray:
         """Segment an array (C,Z,Y,X), (Z,Y,X) or, for 2-D models, (Y,X); spacing (z,y,x) mm. Returns (Z,Y,X) values."""

@@ -50,7 +50,7 @@ def read_data(
     fingerprint = build_fingerprint(dataset, facts, orientation)
     _result(dataset, findings).save(out / "findings.json")
     dataset.save(out / "dataset.json")
-    if splits.source != "full":  # the folds of an earlier run are kept
+    if splits.source != "full":
         splits.save(out / "splits.json")
     fingerprint.save(out / "fingerprint.json")
     return Known(dataset, facts, splits, fingerprint)
@@ -92,15 +92,19 @@ def _load_facts(folder: Path) -> list[CaseFacts]:
 
 
 def _split(dataset: Dataset, facts: Sequence[CaseFacts], options: RunOptions, file: Path) -> Splits:
-    if options.folds == "full":  # nothing is validated, so a single case will do
-        return Splits(source="full", folds=(tuple(case.identifier for case in dataset.cases),))
+    """`--folds full` has folds too, for the first stage of a cascade; without one a single case will do."""
     try:
         existing = Splits.load(file)
     except RecordError as error:
         if file.exists():
             log.warning("%s: the cases are split anew", error)
         existing = None
-    return make_splits(dataset, facts, options.data, options.seed or 0, existing)
+    try:
+        return make_splits(dataset, facts, options.data, options.seed or 0, existing)
+    except DataError:
+        if options.folds != "full":
+            raise
+    return Splits(source="full", folds=(tuple(case.identifier for case in dataset.cases),))
 
 
 def _result(dataset: Dataset, findings: Sequence[Finding]) -> CheckResult:

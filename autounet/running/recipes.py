@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from autounet.planning import PRESETS
 from autounet.schema.errors import OptionError
 from autounet.schema.options import GIB, PlannerOptions, RunOptions, TrainOptions
-from autounet.schema.plan import Plan
+from autounet.schema.plan import Configuration, Plan
 from autounet.schema.run import DeviceProfile
+from autounet.schema.stages import with_previous_stages
 
 EPOCH_STEPS = 250
 """steps of an epoch, as in nnU-Net"""
@@ -18,7 +22,6 @@ SHORT_STEPS = 25_000
 with SGD at equal time is still to be made (benchmarks/schedule.py can make it)"""
 AVERAGED_PART = 10
 """the averaged weights look back over a tenth of the training"""
-PRESET_MEMORY = {"nnunet": 8 * GIB}
 
 
 def asked_configurations(options: RunOptions) -> tuple[str, ...] | None:
@@ -31,7 +34,7 @@ def memory_budget(options: RunOptions, profile: DeviceProfile) -> int:
     if options.memory_bytes:
         return options.memory_bytes
     if options.preset:
-        return PRESET_MEMORY[options.preset]
+        return PRESETS[options.preset].memory_bytes
     if profile.device == "cpu":
         return min(8 * GIB, profile.memory_bytes // 2)
     return int(0.9 * profile.memory_bytes)
@@ -41,7 +44,7 @@ def planner_options(options: RunOptions, profile: DeviceProfile) -> PlannerOptio
     return PlannerOptions(
         memory_bytes=memory_budget(options, profile),
         preset=options.preset,
-        family=options.family or "plain",
+        family=PRESETS[options.preset].family if options.preset else options.family or "plain",
         configurations=asked_configurations(options),
     )
 
@@ -67,7 +70,7 @@ def train_options(options: RunOptions, expected_steps: int) -> TrainOptions:
     full = TrainOptions(
         loss=options.loss or "dice_ce", seed=options.seed or 0, deterministic=bool(options.deterministic)
     )
-    if options.preset == "nnunet" or expected_steps > SHORT_STEPS:
+    if options.preset or expected_steps > SHORT_STEPS:
         return full
     short = {
         "optimiser": "adamw",
@@ -82,6 +85,11 @@ def train_options(options: RunOptions, expected_steps: int) -> TrainOptions:
 
 def check_options(options: RunOptions) -> None:
     """Raises OptionError for options that contradict each other."""
+    if options.preset and options.family not in (None, PRESETS[options.preset].family):
+        raise OptionError(
+            f"--preset {options.preset} has networks of the family {PRESETS[options.preset].family}, not "
+            f"{options.family}. Give that family too, or another preset"
+        )
     if options.deterministic and not step_limit(options):
         raise OptionError(
             "--deterministic needs --epochs or --iterations: a time limit never gives the same steps twice"
@@ -103,11 +111,34 @@ def parse_folds(text: str | None, count: int) -> tuple[int | None, ...]:
     return folds
 
 
-def trained_names(plan: Plan, options: RunOptions, limited: bool) -> tuple[str, ...]:
-    """Which configurations are trained: those asked for; with a time limit the main one; else all of the plan."""
+def trained_names(plan: Plan, options: RunOptions, limited: bool, every_fold: bool = True) -> tuple[str, ...]:
+    """Which configurations are trained: those asked for; with a time limit the main one; else all of the plan.
+
+    The previous stage of each comes before it. Where not `every_fold` is trained, stages that need one are left out
+    unless asked for. Raises PlanError for a name that the plan does not have.
+    """
     asked = asked_configurations(options)
     if asked:
-        return asked
-    if limited:
-        return ("3d_fullres",) if "3d_fullres" in plan.configurations else tuple(plan.configurations)[:1]
-    return tuple(plan.configurations)
+        names = asked
+    elif limited:
+        names = ("3d_fullres",) if "3d_fullres" in plan.configurations else tuple(plan.configurations)[:1]
+    else:
+        names = tuple(name for name, each in plan.configurations.items() if every_fold or each.previous_stage is None)
+    return with_previous_stages(names, plan.configurations)
+
+
+def is_every_fold(folds: tuple[int | None, ...], count: int) -> bool:
+    """Whether these are all folds of a cross-validation; `full` is none."""
+    return None not in folds and len(folds) == count
+
+
+def trained_folds(
+    name: str, configurations: Mapping[str, Configuration], folds: tuple[int | None, ...], count: int
+) -> tuple[int | None, ...]:
+    """The folds of one configuration: those asked for, and every cross-validation fold of a previous stage.
+
+    The next stage learns from segmentations of cases that the network had not seen. A previous stage trained on all
+    cases would hand on segmentations better than any of a new image, so `full` cross-validates it all the same.
+    """
+    needed = any(each.previous_stage == name for each in configurations.values())
+    return tuple(range(count)) if needed else folds

@@ -9,7 +9,9 @@ from autounet.images import is_image, stem
 from autounet.running import case_work
 from autounet.running.context import Context
 from autounet.schema.run import Metrics, Selection, fold_name
+from autounet.schema.stages import with_previous_stages
 from autounet.selection import select
+from autounet.store import SCORES, STAGE_LABELS
 
 
 def fold_metrics(out: Path, name: str, fold: int) -> Path:
@@ -38,12 +40,14 @@ class Selecting:
         self._pack(selection, chosen.mean_dice if chosen else None)
 
     def _forget_gone_cases(self) -> None:
-        """Segmentations and scores of cases that the data set no longer has."""
-        cases = self.context.known.dataset.cases
-        known = {case.identifier for case in cases}
-        for file in [*self.out.glob("crossval/*/*"), *self.out.glob("crossval/*/scores/*.scores.b2nd")]:
-            name = file.name.removesuffix(".scores.b2nd") if file.parent.name == "scores" else stem(file)
-            if (is_image(file) or file.parent.name == "scores") and name not in known:
+        """Segmentations, scores and handed-over labels of cases that the data set no longer has."""
+        known = {case.identifier for case in self.context.known.dataset.cases}
+        kept = {file: stem(file) for file in self.out.glob("crossval/*/*") if is_image(file)}
+        for places, ending in (("*/scores/*", f".{SCORES}"), ("*/next/*/*", f".{STAGE_LABELS}")):
+            files = self.out.glob(f"crossval/{places}{ending}")
+            kept |= {file: file.name.removesuffix(ending) for file in files}
+        for file, name in kept.items():
+            if name not in known:
                 file.unlink()
 
     def _single(self) -> dict[str, Metrics]:
@@ -70,7 +74,7 @@ class Selecting:
         """All cases were trained on: the main configuration, since nothing speaks for the cost of an ensemble."""
         names = list(self.context.configurations)
         return Selection(
-            chosen=(names[-1],),
+            chosen=("3d_fullres" if "3d_fullres" in names else names[-1],),
             compared=(),
             reason="Trained on all cases: nothing was left to validate on, so nothing was compared.",
         )
@@ -78,13 +82,14 @@ class Selecting:
     def _pack(self, selection: Selection, mean_dice: float | None) -> None:
         from autounet.inference.bundle import pack
 
-        models, folds = self.out / "models", self.context.folds
+        models, configurations = self.out / "models", self.context.configurations
         weights = {
-            name: {fold: models / name / fold_name(fold) / "weights.safetensors" for fold in folds}
-            for name in selection.chosen
+            name: {
+                fold: models / name / fold_name(fold) / "weights.safetensors" for fold in self.context.folds_of(name)
+            }
+            for name in with_previous_stages(selection.chosen, configurations)
         }
         data_options = self.context.options.data
-        configurations = self.context.configurations
         pack(
             self.out / "model", self.context.known.dataset, data_options, configurations, selection, weights, mean_dice
         )

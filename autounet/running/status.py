@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autounet.running.deadline import Clock
-from autounet.running.recipes import parse_folds, trained_names
+from autounet.running.recipes import is_every_fold, parse_folds, trained_folds, trained_names
 from autounet.schema.dataset import Splits
 from autounet.schema.errors import OptionError, RecordError
 from autounet.schema.options import RunOptions
@@ -53,12 +53,15 @@ def _folds(out: Path) -> list[dict[str, Any]]:
     except RecordError:
         return []
     limited = (out / "clock.json").exists() or options.seconds is not None
+    count = len(splits.folds)
+    folds = parse_folds(options.folds, count)
     trained = [name for name in plan.configurations if (out / "models" / name).exists()]
-    trained = trained or list(trained_names(plan, options, limited))
+    trained = trained or list(trained_names(plan, options, limited, is_every_fold(folds, count)))
+    configurations = {name: plan.configurations[name] for name in trained}
     return [
         {"configuration": name, "fold": "all" if fold is None else fold, **_fold(out, name, fold)}
         for name in trained
-        for fold in parse_folds(options.folds, len(splits.folds))
+        for fold in trained_folds(name, configurations, folds, count)
     ]
 
 

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from autounet.planning.time import CLOSING_SECONDS, Frame, Shape, Timing, shape_to_time
+from autounet.planning.run_length import CLOSING_SECONDS_PER_CASE, closing_seconds, preprocessing_seconds, work_of
+from autounet.planning.speed import making_seconds
+from autounet.planning.time import Frame, Shape, Timing, shape_to_time, timing_of
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.labels import Labels
 from autounet.schema.options import PlannerOptions, TrainOptions
 from autounet.schema.plan import Configuration
 
-log = logging.getLogger(__name__)
+__all__ = ["CLOSING_SECONDS_PER_CASE", "Clock", "TimeFrame", "shape_to_device"]
 
-PREPARE_SECONDS_PER_VOXEL = 4e-7
-"""reading, resampling and writing on one core; generous, since what is left over goes to training"""
-CLOSING_SECONDS_PER_CASE = 0.03
-PROBE_STEPS = 5
-QUICK_STEP = 0.5
-"""seconds; a slower step is taken to be proportional to its batch"""
-BATCH_RATIO = 4
-"""of the two batches that are timed"""
-SAMPLE_SECONDS_PER_VOXEL = 4.5e-8
-"""reading and augmenting; measured for patches of 40x56x40 (light augmentation, one core: 4 ms)"""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,10 +36,34 @@ class TimeFrame:
 
     def for_folds(self, fingerprint: Fingerprint) -> float:
         """Seconds for training and validation: preprocessing and closing are kept back."""
-        voxels = sum(int(case.shape[0]) * case.shape[1] * case.shape[2] for case in fingerprint.cases)
-        channels = len(fingerprint.channels)
-        prepare = voxels * channels * PREPARE_SECONDS_PER_VOXEL / max(1, self.workers)
-        return self.seconds - prepare - CLOSING_SECONDS - CLOSING_SECONDS_PER_CASE * len(fingerprint.cases)
+        work = work_of(fingerprint, self.workers)
+        return self.seconds - preprocessing_seconds(work) - closing_seconds(work)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Times configurations on a device, by training steps of at most about half a second each."""
+
+    labels: Labels
+    device: str
+    rates: Mapping[str, float]
+    """`DeviceProfile.sample_rates`"""
+    makers: int
+    """processes that make samples beside the training; 0: none"""
+    cases: int
+    """of the data set"""
+
+    def timing(self, configuration: Configuration, options: TrainOptions) -> Timing:
+        """Raises torch's OutOfMemoryError where not even a small step fits into the device's memory."""
+        from autounet.training import measure_speed
+        from autounet.training.sources import CASE_MEMORY
+
+        speed = measure_speed(configuration, self.labels, options, self.device)
+        case_bytes = math.prod(configuration.median_shape) * (4 * configuration.network.in_channels + 2)
+        read = self.cases * case_bytes * max(1, self.makers) > CASE_MEMORY
+        making = making_seconds(configuration, self.labels.count, options.augmentation, self.rates, read)
+        # on a CPU the makers take their time from the steps
+        return timing_of(configuration, speed, making, 0 if self.device == "cpu" else self.makers)
 
 
 def shape_to_device(
@@ -58,28 +75,21 @@ def shape_to_device(
     configure: Callable[[PlannerOptions], Configuration],
     device: str,
     step_limit: int | None,
+    rates: Mapping[str, float] | None = None,
+    makers: int = 0,
 ) -> Shape:
-    """Measured shaping of one configuration. Raises DeadlineError when even the smallest recipe does not fit."""
-    from autounet.training.probe import time_steps
+    """Measured shaping of one configuration; `rates` and `makers` as in `Clock`.
+
+    Raises DeadlineError when even the smallest recipe does not fit.
+    """
+    clock = Clock(labels, device, rates or {}, makers, len(fingerprint.cases))
 
     def measure(configuration: Configuration) -> Timing:
-        batch = options.minimum_batch
-
-        def timed(size: int) -> tuple[float, float]:
-            sized = configuration.model_copy(update={"batch_size": size})
-            return time_steps(sized, labels, train_options, device, PROBE_STEPS)
-
-        train, forward = timed(batch)
-        per_sample = train / batch
-        if train < QUICK_STEP:  # what a step costs whatever its batch matters for small patches only
-            slope = (timed(BATCH_RATIO * batch)[0] - train) / ((BATCH_RATIO - 1) * batch)
-            per_sample = min(per_sample, max(slope, 0.1 * per_sample))
-        making = SAMPLE_SECONDS_PER_VOXEL * math.prod(configuration.patch_size)
-        timing = Timing(train - batch * per_sample, per_sample + making, forward)
-        width = configuration.network.features[0]
+        timing = clock.timing(configuration, train_options)
+        width, batch = configuration.network.features[0], options.minimum_batch
         log.info("measured: %d features, batch %d: %.2f s a step", width, batch, timing.step(batch))
         return timing
 
     seconds = frame.share * frame.for_folds(fingerprint)
-    shaped = Frame(seconds, frame.folds, frame.cases_per_fold, frame.promised - seconds, step_limit)
+    shaped = Frame(seconds, frame.folds, frame.cases_per_fold, frame.promised - seconds, step_limit, fingerprint)
     return shape_to_time(shaped, options, configure, measure)

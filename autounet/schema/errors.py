@@ -7,7 +7,7 @@ AutoUNetError                 a user's mistake or a limit met; exit code 1, no t
 ├── PlanError                 a plan that cannot be made, or an edited plan that cannot hold
 ├── ModelError                a bundle that is damaged, mixed or does not fit the input
 ├── DeadlineError             the promised time cannot be kept; carries the least time
-└── BudgetExceeded            trial steps needed more memory than planned; carries the bytes
+├── BudgetExceeded            trial steps needed more memory than planned; carries the bytes
 """
 
 from __future__ import annotations
@@ -61,6 +61,12 @@ class DeadlineError(AutoUNetError):
 
 
 class BudgetExceeded(AutoUNetError):
-    def __init__(self, message: str, measured_bytes: int) -> None:
+    def __init__(self, message: str, configuration: str, measured_bytes: int | None) -> None:
+        """`measured_bytes` None: memory ran out, so that nobody knows how much would have sufficed."""
         super().__init__(message)
+        self.configuration = configuration
         self.measured_bytes = measured_bytes
+
+
+class OutOfMemory(AutoUNetError):
+    pass

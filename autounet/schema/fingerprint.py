@@ -45,3 +45,8 @@ class Fingerprint(Record):
     """canonical or as_stored: the orientation of every shape and spacing here"""
     channels: tuple[ChannelFingerprint, ...]
     cases: tuple[CaseFingerprint, ...] = Field(min_length=1)
+
+    @property
+    def class_voxels(self) -> tuple[int, ...]:
+        """Of all cases, per dense class."""
+        return tuple(map(sum, zip(*(case.voxels for case in self.cases), strict=True)))

@@ -38,7 +38,8 @@ class PlannerOptions(Part):
     family: str = "plain"
     configurations: tuple[str, ...] | None = None
     """None: all that the rules create"""
-    base_features: int = 32
+    base_features: int | None = Field(default=None, gt=0)
+    """features of the first stage; None: 32, and more where memory is left"""
     patch_limit: int | None = Field(default=None, gt=0)
     """most voxels of a patch, set by the time shaping; None: memory and the images alone decide"""
     batch_limit: int | None = None

@@ -55,6 +55,10 @@ class PreprocessSpec(Part):
     resampling: Resampling = Resampling()
 
 
+PREDICTION_OPTIONS = frozenset({"prune"})
+"""options of network families that choose what is evaluated, not what is trained: a trained network keeps its key"""
+
+
 class NetworkSpec(Part):
     """A network of one family. Sizes per stage, encoder order, highest resolution first."""
 
@@ -105,6 +109,20 @@ class InferenceSpec(Part):
     """spatial axes of the network (0-based) that are mirrored at test time"""
 
 
+Limit = Literal["memory", "image", "data", "time", "option", "search", "minimum"]
+"""What keeps a patch, a batch or a width from growing: memory; image: it covers the median image; data: a batch covers
+5 % of the data set's voxels; time: `--time`; option: a limit that was given; search: the largest that is considered;
+minimum: the smallest allowed, which does not fit in full what the others ask for"""
+
+
+class Limits(Part):
+    """What limits a configuration, for people. None: not known, as in a plan written by hand."""
+
+    patch: Limit | None = None
+    batch: Limit | None = None
+    width: Limit | None = None
+
+
 class Configuration(Part):
     preprocess: PreprocessSpec
     prepared: str
@@ -123,6 +141,7 @@ class Configuration(Part):
     inference: InferenceSpec = InferenceSpec()
     median_shape: tuple[int, ...]
     """median image size on the prepared grid, network axis order (3 entries)"""
+    limited_by: Limits = Limits()
     predicted_memory_bytes: int = Field(ge=0)
     predicted_step_seconds: float | None = None
     predicted_steps: int | None = None
@@ -134,8 +153,11 @@ class Configuration(Part):
     def key(self) -> str:
         """Digest of what the weights depend on: estimates and the way of predicting lie outside."""
         estimates = (name for name in type(self).model_fields if name.startswith("predicted_"))
-        outside = {"inference", "spacing", "median_shape", "prepared", *estimates}
-        return digest(self.model_dump(mode="json", exclude=outside))
+        outside = {"inference", "spacing", "median_shape", "prepared", "limited_by", *estimates}
+        content = self.model_dump(mode="json", exclude=outside)
+        options = content["network"]["options"]
+        content["network"]["options"] = {name: options[name] for name in options if name not in PREDICTION_OPTIONS}
+        return digest(content)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -173,5 +195,7 @@ class Plan(Record):
     options: PlannerOptions
     reasons: tuple[str, ...]
     """a plain sentence for each decision"""
+    events: dict[str, tuple[str, ...]] = {}
+    """what changed a configuration after it was planned, by its name; also in the records of its folds"""
     fingerprint: str
     """digest of the fingerprint the plan was made from"""

@@ -30,11 +30,18 @@ def parse_time(text: str) -> float:
 
 
 def format_time(seconds: float) -> str:
-    """For people: 45 s, 12 min, 3 h 05 min."""
+    """For people: 45 s, 12 min, 3 h 05 min, 14 days."""
     if seconds < 90:
         return f"{seconds:.0f} s"
+    if seconds >= 3 * 86400:
+        return f"{seconds / 86400:.0f} days"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_seconds(seconds: float) -> str:
+    """Of a step, for people: 85 ms, 4.8 s."""
+    return f"{1000 * seconds:.0f} ms" if seconds < 0.995 else f"{seconds:.1f} s"
 
 
 def format_number(value: float | None) -> str:

@@ -1,21 +1,33 @@
 """Prepared cases, scores and weights on disk."""
 
 from autounet.store.prepared import (
+    SCORES,
+    STAGE_LABELS,
     StoredCase,
     is_prepared,
     open_prepared,
+    open_stage_labels,
     read_properties,
     read_scores,
+    scores_file,
+    stage_labels_file,
     write_prepared,
     write_scores,
+    write_stage_labels,
 )
 
 __all__ = [
+    "SCORES",
+    "STAGE_LABELS",
     "StoredCase",
     "is_prepared",
     "open_prepared",
+    "open_stage_labels",
     "read_properties",
     "read_scores",
+    "scores_file",
+    "stage_labels_file",
     "write_prepared",
     "write_scores",
+    "write_stage_labels",
 ]

@@ -24,6 +24,8 @@ from autounet.schema.prepared import CaseProperties
 
 CHUNK_BYTES = 1024**2
 """uncompressed size that a chunk's slices are gathered to"""
+SCORES, STAGE_LABELS = "scores.b2nd", "labels.b2nd"
+"""how the names of kept scores, and of labels handed to the next stage, end after the case's and a dot"""
 
 
 class StoredCase(NamedTuple):
@@ -110,13 +112,35 @@ def write_scores(folder: Path, identifier: str, scores: np.ndarray) -> None:
     for source, target in zip(scores, rounded, strict=True):
         np.clip(source, -largest, largest, out=target, casting="unsafe")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    _write(_file(Path(folder), identifier, "scores.b2nd"), rounded)
+    _write(scores_file(folder, identifier), rounded)
 
 
 def read_scores(folder: Path, identifier: str) -> np.ndarray:
     """(K, *S) float16. Raises RecordError when there are none."""
     remedy = f"Delete the files fold_*.done.json beside {folder}, and the next run predicts its cases again"
-    return _open(_file(Path(folder), identifier, "scores.b2nd"), remedy)[...]
+    return _open(scores_file(folder, identifier), remedy)[...]
+
+
+def scores_file(folder: Path, identifier: str) -> Path:
+    """What `write_scores` writes."""
+    return _file(Path(folder), identifier, SCORES)
+
+
+def write_stage_labels(folder: Path, identifier: str, labels: np.ndarray) -> None:
+    """Dense labels (*S) that one stage of a cascade hands to the next, on the next one's prepared grid."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    _write(stage_labels_file(folder, identifier), labels)
+
+
+def open_stage_labels(folder: Path, identifier: str) -> blosc2.NDArray:
+    """(*S) int8 or int16, read where it is sliced. Raises RecordError when there are none."""
+    remedy = f"Delete the files fold_*.done.json in {folder}, and the next run makes them again"
+    return _open(stage_labels_file(folder, identifier), remedy)
+
+
+def stage_labels_file(folder: Path, identifier: str) -> Path:
+    """What `write_stage_labels` writes."""
+    return _file(Path(folder), identifier, STAGE_LABELS)
 
 
 def _file(folder: Path, identifier: str, ending: str) -> Path:

@@ -60,6 +60,8 @@ class Augmentation:
     kind: Literal["full", "light", "none"]
     patch: tuple[int, ...]
     mirror_axes: tuple[int, ...]
+    previous_classes: int = 0
+    """channels that the previous stage's segmentation becomes: its classes without the background; 0 without one"""
 
     @property
     def flat(self) -> bool:
@@ -88,22 +90,37 @@ class Augmentation:
         reached = reached_size(self.plane, angles, scales)
         return Spatial(seed, (self.patch[0], *reached) if self.flat else reached, angles, scales)
 
-    def apply(self, spatial: Spatial, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Image (C, *source_size) and labels (*source_size) to (C, *patch) and (*patch)."""
-        if self.kind == "none":
+    def apply(
+        self, spatial: Spatial, image: Tensor, labels: Tensor, previous: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Image (C, *source_size) and labels (*source_size) to (C + previous_classes, *patch) and (*patch).
+
+        `previous` (*source_size), the labels of the previous stage, is moved like `labels` and appended one-hot.
+        """
+        if self.kind == "none" and previous is None:
             return image, labels
+        maps = [labels] if previous is None else [labels, previous.to(labels.dtype)]
         with seeded(spatial.seed), torch.no_grad():
             if spatial.angles is not None and spatial.scales is not None:
-                image, labels = self._transform_space(spatial.angles, spatial.scales, image, labels)
-            sample = {"image": image, "segmentation": labels[None]}
-            for transform in intensity_transforms(self.kind, self.flat):
+                image, *maps = self._transform_space(spatial.angles, spatial.scales, image, *maps)
+            sample = {"image": image, "segmentation": torch.stack(maps)}
+            for transform in self._transforms():
                 sample = transform(**sample)
-            sample = MirrorTransform(self.mirror_axes)(**sample)
         return sample["image"].contiguous(), sample["segmentation"][0].contiguous()
 
+    def _transforms(self) -> Iterator[BasicTransform]:
+        """Those after the spatial one."""
+        if self.kind != "none":
+            yield from intensity_transforms(self.kind, self.flat)
+            yield MirrorTransform(self.mirror_axes)
+        if self.previous_classes:
+            from autounet.training.one_hot import one_hot_transforms  # slow to import
+
+            yield from one_hot_transforms(self.previous_classes, augmented=self.kind != "none")
+
     def _transform_space(
-        self, angles: Sequence[float], scales: Sequence[float], image: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, angles: Sequence[float], scales: Sequence[float], image: Tensor, *segmentations: Tensor
+    ) -> tuple[Tensor, ...]:
         """Linear for the image and for each label's one-hot map; a voxel's label is the one with the largest share.
 
         Image and maps are channels of one array: the positions are computed once, which takes a third of the time of
@@ -118,21 +135,38 @@ class Augmentation:
             p_scaling=1,
             scaling=lambda image, dim: scales[dim],
         )
-        present = torch.bincount(labels.flatten() + 1).nonzero()[:, 0] - 1  # sorted; many times faster than unique
-        present = present[present != 0]
-        maps = (labels == present.view(-1, *[1] * labels.ndim)).float()
-        joined = torch.cat((image, maps))  # (C + present, *source)
+        present = [_present(each) for each in segmentations]
+        maps = [
+            (labels == values.view(-1, *[1] * labels.ndim)).float()
+            for labels, values in zip(segmentations, present, strict=True)
+        ]
+        joined = torch.cat((image, *maps))  # (C + present, *source)
         if self.flat:
             # planes become channels, so that all are transformed alike
             moved = transform(image=joined.flatten(0, 1))["image"].unflatten(0, joined.shape[:2])
         else:
             moved = transform(image=joined)["image"]
-        image, shares = moved[: len(image)].contiguous(), moved[len(image) :]
-        if not len(present):
-            return image, labels.new_zeros(moved.shape[1:])
-        share, winner = shares.max(0)
-        background = 1 - shares.sum(0)  # also beyond the borders of what was read
-        return image, torch.where(share > background, present[winner], 0).to(labels.dtype)
+        shares = moved[len(image) :].split([len(values) for values in present])
+        labels = (
+            _largest_share(own, values).to(labels.dtype)
+            for labels, own, values in zip(segmentations, shares, present, strict=True)
+        )
+        return moved[: len(image)].contiguous(), *labels
+
+
+def _present(labels: Tensor) -> Tensor:
+    """Values that occur in (*S) integers from -1 up, but 0, sorted; many times faster than `unique`."""
+    values = torch.bincount(labels.flatten() + 1).nonzero()[:, 0] - 1
+    return values[values != 0]
+
+
+def _largest_share(shares: Tensor, values: Tensor) -> Tensor:
+    """(*P) the value with the largest of `shares` (V, *P); 0 has what the others leave."""
+    if not len(values):
+        return values.new_zeros(shares.shape[1:])
+    share, winner = shares.max(0)
+    background = 1 - shares.sum(0)  # also beyond the borders of what was read
+    return torch.where(share > background, values[winner], 0)
 
 
 def reached_size(patch: Sequence[int], angles: Sequence[float], scales: Sequence[float]) -> tuple[int, ...]:

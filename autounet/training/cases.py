@@ -11,33 +11,42 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autounet.schema.prepared import CaseProperties
-from autounet.store import open_prepared, read_properties
+from autounet.store import open_prepared, open_stage_labels, read_properties
 
 OPEN_CASES = 64
-"""held open at once, each with two files; systems allow a process 256 (macOS) or 1024 of them"""
+"""held open at once, each with two or three files; systems allow a process 256 (macOS) or 1024 of them"""
 
 
 class TrainCase(NamedTuple):
-    """`image` (C, *S3) float32 and `labels` (*S3) integers are numpy arrays, or blosc2 arrays read when sliced."""
+    """`image` (C, *S3) float32, `labels` and `previous` (*S3) integers.
+
+    They are numpy arrays, or blosc2 arrays read when sliced.
+    """
 
     identifier: str
     image: Any
     labels: Any
     locations: dict[int, np.ndarray]
     """dense class -> (N, 3) voxel indices; only classes that occur"""
+    previous: Any | None = None
+    """dense labels of the previous stage of a cascade"""
 
 
 class CaseStore:
     """The cases of one training, each opened when it is first asked for. Picklable: a spawned worker opens its own."""
 
-    def __init__(self, folder: Path, identifiers: Sequence[str], memory: int) -> None:
+    def __init__(self, folder: Path, identifiers: Sequence[str], memory: int, previous: Path | None = None) -> None:
         """`memory` bytes may be used to keep all cases; where they need more, the last `OPEN_CASES` are kept open.
 
-        Raises RecordError when a case is not there.
+        `previous` is the folder of the labels that the previous stage of a cascade made of these cases. Raises
+        RecordError when a case is not there.
         """
-        self.folder = Path(folder)
+        self.folder, self.previous = Path(folder), previous
         self.identifiers = tuple(identifiers)
-        needed = sum(decompressed_size(read_properties(self.folder, name)) for name in self.identifiers)
+        sizes = (
+            decompressed_size(read_properties(self.folder, name), previous is not None) for name in self.identifiers
+        )
+        needed = sum(sizes)
         self.in_memory = needed <= memory
         self._cases: OrderedDict[int, TrainCase] = OrderedDict()  # the one asked for last stands last
 
@@ -60,12 +69,16 @@ class CaseStore:
         assert case.labels is not None, identifier
         return TrainCase(
             identifier,
-            np.ascontiguousarray(case.image[:]) if self.in_memory else case.image,
-            np.ascontiguousarray(case.labels[:]) if self.in_memory else case.labels,
+            self._array(case.image),
+            self._array(case.labels),
             {index: voxels for index, voxels in case.locations.items() if len(voxels)},
+            None if self.previous is None else self._array(open_stage_labels(self.previous, identifier)),
         )
 
+    def _array(self, stored: Any) -> Any:
+        return np.ascontiguousarray(stored[:]) if self.in_memory else stored
 
-def decompressed_size(properties: CaseProperties) -> int:
-    """Bytes of image (one channel for each normalisation) and labels, at most."""
-    return math.prod(properties.shape) * (4 * len(properties.spec.normalisation) + 2)
+
+def decompressed_size(properties: CaseProperties, staged: bool = False) -> int:
+    """Bytes of image (one channel for each normalisation) and labels, at most; `staged`: and the previous stage's."""
+    return math.prod(properties.shape) * (4 * len(properties.spec.normalisation) + (4 if staged else 2))

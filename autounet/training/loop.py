@@ -98,7 +98,7 @@ def _train(task: FoldTask, on_log: Callable[[EpochLog], None] | None) -> RunReco
     # the record comes last: a fold with a record is finished
     save_weights(task.folder / "weights.safetensors", state.evaluated.state_dict())
     journal.draw()
-    record = run_record(task, state, journal.curve, [event] if event else [])
+    record = run_record(task, state, journal.curve, [*task.events, *([event] if event else [])])
     record.save(task.folder / "record.json")
     checkpoint.remove()
     return record

@@ -85,6 +85,7 @@ def budget_errors(task: FoldTask) -> Iterator[None]:
     """torch's error of a full GPU becomes BudgetExceeded, which says what to do.
 
     Nothing is made smaller here: a training that quietly differs from its plan could not be compared with the others.
+    The pipeline plans again.
     """
     try:
         yield
@@ -95,5 +96,6 @@ def budget_errors(task: FoldTask) -> Iterator[None]:
             f"{task.configuration_name} does not fit into the memory of {task.device}: {format_size(measured)} were in "
             f"use when it needed more, and the plan expected {format_size(planned)}. Give a --memory smaller than what "
             "the plan was made for, so that patch and batch become smaller",
-            measured,
+            task.configuration_name,
+            None,
         ) from error

@@ -7,6 +7,7 @@ import time
 import torch
 from torch import nn
 
+from autounet.losses.deep_supervision import centre_crop
 from autounet.schema.labels import Labels
 from autounet.step import Precision
 from autounet.training.samples import SampleSource
@@ -46,9 +47,10 @@ class PatchMonitor:
             batch = self.source.batch(number).to(self.device, self.precision.channels_last)
             with self.precision.autocast(self.device.type):
                 found = model(batch.image).argmax(1)
-            known = batch.labels >= 0
+            labels = centre_crop(batch.labels, found.shape[1:])
+            known = labels >= 0
             for index in range(1, self.labels.count):
-                predicted, true = (found == index) & known, batch.labels == index
+                predicted, true = (found == index) & known, labels == index
                 overlap[index] += (predicted & true).sum().cpu()
                 size[index] += predicted.sum().cpu()
                 truth[index] += true.sum().cpu()

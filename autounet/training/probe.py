@@ -1,4 +1,4 @@
-"""What this device is good for: precision and memory order, seconds a step."""
+"""What this device is good for: precision and memory order, and how fast samples are made."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from autounet.allocator import keep_freed_memory
-from autounet.losses import Batch
-from autounet.nets import FAMILIES
-from autounet.schema.labels import Labels
-from autounet.schema.options import TrainOptions
-from autounet.schema.plan import Configuration
 from autounet.schema.run import DeviceProfile
-from autounet.step import Precision, algorithms, build_optimiser, configuration_loss, train_step
+from autounet.step import Precision
 from autounet.training.memory import free_memory
+from autounet.training.sample_rates import measure_sample_rates
+from autounet.training.timing import median_seconds
 from autounet.workers import available_cores
 
 CHANNELS, SIZE, BATCH = 32, (32, 48, 32), 2
@@ -29,23 +25,14 @@ PROBE_SECONDS = 1.2
 """for all precisions and memory orders together"""
 PROBE_ROUNDS = 6
 """at most; every round runs each variant once, so that a busy moment slows all of them"""
-STEP_SECONDS = 1.0
-"""after which no further step is timed"""
 CPU_VARIANTS = tuple(Precision(name, order) for name in ("fp32", "bf16") for order in (False, True))
 WORTHWHILE = 1.2
 """times that bf16 has to be faster than fp32: a busy machine must not decide between two that are nearly equal, because
 the plan, and so every trained fold, depends on the choice"""
 
 
-class StepTimes(NamedTuple):
-    train: float
-    """seconds of one training step of the configuration's batch"""
-    forward: float
-    """seconds of one patch through the network in evaluation"""
-
-
 def probe_device(device: str) -> DeviceProfile:
-    """Precision and memory order: measured on a CPU, which takes under 5 s; by rule elsewhere.
+    """Precision and memory order, measured on a CPU and by rule elsewhere, and sample rates: takes under 5 s.
 
     On a CPU a convolution's forward and backward are timed in each. The minimum over interleaved rounds counts: other
     work on the machine only ever adds time.
@@ -65,6 +52,7 @@ def probe_device(device: str) -> DeviceProfile:
             f"{precision.name}{'_channels_last' if precision.channels_last else ''}": round(value, 1)
             for precision, value in measured.items()
         },
+        sample_rates=measure_sample_rates(),
     )
 
 
@@ -89,44 +77,6 @@ def usual_precision(device: torch.device) -> Precision:
     return Precision("bf16" if native else "fp16")
 
 
-def time_steps(
-    configuration: Configuration, labels: Labels, options: TrainOptions, device: str, steps: int = 3
-) -> StepTimes:
-    """Median seconds over `steps` training steps and forward passes on random numbers, after a warm-up of each.
-
-    Making the batches is not included. Slow steps are run fewer times: each of the two takes about `STEP_SECONDS`.
-    """
-    with algorithms(options.deterministic):
-        return _time_steps(configuration, labels, options, device, steps)
-
-
-def _time_steps(
-    configuration: Configuration, labels: Labels, options: TrainOptions, device: str, steps: int
-) -> StepTimes:
-    keep_freed_memory()
-    place = torch.device(device)
-    spec = configuration.network
-    precision = Precision(configuration.precision, configuration.channels_last)
-    with torch.random.fork_rng():
-        model = precision.place(FAMILIES[spec.family].build(spec), place).train()
-        image = torch.randn(configuration.batch_size, spec.in_channels, *configuration.patch_size)
-        target = torch.randint(labels.count, (configuration.batch_size, *configuration.patch_size), dtype=torch.int16)
-    batch = Batch(image, target).to(place, precision.channels_last)
-    loss = configuration_loss(configuration, labels, options)
-    optimiser, scaler = build_optimiser(options, model.parameters()), precision.scaler(place)
-
-    def train() -> None:
-        train_step(model, loss, optimiser, scaler, batch, precision, options.gradient_clip)
-
-    def forward() -> None:
-        with torch.inference_mode(), precision.autocast(place.type):
-            model(batch.image[:1])
-
-    train_seconds = _median_seconds(train, place, steps, STEP_SECONDS)
-    model.eval()
-    return StepTimes(train_seconds, _median_seconds(forward, place, steps, STEP_SECONDS))
-
-
 def _convolution_gflops(variants: Iterable[Precision], device: torch.device) -> dict[Precision, float]:
     """Forward and both backward products of a 3x3x3 convolution in each variant; 0 where the device cannot do it."""
     works = {variant: _convolution(variant, device) for variant in variants}
@@ -135,7 +85,7 @@ def _convolution_gflops(variants: Iterable[Precision], device: torch.device) -> 
     for number in range(PROBE_ROUNDS + 1):  # the first is the warm-up
         for variant in list(works):
             try:
-                seconds = _median_seconds(works[variant], device, steps=1, warm_up=0)
+                seconds = median_seconds(works[variant], device, steps=1, warm_up=0)
             except RuntimeError:
                 del works[variant]
                 fastest.pop(variant, None)
@@ -159,23 +109,6 @@ def _convolution(precision: Precision, device: torch.device) -> Callable[[], Non
             layer(image).float().sum().backward()
 
     return once
-
-
-def _median_seconds(
-    work: Callable[[], None], device: torch.device, steps: int, limit: float = float("inf"), warm_up: int = 1
-) -> float:
-    """Median over `steps` runs, fewer when they take more than `limit` seconds together."""
-    taken: list[float] = []
-    for number in range(warm_up + steps):
-        began = time.monotonic()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if number >= warm_up:
-            taken.append(time.monotonic() - began)
-        if taken and sum(taken) > limit:
-            break
-    return sorted(taken)[len(taken) // 2]
 
 
 def _name(device: torch.device) -> str:

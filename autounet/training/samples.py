@@ -6,7 +6,7 @@ So an interrupted training resumes with the step number alone, and the number of
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,6 +16,7 @@ from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 from torch import Tensor
 
 from autounet.losses import Batch
+from autounet.ops.mirror import mirrored_indices
 from autounet.training.augment import Augmentation
 from autounet.training.cases import CaseStore, TrainCase
 
@@ -43,14 +44,23 @@ class SampleSource:
     the image has no label either, since a few labelled voxels would be lost in it. Without such voxels it is
     background, as in nnU-Net (which fills -1 there and turns it into 0): whole images smaller than the patch are
     padded alike when they are predicted"""
+    weigh: Callable[[np.ndarray], np.ndarray] | None = None
+    """labels (*P) as augmented -> weight (*P) float32 of each voxel in the loss; picklable"""
+    output: tuple[int, ...] | None = None
+    """size of the network's output where it is smaller than the patch, in its middle: then that is what is placed
+    inside the image and shows foreground, and beyond the borders lies the mirror image, labels included, as when whole
+    images are predicted"""
     _order: tuple[int, np.ndarray] = field(default=(-1, np.empty(0, int)), repr=False)
 
     def batch(self, step: int) -> Batch:
-        """B samples: image (B, C, *P) float32, labels (B, *P) int16."""
+        """B samples: image (B, C, *P) float32, the previous stage's one-hot included, labels (B, *P) int16."""
         with one_thread():
             samples = [self.sample(step, index) for index in range(self.batch_size)]
             images, labels, names = zip(*samples, strict=True)
-            return Batch(torch.stack(images), torch.stack(labels), cases=names)
+            weight = None
+            if self.weigh is not None:
+                weight = torch.stack([torch.from_numpy(self.weigh(each.numpy())) for each in labels])
+            return Batch(torch.stack(images), torch.stack(labels), weight=weight, cases=names)
 
     def sample(self, step: int, index: int) -> tuple[Tensor, Tensor, str]:
         """Image (C, *P), labels (*P), case identifier."""
@@ -61,10 +71,11 @@ class SampleSource:
             corner = self._corner(generator, case, forced=self._forced(index))
             # the transform reads around the patch; keep the patch's centre
             margin = [(large - size) // 2 for large, size in zip(transform.source_size, self.patch, strict=True)]
-            image, labels = _read(case, corner, margin, transform.source_size, beyond=-1 if self.sparse else 0)
-            if not self.sparse or (labels >= 0).any():
+            beyond = None if self.output else -1 if self.sparse else 0
+            image, *maps = _read(case, corner, margin, transform.source_size, beyond)
+            if not self.sparse or (_middle(maps[0], self.output or maps[0].shape) >= 0).any():
                 break
-        augmented, target = self.augmentation.apply(transform, torch.from_numpy(image), torch.from_numpy(labels))
+        augmented, target = self.augmentation.apply(transform, *map(torch.from_numpy, (image, *maps)))
         return augmented, target, case.identifier
 
     def _forced(self, index: int) -> bool:
@@ -83,17 +94,21 @@ class SampleSource:
         """First voxel of the patch on the prepared grid (3 axes); may be negative where padding is needed.
 
         Forced: a random class that occurs, a random voxel of it in the middle of the patch, moved to stay inside the
-        image. A 2-D patch has thickness 1 along the first axis.
+        image. A 2-D patch has thickness 1 along the first axis. With an `output` all this holds for it instead.
         """
-        size = (1,) * (3 - len(self.patch)) + self.patch
+        flat = (1,) * (3 - len(self.patch))
+        patch, size = flat + self.patch, flat + (self.output or self.patch)
+        lost = [(large - small) // 2 for large, small in zip(patch, size, strict=True)]
         lowest, highest = corner_limits(case.labels.shape, size)
         if forced and case.locations:
             classes = sorted(case.locations)
             voxels = case.locations[classes[generator.integers(len(classes))]]
             voxel = voxels[generator.integers(len(voxels))]
             wanted = [int(v) - s // 2 for v, s in zip(voxel, size, strict=True)]
-            return tuple(min(max(w, lo), hi) for w, lo, hi in zip(wanted, lowest, highest, strict=True))
-        return tuple(int(generator.integers(lo, hi + 1)) for lo, hi in zip(lowest, highest, strict=True))
+            first = [min(max(w, lo), hi) for w, lo, hi in zip(wanted, lowest, highest, strict=True)]
+        else:
+            first = [int(generator.integers(lo, hi + 1)) for lo, hi in zip(lowest, highest, strict=True)]
+        return tuple(start - margin for start, margin in zip(first, lost, strict=True))
 
 
 def corner_limits(shape: Sequence[int], size: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -107,23 +122,48 @@ def corner_limits(shape: Sequence[int], size: Sequence[int]) -> tuple[list[int],
 
 
 def _read(
-    case: TrainCase, corner: Sequence[int], margin: Sequence[int], size: Sequence[int], beyond: int
-) -> tuple[np.ndarray, np.ndarray]:
+    case: TrainCase, corner: Sequence[int], margin: Sequence[int], size: Sequence[int], beyond: int | None
+) -> tuple[np.ndarray, ...]:
     """Image (C, *size) float32 and labels (*size) int16 around a patch; 0 and `beyond` outside the image's borders.
 
-    With `size` of two axes the slice `corner[0]` is read.
+    In a cascade also the previous stage's labels (*size) int16, 0 outside. With `size` of two axes the slice
+    `corner[0]` is read. `beyond` None: everything goes on outside as in a mirror.
     """
     plane = tuple(corner[: 3 - len(size)])
     starts = [first - m for first, m in zip(corner[len(plane) :], margin, strict=True)]
     shape = case.labels.shape[len(plane) :]
+    if beyond is None:
+        return _read_mirrored(case, plane, starts, size)
     inside = [slice(max(0, s), min(n, s + p)) for s, p, n in zip(starts, size, shape, strict=True)]
     target = tuple(slice(i.start - s, i.stop - s) for i, s in zip(inside, starts, strict=True))
     image = np.zeros((case.image.shape[0], *size), np.float32)
-    labels = np.full(tuple(size), beyond, np.int16)
+    maps = [(case.labels, np.full(tuple(size), beyond, np.int16))]
+    if case.previous is not None:
+        maps.append((case.previous, np.zeros(tuple(size), np.int16)))
     if all(i.stop > i.start for i in inside):
         image[(slice(None), *target)] = case.image[(slice(None), *plane, *inside)]
-        labels[target] = case.labels[(*plane, *inside)]
-    return image, labels
+        for stored, read in maps:
+            read[target] = stored[(*plane, *inside)]
+    return image, *(read for _, read in maps)
+
+
+def _read_mirrored(
+    case: TrainCase, plane: tuple[int, ...], starts: Sequence[int], size: Sequence[int]
+) -> tuple[np.ndarray, ...]:
+    """As `_read`: the box that is reached is read once, then its voxels are repeated."""
+    shape = case.labels.shape[len(plane) :]
+    reached = [mirrored_indices(s, s + p, n) for s, p, n in zip(starts, size, shape, strict=True)]
+    box = tuple(slice(int(each.min()), int(each.max()) + 1) for each in reached)
+    inside = np.ix_(*(each - each.min() for each in reached))
+    image = case.image[(slice(None), *plane, *box)][(slice(None), *inside)].astype(np.float32, copy=False)
+    maps = [case.labels] if case.previous is None else [case.labels, case.previous]
+    return np.ascontiguousarray(image), *(stored[(*plane, *box)][inside].astype(np.int16) for stored in maps)
+
+
+def _middle(labels: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """The middle (*size) of (*S)."""
+    starts = [(length - asked) // 2 for length, asked in zip(labels.shape, size, strict=True)]
+    return labels[tuple(slice(start, start + asked) for start, asked in zip(starts, size, strict=True))]
 
 
 @contextmanager

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
 import torch
 
+from autounet.losses import BORDER_WEIGHTED
+from autounet.nets import FAMILIES
+from autounet.ops.weight_map import balance_weights, border_weight
+from autounet.schema.plan import Configuration
 from autounet.training.augment import Augmentation
 from autounet.training.cases import CaseStore
 from autounet.training.memory import free_memory
@@ -24,14 +32,18 @@ def train_source(task: FoldTask) -> SampleSource:
     configuration, options = task.configuration, task.options
     memory = min(CASE_MEMORY, int(CASE_MEMORY_SHARE * free_memory(torch.device("cpu"))))
     return SampleSource(
-        cases=CaseStore(task.prepared, task.train_cases, memory // max(1, task.workers)),
+        cases=CaseStore(task.prepared, task.train_cases, memory // max(1, task.workers), task.previous),
         patch=configuration.patch_size,
         batch_size=configuration.batch_size,
         seed=options.seed,
         fold=task.fold_number,
         foreground_fraction=options.foreground_fraction,
-        augmentation=Augmentation(options.augmentation, configuration.patch_size, configuration.mirror_axes),
+        augmentation=Augmentation(
+            options.augmentation, configuration.patch_size, configuration.mirror_axes, task.previous_classes
+        ),
         sparse=task.labels.ignore is not None,
+        weigh=voxel_weight(task),
+        output=smaller_output(configuration),
     )
 
 
@@ -44,12 +56,32 @@ def validation_source(task: FoldTask) -> SampleSource | None:
         return None
     configuration = task.configuration
     return SampleSource(
-        cases=CaseStore(task.prepared, task.validation_cases[:MONITORED_CASES], memory=0),
+        cases=CaseStore(task.prepared, task.validation_cases[:MONITORED_CASES], memory=0, previous=task.previous),
         patch=configuration.patch_size,
         batch_size=min(configuration.batch_size, MONITORED_CASES),
         seed=task.options.seed,
         fold=task.fold_number,
         foreground_fraction=1.0,
-        augmentation=Augmentation("none", configuration.patch_size, ()),
+        augmentation=Augmentation("none", configuration.patch_size, (), task.previous_classes),
         sparse=task.labels.ignore is not None,
+        output=smaller_output(configuration),
     )
+
+
+def smaller_output(configuration: Configuration) -> tuple[int, ...] | None:
+    """Size of the network's output in the middle of a patch; None where it is the whole patch."""
+    network, patch = configuration.network, configuration.patch_size
+    output = FAMILIES[network.family].output_size(network, patch)
+    return None if output == tuple(patch) else output
+
+
+def voxel_weight(task: FoldTask) -> Callable[[np.ndarray], np.ndarray] | None:
+    """What makes the weight map of a sample's labels, for losses that need one.
+
+    Distances count in voxels of the finest axis of the patch. Classes are balanced over the whole data set.
+    """
+    if task.options.loss not in BORDER_WEIGHTED:
+        return None
+    spacing = np.array(task.configuration.spacing[-len(task.configuration.patch_size) :])
+    balance = balance_weights(task.class_voxels) if task.class_voxels else None
+    return partial(border_weight, spacing=tuple(spacing / spacing.min()), balance=balance)

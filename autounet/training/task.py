@@ -14,7 +14,10 @@ from autounet.training.schedule import Horizon
 
 @dataclass(frozen=True)
 class FoldTask:
-    """One configuration on one fold. `fold` None: all cases are for training."""
+    """One configuration on one fold. `fold` None: all cases are for training.
+
+    Raises ValueError where the configuration has a previous stage and `previous` is not given, or the reverse.
+    """
 
     configuration_name: str
     configuration: Configuration
@@ -31,6 +34,21 @@ class FoldTask:
     device: str = "cpu"
     workers: int = 0
     """processes that make batches; 0: this one"""
+    class_voxels: tuple[int, ...] = ()
+    """of the whole data set, per dense class; for losses that balance classes"""
+    events: tuple[str, ...] = ()
+    """what happened to the configuration before this training, for its record"""
+    previous: Path | None = None
+    """folder of the previous stage's out-of-fold labels of all these cases, on this configuration's grid"""
+
+    def __post_init__(self) -> None:
+        if (self.previous is None) != (self.configuration.previous_stage is None):
+            raise ValueError(f"{self.configuration_name}: previous stage and the folder of its labels go together")
+
+    @property
+    def previous_classes(self) -> int:
+        """Channels that the previous stage adds to the image."""
+        return 0 if self.previous is None else self.labels.count - 1
 
     @property
     def fold_number(self) -> int:

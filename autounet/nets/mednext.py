@@ -1,0 +1,82 @@
+"""MedNeXt: a U-Net of ConvNeXt blocks (Roy et al., MICCAI 2023, arXiv 2303.09975).
+
+A block is a depthwise convolution, a norm of each channel, a 1x1 expansion, GELU and a 1x1 compression beside a
+residual connection (Sec. 2.1); the changes of resolution are such blocks too, with a strided 1x1 convolution on the
+residual path (Sec. 2.2); skips are added; a 1x1 head stands at every decoder stage for deep supervision. The paper has
+one head more, at the bottleneck; here, as in every family, each decoder stage has one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from autounet.nets.family import Family, Steps, as_steps, checked_options, divisible_size, same_size
+from autounet.schema.plan import NetworkSpec
+from autounet.schema.record import Part
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Size = Literal["S", "B", "M", "L"]
+
+EXPANSIONS: dict[Size, tuple[int, ...]] = {"S": (2,), "B": (2, 3, 4), "M": (2, 3, 4), "L": (3, 4, 8)}
+"""ratio of the 1x1 expansion per stage, the last for all later stages (Sec. 2.4 and Table 1)"""
+BLOCKS: dict[Size, tuple[int, ...]] = {"S": (2,), "B": (2,), "M": (3, 4), "L": (3, 4, 8)}
+"""blocks per stage, encoder and decoder alike, the last for all later stages (Sec. 2.4 and Table 1)"""
+MOST_DOUBLINGS = 4
+"""features are doubled at each of the four changes of resolution of the published network, and then no more"""
+
+
+class MedNeXtOptions(Part):
+    size: Size = "S"
+    """whose expansion ratios are used; the number of blocks and the kernel sizes are fields of `NetworkSpec`"""
+
+
+def propose(
+    dims: int,
+    in_channels: int,
+    out_channels: int,
+    strides: Steps,
+    kernel_sizes: Steps,
+    base_features: int = 32,
+    deep_supervision: bool = True,
+    size: Size = "S",
+    kernel: Literal[3, 5] = 3,
+) -> NetworkSpec:
+    """One of the four published sizes with kernel 3 or 5, its 32 features of the first stage replaced.
+
+    Axes along which the topology does not convolve, for voxels are too long there, keep kernel size 1.
+    """
+    stages = range(len(strides))
+    blocks = tuple(at_stage(BLOCKS[size], stage) for stage in stages)
+    return NetworkSpec(
+        family="mednext",
+        dims=dims,  # type: ignore[arg-type]
+        in_channels=in_channels,
+        out_channels=out_channels,
+        features=tuple(base_features * 2 ** min(stage, MOST_DOUBLINGS) for stage in stages),
+        strides=as_steps(strides),
+        kernel_sizes=tuple(tuple(kernel if length > 1 else 1 for length in entry) for entry in kernel_sizes),
+        encoder_blocks=blocks,
+        decoder_blocks=blocks[:-1],
+        deep_supervision=deep_supervision,
+        options={"size": size},
+    )
+
+
+def at_stage(values: tuple[int, ...], stage: int) -> int:
+    """The value of `stage`; stages beyond the last entry share it."""
+    return values[min(stage, len(values) - 1)]
+
+
+def build(spec: NetworkSpec) -> nn.Module:
+    """The network with torch's own initialisation (the authors' choice) from its global generator.
+
+    Raises ValueError for one stage only.
+    """
+    from autounet.nets.mednext_modules import MedNeXt
+
+    return MedNeXt(spec, EXPANSIONS[checked_options(MedNeXtOptions, spec).size])
+
+
+MEDNEXT = Family(options=MedNeXtOptions, propose=propose, valid_size=divisible_size, output_size=same_size, build=build)

@@ -1,0 +1,196 @@
+"""The four configurations, by nnU-Net's rules: 2-D slices, volumes, coarser volumes, and the cascade of the two.
+
+3d_lowres exists where a patch of 3d_fullres sees less than a quarter of the median image, and 3d_cascade_fullres, which
+refines its segmentation at full resolution, exists with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from autounet.planning.lowres import Coarser, find_lowres
+from autounet.planning.search import Found, Task
+from autounet.planning.setting import Setting
+from autounet.planning.spacing import numbers
+from autounet.schema.plan import Configuration, InferenceSpec, PreprocessSpec
+from autounet.schema.quantities import format_size
+
+LEFT_RIGHT = 2
+"""canonical array axis (z, y, x) that runs from one side of the body to the other"""
+LOWRES, FULLRES, CASCADE = "3d_lowres", "3d_fullres", "3d_cascade_fullres"
+
+Result = tuple[Configuration, tuple[str, ...]]
+"""a configuration, and the reasons for it"""
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """What the 3-D configurations need of each other."""
+
+    task: Task
+    fullres: Found
+    lowres: Coarser | None
+    why: str
+    """there is a 3d_lowres, or none; the rest of a sentence"""
+
+
+def find_volumes(setting: Setting) -> Volumes:
+    """Raises PlanError when images are too small or the budget is."""
+    grid = setting.grid
+    task = setting.task(FULLRES, grid.spacing, grid.median, grid.voxels)
+    fullres = setting.search(task)
+
+    def patch_at(coarser: Coarser) -> tuple[int, ...]:
+        return setting.patch(_lowres_task(setting, coarser))
+
+    lowres, why = find_lowres(grid.spacing, grid.median, fullres.patch, patch_at)
+    return Volumes(task, fullres, lowres, why)
+
+
+def plan_2d(setting: Setting) -> Result:
+    """Slices along the first network axis, through which nothing is resampled."""
+    grid = setting.grid
+    found = setting.search(setting.task("2d", grid.spacing[1:], grid.median[1:], grid.voxels))
+    spacing = (None, float(grid.spacing[1]), float(grid.spacing[2]))
+    median = np.array([grid.median_cropped[0], *grid.median[1:]])
+    reason = "2d: batch Dice, since the slices of a batch are seen as one image."
+    return _configuration(setting, "2d", found, spacing, median, batch_dice=True, reasons=(reason,))
+
+
+def plan_3d_lowres(setting: Setting, volumes: Volumes) -> Result:
+    """Volumes on a coarser grid, so that a patch sees more. Only where `volumes.lowres` is given."""
+    assert volumes.lowres is not None
+    coarser = volumes.lowres
+    found = setting.search(_lowres_task(setting, coarser))
+    reasons = (
+        f"{LOWRES}: spacing {numbers(coarser.spacing)} mm, since {volumes.why}.",
+        f"{LOWRES}: Dice per sample, since a patch sees at least a quarter of the median image.",
+    )
+    spacing = _triple(coarser.spacing)
+    return _configuration(setting, LOWRES, found, spacing, coarser.median, batch_dice=False, reasons=reasons)
+
+
+def plan_3d_fullres(setting: Setting, volumes: Volumes) -> Result:
+    """Volumes at the target spacing. Whether there is a 3d_lowres decides on batch Dice."""
+    grid = setting.grid
+    if volumes.lowres is None:
+        reason = f"{FULLRES}: Dice per sample, since there is no {LOWRES}."
+    else:
+        reason = f"{FULLRES}: batch Dice, since a patch sees less than a quarter of the median image."
+    batch_dice = volumes.lowres is not None
+    spacing = _triple(grid.spacing)
+    return _configuration(
+        setting, FULLRES, volumes.fullres, spacing, grid.median, batch_dice=batch_dice, reasons=(reason,)
+    )
+
+
+def plan_3d_cascade_fullres(setting: Setting, volumes: Volumes) -> Result:
+    """3d_fullres with the one-hot segmentation of 3d_lowres, without the background, as further channels.
+
+    Patch, batch and network are those of 3d_fullres; the default planner searches again where the further channels
+    would exceed its budget.
+    """
+    extra = setting.labels.count - 1
+    setting = replace(setting, extra_channels=extra)
+    found, grid = volumes.fullres, setting.grid
+    network = found.network.model_copy(update={"in_channels": found.network.in_channels + extra})
+    reasons = [
+        f"{CASCADE}: as {FULLRES}, with the {extra} classes that {LOWRES} finds as further input channels, "
+        "and so trained after it.",
+    ]
+    if setting.rules or setting.memory.fits(network, found.patch, found.batch):
+        used = setting.memory.predicted(network, found.patch, found.batch)
+        found = replace(found, network=network, memory_bytes=used, reasons=())
+    else:
+        found = setting.search(replace(volumes.task, name=CASCADE))
+        reasons.append(f"{CASCADE}: these channels would exceed the memory with {FULLRES}'s patch and batch.")
+    configuration, why = _configuration(
+        setting, CASCADE, found, _triple(grid.spacing), grid.median, batch_dice=True, reasons=tuple(reasons)
+    )
+    return configuration.model_copy(update={"previous_stage": LOWRES, "prepared": FULLRES}), why
+
+
+VOLUMES: dict[str, Callable[[Setting, Volumes], Result]] = {
+    LOWRES: plan_3d_lowres,
+    FULLRES: plan_3d_fullres,
+    CASCADE: plan_3d_cascade_fullres,
+}
+NEEDS_LOWRES = (LOWRES, CASCADE)
+
+
+def _lowres_task(setting: Setting, coarser: Coarser) -> Task:
+    return setting.task(LOWRES, coarser.spacing, coarser.median, coarser.voxels * setting.grid.cases)
+
+
+def _triple(spacing: np.ndarray) -> tuple[float, float, float]:
+    return float(spacing[0]), float(spacing[1]), float(spacing[2])
+
+
+def _configuration(
+    setting: Setting,
+    name: str,
+    found: Found,
+    spacing: tuple[float | None, float, float],
+    median: np.ndarray,
+    batch_dice: bool,
+    reasons: tuple[str, ...],
+) -> Result:
+    options, profile = setting.options, setting.profile
+    mirror_axes, mirror_reasons = _mirror_axes(setting, found.network.dims)
+    memory_bytes, memory_reasons = _traced(setting, name, found)
+    configuration = Configuration(
+        preprocess=PreprocessSpec(
+            orientation=options.orientation,
+            transpose=setting.grid.transpose,
+            spacing=spacing,
+            normalisation=setting.normalisation,
+        ),
+        prepared=name,
+        patch_size=found.patch,
+        batch_size=found.batch,
+        network=found.network,
+        precision=profile.precision if profile else "fp32",  # type: ignore[arg-type]
+        channels_last=profile.channels_last if profile else False,
+        mirror_axes=mirror_axes,
+        batch_dice=batch_dice,
+        inference=InferenceSpec(overlap=options.overlap, mirror_axes=mirror_axes if options.mirror else ()),
+        median_shape=tuple(int(np.ceil(length)) for length in median),
+        limited_by=found.limited_by,
+        predicted_memory_bytes=memory_bytes,
+    )
+    features = "-".join(str(value) for value in found.network.features)
+    depth = f"{name}: {len(found.network.features)} stages with {features} features; axes are halved while they stay"
+    return configuration, (
+        *found.reasons,
+        f"{depth} at least 4 voxels long.",
+        *reasons,
+        *memory_reasons,
+        *mirror_reasons,
+    )
+
+
+def _traced(setting: Setting, name: str, found: Found) -> tuple[int, tuple[str, ...]]:
+    """Bytes as the measure finds them; with a preset it only reports, and the plan stays nnU-Net's."""
+    if setting.rules is None or setting.measure is None:
+        return found.memory_bytes, ()
+    peak, target = setting.measure(found.network, found.patch, found.batch), setting.options.memory_bytes
+    said = f"{name}: a training step is predicted to take {format_size(peak)}"
+    if peak <= target:
+        return peak, (f"{said} of the nominal {format_size(target)}.",)
+    return peak, (
+        f"Warning: {said}, more than the nominal {format_size(target)}. Give a smaller --memory, or leave out "
+        f"--preset {setting.options.preset}, if the device does not have that much.",
+    )
+
+
+def _mirror_axes(setting: Setting, dims: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """All axes of the network, but not left-right when classes come in left and right pairs."""
+    axes = tuple(range(dims))
+    if not setting.labels.pairs or setting.rules:
+        return axes, ()
+    order = setting.grid.transpose[-dims:]
+    kept = tuple(axis for axis in axes if order[axis] != LEFT_RIGHT)
+    return kept, (f"{dims}-D: not mirrored from left to right, since classes come in left and right pairs.",)

@@ -1,0 +1,188 @@
+"""Patch, depth, batch and width of one configuration that fill a memory budget: the default planner's search.
+
+The largest patch whose smallest batch fits comes first, then the largest batch, then the widest network. nnU-Net's own
+search, which the presets use, is in `search.py`; both walk through the same sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import takewhile
+
+import numpy as np
+
+from autounet.planning.memory import Memory
+from autounet.planning.search import (
+    Found,
+    Task,
+    batch_reason,
+    choose_batch,
+    images_too_small,
+    most_samples,
+    no_patch_fits,
+    patch_limit,
+    patch_reason,
+    shrink,
+    start_topology,
+)
+from autounet.planning.topology import Topology
+from autounet.schema.errors import PlanError
+from autounet.schema.plan import Limit, Limits, NetworkSpec
+from autounet.schema.quantities import format_size
+
+WIDTH = 32
+"""features of the first stage before what memory is left is filled with wider ones (nnU-Net's)"""
+WIDTH_STEP = 4
+"""from 32 to 36 is an eighth more memory, so that a budget is filled to more than 85 %"""
+MOST_WIDTH = 64
+"""doubling the width costs four times the work; whether more than twice nnU-Net's pays is not known to us"""
+WELL_USED = 0.85
+"""share of the budget from which on nothing needs to be explained"""
+COMPARED_SHARE = 0.25
+"""patches smaller than this share of the chosen one cannot hold more voxels in a batch, and are not asked"""
+
+WELL_FITTING = 2
+"""times the smallest batch: where so many samples fit, no smaller patch has held more voxels with less memory"""
+
+ProposeWidth = Callable[[Topology, int], NetworkSpec]
+"""(topology, features of the first stage) -> network"""
+ValidSize = Callable[[NetworkSpec, tuple[int, ...]], tuple[int, ...]]
+"""(network, size) -> the smallest patch that the network takes and whose output is at least this large"""
+
+
+@dataclass(frozen=True)
+class Size:
+    """One patch that was considered."""
+
+    topology: Topology
+    network: NetworkSpec
+    patch: tuple[int, ...]
+
+    @property
+    def voxels(self) -> int:
+        return int(np.prod(self.patch))
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """The search of one configuration for `budget` bytes."""
+
+    task: Task
+    memory: Memory
+    propose: ProposeWidth
+    valid_size: ValidSize
+    budget: int
+    width: int | None
+    """features of the first stage; None: `WIDTH`, widened into what is left"""
+
+    def find(self) -> Found:
+        """More memory never gives fewer voxels in a batch.
+
+        Raises PlanError when images are too small for a U-Net or the budget too small for any patch.
+        """
+        sizes = self._sizes()
+        fitting = self._first(sizes)
+        size, batch, limit = self._most_voxels(fitting, sizes)
+        network = size.network if self.width else self._widest(size, batch)
+        used = self.memory.predicted(network, size.patch, batch)
+        return Found(
+            patch=size.patch,
+            batch=batch,
+            network=network,
+            memory_bytes=used,
+            limited_by=Limits(
+                patch=patch_limit(self.task, size.patch) if size is fitting else limit,
+                batch=limit,
+                width=self._width_limit(network),
+            ),
+            reasons=(
+                self._patch_reason(size, fitting),
+                batch_reason(self.task, batch, limit),
+                *self._width_reasons(network, used),
+            ),
+        )
+
+    def patch(self) -> tuple[int, ...]:
+        """The largest that fits, with less work than `find`; raises PlanError as it does."""
+        return self._first(self._sizes()).patch
+
+    def _first(self, sizes: Iterator[Size]) -> Size:
+        fitting = next((size for size in sizes if self._least_bytes(size) <= self.budget), None)
+        if fitting is None:
+            raise PlanError(no_patch_fits(self.task, self.memory, self.budget))
+        return fitting
+
+    def _sizes(self) -> Iterator[Size]:
+        """From large to small, each patch once."""
+        topology = start_topology(self.task)
+        if len(topology.strides) < 2:
+            raise PlanError(images_too_small(self.task))
+        seen: set[tuple[int, ...]] = set()
+        while topology.patch not in seen and len(topology.strides) > 1:
+            network = self.propose(topology, self.width or WIDTH)
+            patch = self.valid_size(network, topology.patch)
+            if self.task.allows(patch):
+                yield Size(topology, network, patch)
+            seen.add(topology.patch)
+            topology = shrink(topology, self.task)
+
+    def _most_voxels(self, first: Size, smaller: Iterator[Size]) -> tuple[Size, int, Limit]:
+        """The first size that fits, unless a smaller one held more voxels in a batch with less memory.
+
+        That happens where the larger patch needs a deeper network and has just begun to fit. The smaller patch then
+        keeps the batch it had before, and memory that is left makes the network wider.
+        """
+        best = (first, *choose_batch(self.task, self.memory, first.network, first.patch))
+        if best[1] >= WELL_FITTING * self.task.least_batch:
+            return best
+        close = list(takewhile(lambda size: size.voxels >= COMPARED_SHARE * first.voxels, smaller))
+        if all(size.voxels * most_samples(self.task, size.patch) <= first.voxels * best[1] for size in close):
+            return best
+        below = self._least_bytes(first) - 1
+        for size in close:
+            if self._least_bytes(size) <= below:
+                held = choose_batch(self.task, self.memory.within(below), size.network, size.patch)
+                if size.voxels * held[0] > best[0].voxels * best[1]:
+                    best = (size, *held)
+                below = self._least_bytes(size) - 1
+        return best
+
+    def _least_bytes(self, size: Size) -> int:
+        """Of the smallest batch."""
+        return self.memory.predicted(size.network, size.patch, self.task.least_batch)
+
+    def _widest(self, size: Size, batch: int) -> NetworkSpec:
+        """By bisection, the widest of all first: each width is a network of its own to the memory model."""
+        networks = [self.propose(size.topology, width) for width in range(WIDTH, MOST_WIDTH + 1, WIDTH_STEP)]
+        low, high, probe = 0, len(networks) - 1, len(networks) - 1
+        while low < high:
+            if self.memory.predicted(networks[probe], size.patch, batch) <= self.budget:
+                low = probe
+            else:
+                high = probe - 1
+            probe = (low + high + 1) // 2
+        return networks[low]
+
+    def _width_limit(self, network: NetworkSpec) -> Limit:
+        if self.width:
+            return "option"
+        return "search" if network.features[0] + WIDTH_STEP > MOST_WIDTH else "memory"
+
+    def _patch_reason(self, size: Size, fitting: Size) -> str:
+        if size is fitting:
+            return patch_reason(self.task, size.patch, self.memory, self.budget)
+        chosen, larger = (" x ".join(map(str, each.patch)) for each in (size, fitting))
+        return f"{self.task.name}: patch {chosen}; the next larger, {larger}, would hold fewer voxels in a batch."
+
+    def _width_reasons(self, network: NetworkSpec, used: int) -> Iterator[str]:
+        name, width = self.task.name, network.features[0]
+        if self.width:
+            return
+        if width > WIDTH:
+            yield f"{name}: {width} features in the first stage instead of {WIDTH} use memory that was left."
+        if used < WELL_USED * self.budget:
+            yield (
+                f"{name}: {format_size(used)} of {format_size(self.budget)} are used, since the data set is too small "
+                f"to use more: neither patch nor batch may grow, and {MOST_WIDTH} features are the most."
+            )

@@ -1,0 +1,94 @@
+"""What all configurations of one plan share, and how patch, batch and network of one of them are found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from autounet.nets import FAMILIES
+from autounet.nets.family import covering_size
+from autounet.planning.fitting import WIDTH, Fitting
+from autounet.planning.memory import Measure, Memory
+from autounet.planning.presets import PRESETS, PresetRules
+from autounet.planning.search import LARGEST_SHARE, Found, Task, find_patch, search
+from autounet.planning.spacing import Grid
+from autounet.planning.topology import Topology
+from autounet.schema.fingerprint import Fingerprint
+from autounet.schema.labels import Labels
+from autounet.schema.options import PlannerOptions
+from autounet.schema.plan import ChannelNormalisation, NetworkSpec
+from autounet.schema.run import DeviceProfile
+
+
+@dataclass(frozen=True)
+class Setting:
+    fingerprint: Fingerprint
+    labels: Labels
+    options: PlannerOptions
+    profile: DeviceProfile | None
+    memory: Memory
+    measure: Measure | None
+    grid: Grid
+    normalisation: tuple[ChannelNormalisation, ...]
+    extra_channels: int = 0
+    """of a previous stage's segmentation, beside the images"""
+    _specs: dict[tuple[object, ...], NetworkSpec] = field(default_factory=dict, compare=False)
+
+    @property
+    def rules(self) -> PresetRules | None:
+        """Those of the preset, if one was asked for."""
+        return PRESETS[self.options.preset] if self.options.preset else None
+
+    @property
+    def family(self) -> str:
+        """The preset's, whatever the options say."""
+        return self.rules.family if self.rules else self.options.family
+
+    def task(self, name: str, spacing: np.ndarray, median: np.ndarray, voxels: float) -> Task:
+        """`spacing` (mm) and `median` size: one entry per dimension of the network; `voxels` of the whole data set."""
+        rules, options = self.rules, self.options
+        return Task(
+            name,
+            spacing,
+            median,
+            voxels,
+            rules.minimum_batch if rules else options.minimum_batch,
+            options.batch_limit,
+            options.patch_limit,
+            rules.largest_share if rules else LARGEST_SHARE,
+        )
+
+    def propose(self, topology: Topology, base_features: int | None = None) -> NetworkSpec:
+        """The family's network; without `base_features` with those of the preset."""
+        base = base_features or (self.rules.base_features if self.rules else WIDTH)
+        key = (topology.strides, topology.kernel_sizes, base, self.extra_channels)
+        if key not in self._specs:
+            family = FAMILIES[self.family]
+            self._specs[key] = family.propose(
+                len(topology.patch),
+                len(self.fingerprint.channels) + self.extra_channels,
+                self.labels.count,
+                topology.strides,
+                topology.kernel_sizes,
+                base,
+                family.deep_supervision,
+            )
+        return self._specs[key]
+
+    def search(self, task: Task) -> Found:
+        """Patch, batch and network. Raises PlanError when images are too small or the budget is."""
+        if self.rules:
+            return search(task, self.memory, self.propose, self.options.memory_bytes)
+        return self._fitting(task).find()
+
+    def patch(self, task: Task) -> tuple[int, ...]:
+        """The patch alone, as `search` finds it, with less work."""
+        if self.rules:
+            return find_patch(task, self.memory, self.propose, self.options.memory_bytes)[0]
+        return self._fitting(task).patch()
+
+    def _fitting(self, task: Task) -> Fitting:
+        covering, options = partial(covering_size, FAMILIES[self.family]), self.options
+        return Fitting(task, self.memory, self.propose, covering, options.memory_bytes, options.base_features)

@@ -1,0 +1,133 @@
+"""How long a planned configuration takes, from seconds that were measured on smaller inputs. Arithmetic only.
+
+A step of one network costs an overhead (starting kernels, updating the weights) and a time for every voxel that goes
+in. Both follow from two measured sizes; a third gives the planned one. Making the samples comes on top, or beside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from autounet.nets import FAMILIES
+from autounet.schema.plan import Configuration, NetworkSpec
+
+LEAST_BOTTOM = 2
+"""voxels of the smallest stage: a norm over one value has no variance"""
+LEAST_BATCH = 2
+"""samples that are timed, where the plan has as many: libraries take other, on a CPU much slower, ways for a single one
+(plain U-Net of 16 features in fp32 on one thread: 12 us a voxel instead of 3.7)"""
+APART = 1.9
+"""times that the voxels of two sizes differ at least, so that noise does not decide on the slope"""
+SAMPLE_RATES = {"light_2d": 5.0e7, "light_3d": 2.4e7, "full_2d": 4.0e7, "full_3d": 2.2e7, "reading": 2.0e8}
+"""voxels a second, where a device was probed before these were measured (one core of a server of 2023)"""
+FIXED_MAPS, MEASURED_MAPS = 2, 3
+"""Augmenting costs as if there were this many maps more than channels and foreground classes; the rates hold for one
+channel and two classes. Fitted to 1 to 4 channels with 2 to 7 classes: within 25 % (light and full, 2-D and 3-D)"""
+FLAT_RATIO = 3.0
+"""a 3-D patch this much thinner than long is augmented plane by plane, at the rate of 2-D (as the training does)"""
+LABEL_SHARE = 0.25
+"""reading the labels takes this share of reading one channel"""
+
+
+class Size(NamedTuple):
+    """An input of a network."""
+
+    patch: tuple[int, ...]
+    batch: int
+
+    @property
+    def voxels(self) -> int:
+        return self.batch * math.prod(self.patch)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Seconds as a function of input voxels, all samples of the batch counted, channels not."""
+
+    overhead: float
+    """seconds whatever the size"""
+    per_voxel: float
+    """seconds"""
+
+    def seconds(self, voxels: float) -> float:
+        return self.overhead + self.per_voxel * voxels
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one network needs on one device."""
+
+    step: Linear
+    """forward, loss, backward and update"""
+    forward: Linear
+    """in evaluation"""
+
+
+def fit(points: Sequence[tuple[int, float]]) -> Linear:
+    """The line through the largest of (voxels, seconds) and the largest that is `APART` from it.
+
+    With no such second point the seconds are proportional to the voxels. Neither overhead nor slope is negative:
+    where noise says so, the largest point alone decides. Raises ValueError without a point.
+    """
+    if not points:
+        raise ValueError("nothing was measured")
+    *smaller, (voxels, seconds) = sorted(points)
+    smaller = [point for point in smaller if APART * point[0] <= voxels]
+    if not smaller:
+        return Linear(0.0, seconds / voxels)
+    less, lower = smaller[-1]
+    slope = (seconds - lower) / (voxels - less)
+    per_voxel = min(max(slope, 0.0), seconds / voxels)
+    return Linear(seconds - per_voxel * voxels, per_voxel)
+
+
+def probe_sizes(network: NetworkSpec, patch: Sequence[int], batch: int) -> tuple[Size, ...]:
+    """Inputs from small to large, the last the planned one, each about half of the next.
+
+    First the batch becomes smaller, since then every layer keeps its shape; then the patch, along the axis with most
+    voxels at the lowest stage, in sizes that the network takes.
+    """
+    batches = [batch]
+    while batches[-1] > LEAST_BATCH:
+        batches.append(max(LEAST_BATCH, batches[-1] // 2))
+    sizes = [Size(tuple(patch), each) for each in batches]
+    valid_size, divisor = FAMILIES[network.family].valid_size, network.divisor
+    multiples = [max(1, length // step) for length, step in zip(patch, divisor, strict=True)]
+    while math.prod(multiples) > LEAST_BOTTOM:
+        axis = max(range(len(multiples)), key=lambda index: multiples[index])
+        multiples[axis] = math.ceil(multiples[axis] / 2)
+        smaller = valid_size(network, [count * step for count, step in zip(multiples, divisor, strict=True)])
+        if math.prod(smaller) < math.prod(sizes[-1].patch):
+            sizes.append(Size(smaller, batches[-1]))
+    return tuple(reversed(sizes))
+
+
+def next_size(sizes: Sequence[Size], line: Linear, seconds: float) -> Size:
+    """The largest of `sizes` (from small to large) that is expected to take at most `seconds`, else the smallest."""
+    return next((size for size in reversed(sizes) if line.seconds(size.voxels) <= seconds), sizes[0])
+
+
+def making_seconds(
+    configuration: Configuration, classes: int, augmentation: str, rates: Mapping[str, float], read: bool
+) -> float:
+    """Seconds of one core for one sample: augmenting, and reading where `read` says that the cases are on disk.
+
+    `classes` counts the background; `rates` are a device's `sample_rates`. Reading decompresses whole planes of the
+    axes it stands on (`store.prepared`), here those of the median image.
+    """
+    patch, channels = configuration.patch_size, configuration.network.in_channels
+    rates = {**SAMPLE_RATES, **rates}
+    seconds = 0.0
+    if augmentation != "none":
+        flat = len(patch) == 2 or max(patch) / patch[0] > FLAT_RATIO
+        maps = FIXED_MAPS + channels + classes - 1
+        rate = rates[f"{augmentation}_{'2d' if flat else '3d'}"]
+        seconds += math.prod(patch) * maps / (FIXED_MAPS + MEASURED_MAPS) / rate
+    if read:
+        planes = patch[0] if len(patch) == 3 else 1
+        decompressed = planes * math.prod(configuration.median_shape[-2:])
+        seconds += decompressed * (channels + LABEL_SHARE) / rates["reading"]
+    return seconds

@@ -1,0 +1,147 @@
+"""How the plan of one output folder is made: judged by traced memory, shaped to the promised time, made again."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from autounet.planning import plan as make_plan
+from autounet.planning import validate as validate_plan
+from autounet.planning.memory import MeasuredMemory
+from autounet.running.context import Context
+from autounet.running.guard import corrected
+from autounet.running.recipes import FULL_STEPS, planner_options, step_limit, train_options, trained_names
+from autounet.running.time_shaping import TimeFrame, shape_to_device
+from autounet.schema.errors import BudgetExceeded, PlanError
+from autounet.schema.options import PlannerOptions, TrainOptions
+from autounet.schema.plan import Configuration, Limits, NetworkSpec, Plan
+from autounet.schema.quantities import format_size
+from autounet.schema.run import DeviceProfile
+from autounet.tracing import TrainingMemory, training_memory
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PlanMaker:
+    context: Context
+    """of which the plan is not read: there may be none yet"""
+    seconds: float | None
+    """promised for the whole command"""
+
+    @property
+    def profile(self) -> DeviceProfile:
+        return self.context.profile
+
+    @property
+    def train_options(self) -> TrainOptions:
+        """Of a training without a time limit, else of a short one, which takes more memory."""
+        limited = step_limit(self.context.options)
+        return train_options(self.context.options, 0 if self.seconds else limited or FULL_STEPS)
+
+    @cached_property
+    def memory(self) -> TrainingMemory:
+        return training_memory(self.context.known.dataset.labels, self.train_options, self.profile)
+
+    def measure(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
+        """Peak bytes of a training step, as traced and corrected by what trial steps have shown."""
+        return round(self.memory(spec, patch, batch) * self.profile.memory_correction)
+
+    def with_options(self, options: PlannerOptions) -> Plan:
+        """The plan of this data set for given planner options, without regard to time."""
+        known = self.context.known
+        return make_plan(
+            known.fingerprint, known.dataset.labels, options, self.train_options, self.profile, self.measure
+        )
+
+    def check(self, plan: Plan) -> None:
+        """Raises PlanError for a plan that cannot hold; what is only doubtful is logged."""
+        known = self.context.known
+        judge = MeasuredMemory(plan.options.memory_bytes, self.measure)
+        for warning in validate_plan(plan, known.fingerprint, known.dataset.labels, judge):
+            log.warning("%s", warning)
+
+    def new(self) -> Plan:
+        """Shaped to the promised time, if any."""
+        whole = self.with_options(planner_options(self.context.options, self.profile))
+        if self.seconds is None:
+            return whole
+        configurations, reasons = dict(whole.configurations), list(whole.reasons)
+        names = trained_names(whole, self.context.options, limited=True)
+        for name in names:
+            configurations[name], shaped = self._shaped(whole, name, 1 / len(names))
+            reasons += [f"{name} is shaped to the time: {shaped[0]}", *shaped[1:]]
+        return whole.model_copy(update={"configurations": configurations, "reasons": tuple(reasons)})
+
+    def smaller(self, plan: Plan, error: BudgetExceeded) -> tuple[Plan, DeviceProfile]:
+        """The configuration that needed too much memory planned again, and the profile it is planned by.
+
+        Raises PlanError when nothing smaller can be planned.
+        """
+        name, before = error.configuration, plan.configurations[error.configuration]
+        profile = corrected(self.profile, before, error)
+        again = PlanMaker(replace(self.context, profile=profile), self.seconds).new()
+        after = again.configurations.get(name)
+        if after is None or after.key == before.key:
+            raise PlanError(
+                f"{error}. Nothing smaller can be planned: give more --memory, or another --family"
+            ) from None
+        reason = f"{name} was planned again: {error}. Predictions are raised by {profile.memory_correction - 1:.0%}."
+        log.warning("%s", reason)
+        log.warning("%s: %s instead of %s", name, _size(after), _size(before))
+        # other configurations keep what they were trained with, and all that was said about them
+        reasons = [*(each for each in plan.reasons if not each.startswith(f"{name}: ")), reason]
+        reasons += [each for each in again.reasons if each.startswith((f"{name}: ", f"{name} is"))]
+        changes = {
+            "configurations": {**plan.configurations, name: after},
+            "reasons": tuple(reasons),
+            "events": {**plan.events, name: (*plan.events.get(name, ()), reason)},
+        }
+        return plan.model_copy(update=changes), profile
+
+    def _shaped(self, whole: Plan, name: str, share: float) -> tuple[Configuration, tuple[str, ...]]:
+        """One configuration as it fits its share of the time, and why."""
+        context, known = self.context, self.context.known
+        folds = replace(context, plan=whole).folds_of(name)
+        frame = TimeFrame(
+            promised=self.seconds or 0.0,
+            seconds=context.deadline.remaining() or 0.0,
+            share=share,
+            folds=len(folds),
+            cases_per_fold=0.0 if folds == (None,) else len(known.dataset.cases) / len(known.splits.folds),
+            workers=context.workers,
+        )
+
+        def alone(options: PlannerOptions) -> Configuration:
+            return self.with_options(options.model_copy(update={"configurations": (name,)})).configurations[name]
+
+        shape = shape_to_device(
+            frame,
+            known.fingerprint,
+            known.dataset.labels,
+            whole.options,
+            self.train_options,
+            alone,
+            self.profile.device,
+            step_limit(context.options),
+            self.profile.sample_rates,
+            context.loader_workers,
+        )
+        found = alone(shape.options)
+        decided = {limit: value for limit, value in shape.limits.model_dump().items() if value}
+        estimates = {
+            "prepared": whole.configurations[name].prepared if shape.options.spacing_scale == 1 else f"{name}_coarse",
+            "predicted_steps": shape.steps,
+            "predicted_step_seconds": shape.step_seconds,
+            "predicted_validation_seconds": shape.validation_seconds,
+            "limited_by": Limits(**{**found.limited_by.model_dump(), **decided}),
+        }
+        return found.model_copy(update=estimates), shape.reasons
+
+
+def _size(configuration: Configuration) -> str:
+    patch = " x ".join(map(str, configuration.patch_size))
+    memory = format_size(configuration.predicted_memory_bytes)
+    features = configuration.network.features[0]
+    return f"patch {patch}, batch {configuration.batch_size}, {features} features ({memory} predicted)"

@@ -1,0 +1,129 @@
+"""The one training step and the one forward pass, run on fake tensors: what memory they take, block by block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+
+from autounet.losses import BORDER_WEIGHTED, Batch, Loss
+from autounet.nets import FAMILIES
+from autounet.schema.labels import Labels
+from autounet.schema.options import TrainOptions
+from autounet.schema.plan import Configuration, NetworkSpec, PreprocessSpec
+from autounet.step import AUTOCAST, Precision, build_optimiser, configuration_loss, train_step
+from autounet.tracing.fake import Recorder, fake_module, played
+from autounet.tracing.replay import Event
+
+
+@dataclass(frozen=True)
+class StepSetting:
+    """What a training step depends on beside the network, the patch and the batch."""
+
+    labels: Labels
+    options: TrainOptions
+    precision: Precision
+    device: str
+    """cpu or cuda; for every other kind the GPU's code is traced"""
+
+
+class Trace(NamedTuple):
+    setup: list[Event]
+    """weights, optimiser state, averaged weights, batch: alive throughout"""
+    step: list[Event]
+    """one step; whatever begins in it also ends in it"""
+
+
+class _PlayedPrecision(Precision):
+    """Autocast as the played device has it. torch, seeing the CPU, is told so; fp16 on a CPU stays float32."""
+
+    def autocast(self, device_type: str):  # type: ignore[no-untyped-def]
+        if device_type == "cpu" or self.name == "fp32":
+            return super().autocast("cpu")
+        return torch.autocast("cpu", dtype=AUTOCAST[self.name])
+
+
+def step_loss(spec: NetworkSpec, labels: Labels, options: TrainOptions) -> Loss:
+    """The loss of any configuration with this network; patch, batch and preprocessing do not change it."""
+    return configuration_loss(
+        Configuration(
+            preprocess=PreprocessSpec(spacing=(1, 1, 1), normalisation=()),
+            prepared="",
+            patch_size=spec.divisor,
+            batch_size=1,
+            network=spec,
+            batch_dice=True,
+            median_shape=(1, 1, 1),
+            predicted_memory_bytes=0,
+        ),
+        labels,
+        options,
+    )
+
+
+def trace_step(spec: NetworkSpec, patch: tuple[int, ...], batch: int, setting: StepSetting) -> Trace:
+    """Every block of memory of a training step whose optimiser has its state.
+
+    GradScaler (fp16 on a GPU) is left out: it keeps a few numbers and writes over the gradients.
+    """
+    options, precision = setting.options, setting.precision
+    with torch.device("meta"):
+        network = FAMILIES[spec.family].build(spec).train()
+    with played(setting.device) as recorder:
+        model = fake_module(network, precision.channels_last)
+        average = [] if options.ema_decay is None else [torch.empty_like(each) for each in model.parameters()]
+        optimiser = build_optimiser(options, model.parameters())
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        data = fake_batch(spec, patch, batch, precision, options.loss in BORDER_WEIGHTED)
+        setup = _take(recorder)
+        played_precision = _PlayedPrecision(precision.name, precision.channels_last)
+        loss = step_loss(spec, setting.labels, options)
+        train_step(model, loss, optimiser, None, data, played_precision, options.gradient_clip)
+        optimiser.zero_grad(set_to_none=True)
+        step = _take(recorder)
+        del average
+    return Trace(setup, step)
+
+
+def trace_forward(spec: NetworkSpec, patch: tuple[int, ...], batch: int, precision: Precision, device: str) -> Trace:
+    """Every block of memory of one forward pass in evaluation on `batch` patches, its float32 logits included."""
+    with torch.device("meta"):
+        network = FAMILIES[spec.family].build(spec).eval()
+    with played(device) as recorder, torch.no_grad():
+        model = fake_module(network, precision.channels_last)
+        setup = _take(recorder)
+        image = fake_batch(spec, patch, batch, precision).image
+        with _PlayedPrecision(precision.name, precision.channels_last).autocast(device):
+            logits = model(image).to(torch.float32, copy=True)
+        del image, logits
+        step = _take(recorder)
+    return Trace(setup, step)
+
+
+def fake_batch(
+    spec: NetworkSpec, patch: tuple[int, ...], batch: int, precision: Precision, weighted: bool = False
+) -> Batch:
+    """Images and labels as the loader gives them, with a weight per voxel when asked; needs `played`."""
+    spatial = torch.channels_last if spec.dims == 2 else torch.channels_last_3d
+    layout = spatial if precision.channels_last else torch.contiguous_format
+    image = torch.empty((batch, spec.in_channels, *patch), memory_format=layout)
+    labels = torch.empty((batch, *patch), dtype=torch.int16)
+    return Batch(image, labels, weight=torch.empty((batch, *patch)) if weighted else None)
+
+
+def _take(recorder: Recorder) -> list[Event]:
+    """The events so far; the recorder goes on with none.
+
+    Blocks that end together do so in the order of their numbers: autocast drops its copies of the weights in no order.
+    """
+    events: list[Event] = []
+    for begin, run in groupby(recorder.events, key=lambda event: event.size > 0):
+        together = list(run)
+        events += together if begin else sorted(together)
+    recorder.events.clear()
+    return events

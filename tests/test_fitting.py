@@ -1,0 +1,133 @@
+"""Laws of the search that fills a memory budget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from autounet.nets import FAMILIES
+from autounet.nets.family import divisible_size
+from autounet.planning.fitting import MOST_WIDTH, WELL_USED, Fitting
+from autounet.planning.memory import MeasuredMemory, convolution_outputs
+from autounet.planning.search import LARGEST_SHARE, Found, Task, start_topology
+from autounet.planning.topology import Topology
+from autounet.schema.errors import PlanError
+from autounet.schema.options import GIB
+from autounet.schema.plan import NetworkSpec
+
+
+def propose(topology: Topology, width: int) -> NetworkSpec:
+    plain = FAMILIES["plain"].propose
+    return plain(len(topology.patch), 1, 3, topology.strides, topology.kernel_sizes, width, True)
+
+
+def weights(spec: NetworkSpec) -> int:
+    """Of the convolutions of the plain U-Net."""
+    inputs, total = spec.in_channels, 0
+    for features, kernel, blocks in zip(spec.features, spec.kernel_sizes, spec.encoder_blocks, strict=True):
+        total += math.prod(kernel) * features * (inputs + (blocks - 1) * features)
+        inputs = features
+    for stage in range(len(spec.decoder_blocks)):
+        features = spec.features[stage]
+        total += features * spec.features[stage + 1] * math.prod(spec.strides[stage + 1])
+        total += 3 * math.prod(spec.kernel_sizes[stage]) * features**2
+    return total
+
+
+def training_bytes(spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
+    """Two numbers kept per output in float32; weights with gradient, two moments and a copy; what a context takes."""
+    return 8 * batch * convolution_outputs(spec, patch, 3) + 16 * weights(spec) + 300 * 2**20
+
+
+def make_task(edges: list[int], spacing: list[float], cases: int = 20) -> Task:
+    median = np.array(edges, dtype=float)
+    voxels = float(np.prod(median)) * cases
+    return Task("2d" if len(edges) == 2 else "3d_fullres", np.array(spacing), median, voxels, 2, None)
+
+
+def find(task: Task, budget: int, width: int | None = None) -> Found:
+    return Fitting(task, MeasuredMemory(budget, training_bytes), propose, divisible_size, budget, width).find()
+
+
+@st.composite
+def tasks(draw: st.DrawFn) -> Task:
+    dims = draw(st.sampled_from([2, 3]))
+    edges = [draw(st.integers(12, 400 if dims == 3 else 3000)) for _ in range(dims)]
+    spacing = [round(draw(st.floats(0.3, 5)), 2) for _ in range(dims)]
+    return make_task(edges, spacing, draw(st.integers(1, 100)))
+
+
+def found_or_skip(task: Task, budget: int, width: int | None = None) -> Found:
+    try:
+        return find(task, budget, width)
+    except PlanError:
+        assume(False)
+        raise
+
+
+@settings(deadline=None, max_examples=80)
+@given(task=tasks(), gigabytes=st.floats(2, 80))
+def test_a_budget_is_filled_and_never_exceeded_or_the_data_are_too_small(task: Task, gigabytes: float) -> None:
+    budget = int(gigabytes * GIB)
+    found = found_or_skip(task, budget)
+    assert found.memory_bytes == training_bytes(found.network, found.patch, found.batch) <= budget
+    assert found.batch >= task.minimum_batch
+    assert all(length % step == 0 for length, step in zip(found.patch, found.network.divisor, strict=True))
+    assert all(length <= most for length, most in zip(found.patch, start_topology(task).patch, strict=True))
+    assert found.batch <= max(2, round(task.voxels * LARGEST_SHARE / math.prod(found.patch)))
+    if found.memory_bytes < WELL_USED * budget:
+        assert found.network.features[0] == MOST_WIDTH
+        assert any("too small to use more" in reason for reason in found.reasons)
+        assert "memory" not in found.limited_by.model_dump().values()
+
+
+@settings(deadline=None, max_examples=80)
+@given(task=tasks(), gigabytes=st.floats(2, 60), factor=st.floats(1, 1.5))
+def test_more_memory_never_gives_a_smaller_patch_times_batch(task: Task, gigabytes: float, factor: float) -> None:
+    less, more = (
+        found_or_skip(task, int(gigabytes * scale * GIB)) for scale in (1.0, factor)
+    )  # fmt: skip
+    assert math.prod(more.patch) * more.batch >= math.prod(less.patch) * less.batch
+
+
+@settings(deadline=None, max_examples=30)
+@given(task=tasks(), gigabytes=st.floats(2, 40))
+def test_the_same_question_has_the_same_answer(task: Task, gigabytes: float) -> None:
+    assert found_or_skip(task, int(gigabytes * GIB)) == find(task, int(gigabytes * GIB))
+
+
+@settings(deadline=None, max_examples=30)
+@given(task=tasks(), gigabytes=st.floats(2, 40), width=st.sampled_from([8, 16, 48]))
+def test_a_given_width_is_kept(task: Task, gigabytes: float, width: int) -> None:
+    assert found_or_skip(task, int(gigabytes * GIB), width).network.features[0] == width
+
+
+def test_steps_of_the_budget_that_change_the_depth_stay_monotone() -> None:
+    """Every budget in small steps, where greedily taking the larger patch would lose voxels."""
+    task = make_task([300, 280, 120], [0.8, 0.8, 1.5])
+    held = [math.prod(found.patch) * found.batch for found in (find(task, int(b * 2**27)) for b in range(10, 160))]
+    assert held == sorted(held)
+    assert len(set(held)) >= 20
+
+
+def test_the_limits_given_win() -> None:
+    task = replace(make_task([128, 128, 128], [1, 1, 1]), batch_limit=1, patch_limit=64**3)
+    found = find(task, 8 * GIB)
+    assert found.batch == 1
+    assert math.prod(found.patch) <= 64**3
+    assert (found.limited_by.patch, found.limited_by.batch) == ("option", "option")
+
+
+def test_too_small_a_budget_names_the_remedy() -> None:
+    with pytest.raises(PlanError, match="--memory"):
+        find(make_task([128, 128, 128], [1, 1, 1]), 2**20)
+
+
+def test_too_small_images_are_refused() -> None:
+    with pytest.raises(PlanError, match="too small for a U-Net"):
+        find(make_task([4, 4, 4], [1, 1, 1]), GIB)

@@ -1,0 +1,136 @@
+"""The guard of the memory budget: trial steps, planning again, and what happens to what was trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from training_cases import configuration
+
+from autounet.datasets.synthetic import make_demo_dataset
+from autounet.pipeline import Pipeline
+from autounet.running import fold_jobs
+from autounet.running.guard import corrected, trial_peak
+from autounet.schema.errors import BudgetExceeded, OutOfMemory, PlanError
+from autounet.schema.options import GIB, RunOptions
+from autounet.schema.plan import Plan
+from autounet.schema.run import DeviceProfile, RunRecord
+
+MIB = 2**20
+BUDGET = 700 * MIB
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
+    return make_demo_dataset(tmp_path_factory.mktemp("volumes") / "data", cases=4)
+
+
+def pipeline(volumes, out, **changes):
+    fixed = {"device": "cpu", "workers": 0, "iterations": 1, "folds": "0,1", "configurations": ("3d_fullres",)}
+    return Pipeline(volumes, out, RunOptions(**{**fixed, "memory_bytes": BUDGET, **changes}))
+
+
+def answers(monkeypatch, *peaks):
+    """Trial steps that give these peaks, one after the other; an exception is raised. Returns what was tried."""
+    tried, left = [], list(peaks)
+
+    def peak(context, configuration):
+        tried.append(configuration)
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("autounet.running.guard.trial_peak", peak)
+    return tried
+
+
+def context_of(run):
+    """As the jobs of a pipeline see it, once it has planned."""
+    return run._context(run.plan)
+
+
+def test_the_peak_is_that_of_a_process_of_its_own(volumes, tmp_path):
+    run = pipeline(volumes, tmp_path)
+    run.run("plan")
+    ballast = torch.ones(600 * MIB // 4)
+    small = trial_peak(context_of(run), configuration())
+    assert 50 * MIB < small < ballast.nbytes
+    assert trial_peak(context_of(run), configuration(patch=(64, 96, 96))) > small + 20 * MIB
+
+
+def test_a_configuration_that_exceeds_its_budget_is_planned_smaller_and_the_run_goes_on(volumes, tmp_path, monkeypatch):
+    tried = answers(monkeypatch, BUDGET + 1, BUDGET)
+    run = pipeline(volumes, tmp_path)
+    run.run("train")
+    before, after = tried
+    assert after.predicted_memory_bytes <= BUDGET
+    assert after.key != before.key
+    plan = Plan.load(tmp_path / "plan.json")
+    assert plan.configurations["3d_fullres"].key == after.key
+    assert any("planned again" in reason for reason in plan.reasons)
+    correction = DeviceProfile.load(tmp_path / "device.json").memory_correction
+    assert correction > BUDGET / before.predicted_memory_bytes
+    record = RunRecord.load(tmp_path / "models" / "3d_fullres" / "fold_1" / "record.json")
+    assert record.events == plan.events["3d_fullres"]
+    assert "planned again" in record.events[0]
+
+
+def test_memory_that_ends_in_the_trial_is_not_asked_for_again(volumes, tmp_path, monkeypatch):
+    before, after = answers(monkeypatch, OutOfMemory("full"), BUDGET), None
+    pipeline(volumes, tmp_path, folds="0").run("train")
+    before, after = before
+    assert after.predicted_memory_bytes / DeviceProfile.load(tmp_path / "device.json").memory_correction < (
+        before.predicted_memory_bytes
+    )
+
+
+def test_memory_that_ends_in_a_training_moves_finished_folds_aside(volumes, tmp_path, monkeypatch):
+    answers(monkeypatch, BUDGET, BUDGET)
+    train, failed = fold_jobs.FoldJobs.train, []
+
+    def fails_once(self, name, fold, folder, key):
+        if fold == 1 and not failed:
+            failed.append(fold)
+            raise BudgetExceeded("3d_fullres: memory ran out", "3d_fullres", None)
+        train(self, name, fold, folder, key)
+
+    monkeypatch.setattr(fold_jobs.FoldJobs, "train", fails_once)
+    pipeline(volumes, tmp_path).run("train")
+    models = tmp_path / "models" / "3d_fullres"
+    assert (models / "fold_0.old_1" / "record.json").exists()
+    assert all((models / f"fold_{fold}" / "record.json").exists() for fold in (0, 1))
+
+
+def test_a_passed_trial_is_not_repeated(volumes, tmp_path, monkeypatch):
+    tried = answers(monkeypatch, BUDGET)
+    pipeline(volumes, tmp_path, folds="0").run("train")
+    pipeline(volumes, tmp_path, folds="0,1").run("train")
+    assert len(tried) == 1
+
+
+def test_a_plan_of_a_person_and_a_preset_stay_as_they_are(volumes, tmp_path, monkeypatch):
+    run = pipeline(volumes, tmp_path)
+    run.run("plan")
+    plan = Plan.load(tmp_path / "plan.json")
+    edited = plan.configurations["3d_fullres"].model_copy(update={"mirror_axes": (1,)})
+    plan.model_copy(update={"configurations": {"3d_fullres": edited}}).save(tmp_path / "plan.json")
+    answers(monkeypatch, 2 * BUDGET)
+    with pytest.raises(BudgetExceeded, match="3d_fullres: training steps need"):
+        pipeline(volumes, tmp_path).run("train")
+    assert Plan.load(tmp_path / "plan.json").configurations["3d_fullres"].mirror_axes == (1,)
+
+
+def test_what_cannot_become_smaller_is_an_error(volumes, tmp_path, monkeypatch):
+    answers(monkeypatch, *[1000 * BUDGET] * 9)
+    with pytest.raises(PlanError, match="--memory"):
+        pipeline(volumes, tmp_path).run("train")
+
+
+def test_a_correction_only_grows():
+    profile = DeviceProfile(device="cpu", name="", cores=1, memory_bytes=GIB, precision="fp32", channels_last=False)
+    planned = configuration().model_copy(update={"predicted_memory_bytes": 100})
+    once = corrected(profile, planned, BudgetExceeded("", "3d_fullres", 120))
+    assert once.memory_correction == pytest.approx(1.2, rel=0.03)
+    again = corrected(once, planned, BudgetExceeded("", "3d_fullres", None))
+    assert again.memory_correction > 1.2 * once.memory_correction
+    assert corrected(once, planned, BudgetExceeded("", "3d_fullres", 50)).memory_correction > once.memory_correction
