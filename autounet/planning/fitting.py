@@ -1,7 +1,8 @@
 """Patch, depth, batch and width of one configuration that fill a memory budget: the default planner's search.
 
-The largest patch whose smallest batch fits comes first, then the largest batch, then the widest network. nnU-Net's own
-search, which the presets use, is in `search.py`; both walk through the same sizes.
+The largest patch whose smallest batch fits comes first, then the largest batch, then the widest network. A data set
+that is too small to use the memory by patch and batch gets no wider network for that: it would cost time and overfit.
+nnU-Net's own search, which the presets use, is in `search.py`; both walk through the same sizes.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Fitting:
     valid_size: ValidSize
     budget: int
     width: int | None
-    """features of the first stage; None: `WIDTH`, widened into what is left"""
+    """features of the first stage; None: `WIDTH`, or more where memory limits patch or batch and some is left"""
 
     def find(self) -> Found:
         """More memory never gives fewer voxels in a batch.
@@ -84,7 +85,9 @@ class Fitting:
         sizes = self._sizes()
         fitting = self._first(sizes)
         size, batch, limit = self._most_voxels(fitting, sizes)
-        network = size.network if self.width else self._widest(size, batch)
+        patch_limited = patch_limit(self.task, size.patch) if size is fitting else limit
+        widened = self.width is None and "memory" in (patch_limited, limit)
+        network = self._widest(size, batch) if widened else size.network
         used = self.memory.predicted(network, size.patch, batch)
         return Found(
             patch=size.patch,
@@ -92,9 +95,9 @@ class Fitting:
             network=network,
             memory_bytes=used,
             limited_by=Limits(
-                patch=patch_limit(self.task, size.patch) if size is fitting else limit,
+                patch=patch_limited,
                 batch=limit,
-                width=self._width_limit(network),
+                width=self._width_limit(network, widened),
             ),
             reasons=(
                 self._patch_reason(size, fitting),
@@ -164,9 +167,9 @@ class Fitting:
             probe = (low + high + 1) // 2
         return networks[low]
 
-    def _width_limit(self, network: NetworkSpec) -> Limit:
-        if self.width:
-            return "option"
+    def _width_limit(self, network: NetworkSpec, widened: bool) -> Limit:
+        if not widened:
+            return "option" if self.width else "data"
         return "search" if network.features[0] + WIDTH_STEP > MOST_WIDTH else "memory"
 
     def _patch_reason(self, size: Size, fitting: Size) -> str:
@@ -177,12 +180,11 @@ class Fitting:
 
     def _width_reasons(self, network: NetworkSpec, used: int) -> Iterator[str]:
         name, width = self.task.name, network.features[0]
-        if self.width:
-            return
-        if width > WIDTH:
+        if self.width is None and width > WIDTH:
             yield f"{name}: {width} features in the first stage instead of {WIDTH} use memory that was left."
         if used < WELL_USED * self.budget:
+            why = "the number of features is given" if self.width else "the data set is too small to use more"
             yield (
-                f"{name}: {format_size(used)} of {format_size(self.budget)} are used, since the data set is too small "
-                f"to use more: neither patch nor batch may grow, and {MOST_WIDTH} features are the most."
+                f"{name}: {format_size(used)} of {format_size(self.budget)} are used, since {why}: neither patch nor "
+                "batch may grow."
             )

@@ -39,7 +39,7 @@ class PlannerOptions(Part):
     configurations: tuple[str, ...] | None = None
     """None: all that the rules create"""
     base_features: int | None = Field(default=None, gt=0)
-    """features of the first stage; None: 32, and more where memory is left"""
+    """features of the first stage; None: 32, or more where memory limits patch or batch and some is left"""
     patch_limit: int | None = Field(default=None, gt=0)
     """most voxels of a patch, set by the time shaping; None: memory and the images alone decide"""
     batch_limit: int | None = None
