@@ -32,15 +32,11 @@ File = Optional[Path]  # noqa: UP045
 Data = Annotated[Path, typer.Argument(help="Folder with images and labels, in any supported layout")]
 Out = Annotated[Path, typer.Option(help="Output folder; given again, the run continues")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output")]
-# written out, since the dicts that hold these names would load numpy and torch; tests/test_help_names.py compares
-Configurations = Annotated[
-    Text, typer.Option(help="auto, or some of: 2d, 3d_lowres, 3d_fullres, 3d_cascade_fullres; comma-separated")
-]
+# written out, since the dicts that hold the names of the next four load numpy and torch (tests/test_help_names.py)
+Configurations = Annotated[Text, typer.Option(help="auto, or some of 2d,3d_lowres,3d_fullres,3d_cascade_fullres")]
 Family = Annotated[
     Text,
-    typer.Option(
-        help="Network family: plain, residual, original, unet3d, nested, attention, swin, efficient, mednext"
-    ),
+    typer.Option(help="Network family: plain, residual, original, unet3d, nested, attention, swin, efficient, mednext"),
 ]
 Loss = Annotated[
     Text,

@@ -27,7 +27,8 @@ def autounet(*arguments, check=True):
 
 
 def run_options(out, steps=STEPS):
-    return ("--out", out, "--iterations", steps, "--folds", "0,1", "--configurations", "3d_fullres", "--device", "cpu")
+    return ("--out", out, "--iterations", steps, "--folds", "0,1", "--configurations", "3d_fullres", "--device", "cpu",
+            "--memory", "560MB")  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -140,10 +141,10 @@ def test_an_edited_plan_is_kept_and_an_impossible_one_refused(finished, tmp_path
     out = tmp_path / "out"
     autounet("plan", data, *run_options(out))
     content = json.loads((out / "plan.json").read_text())
-    content["configurations"]["3d_fullres"]["batch_size"] = 3
+    content["configurations"]["3d_fullres"]["batch_size"] = 1
     (out / "plan.json").write_text(json.dumps(content))
     autounet("plan", data, *run_options(out))
-    assert Plan.load(out / "plan.json").configurations["3d_fullres"].batch_size == 3
+    assert Plan.load(out / "plan.json").configurations["3d_fullres"].batch_size == 1
     content["configurations"]["3d_fullres"]["patch_size"][0] += 1
     (out / "plan.json").write_text(json.dumps(content))
     refused = autounet("plan", data, *run_options(out), check=False)

@@ -82,8 +82,17 @@ def test_a_budget_is_filled_and_never_exceeded_or_the_data_are_too_small(task: T
     assert found.batch <= max(2, round(task.voxels * LARGEST_SHARE / math.prod(found.patch)))
     if found.memory_bytes < WELL_USED * budget:
         assert found.network.features[0] in (WIDTH, MOST_WIDTH)
-        assert any("too small to use more" in reason for reason in found.reasons)
-        assert "memory" not in found.limited_by.model_dump().values()
+        small = found.network.features[0] == WIDTH
+        assert any(("too small to use more" if small else "the most") in reason for reason in found.reasons)
+        assert not (small and "memory" in found.limited_by.model_dump().values())
+
+
+def test_what_a_smaller_patch_leaves_is_filled_by_width() -> None:
+    """The next larger patch would hold fewer voxels: half of the budget would be idle with 32 features."""
+    task = replace(make_task([49, 769], [1, 0.5]), voxels=2373903.0)
+    found = find(task, 2 * GIB)
+    assert found.patch == (48, 704)
+    assert found.memory_bytes >= WELL_USED * 2 * GIB
 
 
 @settings(deadline=None, max_examples=80)

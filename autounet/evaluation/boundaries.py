@@ -3,8 +3,9 @@
 Source: Arganda-Carreras et al., "Crowdsourcing the creation of image segmentation algorithms for connectomics",
 Frontiers in Neuroanatomy 9:142, 2015: the foreground-restricted Rand score V_Rand (equation 3) and the
 foreground-restricted information theoretic score V_Info (equation 6), both after the predicted borders are thinned.
-How thinning and predicted border pixels are treated follows the organisers' implementation in Fiji (Trainable
-Segmentation, classes RandError and VariationOfInformation).
+What the paper leaves open follows the organisers' library in Fiji (Trainable Segmentation): 4-connected objects, and
+predicted border pixels that count one by one (RandError, VariationOfInformation), thinning by a watershed
+(WatershedTransform2D).
 
 All arrays are single slices (Y, X), boolean: True inside objects, False on the borders between them.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import cc3d
 import numpy as np
@@ -20,7 +22,7 @@ import numpy as np
 from autounet.evaluation.metrics import EMPTY_IN_REFERENCE, Undefined
 from autounet.schema.errors import DataError
 
-PIXEL_NEIGHBOURS = 4
+PIXEL_NEIGHBOURS: Final = 4
 """objects that touch at a corner only are two, as in the challenge"""
 UNREACHED = -1
 
@@ -94,7 +96,7 @@ class Overlap:
 
         H is the entropy of the predicted (S) and the reference (T) segments' shares, I their mutual information.
         alpha 0.5 is the challenge's F-score; 0 the split score, 1 the merge score. Where the weighted entropies are
-        0, nothing is there to be split or merged, and the score is 1.
+        0, nothing was split or merged, and the score is 1 (the organisers' library gives 0).
         """
         joint, predicted, reference = (entropy(n) for n in (self.common, self.predicted, self.reference))
         weighted = (1 - alpha) * predicted + alpha * reference

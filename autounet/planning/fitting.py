@@ -36,8 +36,8 @@ WIDTH = 32
 """features of the first stage before what memory is left is filled with wider ones (nnU-Net's)"""
 WIDTH_STEP = 4
 """from 32 to 36 is an eighth more memory, so that a budget is filled to more than 85 %"""
-MOST_WIDTH = 64
-"""doubling the width costs four times the work; whether more than twice nnU-Net's pays is not known to us"""
+MOST_WIDTH = 128
+"""rarely reached: what is left where memory limits patch and batch is less than another sample"""
 WELL_USED = 0.85
 """share of the budget from which on nothing needs to be explained"""
 COMPARED_SHARE = 0.25
@@ -183,8 +183,7 @@ class Fitting:
         if self.width is None and width > WIDTH:
             yield f"{name}: {width} features in the first stage instead of {WIDTH} use memory that was left."
         if used < WELL_USED * self.budget:
-            why = "the number of features is given" if self.width else "the data set is too small to use more"
-            yield (
-                f"{name}: {format_size(used)} of {format_size(self.budget)} are used, since {why}: neither patch nor "
-                "batch may grow."
-            )
+            why = "the data set is too small to use more: neither patch nor batch may grow"
+            if self.width or width + WIDTH_STEP > MOST_WIDTH:
+                why = f"{width} features in the first stage are {'given' if self.width else 'the most'}"
+            yield f"{name}: {format_size(used)} of {format_size(self.budget)} are used, since {why}."

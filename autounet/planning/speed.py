@@ -14,6 +14,9 @@ from typing import NamedTuple
 from autounet.nets import FAMILIES
 from autounet.schema.plan import Configuration, NetworkSpec
 
+BOLD = 4
+"""times the voxels of a quick step that the next one may have, whatever is expected of it: it takes little more than
+four times as long"""
 LEAST_BOTTOM = 2
 """voxels of the smallest stage: a norm over one value has no variance"""
 LEAST_BATCH = 2
@@ -105,9 +108,23 @@ def probe_sizes(network: NetworkSpec, patch: Sequence[int], batch: int) -> tuple
     return tuple(reversed(sizes))
 
 
-def next_size(sizes: Sequence[Size], line: Linear, seconds: float) -> Size:
-    """The largest of `sizes` (from small to large) that is expected to take at most `seconds`, else the smallest."""
-    return next((size for size in reversed(sizes) if line.seconds(size.voxels) <= seconds), sizes[0])
+def next_size(sizes: Sequence[Size], timed: Mapping[int, float], quick: float) -> Size | None:
+    """Which of `sizes` (from small to large) to time after those in `timed` (voxels -> seconds); None: none.
+
+    The largest that is expected to take at most `quick` seconds, or one of up to `BOLD` times the voxels of the last
+    while that one was quick: on a busy machine a small step takes as long as a larger one, and a line through it alone
+    would let nothing larger be expected quick.
+    """
+    largest = max(timed)
+    if timed[largest] > quick:
+        return None
+    line = fit(list(timed.items()))
+    wanted = [
+        size
+        for size in sizes
+        if size.voxels > largest and (line.seconds(size.voxels) <= quick or size.voxels <= BOLD * largest)
+    ]
+    return wanted[-1] if wanted else next((size for size in sizes if size.voxels > largest), None)
 
 
 def making_seconds(

@@ -18,9 +18,14 @@ from autounet.schema.options import PlannerOptions, TrainOptions
 from autounet.schema.plan import Configuration, Limits, NetworkSpec, Plan
 from autounet.schema.quantities import format_size
 from autounet.schema.run import DeviceProfile
-from autounet.tracing import TrainingMemory, training_memory
+from autounet.tracing import TrainingMemory, inference_memory, memory_margin, training_memory
 
 log = logging.getLogger(__name__)
+
+MOST_EXCESS = 1.5
+"""factor at which a plan whose full trace still exceeds the budget is left to the trial steps"""
+ROUNDING = 1.001
+"""so that equal bytes, rounded, fit"""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class PlanMaker:
     """of which the plan is not read: there may be none yet"""
     seconds: float | None
     """promised for the whole command"""
+    excess: float = 1.0
+    """factor of predictions, raised where a full trace of a plan exceeded its budget"""
 
     @property
     def profile(self) -> DeviceProfile:
@@ -46,7 +53,7 @@ class PlanMaker:
 
     def measure(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
         """Peak bytes of a training step, as traced and corrected by what trial steps have shown."""
-        return round(self.memory(spec, patch, batch) * self.profile.memory_correction)
+        return round(self.memory(spec, patch, batch) * self.profile.memory_correction * self.excess)
 
     def with_options(self, options: PlannerOptions) -> Plan:
         """The plan of this data set for given planner options, without regard to time."""
@@ -63,7 +70,51 @@ class PlanMaker:
             log.warning("%s", warning)
 
     def new(self) -> Plan:
-        """Shaped to the promised time, if any."""
+        """Shaped to the promised time, if any; its memory traced in full, of a training step and of predicting."""
+        plan = self._planned()
+        full = {name: self._traced_fully(each) for name, each in plan.configurations.items()}
+        share = max(full.values()) / plan.options.memory_bytes
+        if share > 1 and not plan.options.preset and self.excess < MOST_EXCESS:
+            return replace(self, excess=self.excess * share * ROUNDING).new()
+        estimates, sentences = {}, []
+        for name, configuration in plan.configurations.items():
+            predicting, sentence = self._predicting(name, configuration)
+            changes = {"predicted_memory_bytes": full[name], "predicted_inference_bytes": predicting}
+            estimates[name] = configuration.model_copy(update=changes)
+            sentences.append(sentence)
+        return plan.model_copy(update={"configurations": estimates, "reasons": (*plan.reasons, *sentences)})
+
+    def _traced_fully(self, configuration: Configuration) -> int:
+        size = configuration.network, configuration.patch_size, configuration.batch_size
+        return round(self.memory.verify(*size) * self.profile.memory_correction)
+
+    def _predicting(self, name: str, configuration: Configuration) -> tuple[int, str]:
+        """Bytes on the device for predicting the largest case with the networks of all folds, and a sentence."""
+        import torch
+
+        from autounet.inference.sliding import default_batch
+
+        known, device = self.context.known, self.profile.device
+        found = inference_memory(
+            configuration,
+            known.fingerprint,
+            known.dataset.labels.count,
+            device,
+            default_batch(configuration, torch.device(device)),
+            networks=len(known.splits.folds),
+            margin=memory_margin(self.profile),
+            free_bytes=self.profile.memory_bytes,
+        )
+        beside = "" if found.shared else f", and {format_size(found.host_bytes)} of main memory"
+        sentence = (
+            f"{name}: predicting the largest case is predicted to take {format_size(found.device_bytes)}{beside}."
+        )
+        budget = planner_options(self.context.options, self.profile).memory_bytes
+        if found.device_bytes > budget:
+            sentence = f"Warning: {sentence[:-1]}, more than the {format_size(budget)} that training may take."
+        return found.device_bytes, sentence
+
+    def _planned(self) -> Plan:
         whole = self.with_options(planner_options(self.context.options, self.profile))
         if self.seconds is None:
             return whole

@@ -143,6 +143,9 @@ class Configuration(Part):
     """median image size on the prepared grid, network axis order (3 entries)"""
     limited_by: Limits = Limits()
     predicted_memory_bytes: int = Field(ge=0)
+    """peak of a training step"""
+    predicted_inference_bytes: int | None = None
+    """peak on the device of predicting the largest case of the data set with the networks of all folds"""
     predicted_step_seconds: float | None = None
     predicted_steps: int | None = None
     """steps a fold is expected to get when the time is limited"""

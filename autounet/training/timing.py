@@ -92,7 +92,7 @@ def measure_speed(configuration: Configuration, labels: Labels, options: TrainOp
     """What the configuration's network costs per step and voxel, without a step that is much slower than `QUICK_STEP`.
 
     From the smallest input on, the largest that the sizes timed so far let expect to be quick is timed, until that is
-    the planned one or nothing larger is quick. Where memory ends before, what was timed until then decides.
+    the planned one or a step was slow. Where memory ends before, what was timed until then decides.
     """
     with algorithms(options.deterministic):
         timer = StepTimer(configuration, labels, options, device)
@@ -100,7 +100,7 @@ def measure_speed(configuration: Configuration, labels: Labels, options: TrainOp
         trained: dict[int, float] = {}
         passed: dict[int, float] = {}
         size: Size | None = sizes[0]
-        while size is not None and size.voxels not in trained:
+        while size is not None:
             try:
                 found = timer.times(size, STEPS)
             except torch.OutOfMemoryError:
@@ -109,7 +109,7 @@ def measure_speed(configuration: Configuration, labels: Labels, options: TrainOp
                     raise
                 break
             trained[size.voxels], passed[size.voxels] = found.train, size.batch * found.forward
-            size = next_size(sizes, fit(list(trained.items())), QUICK_STEP)
+            size = next_size(sizes, trained, QUICK_STEP)
         speed = Speed(_line(trained), _line(passed))
     if timer.device.type == "cuda":
         del timer
