@@ -106,11 +106,11 @@ class Pipeline:
         if file.exists() and not self.replan:
             existing = _load(Plan, file, "make a new plan with --replan")
             written, _, made_for = (read_key(key_file) or "").partition(":")
-            edited = written != existing.digest()
+            edited = written != existing.edition
             if (edited or made_for == asked) and (kept := self._kept(maker, existing, edited)):
                 return kept
         plan = maker.new()
-        maker.check(plan)
+        maker.check(plan, edited=False)
         self._keep_plan(plan, asked)
         return plan
 
@@ -143,7 +143,7 @@ class Pipeline:
     def _plan_smaller(self, error: BudgetExceeded) -> None:
         """Only a plan of our own: a preset is nnU-Net's, and an edited plan a person's."""
         written, _, asked = (read_key(self.out / "plan.key") or "").partition(":")
-        if self.plan.options.preset or written != self.plan.digest():
+        if self.plan.options.preset or written != self.plan.edition:
             raise error
         seconds = promised_seconds(self.options, self.profile)
         self.plan, self.profile = self._maker(seconds).smaller(self.plan, error)
@@ -151,7 +151,7 @@ class Pipeline:
         self._keep_plan(self.plan, asked)
 
     def _maker(self, seconds: float | None) -> PlanMaker:
-        return PlanMaker(self._context(None), seconds)
+        return PlanMaker.of(self._context(None), seconds)
 
     def _context(self, plan: Plan | None) -> Context:
         return Context(self.out, self.options, self.workers, self.deadline, self.profile, self.known, plan)  # type: ignore[arg-type]
@@ -162,7 +162,7 @@ class Pipeline:
         asked = self.options.device or "auto"
         try:
             known = DeviceProfile.load(self.out / "device.json")
-            if asked in ("auto", known.device):
+            if asked in ("auto", known.device) or (asked, known.device) == ("cuda", "cuda:0"):
                 return known  # without loading torch
         except RecordError:
             pass
@@ -206,23 +206,23 @@ class Pipeline:
     def _time_plan(self) -> None:
         """Add how long steps and validation take, for people who decide whether to start; a person's plan stays."""
         written, _, asked = (read_key(self.out / "plan.key") or "").partition(":")
-        ours = written == self.plan.digest()
+        ours = written == self.plan.edition
         self.plan = timed(self._context(self.plan))
         if ours:
             self._keep_plan(self.plan, asked)
 
     def _keep_plan(self, plan: Plan, asked: str) -> None:
         plan.save(self.out / "plan.json")
-        write_key(self.out / "plan.key", f"{plan.digest()}:{asked}")
+        write_key(self.out / "plan.key", f"{plan.edition}:{asked}")
 
     def _kept(self, maker: PlanMaker, plan: Plan, edited: bool) -> Plan | None:
         """The plan that is there; None when it no longer fits the data. Raises PlanError when a person edited it."""
         try:
-            maker.check(plan)
+            maker.check(plan, edited)
         except PlanError as error:
             if edited:
                 raise PlanError(f"the edited plan.json cannot be used: {error}. --replan makes a new one") from None
-            log.info("the data changed and the plan no longer fits them (%s): a new one is made", error)
+            log.info("the plan no longer fits the data (%s): a new one is made", error)
             return None
         if edited:
             log.info("plan.json was edited: validated and kept (--replan makes a new one)")

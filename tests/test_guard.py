@@ -101,6 +101,15 @@ def test_memory_that_ends_in_a_training_moves_finished_folds_aside(volumes, tmp_
     assert all((models / f"fold_{fold}" / "record.json").exists() for fold in (0, 1))
 
 
+def test_after_planning_again_the_same_command_keeps_what_was_trained(volumes, tmp_path, monkeypatch):
+    answers(monkeypatch, BUDGET + 1, BUDGET)
+    pipeline(volumes, tmp_path).run("train")
+    plan, record = tmp_path / "plan.json", tmp_path / "models" / "3d_fullres" / "fold_0" / "record.json"
+    before = plan.read_bytes(), record.stat().st_mtime_ns
+    pipeline(volumes, tmp_path).run("train")
+    assert (plan.read_bytes(), record.stat().st_mtime_ns) == before
+
+
 def test_a_passed_trial_is_not_repeated(volumes, tmp_path, monkeypatch):
     tried = answers(monkeypatch, BUDGET)
     pipeline(volumes, tmp_path, folds="0").run("train")

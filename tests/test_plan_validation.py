@@ -102,3 +102,46 @@ def test_a_plan_with_other_mistakes_is_not_asked_for_its_memory():
     with pytest.raises(PlanError) as caught:
         validate(edited(patch_size=(41, 56, 40)), FINGERPRINT, LABELS, memory(1))
     assert "memory" not in str(caught.value)
+
+
+def renamed(name="3d_fullres", **changes):
+    configuration = MADE.configurations["3d_fullres"].model_copy(update=changes)
+    return MADE.model_copy(update={"configurations": {name: configuration}})
+
+
+def respaced(spacing):
+    preprocess = MADE.configurations["3d_fullres"].preprocess
+    return preprocess.model_copy(update={"spacing": spacing})
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (renamed(preprocess=respaced((math.inf, 1.0, 1.0))), "every spacing must be a number greater than 0"),
+        (renamed(median_shape=(36, 50)), "median_shape is .* three lengths"),
+        (renamed(median_shape=()), "median_shape is"),
+        (renamed("../elsewhere"), "names a folder"),
+        (renamed(prepared="a/b"), "prepared is 'a/b'"),
+        (renamed(previous_stage="3d_fullres"), "previous_stage is 3d_fullres: it must be another"),
+        (renamed(previous_stage="3d_lowres"), "previous_stage is 3d_lowres: it must be another"),
+    ],
+)
+def test_what_a_person_may_get_wrong_is_said(plan, message):
+    with pytest.raises(PlanError, match=message):
+        validate(plan, FINGERPRINT, LABELS)
+
+
+def test_configurations_that_share_prepared_cases_share_their_preprocessing():
+    first = MADE.configurations["3d_fullres"]
+    second = first.model_copy(update={"preprocess": respaced((2.0, 1.0, 1.0))})
+    both = MADE.model_copy(update={"configurations": {"one": first, "two": second}})
+    with pytest.raises(PlanError, match="one and two share prepared/3d_fullres and differ in preprocess"):
+        validate(both, FINGERPRINT, LABELS)
+
+
+def test_an_edition_knows_edits_and_not_fields_that_were_added_later():
+    content = MADE.model_dump(mode="json")
+    assert type(MADE).model_validate({key: value for key, value in content.items() if key != "events"}).edition == (
+        MADE.edition
+    )
+    assert edited(batch_size=1).edition != MADE.edition

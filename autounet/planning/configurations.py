@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from autounet.planning.lowres import Coarser, find_lowres
+from autounet.planning.lowres import Coarser, find_lowres, grid_at
 from autounet.planning.search import Found, Task
 from autounet.planning.setting import Setting
 from autounet.planning.spacing import numbers
@@ -46,6 +46,9 @@ def find_volumes(setting: Setting) -> Volumes:
     def patch_at(coarser: Coarser) -> tuple[int, ...]:
         return setting.patch(_lowres_task(setting, coarser))
 
+    given = setting.options.lowres_spacing
+    if given is not None:
+        return Volumes(task, fullres, grid_at(np.array(given), grid.spacing, grid.median), "its spacing is given")
     lowres, why = find_lowres(grid.spacing, grid.median, fullres.patch, patch_at)
     return Volumes(task, fullres, lowres, why)
 
@@ -103,7 +106,8 @@ def plan_3d_cascade_fullres(setting: Setting, volumes: Volumes) -> Result:
     ]
     if setting.rules or setting.memory.fits(network, found.patch, found.batch):
         used = setting.memory.predicted(network, found.patch, found.batch)
-        found = replace(found, network=network, memory_bytes=used, reasons=())
+        told = tuple(reason.replace(f"{FULLRES}:", f"{CASCADE}:", 1) for reason in found.reasons)
+        found = replace(found, network=network, memory_bytes=used, reasons=told)
     else:
         found = setting.search(replace(volumes.task, name=CASCADE))
         reasons.append(f"{CASCADE}: these channels would exceed the memory with {FULLRES}'s patch and batch.")

@@ -102,7 +102,7 @@ def with_double_memory(plan: Plan, make: Callable[[PlannerOptions], Plan]) -> di
 
 def _doubled_options(options: PlannerOptions, configuration: Configuration) -> PlannerOptions:
     limits = configuration.limited_by
-    changes: dict[str, object] = {"memory_bytes": 2 * options.memory_bytes}
+    changes: dict[str, object] = {"memory_bytes": 2 * options.memory_bytes, "configurations": None}
     if limits.width == "time":
         changes["base_features"] = configuration.network.features[0]
     if limits.batch == "time":

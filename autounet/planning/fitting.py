@@ -7,7 +7,8 @@ nnU-Net's own search, which the presets use, is in `search.py`; both walk throug
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -43,9 +44,6 @@ WELL_USED = 0.85
 COMPARED_SHARE = 0.25
 """patches smaller than this share of the chosen one cannot hold more voxels in a batch, and are not asked"""
 
-WELL_FITTING = 2
-"""times the smallest batch: where so many samples fit, no smaller patch has held more voxels with less memory"""
-
 ProposeWidth = Callable[[Topology, int], NetworkSpec]
 """(topology, features of the first stage) -> network"""
 ValidSize = Callable[[NetworkSpec, tuple[int, ...]], tuple[int, ...]]
@@ -78,13 +76,15 @@ class Fitting:
     """features of the first stage; None: `WIDTH`, or more where memory limits patch or batch and some is left"""
 
     def find(self) -> Found:
-        """More memory never gives fewer voxels in a batch.
+        """More memory never gives fewer voxels in a batch, unless the width is given.
 
         Raises PlanError when images are too small for a U-Net or the budget too small for any patch.
         """
         sizes = self._sizes()
-        fitting = self._first(sizes)
-        size, batch, limit = self._most_voxels(fitting, sizes)
+        first = self._first(sizes)
+        fitting = sizes[first]
+        # a given width is the time's choice, or a person's: there what was asked for counts, not the voxels
+        size, batch, limit = self._most_voxels(fitting, [] if self.width else sizes[first + 1 :])
         patch_limited = patch_limit(self.task, size.patch) if size is fitting else limit
         widened = self.width is None and "memory" in (patch_limited, limit)
         network = self._widest(size, batch) if widened else size.network
@@ -108,37 +108,43 @@ class Fitting:
 
     def patch(self) -> tuple[int, ...]:
         """The largest that fits, with less work than `find`; raises PlanError as it does."""
-        return self._first(self._sizes()).patch
+        sizes = self._sizes()
+        return sizes[self._first(sizes)].patch
 
-    def _first(self, sizes: Iterator[Size]) -> Size:
-        fitting = next((size for size in sizes if self._least_bytes(size) <= self.budget), None)
-        if fitting is None:
+    def _first(self, sizes: Sequence[Size]) -> int:
+        """Index of the largest that fits, by bisection: each topology is a network of its own to the memory model."""
+
+        def fits(size: Size) -> bool:
+            return self._least_bytes(size) <= self.budget
+
+        found = 0 if sizes and fits(sizes[0]) else bisect_left(sizes, True, key=fits)
+        if found == len(sizes):
             raise PlanError(no_patch_fits(self.task, self.memory, self.budget))
-        return fitting
+        return found
 
-    def _sizes(self) -> Iterator[Size]:
+    def _sizes(self) -> list[Size]:
         """From large to small, each patch once."""
         topology = start_topology(self.task)
         if len(topology.strides) < 2:
             raise PlanError(images_too_small(self.task))
+        sizes: list[Size] = []
         seen: set[tuple[int, ...]] = set()
         while topology.patch not in seen and len(topology.strides) > 1:
             network = self.propose(topology, self.width or WIDTH)
             patch = self.valid_size(network, topology.patch)
             if self.task.allows(patch):
-                yield Size(topology, network, patch)
+                sizes.append(Size(topology, network, patch))
             seen.add(topology.patch)
             topology = shrink(topology, self.task)
+        return sizes
 
-    def _most_voxels(self, first: Size, smaller: Iterator[Size]) -> tuple[Size, int, Limit]:
+    def _most_voxels(self, first: Size, smaller: Sequence[Size]) -> tuple[Size, int, Limit]:
         """The first size that fits, unless a smaller one held more voxels in a batch with less memory.
 
         That happens where the larger patch needs a deeper network and has just begun to fit. The smaller patch then
         keeps the batch it had before, and memory that is left makes the network wider.
         """
         best = (first, *choose_batch(self.task, self.memory, first.network, first.patch))
-        if best[1] >= WELL_FITTING * self.task.least_batch:
-            return best
         close = list(takewhile(lambda size: size.voxels >= COMPARED_SHARE * first.voxels, smaller))
         if all(size.voxels * most_samples(self.task, size.patch) <= first.voxels * best[1] for size in close):
             return best

@@ -77,5 +77,10 @@ def _coarsened(grid: Coarser, spacing: np.ndarray, median: np.ndarray) -> Coarse
     coarse = grid.spacing.copy()
     finer = max(coarse) / coarse > SIMILAR
     coarse[finer if finer.any() else slice(None)] *= COARSENING
+    return grid_at(coarse, spacing, median)
+
+
+def grid_at(coarse: np.ndarray, spacing: np.ndarray, median: np.ndarray) -> Coarser:
+    """The grid of spacing `coarse` for images whose median size is `median` at `spacing`."""
     size = spacing / coarse * median
     return Coarser(coarse, np.array([round(length) for length in size]), float(np.prod(size, dtype=np.float64)))

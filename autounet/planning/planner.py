@@ -91,7 +91,13 @@ def _configurations(setting: Setting) -> tuple[dict[str, Configuration], list[st
         if name not in wanted or name in impossible:
             continue
         if name == "2d":
-            configurations[name], found = plan_2d(setting)
+            try:
+                configurations[name], found = plan_2d(setting)
+            except PlanError as error:
+                # others may do where slices are too small for a U-Net; nnU-Net's own plans stay as they are
+                if setting.rules or name in (asked or ()) or not volumes:
+                    raise
+                found = (f"No {name}: {error}.",)
         elif volumes is not None:
             configurations[name], found = VOLUMES[name](setting, volumes)
         reasons += found

@@ -145,6 +145,8 @@ def images_too_small(task: Task) -> str:
 
 
 def no_patch_fits(task: Task, memory: Memory, budget: int) -> str:
+    if task.patch_limit is not None:
+        return f"{task.name}: no patch of at most {task.patch_limit} voxels, which is the limit given, fits the data"
     return (
         f"{task.name}: no patch fits into {format_size(budget)} by {memory.source}. "
         "Give more --memory, or a smaller base_features"

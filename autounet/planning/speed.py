@@ -22,6 +22,8 @@ LEAST_BOTTOM = 2
 LEAST_BATCH = 2
 """samples that are timed, where the plan has as many: libraries take other, on a CPU much slower, ways for a single one
 (plain U-Net of 16 features in fp32 on one thread: 12 us a voxel instead of 3.7)"""
+LEAST_VOXELS = 2**15
+"""of the smallest input: less says more about starting kernels than about the network"""
 APART = 1.9
 """times that the voxels of two sizes differ at least, so that noise does not decide on the slope"""
 SAMPLE_RATES = {"light_2d": 5.0e7, "light_3d": 2.4e7, "full_2d": 4.0e7, "full_3d": 2.2e7, "reading": 2.0e8}
@@ -91,7 +93,8 @@ def probe_sizes(network: NetworkSpec, patch: Sequence[int], batch: int) -> tuple
     """Inputs from small to large, the last the planned one, each about half of the next.
 
     First the batch becomes smaller, since then every layer keeps its shape; then the patch, along the axis with most
-    voxels at the lowest stage, in sizes that the network takes.
+    voxels at the lowest stage, in sizes that the network takes. None has less than `LEAST_VOXELS`, unless the planned
+    one has.
     """
     batches = [batch]
     while batches[-1] > LEAST_BATCH:
@@ -105,7 +108,8 @@ def probe_sizes(network: NetworkSpec, patch: Sequence[int], batch: int) -> tuple
         smaller = valid_size(network, [count * step for count, step in zip(multiples, divisor, strict=True)])
         if math.prod(smaller) < math.prod(sizes[-1].patch):
             sizes.append(Size(smaller, batches[-1]))
-    return tuple(reversed(sizes))
+    large = [size for size in sizes if size.voxels >= LEAST_VOXELS]
+    return tuple(reversed(large or sizes[:1]))
 
 
 def next_size(sizes: Sequence[Size], timed: Mapping[int, float], quick: float) -> Size | None:

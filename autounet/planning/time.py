@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from autounet.nets import FAMILIES
 from autounet.ops.tiles import axis_starts
 from autounet.planning.speed import Speed
-from autounet.schema.errors import DeadlineError
+from autounet.schema.errors import DeadlineError, PlanError
 from autounet.schema.fingerprint import CaseFingerprint, Fingerprint
 from autounet.schema.options import PlannerOptions
 from autounet.schema.plan import Configuration, Limits, PreprocessSpec
@@ -25,7 +25,8 @@ WIDER_STEPS = 2500
 LARGER_BATCH_STEPS = 5000
 """steps that a fold should still get with a larger batch; chosen like the one above"""
 FREE_SHARE = 0.8
-"""a wider network that keeps this share of the steps is taken anyway: narrow ones leave matrix units idle"""
+"""a wider network that keeps this share of the narrowest one's steps is taken anyway: narrow ones leave matrix units
+idle"""
 LEAST_SECONDS = 1e-9
 """of a sample: a clock that saw none is not divided by"""
 FEW_STEPS = 1000
@@ -185,10 +186,10 @@ def shape_to_time(frame: Frame, options: PlannerOptions, configure: Configure, m
 
 def _widest(attempt: Callable[..., Candidate], frame: Frame) -> Candidate:
     narrowest, *wider = sorted(WIDTHS)
-    best = attempt(base_features=narrowest)
+    best = first = attempt(base_features=narrowest)
     for width in wider:
         candidate = attempt(base_features=width)
-        if candidate.steps < min(frame.wanted(WIDER_STEPS), FREE_SHARE * best.steps):
+        if candidate.steps < min(frame.wanted(WIDER_STEPS), FREE_SHARE * first.steps):
             break
         best = candidate
     return best
@@ -198,7 +199,10 @@ def _smaller_patch(attempt: Callable[..., Candidate], best: Candidate) -> Candid
     """Half of the voxels, again and again, while steps are few and the patch stays useful."""
     while best.steps < best.frame.wanted(FEW_STEPS):
         voxels = math.prod(best.configuration.patch_size)
-        smaller = attempt(base_features=best.options.base_features, patch_limit=voxels // 2)
+        try:
+            smaller = attempt(base_features=best.options.base_features, patch_limit=voxels // 2)
+        except PlanError:
+            break  # nothing smaller is a U-Net
         least = LEAST_EDGE[smaller.configuration.network.dims]
         if min(smaller.configuration.patch_size) < least or smaller.steps <= best.steps:
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
 from pydantic import ValidationError
@@ -22,7 +23,7 @@ def validate(plan: Plan, fingerprint: Fingerprint, labels: Labels, fits: Memory 
     `fits` judges whether a training fits into the memory; None: nobody asks. The memory of a preset's plan is nominal,
     and the preset keeps what it says: there a training that does not fit is returned as a warning.
     """
-    problems: list[str] = []
+    problems: list[str] = list(_shared_problems(plan))
     warnings: list[str] = []
     for name, configuration in plan.configurations.items():
         found = [f"{name}: {problem}" for problem in _problems(configuration, fingerprint, labels)]
@@ -33,6 +34,24 @@ def validate(plan: Plan, fingerprint: Fingerprint, labels: Labels, fits: Memory 
     if problems:
         raise PlanError("the plan cannot be used:\n" + "\n".join(problems))
     return tuple(warnings)
+
+
+def _shared_problems(plan: Plan) -> Iterator[str]:
+    """What one configuration alone does not show."""
+    homes: dict[str, str] = {}
+    for name, configuration in plan.configurations.items():
+        for what, value in (("the name of a configuration", name), ("prepared", configuration.prepared)):
+            if not re.fullmatch(r"\w[\w.+-]*", value):
+                yield f"{name}: {what} is {value!r}: it names a folder and may hold letters, digits, _, -, + and ."
+        first = homes.setdefault(configuration.prepared, name)
+        if plan.configurations[first].preprocess != configuration.preprocess:
+            yield (
+                f"{first} and {name} share prepared/{configuration.prepared} and differ in preprocess: edit both, or "
+                "give one another name in prepared"
+            )
+        previous = configuration.previous_stage
+        if previous is not None and (previous == name or previous not in plan.configurations):
+            yield f"{name}: previous_stage is {previous}: it must be another configuration of this plan"
 
 
 def _problems(configuration: Configuration, fingerprint: Fingerprint, labels: Labels) -> Iterator[str]:
@@ -83,10 +102,12 @@ def _preprocess_problems(configuration: Configuration, fingerprint: Fingerprint)
         yield f"preprocess.transpose is {preprocess.transpose}: it must hold 0, 1 and 2 once each"
     if preprocess.orientation != fingerprint.orientation:
         yield f"preprocess.orientation is {preprocess.orientation}, the fingerprint's is {fingerprint.orientation}"
-    if any(value is not None and not value > 0 for value in preprocess.spacing):
-        yield f"preprocess.spacing is {preprocess.spacing}: every spacing must be greater than 0"
+    if any(value is not None and not (math.isfinite(value) and value > 0) for value in preprocess.spacing):
+        yield f"preprocess.spacing is {preprocess.spacing}: every spacing must be a number greater than 0"
     if preprocess.spacing[0] is None and configuration.network.dims == 3:
         yield "preprocess.spacing has no first entry: only 2-D networks go without resampling through the plane"
+    if len(configuration.median_shape) != 3 or min(configuration.median_shape) < 1:
+        yield f"median_shape is {configuration.median_shape}: it needs three lengths of 1 or more"
     if len(preprocess.normalisation) != len(fingerprint.channels):
         count, channels = len(preprocess.normalisation), len(fingerprint.channels)
         yield f"preprocess.normalisation has {count} entries, and the data have {channels} channels"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 from autounet.planning import plan as make_plan
 from autounet.planning import validate as validate_plan
@@ -18,14 +18,14 @@ from autounet.schema.options import PlannerOptions, TrainOptions
 from autounet.schema.plan import Configuration, Limits, NetworkSpec, Plan
 from autounet.schema.quantities import format_size
 from autounet.schema.run import DeviceProfile
-from autounet.tracing import TrainingMemory, inference_memory, memory_margin, training_memory
+from autounet.tracing import TRACING_ERRORS, TrainingMemory, inference_memory, memory_margin, training_memory
 
 log = logging.getLogger(__name__)
 
 MOST_EXCESS = 1.5
 """factor at which a plan whose full trace still exceeds the budget is left to the trial steps"""
-ROUNDING = 1.001
-"""so that equal bytes, rounded, fit"""
+SCALING_ERROR = 1.004
+"""memory that is scaled from two traces is within this factor of a full trace, but for networks with large kernels"""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,15 @@ class PlanMaker:
     """of which the plan is not read: there may be none yet"""
     seconds: float | None
     """promised for the whole command"""
-    excess: float = 1.0
+    memory: TrainingMemory
+    excess: float = SCALING_ERROR
     """factor of predictions, raised where a full trace of a plan exceeded its budget"""
+
+    @classmethod
+    def of(cls, context: Context, seconds: float | None) -> PlanMaker:
+        """With the memory model of the context's device and of the training that its options ask for."""
+        options = _train_options(context, seconds)
+        return cls(context, seconds, training_memory(context.known.dataset.labels, options, context.profile))
 
     @property
     def profile(self) -> DeviceProfile:
@@ -43,39 +50,43 @@ class PlanMaker:
 
     @property
     def train_options(self) -> TrainOptions:
-        """Of a training without a time limit, else of a short one, which takes more memory."""
-        limited = step_limit(self.context.options)
-        return train_options(self.context.options, 0 if self.seconds else limited or FULL_STEPS)
-
-    @cached_property
-    def memory(self) -> TrainingMemory:
-        return training_memory(self.context.known.dataset.labels, self.train_options, self.profile)
+        return self.memory.options
 
     def measure(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
         """Peak bytes of a training step, as traced and corrected by what trial steps have shown."""
         return round(self.memory(spec, patch, batch) * self.profile.memory_correction * self.excess)
 
+    def measure_fully(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
+        """The same by a trace of this very patch and batch: quicker than scaling where one answer is wanted."""
+        return round(self.memory.verify(spec, patch, batch) * self.profile.memory_correction)
+
     def with_options(self, options: PlannerOptions) -> Plan:
         """The plan of this data set for given planner options, without regard to time."""
-        known = self.context.known
-        return make_plan(
-            known.fingerprint, known.dataset.labels, options, self.train_options, self.profile, self.measure
-        )
+        known, measure = self.context.known, self.measure_fully if options.preset else self.measure
+        return make_plan(known.fingerprint, known.dataset.labels, options, self.train_options, self.profile, measure)
 
-    def check(self, plan: Plan) -> None:
-        """Raises PlanError for a plan that cannot hold; what is only doubtful is logged."""
+    def check(self, plan: Plan, edited: bool) -> None:
+        """Raises PlanError for a plan that cannot hold; what is only doubtful is logged.
+
+        Memory is asked about for an edited plan. Ours was made to fit, and what was trained by it stays good when
+        trial steps have raised the predictions since.
+        """
         known = self.context.known
-        judge = MeasuredMemory(plan.options.memory_bytes, self.measure)
+        budget = max(plan.options.memory_bytes, planner_options(self.context.options, self.profile).memory_bytes)
+        judge = MeasuredMemory(budget, self.measure) if edited else None
         for warning in validate_plan(plan, known.fingerprint, known.dataset.labels, judge):
             log.warning("%s", warning)
 
     def new(self) -> Plan:
         """Shaped to the promised time, if any; its memory traced in full, of a training step and of predicting."""
         plan = self._planned()
-        full = {name: self._traced_fully(each) for name, each in plan.configurations.items()}
+        full = {
+            name: self.measure_fully(each.network, each.patch_size, each.batch_size)
+            for name, each in plan.configurations.items()
+        }
         share = max(full.values()) / plan.options.memory_bytes
         if share > 1 and not plan.options.preset and self.excess < MOST_EXCESS:
-            return replace(self, excess=self.excess * share * ROUNDING).new()
+            return replace(self, excess=self.excess * share).new()
         estimates, sentences = {}, []
         for name, configuration in plan.configurations.items():
             predicting, sentence = self._predicting(name, configuration)
@@ -84,27 +95,27 @@ class PlanMaker:
             sentences.append(sentence)
         return plan.model_copy(update={"configurations": estimates, "reasons": (*plan.reasons, *sentences)})
 
-    def _traced_fully(self, configuration: Configuration) -> int:
-        size = configuration.network, configuration.patch_size, configuration.batch_size
-        return round(self.memory.verify(*size) * self.profile.memory_correction)
-
-    def _predicting(self, name: str, configuration: Configuration) -> tuple[int, str]:
+    def _predicting(self, name: str, configuration: Configuration) -> tuple[int | None, str]:
         """Bytes on the device for predicting the largest case with the networks of all folds, and a sentence."""
         import torch
 
         from autounet.inference.sliding import default_batch
 
         known, device = self.context.known, self.profile.device
-        found = inference_memory(
-            configuration,
-            known.fingerprint,
-            known.dataset.labels.count,
-            device,
-            default_batch(configuration, torch.device(device)),
-            networks=len(known.splits.folds),
-            margin=memory_margin(self.profile),
-            free_bytes=self.profile.memory_bytes,
-        )
+        try:
+            found = inference_memory(
+                configuration,
+                known.fingerprint,
+                known.dataset.labels.count,
+                device,
+                default_batch(configuration, torch.device(device)),
+                networks=len(known.splits.folds),
+                margin=memory_margin(self.profile),
+                free_bytes=self.profile.memory_bytes,
+            )
+        except TRACING_ERRORS as error:
+            log.warning("%s: the memory of predicting could not be traced: %s", name, error)
+            return None, f"{name}: how much memory predicting takes is not known: its network could not be traced."
         beside = "" if found.shared else f", and {format_size(found.host_bytes)} of main memory"
         sentence = (
             f"{name}: predicting the largest case is predicted to take {format_size(found.device_bytes)}{beside}."
@@ -132,7 +143,7 @@ class PlanMaker:
         """
         name, before = error.configuration, plan.configurations[error.configuration]
         profile = corrected(self.profile, before, error)
-        again = PlanMaker(replace(self.context, profile=profile), self.seconds).new()
+        again = PlanMaker.of(replace(self.context, profile=profile), self.seconds).new()
         after = again.configurations.get(name)
         if after is None or after.key == before.key:
             raise PlanError(
@@ -142,8 +153,9 @@ class PlanMaker:
         log.warning("%s", reason)
         log.warning("%s: %s instead of %s", name, _size(after), _size(before))
         # other configurations keep what they were trained with, and all that was said about them
-        reasons = [*(each for each in plan.reasons if not each.startswith(f"{name}: ")), reason]
-        reasons += [each for each in again.reasons if each.startswith((f"{name}: ", f"{name} is"))]
+        said = f"{name}: ", f"{name} is ", f"Warning: {name}: "
+        reasons = [*(each for each in plan.reasons if not each.startswith(said)), reason]
+        reasons += [each for each in again.reasons if each.startswith(said)]
         changes = {
             "configurations": {**plan.configurations, name: after},
             "reasons": tuple(reasons),
@@ -163,9 +175,15 @@ class PlanMaker:
             cases_per_fold=0.0 if folds == (None,) else len(known.dataset.cases) / len(known.splits.folds),
             workers=context.workers,
         )
+        lowres = whole.configurations.get("3d_lowres")
+        coarse = lowres.preprocess.spacing if lowres else None
+        largest = math.prod(whole.configurations[name].patch_size)
 
         def alone(options: PlannerOptions) -> Configuration:
-            return self.with_options(options.model_copy(update={"configurations": (name,)})).configurations[name]
+            # a narrower network, which needs less memory, is no reason for a larger patch
+            limit = min(largest, options.patch_limit or largest)
+            kept = {"configurations": (name,), "lowres_spacing": coarse, "patch_limit": limit}
+            return self.with_options(options.model_copy(update=kept)).configurations[name]
 
         shape = shape_to_device(
             frame,
@@ -189,6 +207,11 @@ class PlanMaker:
             "limited_by": Limits(**{**found.limited_by.model_dump(), **decided}),
         }
         return found.model_copy(update=estimates), shape.reasons
+
+
+def _train_options(context: Context, seconds: float | None) -> TrainOptions:
+    """Of a training without a time limit, else of a short one, which takes more memory."""
+    return train_options(context.options, 0 if seconds else step_limit(context.options) or FULL_STEPS)
 
 
 def _size(configuration: Configuration) -> str:

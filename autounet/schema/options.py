@@ -42,6 +42,8 @@ class PlannerOptions(Part):
     """features of the first stage; None: 32, or more where memory limits patch or batch and some is left"""
     patch_limit: int | None = Field(default=None, gt=0)
     """most voxels of a patch, set by the time shaping; None: memory and the images alone decide"""
+    lowres_spacing: tuple[float, float, float] | None = None
+    """target spacing of 3d_lowres, kept by the time shaping, whose smaller networks would change it; None: the rules"""
     batch_limit: int | None = None
     """upper bound set by the time shaping; None: memory and the 5 % rule alone decide"""
     minimum_batch: int = 2

@@ -202,3 +202,8 @@ class Plan(Record):
     """what changed a configuration after it was planned, by its name; also in the records of its folds"""
     fingerprint: str
     """digest of the fingerprint the plan was made from"""
+
+    @property
+    def edition(self) -> str:
+        """Digest that a person's edit changes; fields that a later version adds, at their defaults, do not."""
+        return digest(self.model_dump(mode="json", exclude_defaults=True))

@@ -8,6 +8,14 @@ from __future__ import annotations
 
 from autounet.tracing.inference import InferenceMemory, inference_memory
 from autounet.tracing.margins import Margin, memory_margin
-from autounet.tracing.training import TrainingMemory, training_memory
+from autounet.tracing.training import TRACING_ERRORS, TrainingMemory, training_memory
 
-__all__ = ["InferenceMemory", "Margin", "TrainingMemory", "inference_memory", "memory_margin", "training_memory"]
+__all__ = [
+    "TRACING_ERRORS",
+    "InferenceMemory",
+    "Margin",
+    "TrainingMemory",
+    "inference_memory",
+    "memory_margin",
+    "training_memory",
+]

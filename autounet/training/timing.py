@@ -20,11 +20,11 @@ from autounet.step import Precision, algorithms, build_optimiser, configuration_
 
 log = logging.getLogger(__name__)
 
-STEP_SECONDS = 1.0
+STEP_SECONDS = 0.5
 """after which no further step is timed"""
-QUICK_STEP = 0.5
+QUICK_STEP = 0.3
 """seconds; a step expected to take no longer is timed as planned, a slower one on a smaller input"""
-STEPS = 5
+STEPS = 3
 """timed per size, beside the warm-up"""
 
 
