@@ -123,7 +123,7 @@ def _plan(data: Path, out: Path, options: Any, replan: bool, explain: bool) -> N
 
     pipeline = Pipeline(data, out, options, replan)
     path = pipeline.run("plan")
-    typer.echo(described(pipeline, explain), nl=False)
+    typer.echo(described(pipeline.context, pipeline.plan_with, explain), nl=False)
     typer.echo(f"plan: {path}")
 
 

@@ -128,7 +128,7 @@ class Pipeline:
         self._run_jobs(until)
 
     def _run_jobs(self, until: str) -> None:
-        context = self._context(self.plan)
+        context = self.context
         work = FoldJobs(context)
         jobs = work.preprocess_jobs()
         if STAGES.index(until) >= STAGES.index("train"):
@@ -152,6 +152,11 @@ class Pipeline:
 
     def _maker(self, seconds: float | None) -> PlanMaker:
         return PlanMaker.of(self._context(None), seconds)
+
+    @property
+    def context(self) -> Context:
+        """What jobs see, once there is a plan."""
+        return self._context(self.plan)
 
     def _context(self, plan: Plan | None) -> Context:
         return Context(self.out, self.options, self.workers, self.deadline, self.profile, self.known, plan)  # type: ignore[arg-type]
@@ -207,7 +212,7 @@ class Pipeline:
         """Add how long steps and validation take, for people who decide whether to start; a person's plan stays."""
         written, _, asked = (read_key(self.out / "plan.key") or "").partition(":")
         ours = written == self.plan.edition
-        self.plan = timed(self._context(self.plan))
+        self.plan = timed(self.context)
         if ours:
             self._keep_plan(self.plan, asked)
 

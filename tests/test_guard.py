@@ -44,18 +44,13 @@ def answers(monkeypatch, *peaks):
     return tried
 
 
-def context_of(run):
-    """As the jobs of a pipeline see it, once it has planned."""
-    return run._context(run.plan)
-
-
 def test_the_peak_is_that_of_a_process_of_its_own(volumes, tmp_path):
     run = pipeline(volumes, tmp_path)
     run.run("plan")
     ballast = torch.ones(600 * MIB // 4)
-    small = trial_peak(context_of(run), configuration())
+    small = trial_peak(run.context, configuration())
     assert 50 * MIB < small < ballast.nbytes
-    assert trial_peak(context_of(run), configuration(patch=(64, 96, 96))) > small + 20 * MIB
+    assert trial_peak(run.context, configuration(patch=(64, 96, 96))) > small + 20 * MIB
 
 
 def test_a_configuration_that_exceeds_its_budget_is_planned_smaller_and_the_run_goes_on(volumes, tmp_path, monkeypatch):

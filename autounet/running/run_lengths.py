@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 from autounet.planning.explain import explain, with_double_memory
 from autounet.planning.run_length import Work, run_length, total_length, work_of
@@ -15,12 +14,9 @@ from autounet.running.explaining import explanation
 from autounet.running.recipes import FULL_STEPS, train_options
 from autounet.running.time_shaping import Clock
 from autounet.schema.fingerprint import Fingerprint
-from autounet.schema.options import TrainOptions
+from autounet.schema.options import PlannerOptions, TrainOptions
 from autounet.schema.plan import Configuration, Plan
 from autounet.schema.quantities import format_seconds, format_size, format_time
-
-if TYPE_CHECKING:
-    from autounet.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -92,13 +88,12 @@ def _length_line(name: str, configuration: Configuration, folds: int, work: Work
     )
 
 
-def described(pipeline: Pipeline, explained: bool) -> str:
-    """What `plan` prints once the plan is made: the length of the run, and with `explained` the table before it."""
-    context = Context(
-        pipeline.out, pipeline.options, pipeline.workers, pipeline.deadline, pipeline.profile, pipeline.known,
-        pipeline.plan,
-    )  # fmt: skip
-    plan, work = pipeline.plan, work_of(pipeline.known.fingerprint, pipeline.workers)
+def described(context: Context, make: Callable[[PlannerOptions], Plan], explained: bool) -> str:
+    """What `plan` prints once the plan is made: the length of the run, and with `explained` the table before it.
+
+    `make` plans the same data set for other planner options.
+    """
+    plan, work = context.plan, work_of(context.known.fingerprint, context.workers)
     folds = {name: len(context.folds_of(name)) for name in context.configurations}
     text = "\n".join(length_lines(plan, folds, work)) + "\n"
     if not explained:
@@ -106,6 +101,6 @@ def described(pipeline: Pipeline, explained: bool) -> str:
     count = len(context.folds)
     lengths = {name: run_length(each, work, folds.get(name, count)) for name, each in plan.configurations.items()}
     seconds = {name: length.total for name, length in lengths.items() if length is not None}
-    rows = explain(plan, with_double_memory(plan, pipeline.plan_with), seconds)
+    rows = explain(plan, with_double_memory(plan, make), seconds)
     width = shutil.get_terminal_size(fallback=(80, 24)).columns
     return f"{explanation(rows, width, format_size(2 * plan.options.memory_bytes))}\n{text}"

@@ -42,7 +42,7 @@ class TimeFrame:
 
 @dataclass(frozen=True)
 class Clock:
-    """Times configurations on a device, by training steps of at most about half a second each."""
+    """Times configurations on a device, mostly by training steps of under a third of a second each."""
 
     labels: Labels
     device: str
