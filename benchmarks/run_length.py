@@ -47,6 +47,7 @@ def compare(data: Path, out: Path, steps: int, cases: int, more: Sequence[str]) 
     """Plan and train in OUT. Raises CommandFailed when a command fails."""
     folder, logs = out / "run", out / "logs"
     run([PROGRAM, "preprocess", data, "--out", folder, *more], logs / "preprocess.log")
+    run([PROGRAM, "plan", data, "--out", folder, *more], logs / "plan.log")
     plan = json.loads((folder / "plan.json").read_text())
     found = []
     for name, planned in plan["configurations"].items():
