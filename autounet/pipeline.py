@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 from autounet.report import write_report
 from autounet.running.calibrating import calibrated
-from autounet.running.context import Context
+from autounet.running.context import Context, Setup
 from autounet.running.deadline import Deadline
 from autounet.running.fold_jobs import FoldJobs
 from autounet.running.folder import locked, require_output_folder
 from autounet.running.guard import MOST_ATTEMPTS, try_configurations
-from autounet.running.jobs import SequentialExecutor, read_key, write_key
+from autounet.running.jobs import SequentialExecutor
+from autounet.running.plan_file import PlanFile
 from autounet.running.plan_making import PlanMaker
 from autounet.running.reading import Known, read_data
 from autounet.running.recipes import (
@@ -35,13 +35,11 @@ from autounet.schema.errors import AutoUNetError, BudgetExceeded, OptionError, P
 from autounet.schema.options import PlannerOptions, RunOptions
 from autounet.schema.plan import Plan
 from autounet.schema.quantities import format_time
-from autounet.schema.record import Record, digest
+from autounet.schema.record import digest
 from autounet.schema.run import DeviceProfile
 from autounet.workers import available_cores
 
 log = logging.getLogger(__name__)
-
-Kept = TypeVar("Kept", bound=Record)
 
 STAGES = ("fingerprint", "plan", "preprocess", "train", "select", "report")
 
@@ -56,6 +54,7 @@ class Pipeline:
         self.workers = available_cores() if self.options.workers is None else self.options.workers
         # the clock starts with the command; a CPU's default hour is known only once the device is
         self.deadline = Deadline(self.options.seconds, self.out / "clock.json")
+        self.plan_file = PlanFile(self.out)
 
     def run(self, until: str = "report") -> Path:
         """Everything up to and including a stage. Returns the path of what that stage wrote."""
@@ -101,17 +100,15 @@ class Pipeline:
         if seconds and not self.options.seconds:
             log.info("no time given: a CPU gets %s (say --time, --epochs or --iterations)", format_time(seconds))
             self.deadline.promise(seconds)
-        file, key_file = self.out / "plan.json", self.out / "plan.key"
         asked, maker = self._asked(seconds), self._maker(seconds)
-        if file.exists() and not self.replan:
-            existing = _load(Plan, file, "make a new plan with --replan")
-            written, _, made_for = (read_key(key_file) or "").partition(":")
-            edited = written != existing.edition
-            if (edited or made_for == asked) and (kept := self._kept(maker, existing, edited)):
+        existing = None if self.replan else self.plan_file.load()
+        if existing:
+            edited = self.plan_file.is_edited(existing)
+            if (edited or self.plan_file.asked == asked) and (kept := self._kept(maker, existing, edited)):
                 return kept
         plan = maker.new()
         maker.check(plan, edited=False)
-        self._keep_plan(plan, asked)
+        self.plan_file.keep(plan, asked)
         return plan
 
     def job_stages(self, until: str) -> None:
@@ -142,24 +139,24 @@ class Pipeline:
 
     def _plan_smaller(self, error: BudgetExceeded) -> None:
         """Only a plan of our own: a preset is nnU-Net's, and an edited plan a person's."""
-        written, _, asked = (read_key(self.out / "plan.key") or "").partition(":")
-        if self.plan.options.preset or written != self.plan.edition:
+        if self.plan.options.preset or self.plan_file.is_edited(self.plan):
             raise error
         seconds = promised_seconds(self.options, self.profile)
         self.plan, self.profile = self._maker(seconds).smaller(self.plan, error)
         self.profile.save(self.out / "device.json")
-        self._keep_plan(self.plan, asked)
+        self.plan_file.keep_changed(self.plan)
 
     def _maker(self, seconds: float | None) -> PlanMaker:
-        return PlanMaker.of(self._context(None), seconds)
+        return PlanMaker.of(self.setup, seconds)
+
+    @property
+    def setup(self) -> Setup:
+        return Setup(self.out, self.options, self.workers, self.deadline, self.profile, self.known)
 
     @property
     def context(self) -> Context:
         """What jobs see, once there is a plan."""
-        return self._context(self.plan)
-
-    def _context(self, plan: Plan | None) -> Context:
-        return Context(self.out, self.options, self.workers, self.deadline, self.profile, self.known, plan)  # type: ignore[arg-type]
+        return self.setup.with_plan(self.plan)
 
     @cached_property
     def profile(self) -> DeviceProfile:
@@ -210,15 +207,10 @@ class Pipeline:
 
     def _time_plan(self) -> None:
         """Add how long steps and validation take, for people who decide whether to start; a person's plan stays."""
-        written, _, asked = (read_key(self.out / "plan.key") or "").partition(":")
-        ours = written == self.plan.edition
+        ours = not self.plan_file.is_edited(self.plan)
         self.plan = timed(self.context)
         if ours:
-            self._keep_plan(self.plan, asked)
-
-    def _keep_plan(self, plan: Plan, asked: str) -> None:
-        plan.save(self.out / "plan.json")
-        write_key(self.out / "plan.key", f"{plan.edition}:{asked}")
+            self.plan_file.keep_changed(self.plan)
 
     def _kept(self, maker: PlanMaker, plan: Plan, edited: bool) -> Plan | None:
         """The plan that is there; None when it no longer fits the data. Raises PlanError when a person edited it."""
@@ -231,7 +223,8 @@ class Pipeline:
             return None
         if edited:
             log.info("plan.json was edited: validated and kept (--replan makes a new one)")
-        elif plan.fingerprint != self.known.fingerprint.digest():
+            return maker.traced(plan)
+        if plan.fingerprint != self.known.fingerprint.digest():
             log.info("the data changed and the plan is still valid: kept (--replan makes a new one)")
         return plan
 
@@ -240,14 +233,10 @@ def _with_stored(options: RunOptions, file: Path) -> RunOptions:
     """An omitted option takes the stored value."""
     if not file.exists():
         return options
-    stored = _load(RunOptions, file, "delete it and give all options again")
+    try:
+        stored = RunOptions.load(file)
+    except RecordError as error:
+        raise RecordError(f"{error}. To go on, delete it and give all options again") from None
     given = options.model_dump(exclude_none=True, exclude_defaults=True)
     data = {**stored.data.model_dump(), **given.pop("data", {})}
     return RunOptions.model_validate({**stored.model_dump(), **given, "data": data})
-
-
-def _load(kind: type[Kept], file: Path, remedy: str) -> Kept:
-    try:
-        return kind.load(file)
-    except RecordError as error:
-        raise RecordError(f"{error}. To go on, {remedy}") from None

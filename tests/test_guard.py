@@ -71,9 +71,9 @@ def test_a_configuration_that_exceeds_its_budget_is_planned_smaller_and_the_run_
 
 
 def test_memory_that_ends_in_the_trial_is_not_asked_for_again(volumes, tmp_path, monkeypatch):
-    before, after = answers(monkeypatch, OutOfMemory("full"), BUDGET), None
+    tried = answers(monkeypatch, OutOfMemory("full"), BUDGET)
     pipeline(volumes, tmp_path, folds="0").run("train")
-    before, after = before
+    before, after = tried
     assert after.predicted_memory_bytes / DeviceProfile.load(tmp_path / "device.json").memory_correction < (
         before.predicted_memory_bytes
     )
@@ -110,6 +110,17 @@ def test_a_passed_trial_is_not_repeated(volumes, tmp_path, monkeypatch):
     pipeline(volumes, tmp_path, folds="0").run("train")
     pipeline(volumes, tmp_path, folds="0,1").run("train")
     assert len(tried) == 1
+
+
+def test_an_edited_plan_is_tried_by_what_it_needs_and_not_by_what_it_says(volumes, tmp_path, monkeypatch):
+    tried = answers(monkeypatch, BUDGET)
+    run = pipeline(volumes, tmp_path, folds="0")
+    run.run("plan")
+    plan = Plan.load(tmp_path / "plan.json")
+    edited = plan.configurations["3d_fullres"].model_copy(update={"predicted_memory_bytes": 1})
+    plan.model_copy(update={"configurations": {"3d_fullres": edited}}).save(tmp_path / "plan.json")
+    pipeline(volumes, tmp_path, folds="0").run("train")
+    assert [each.predicted_memory_bytes > 1 for each in tried] == [True]
 
 
 def test_a_plan_of_a_person_and_a_preset_stay_as_they_are(volumes, tmp_path, monkeypatch):

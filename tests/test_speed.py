@@ -12,7 +12,8 @@ from training_cases import labels
 from autounet.nets import FAMILIES
 from autounet.planning.run_length import LOOP_SHARE, RunLength, Work, run_length, total_length
 from autounet.planning.speed import BOLD, LEAST_BATCH, SAMPLE_RATES, Linear, fit, making_seconds, next_size, probe_sizes
-from autounet.planning.time import FOLD_OVERHEAD_SECONDS, Timing
+from autounet.planning.time import FOLD_OVERHEAD_SECONDS
+from autounet.planning.timing import Timing
 from autounet.running.run_lengths import length_lines, with_step_times
 from autounet.schema.options import PlannerOptions, TrainOptions
 from autounet.schema.plan import Plan

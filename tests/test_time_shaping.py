@@ -15,11 +15,10 @@ from autounet.planning.time import (
     WIDER_STEPS,
     WIDTHS,
     Frame,
-    Timing,
-    case_seconds,
     shape_to_time,
 )
-from autounet.planning.time import timing_of as timing_by
+from autounet.planning.timing import Timing, case_seconds
+from autounet.planning.timing import timing_of as timing_by
 from autounet.schema.errors import DeadlineError
 from autounet.schema.options import PlannerOptions
 from autounet.schema.plan import InferenceSpec

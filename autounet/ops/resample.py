@@ -13,7 +13,9 @@ import numpy as np
 from scipy.ndimage import find_objects
 
 from autounet.ops.interpolation import Taps, apply_cubic, apply_taps, taps
+from autounet.ops.orient import permute
 from autounet.schema.geometry import Shape3
+from autounet.schema.plan import PreprocessSpec
 
 TIE = 1e-6
 """label shares closer than this are equal; exact halves are common, as when a size doubles"""
@@ -25,6 +27,13 @@ def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequ
         max(1, round(old / new * size)) for size, old, new in zip(shape, spacing, target, strict=True)
     )  # the order of the operations decides ties as nnU-Net does
     return a, b, c
+
+
+def prepared_shape(spec: PreprocessSpec, shape: Sequence[int], spacing: Sequence[float]) -> Shape3:
+    """Size on the prepared grid, network axis order, of a cropped case of `shape` and `spacing` (mm), file axis order."""
+    own = permute(spacing, spec.transpose)
+    target = [old if asked is None else asked for old, asked in zip(own, spec.spacing, strict=True)]
+    return resampled_shape(permute(shape, spec.transpose), own, target)
 
 
 def separate_axis(current: Sequence[float], new: Sequence[float], ratio: float = 3.0) -> int | None:

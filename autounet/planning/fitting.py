@@ -162,15 +162,21 @@ class Fitting:
         return self.memory.predicted(size.network, size.patch, self.task.least_batch)
 
     def _widest(self, size: Size, batch: int) -> NetworkSpec:
-        """By bisection, the widest of all first: each width is a network of its own to the memory model."""
+        """Each width is a network of its own to the memory model, so the first guess is in proportion to memory."""
         networks = [self.propose(size.topology, width) for width in range(WIDTH, MOST_WIDTH + 1, WIDTH_STEP)]
-        low, high, probe = 0, len(networks) - 1, len(networks) - 1
-        while low < high:
-            if self.memory.predicted(networks[probe], size.patch, batch) <= self.budget:
+
+        def used(index: int) -> int:
+            return self.memory.predicted(networks[index], size.patch, batch)
+
+        low, high = 0, len(networks)  # the widest known to fit, and the narrowest known not to
+        growth = used(0) * WIDTH_STEP / WIDTH
+        while high - low > 1:
+            more = int((self.budget - used(low)) / growth)
+            probe = min(max(low + more, low + 1), high - 1)
+            if used(probe) <= self.budget:
                 low = probe
             else:
-                high = probe - 1
-            probe = (low + high + 1) // 2
+                high = probe
         return networks[low]
 
     def _width_limit(self, network: NetworkSpec, widened: bool) -> Limit:

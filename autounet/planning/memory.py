@@ -69,14 +69,12 @@ def convolution_outputs(spec: NetworkSpec, patch: Sequence[int], outputs: int) -
 class ProxyMemory:
     """nnU-Net's count of convolution outputs against a constant; knows neither precision nor optimiser.
 
-    `rounded` picks the batch as nnU-Net does, to the nearest whole number, which may exceed the budget by half a
-    sample; otherwise it is rounded down.
+    The batch is rounded down; `presets.NominalMemory` rounds it as nnU-Net does.
     """
 
     budget: int
     outputs: int
     """channels of the final head"""
-    rounded: bool
     source: str = "nnU-Net's proxy for memory (a count of convolution outputs, converted to bytes)"
 
     def within(self, budget: int) -> Self:
@@ -88,8 +86,7 @@ class ProxyMemory:
 
     def largest_batch(self, spec: NetworkSpec, patch: tuple[int, ...], most: int) -> int:
         count = convolution_outputs(spec, patch, self.outputs)
-        batch = (self._allowed(spec.dims) / count) * REFERENCE_BATCH[spec.dims]
-        return min(round(batch) if self.rounded else int(batch), most)
+        return min(int(self._allowed(spec.dims) / count * REFERENCE_BATCH[spec.dims]), most)
 
     def predicted(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
         count = convolution_outputs(spec, patch, self.outputs)

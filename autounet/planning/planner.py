@@ -33,6 +33,7 @@ from autounet.schema.options import PlannerOptions, TrainOptions
 from autounet.schema.plan import Configuration, Plan
 from autounet.schema.quantities import format_size
 from autounet.schema.run import DeviceProfile
+from autounet.schema.targets import planned_targets, targets_of
 
 CONFIGURATIONS = ("2d", LOWRES, FULLRES, CASCADE)
 """in the order of plan.json: a previous stage comes before the one that needs it"""
@@ -65,6 +66,7 @@ def plan(
         options=options,
         reasons=(
             _orientation_reason(options),
+            *_target_reasons(labels),
             *grid.reasons,
             *normalisation_reasons,
             f"Memory: {format_size(options.memory_bytes)}, judged by {memory.source}.",
@@ -138,7 +140,7 @@ def _memory(labels: Labels, options: PlannerOptions, measure: Measure | None) ->
         named = 1 + len(labels.regions) if labels.regions else labels.count
         return NominalMemory(PRESETS[options.preset], options.memory_bytes, named + (labels.ignore is not None))
     if measure is None:
-        return ProxyMemory(options.memory_bytes, labels.count, rounded=False)
+        return ProxyMemory(options.memory_bytes, len(targets_of(labels, planned_targets(labels))))
     return MeasuredMemory(options.memory_bytes, measure)
 
 
@@ -182,6 +184,16 @@ def _orientation_reason(options: PlannerOptions) -> str:
         planner = PRESETS[options.preset].planner
         return f"Preset {options.preset}: the rules of nnU-Net 2.8.1's {planner}, in the orientation as stored."
     return "Images are turned to the canonical orientation first, so that an axis means the same in every case."
+
+
+def _target_reasons(labels: Labels) -> Iterator[str]:
+    """Nothing without regions, as in most data sets."""
+    if labels.regions:
+        names = [target.name for target in targets_of(labels, planned_targets(labels))]
+        yield (
+            f"Since there are regions, which may overlap, networks have a sigmoid output for each of {', '.join(names)}; "
+            "a segmentation is painted in this order."
+        )
 
 
 def _device_reasons(profile: DeviceProfile | None) -> list[str]:

@@ -109,7 +109,10 @@ def axis_order(target: np.ndarray) -> tuple[int, int, int]:
 
 
 def resampled_shape(shape: np.ndarray, spacing: np.ndarray, target: np.ndarray) -> list[int]:
-    """Voxels per axis after resampling from `spacing` to `target`."""
+    """Voxels per axis after resampling, as nnU-Net plans: may be 0, which the planner refuses.
+
+    `ops.resample.resampled_shape`, by which cases are prepared, keeps at least 1.
+    """
     return [round(old / new * length) for old, new, length in zip(spacing, target, shape, strict=True)]
 
 

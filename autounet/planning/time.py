@@ -6,16 +6,14 @@ Everything here is arithmetic over measured seconds; the pipeline measures and h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from autounet.nets import FAMILIES
-from autounet.ops.tiles import axis_starts
-from autounet.planning.speed import Speed
+from autounet.planning.timing import Timing, case_seconds
 from autounet.schema.errors import DeadlineError, PlanError
-from autounet.schema.fingerprint import CaseFingerprint, Fingerprint
+from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.options import PlannerOptions
-from autounet.schema.plan import Configuration, Limits, PreprocessSpec
+from autounet.schema.plan import Configuration, Limits
 from autounet.schema.quantities import format_time
 
 WIDTHS = (32, 24, 16, 8)
@@ -27,8 +25,6 @@ LARGER_BATCH_STEPS = 5000
 FREE_SHARE = 0.8
 """a wider network that keeps this share of the narrowest one's steps is taken anyway: narrow ones leave matrix units
 idle"""
-LEAST_SECONDS = 1e-9
-"""of a sample: a clock that saw none is not divided by"""
 FEW_STEPS = 1000
 """steps below which a smaller patch, and so more steps, wins (benchmarks/results/schedule_2026-11-22.md, DRIVE)"""
 LEAST_EDGE = {2: 96, 3: 48}
@@ -37,48 +33,10 @@ LEAST_STEPS = 60
 """steps below which a fold has learnt nothing worth packing"""
 INFERENCE_SHARE = 0.2
 """largest share of the time that validation may take before overlap and mirroring are given up"""
-EXPORT_SECONDS_PER_VOXEL = 5e-7
-"""back to the file's grid, writing, surface distances; generous, since what is left over goes to training"""
 CLOSING_SECONDS = 15.0
 """selection, packing and report, beside the part that grows with the cases"""
 FOLD_OVERHEAD_SECONDS = 4.0
 """building the network, opening the data, writing checkpoints; replaced by what the first fold measures"""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Measured seconds of one configuration at one width."""
-
-    step_overhead: float
-    """of a training step, whatever its batch"""
-    step_per_sample: float
-    forward: float
-    """one patch through the network in evaluation"""
-    making: float = 0.0
-    """of one core for one sample"""
-    makers: int = 0
-    """processes that make samples beside the steps; 0: the training's own process, between them"""
-
-    def step(self, batch: int) -> float:
-        computing = self.step_overhead + batch * self.step_per_sample
-        if not self.makers:
-            return computing + batch * self.making
-        return max(computing, batch * self.making / self.makers)
-
-    def largest_batch(self, seconds: float) -> int:
-        """The largest whose step takes at most `seconds`; may be 0 or less."""
-        per_sample = self.step_per_sample + (0.0 if self.makers else self.making)
-        largest = (seconds - self.step_overhead) / max(per_sample, LEAST_SECONDS)
-        if self.makers and self.making:
-            largest = min(largest, seconds * self.makers / self.making)
-        return math.floor(largest)
-
-
-def timing_of(configuration: Configuration, speed: Speed, making: float, makers: int) -> Timing:
-    """A configuration's timing by what its network costs; `making` seconds a sample, see `Timing`."""
-    voxels, batch = math.prod(configuration.patch_size), configuration.batch_size
-    forward = speed.forward.seconds(batch * voxels) / batch
-    return Timing(speed.step.overhead, speed.step.per_voxel * voxels, forward, making, makers)
 
 
 @dataclass(frozen=True)
@@ -154,7 +112,7 @@ def shape_to_time(frame: Frame, options: PlannerOptions, configure: Configure, m
 
     Where even the narrowest gets few steps, the patch becomes smaller. `configure` plans for given options and
     `measure` times the result; both are called for the narrowest width first. A preset keeps its network, patch and
-    batch. Raises DeadlineError with the least time of the whole command.
+    batch, and `base_features` that are given stay. Raises DeadlineError with the least time of the whole command.
     """
 
     def attempt(**changes: object) -> Candidate:
@@ -162,7 +120,8 @@ def shape_to_time(frame: Frame, options: PlannerOptions, configure: Configure, m
         configuration = configure(changed)
         return Candidate(frame, changed, configuration, measure(configuration))
 
-    best = attempt() if options.preset else _smaller_patch(attempt, _widest(attempt, frame))
+    given = options.base_features
+    best = attempt() if options.preset else _smaller_patch(attempt, _widest(attempt, frame, given))
     best, inference_reasons = _shape_inference(best, configure)
     _require_time(best)
     batch = best.least_batch if options.preset else _batch(best)
@@ -175,17 +134,19 @@ def shape_to_time(frame: Frame, options: PlannerOptions, configure: Configure, m
         f"{width} features in the first stage, a patch of {patch} and a batch of {batch} get about "
         f"{steps} steps ({best.timing.step(batch):.2f} s each as measured)"
     )
-    rule = "; the preset keeps its network." if options.preset else f"; wider pays from {WIDER_STEPS} steps on."
+    rule = "; the width is given." if given else f"; wider pays from {WIDER_STEPS} steps on."
+    rule = "; the preset keeps its network." if options.preset else rule
     limits = Limits(
         patch="time" if chosen.patch_limit != options.patch_limit else None,
         batch="time" if batch < best.configuration.batch_size else None,
-        width="time" if not options.preset and width < max(WIDTHS) else None,
+        width="time" if not (options.preset or given) and width < max(WIDTHS) else None,
     )
     return Shape(chosen, steps, best.timing.step(batch), best.validation, (reason + rule, *inference_reasons), limits)
 
 
-def _widest(attempt: Callable[..., Candidate], frame: Frame) -> Candidate:
-    narrowest, *wider = sorted(WIDTHS)
+def _widest(attempt: Callable[..., Candidate], frame: Frame, given: int | None) -> Candidate:
+    """A width that is given stays."""
+    narrowest, *wider = sorted(WIDTHS) if given is None else (given,)
     best = first = attempt(base_features=narrowest)
     for width in wider:
         candidate = attempt(base_features=width)
@@ -251,37 +212,3 @@ def _shape_inference(best: Candidate, configure: Configure) -> tuple[Candidate, 
     if not said:
         return shaped, ()
     return shaped, (f"To keep validation within {INFERENCE_SHARE:.0%} of the time, {', '.join(said)}.",)
-
-
-def case_seconds(configuration: Configuration, timing: Timing, fingerprint: Fingerprint | None) -> float:
-    """Mean over the cases of predicting, exporting and evaluating one with one model.
-
-    Without a fingerprint, of one of median size: too little where the median image fits into one patch and others do
-    not.
-    """
-    if fingerprint is None:
-        return volume_seconds(configuration, timing, configuration.median_shape)
-    shapes = (_prepared_shape(configuration.preprocess, case) for case in fingerprint.cases)
-    return sum(volume_seconds(configuration, timing, shape) for shape in shapes) / len(fingerprint.cases)
-
-
-def volume_seconds(configuration: Configuration, timing: Timing, shape: Sequence[int]) -> float:
-    """Of one case of `shape` (3 axes of the network) on the prepared grid."""
-    dims = configuration.network.dims
-    tiles = 1 if dims == 3 else shape[0]
-    overlap, network = configuration.inference.overlap, configuration.network
-    output = FAMILIES[network.family].output_size(network, configuration.patch_size)
-    for size, length in zip(shape[-dims:], output, strict=True):
-        tiles *= len(axis_starts(max(size, length), length, overlap))
-    forward = tiles * 2 ** len(configuration.inference.mirror_axes) * timing.forward
-    return forward + EXPORT_SECONDS_PER_VOXEL * math.prod(shape)
-
-
-def _prepared_shape(preprocess: PreprocessSpec, case: CaseFingerprint) -> tuple[int, ...]:
-    """After transposition, crop and resampling."""
-    lengths = [case.cropped_shape[axis] for axis in preprocess.transpose]
-    spacing = [case.spacing[axis] for axis in preprocess.transpose]
-    return tuple(
-        length if target is None else max(1, round(length * own / target))
-        for length, own, target in zip(lengths, spacing, preprocess.spacing, strict=True)
-    )

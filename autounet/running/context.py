@@ -1,4 +1,4 @@
-"""What every job of one run sees."""
+"""What every stage and job of one run sees."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from autounet.running.recipes import (
     FULL_STEPS,
     is_every_fold,
     parse_folds,
+    planner_options,
     step_limit,
     train_options,
     trained_folds,
@@ -23,8 +24,8 @@ from autounet.workers import available_cores
 
 
 @dataclass(frozen=True)
-class Context:
-    """The records of one output folder once the plan is made, and what follows from them."""
+class Setup:
+    """What is known of one output folder before there is a plan."""
 
     out: Path
     options: RunOptions
@@ -33,7 +34,33 @@ class Context:
     deadline: Deadline
     profile: DeviceProfile
     known: Known
+
+    @property
+    def asked_bytes(self) -> int:
+        """The memory that the options allow now; a kept plan may have been made for another budget."""
+        return planner_options(self.options, self.profile).memory_bytes
+
+    @property
+    def loader_workers(self) -> int:
+        """Processes that make batches: beside a GPU all but one core, on a CPU none, since they would compete."""
+        if self.options.workers is not None:
+            return self.options.workers
+        return 0 if self.profile.device == "cpu" else min(12, max(1, available_cores() - 1))
+
+    def with_plan(self, plan: Plan) -> Context:
+        return Context(self.out, self.options, self.workers, self.deadline, self.profile, self.known, plan)
+
+
+@dataclass(frozen=True)
+class Context(Setup):
+    """The records of one output folder once the plan is made, and what follows from them."""
+
     plan: Plan
+
+    @property
+    def budget(self) -> int:
+        """Bytes that training may take: as the plan was made for, or as allowed since."""
+        return max(self.plan.options.memory_bytes, self.asked_bytes)
 
     @property
     def folds(self) -> tuple[int | None, ...]:
@@ -59,13 +86,6 @@ class Context:
         """Steps per fold: as asked, or the full recipe when nothing limits it; None when time alone does."""
         limited = step_limit(self.options)
         return limited if limited or self.deadline.promised else FULL_STEPS
-
-    @property
-    def loader_workers(self) -> int:
-        """Processes that make batches: beside a GPU all but one core, on a CPU none, since they would compete."""
-        if self.options.workers is not None:
-            return self.options.workers
-        return 0 if self.profile.device == "cpu" else min(12, max(1, available_cores() - 1))
 
     def train_options(self, configuration: Configuration) -> TrainOptions:
         known = [steps for steps in (configuration.predicted_steps, self.steps) if steps]

@@ -38,7 +38,7 @@ def try_configurations(context: Context) -> None:
     for name, configuration in context.configurations.items():
         folder = context.out / "models" / name
         folds = [folder / fold_name(fold) for fold in context.folds_of(name)]
-        share = configuration.predicted_memory_bytes / context.plan.options.memory_bytes
+        share = configuration.predicted_memory_bytes / context.budget
         if share < TRIED_FROM or all((fold / "record.json").exists() for fold in folds):
             continue
         passed = folder / "trial.json"
@@ -49,7 +49,7 @@ def try_configurations(context: Context) -> None:
 
 
 def _try(context: Context, name: str, configuration: Configuration) -> None:
-    budget, planned = context.plan.options.memory_bytes, configuration.predicted_memory_bytes
+    budget, planned = context.budget, configuration.predicted_memory_bytes
     try:
         peak = trial_peak(context, configuration)
     except OutOfMemory:

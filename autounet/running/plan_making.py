@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from autounet.planning import plan as make_plan
 from autounet.planning import validate as validate_plan
 from autounet.planning.memory import MeasuredMemory
-from autounet.running.context import Context
+from autounet.running.context import Setup
 from autounet.running.guard import corrected
 from autounet.running.recipes import FULL_STEPS, planner_options, step_limit, train_options, trained_names
 from autounet.running.time_shaping import TimeFrame, shape_to_device
@@ -30,8 +30,7 @@ SCALING_ERROR = 1.004
 
 @dataclass(frozen=True)
 class PlanMaker:
-    context: Context
-    """of which the plan is not read: there may be none yet"""
+    setup: Setup
     seconds: float | None
     """promised for the whole command"""
     memory: TrainingMemory
@@ -39,14 +38,14 @@ class PlanMaker:
     """factor of predictions, raised where a full trace of a plan exceeded its budget"""
 
     @classmethod
-    def of(cls, context: Context, seconds: float | None) -> PlanMaker:
-        """With the memory model of the context's device and of the training that its options ask for."""
-        options = _train_options(context, seconds)
-        return cls(context, seconds, training_memory(context.known.dataset.labels, options, context.profile))
+    def of(cls, setup: Setup, seconds: float | None) -> PlanMaker:
+        """With the memory model of the device and of the training that the options ask for."""
+        options = _train_options(setup, seconds)
+        return cls(setup, seconds, training_memory(setup.known.dataset.labels, options, setup.profile))
 
     @property
     def profile(self) -> DeviceProfile:
-        return self.context.profile
+        return self.setup.profile
 
     @property
     def train_options(self) -> TrainOptions:
@@ -62,7 +61,7 @@ class PlanMaker:
 
     def with_options(self, options: PlannerOptions) -> Plan:
         """The plan of this data set for given planner options, without regard to time."""
-        known, measure = self.context.known, self.measure_fully if options.preset else self.measure
+        known, measure = self.setup.known, self.measure_fully if options.preset else self.measure
         return make_plan(known.fingerprint, known.dataset.labels, options, self.train_options, self.profile, measure)
 
     def check(self, plan: Plan, edited: bool) -> None:
@@ -71,29 +70,33 @@ class PlanMaker:
         Memory is asked about for an edited plan. Ours was made to fit, and what was trained by it stays good when
         trial steps have raised the predictions since.
         """
-        known = self.context.known
-        budget = max(plan.options.memory_bytes, planner_options(self.context.options, self.profile).memory_bytes)
-        judge = MeasuredMemory(budget, self.measure) if edited else None
+        known = self.setup.known
+        judge = MeasuredMemory(self.setup.with_plan(plan).budget, self.measure) if edited else None
         for warning in validate_plan(plan, known.fingerprint, known.dataset.labels, judge):
             log.warning("%s", warning)
 
     def new(self) -> Plan:
         """Shaped to the promised time, if any; its memory traced in full, of a training step and of predicting."""
-        plan = self._planned()
-        full = {
-            name: self.measure_fully(each.network, each.patch_size, each.batch_size)
-            for name, each in plan.configurations.items()
-        }
-        share = max(full.values()) / plan.options.memory_bytes
+        plan = self.traced(self._planned())
+        share = max(each.predicted_memory_bytes for each in plan.configurations.values()) / plan.options.memory_bytes
         if share > 1 and not plan.options.preset and self.excess < MOST_EXCESS:
             return replace(self, excess=self.excess * share).new()
         estimates, sentences = {}, []
         for name, configuration in plan.configurations.items():
             predicting, sentence = self._predicting(name, configuration)
-            changes = {"predicted_memory_bytes": full[name], "predicted_inference_bytes": predicting}
-            estimates[name] = configuration.model_copy(update=changes)
+            estimates[name] = configuration.model_copy(update={"predicted_inference_bytes": predicting})
             sentences.append(sentence)
         return plan.model_copy(update={"configurations": estimates, "reasons": (*plan.reasons, *sentences)})
+
+    def traced(self, plan: Plan) -> Plan:
+        """With the training memory of each configuration as it stands, by a full trace."""
+
+        def estimated(each: Configuration) -> Configuration:
+            peak = self.measure_fully(each.network, each.patch_size, each.batch_size)
+            return each.model_copy(update={"predicted_memory_bytes": peak})
+
+        configurations = {name: estimated(each) for name, each in plan.configurations.items()}
+        return plan.model_copy(update={"configurations": configurations})
 
     def _predicting(self, name: str, configuration: Configuration) -> tuple[int | None, str]:
         """Bytes on the device for predicting the largest case with the networks of all folds, and a sentence."""
@@ -101,7 +104,7 @@ class PlanMaker:
 
         from autounet.inference.sliding import default_batch
 
-        known, device = self.context.known, self.profile.device
+        known, device = self.setup.known, self.profile.device
         try:
             found = inference_memory(
                 configuration,
@@ -120,17 +123,17 @@ class PlanMaker:
         sentence = (
             f"{name}: predicting the largest case is predicted to take {format_size(found.device_bytes)}{beside}."
         )
-        budget = planner_options(self.context.options, self.profile).memory_bytes
+        budget = self.setup.asked_bytes
         if found.device_bytes > budget:
             sentence = f"Warning: {sentence[:-1]}, more than the {format_size(budget)} that training may take."
         return found.device_bytes, sentence
 
     def _planned(self) -> Plan:
-        whole = self.with_options(planner_options(self.context.options, self.profile))
+        whole = self.with_options(planner_options(self.setup.options, self.profile))
         if self.seconds is None:
             return whole
         configurations, reasons = dict(whole.configurations), list(whole.reasons)
-        names = trained_names(whole, self.context.options, limited=True)
+        names = trained_names(whole, self.setup.options, limited=True)
         for name in names:
             configurations[name], shaped = self._shaped(whole, name, 1 / len(names))
             reasons += [f"{name} is shaped to the time: {shaped[0]}", *shaped[1:]]
@@ -143,7 +146,7 @@ class PlanMaker:
         """
         name, before = error.configuration, plan.configurations[error.configuration]
         profile = corrected(self.profile, before, error)
-        again = PlanMaker.of(replace(self.context, profile=profile), self.seconds).new()
+        again = PlanMaker.of(replace(self.setup, profile=profile), self.seconds).new()
         after = again.configurations.get(name)
         if after is None or after.key == before.key:
             raise PlanError(
@@ -165,15 +168,15 @@ class PlanMaker:
 
     def _shaped(self, whole: Plan, name: str, share: float) -> tuple[Configuration, tuple[str, ...]]:
         """One configuration as it fits its share of the time, and why."""
-        context, known = self.context, self.context.known
-        folds = replace(context, plan=whole).folds_of(name)
+        setup, known = self.setup, self.setup.known
+        folds = setup.with_plan(whole).folds_of(name)
         frame = TimeFrame(
             promised=self.seconds or 0.0,
-            seconds=context.deadline.remaining() or 0.0,
+            seconds=setup.deadline.remaining() or 0.0,
             share=share,
             folds=len(folds),
             cases_per_fold=0.0 if folds == (None,) else len(known.dataset.cases) / len(known.splits.folds),
-            workers=context.workers,
+            workers=setup.workers,
         )
         lowres = whole.configurations.get("3d_lowres")
         coarse = lowres.preprocess.spacing if lowres else None
@@ -193,9 +196,9 @@ class PlanMaker:
             self.train_options,
             alone,
             self.profile.device,
-            step_limit(context.options),
+            step_limit(setup.options),
             self.profile.sample_rates,
-            context.loader_workers,
+            setup.loader_workers,
         )
         found = alone(shape.options)
         decided = {limit: value for limit, value in shape.limits.model_dump().items() if value}
@@ -209,9 +212,9 @@ class PlanMaker:
         return found.model_copy(update=estimates), shape.reasons
 
 
-def _train_options(context: Context, seconds: float | None) -> TrainOptions:
+def _train_options(setup: Setup, seconds: float | None) -> TrainOptions:
     """Of a training without a time limit, else of a short one, which takes more memory."""
-    return train_options(context.options, 0 if seconds else step_limit(context.options) or FULL_STEPS)
+    return train_options(setup.options, 0 if seconds else step_limit(setup.options) or FULL_STEPS)
 
 
 def _size(configuration: Configuration) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from autounet.planning.explain import explain, with_double_memory
 from autounet.planning.run_length import Work, run_length, total_length, work_of
-from autounet.planning.time import case_seconds
+from autounet.planning.timing import case_seconds
 from autounet.running.context import Context
 from autounet.running.explaining import explanation
 from autounet.running.recipes import FULL_STEPS, train_options

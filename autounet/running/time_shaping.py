@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from autounet.planning.run_length import CLOSING_SECONDS_PER_CASE, closing_seconds, preprocessing_seconds, work_of
 from autounet.planning.speed import making_seconds
-from autounet.planning.time import Frame, Shape, Timing, shape_to_time, timing_of
+from autounet.planning.time import Frame, Shape, shape_to_time
+from autounet.planning.timing import Timing, timing_of
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.labels import Labels
 from autounet.schema.options import PlannerOptions, TrainOptions

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from autounet.ops.orient import permute
-from autounet.ops.resample import resampled_shape
+from autounet.ops.resample import prepared_shape
 from autounet.schema.fingerprint import CaseFingerprint, Fingerprint
 from autounet.schema.plan import Configuration, PreprocessSpec
 from autounet.tracing.margins import Margin
@@ -81,18 +81,12 @@ def inference_memory(
 def _largest_case(configuration: Configuration, fingerprint: Fingerprint) -> _Case:
     """A volume is padded to the patch; of a 2d configuration only the slices are."""
     spec, patch = configuration.preprocess, configuration.patch_size
-    found = max(fingerprint.cases, key=lambda case: math.prod(prepared_shape(spec, case)))
-    grid = prepared_shape(spec, found)
+    grids = [prepared_shape(spec, case.cropped_shape, case.spacing) for case in fingerprint.cases]
+    largest = max(range(len(grids)), key=lambda index: math.prod(grids[index]))
+    found, grid = fingerprint.cases[largest], grids[largest]
     least = (1,) * (3 - len(patch)) + tuple(patch)
     padded = tuple(map(max, grid, least))
     return _Case(permute(found.shape, spec.transpose), grid, padded)
-
-
-def prepared_shape(spec: PreprocessSpec, case: CaseFingerprint) -> tuple[int, int, int]:
-    """Voxels of a case on the prepared grid, network axis order."""
-    spacing: Sequence[float] = permute(case.spacing, spec.transpose)
-    target = [own if asked is None else asked for own, asked in zip(spacing, spec.spacing, strict=True)]
-    return resampled_shape(permute(case.cropped_shape, spec.transpose), spacing, target)
 
 
 def _forward_peak(configuration: Configuration, tile_batch: int, kind: str, networks: int) -> int:
