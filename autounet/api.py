@@ -38,7 +38,7 @@ class _EvaluateTask(NamedTuple):
 
 def _evaluate_one(task: _EvaluateTask) -> CaseMetrics:
     prediction, _ = read_labels(task.prediction)
-    reference, geometry = read_labels(task.reference)
+    reference, geometry = read_labels(task.reference, task.labels.codes)
     if prediction.shape != reference.shape:
         raise DataError(
             f"case {task.case}: the prediction has shape {prediction.shape} and the reference {reference.shape}. "
@@ -82,7 +82,8 @@ def _evaluation_pairs(predictions: Path, references: Path) -> list[Match]:
     """Two files are a pair; of two folders every prediction needs its reference."""
     if predictions.is_file() and references.is_file():
         return [Match(stem(predictions), predictions, references)]
-    predicted, known = _files(predictions), _files(references)
+    known = _files(references)
+    predicted = _without_companions(_files(predictions), known)
     pairs = pair(predicted, known)
     alone = sorted(path.name for path in set(predicted) - {match.first for match in pairs})
     if alone:
@@ -93,6 +94,17 @@ def _evaluation_pairs(predictions: Path, references: Path) -> list[Match]:
     if len(pairs) < len(known):
         log.warning("%d of %d references have no prediction and are not counted", len(known) - len(pairs), len(known))
     return pairs
+
+
+def _without_companions(predicted: list[Path], known: list[Path]) -> list[Path]:
+    """Without what `predict` writes beside the segmentation of a case, such as `<case>.gate1.nii.gz`."""
+    cases, references = {stem(file) for file in predicted}, {stem(file) for file in known}
+
+    def is_companion(name: str) -> bool:
+        parts = name.split(".")
+        return any(".".join(parts[:count]) in cases for count in range(1, len(parts)))
+
+    return [file for file in predicted if stem(file) in references or not is_companion(stem(file))]
 
 
 def _files(path: Path) -> list[Path]:

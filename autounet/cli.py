@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated
 
 import typer
 
+from autounet import cli_options as option
+from autounet.cli_options import Data, File, Json, Text
+from autounet.cli_stages import add_stages, show_dice
 from autounet.schema.errors import AutoUNetError
 from autounet.workers import wait_politely
 
@@ -22,134 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Text = Optional[str]  # noqa: UP045
-Texts = Optional[list[str]]  # noqa: UP045
-Whole = Optional[int]  # noqa: UP045
-Switch = Optional[bool]  # noqa: UP045
-File = Optional[Path]  # noqa: UP045
-
-Data = Annotated[Path, typer.Argument(help="Folder with images and labels, in any supported layout")]
-Out = Annotated[Path, typer.Option(help="Output folder; given again, the run continues")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output")]
-# written out, since the dicts that hold the names of the next four load numpy and torch (tests/test_help_names.py)
-Configurations = Annotated[Text, typer.Option(help="auto, or some of 2d,3d_lowres,3d_fullres,3d_cascade_fullres")]
-Family = Annotated[
-    Text,
-    typer.Option(help="Network family: plain, residual, original, unet3d, nested, attention, swin, efficient, mednext"),
-]
-Loss = Annotated[
-    Text,
-    typer.Option(
-        help="Loss: dice_ce, dice, ce, bce, weighted_ce, topk, dice_topk, focal, dice_focal, tversky, focal_tversky"
-    ),
-]
-Preset = Annotated[Text, typer.Option(help="Plan as nnU-Net does: nnunet, residual-m, residual-l, residual-xl")]
-Channel = Annotated[Texts, typer.Option(help="NAME=PATTERN: files of a channel")]
-Kind = Annotated[Texts, typer.Option(help="NAME=ct|mri|photo|other: kind of a channel")]
-Label = Annotated[Text, typer.Option(help="Pattern of the label files, for example '1st_manual/*'")]
-Class = Annotated[Texts, typer.Option("--class", help="NAME=VALUE: name of a label value")]
-Region = Annotated[Texts, typer.Option(help="NAME=V1,V2,...: target made of several values")]
-Ignore = Annotated[Whole, typer.Option(help="Label value that means: not annotated")]
-Group = Annotated[Text, typer.Option(help="Regular expression; cases with the same first capture stay together")]
-Splits = Annotated[Text, typer.Option(help="nnunet, or a JSON file with the folds")]
-
-
-SPECIAL = frozenset({"explain"})
-"""options that not every command with DATA has"""
-
-
-def _data_command(name: str, text: str, action: Callable[..., None], only: frozenset[str] = frozenset()) -> None:
-    """A command that takes DATA, --out and every option of `run`: the signature is written once, here.
-
-    `only` names the options of this command alone, handed to `action` by name; the others of `SPECIAL` are left out.
-    """
-
-    def command(
-        data: Data,
-        out: Out,
-        memory: Annotated[Text, typer.Option(help="Memory budget on the device, for example 8GB")] = None,
-        time: Annotated[Text, typer.Option(help="The whole command ends within this time, for example 30m")] = None,
-        configurations: Configurations = None,
-        family: Family = None,
-        loss: Loss = None,
-        preset: Preset = None,
-        folds: Annotated[Text, typer.Option(help="all, full (one model on all cases) or indices such as 0,1")] = None,
-        epochs: Annotated[Whole, typer.Option(help="Epochs of 250 steps per fold", min=1)] = None,
-        iterations: Annotated[Whole, typer.Option(help="Steps per fold", min=1)] = None,
-        device: Annotated[Text, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")] = None,
-        workers: Annotated[Text, typer.Option(help="Processes for reading and augmentation: auto or a number")] = None,
-        seed: Annotated[Whole, typer.Option(help="Seed of everything random", min=0)] = None,
-        deterministic: Annotated[Switch, typer.Option("--deterministic", help="The same weights on each run")] = None,
-        channel: Channel = None,
-        kind: Kind = None,
-        label: Label = None,
-        class_: Class = None,
-        region: Region = None,
-        ignore: Ignore = None,
-        group: Group = None,
-        splits: Splits = None,
-        replan: Annotated[bool, typer.Option("--replan", help="Make a new plan although one is there")] = False,
-        explain: Annotated[bool, typer.Option("--explain", help="What limits each configuration")] = False,
-    ) -> None:
-        given = dict(locals())
-        special = {each: given.pop(each) for each in SPECIAL}
-        from autounet.running.parsing import run_options
-
-        action(data, out, run_options(given), replan, **{each: special[each] for each in only})
-
-    command.__doc__ = text
-    signature = inspect.signature(command, eval_str=True)
-    shown = [each for key, each in signature.parameters.items() if key not in SPECIAL - only]
-    command.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
-    app.command(name)(command)
-
-
-def _until(stage: str) -> Callable[[Path, Path, Any, bool], None]:
-    def action(data: Path, out: Path, options: Any, replan: bool) -> None:
-        from autounet.pipeline import Pipeline
-
-        path = Pipeline(data, out, options, replan).run(stage)
-        if stage in ("select", "report"):
-            _show_dice(out)
-        typer.echo(f"{stage}: {path}")
-
-    return action
-
-
-def _plan(data: Path, out: Path, options: Any, replan: bool, explain: bool) -> None:
-    from autounet.pipeline import Pipeline
-    from autounet.running.run_lengths import described
-
-    pipeline = Pipeline(data, out, options, replan)
-    path = pipeline.run("plan")
-    typer.echo(described(pipeline.context, pipeline.plan_with, explain), nl=False)
-    typer.echo(f"plan: {path}")
-
-
-def _show_dice(out: Path) -> None:
-    """The Dice per class; nothing when all cases were trained on."""
-    from autounet.schema.quantities import format_number
-    from autounet.schema.run import Metrics
-
-    if not (out / "metrics.json").exists():
-        return
-    metrics = Metrics.load(out / "metrics.json")
-    for name, values in metrics.per_class.items():
-        typer.echo(f"Dice {name}: {format_number(values.dice)}")
-    typer.echo(f"mean Dice: {format_number(metrics.mean_dice)} over {len(metrics.cases)} out-of-fold cases")
-
-
-for _name, _stage, _text in (
-    ("run", "report", "Everything: fingerprint, plan, preprocess, train, validate, select, pack, report."),
-    ("fingerprint", "fingerprint", "Read, check and split the data."),
-    ("preprocess", "preprocess", "Everything up to the prepared cases."),
-    ("train", "train", "Everything up to trained and validated folds."),
-    ("select", "select", "Everything up to the selected and packed model."),
-    ("report", "report", "Everything up to the report."),
-):
-    _data_command(_name, _text, _until(_stage))
-_data_command("plan", "Everything up to the plan, and how long the run takes.", _plan, frozenset({"explain"}))
+add_stages(app)
 
 
 @app.command()
@@ -167,7 +41,7 @@ def demo(
         shutil.rmtree(out / ".data", ignore_errors=True)
         make_demo_dataset(out / ".data").rename(out / "data")
     report = Pipeline(out / "data", out, RunOptions(seconds=parse_time(time))).run()
-    _show_dice(out)
+    show_dice(out)
     typer.echo(f"report: {report}")
 
 
@@ -188,32 +62,31 @@ def calibrate(
 def check(
     data: Data,
     json_: Json = False,
-    channel: Channel = None,
-    kind: Kind = None,
-    label: Label = None,
-    class_: Class = None,
-    region: Region = None,
-    ignore: Ignore = None,
-    group: Group = None,
-    splits: Splits = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Repair what can be repaired into the new folder --out")] = False,
+    out: Annotated[File, typer.Option(help="With --fix: the new folder")] = None,
+    channel: option.Channel = None,
+    kind: option.Kind = None,
+    label: option.Label = None,
+    class_: option.Class = None,
+    region: option.Region = None,
+    ignore: option.Ignore = None,
+    group: option.Group = None,
+    splits: option.Splits = None,
+    palette: option.Palette = None,
+    frames: option.Frames = None,
 ) -> None:
     """Say what was understood and every defect at once; exit 1 if any is fatal."""
     given = dict(locals())
+    from autounet.running import finding_lines
     from autounet.running.parsing import data_options
-    from autounet.running.reading import check_data
-    from autounet.schema.dataset import Severity
+    from autounet.running.reading import check_data, fix_data
+    from autounet.schema.errors import OptionError
 
-    result = check_data(data, data_options(given))
-    if json_:
-        typer.echo(json.dumps(result.model_dump(mode="json"), indent=1))
-    else:
-        typer.echo(f"layout: {result.layout}, {len(result.cases)} cases")
-        typer.echo("channels: " + ", ".join(f"{channel.name} ({channel.kind})" for channel in result.channels))
-        typer.echo("labels: " + ", ".join(f"{label.value} {label.name}" for label in result.labels.classes))
-        for finding in result.findings:
-            typer.echo(f"{finding.severity}: {finding}")
-        typer.echo(f"{len(result.findings)} findings" if result.findings else "nothing to complain about")
-    if any(finding.severity is Severity.fatal for finding in result.findings):
+    if fix != (out is not None):
+        raise OptionError("--fix and --out go together: --out NEW is the folder that repaired data are written to")
+    found = fix_data(data, data_options(given), out) if out else check_data(data, data_options(given))
+    typer.echo(json.dumps(found.model_dump(mode="json"), indent=1) if json_ else "\n".join(finding_lines.told(found)))
+    if finding_lines.is_fatal(found):
         raise typer.Exit(1)
 
 
@@ -225,7 +98,10 @@ def predict(
     configuration: Annotated[Text, typer.Option(help="One configuration instead of the selected ones")] = None,
     folds: Annotated[Text, typer.Option(help="Fold indices, for example 0,1; default all")] = None,
     no_mirror: Annotated[bool, typer.Option("--no-mirror", help="No mirrored views")] = False,
-    overlap: Annotated[Optional[float], typer.Option(help="Overlap of tiles", min=0, max=0.9)] = None,  # noqa: UP045
+    overlap: option.Overlap = None,
+    prune: option.Prune = None,
+    gate_maps: option.GateMaps = False,
+    format_: Annotated[Text, typer.Option("--format", help="dicom-seg: DICOM objects, where INPUT is DICOM")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")] = "auto",
 ) -> None:
     """Segment new images with the ensemble of folds, in their own geometry; exit 1 if an image could not be."""
@@ -234,9 +110,10 @@ def predict(
 
     chosen = None if folds in (None, "all") else integers(str(folds), "--folds")
     predictor = load(
-        model, device=device, configuration=configuration, folds=chosen, mirror=not no_mirror, overlap=overlap
-    )
-    failures = predictor.predict_files(input_, out)
+        model, device=device, configuration=configuration, folds=chosen, mirror=not no_mirror, overlap=overlap,
+        prune=prune,
+    )  # fmt: skip
+    failures = predictor.predict_files(input_, out, gate_maps=gate_maps, form=format_)
     for failure in failures:
         typer.echo(f"not predicted: {failure}", err=True)
     typer.echo(f"predictions: {out}")
@@ -249,7 +126,7 @@ def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Predicted label images")],
     references: Annotated[Path, typer.Argument(help="Reference label images")],
     out: Annotated[File, typer.Option(help="Write metrics.json here")] = None,
-    class_: Class = None,
+    class_: option.Class = None,
     model: Annotated[File, typer.Option(help="Take the classes from this model")] = None,
 ) -> None:
     """Compare segmentations with references, paired by name."""
@@ -281,6 +158,20 @@ def status(
         return
     for line in found["lines"]:
         typer.echo(line)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a trained nnU-Net v2 model, or its zip")],
+    out: Annotated[Path, typer.Option(help="Folder for the model")],
+    configuration: Annotated[Text, typer.Option(help="Which of several, for example 2d or 2d,3d_fullres")] = None,
+) -> None:
+    """Make a model of ours from one that nnU-Net trained; it predicts what nnU-Net predicts."""
+    from autounet.interop.nnunet import import_model
+
+    bundle = import_model(source, out, configuration.split(",") if configuration else None)
+    typer.echo(f"configurations: {', '.join(bundle.configurations)}, {len(bundle.members)} networks")
+    typer.echo(f"model: {out}")
 
 
 @app.callback(invoke_without_command=True)

@@ -10,11 +10,17 @@ from typing import Literal
 
 import numpy as np
 
+from autounet.datasets.annotation_checks import annotation_findings
 from autounet.datasets.examine import CaseTask, examine, examine_case
 from autounet.datasets.labels import label_findings
+from autounet.datasets.set_checks import grey_findings, set_findings
+from autounet.images import VOLUME_KINDS
 from autounet.ops.orient import IDENTITY_AXES, canonical_axes, permute
+from autounet.ops.quantiles import quantiles_of_samples, weighted_quantiles
+from autounet.schema.annotated import partly_annotated
 from autounet.schema.dataset import CaseFacts, Channel, Dataset, Finding, IntensitySample, Severity
 from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
+from autounet.schema.geometry import Geometry
 
 __all__ = ["CaseTask", "build_fingerprint", "check", "examine", "examine_case", "weighted_quantiles"]
 
@@ -31,10 +37,14 @@ def build_fingerprint(
     in nnU-Net, which draws the same number of foreground voxels from every case (Isensee et al. 2021, supplement).
     """
     facts = sorted(facts, key=lambda fact: fact.identifier)
-    cases = tuple(_case_fingerprint(fact, dataset, orientation) for fact in facts)
+    partial, everything = partly_annotated(dataset), (True,) * dataset.labels.count
+    cases = tuple(
+        _case_fingerprint(fact, dataset, orientation, partial.get(fact.identifier, everything)) for fact in facts
+    )
     return Fingerprint(
         dimension=2 if all(case.shape[0] == 1 for case in cases) else 3,
         orientation=orientation,
+        oriented=all(_is_oriented(fact.geometry) for fact in facts),
         channels=tuple(
             _channel_fingerprint(channel, [fact.samples[index] for fact in facts])
             for index, channel in enumerate(dataset.channels)
@@ -43,7 +53,9 @@ def build_fingerprint(
     )
 
 
-def _case_fingerprint(fact: CaseFacts, dataset: Dataset, orientation: str) -> CaseFingerprint:
+def _case_fingerprint(
+    fact: CaseFacts, dataset: Dataset, orientation: str, annotated: Sequence[bool]
+) -> CaseFingerprint:
     geometry = fact.geometry
     axes = IDENTITY_AXES
     if orientation == "canonical":
@@ -54,23 +66,31 @@ def _case_fingerprint(fact: CaseFacts, dataset: Dataset, orientation: str) -> Ca
         shape=permute(geometry.shape, axes),
         cropped_shape=permute(fact.cropped_shape, axes),
         spacing=permute(geometry.spacing, axes),
-        voxels=tuple(fact.value_counts.get(value, 0) for value in dataset.labels.values),
+        voxels=tuple(
+            fact.value_counts.get(value, 0) if known else 0
+            for value, known in zip(dataset.labels.values, annotated, strict=True)
+        ),
     )
 
 
+def _is_oriented(geometry: Geometry) -> bool:
+    """An image that is 2-D by its format has no patient axes."""
+    return geometry.kind in VOLUME_KINDS and geometry.dimension == 3
+
+
 def _channel_fingerprint(channel: Channel, samples: Sequence[IntensitySample]) -> ChannelFingerprint:
-    used = [sample for sample in samples if sample.values]
+    used = [sample for sample in samples if sample.minimum is not None]
     if not used:
         return ChannelFingerprint(name=channel.name, kind=channel.kind)
-    values = np.concatenate([np.asarray(sample.values, np.float64) for sample in used])
-    weights = np.concatenate([np.full(len(sample.values), 1 / len(sample.values)) for sample in used]) / len(used)
-    mean = float(np.average(values, weights=weights))
-    low, middle, high = weighted_quantiles(values, weights, (0.005, 0.5, 0.995))
+    values = [np.array(sample.values, np.float32) for sample in used]
+    mean = float(np.mean([each.mean(dtype=np.float64) for each in values]))
+    variance = float(np.mean([np.square(each.astype(np.float64) - mean).mean() for each in values]))
+    low, middle, high = quantiles_of_samples(values, (0.005, 0.5, 0.995))
     return ChannelFingerprint(
         name=channel.name,
         kind=channel.kind,
         mean=mean,
-        std=float(np.sqrt(np.average((values - mean) ** 2, weights=weights))),
+        std=float(np.sqrt(variance)),
         median=middle,
         minimum=min(sample.minimum for sample in used if sample.minimum is not None),
         maximum=max(sample.maximum for sample in used if sample.maximum is not None),
@@ -79,20 +99,14 @@ def _channel_fingerprint(channel: Channel, samples: Sequence[IntensitySample]) -
     )
 
 
-def weighted_quantiles(values: np.ndarray, weights: np.ndarray, quantiles: Sequence[float]) -> list[float]:
-    """Quantiles of a weighted sample (weights sum to 1); with equal weights those of `np.quantile`."""
-    order = np.argsort(values, kind="stable")
-    values, weights = values[order], weights[order]
-    position = np.cumsum(weights) - weights
-    last = position[-1]
-    return [float(np.interp(quantile * last, position, values)) for quantile in quantiles]
-
-
 def check(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
-    """Every finding: of each case, then of the data set as a whole."""
+    """Every finding: of each case, then of the cases beside each other, then of the data set as a whole."""
     findings = [finding for fact in facts for finding in fact.findings]
     readable = [fact for fact in facts if fact.samples]
-    findings += label_findings(dataset, readable)
+    grey = grey_findings(dataset, readable)
+    spoilt = {finding.case for finding in grey}
+    findings += grey + label_findings(dataset, [fact for fact in readable if fact.identifier not in spoilt])
+    findings += set_findings(dataset, readable) + annotation_findings(dataset, readable)
     flat = {fact.geometry.dimension for fact in readable}
     if len(flat) > 1:
         example = {fact.geometry.dimension: fact.identifier for fact in readable}
@@ -111,8 +125,8 @@ def _count_findings(dataset: Dataset) -> list[Finding]:
     grouped = any(case.group for case in dataset.cases)
     what = "group" if grouped else "case"
     if len(groups) == 1:
-        message = f"there is 1 {what}, and cross-validation needs 2"
-        remedy = "Add cases; --folds full trains one model without validation"
+        message = f"there is 1 {what}, which cannot be split for a cross-validation"
+        remedy = "One model is trained on it and nothing is validated; add cases to know how good it is"
         return [Finding(code="too-few-cases", severity=Severity.warning, message=message, remedy=remedy)]
     if len(groups) < FOLDS:
         message = f"{len(groups)} {what}s are too few for {FOLDS} folds"

@@ -31,12 +31,15 @@ from autounet.running.recipes import (
     step_limit,
 )
 from autounet.running.run_lengths import timed
+from autounet.running.starting import Starting, known_weights
 from autounet.schema.errors import AutoUNetError, BudgetExceeded, OptionError, PlanError, RecordError
 from autounet.schema.options import PlannerOptions, RunOptions
 from autounet.schema.plan import Plan
 from autounet.schema.quantities import format_time
 from autounet.schema.record import digest
 from autounet.schema.run import DeviceProfile
+from autounet.schema.swaps import swapped_classes
+from autounet.schema.targets import overlapping_targets
 from autounet.workers import available_cores
 
 log = logging.getLogger(__name__)
@@ -51,6 +54,7 @@ class Pipeline:
         self.data, self.out, self.replan = Path(data), Path(out), replan
         self.options = _with_stored(options, self.out / "options.json")
         check_options(self.options)
+        self.options = known_weights(self.options, self.out)
         self.workers = available_cores() if self.options.workers is None else self.options.workers
         # the clock starts with the command; a CPU's default hour is known only once the device is
         self.deadline = Deadline(self.options.seconds, self.out / "clock.json")
@@ -64,6 +68,7 @@ class Pipeline:
             if until == "fingerprint":
                 return self.out / "fingerprint.json"
             self.plan = self.plan_stage()
+            Starting(self.context).check()
             self.options.save(self.out / "options.json")  # only now: they have proved possible
             if until == "plan":
                 self._time_plan()
@@ -203,6 +208,11 @@ class Pipeline:
         made_for: list[object] = [planner_options(self.options, self.profile).digest(), self.profile.precision, seconds]
         if seconds:
             made_for += [step_limit(self.options), parse_folds(self.options.folds, len(self.known.splits.folds))]
+        labels = self.known.dataset.labels
+        if labels.regions:
+            made_for.append([target.members for target in overlapping_targets(labels)])
+        if labels.pairs:
+            made_for.append(swapped_classes(labels))
         return digest(made_for)
 
     def _time_plan(self) -> None:

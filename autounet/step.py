@@ -68,10 +68,11 @@ def algorithms(deterministic: bool) -> Iterator[None]:
 
 
 def configuration_loss(configuration: Configuration, labels: Labels, options: TrainOptions) -> Loss:
-    """The loss `options` name, for as many outputs as the configuration's network has in training."""
+    """The loss `options` name, for as many outputs as the configuration's network has in training, and its targets."""
     network = configuration.network
     levels = len(network.decoder_blocks) if network.deep_supervision else 1
-    return build_loss(options.loss, labels, configuration.batch_dice, levels)
+    regions = configuration.targets == "regions"
+    return build_loss(options.loss, labels, configuration.batch_dice, levels, overlapping=regions)
 
 
 def build_optimiser(options: TrainOptions, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

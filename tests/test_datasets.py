@@ -355,7 +355,11 @@ def test_inputs_with_several_channels(tmp_path: Path) -> None:
             volume(tmp_path / f"{name}_{channel:04d}.nii.gz", value=channel)
     channels = (Channel(name="T1"), Channel(name="T2"))
     bundle = ModelBundle.model_construct(
-        channels=channels, suffix=".nii.gz", image_pattern="imagesTr/*_0000.nii.gz", channel_patterns={}
+        channels=channels,
+        layout="nnunet",
+        suffix=".nii.gz",
+        image_pattern="imagesTr/*_0000.nii.gz",
+        channel_patterns={},
     )
     cases = find_inputs(tmp_path, bundle)
     assert [(case.identifier, len(case.images)) for case in cases] == [("a", 2), ("b", 2)]
@@ -378,7 +382,11 @@ def test_inputs_by_pattern_in_a_folder_of_their_own(tmp_path: Path) -> None:
     for name in ("a_t1", "a_t2", "a_seg"):
         volume(tmp_path / f"{name}.nii.gz")
     bundle = ModelBundle.model_construct(
-        channels=(Channel(name="T1"),), suffix=".nii.gz", image_pattern="", channel_patterns={"T1": "data/*_t1.nii.gz"}
+        layout="pairs",
+        channels=(Channel(name="T1"),),
+        suffix=".nii.gz",
+        image_pattern="",
+        channel_patterns={"T1": "data/*_t1.nii.gz"},
     )
     assert [case.identifier for case in find_inputs(tmp_path, bundle)] == ["a_t1"]
     both = bundle.model_copy(update={"channel_patterns": {"T1": "data/*_t1.nii.gz", "T2": "data/*_t2.nii.gz"}})
@@ -388,7 +396,11 @@ def test_inputs_by_pattern_in_a_folder_of_their_own(tmp_path: Path) -> None:
 
 def test_inputs_of_mixed_endings_are_all_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bundle = ModelBundle.model_construct(
-        channels=(Channel(name="image"),), suffix=".nii", image_pattern="images/*.nii", channel_patterns={}
+        layout="pairs",
+        channels=(Channel(name="image"),),
+        suffix=".nii",
+        image_pattern="images/*.nii",
+        channel_patterns={},
     )
     for name in ("a.nii", "b.nii.gz", "c.NII.GZ", "d.nrrd"):
         (tmp_path / name).write_bytes(b"")

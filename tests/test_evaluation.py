@@ -126,7 +126,8 @@ def test_regions_and_a_named_background_are_reported() -> None:
     assert found["membrane"].dice == found["both"].dice == 1.0
     assert found["right"].dice == pytest.approx(2 * 8 / 24)
     summary = summarise([CaseMetrics(case="a", per_class=found)], labels)
-    assert summary.mean_dice == pytest.approx((0 + 2 * 8 / 24) / 2)
+    # "left" is what is left of "both" without "right": the region and the other class are trained on and counted
+    assert summary.mean_dice == pytest.approx((1 + 2 * 8 / 24) / 2)
 
 
 def test_unusual_values() -> None:

@@ -15,6 +15,7 @@ from autounet.datasets.contents import SAMPLES, count_values
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.fingerprint import build_fingerprint, check, examine, weighted_quantiles
 from autounet.images import read_geometry, read_image, read_labels, write_image, write_labels
+from autounet.ops.quantiles import quantiles_of_samples
 from autounet.schema.dataset import CaseFacts, Finding, Severity
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
@@ -168,11 +169,11 @@ def test_all_defects_are_told_at_once(demo: Path) -> None:
     ]
 
 
-def test_geometry_mismatch_is_a_warning(demo: Path) -> None:
+def test_geometry_mismatch_is_an_error(demo: Path) -> None:
     values, geometry = read_labels(demo / LABEL)
     write_labels(demo / LABEL, values, geometry.model_copy(update={"origin": (0.0, 1.0, 2.0)}))
     (finding,) = findings_of(demo)
-    assert (finding.code, finding.severity) == ("geometry-mismatch", Severity.warning)
+    assert (finding.code, finding.severity) == ("geometry-mismatch", Severity.fatal)
     assert "origin (0.0, 1.0, 2.0) instead of" in finding.message
 
 
@@ -303,3 +304,19 @@ def test_equal_weights_give_plain_quantiles(values: list[float], quantile: float
     array = np.array(values)
     (found,) = weighted_quantiles(array, np.full(array.size, 1 / array.size), (quantile,))
     assert found == pytest.approx(np.quantile(array, quantile), abs=1e-6)
+
+
+@given(
+    st.lists(
+        st.lists(st.one_of(st.floats(-100, 100, width=32), st.integers(-3, 3)), min_size=1, max_size=9),
+        min_size=1, max_size=6,
+    ),
+    st.floats(0, 1),
+)  # fmt: skip
+def test_quantiles_without_joining_the_samples(samples: list[list[float]], quantile: float) -> None:
+    arrays = [np.array(sample, np.float32) for sample in samples]
+    joined = np.concatenate(arrays).astype(np.float64)
+    weights = np.concatenate([np.full(len(each), 1 / len(each) / len(arrays)) for each in arrays])
+    quantiles = (0.005, 0.5, quantile)
+    found = quantiles_of_samples([each.copy() for each in arrays], quantiles)
+    assert found == pytest.approx(weighted_quantiles(joined, weights, quantiles), abs=1e-6)

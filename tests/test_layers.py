@@ -24,7 +24,7 @@ LAYERS = (
     ("inference", "selection"),
     ("training",),
 )
-TOP = ("__main__", "api", "cli", "device", "pipeline", "running")
+TOP = ("__main__", "api", "cli", "cli_options", "cli_stages", "device", "pipeline", "running")
 """layer 7: the modules that join the stages; they may import each other, never in a circle (but for type checking)"""
 FREE = ("allocator", "atomic", "workers")
 """modules that import nothing of ours, so that anything may use them"""
@@ -41,7 +41,9 @@ ONLY_IN = {
     "jinja2": ("report",),
     "blosc2": ("store",),
     "safetensors": ("store",),
-    "typer": ("cli",),
+    "highdicom": ("interop",),
+    "pydicom": ("interop",),
+    "typer": ("cli", "cli_options", "cli_stages"),
 }
 WITHOUT_TORCH = {
     "schema",

@@ -17,6 +17,7 @@ from autounet.nets.attention import gated_stages
 from autounet.nets.attention_modules import recorded_gates
 from autounet.nets.units import max_pool, max_pool_planes, upsample_linear
 from autounet.schema.errors import ModelError
+from autounet.schema.geometry import Geometry
 from autounet.schema.plan import NetworkSpec
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
@@ -100,22 +101,24 @@ def test_gate_maps_of_a_whole_image_are_written(tmp_path: Path) -> None:
     plan = configuration((8, 8), overlap=0.0).model_copy(update={"network": proposed("attention", stages=3)})
     network = FAMILIES["attention"].build(plan.network).eval()
     image = np.random.default_rng(0).normal(size=(2, 1, 8, 16)).astype(np.float32)
-    maps = predict_gate_maps(network, image, plan, "cpu")
+    maps = predict_gate_maps([network], image, plan, "cpu")
     assert list(maps) == [1]
     assert maps[1].shape == (1, 8, 16)
     with torch.no_grad(), recorded_gates(network) as found:
         network(torch.from_numpy(image[:, 0, :, 8:])[None])
     expected = found[1][0, 0].repeat_interleave(2, 0).repeat_interleave(2, 1)
     np.testing.assert_allclose(maps[1][0, :, 8:], expected, atol=1e-5)
-    (path,) = write_gate_maps(maps, tmp_path, "case", (1.0, 2.0, 2.0))
-    stored, geometry = read_image(path)
+    geometry = Geometry(shape=(1, 8, 16), spacing=(1.0, 2.0, 2.0))
+    (path,) = write_gate_maps(maps, tmp_path / "case.1", geometry, ".nii.gz")
+    assert path == tmp_path / "case.1.gate1.nii.gz"
+    stored, written = read_image(path)
     np.testing.assert_allclose(stored[0], maps[1], atol=1e-6)
-    assert geometry.spacing == (1.0, 2.0, 2.0)
-    (picture,) = write_gate_maps(maps, tmp_path, "case", (1.0, 1.0, 1.0), suffix=".png")
+    assert written.spacing == (1.0, 2.0, 2.0)
+    (picture,) = write_gate_maps(maps, tmp_path / "case", geometry, ".png")
     np.testing.assert_allclose(read_image(picture)[0][0] / 255, maps[1], atol=0.003)
     plain = configuration((8, 8)).model_copy(update={"network": proposed("plain")})
     with pytest.raises(ModelError, match="attention"):
-        predict_gate_maps(FAMILIES["plain"].build(plain.network).eval(), image, plain, "cpu")
+        predict_gate_maps([FAMILIES["plain"].build(plain.network).eval()], image, plain, "cpu")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -306,14 +306,26 @@ def test_options_reach_the_configurations() -> None:
     assert configuration.inference.overlap == 0.25
 
 
-def test_left_and_right_classes_are_not_mirrored_onto_each_other() -> None:
+def test_left_and_right_classes_change_places_in_a_mirror() -> None:
     labels = LABELS.model_copy(update={"pairs": (("class 1", "class 2"),)})
     made = make_plan(make_fingerprint((100, 90, 20), (1.0, 1.0, 6.0)), labels)
     assert made.configurations["3d_fullres"].preprocess.transpose == (2, 0, 1)
-    assert made.configurations["3d_fullres"].mirror_axes == (1, 2)
-    assert made.configurations["2d"].mirror_axes == (0, 1)
-    made = make_plan(make_fingerprint(), labels)
-    assert made.configurations["2d"].mirror_axes == (0,)
+    volume, slices = made.configurations["3d_fullres"], made.configurations["2d"]
+    assert (volume.mirror_axes, volume.swap_axis, volume.inference.mirror_axes) == ((0, 1, 2), 0, (0, 1, 2))
+    assert (slices.mirror_axes, slices.swap_axis) == ((0, 1), None)  # no slice shows both sides
+    assert "3-D: mirrored from left to right, class 1 and class 2 change places." in made.reasons
+    assert make_plan(make_fingerprint(), labels).configurations["2d"].swap_axis == 1
+
+
+def test_where_left_is_not_known_that_axis_is_left_out() -> None:
+    labels = LABELS.model_copy(update={"pairs": (("class 1", "class 2"),)})
+    pictures = make_fingerprint().model_copy(update={"oriented": False})
+    configuration = make_plan(pictures, labels).configurations["2d"]
+    assert (configuration.mirror_axes, configuration.swap_axis) == ((0,), None)
+    preset = make_plan(make_fingerprint(orientation="as_stored"), labels, preset="nnunet")
+    assert preset.configurations["2d"].mirror_axes == (0, 1)
+    assert preset.configurations["2d"].swap_axis is None
+    assert any("as nnU-Net does, although" in reason for reason in preset.reasons)
 
 
 STATISTICS = {"mean": 40.0, "std": 0.0, "percentile_00_5": -50.0, "percentile_99_5": 200.0}

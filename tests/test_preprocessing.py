@@ -173,7 +173,7 @@ def test_wrong_sources_are_refused():
     (scores, properties), _ = ensemble_case()
     with pytest.raises(ValueError, match="no scores"):
         export([], LABELS)
-    with pytest.raises(ValueError, match="3 classes for 4 labels"):
+    with pytest.raises(ValueError, match="3 channels for 4 targets"):
         export([(scores[:3], properties)], LABELS)
     with pytest.raises(ValueError, match="scores of shape"):
         export([(scores[:, 1:], properties)], LABELS)

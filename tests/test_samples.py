@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from training_cases import write_case
 
 from autounet.schema.errors import RecordError
-from autounet.training.augment import Augmentation, reached_size, seeded
+from autounet.training.augment import Augmentation, Spatial, reached_size, seeded
 from autounet.training.cases import CaseStore
-from autounet.training.samples import SampleSource, batches, corner_limits
+from autounet.training.patches import corner_limits
+from autounet.training.samples import SampleSource, batches
 
 NAMES = ("a", "b", "c")
 
@@ -28,8 +29,8 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def source(folder: Path, patch=(8, 8, 8), kind: str = "full", batch: int = 3, memory: int = 2**20, **changes):
-    augmentation = Augmentation(kind, patch, tuple(range(len(patch))))
+def source(folder: Path, patch=(8, 8, 8), kind="full", batch: int = 3, memory: int = 2**20, elastic=False, **changes):
+    augmentation = Augmentation(kind, patch, tuple(range(len(patch))), elastic=elastic)
     return SampleSource(CaseStore(folder, NAMES, memory), patch, batch, 0, 0, 1 / 3, augmentation, **changes)
 
 
@@ -37,10 +38,11 @@ def equal(a, b) -> bool:
     return torch.equal(a.image, b.image) and torch.equal(a.labels, b.labels) and a.cases == b.cases
 
 
+@pytest.mark.parametrize("elastic", [False, True])
 @pytest.mark.parametrize("kind", ["full", "light", "none"])
 @pytest.mark.parametrize("patch", [(8, 8, 8), (2, 8, 8), (16, 16, 16), (8, 8), (20, 8)])
-def test_a_batch_is_a_function_of_the_step_alone(folder, kind, patch):
-    first, second = source(folder, patch, kind), source(folder, patch, kind)
+def test_a_batch_is_a_function_of_the_step_alone(folder, kind, patch, elastic):
+    first, second = (source(folder, patch, kind, elastic=elastic) for _ in range(2))
     later = [second.batch(step) for step in (3, 0, 2)]
     np.random.random(5)
     torch.rand(5)
@@ -51,6 +53,13 @@ def test_a_batch_is_a_function_of_the_step_alone(folder, kind, patch):
     assert batch.image.dtype == torch.float32
     assert set(batch.labels.unique().tolist()) <= {0, 1, 2}
     assert torch.isfinite(batch.image).all()
+
+
+@pytest.mark.parametrize("patch", [(2, 8, 8), (8, 8)])
+def test_bending_bends_every_sample(folder, patch):
+    plain, bent = (source(folder, patch, "light", batch=8, elastic=elastic).batch(0) for elastic in (False, True))
+    assert plain.cases == bent.cases
+    assert all(not torch.equal(a, b) for a, b in zip(plain.image, bent.image, strict=True))
 
 
 def test_threads_change_nothing(folder):
@@ -160,8 +169,9 @@ def test_reading_more_than_is_reached_changes_nothing():
     image = torch.randn(1, *(length + 8 for length in size), generator=generator)
     labels = torch.randint(-1, 3, image.shape[1:], generator=generator).short()
     cut = tuple(slice(4, -4) for _ in size)
-    large = augmentation._transform_space(angles, scales, image, labels)
-    small = augmentation._transform_space(angles, scales, image[(slice(None), *cut)], labels[cut])
+    spatial = Spatial(0, size, angles, scales)
+    large = augmentation._transform_space(spatial, image, labels)
+    small = augmentation._transform_space(spatial, image[(slice(None), *cut)], labels[cut])
     torch.testing.assert_close(large[0], small[0], atol=1e-4, rtol=0)
     assert (large[1] == small[1]).float().mean() > 0.99
 

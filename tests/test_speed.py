@@ -144,11 +144,15 @@ def test_sample_rates_are_measured_for_every_kind():
 def test_making_takes_longer_on_slower_devices_with_more_classes_and_from_disk(scale, kind, dims):
     planned = configuration(dims)
     rates = {name: value / scale for name, value in SAMPLE_RATES.items()}
-    seconds = making_seconds(planned, 3, kind, rates, read=False)
-    assert seconds == pytest.approx(scale * making_seconds(planned, 3, kind, {}, read=False))
+    options = TrainOptions(augmentation=kind)
+    seconds = making_seconds(planned, 3, options, rates, read=False)
+    assert seconds == pytest.approx(scale * making_seconds(planned, 3, options, {}, read=False))
     assert (seconds == 0) == (kind == "none")
-    assert making_seconds(planned, 8, kind, rates, read=False) >= seconds
-    assert making_seconds(planned, 3, kind, rates, read=True) > seconds
+    assert making_seconds(planned, 8, options, rates, read=False) >= seconds
+    assert making_seconds(planned, 3, options, rates, read=True) > seconds
+    assert making_seconds(planned, 3, options, rates, read=False, weighted=True) > seconds
+    bent = making_seconds(planned, 3, options.model_copy(update={"elastic": True}), rates, read=False)
+    assert (bent > seconds) == (kind != "none")
 
 
 WORK = Work(cases=20, voxels=10**8, workers=4)

@@ -140,12 +140,92 @@ def test_files_that_do_not_fit(tmp_path: Path, content: str, message: str) -> No
         make_splits(dataset_of([None] * 3), facts_of([{1}] * 3), DataOptions(splits=str(file)))
 
 
-def test_too_few_cases(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(DataError, match=r"there is 1 case, and cross-validation needs 2.*--folds full"):
-        make_splits(dataset_of([None]), facts_of([{1}]), NONE)
-    with pytest.raises(DataError, match="there is 1 group"):
-        make_splits(dataset_of(["p", "p"]), facts_of([{1}] * 2), NONE)
+def test_one_case_or_group_is_trained_on_without_validation(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        splits = make_splits(dataset_of([None] * 3), facts_of([{1}] * 3), NONE)
-    assert len(splits.folds) == 3
-    assert "too few for 5 folds" in caplog.text
+        alone = make_splits(dataset_of([None]), facts_of([{1}]), NONE)
+        group = make_splits(dataset_of(["p", "p"]), facts_of([{1}] * 2), NONE)
+    assert alone == Splits(source="full", folds=(("case_000",),))
+    assert group == Splits(source="full", folds=(("case_000", "case_001"),))
+    assert "there is 1 case, which cannot be split: it is trained on" in caplog.text
+    assert "there is 1 group, which cannot be split" in caplog.text
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_few_cases_make_as_many_folds(caplog: pytest.LogCaptureFixture, count: int) -> None:
+    with caplog.at_level(logging.WARNING):
+        splits = make_splits(dataset_of([None] * count), facts_of([{1}] * count), NONE)
+    assert [len(fold) for fold in splits.folds] == [1] * count
+    assert f"{count} groups of cases are too few for 5 folds: {count} folds are made" in caplog.text
+
+
+def test_few_folds_stay_few_when_cases_are_added() -> None:
+    before = make_splits(dataset_of([None] * 3), facts_of([{1}] * 3), NONE)
+    after = make_splits(dataset_of([None] * 9), facts_of([{1}] * 9), NONE, existing=before)
+    assert [len(fold) for fold in after.folds] == [3, 3, 3]
+    assert all(set(old) <= set(new) for old, new in zip(before.folds, after.folds, strict=True))
+
+
+# ---- splits that no longer fit -------------------------------------------------------------------------------
+
+
+def automatic(*folds: list[str]) -> Splits:
+    return Splits(source="automatic", folds=folds)
+
+
+def test_a_fold_that_lost_all_its_cases_is_refused() -> None:
+    existing = automatic(["case_000"], ["case_001", "gone_1"], ["gone_2", "gone_3"])
+    with pytest.raises(OptionError, match=r"no longer fits the data: fold 2 has no case left \(gone_2, gone_3 gone\)"):
+        make_splits(dataset_of([None] * 2), facts_of([{1}] * 2), NONE, existing=existing)
+
+
+def test_a_split_that_now_divides_a_group_is_refused() -> None:
+    existing = automatic(["case_000", "case_001"], ["case_002", "case_003"])
+    with pytest.raises(OptionError, match=r"q \(case_001 in fold 0, case_002 in fold 1\).*Delete it to split anew"):
+        make_splits(dataset_of(["p", "q", "q", "r"]), facts_of([{1}] * 4), NONE, existing=existing)
+
+
+def test_groups_are_never_split_by_a_file_either(tmp_path: Path) -> None:
+    file = tmp_path / "splits.json"
+    file.write_text('{"folds": [["case_000", "case_001"], ["case_002"]]}')
+    options = DataOptions(splits=str(file))
+    assert len(make_splits(dataset_of(["p", "p", "q"]), facts_of([{1}] * 3), options).folds) == 2
+    with pytest.raises(OptionError, match=r"splits groups: q \(case_001 in fold 0, case_002 in fold 1\)"):
+        make_splits(dataset_of(["p", "q", "q"]), facts_of([{1}] * 3), options)
+
+
+def test_nnunet_folds_that_would_move_cases_are_refused() -> None:
+    options = DataOptions(splits="nnunet")
+    before = make_splits(dataset_of([None] * 10), facts_of([{1}] * 10), options)
+    assert make_splits(dataset_of([None] * 10), facts_of([{1}] * 10), options, existing=before) == before
+    with pytest.raises(OptionError, match="new: case_010; in another fold by nnU-Net's rule: "):
+        make_splits(dataset_of([None] * 11), facts_of([{1}] * 11), options, existing=before)
+    other = automatic(["case_000"], ["case_001"])
+    assert make_splits(dataset_of([None] * 10), facts_of([{1}] * 10), options, existing=other) == before
+
+
+# ---- the same image twice ------------------------------------------------------------------------------------
+
+
+def same_image(facts: list[CaseFacts], *places: int) -> list[CaseFacts]:
+    update = {"image_hash": "same"}
+    return [each.model_copy(update=update) if index in places else each for index, each in enumerate(facts)]
+
+
+@given(st.integers(4, 20), st.data())
+def test_cases_with_one_image_stay_in_one_fold(count: int, data: st.DataObject) -> None:
+    twins = data.draw(st.lists(st.integers(0, count - 1), min_size=2, max_size=3, unique=True))
+    splits = make_splits(dataset_of([None] * count), same_image(facts_of([{1}] * count), *twins), NONE)
+    names = {f"case_{index:03d}" for index in twins}
+    assert sum(bool(names & set(fold)) for fold in splits.folds) == 1
+    assert all(splits.folds)
+
+
+def test_groups_of_one_image_are_joined() -> None:
+    groups = ["p", "p", "q", "q", "r", "s"]
+    splits = make_splits(dataset_of(list(groups)), same_image(facts_of([{1}] * 6), 1, 2), NONE)
+    assert {"case_000", "case_001", "case_002", "case_003"} in [set(fold) for fold in splits.folds]
+
+
+def test_two_cases_with_one_image_are_split_all_the_same() -> None:
+    splits = make_splits(dataset_of([None] * 2), same_image(facts_of([{1}] * 2), 0, 1), NONE)
+    assert [len(fold) for fold in splits.folds] == [1, 1]

@@ -169,3 +169,12 @@ def test_cases_that_need_more_tiles_than_the_median_one_are_counted():
     assert case_seconds(base, timing, fingerprint) == pytest.approx(one)
     # two tiles along one axis and three along the other
     assert case_seconds(base, timing, mixed) == pytest.approx((3 * one + 6 * one) / 4, rel=1e-2)
+
+
+@pytest.mark.parametrize("seconds", [600, 1e6])
+def test_a_width_that_is_given_stays(seconds):
+    options = PlannerOptions(base_features=24)
+    found = shape_to_time(Frame(seconds, 5, 20), options, configure, timing_of(1.0))
+    assert found.options.base_features == 24
+    assert found.limits.width is None
+    assert "the width is given" in found.reasons[0]

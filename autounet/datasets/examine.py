@@ -9,16 +9,38 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autounet.datasets.contents import count_values, sample_intensities
-from autounet.images import VOLUME_KINDS, read_image, read_labels
+from autounet.datasets.case_checks import (
+    channel_findings,
+    finding,
+    intensity_findings,
+    label_grid_findings,
+    lossy_label,
+    outside_findings,
+    spoilt_label,
+    unreadable,
+)
+from autounet.datasets.contents import (
+    count_components,
+    count_values,
+    describe_channels,
+    image_hash,
+    sample_intensities,
+)
+from autounet.datasets.stamps import FileHashes
+from autounet.images import files_of, read_image, read_labels
 from autounet.ops.crop import nonzero_box
-from autounet.schema.dataset import Case, CaseFacts, Dataset, Finding, Severity
+from autounet.schema.dataset import Case, CaseFacts, Components, Dataset, Finding
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
+from autounet.schema.labels import LabelCode
 from autounet.workers import map_parallel
 
-GEOMETRY_TOLERANCE = 1e-3
-"""mm, or direction cosine, that image and label may differ by"""
+__all__ = ["CaseTask", "content_hash", "examine", "examine_case", "unreadable"]
+
+FACTS_VERSION = 2
+"""raised whenever the same files would give other facts"""
+SPARSE = 0.5
+"""share of unlabelled voxels from which on a label is taken for scribbles, whose components tell nothing"""
 
 
 class CaseTask(NamedTuple):
@@ -28,9 +50,15 @@ class CaseTask(NamedTuple):
     case: Case
     channels: int
     ignore: int | None
+    codes: tuple[LabelCode, ...]
+    """`Labels.codes`"""
     seed: int
-    known: str | None
-    """content hash of the facts at hand"""
+    hashes: FileHashes
+
+
+class Examined(NamedTuple):
+    facts: CaseFacts
+    hashes: FileHashes
 
 
 def examine(
@@ -39,53 +67,87 @@ def examine(
     seed: int = 0,
     on_done: Callable[[CaseFacts | None], None] | None = None,
     known: Mapping[str, CaseFacts] | None = None,
+    hashes: FileHashes | None = None,
 ) -> list[CaseFacts]:
     """Facts of every case in the data set's order, files read in parallel; known facts of unchanged files are kept.
 
     Defects become findings, never exceptions. `on_done` is called once per case (with None for an unchanged one).
+    `hashes` of files that have not been touched are not made again; those made are added to it.
     """
-    known = known or {}
-    tasks = [
-        CaseTask(
-            root=dataset.root,
-            case=case,
-            channels=len(dataset.channels),
-            ignore=dataset.labels.ignore,
-            seed=seed,
-            known=known[case.identifier].content_hash if case.identifier in known else None,
-        )
-        for case in dataset.cases
-    ]
-    changed = []
-    for task in tasks:  # hashing waits for the disk; a pool of processes would cost more than it saves
-        if task.known is not None and content_hash(task) == task.known:
+    known, hashes = known or {}, FileHashes() if hashes is None else hashes
+    labels, changed = dataset.labels, []
+    for case in dataset.cases:
+        task = CaseTask(dataset.root, case, len(dataset.channels), labels.ignore, labels.codes, seed, hashes)
+        # hashing a known case waits for the disk; a pool of processes would cost more than it saves
+        if case.identifier in known and known[case.identifier].content_hash == content_hash(task):
             if on_done:
                 on_done(None)
         else:
-            changed.append(task)
-    results = {facts.identifier: facts for facts in map_parallel(examine_case, changed, workers, on_done)}
+            changed.append(task._replace(hashes=hashes.part(_paths(task))))
+
+    def on_examined(found: Examined) -> None:
+        hashes.update(found.hashes)
+        if on_done:
+            on_done(found.facts)
+
+    examined = map_parallel(_examine, changed, workers, on_examined)
+    results = {found.facts.identifier: found.facts for found in examined}
     return [results.get(case.identifier) or known[case.identifier] for case in dataset.cases]
+
+
+def _examine(task: CaseTask) -> Examined:
+    return Examined(examine_case(task), task.hashes)
+
+
+def _paths(task: CaseTask) -> list[Path]:
+    """Every file that the case's arrays and geometry depend on."""
+    named = (*task.case.images, *([task.case.label] if task.case.label else []))
+    return [path for name in named for path in files_of(Path(task.root) / name)]
+
+
+def content_hash(task: CaseTask) -> str:
+    """32 hex digits over the bytes of the case's files, their order, and what else its facts depend on."""
+    depends = [FACTS_VERSION, task.channels, task.ignore, task.seed, task.case.label is None, task.case.frame]
+    depends += [code.model_dump() for code in task.codes]
+    state = hashlib.blake2b(repr(depends).encode(), digest_size=16)
+    for path in _paths(task):
+        state.update((task.hashes.of(path) or "missing").encode())
+    return state.hexdigest()
 
 
 def examine_case(task: CaseTask) -> CaseFacts:
     """Facts of one case, whatever was known."""
-    content = content_hash(task)
+    case, content = task.case, content_hash(task)
     findings: list[Finding] = []
     image, geometry = _read_channels(task, findings)
-    values = _read_labels(task, task.case.label, geometry, findings) if task.case.label else None
+    values = _read_labels(task, case.label, geometry, findings) if case.label else None
     if image is None or geometry is None:
         return _unread(task, content, findings, geometry)
-    findings += _intensity_findings(task.case, image)
-    foreground = None if values is None else values != 0
-    if foreground is not None and task.ignore is not None:
-        foreground &= values != task.ignore
+    box, channels = nonzero_box(image), describe_channels(image)
+    spoilt = intensity_findings(case, image, channels)
+    findings += spoilt
+    counts: dict[int, int] = {}
+    components: dict[int, Components] = {}
+    foreground = None
+    if values is not None:
+        counts = count_values(values)
+        foreground = values != 0
+        if task.ignore is not None:
+            foreground &= values != task.ignore
+        if task.ignore is None or counts.get(task.ignore, 0) < SPARSE * values.size:
+            components = count_components(values, counts, task.ignore)
+        if not spoilt:
+            findings += outside_findings(case, image, box, values, task.ignore)
     return CaseFacts(
-        identifier=task.case.identifier,
+        identifier=case.identifier,
         content_hash=content,
+        image_hash=image_hash(image, box),
         geometry=geometry,
-        nonzero_box=nonzero_box(image),
-        value_counts={} if values is None else count_values(values),
-        samples=sample_intensities(image, foreground, task.seed, task.case.identifier),
+        nonzero_box=box,
+        value_counts=counts,
+        components=components,
+        channels=channels,
+        samples=sample_intensities(image, foreground, task.seed, case.identifier),
         findings=tuple(findings),
     )
 
@@ -103,110 +165,52 @@ def _unread(task: CaseTask, content: str, findings: list[Finding], geometry: Geo
     )
 
 
-def content_hash(task: CaseTask) -> str:
-    """32 hex digits over the bytes of the case's files, their order, and what else its facts depend on."""
-    state = hashlib.blake2b(digest_size=16)
-    state.update(repr((task.channels, task.ignore, task.seed, task.case.label is None)).encode())
-    for name in (*task.case.images, *([task.case.label] if task.case.label else [])):
-        path = Path(task.root) / name
-        if not path.is_file():
-            state.update(b"missing")
-            continue
-        with path.open("rb") as file:
-            state.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
-    return state.hexdigest()
-
-
-def _finding(case: Case, code: str, message: str, remedy: str, severity: Severity = Severity.fatal) -> Finding:
-    return Finding(case=case.identifier, code=code, severity=severity, message=message, remedy=remedy)
-
-
-def unreadable(case: Case, root: Path | str, error: DataError) -> Finding:
-    """A case's file that cannot be read."""
-    message, _, remedy = str(error).replace(f"{root}/", "").rpartition(". ")
-    return _finding(case, "unreadable-file", message or remedy, remedy if message else "Copy or export the file again")
-
-
 def _read_channels(task: CaseTask, findings: list[Finding]) -> tuple[np.ndarray | None, Geometry | None]:
     """(C, Z, Y, X) and the first file's geometry; None with a finding when they cannot be read or joined."""
     case, parts = task.case, []
     for name in case.images:
         try:
-            parts.append(read_image(Path(task.root) / name))
+            parts.append(read_image(Path(task.root) / name, case.frame))
         except DataError as error:
             findings.append(unreadable(case, task.root, error))
     if len(parts) < len(case.images):
         return None, None
     geometry = parts[0][1]
-    for name, (_, other) in zip(case.images, parts, strict=True):
-        if other.shape != geometry.shape:
-            message = f"{name} has shape {other.shape}, but {case.images[0]} has {geometry.shape} (z, y, x)"
-            findings.append(_finding(case, "shape-mismatch", message, "Resample the channels to one grid"))
-            return None, geometry
-        findings += _geometry_findings(case, name, other, geometry)
+    for name, (_, other) in zip(case.images[1:], parts[1:], strict=True):
+        findings += channel_findings(case, name, other, geometry)
+    if any(other.shape != geometry.shape for _, other in parts):
+        return None, geometry
     image = parts[0][0] if len(parts) == 1 else np.concatenate([array for array, _ in parts])
     if image.shape[0] != task.channels:
         message = f"{', '.join(case.images)} has {image.shape[0]} channels, the data set {task.channels}"
-        findings.append(_finding(case, "channel-mismatch", message, "Convert it to the channels of the others"))
+        remedy = "Convert it to the channels of the others"
+        findings.append(finding(case, "channel-mismatch", message, remedy))
         return None, geometry
     return image, geometry
 
 
 def _read_labels(task: CaseTask, name: str, geometry: Geometry | None, findings: list[Finding]) -> np.ndarray | None:
     """(Z, Y, X) file values; None with a finding when they cannot be read or do not fit the image."""
-    case = task.case
+    case, path = task.case, Path(task.root) / name
     try:
-        values, own = read_labels(Path(task.root) / name)
+        values, own = read_labels(path, task.codes, case.frame)
     except DataError as error:
-        findings.append(unreadable(case, task.root, error))
+        told = spoilt_label if not task.codes and _is_grey(path) else unreadable
+        findings.append(told(case, task.root, error))
         return None
     if own.kind == "jpeg" and len(different := np.unique(values)) > 2:
-        message = f"{name} is a JPEG file and holds {len(different)} values: its compression has changed them"
-        findings.append(_finding(case, "lossy-label", message, "Draw or export the label again as PNG or TIFF"))
+        findings.append(lossy_label(case, name, len(different)))
         return None
     if geometry is None:
         return None
-    if own.shape != geometry.shape:
-        message = f"the image {case.images[0]} has shape {geometry.shape}, its label {name} {own.shape} (z, y, x)"
-        remedy = "Give the label that was drawn on this image, or resample it to the image's grid"
-        findings.append(_finding(case, "shape-mismatch", message, remedy))
-        return None
-    findings += _geometry_findings(case, name, own, geometry)
-    return values
+    findings += label_grid_findings(case, name, own, geometry)
+    return values if own.shape == geometry.shape else None
 
 
-def _geometry_findings(case: Case, name: str, own: Geometry, image: Geometry) -> list[Finding]:
-    """Warnings where a file has another spacing, origin or direction than the first image; arrays are used as is."""
-    if own is image or own.kind not in VOLUME_KINDS or image.kind not in VOLUME_KINDS:
-        return []
-    if own.dimension != image.dimension:
-        return []
-    different = [
-        f"{field} {tuple(round(value, 4) for value in getattr(own, field))} instead of "
-        f"{tuple(round(value, 4) for value in getattr(image, field))}"
-        for field in ("spacing", "origin", "direction")
-        if np.abs(np.subtract(getattr(own, field), getattr(image, field))).max() > GEOMETRY_TOLERANCE
-    ]
-    if not different:
-        return []
-    message = f"{name} lies elsewhere than {case.images[0]}: {'; '.join(different)}"
-    remedy = f"The image's geometry is used; correct {name} if its voxels do not match the image's one by one"
-    return [_finding(case, "geometry-mismatch", message, remedy, Severity.warning)]
-
-
-def _intensity_findings(case: Case, image: np.ndarray) -> list[Finding]:
-    """NaN and infinite voxels (fatal); channels of one value (a warning, fatal when all are)."""
-    low, high = image.min(axis=(1, 2, 3)), image.max(axis=(1, 2, 3))
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        nan, infinite = int(np.isnan(image).sum()), int(np.isinf(image).sum())
-        counts = [text for number, text in ((nan, f"{nan} NaN"), (infinite, f"{infinite} infinite")) if number]
-        code = "nan-voxels" if nan else "infinite-voxels"
-        message = f"{', '.join(case.images)} holds {' and '.join(counts)} voxels of {image.size}"
-        return [_finding(case, code, message, "Replace them with a valid intensity, or export the image again")]
-    constant = [index for index in range(len(low)) if low[index] == high[index]]
-    if not constant:
-        return []
-    which = "the image" if len(low) == 1 else f"channel {', '.join(map(str, constant))}"
-    message = f"{which} is {low[constant[0]]:g} everywhere ({', '.join(case.images)})"
-    severity = Severity.fatal if len(constant) == len(low) else Severity.warning
-    return [_finding(case, "constant-image", message, "Export the image again, or take the case out", severity)]
+def _is_grey(path: Path) -> bool:
+    """Whether a file that is no label file is an image of one channel, with finite numbers that are not whole."""
+    try:
+        image, _ = read_image(path)
+    except DataError:
+        return False
+    return image.shape[0] == 1 and bool(np.isfinite(image).all())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from autounet.images import is_image
+from autounet.images import is_image, is_series
 from autounet.schema.errors import DataError, OptionError
 
 _IMAGES = re.compile(r"^(images?|imgs?|img|scans?|photos?)(?![a-z]*mask)", re.IGNORECASE)
@@ -14,11 +14,22 @@ _PREVIEWS = re.compile(r"thumb(nail)?s?$|preview", re.IGNORECASE)
 _HELD_OUT = re.compile(r"(^|[-_ ])(?i:ts|test|testing|val|validation)$|(?<=[a-z])(Ts|Test|Testing|Val|Validation)$")
 
 
+TABLES = (".csv", ".tsv", ".json")
+"""endings of files that may list the cases"""
+
+
 def image_files(folder: Path) -> list[Path]:
-    """Image files directly in the folder, sorted by name; a single file is a folder of one."""
+    """Images directly in the folder, sorted by name: files, and folders that hold a DICOM series.
+
+    A single file is a folder of one.
+    """
     if folder.is_file():
         return [folder]
-    return sorted(path for path in folder.iterdir() if path.is_file() and is_image(path)) if folder.is_dir() else []
+    return sorted(path for path in folder.iterdir() if _is_one_image(path)) if folder.is_dir() else []
+
+
+def _is_one_image(path: Path) -> bool:
+    return is_image(path) if path.is_file() else is_series(path)
 
 
 def glob_images(root: Path, pattern: str, option: str) -> list[Path]:
@@ -26,7 +37,7 @@ def glob_images(root: Path, pattern: str, option: str) -> list[Path]:
     if Path(pattern).is_absolute():
         raise OptionError(f"{option} {pattern!r}: give a pattern relative to {root}")
     pattern = pattern.rstrip("/")
-    found = sorted(path for path in root.glob(pattern) if path.is_file() and is_image(path))
+    found = sorted(path for path in root.glob(pattern) if _is_one_image(path))
     if not found and (root / pattern).is_dir():
         found = image_files(root / pattern)
     if not found:
@@ -57,16 +68,23 @@ def looks_like_labels(folder: Path) -> bool:
     return bool(_LABELS.search(folder.name))
 
 
+def says_label(name: str) -> bool:
+    """Whether a word of a file's name says label, mask, segmentation, ..."""
+    return bool(_LABELS.search(name))
+
+
 def is_held_out(folder: Path) -> bool:
     """imagesTs, labels_test, img_val: the part of a data set that is not for training."""
     return bool(_HELD_OUT.search(folder.name))
 
 
 def existing_folder(data: Path) -> Path:
-    """The folder, absolute. Raises DataError when it is missing, a file, or empty."""
+    """The folder, absolute, of a folder or a table. Raises DataError when it is missing, another file, or empty."""
     folder = Path(data).expanduser().resolve()
     if not folder.exists():
         raise DataError(f"{data} does not exist. Give the folder that holds images and labels")
+    if folder.is_file() and folder.suffix.lower() in TABLES:
+        return folder.parent
     if not folder.is_dir():
         raise DataError(f"{data} is a file. Give the folder that holds images and labels")
     if not any(folder.iterdir()):

@@ -14,6 +14,7 @@ from autounet.datasets.pairing import pair
 from autounet.images import stem
 from autounet.schema.dataset import Case, Finding
 from autounet.schema.errors import DataError
+from autounet.schema.labels import LabelCode
 
 
 @dataclass
@@ -29,6 +30,9 @@ class Found:
     ignore: int | None = None
     labels_declared: bool = False
     findings: list[Finding] = field(default_factory=list)
+    channel_patterns: dict[str, str] = field(default_factory=dict)
+    """channel name -> glob pattern, where channels are told apart by file names"""
+    codes: tuple[LabelCode, ...] = ()
 
 
 def read_description(root: Path) -> dict[str, Any]:

@@ -9,10 +9,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autounet.datasets.folders import glob_images, image_files, looks_like_images, looks_like_labels, subfolders
+from autounet.datasets.bids import subject_inputs
+from autounet.datasets.cases import case_inputs
+from autounet.datasets.folders import (
+    TABLES,
+    glob_images,
+    image_files,
+    looks_like_images,
+    looks_like_labels,
+    subfolders,
+)
+from autounet.datasets.frames import frame_name
 from autounet.datasets.loading import read_channels
 from autounet.datasets.pairing import names, pair, strip_channel
-from autounet.images import file_kind, is_image, stem
+from autounet.datasets.table import CASE, find_table
+from autounet.images import DICOM, SUFFIXES, file_kind, is_image, is_series, read_frames, stem
 from autounet.schema.dataset import Channel
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry
@@ -29,19 +40,47 @@ _PHOTOGRAPHS = frozenset({"png", "jpeg", "bmp"})
 class InputCase(NamedTuple):
     identifier: str
     images: tuple[Path, ...]
-    """absolute, one per channel file"""
+    """absolute, one per channel file; a folder is a DICOM series"""
+    frame: int | None = None
+    """the time point of 4-D files that this case is"""
 
 
 def find_inputs(path: Path, bundle: ModelBundle) -> list[InputCase]:
     """The cases to predict, sorted by identifier. Raises DataError when there are none or a channel is missing.
 
-    Files that all end in `_0000`, `_0001`, ... are the channels of a case when there are as many as the model has.
+    An image, a DICOM series, a table, or a folder in the layout of the training data, which the bundle tells, or of
+    images alone. Files that all end in `_0000`, `_0001`, ... are the channels of a case when there are as many as the
+    model has. Where the model was trained on time points, each time point of a file is a case.
     """
     path = Path(path).expanduser().resolve()
     if not path.exists():
         raise DataError(f"{path} does not exist. Give an image or a folder of images")
-    if path.is_file():
+    found = _found(path, bundle)
+    return [frame for case in found for frame in _time_points(case)] if bundle.time_points else found
+
+
+def _time_points(case: InputCase) -> list[InputCase]:
+    """The time points of a case's first file."""
+    count = read_frames(case.images[0])
+    if count == 1:
+        return [case]
+    return [case._replace(identifier=frame_name(case.identifier, frame, count), frame=frame) for frame in range(count)]
+
+
+def _found(path: Path, bundle: ModelBundle) -> list[InputCase]:
+    if path.is_file() and path.suffix.lower() in TABLES:
+        return _from_table(path, bundle)
+    if path.is_file() or (len(bundle.channel_patterns) <= 1 and is_series(path)):
         return [_single(path, bundle)]
+    listed: dict[str, list[Path]] = {}
+    if bundle.layout == "table" and find_table(path) is not None:
+        return _from_table(path, bundle)
+    if bundle.layout == "bids":
+        listed = subject_inputs(path, list(bundle.channel_patterns))
+    elif bundle.layout == "cases":
+        listed = case_inputs(path, bundle.channel_patterns)
+    if listed:
+        return sorted(InputCase(name, tuple(files)) for name, files in listed.items())
     if len(bundle.channel_patterns) > 1:
         try:
             return _by_patterns(path, bundle.channel_patterns)
@@ -50,9 +89,26 @@ def find_inputs(path: Path, bundle: ModelBundle) -> list[InputCase]:
     return _cases(_same_kind(_folder_files(path, bundle), bundle), bundle)
 
 
+def _from_table(path: Path, bundle: ModelBundle) -> list[InputCase]:
+    """The columns of the model's channels, in its order; of the images, when it has a single one of colours."""
+    table = find_table(path)
+    assert table is not None
+    names = [channel.name for channel in bundle.channels]
+    wanted = names if set(names) <= set(table.columns) else table.image_columns
+    if len(wanted) != len(names) and len(wanted) != 1:
+        raise DataError(f"{table.path} has the columns {', '.join(table.columns)}. The model needs {', '.join(names)}")
+    cases = []
+    for row in table.rows:
+        lacking = [column for column in wanted if not row[column] or not (table.path.parent / row[column]).exists()]
+        if lacking:
+            raise DataError(f"{table.path}: case {row[CASE]} has no file for {lacking[0]}. Add it")
+        cases.append(InputCase(row[CASE], tuple(table.path.parent / row[column] for column in wanted)))
+    return sorted(cases)
+
+
 def _single(path: Path, bundle: ModelBundle) -> InputCase:
-    """One file; its other channels are looked for beside it."""
-    if not is_image(path):
+    """One file, or DICOM series; its other channels are looked for beside it."""
+    if not is_image(path) and not path.is_dir():
         raise DataError(f"{path} is no image that can be read. Give NIfTI, NRRD, MHA, PNG, TIFF, GIF or JPEG")
     base, channel = strip_channel(stem(path))
     if channel is None:
@@ -81,7 +137,7 @@ def _folder_files(path: Path, bundle: ModelBundle) -> list[Path]:
     if len(candidates) == 1:
         return image_files(candidates[0])
     if not candidates:
-        raise DataError(f"{path} holds no images. Give a folder with {bundle.suffix} files")
+        raise DataError(f"{path} holds no images. Give a folder with {bundle.suffix or 'DICOM'} files")
     raise DataError(
         f"several folders of {path} hold images; candidates: {', '.join(folder.name for folder in candidates)}. "
         "Give one of them"
@@ -90,11 +146,13 @@ def _folder_files(path: Path, bundle: ModelBundle) -> list[Path]:
 
 def _same_kind(files: Sequence[Path], bundle: ModelBundle) -> Sequence[Path]:
     """The files of the kind the model was trained on, else all. Photographs of all kinds count as one."""
-    trained = file_kind(f"x{bundle.suffix}")
+    trained = SUFFIXES.get(bundle.suffix.lower(), DICOM)
     kinds = _PHOTOGRAPHS if trained in _PHOTOGRAPHS else {trained}
     same = [file for file in files if file_kind(file) in kinds]
     left = [file.name for file in files if same and file not in same]
-    if left:
+    if left and trained == DICOM:
+        log.warning("%d files that are no DICOM series are left out: %s, ...", len(left), ", ".join(left[:3]))
+    elif left:
         log.warning("%d files that are no %s are left out: %s, ...", len(left), bundle.suffix, ", ".join(left[:3]))
     return same or files
 
@@ -150,7 +208,7 @@ def _by_patterns(path: Path, patterns: dict[str, str]) -> list[InputCase]:
 def load_input(case: InputCase, channels: Sequence[Channel]) -> tuple[np.ndarray, Geometry]:
     """Array (C, Z, Y, X) float32 and geometry. Raises DataError naming the case."""
     try:
-        image, geometry = read_channels(case.images, len(channels))
+        image, geometry = read_channels(case.images, len(channels), case.frame)
     except DataError as error:
         raise DataError(f"case {case.identifier}: {error}") from None
     wrong = int(image.size - np.count_nonzero(np.isfinite(image)))

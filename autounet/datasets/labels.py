@@ -93,11 +93,12 @@ def left_right_pairs(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Names that become each other when left and right are exchanged: (LeftParotid, RightParotid), (eye_l, eye_r)."""
     rules = ((r"left", "right"), (r"(?<=[_\- ])l$", "r"), (r"^l(?=[_\- ])", "r"))
     known = {name.lower(): name for name in names}
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for name in names:
         for pattern, other in rules:
             partner = known.get(re.sub(pattern, other, name.lower()))
-            if partner is not None and partner != name:
+            taken = {each for pair in pairs for each in pair}
+            if partner is not None and partner != name and not {name, partner} & taken:
                 pairs.append((name, partner))
                 break
     return tuple(pairs)
@@ -189,4 +190,5 @@ def complete_labels(dataset: Dataset, facts: Sequence[CaseFacts]) -> Dataset:
         raise DataError("no class besides the background is declared or found. Name one with --class NAME=VALUE")
     regions = {region.name: region.values for region in labels.regions}
     complete = _labels(named, regions, labels.ignore, labels.background_named)
+    complete = complete.model_copy(update={"codes": labels.codes})
     return dataset.model_copy(update={"labels": complete})

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autounet.datasets.alignment import differences
 from autounet.images import read_image, read_labels
 from autounet.ops.label_values import encode
-from autounet.schema.dataset import Dataset
+from autounet.schema.dataset import Case, Dataset
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 
@@ -24,18 +25,23 @@ class LoadedCase(NamedTuple):
     """of the first channel's file"""
 
 
-def read_channels(paths: Sequence[Path], channels: int) -> tuple[np.ndarray, Geometry]:
-    """All channel files of a case joined along C; the geometry is the first file's.
+def read_channels(paths: Sequence[Path], channels: int, frame: int | None = None) -> tuple[np.ndarray, Geometry]:
+    """All channel files of a case joined along C; the geometry is the first file's. `frame` is a time point.
 
-    Raises DataError when shapes differ or the number of channels is not the one expected.
+    Raises DataError when shapes or places in space differ, or the number of channels is not the one expected.
     """
-    parts = [read_image(path) for path in paths]
+    parts = [read_image(path, frame) for path in paths]
     shape = parts[0][1].shape
     for path, (_, geometry) in zip(paths, parts, strict=True):
         if geometry.shape != shape:
             raise DataError(
                 f"{path.name} has shape {geometry.shape}, but {paths[0].name} of the same case has {shape}. "
                 "Resample the channels to one grid"
+            )
+        if found := differences(geometry, parts[0][1]):
+            raise DataError(
+                f"{path.name} lies elsewhere than {paths[0].name} of the same case: {'; '.join(found)}. "
+                "Correct the header that is wrong, or resample the channels to one grid"
             )
     image = parts[0][0] if len(parts) == 1 else np.concatenate([array for array, _ in parts])
     if image.shape[0] != channels:
@@ -48,13 +54,19 @@ def _count(channels: int) -> str:
     return f"{channels} channel" + ("s" if channels != 1 else "")
 
 
+def read_reference(dataset: Dataset, case: Case) -> tuple[np.ndarray, Geometry]:
+    """The label of a case that has one: (Z, Y, X) int32 values, of colours and named segments too. Raises DataError."""
+    assert case.label is not None
+    return read_labels(Path(dataset.root) / case.label, dataset.labels.codes, case.frame)
+
+
 def load_case(dataset: Dataset, identifier: str) -> LoadedCase:
     """Read and encode one case. Raises DataError naming the case."""
     case = dataset.case(identifier)
     root = Path(dataset.root)
     try:
-        image, geometry = read_channels([root / path for path in case.images], len(dataset.channels))
-        labels = encode(read_labels(root / case.label)[0], dataset.labels) if case.label else None
+        image, geometry = read_channels([root / path for path in case.images], len(dataset.channels), case.frame)
+        labels = encode(read_reference(dataset, case)[0], dataset.labels) if case.label else None
     except (DataError, ValueError) as error:
         raise DataError(f"case {identifier}: {error}") from None
     if labels is not None and labels.shape != geometry.shape:

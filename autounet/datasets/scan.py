@@ -8,13 +8,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from autounet.datasets import msd, nnunet, pairs
-from autounet.datasets.examine import unreadable
+from autounet.datasets import bids, cases, msd, nnunet, pairs, table
+from autounet.datasets.channels import find_channels
+from autounet.datasets.coding import coded
+from autounet.datasets.described import with_description
 from autounet.datasets.folders import existing_folder
 from autounet.datasets.found import Found, read_description
+from autounet.datasets.frames import split_frames
 from autounet.datasets.labels import build_labels
-from autounet.images import VOLUME_KINDS, file_kind, read_header, suffix
-from autounet.schema.dataset import Case, Channel, ChannelKind, Dataset
+from autounet.images import file_kind, suffix
+from autounet.schema.dataset import Case, Dataset, Finding
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.options import DataOptions
 
@@ -25,50 +28,78 @@ class Layout(NamedTuple):
 
 
 LAYOUTS: dict[str, Layout] = {
+    "table": Layout(table.detect, table.find),
     "msd": Layout(msd.detect, msd.find),
     "nnunet": Layout(nnunet.detect, nnunet.find),
+    "bids": Layout(bids.detect, bids.find),
+    "cases": Layout(cases.detect, cases.find),
     "pairs": Layout(pairs.detect, pairs.find),
 }
 """tried in this order; the first that recognises the folder reads it"""
 
-_KIND_WORDS = {
-    "ct": ChannelKind.ct,
-    **dict.fromkeys(("mri", "mr", "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "flair", "adc", "dwi", "pd"),
-                    ChannelKind.mri),
-    **dict.fromkeys(("photo", "rgb", "red", "green", "blue", "r", "g", "b"), ChannelKind.photo),
-}  # fmt: skip
 
+def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None) -> Dataset:
+    """The data set in a folder or a table, layout detected; cases sorted by identifier, labels as far as declared.
 
-def scan(data: Path, options: DataOptions) -> Dataset:
-    """The data set in a folder, layout detected; cases sorted by identifier, labels as declared or only background.
-
-    Opens the header of one image. Raises DataError with every missing file at once, or listing the candidates when
-    the folder can be read in several ways; OptionError when an option does not fit.
+    What a dataset.json or a table in the folder says comes before what is guessed, and options before both. Opens the
+    header of one image, and of every label file with named segments. Raises DataError with every missing file at once,
+    or listing the candidates when the folder can be read in several ways; OptionError when an option does not fit.
+    Given a list of `findings`, what is missing is added to it instead, and the data set is what is left.
     """
     root = existing_folder(data)
-    name, layout = next((name, layout) for name, layout in LAYOUTS.items() if layout.detect(root, options))
-    found = layout.find(root, options)
-    if found.findings:
-        raise DataError.of(found.findings)
-    if not found.cases:
-        raise DataError(f"{root} lists no case. Add images and labels")
-    cases = sorted((_grouped(case, options.group) for case in found.cases), key=lambda case: case.identifier)
-    twice = {case.identifier for case, after in pairwise(cases) if case.identifier == after.identifier}
+    options = with_description(root, options)
+    place = Path(data).expanduser().resolve()
+    found, layout = _find(place, options)
+    whole = _whole(found, findings, root)
+    listed = sorted(table.supplement(place, whole), key=lambda case: case.identifier)
+    listed = [_grouped(case, options.group) for case in listed]
+    twice = {case.identifier for case, after in pairwise(listed) if case.identifier == after.identifier}
     if twice:
         raise DataError(f"several cases are called {', '.join(sorted(twice))}. Give them different names")
-    image = cases[0].images[0]
+    found = coded(root, found, listed, options)
+    labels = build_labels(found.classes, found.regions, found.ignore, options)
+    labels = labels.model_copy(update={"codes": found.codes})
+    listed, time_points = split_frames(root, table.annotate(place, listed, labels), found.channels, options)
+    image = listed[0].images[0]
     return Dataset(
         root=str(root),
         name=str(read_description(root).get("name") or root.name),
-        layout=name,
-        channels=_channels(root, cases, found.channels, options),
-        labels=build_labels(found.classes, found.regions, found.ignore, options),
+        layout=layout,
+        channels=find_channels(root, listed, found.channels, options),
+        labels=labels,
         labels_declared=found.labels_declared,
-        cases=tuple(cases),
+        cases=tuple(listed),
         image_pattern=found.image_pattern,
-        file_kind=file_kind(image),
+        file_kind=file_kind(root / image),
         suffix=suffix(image),
+        channel_patterns=found.channel_patterns or options.channels,
+        time_points=time_points,
     )
+
+
+def _find(place: Path, options: DataOptions) -> tuple[Found, str]:
+    """A file is a table; what it leaves open is taken from its folder."""
+    if place.is_file():
+        if table.detect(place, options):
+            return table.find(place, options), "table"
+        place = place.parent
+    for name, layout in LAYOUTS.items():
+        if layout.detect(place, options):
+            return layout.find(place, options), name
+    raise AssertionError("the last layout takes every folder")
+
+
+def _whole(found: Found, findings: list[Finding] | None, root: Path) -> list[Case]:
+    """The cases that lack nothing. Raises DataError, unless `findings` takes what is missing."""
+    broken = {finding.case for finding in found.findings}
+    whole = [case for case in found.cases if case.identifier not in broken]
+    if found.findings and (findings is None or not whole):
+        raise DataError.of(found.findings)
+    if findings is not None:
+        findings += found.findings
+    if not whole:
+        raise DataError(f"{root} lists no case. Add images and labels")
+    return whole
 
 
 def _grouped(case: Case, pattern: str | None) -> Case:
@@ -81,57 +112,3 @@ def _grouped(case: Case, pattern: str | None) -> Case:
     if match is None or not match.groups() or match[1] is None:
         raise OptionError(f"--group {pattern!r} captures nothing in {case.identifier!r}. Write one (...) that matches")
     return case.model_copy(update={"group": match[1]})
-
-
-def _channels(root: Path, cases: list[Case], names: list[str] | None, options: DataOptions) -> tuple[Channel, ...]:
-    """Names and kinds of the channels of the first case whose headers can be read."""
-    count, photo = _count_channels(root, cases)
-    unknown = set(options.kinds)
-    if names is None:
-        names = ["image"] if count == 1 or (count == 3 and photo) else [f"channel_{index}" for index in range(count)]
-    if len(names) == 1 and count == 3 and photo:
-        unknown -= {*names, "red", "green", "blue"}
-        common = options.kinds.get(names[0], "photo")
-        found = [Channel(name=name, kind=_kind(options.kinds.get(name, common))) for name in ("red", "green", "blue")]
-    elif len(names) == count:
-        unknown -= set(names)
-        found = [
-            Channel(name=name, kind=_kind(options.kinds[name]) if name in options.kinds else _kind_by_name(name))
-            for name in names
-        ]
-    else:
-        raise DataError(
-            f"case {cases[0].identifier} has {count} channels, but {len(names)} are named ({', '.join(names)}). "
-            "Correct dataset.json or the --channel options"
-        )
-    if unknown:
-        known = ", ".join(channel.name for channel in found)
-        raise OptionError(f"--kind names the channel {', '.join(sorted(unknown))}; the channels are {known}")
-    return tuple(found)
-
-
-def _count_channels(root: Path, cases: list[Case]) -> tuple[int, bool]:
-    """Channels of the first readable case, and whether it is a picture (no volume format)."""
-    findings = []
-    for case in cases:
-        try:
-            headers = [read_header(root / path) for path in case.images]
-        except DataError as error:
-            findings.append(unreadable(case, root, error))
-            continue
-        picture = headers[0][0].kind not in VOLUME_KINDS and len(headers) == 1
-        return sum(channels for _, channels in headers), picture
-    raise DataError.of(findings)
-
-
-def _kind(word: str) -> ChannelKind:
-    try:
-        return ChannelKind(word.lower())
-    except ValueError:
-        raise OptionError(f"--kind {word!r} is unknown. Kinds are {', '.join(ChannelKind)}") from None
-
-
-def _kind_by_name(name: str) -> ChannelKind:
-    """By the first word: CT (HU) -> ct, MRI -> mri, rgb_to_0_1 -> photo; else other."""
-    words = re.findall(r"[a-z0-9]+", name.lower())
-    return _KIND_WORDS.get(words[0], ChannelKind.other) if words else ChannelKind.other

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from autounet.datasets.set_checks import duplicates
+from autounet.datasets.table import table_folds
 from autounet.schema.dataset import CaseFacts, Dataset, Splits
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.options import DataOptions
@@ -20,6 +22,8 @@ log = logging.getLogger(__name__)
 NNUNET_SEED = 12345
 """nnU-Net v2, run/run_training: seed of its 5-fold split"""
 NNUNET_FOLDS = 5
+EARLIER = "splits.json in the output folder no longer fits the data"
+SPLIT_ANEW = "Delete it to split anew; folds that were trained with it are then moved aside"
 
 
 def make_splits(
@@ -32,38 +36,111 @@ def make_splits(
 ) -> Splits:
     """Which fold validates which case.
 
-    By default stratified by the classes present, groups kept together; an existing split is kept, cases that are new
-    join it and cases that are gone leave it. Fewer groups than folds: as many folds as groups.
-    Raises DataError when there is a single case or group, OptionError when a splits file does not fit the cases.
+    As `--splits` says, else as a table does, and then `source` is table. By default stratified by the classes present,
+    groups and cases with the same image kept together; an existing split is kept, cases that are new join it and cases
+    that are gone leave it. Fewer groups than folds: as many folds as groups; of a single one `source` is full and
+    nothing is validated. Raises OptionError when an existing split or a
+    splits file does not fit the cases.
     """
     identifiers = sorted(case.identifier for case in dataset.cases)
-    if options.splits == "nnunet":
-        return Splits(source="nnunet", folds=nnunet_folds(identifiers))
-    if options.splits:
-        return Splits(source=options.splits, folds=_from_file(Path(options.splits), identifiers))
     groups = {case.identifier: case.group or case.identifier for case in dataset.cases}
-    count = len(set(groups.values()))
-    if count < 2:
+    if options.splits:
+        return _as_asked(options.splits, identifiers, groups, existing)
+    given = table_folds(dataset.cases)
+    if given is not None:
+        return Splits(source="table", folds=given)
+    if len(set(groups.values())) < 2:
         what = "group" if len(identifiers) > 1 else "case"
-        raise DataError(f"there is 1 {what}, and cross-validation needs 2. Add cases, or use --folds full")
-    if count < folds:
-        log.warning("%d groups of cases are too few for %d folds: %d folds are made", count, folds, count)
+        log.warning("there is 1 %s, which cannot be split: it is trained on, and nothing is left to validate on", what)
+        return Splits(source="full", folds=(tuple(identifiers),))
+    start = _kept(existing, groups)
+    together = _with_duplicates(groups, duplicates(facts))
+    count = len(set(together.values()))
+    if start is None:
+        if count < folds:
+            log.warning("%d groups of cases are too few for %d folds: %d folds are made", count, folds, max(2, count))
+        start = [[] for _ in range(max(2, min(folds, count)))]
+        together = together if count > 1 else groups
     presence = {fact.identifier: _classes(fact, dataset) for fact in facts}
-    start: list[list[str]] = [[] for _ in range(min(folds, count))]
-    if existing is not None and existing.source == "automatic" and len(existing.folds) == len(start):
-        kept = [[name for name in fold if name in groups] for fold in existing.folds]
-        if all(kept) and _groups_whole(kept, groups):
-            start = kept
-    return Splits(source="automatic", folds=_stratify(start, groups, presence, seed))
+    return Splits(source="automatic", folds=_stratify(start, together, presence, seed))
+
+
+def _as_asked(source: str, identifiers: Sequence[str], groups: Mapping[str, str], existing: Splits | None) -> Splits:
+    """`--splits`: nnU-Net's rule or a file. Raises OptionError where it splits a group, or would move cases."""
+    found = nnunet_folds(identifiers) if source == "nnunet" else _from_file(Path(source), identifiers)
+    splits = Splits(source=source, folds=found)
+    divided = _divided(splits.folds, groups)
+    if divided:
+        raise OptionError(f"--splits {source} splits groups: {divided}. Correct it, or leave --group out")
+    if source == "nnunet" and existing is not None and existing.source == source and existing != splits:
+        old, new = _fold_of(existing.folds), _fold_of(splits.folds)
+        moved = sorted(name for name in old if name in new and old[name] != new[name])
+        changes = {
+            "new": sorted(set(new) - set(old)),
+            "gone": sorted(set(old) - set(new)),
+            "in another fold by nnU-Net's rule": moved,
+        }
+        raise OptionError(f"{EARLIER}: {_listed(changes)}. {SPLIT_ANEW}")
+    return splits
+
+
+def _kept(existing: Splits | None, groups: Mapping[str, str]) -> list[list[str]] | None:
+    """The folds of an earlier automatic split without the cases that are gone. Raises OptionError with what differs."""
+    if existing is None or existing.source != "automatic":
+        return None
+    kept = [[name for name in fold if name in groups] for fold in existing.folds]
+    problems = [
+        f"fold {index} has no case left ({_some(fold)} gone)"
+        for index, fold in enumerate(existing.folds)
+        if not kept[index]
+    ]
+    divided = _divided(kept, groups)
+    if divided:
+        problems.append(f"groups lie in several folds: {divided}")
+    if problems:
+        raise OptionError(f"{EARLIER}: {'; '.join(problems)}. {SPLIT_ANEW}")
+    return kept
+
+
+def _divided(folds: Sequence[Sequence[str]], groups: Mapping[str, str]) -> str:
+    """The groups that lie in several folds, in words; empty when there are none."""
+    places: dict[str, dict[int, list[str]]] = {}
+    for index, fold in enumerate(folds):
+        for name in fold:
+            places.setdefault(groups[name], {}).setdefault(index, []).append(name)
+    found = [
+        f"{group} (" + ", ".join(f"{_some(names)} in fold {index}" for index, names in of_fold.items()) + ")"
+        for group, of_fold in sorted(places.items())
+        if len(of_fold) > 1
+    ]
+    return _some(found)
+
+
+def _with_duplicates(groups: Mapping[str, str], same: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Groups joined where cases of them have the same image."""
+    joined = dict(groups)
+    for names in same:
+        present = {joined[name] for name in names if name in joined}
+        for name, group in joined.items():
+            if group in present:
+                joined[name] = min(present)
+    return joined
+
+
+def _fold_of(folds: Sequence[Sequence[str]]) -> dict[str, int]:
+    return {name: index for index, fold in enumerate(folds) for name in fold}
+
+
+def _listed(changes: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{what}: {_some(names)}" for what, names in changes.items() if names)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _classes(fact: CaseFacts, dataset: Dataset) -> frozenset[int]:
     return frozenset(value for value in fact.value_counts if value not in (0, dataset.labels.ignore))
-
-
-def _groups_whole(folds: Sequence[Sequence[str]], groups: Mapping[str, str]) -> bool:
-    seen = [group for fold in folds for group in {groups[name] for name in fold}]
-    return len(set(seen)) == len(seen)
 
 
 def _stratify(
@@ -138,8 +215,7 @@ def _from_file(path: Path, identifiers: Sequence[str]) -> tuple[tuple[str, ...],
     }
     for problem, names in problems.items():
         if names:
-            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            raise OptionError(f"--splits {path}: {shown} {problem}. Each case is validated in exactly one fold")
+            raise OptionError(f"--splits {path}: {_some(names)} {problem}. Each case is validated in exactly one fold")
     if len(folds) < 2 or not all(folds):
         raise OptionError(f"--splits {path}: at least two folds with cases are needed")
     return tuple(tuple(fold) for fold in folds)

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.ndimage import find_objects
 
 from autounet.evaluation.metrics import METRICS, MaskPair, Undefined
+from autounet.schema.annotated import NOT_ANNOTATED, is_certain
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import Labels
@@ -32,16 +33,20 @@ def evaluate_case(
     labels: Labels,
     tolerance: float = 1.0,
     unit: Unit = "mm",
+    annotated: Sequence[bool] | None = None,
 ) -> dict[str, ClassMetrics]:
     """Metrics per reported class and per region of one case.
 
     `prediction` and `reference` hold file values (Z,Y,X), `spacing` is (z, y, x). Voxels where the reference has
-    the ignore value belong to no class in either. Raises DataError when the shapes differ.
+    the ignore value belong to no class in either. `annotated` (K) says which classes were annotated in the case, by
+    dense index; None: all. What the reference does not tell then has no metric, with that as the reason. Raises
+    DataError when the shapes differ.
     """
     if prediction.shape != reference.shape:
         raise DataError(f"the prediction has the shape {prediction.shape}, the reference {reference.shape}")
-    targets: dict[str, tuple[int, ...]] = {label.name: (label.value,) for label in labels.reported}
-    targets |= {region.name: region.values for region in labels.regions}
+    names: dict[str, tuple[int, ...]] = {label.name: (label.value,) for label in labels.reported}
+    names |= {region.name: region.values for region in labels.regions}
+    targets = {name: values for name, values in names.items() if _is_told(values, labels, annotated)}
     wanted = {value for values in targets.values() for value in values}
     boxes = [value_boxes(array, wanted) for array in (prediction, reference)]
     axes = tuple(axis for axis, size in enumerate(reference.shape) if size > 1) or tuple(range(reference.ndim))
@@ -58,7 +63,16 @@ def evaluate_case(
             unit=unit,
         )
         result[name] = evaluate_pair(pair)
-    return result
+    return {name: result.get(name) or _untold() for name in names}
+
+
+def _is_told(values: Sequence[int], labels: Labels, annotated: Sequence[bool] | None) -> bool:
+    """Whether the reference says where the union of `values` is."""
+    return annotated is None or is_certain([labels.values.index(value) for value in values], annotated)
+
+
+def _untold() -> ClassMetrics:
+    return ClassMetrics(undefined=dict.fromkeys(METRICS, NOT_ANNOTATED))
 
 
 def evaluate_pair(pair: MaskPair) -> ClassMetrics:

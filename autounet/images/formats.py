@@ -9,10 +9,13 @@ from autounet.schema.errors import DataError
 SUFFIXES: dict[str, str] = {
     ".nii.gz": "nifti",
     ".nii": "nifti",
+    ".seg.nrrd": "nrrd",
     ".nrrd": "nrrd",
     ".mha": "mha",
     ".mhd": "mha",
     ".png": "png",
+    ".ome.tif": "tiff",
+    ".ome.tiff": "tiff",
     ".tif": "tiff",
     ".tiff": "tiff",
     ".gif": "gif",
@@ -22,18 +25,25 @@ SUFFIXES: dict[str, str] = {
 }
 """file name ending -> kind; the longest ending that fits counts"""
 
-VOLUME_KINDS = frozenset({"nifti", "nrrd", "mha"})
+VOLUME_KINDS = frozenset({"nifti", "nrrd", "mha", "dicom"})
 """kinds that carry a geometry in millimetres"""
 
-_OUTPUT = {".gif": ".png", ".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha"}
-"""lossy, palette-bound or two-file formats are written as their nearest safe relative"""
+DICOM = "dicom"
+"""kind of a folder that holds one DICOM series; it has no ending"""
+
+_OUTPUT = {
+    ".gif": ".png", ".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".seg.nrrd": ".nrrd", ".ome.tif": ".tif",
+    ".ome.tiff": ".tif", "": ".nii.gz",
+}  # fmt: skip
+"""formats that are lossy, bound to a palette, of two files or with a description of their own are written as their
+nearest safe relative, a DICOM series as NIfTI"""
 
 
 _LABEL_LIMITS = {"png": (0, 65_535), "bmp": (0, 255)}
 
 
 def suffix(path: Path | str) -> str:
-    """The image ending as spelt in the name (".nii.gz" is one ending), or "" when it is no image."""
+    """The image ending as spelt in the name (".nii.gz" is one ending), or "" when it is no image file."""
     name = Path(path).name
     for ending in SUFFIXES:
         if name.lower().endswith(ending) and len(name) > len(ending):
@@ -54,15 +64,19 @@ def is_image(path: Path) -> bool:
 
 
 def file_kind(path: Path | str) -> str:
-    """Kind as in `Geometry.kind`. Raises DataError for an unknown ending."""
+    """Kind as in `Geometry.kind`; a folder is a DICOM series. Raises DataError for an unknown ending."""
     ending = suffix(path).lower()
+    if not ending and Path(path).is_dir():
+        return DICOM
+    if not ending and Path(path).suffix.lower() == ".dcm":
+        raise DataError(f"{path} is one DICOM file. Give the folder that holds its series, and nothing else")
     if not ending:
         raise DataError(f"{path} has an ending that is not supported. Supported are {', '.join(SUFFIXES)}")
     return SUFFIXES[ending]
 
 
 def label_limits(ending: str) -> tuple[int, int]:
-    """The least and the largest label value that segmentations of images with this ending can hold."""
+    """The least and the largest label value that segmentations of images with this ending ("": DICOM) can hold."""
     kind = SUFFIXES[output_suffix(ending).lower()]
     return _LABEL_LIMITS.get(kind, (-(2**31), 2**31 - 1))
 

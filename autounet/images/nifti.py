@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 import struct
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from autounet.images.headers import AGAIN, damaged, gunzip
 from autounet.schema.errors import DataError
 
-AGAIN = "Copy or export the file again"
 _TYPES = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
 }  # fmt: skip
@@ -44,11 +43,13 @@ def read_voxels(path: Path) -> np.ndarray | None:
     """
     content = path.read_bytes()
     if content[:2] == b"\x1f\x8b":
-        content = _decompress(path, content)
+        content = gunzip(path, content)
     header = _header(path, content)
     expected = header.offset + math.prod(header.shape) * header.bits // 8
     if len(content) < expected:
         raise DataError(f"{path} is truncated: {len(content)} of {expected} bytes are there. {AGAIN}")
+    if content[expected:].strip(b"\0"):
+        raise damaged(path, f"its header tells of {expected} bytes, and {len(content)} are there")
     if header.datatype not in _TYPES or header.offset < 348 or len(header.shape) > 4:
         return None
     number = np.dtype(header.order + _TYPES[header.datatype])
@@ -58,22 +59,6 @@ def read_voxels(path: Path) -> np.ndarray | None:
     if not scaled or (header.slope, header.intercept) == (1, 0):
         return voxels
     return (voxels * float(header.slope) + float(header.intercept)).astype(np.float32)
-
-
-def _decompress(path: Path, content: bytes) -> bytes:
-    """All members of a gzip file; padding by zeros is allowed behind them."""
-    parts = []
-    while content:
-        stream = zlib.decompressobj(wbits=31)
-        try:
-            parts.append(stream.decompress(content))
-        except zlib.error as error:
-            raise DataError(f"{path} is damaged: {error}. {AGAIN}") from None
-        if not stream.eof:
-            length = sum(map(len, parts))
-            raise DataError(f"{path} is truncated: its compressed data end early, after {length} bytes. {AGAIN}")
-        content = stream.unused_data.lstrip(b"\0")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _header(path: Path, content: bytes) -> Header:

@@ -9,6 +9,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from autounet.images.headers import AGAIN, VolumeHeader, damaged, make_geometry
+from autounet.images.sidecars import with_sidecar
+from autounet.images.tiff_pages import require_whole
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry, Spacing3
 
@@ -21,15 +24,16 @@ _MILLIMETRES = {
 }  # fmt: skip
 
 
-def read_tiff(path: Path) -> tuple[np.ndarray, Geometry]:
+def read_tiff(path: Path) -> tuple[np.ndarray, VolumeHeader]:
     """Array (C, Z, Y, X) in the file's own number type. Pages are slices; samples and OME channels are channels.
 
-    A single page is a photograph with spacing 1; a stack takes its spacing from OME or ImageJ metadata.
-    Transparency is dropped. Raises DataError.
+    A single page is a photograph with spacing 1; a stack takes its spacing from a sidecar, else from OME or ImageJ
+    metadata. Time points of stacks come along C. Transparency is dropped. Raises DataError.
     """
     import tifffile
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    pages = require_whole(path)
     try:
         with tifffile.TiffFile(path) as file:
             array = file.series[0].asarray()
@@ -37,14 +41,27 @@ def read_tiff(path: Path) -> tuple[np.ndarray, Geometry]:
             if page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
                 array = _grey_palette(array, np.asarray(page.colormap))
             axes, spacing = file.series[0].axes, _spacing(file)
+            metadata = file.imagej_metadata or {}
     except Exception as error:  # tifffile lets struct, zlib, key and codec errors through
         raise DataError(f"{path} cannot be read: {_reason(error)}. Copy or export the file again") from None
-    array = _order(path, array, axes)
-    flat = array.shape[1] == 1
-    geometry = Geometry(
-        shape=array.shape[1:], spacing=(1.0, 1.0, 1.0) if flat else spacing, kind="tiff", dimension=2 if flat else 3
-    )
-    return array, geometry
+    if array.ndim != len(axes):
+        raise damaged(path, f"its pages are not of the sizes that its axes {axes} tell")
+    _require_all(path, array, pages, metadata)
+    array, frames = _order(path, array, axes)
+    if not array.size:
+        raise DataError(f"{path} holds no pixels. {AGAIN}")
+    used = 2 if array.shape[1] == 1 else 3
+    if used == 2:
+        spacing = (1.0, 1.0, 1.0)
+    placed = make_geometry(path, "tiff", array.shape[:0:-1][:used], spacing[::-1][:used], [0.0] * used, np.eye(used))
+    return array, VolumeHeader(with_sidecar(path, placed), array.shape[0] // frames, frames)
+
+
+def _require_all(path: Path, array: np.ndarray, pages: int, metadata: dict[str, Any]) -> None:
+    """ImageJ says how many images a stack has. Raises DataError when there are fewer."""
+    told = metadata.get("images", 1)
+    if isinstance(told, int) and pages < told and array.size < told * array.shape[-1] * array.shape[-2]:
+        raise DataError(f"{path} is truncated: it tells of {told} images, and has {pages}. {AGAIN}")
 
 
 def _reason(error: Exception) -> str:
@@ -58,12 +75,19 @@ def _grey_palette(indices: np.ndarray, colormap: np.ndarray) -> np.ndarray:
     return (colormap[0][indices] >> 8).astype(np.uint8) if (used == used[:1]).all() else indices
 
 
-def _order(path: Path, array: np.ndarray, axes: str) -> np.ndarray:
-    """Bring any of tifffile's axes (Z, I and Q slices, C and S channels, T time, Y, X) to (C, Z, Y, X)."""
+def _order(path: Path, array: np.ndarray, axes: str) -> tuple[np.ndarray, int]:
+    """Bring any of tifffile's axes (Z, I and Q slices, C and S channels, T time, Y, X) to (C, Z, Y, X).
+
+    Also the number of time points along C; without an axis of slices, T is one.
+    """
     for index in reversed([i for i, axis in enumerate(axes) if axis not in "YXS" and array.shape[i] == 1]):
         array, axes = array.squeeze(index), axes[:index] + axes[index + 1 :]
     slices = [i for i, axis in enumerate(axes) if axis not in "YXSC"]
     channels = [i for i, axis in enumerate(axes) if axis in "SC"]
+    frames = 1
+    if "T" in axes and len(slices) == 2 and not channels:
+        channels, slices = [axes.index("T")], [i for i in slices if axes[i] != "T"]
+        frames = array.shape[channels[0]]
     if len(slices) > 1 or len(channels) > 1 or not {"Y", "X"} <= set(axes):
         raise DataError(f"{path} has the axes {axes}. Store one volume per file, with one axis of slices")
     if channels and axes[channels[0]] == "S" and array.shape[channels[0]] in (2, 4):
@@ -72,7 +96,7 @@ def _order(path: Path, array: np.ndarray, axes: str) -> np.ndarray:
     array = array.transpose(order)
     if not channels:
         array = array[None]
-    return array if slices else array[:, None]
+    return (array if slices else array[:, None]), frames
 
 
 def _spacing(file: TiffFile) -> Spacing3:

@@ -1,29 +1,30 @@
-"""NIfTI, NRRD and MetaImage volumes through SimpleITK."""
+"""NIfTI, NRRD and MetaImage volumes: read with care for damage, written by SimpleITK."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autounet.images.formats import suffix
-from autounet.images.nifti import AGAIN, read_voxels
+from autounet.images.headers import AGAIN, VolumeHeader, make_geometry
+from autounet.images.metaimage import read_meta, read_meta_header
+from autounet.images.nifti import read_voxels
+from autounet.images.nrrd import read_nrrd, read_nrrd_header
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 
 if TYPE_CHECKING:
     import SimpleITK
 
-_IO = {"nifti": "NiftiImageIO", "nrrd": "NrrdImageIO", "mha": "MetaImageIO"}
 
-
-def _reader(path: Path, kind: str) -> SimpleITK.ImageFileReader:
+def _reader(path: Path) -> SimpleITK.ImageFileReader:
     import SimpleITK as sitk
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     reader = sitk.ImageFileReader()
-    reader.SetImageIO(_IO[kind])
+    reader.SetImageIO("NiftiImageIO")
     reader.SetFileName(str(path))
     return reader
 
@@ -35,64 +36,56 @@ def _reason(error: Exception) -> str:
         return "its axes are not at right angles (sheared or inexact direction matrix)"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     line = lines[-1] if lines else type(error).__name__
-    if line.startswith("Reason:"):  # of MetaImage, which tells only the C library's last error, mostly Success
-        return "its header or its data are incomplete or damaged"
     return line.split("): ")[-1].split("ERROR: ")[-1]
 
 
-def read_volume(path: Path, kind: str) -> tuple[np.ndarray, Geometry]:
-    """Array (C, Z, Y, X) in the file's own number type, and its geometry. Raises DataError."""
+def read_volume(path: Path, kind: str) -> tuple[np.ndarray, VolumeHeader]:
+    """Array (C, Z, Y, X) in the file's own number type, and its header. Raises DataError."""
+    if kind == "nrrd":
+        return read_nrrd(path)
+    if kind == "mha":
+        return read_meta(path)
+    voxels = read_voxels(path)
+    header = _nifti_header(path)
+    if voxels is None or voxels.size != header.channels * np.prod(header.geometry.shape):
+        voxels = _read_with_itk(path)
+    return voxels.reshape(header.channels, *header.geometry.shape), header
+
+
+def read_volume_header(path: Path, kind: str) -> VolumeHeader:
+    """From the header alone. Raises DataError."""
+    return {"nrrd": read_nrrd_header, "mha": read_meta_header, "nifti": _nifti_header}[kind](path)
+
+
+def _read_with_itk(path: Path) -> np.ndarray:
+    """Vectors and colours in NIfTI: components first."""
     import SimpleITK as sitk
 
-    if kind == "nifti" and (voxels := read_voxels(path)) is not None:
-        geometry, channels = read_volume_geometry(path, kind)
-        if voxels.size == channels * np.prod(geometry.shape):
-            return voxels.reshape(channels, *geometry.shape), geometry
     try:
-        image = _reader(path, kind).Execute()
+        image = _reader(path).Execute()
     except RuntimeError as error:
         raise DataError(f"{path} cannot be read: {_reason(error)}. {AGAIN}") from None
-    geometry = _geometry(path, kind, image.GetDimension(), image)
     array = sitk.GetArrayFromImage(image)
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        array = np.moveaxis(array, -1, 0)
-        if image.GetDimension() == 4:
-            raise DataError(f"{path} has vectors in four dimensions. Store one channel per file")
-    return array.reshape(-1, *geometry.shape), geometry
+    return np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array
 
 
-def read_volume_geometry(path: Path, kind: str) -> tuple[Geometry, int]:
-    """Geometry and number of channels from the header alone. Raises DataError."""
-    reader = _reader(path, kind)
+def _nifti_header(path: Path) -> VolumeHeader:
+    """ITK's reading of the two transforms that a NIfTI header may hold; the fourth axis is time or channels."""
+    reader = _reader(path)
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise DataError(f"{path} cannot be read: {_reason(error)}. {AGAIN}") from None
-    geometry = _geometry(path, kind, reader.GetDimension(), reader)
-    channels = reader.GetNumberOfComponents()
-    return geometry, channels * (reader.GetSize()[3] if reader.GetDimension() == 4 else 1)
-
-
-def _geometry(path: Path, kind: str, dimension: int, source: Any) -> Geometry:
-    """Of a SimpleITK image or reader; the fourth axis, when there is one, is the channels."""
-    if dimension not in (2, 3, 4):
-        raise DataError(f"{path} has {dimension} axes. Images have 2 or 3, and one more for channels")
-    size = [*source.GetSize(), 1][:3]
-    spacing = [*source.GetSpacing(), 1.0][:3]
-    origin = [*source.GetOrigin(), 0.0][:3]
-    if min(size) < 1:
-        raise DataError(f"{path} holds no voxels. {AGAIN}")
-    direction = np.eye(3)
-    used = min(dimension, 3)
-    direction[:used, :used] = np.reshape(source.GetDirection(), (dimension, dimension))[:used, :used]
-    return Geometry(
-        shape=(size[2], size[1], size[0]),
-        spacing=(spacing[2], spacing[1], spacing[0]),
-        origin=(origin[0], origin[1], origin[2]),
-        direction=tuple(direction.ravel().tolist()),  # type: ignore[arg-type]
-        kind=kind,
-        dimension=used,
-    )
+    count, components = reader.GetDimension(), reader.GetNumberOfComponents()
+    if count not in (2, 3, 4):
+        raise DataError(f"{path} has {count} axes. Images have 2 or 3, and one more for channels")
+    if count == 4 and components > 1:
+        raise DataError(f"{path} has vectors in four dimensions. Store one channel per file")
+    axes = min(count, 3)
+    columns = np.reshape(reader.GetDirection(), (count, count))[:axes, :axes]
+    size, spacing, origin = reader.GetSize(), reader.GetSpacing()[:axes], reader.GetOrigin()[:axes]
+    geometry = make_geometry(path, "nifti", size[:axes], spacing, origin, columns)
+    return VolumeHeader(geometry, components, size[3] if count == 4 else 1)
 
 
 def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:

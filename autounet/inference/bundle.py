@@ -74,7 +74,8 @@ def pack(
         bundle = ModelBundle(
             **{name: getattr(dataset, name) for name in ("name", "layout", "image_pattern", "suffix", "file_kind")},
             channels=dataset.channels,
-            channel_patterns=options.channels,
+            channel_patterns=dataset.channel_patterns or options.channels,
+            time_points=dataset.time_points,
             labels=dataset.labels,
             configurations={name: configurations[name] for name in packed},
             selection=selection,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,39 +21,40 @@ PICTURES = (".png", ".bmp")
 
 
 def predict_gate_maps(
-    network: nn.Module, image: np.ndarray, configuration: Configuration, device: str | torch.device
+    networks: Sequence[nn.Module], image: np.ndarray, configuration: Configuration, device: str | torch.device
 ) -> dict[int, np.ndarray]:
     """Coefficients in 0..1 of each gated stage, (*S) float32 on the grid of a prepared image (C, *S).
 
-    Tiles and mirrored views are averaged as in `predict_scores`, with the same demands on `network`. Stages count
-    from the highest resolution; coarser maps are repeated. Raises ModelError for a network without gates.
+    Networks, tiles and mirrored views, but those that exchange left and right classes, are averaged as in
+    `predict_scores`, with the same demands on `networks`. Stages count from the highest resolution; coarser maps are
+    repeated. Raises ModelError for networks without gates.
     """
     from autounet.nets.attention_modules import AttentionUNet, GateMaps
 
-    if not isinstance(network, AttentionUNet):
+    gated = [network for network in networks if isinstance(network, AttentionUNet)]
+    if len(gated) < len(networks):
         family = configuration.network.family
         raise ModelError(f"a network of the family {family} has no gates. Train one with --family attention")
     stages = gated_stages(configuration.network)
-    recorder = GateMaps(network).train(network.training)
-    maps = predict_scores([recorder], image, configuration, len(stages), device)
+    recorders = [GateMaps(network).train(network.training) for network in gated]
+    inference = configuration.inference
+    plain = tuple(axis for axis in inference.mirror_axes if axis != configuration.swap_axis)
+    inference = inference.model_copy(update={"mirror_axes": plain})
+    configuration = configuration.model_copy(update={"inference": inference})
+    maps = predict_scores(recorders, image, configuration, len(stages), device)
     return dict(zip(stages, maps, strict=True))
 
 
-def write_gate_maps(
-    maps: Mapping[int, np.ndarray],
-    folder: Path,
-    case: str,
-    spacing: tuple[float, float, float],
-    suffix: str = ".nii.gz",
-) -> list[Path]:
-    """`<case>.gate<stage><suffix>` in `folder` for each map (*S); `spacing` (z, y, x) mm of the prepared grid.
+def write_gate_maps(maps: Mapping[int, np.ndarray], prefix: Path, geometry: Geometry, suffix: str) -> list[Path]:
+    """`<prefix>.gate<stage><suffix>` for each map (Z, Y, X) in the shape of `geometry`.
 
     Pictures get 0..255 for 0..1. Raises DataError where the format cannot hold a map.
     """
     paths = []
     for stage, coefficients in maps.items():
-        path = Path(folder) / f"{case}.gate{stage}{suffix}"
-        values = np.rint(255 * coefficients).astype(np.uint8) if suffix in PICTURES else coefficients
-        write_image(path, values[None], Geometry(shape=coefficients.shape, spacing=spacing))
+        path = prefix.with_name(f"{prefix.name}.gate{stage}{suffix}")
+        picture = suffix.lower() in PICTURES
+        values = np.rint(255 * coefficients.clip(0, 1)).astype(np.uint8) if picture else coefficients
+        write_image(path, values[None], geometry)
         paths.append(path)
     return paths

@@ -18,6 +18,7 @@ from autounet.nets import FAMILIES
 from autounet.ops.mirror import mirror_combinations, mirrored_indices, tensor_axes
 from autounet.ops.tiles import WEIGHTINGS, centred_padding, tile_starts, tile_windows
 from autounet.schema.plan import Configuration
+from autounet.schema.swaps import Swap
 from autounet.step import Precision
 
 CPU_FORWARD_VOXELS = 2**20
@@ -46,13 +47,34 @@ class Tile(NamedTuple):
         return (slice(None),) if self.slice_index is None else (slice(None), self.slice_index)
 
 
+class View(NamedTuple):
+    """One way of looking at a tile: mirrored, and its channels in another order where left and right differ."""
+
+    axes: tuple[int, ...] = ()
+    """mirrored axes of (B, C, *P)"""
+    inputs: tuple[int, ...] | None = None
+    """order of the input's channels; None: as they are. An exchange of two by two, which undoes itself"""
+    outputs: tuple[int, ...] | None = None
+    """order of the output's channels, likewise"""
+
+    def seen(self, inputs: Tensor) -> Tensor:
+        return _ordered(inputs.flip(self.axes) if self.axes else inputs, self.inputs)
+
+    def upright(self, logits: Tensor) -> Tensor:
+        return _ordered(logits.flip(self.axes) if self.axes else logits, self.outputs)
+
+
+def _ordered(array: Tensor, channels: tuple[int, ...] | None) -> Tensor:
+    return array if channels is None else array[:, list(channels)]
+
+
 @dataclass(frozen=True)
 class Averaging:
     """What is averaged for one tile: every model, every view; at most `limit` inputs a forward."""
 
     models: tuple[nn.Module, ...]
-    views: tuple[tuple[int, ...], ...]
-    """mirrored axes of (B, C, *P), the unmirrored view first"""
+    views: tuple[View, ...]
+    """the unmirrored one first"""
     limit: int
     channels_last: bool
 
@@ -65,23 +87,28 @@ def predict_scores(
     device: str | torch.device,
     tile_batch: int | None = None,
     on_done: Callable[[int, int], None] | None = None,
+    swap: Swap | None = None,
 ) -> np.ndarray:
     """Logits (K, *S) float32 of a prepared image (C, *S), averaged over models and mirrored views.
 
-    A 2d configuration predicts slices along axis 0. The models are in eval mode on `device` and return
-    full-resolution logits. An image smaller than the patch is padded with zeros, and cropped again; where the output
-    is smaller than the patch, the image is padded with its mirror image instead. `tile_batch` is the largest number
-    of inputs (a tile in one view) of one forward; see `default_batch`. `on_done(done, total)` counts tiles. Raises
-    ValueError for an image of another rank, no model, or one in training mode.
+    K is `classes`, the number of output channels; `swap` (`schema.swaps.prediction_swap`) says which of them change
+    places in a mirror. A 2d configuration predicts slices along axis 0. The models are in eval mode on `device` and
+    return full-resolution logits. An image smaller than the patch is padded with zeros, and cropped again; where the
+    output is smaller than the patch, the image is padded with its mirror image instead. `tile_batch` is the largest
+    number of inputs (a tile in one view) of one forward; see `default_batch`. `on_done(done, total)` counts tiles.
+    Raises ValueError for an image of another rank, no model, one in training mode, or a mirrored axis without the swap
+    that it needs.
     """
     if image.ndim != 4 or not models or any(model.training for model in models):
         raise ValueError("predict_scores needs an image (C, *S) and at least one model, all in eval mode")
+    if configuration.swap_axis in configuration.inference.mirror_axes and swap is None:
+        raise ValueError(f"axis {configuration.swap_axis} is mirrored, and nothing says what changes places")
     device, patch, field = torch.device(device), configuration.patch_size, output_field(configuration)
     padding = centred_padding(image.shape[-len(patch) :], field)
     padded = torch.from_numpy(_pad(image, padding, patch, field).astype(np.float32, copy=False))
     averaging = Averaging(
         models=tuple(models),
-        views=tuple(tensor_axes(axes, len(patch)) for axes in mirror_combinations(configuration.inference.mirror_axes)),
+        views=mirrored_views(configuration, swap),
         limit=tile_batch or default_batch(configuration, device),
         channels_last=configuration.channels_last,
     )
@@ -91,6 +118,16 @@ def predict_scores(
     for axis, ((below, _), size) in enumerate(zip(padding, image.shape[-len(patch) :], strict=True), 4 - len(patch)):
         scores = scores.narrow(axis, below, size)
     return np.ascontiguousarray(scores.cpu().numpy())
+
+
+def mirrored_views(configuration: Configuration, swap: Swap | None) -> tuple[View, ...]:
+    """A view for every subset of the mirrored axes, the unmirrored one first."""
+    dims = len(configuration.patch_size)
+    views = []
+    for axes in mirror_combinations(configuration.inference.mirror_axes):
+        channels = (swap.inputs, swap.outputs) if swap is not None and swap.axis in axes else (None, None)
+        views.append(View(tensor_axes(axes, dims), *channels))
+    return tuple(views)
 
 
 def output_field(configuration: Configuration) -> tuple[int, ...]:
@@ -167,12 +204,12 @@ def average_logits(averaging: Averaging, inputs: Tensor) -> Tensor:
     layout = torch.channels_last if inputs.ndim == 4 else torch.channels_last_3d
     for first in range(0, len(averaging.views), group):
         views = averaging.views[first : first + group]
-        stacked = torch.cat([inputs.flip(view) if view else inputs for view in views])
+        stacked = torch.cat([view.seen(inputs) for view in views])
         if averaging.channels_last:
             stacked = stacked.contiguous(memory_format=layout)
         for model in averaging.models:
             for view, logits in zip(views, model(stacked).chunk(len(views)), strict=True):
-                upright = logits.flip(view) if view else logits
+                upright = view.upright(logits)
                 total = upright.to(torch.float32, copy=True) if total is None else total.add_(upright)
     assert total is not None
     return total.div_(len(averaging.views) * len(averaging.models))

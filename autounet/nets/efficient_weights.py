@@ -24,15 +24,22 @@ COLOURS = 3
 
 
 def load_pretrained(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Set the encoder of `network`, as `efficient.build` gives it, to `weights`.
+    """Set the encoder of `network`, as `efficient.build` gives it, to `weights`; see `encoder_weights`.
+
+    Raises ModelError where they do not fit. Nothing is changed in that case.
+    """
+    fitting = encoder_weights(network, weights)
+    network.encoder.load_state_dict(fitting, strict=False)  # type: ignore[union-attr]  # only counters may be left out
+
+
+def encoder_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of `weights` that belong to the encoder of `network`, which may be on the Meta device.
 
     For one input channel the stem's weights are summed over the colours, so that a grey image gives the same result;
     for other numbers the colours are repeated in turn and scaled by 3 / channels (timm's rule). Raises ModelError
-    naming the first tensor that is missing, unknown or of another shape, and for a network that is not 2-D. Nothing
-    is changed in that case.
+    naming the first tensor that is missing, unknown or of another shape, and for a network that is not 2-D.
     """
-    encoder: nn.Module = network.encoder  # type: ignore[assignment]
-    state = encoder.state_dict()
+    state = network.encoder.state_dict()  # type: ignore[union-attr]
     if state[FIRST].ndim != 4:
         raise ModelError("pretrained weights are two-dimensional, and this network is not. Use a 2-D configuration")
     given = {name: tensor for name, tensor in weights.items() if not name.startswith(UNUSED)}
@@ -48,7 +55,7 @@ def load_pretrained(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
         if tensor.shape != state[name].shape:
             shapes = f"{tuple(tensor.shape)}, and {tuple(state[name].shape)} in the network"
             raise ModelError(f"{name} is {shapes}. {remedy}")
-    encoder.load_state_dict(given, strict=False)  # only counters may be left out
+    return given
 
 
 def for_channels(weight: Tensor, channels: int) -> Tensor:

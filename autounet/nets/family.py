@@ -56,6 +56,10 @@ class Family:
     """numbers of dimensions that the network exists in"""
     deep_supervision: bool = True
     """whether it can have more outputs than one in training"""
+    loss: str = "dice_ce"
+    """what it is trained with unless a person says otherwise"""
+    elastic: bool = False
+    """whether its samples are bent (`training.elastic`)"""
     problems: Callable[[NetworkSpec], Sequence[str]] = lambda spec: ()
     """what is wrong in a spec whose options are valid one by one; for people"""
 

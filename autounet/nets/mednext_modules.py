@@ -150,21 +150,21 @@ def upkern(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """UpKern (Sec. 2.3): start a network of large kernels from the trained `weights` of one with small kernels.
 
     Kernels of another size are interpolated linearly along every axis, everything else is copied. Raises ModelError
-    naming the tensor when it is missing, is not known to `network`, or differs in more than the kernel's size.
+    naming the tensor when it is missing, is not known to `network`, or differs in more than the kernel's size. Nothing
+    is changed in that case.
     """
     state = network.state_dict()
     odd = sorted(state.keys() ^ weights.keys())
     if odd:
         where = "the network does not have" if odd[0] in weights else "the weights lack"
         raise ModelError(f"{where} {odd[0]}. UpKern needs networks that differ in their kernel sizes alone")
-    for name, tensor in state.items():
-        small = weights[name]
-        if small.shape != tensor.shape:
-            if small.ndim not in INTERPOLATION or small.shape[:2] != tensor.shape[:2]:
-                shapes = f"{tuple(small.shape)} in the weights and {tuple(tensor.shape)} in the network"
-                raise ModelError(f"{name} is {shapes}. UpKern needs networks that differ in their kernel sizes alone")
-            small = functional.interpolate(
-                small.float(), size=tensor.shape[2:], mode=INTERPOLATION[small.ndim], align_corners=False
-            )
-        with torch.no_grad():
-            tensor.copy_(small)
+    network.load_state_dict({name: _resized(name, weights[name], tensor.shape) for name, tensor in state.items()})
+
+
+def _resized(name: str, small: Tensor, shape: torch.Size) -> Tensor:
+    if small.shape == shape:
+        return small
+    if small.ndim not in INTERPOLATION or small.shape[:2] != shape[:2]:
+        shapes = f"{tuple(small.shape)} in the weights and {tuple(shape)} in the network"
+        raise ModelError(f"{name} is {shapes}. UpKern needs networks that differ in their kernel sizes alone")
+    return functional.interpolate(small.float(), size=shape[2:], mode=INTERPOLATION[small.ndim], align_corners=False)

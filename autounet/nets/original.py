@@ -86,4 +86,6 @@ ORIGINAL = Family(
     output_size=output_size,
     build=build,
     deep_supervision=False,
+    loss="weighted_ce",
+    elastic=True,
 )

@@ -54,6 +54,11 @@ def _unit(channel: np.ndarray, scheme: ChannelNormalisation, mask: np.ndarray | 
     channel /= max(scheme.upper - scheme.lower, SMALLEST_STD)
 
 
+def _range(channel: np.ndarray, scheme: ChannelNormalisation, mask: np.ndarray | None) -> None:
+    channel -= channel.min()
+    channel /= max(channel.max(), SMALLEST_STD)
+
+
 def _none(channel: np.ndarray, scheme: ChannelNormalisation, mask: np.ndarray | None) -> None:
     return None
 
@@ -62,5 +67,6 @@ SCHEMES: dict[str, Callable[[np.ndarray, ChannelNormalisation, np.ndarray | None
     "ct": _ct,
     "zscore": _zscore,
     "unit": _unit,
+    "range": _range,
     "none": _none,
 }

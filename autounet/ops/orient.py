@@ -46,8 +46,11 @@ def canonical_axes(direction: Sequence[float], dimension: int = 3) -> tuple[Axes
 def network_axes(
     direction: Sequence[float], dimension: int, orientation: str, transpose: Sequence[int] = IDENTITY_AXES
 ) -> tuple[Axes, Flips]:
-    """Orientation (`canonical` or `as_stored`) and the plan's transposition joined into one pair."""
-    axes, flips = canonical_axes(direction, dimension) if orientation == "canonical" else (IDENTITY_AXES, NO_FLIPS)
+    """Orientation (`canonical`, `as_stored` or `ras`) and the plan's transposition joined into one pair."""
+    as_stored = orientation == "as_stored"
+    axes, flips = (IDENTITY_AXES, NO_FLIPS) if as_stored else canonical_axes(direction, dimension)
+    if orientation == "ras" and dimension == 3:  # its y and x run against the canonical ones
+        flips = (flips[0], not flips[1], not flips[2])
     return permute(axes, transpose), permute(flips, transpose)
 
 

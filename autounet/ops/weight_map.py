@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import cc3d
+import edt
 import numpy as np
-from scipy.ndimage import distance_transform_edt
 
 BORDER_WEIGHT = 10.0
 """w0 of the paper"""
@@ -67,23 +67,23 @@ def objects(labels: np.ndarray) -> np.ndarray:
 def two_nearest(numbers: np.ndarray, spacing: Sequence[float] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Distance of each voxel to the nearest and to the second nearest object, both (*P); infinite where none is.
 
-    `numbers` (*P) is 0 outside objects and 1..n in them. Distances are between voxels' centres, 0 inside. The nearest
-    other object differs from the nearest in some binary digit of its number, so the least over digits of the distance
-    to objects that differ there is the distance to it: 2 log2(n) distance transforms and not n.
+    `numbers` (*P) is 0 outside objects and 1..n in them. float32, between voxels' centres, 0 inside. Each binary digit
+    parts the objects into two sides. The nearest object lies on the nearer side of each digit, and any other one on the
+    farther side of some: the least over digits of the distance to the farther side is that to the second nearest. So it
+    takes 2 log2(n) distance transforms and not n.
     """
-    count = int(numbers.max(initial=0))
-    infinite = np.full(numbers.shape, np.inf)
-    if count == 0:
-        return infinite, infinite
-    distance, place = distance_transform_edt(numbers == 0, sampling=spacing, return_indices=True)
-    if count == 1:
-        return distance, infinite
-    owner = numbers[tuple(place)]
-    second = infinite
-    for digit in range(count.bit_length()):
+    nearest = np.full(numbers.shape, np.inf, np.float32)
+    second = nearest.copy()
+    for digit in range(int(numbers.max(initial=0)).bit_length()):
         on = (numbers >> digit) & 1 == 1
-        for side, own in ((on, (owner >> digit) & 1 == 0), ((numbers > 0) & ~on, (owner >> digit) & 1 == 1)):
-            if side.any():
-                away = distance_transform_edt(~side, sampling=spacing)
-                np.minimum(second, away, out=second, where=own)
-    return distance, second
+        sides = [_distance(side, spacing) for side in (on, (numbers > 0) & ~on)]
+        nearest = np.minimum(nearest, np.minimum(*sides))
+        second = np.minimum(second, np.maximum(*sides))
+    return nearest, second
+
+
+def _distance(mask: np.ndarray, spacing: Sequence[float] | None) -> np.ndarray:
+    """To the nearest voxel of the mask; infinite where it is empty."""
+    if not mask.any():
+        return np.full(mask.shape, np.inf, np.float32)
+    return edt.edt(np.ascontiguousarray(~mask), anisotropy=tuple(spacing or (1.0,) * mask.ndim), black_border=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,9 +18,8 @@ from autounet.planning.setting import Setting
 from autounet.planning.spacing import numbers
 from autounet.schema.plan import Configuration, InferenceSpec, PreprocessSpec
 from autounet.schema.quantities import format_size
+from autounet.schema.swaps import LEFT_RIGHT, swapped_outputs
 
-LEFT_RIGHT = 2
-"""canonical array axis (z, y, x) that runs from one side of the body to the other"""
 LOWRES, FULLRES, CASCADE = "3d_lowres", "3d_fullres", "3d_cascade_fullres"
 
 Result = tuple[Configuration, tuple[str, ...]]
@@ -143,7 +143,7 @@ def _configuration(
     reasons: tuple[str, ...],
 ) -> Result:
     options, profile = setting.options, setting.profile
-    mirror_axes, mirror_reasons = _mirror_axes(setting, found.network.dims)
+    mirroring = _mirroring(setting, found.network.dims)
     memory_bytes, memory_reasons = _traced(setting, name, found)
     configuration = Configuration(
         preprocess=PreprocessSpec(
@@ -156,11 +156,13 @@ def _configuration(
         patch_size=found.patch,
         batch_size=found.batch,
         network=found.network,
+        targets=setting.targets,
         precision=profile.precision if profile else "fp32",  # type: ignore[arg-type]
         channels_last=profile.channels_last if profile else False,
-        mirror_axes=mirror_axes,
+        mirror_axes=mirroring.axes,
+        swap_axis=mirroring.swap_axis,
         batch_dice=batch_dice,
-        inference=InferenceSpec(overlap=options.overlap, mirror_axes=mirror_axes if options.mirror else ()),
+        inference=InferenceSpec(overlap=options.overlap, mirror_axes=mirroring.predicted if options.mirror else ()),
         median_shape=tuple(int(np.ceil(length)) for length in median),
         limited_by=found.limited_by,
         predicted_memory_bytes=memory_bytes,
@@ -172,7 +174,7 @@ def _configuration(
         f"{depth} at least 4 voxels long.",
         *reasons,
         *memory_reasons,
-        *mirror_reasons,
+        *mirroring.reasons,
     )
 
 
@@ -190,11 +192,36 @@ def _traced(setting: Setting, name: str, found: Found) -> tuple[int, tuple[str, 
     )
 
 
-def _mirror_axes(setting: Setting, dims: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """All axes of the network, but not left-right when classes come in left and right pairs."""
-    axes = tuple(range(dims))
-    if not setting.labels.pairs or setting.rules:
-        return axes, ()
+class _Mirroring(NamedTuple):
+    """Spatial axes of a network."""
+
+    axes: tuple[int, ...]
+    """mirrored by augmentation"""
+    predicted: tuple[int, ...]
+    """mirrored at test time"""
+    swap_axis: int | None
+    reasons: tuple[str, ...]
+
+
+def _mirroring(setting: Setting, dims: int) -> _Mirroring:
+    """All axes. Along left-right the classes of each pair change places; where that cannot be, it is left out."""
+    axes, pairs = tuple(range(dims)), setting.labels.pairs
+    if not pairs:
+        return _Mirroring(axes, axes, None, ())
+    if setting.rules:
+        why = f"{dims}-D: mirrored along every axis, as nnU-Net does, although classes come in left and right pairs."
+        return _Mirroring(axes, axes, None, (why,))
     order = setting.grid.transpose[-dims:]
-    kept = tuple(axis for axis in axes if order[axis] != LEFT_RIGHT)
-    return kept, (f"{dims}-D: not mirrored from left to right, since classes come in left and right pairs.",)
+    across = next((axis for axis in axes if order[axis] == LEFT_RIGHT), None)
+    if across is None:
+        return _Mirroring(axes, axes, None, ())
+    without = tuple(axis for axis in axes if axis != across)
+    left_out = f"{dims}-D: not mirrored from left to right, since classes come in left and right pairs and"
+    if not setting.fingerprint.oriented:
+        return _Mirroring(without, without, None, (f"{left_out} the files do not say where left is.",))
+    named = ", ".join(f"{left} and {right}" for left, right in pairs)
+    swapped = f"{dims}-D: mirrored from left to right, {named} change places."
+    if swapped_outputs(setting.labels, setting.targets) is None:
+        why = f"{dims}-D: predictions are not, since not every region has a mirror image among the targets."
+        return _Mirroring(axes, without, across, (swapped, why))
+    return _Mirroring(axes, axes, across, (swapped,))

@@ -7,7 +7,6 @@ nnU-Net's own search, which the presets use, is in `search.py`; both walk throug
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -112,15 +111,24 @@ class Fitting:
         return sizes[self._first(sizes)].patch
 
     def _first(self, sizes: Sequence[Size]) -> int:
-        """Index of the largest that fits, by bisection: each topology is a network of its own to the memory model."""
+        """Index of the largest that fits, from few questions: each topology is a network of its own to the model.
 
-        def fits(size: Size) -> bool:
-            return self._least_bytes(size) <= self.budget
-
-        found = 0 if sizes and fits(sizes[0]) else bisect_left(sizes, True, key=fits)
-        if found == len(sizes):
+        Between two sizes memory is taken to be linear in the voxels, which says where to ask next.
+        """
+        low, high = -1, len(sizes)  # the smallest known not to fit, the largest known to fit
+        probe, known = 0, [(0, 0)]
+        while high - low > 1:
+            size = sizes[probe]
+            used = self._least_bytes(size)
+            low, high = (low, probe) if used <= self.budget else (probe, high)
+            (voxels, before), known = known[-1], [*known, (size.voxels, used)]
+            slope = max((used - before) / (size.voxels - voxels or 1), used / size.voxels / 2)
+            affordable = size.voxels + (self.budget - used) / slope
+            guess = next((index for index in range(low + 1, high) if sizes[index].voxels <= affordable), high - 1)
+            probe = min(max(guess, low + 1), high - 1)
+        if high == len(sizes):
             raise PlanError(no_patch_fits(self.task, self.memory, self.budget))
-        return found
+        return high
 
     def _sizes(self) -> list[Size]:
         """From large to small, each patch once."""

@@ -191,8 +191,8 @@ def _target_reasons(labels: Labels) -> Iterator[str]:
     if labels.regions:
         names = [target.name for target in targets_of(labels, planned_targets(labels))]
         yield (
-            f"Since there are regions, which may overlap, networks have a sigmoid output for each of {', '.join(names)}; "
-            "a segmentation is painted in this order."
+            "Since there are regions, which may overlap, networks have a sigmoid output for each of "
+            f"{', '.join(names)}; a segmentation is painted in this order."
         )
 
 

@@ -20,6 +20,7 @@ from autounet.schema.labels import Labels
 from autounet.schema.options import PlannerOptions
 from autounet.schema.plan import ChannelNormalisation, NetworkSpec
 from autounet.schema.run import DeviceProfile
+from autounet.schema.targets import TargetKind, planned_targets, targets_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Setting:
         """The preset's, whatever the options say."""
         return self.rules.family if self.rules else self.options.family
 
+    @property
+    def targets(self) -> TargetKind:
+        return planned_targets(self.labels)
+
     def task(self, name: str, spacing: np.ndarray, median: np.ndarray, voxels: float) -> Task:
         """`spacing` (mm) and `median` size: one entry per dimension of the network; `voxels` of the whole data set."""
         rules, options = self.rules, self.options
@@ -69,7 +74,7 @@ class Setting:
             self._specs[key] = family.propose(
                 len(topology.patch),
                 len(self.fingerprint.channels) + self.extra_channels,
-                self.labels.count,
+                len(targets_of(self.labels, self.targets)),
                 topology.strides,
                 topology.kernel_sizes,
                 base,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from autounet.nets import FAMILIES
+from autounet.schema.options import TrainOptions
 from autounet.schema.plan import Configuration, NetworkSpec
 
 BOLD = 4
@@ -31,6 +32,10 @@ SAMPLE_RATES = {"light_2d": 5.0e7, "light_3d": 2.4e7, "full_2d": 4.0e7, "full_3d
 FIXED_MAPS, MEASURED_MAPS = 2, 3
 """Augmenting costs as if there were this many maps more than channels and foreground classes; the rates hold for one
 channel and two classes. Fitted to 1 to 4 channels with 2 to 7 classes: within 25 % (light and full, 2-D and 3-D)"""
+ELASTIC_SHARE = {"2d": 1.7, "3d": 3.3}
+WEIGHT_MAP_SHARE = 4.0
+"""what bending a sample, and its weight map, cost beside the light augmentation of one channel and two classes; the
+second depends on the number of objects (256 x 256 and 512 x 512: 4.1 and 4.7; 40^3 and 64^3: 1.1 and 2.8)"""
 FLAT_RATIO = 3.0
 """a 3-D patch this much thinner than long is augmented plane by plane, at the rate of 2-D (as the training does)"""
 LABEL_SHARE = 0.25
@@ -132,9 +137,16 @@ def next_size(sizes: Sequence[Size], timed: Mapping[int, float], quick: float) -
 
 
 def making_seconds(
-    configuration: Configuration, classes: int, augmentation: str, rates: Mapping[str, float], read: bool
+    configuration: Configuration,
+    classes: int,
+    options: TrainOptions,
+    rates: Mapping[str, float],
+    read: bool,
+    weighted: bool = False,
 ) -> float:
     """Seconds of one core for one sample: augmenting, and reading where `read` says that the cases are on disk.
+
+    `weighted` says that the loss needs a weight map.
 
     `classes` counts the background; `rates` are a device's `sample_rates`. Reading decompresses whole planes of the
     axes it stands on (`store.prepared`), here those of the median image.
@@ -142,11 +154,15 @@ def making_seconds(
     patch, channels = configuration.patch_size, configuration.network.in_channels
     rates = {**SAMPLE_RATES, **rates}
     seconds = 0.0
-    if augmentation != "none":
-        flat = len(patch) == 2 or max(patch) / patch[0] > FLAT_RATIO
+    dims = "2d" if len(patch) == 2 or max(patch) / patch[0] > FLAT_RATIO else "3d"
+    light = math.prod(patch) / rates[f"light_{dims}"]
+    if options.augmentation != "none":
         maps = FIXED_MAPS + channels + classes - 1
-        rate = rates[f"{augmentation}_{'2d' if flat else '3d'}"]
-        seconds += math.prod(patch) * maps / (FIXED_MAPS + MEASURED_MAPS) / rate
+        bending = ELASTIC_SHARE[dims] * light if options.elastic else 0.0
+        rate = rates[f"{options.augmentation}_{dims}"]
+        seconds += (math.prod(patch) / rate + bending) * maps / (FIXED_MAPS + MEASURED_MAPS)
+    if weighted:
+        seconds += WEIGHT_MAP_SHARE * light
     if read:
         planes = patch[0] if len(patch) == 3 else 1
         decompressed = planes * math.prod(configuration.median_shape[-2:])

@@ -15,6 +15,8 @@ from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.labels import Labels
 from autounet.schema.plan import Configuration, NetworkSpec, Plan
 from autounet.schema.quantities import format_size
+from autounet.schema.swaps import LEFT_RIGHT, swapped_outputs
+from autounet.schema.targets import planned_targets, targets_of
 
 
 def validate(plan: Plan, fingerprint: Fingerprint, labels: Labels, fits: Memory | None = None) -> tuple[str, ...]:
@@ -38,6 +40,8 @@ def validate(plan: Plan, fingerprint: Fingerprint, labels: Labels, fits: Memory 
 
 def _shared_problems(plan: Plan) -> Iterator[str]:
     """What one configuration alone does not show."""
+    if len(kinds := {each.targets for each in plan.configurations.values()}) > 1:
+        yield f"targets are {' and '.join(sorted(kinds))}: give all configurations the same, so that they compare"
     homes: dict[str, str] = {}
     for name, configuration in plan.configurations.items():
         for what, value in (("the name of a configuration", name), ("prepared", configuration.prepared)):
@@ -71,14 +75,39 @@ def _problems(configuration: Configuration, fingerprint: Fingerprint, labels: La
         more = f", and the previous stage hands over {handed}" if handed else ""
         channels = len(fingerprint.channels)
         yield f"network.in_channels is {network.in_channels}, and the data have {channels} channels{more}"
-    if network.out_channels != labels.count:
-        yield f"network.out_channels is {network.out_channels}, and there are {labels.count} classes with background"
-    for axes, place in (
-        (configuration.mirror_axes, "mirror_axes"),
-        (configuration.inference.mirror_axes, "inference.mirror_axes"),
-    ):
-        if any(axis not in range(network.dims) for axis in axes) or len(set(axes)) != len(axes):
-            yield f"{place} is {axes}: name each axis from 0 to {network.dims - 1} at most once"
+    yield from _target_problems(configuration, labels)
+    yield from _mirror_problems(configuration, fingerprint, labels)
+
+
+def _target_problems(configuration: Configuration, labels: Labels) -> Iterator[str]:
+    """With regions, a person may prefer to train on the classes all the same."""
+    kind, outputs = configuration.targets, configuration.network.out_channels
+    if kind == "regions" and planned_targets(labels) == "classes":
+        yield f'targets is regions, and the labels have none: give "classes" and out_channels {labels.count}'
+        return
+    names = [target.name for target in targets_of(labels, kind)]
+    if outputs != len(names):
+        what = "classes with background" if kind == "classes" else f"targets ({', '.join(names)})"
+        yield f"network.out_channels is {outputs}, and there are {len(names)} {what}"
+
+
+def _mirror_problems(configuration: Configuration, fingerprint: Fingerprint, labels: Labels) -> Iterator[str]:
+    dims, swap, predicted = configuration.network.dims, configuration.swap_axis, configuration.inference.mirror_axes
+    for axes, place in ((configuration.mirror_axes, "mirror_axes"), (predicted, "inference.mirror_axes")):
+        if any(axis not in range(dims) for axis in axes) or len(set(axes)) != len(axes):
+            yield f"{place} is {axes}: name each axis from 0 to {dims - 1} at most once"
+    if swap is None:
+        return
+    preprocess = configuration.preprocess
+    order = preprocess.transpose[-dims:]
+    known = preprocess.orientation == "canonical" and fingerprint.oriented
+    if swap not in range(dims) or order[swap] != LEFT_RIGHT or not known or not labels.pairs:
+        yield (
+            f"swap_axis is {swap}: it must be the axis from left to right of images in canonical orientation, with "
+            "classes in left and right pairs, or null"
+        )
+    elif swap in predicted and swapped_outputs(labels, configuration.targets) is None:
+        yield f"inference.mirror_axes is {predicted}: leave out {swap}, since a region has no mirror image"
 
 
 def _family_problems(network: NetworkSpec) -> Iterator[str]:

@@ -1,7 +1,18 @@
 """Cases as read to cases as trained on, and predicted scores back to the file's own voxels. Works on arrays only."""
 
+from autounet.preprocessing.deciding import Decision, decision_for
 from autounet.preprocessing.export import export
-from autounet.preprocessing.next_stage import append_one_hot, labels_for_next_stage
+from autounet.preprocessing.next_stage import append_one_hot, labels_by_file, labels_for_next_stage
 from autounet.preprocessing.prepare import Prepared, case_key, prepare_case
 
-__all__ = ["Prepared", "append_one_hot", "case_key", "export", "labels_for_next_stage", "prepare_case"]
+__all__ = [
+    "Decision",
+    "Prepared",
+    "append_one_hot",
+    "case_key",
+    "decision_for",
+    "export",
+    "labels_by_file",
+    "labels_for_next_stage",
+    "prepare_case",
+]

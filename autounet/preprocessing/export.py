@@ -2,8 +2,8 @@
 
 It goes slice by slice along the file's first axis, so that classes x full resolution never exists. Interpolating all
 scores everywhere would still be most of the work, and most of it in vain: where all prepared voxels around a file
-voxel agree on the best class, every weighted mean of them agrees too, and so does every average of softmaxes over
-sources that agree. Only the remaining voxels, near the borders between classes, are interpolated.
+voxel agree on the class, every weighted mean of them agrees too, and so does every average over sources that agree
+(`deciding`). Only the remaining voxels, near the borders between classes, are interpolated.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from autounet.ops.label_values import decode
+from autounet.preprocessing.deciding import Decision, decision_for
 from autounet.preprocessing.grids import View, stored_view
 from autounet.schema.labels import Labels
 from autounet.schema.prepared import CaseProperties
+from autounet.schema.targets import TargetKind, targets_of
 
 ROWS = 1 << 14
 """file voxels interpolated at a time: their scores fit the cache"""
@@ -29,59 +31,53 @@ def export(
     labels: Labels,
     weights: Sequence[float] | None = None,
     temperature: float = 1.0,
+    targets: TargetKind = "classes",
 ) -> np.ndarray:
-    """(Z, Y, X) int32 file values in the shape of the original file, from scores (K, *S) of one or more sources.
+    """(Z, Y, X) int32 file values in the shape of the original file, from scores (C, *S) of one or more sources.
 
     One source: the class of the highest logit. Several: the highest weighted mean of softmax(logits / temperature);
-    weights are equal unless given. Voxels outside the crop are class 0. Raises ValueError when there is no source, or
-    the sources are of different cases, classes or crops.
+    weights are equal unless given. With `targets` regions each channel is on where its sigmoid, or the weighted mean
+    of sigmoid(logits / temperature), is above 1/2, and paints its class over those of earlier channels. Voxels outside
+    the crop are class 0. Raises ValueError when there is no source, or the sources are of different cases or crops, or
+    have other channels than one for each target.
     """
-    views = _checked_views(sources, labels)
+    views = _checked_views(sources, len(targets_of(labels, targets)))
     shares = np.full(len(views), 1 / len(views)) if weights is None else np.asarray(weights, float) / np.sum(weights)
     if len(shares) != len(views):
         raise ValueError(f"{len(shares)} weights for {len(views)} sources")
     dense = np.zeros(sources[0][1].geometry.shape, np.int16)
-    classify(views, shares, temperature, dense[tuple(slice(start, stop) for start, stop in views[0].box)])
+    inside = dense[tuple(slice(start, stop) for start, stop in views[0].box)]
+    classify(views, decision_for(labels, targets), shares, temperature, inside)
     return decode(dense, labels).astype(np.int32, copy=False)
 
 
-def classify(views: Sequence[View], shares: np.ndarray, temperature: float, result: np.ndarray) -> None:
+def classify(
+    views: Sequence[View], decision: Decision, shares: np.ndarray, temperature: float, result: np.ndarray
+) -> None:
     """Fill `result`, dense classes (Z, Y, X) int16 of the views' common target, as `export` decides them."""
-    winners = [best_class(view.scores) for view in views]
+    winners = [decision.winners(view.scores) for view in views]
     if len(views) == 1 and views[0].same_grid:
         result[...] = winners[0]
-        return
-    planes = [_Planes(view) for view in views]
-    for z, row in enumerate(result):
-        row[...] = _agreed(views, winners, z)
-        undecided = row == UNDECIDED
-        if undecided.any():
-            row[undecided] = _decide(planes, shares, temperature, z, *np.nonzero(undecided))
+    else:
+        planes = [_Planes(view) for view in views]
+        for z, row in enumerate(result):
+            row[...] = _agreed(views, winners, z)
+            undecided = row == UNDECIDED
+            if undecided.any():
+                row[undecided] = _decide(planes, decision, shares, temperature, z, *np.nonzero(undecided))
+    if decision.classes is not None:
+        for row in result:
+            row[...] = decision.classes[row]
 
 
-def best_class(scores: np.ndarray) -> np.ndarray:
-    """(*S) int16: index of the highest score in (K, *S); of equal ones the lowest.
-
-    A running comparison a slice at a time stays in the cache, which `argmax` over the first axis does not.
-    """
-    result = np.zeros(scores.shape[1:], np.int16)
-    for index, winner in enumerate(result):
-        highest = np.array(scores[0, index], np.float32)
-        for label in range(1, len(scores)):
-            candidate = scores[label, index].astype(np.float32, copy=False)
-            winner[candidate > highest] = label
-            np.maximum(highest, candidate, out=highest)
-    return result
-
-
-def _checked_views(sources: Sequence[tuple[np.ndarray, CaseProperties]], labels: Labels) -> list[View]:
+def _checked_views(sources: Sequence[tuple[np.ndarray, CaseProperties]], channels: int) -> list[View]:
     if not sources:
         raise ValueError("nothing to export: no scores")
     views = [stored_view(np.asarray(scores), properties) for scores, properties in sources]
     first = sources[0][1]
     for view, (scores, properties) in zip(views, sources, strict=True):
-        if len(scores) != labels.count:
-            raise ValueError(f"{properties.identifier}: scores of {len(scores)} classes for {labels.count} labels")
+        if len(scores) != channels:
+            raise ValueError(f"{properties.identifier}: scores of {len(scores)} channels for {channels} targets")
         if properties.identifier != first.identifier or properties.geometry != first.geometry:
             raise ValueError(f"sources of different cases: {first.identifier} and {properties.identifier}")
         if view.box != views[0].box:
@@ -90,7 +86,7 @@ def _checked_views(sources: Sequence[tuple[np.ndarray, CaseProperties]], labels:
 
 
 def _agreed(views: Sequence[View], winners: Sequence[np.ndarray], z: int) -> np.ndarray:
-    """(Y, X) int16 of slice `z`: the class on which all neighbours in all sources agree, else UNDECIDED."""
+    """(Y, X) int16 of slice `z`: the winner on which all neighbours in all sources agree, else UNDECIDED."""
     agreed: np.ndarray | None = None
     for view, winner in zip(views, winners, strict=True):
         first, *plane = view.taps
@@ -106,9 +102,15 @@ def _agreed(views: Sequence[View], winners: Sequence[np.ndarray], z: int) -> np.
 
 
 def _decide(
-    planes: Sequence[_Planes], shares: np.ndarray, temperature: float, z: int, y: np.ndarray, x: np.ndarray
+    planes: Sequence[_Planes],
+    decision: Decision,
+    shares: np.ndarray,
+    temperature: float,
+    z: int,
+    y: np.ndarray,
+    x: np.ndarray,
 ) -> np.ndarray:
-    """Classes (N) of the voxels (y, x) of slice `z` of the crop."""
+    """Winners (N) of the voxels (y, x) of slice `z` of the crop."""
     result = np.empty(len(y), np.int16)
     tables = [each.at(z) for each in planes]
     for start in range(0, len(y), ROWS):
@@ -116,8 +118,8 @@ def _decide(
         scores = [_interpolate(table, each.view, y[rows], x[rows]) for table, each in zip(tables, planes, strict=True)]
         if len(scores) > 1:
             parts = zip(shares.astype(np.float32), scores, strict=True)
-            scores = [share * _softmax(own / temperature) for share, own in parts]
-        result[rows] = sum(scores[1:], start=scores[0]).argmax(axis=1)
+            scores = [share * decision.shares(own / temperature) for share, own in parts]
+        result[rows] = decision.choose(sum(scores[1:], start=scores[0]))
     return result
 
 
@@ -159,9 +161,3 @@ def _interpolate(table: np.ndarray, view: View, y: np.ndarray, x: np.ndarray) ->
     cells = table.reshape(-1, table.shape[2])
     ends = np.arange(0, 4 * len(y) + 1, 4, dtype=np.int32)
     return csr_array((weights.ravel(), indices.ravel(), ends), shape=(len(y), len(cells))) @ cells
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis of (N, K)."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)

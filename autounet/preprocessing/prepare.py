@@ -17,7 +17,7 @@ from autounet.schema.plan import PreprocessSpec
 from autounet.schema.prepared import CaseProperties
 from autounet.schema.record import digest
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 """raised whenever the same input would be prepared differently"""
 MOST_LOCATIONS = 10_000
 """per class, as in nnU-Net"""
@@ -30,7 +30,7 @@ class Prepared(NamedTuple):
     labels: np.ndarray | None
     """(*S) int8, or int16 when a class is beyond 127"""
     locations: dict[int, np.ndarray]
-    """dense foreground class -> (N, 3) int32 voxels of the prepared grid, in their order"""
+    """dense class -> (N, 3) int32 voxels of the prepared grid, in their order; see `class_locations`"""
 
 
 def case_key(spec: PreprocessSpec, content_hash: str) -> str:
@@ -81,16 +81,17 @@ def prepare_case(
     dense = crop(orient(labels, axes, flips), box)
     dense = np.ascontiguousarray(dense, dtype=np.int8 if dense.max() <= 127 else np.int16)
     dense = resample_labels(dense, shape, rules.label_order, axis, rules.z_order)
-    return Prepared(properties, result, dense, foreground_locations(dense, identifier))
+    return Prepared(properties, result, dense, class_locations(dense, identifier))
 
 
-def foreground_locations(labels: np.ndarray, identifier: str, most: int = MOST_LOCATIONS) -> dict[int, np.ndarray]:
+def class_locations(labels: np.ndarray, identifier: str, most: int = MOST_LOCATIONS) -> dict[int, np.ndarray]:
     """Up to `most` voxels of each class above 0 in dense labels (*S), drawn without replacement.
 
-    The draw is seeded by the case's name, so preparing a case again gives the same voxels.
+    Where some voxels have no label, those of class 0 are as hard to hit by chance, and are listed too. The draw is
+    seeded by the case's name, so preparing a case again gives the same voxels.
     """
     flat = labels.ravel()
-    foreground = np.flatnonzero(flat > 0)
+    foreground = np.flatnonzero(flat >= 0 if flat.min(initial=0) < 0 else flat > 0)
     classes = flat[foreground]
     by_class = np.argsort(classes, kind="stable")
     present, starts = np.unique(classes[by_class], return_index=True)

@@ -14,11 +14,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 import autounet
 from autounet.report import charts, tables
 from autounet.report.command import run_command
+from autounet.report.findings import grouped
 from autounet.report.overlays import NUMBERED, overlays
 from autounet.report.panels import case_panels
 from autounet.report.ranking import Ranked, counted, rank, shown
 from autounet.report.records import Gathered, gather
 from autounet.report.style import Picture
+from autounet.schema.annotated import partly_annotated
 from autounet.schema.errors import AutoUNetError
 from autounet.schema.quantities import format_size
 from autounet.schema.record import write_text
@@ -54,6 +56,7 @@ def _content(found: Gathered) -> dict[str, Any]:
         "problems": found.problems,
         "found": found,
         "data": _data(found),
+        "findings": grouped(found.findings),
         "plan": tables.plan_table(found.plan.configurations, found.runs) if found.plan else None,
         "trainings": _trainings(found),
         "training_table": tables.training_table(found.runs) if found.runs else None,
@@ -73,12 +76,23 @@ def _data(found: Gathered) -> dict[str, Any]:
         facts += _measured(found)
     if found.splits:
         sizes = ", ".join(str(len(fold)) for fold in found.splits.folds)
-        facts.append(("cross-validation", f"{len(found.splits.folds)} folds of {sizes} cases ({found.splits.source})"))
+        folds = f"{len(found.splits.folds)} folds of {sizes} cases ({found.splits.source})"
+        none = "none: one case or group cannot be split"
+        facts.append(("cross-validation", none if found.splits.source == "full" else folds))
     labels = None
     if found.dataset:
         voxels = [case.voxels for case in found.fingerprint.cases] if found.fingerprint else []
-        labels = tables.labels_table(found.dataset.labels, voxels)
+        labels = tables.labels_table(found.dataset.labels, voxels, _annotated(found))
     return {"facts": facts, "labels": labels}
+
+
+def _annotated(found: Gathered) -> list[tuple[bool, ...]] | None:
+    """Of every case of the fingerprint which classes were annotated; None where all were."""
+    assert found.dataset is not None
+    partial, everything = partly_annotated(found.dataset), (True,) * found.dataset.labels.count
+    if not partial or not found.fingerprint:
+        return None
+    return [partial.get(case.identifier, everything) for case in found.fingerprint.cases]
 
 
 def _measured(found: Gathered) -> list[tuple[str, str]]:
@@ -123,16 +137,27 @@ def _selection(found: Gathered) -> tables.Table | None:
 def _results(found: Gathered) -> dict[str, Any]:
     """Tables, charts and pictures of the selected out-of-fold result; all empty without metrics."""
     if found.metrics is None:
-        return {"classes": None, "ranked": [], "cases": None, "distributions": [], "pictures": [], "numbers": []}
+        return {
+            "headline": [],
+            "classes": None,
+            "ranked": [],
+            "cases": None,
+            "distributions": [],
+            "pictures": [],
+            "numbers": [],
+        }
     names = counted(found.dataset.labels if found.dataset else None, found.metrics)
     ranked = rank(found.metrics, names)
     picked = shown(ranked)
     distributions = [charts.ranked_dice(ranked, picked)] if ranked else []
-    by_class = charts.dice_distribution(found.metrics, list(found.metrics.per_class))
+    by_name = list(found.metrics.per_class)
+    by_class = charts.dice_distribution(found.metrics, by_name)
+    has_regions = found.dataset is not None and found.dataset.labels.regions
     return {
+        "headline": [(name, found.metrics.per_class[name]) for name in (names if has_regions else by_name)],
         "classes": tables.class_table(found.metrics, names),
         "ranked": ranked,
-        "cases": tables.case_table(ranked, list(found.metrics.per_class)),
+        "cases": tables.case_table(ranked, by_name),
         "distributions": [*distributions, *([by_class] if by_class else [])],
         "pictures": [_case_pictures(found, word, entry) for word, entry in picked],
         "numbers": _numbers(found),

@@ -20,7 +20,7 @@ MARGIN = 0.5
 """the view reaches this share of the structures' extent beyond them on each side"""
 LEAST_VIEW = 32.0
 """mm; the view of a volume is never narrower"""
-ANATOMICAL = ("nifti", "nrrd", "mha")
+ANATOMICAL = ("nifti", "nrrd", "mha", "dicom")
 """file kinds whose direction tells where the patient's axes lie"""
 TITLES = {
     True: (("axial", ("R", "L", "A", "P")), ("coronal", ("R", "L", "S", "I")), ("sagittal", ("A", "P", "S", "I"))),
@@ -52,8 +52,8 @@ def case_panels(dataset: Dataset, case: Case, predictions: Path) -> list[Panel]:
     if case.label is None:
         raise AutoUNetError(f"case {case.identifier} has no reference")
     root = Path(dataset.root)
-    image, geometry = read_image(root / case.images[0])
-    truth, _ = read_labels(root / case.label)
+    image, geometry = read_image(root / case.images[0], case.frame)
+    truth, _ = read_labels(root / case.label, dataset.labels.codes, case.frame)
     prediction, _ = read_labels(predictions / (case.identifier + output_suffix(suffix(root / case.images[0]))))
     if not image.shape[1:] == truth.shape == prediction.shape:
         shapes = f"image {image.shape[1:]}, reference {truth.shape}, prediction {prediction.shape}"

@@ -7,11 +7,12 @@ from statistics import fmean
 
 from autounet.schema.labels import Labels
 from autounet.schema.run import CaseMetrics, Metrics
+from autounet.schema.targets import counted_targets
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """A case with its mean Dice over the foreground classes for which Dice is defined."""
+    """A case with its mean Dice over what counts and has a defined Dice: foreground classes, or regions."""
 
     metrics: CaseMetrics
     dice: float
@@ -22,10 +23,11 @@ class Ranked:
 
 
 def counted(labels: Labels | None, metrics: Metrics) -> list[str]:
-    """Names of the classes that count in mean Dice, in their order; every class when the labels are unknown."""
+    """Names of the classes and regions that count in mean Dice, in their order; all when the labels are unknown."""
     if labels is None:
         return list(metrics.per_class)
-    return [name for name in metrics.per_class if name != labels.classes[0].name]
+    counting = {target.name for target in counted_targets(labels)}
+    return [name for name in metrics.per_class if name in counting]
 
 
 def rank(metrics: Metrics, classes: list[str]) -> list[Ranked]:

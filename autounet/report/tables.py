@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 
 from autounet.report.ranking import Ranked
+from autounet.schema.annotated import is_certain
 from autounet.schema.labels import Labels
 from autounet.schema.plan import Configuration
 from autounet.schema.quantities import format_size, format_time
 from autounet.schema.run import CaseMetrics, Metrics, RunRecord
+from autounet.schema.targets import overlapping_targets, targets_of
 
 DASH = "–"
 METRIC_NAMES = {
@@ -61,6 +63,7 @@ def plan_table(configurations: dict[str, Configuration], runs: Sequence[RunRecor
         "batch size": lambda name, item: str(item.batch_size),
         "normalisation": lambda name, item: ", ".join(dict.fromkeys(x.scheme for x in item.preprocess.normalisation)),
         "network family": lambda name, item: item.network.family,
+        "learns": lambda name, item: item.targets,
         "features per stage": lambda name, item: ", ".join(map(str, item.network.features)),
         "downsampling in all": lambda name, item: times(item.network.divisor),
         "precision": lambda name, item: getattr(item, "precision", DASH),
@@ -170,21 +173,30 @@ def case_table(ranked: Sequence[Ranked], classes: Sequence[str]) -> Table:
     return Table(["case", "fold", "mean Dice", *classes], rows, numeric=range(1, 3 + len(classes)))
 
 
-def labels_table(labels: Labels, voxels: Sequence[Sequence[int]]) -> Table:
-    """Classes with their file values; `voxels` holds the count per dense class of every case."""
+def labels_table(
+    labels: Labels, voxels: Sequence[Sequence[int]], annotated: Sequence[Sequence[bool]] | None = None
+) -> Table:
+    """Classes and regions with their file values; `voxels` holds the count per dense class of every case.
+
+    `annotated` says of every case which dense classes were annotated; None: all in all cases.
+    """
     total = sum(map(sum, voxels))
     rows = []
-    for index, label in enumerate(labels.classes):
-        counts = [case[index] for case in voxels if index < len(case)]
+    for target in (*targets_of(labels, "classes"), *overlapping_targets(labels)[: len(labels.regions)]):
+        told = [case for case in range(len(voxels)) if annotated is None or is_certain(target.members, annotated[case])]
+        counts = [sum(count for index, count in enumerate(voxels[case]) if index in target.members) for case in told]
         rows.append(
             [
-                label.name,
-                str(label.value),
-                f"{sum(count > 0 for count in counts)} of {len(voxels)}" if voxels else DASH,
+                target.name,
+                " + ".join(str(labels.values[index]) for index in target.members),
+                f"{sum(count > 0 for count in counts)} of {len(told)}" if voxels else DASH,
                 f"{sum(counts) / total:.2%}" if total else DASH,
             ]
         )
-    return Table(["class", "value in the files", "in cases", "of all voxels"], rows, numeric=(1, 2, 3))
+    notes = []
+    if annotated is not None:
+        notes.append("in cases: of those in which it was annotated")
+    return Table(["class", "value in the files", "in cases", "of all voxels"], rows, numeric=(1, 2, 3), notes=notes)
 
 
 def _dice(case: CaseMetrics, name: str) -> float | None:

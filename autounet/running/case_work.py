@@ -8,14 +8,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autounet.datasets import load_case
+from autounet.datasets import load_case, read_reference
 from autounet.evaluation import distance_unit, evaluate_case, summarise
-from autounet.images import output_suffix, read_geometry, read_labels, suffix, write_labels
-from autounet.preprocessing import append_one_hot, case_key, export, labels_for_next_stage, prepare_case
+from autounet.images import output_suffix, read_geometry, suffix, write_labels
+from autounet.preprocessing import (
+    Decision,
+    append_one_hot,
+    case_key,
+    decision_for,
+    export,
+    labels_for_next_stage,
+    prepare_case,
+)
+from autounet.schema.annotated import annotated_classes
 from autounet.schema.dataset import Case, Dataset
 from autounet.schema.plan import Configuration, PreprocessSpec
 from autounet.schema.prepared import CaseProperties
 from autounet.schema.run import CaseMetrics, Metrics
+from autounet.schema.swaps import prediction_swap
 from autounet.store import (
     is_prepared,
     open_prepared,
@@ -93,15 +103,16 @@ def validate_cases(
     from autounet.inference.sliding import predict_scores
 
     results = []
+    outputs, swap = configuration.network.out_channels, prediction_swap(configuration, dataset.labels)
     for identifier in cases:
         case = open_prepared(prepared / configuration.prepared, identifier)
         image = case.image[:]
         if previous is not None:
             image = append_one_hot(image, open_stage_labels(previous, identifier)[:], dataset.labels.count)
-        scores = predict_scores(models, image, configuration, dataset.labels.count, device)
+        scores = predict_scores(models, image, configuration, outputs, device, swap=swap)
         if keep_scores:
             write_scores(folder / "scores", identifier, scores)
-        segmentation = export([(scores, case.properties)], dataset.labels)
+        segmentation = export([(scores, case.properties)], dataset.labels, targets=configuration.targets)
         results.append(_write_and_evaluate(dataset, case.properties, segmentation, folder, fold))
         if on_case:
             on_case(identifier)
@@ -114,16 +125,19 @@ class _HandOverTask(NamedTuple):
     grid: Path
     next_grid: Path
     folder: Path
+    decision: Decision
 
 
 def _hand_over_one(task: _HandOverTask) -> str:
     source, target = (read_properties(folder, task.identifier) for folder in (task.grid, task.next_grid))
-    labels = labels_for_next_stage(read_scores(task.scores, task.identifier), source, target)
+    labels = labels_for_next_stage(read_scores(task.scores, task.identifier), source, target, task.decision)
     write_stage_labels(task.folder, task.identifier, labels)
     return task.identifier
 
 
 def hand_over_cases(
+    dataset: Dataset,
+    configuration: Configuration,
     scores: Path,
     grid: Path,
     next_grid: Path,
@@ -132,13 +146,13 @@ def hand_over_cases(
     workers: int,
     on_case: OnCase | None = None,
 ) -> None:
-    """Kept out-of-fold scores on one prepared grid to labels on the next stage's, into `folder`, in parallel.
+    """Kept out-of-fold scores by `configuration` on its grid to labels on the next stage's, into `folder`, in parallel.
 
     `grid` and `next_grid` are the folders of the cases as prepared for the two stages.
     """
-    map_parallel(
-        _hand_over_one, [_HandOverTask(case, scores, grid, next_grid, folder) for case in cases], workers, on_case
-    )
+    decision = decision_for(dataset.labels, configuration.targets)
+    tasks = [_HandOverTask(case, scores, grid, next_grid, folder, decision) for case in cases]
+    map_parallel(_hand_over_one, tasks, workers, on_case)
 
 
 def ensemble_cases(
@@ -150,9 +164,11 @@ def ensemble_cases(
 ) -> Metrics:
     """Average the kept out-of-fold scores of several configurations into `folder` and evaluate them.
 
-    `sources` maps a configuration's name to itself and its scores folder; `folds` maps each case to its fold.
+    `sources` maps a configuration's name to itself and its scores folder; `folds` maps each case to its fold. All
+    configurations have the same targets, which `planning.validate` sees to.
     """
     results = []
+    targets = next(configuration.targets for configuration, _ in sources.values())
     for identifier, fold in folds.items():
         pairs = [
             (
@@ -161,7 +177,7 @@ def ensemble_cases(
             )
             for configuration, scores in sources.values()
         ]
-        segmentation = export(pairs, dataset.labels)
+        segmentation = export(pairs, dataset.labels, targets=targets)
         results.append(_write_and_evaluate(dataset, pairs[0][1], segmentation, folder, fold))
     return summarise_cases(results, dataset)
 
@@ -183,8 +199,8 @@ def _write_and_evaluate(
     """The image's geometry is used throughout: a label file's own may be damaged."""
     case, geometry = dataset.case(properties.identifier), properties.geometry
     assert case.label is not None
-    reference, _ = read_labels(Path(dataset.root) / case.label)
+    reference, _ = read_reference(dataset, case)
     write_labels(folder / segmentation_name(case), segmentation, geometry)
-    unit = distance_unit(geometry)
-    per_class = evaluate_case(segmentation, reference, geometry.spacing, dataset.labels, unit=unit)
+    unit, annotated = distance_unit(geometry), annotated_classes(case, dataset.labels)
+    per_class = evaluate_case(segmentation, reference, geometry.spacing, dataset.labels, unit=unit, annotated=annotated)
     return CaseMetrics(case=case.identifier, fold=fold, per_class=per_class)

@@ -14,7 +14,9 @@ from autounet.running.graph import JobGraph
 from autounet.running.jobs import Job, move_aside, read_key, write_key
 from autounet.running.progress import progress
 from autounet.running.selecting import Selecting, fold_metrics
+from autounet.running.starting import Starting
 from autounet.running.time_shares import TimeShares
+from autounet.running.validated import ValidatedCases, validation_keys
 from autounet.schema.plan import Configuration
 from autounet.schema.quantities import format_number
 from autounet.schema.run import EpochLog, fold_name
@@ -28,6 +30,7 @@ class FoldJobs:
     def __init__(self, context: Context) -> None:
         self.context, self.out = context, context.out
         self.graph = JobGraph(context)
+        self.starting = Starting(context)
         self.dataset, self.configurations = context.known.dataset, self.graph.configurations
         self.shares = self._shares([])
         self.functions: dict[str, Callable[..., None]] = {
@@ -76,6 +79,9 @@ class FoldJobs:
         spent = _elapsed(folder / "log.jsonl")
         seconds = self.shares.training_seconds(name, spent)
         training, validation = self.context.cases(fold)
+        start, said = self.starting.of(name, fold)
+        for sentence in said:
+            log.info("%s %s: %s", name, fold_name(fold), sentence)
         task = FoldTask(
             configuration_name=name,
             configuration=configuration,
@@ -90,8 +96,10 @@ class FoldJobs:
             device=self.context.profile.device,
             workers=self.context.loader_workers,
             class_voxels=self.context.known.fingerprint.class_voxels,
-            events=self.context.plan.events.get(name, ()),
+            events=(*self.context.plan.events.get(name, ()), *said),
+            annotated=self.graph.partial,
             previous=self.graph.handed_labels(name),
+            start=start,
         )
         with progress(f"training {name} {fold_name(fold)}", 1.0) as meter:
 
@@ -109,18 +117,28 @@ class FoldJobs:
         write_key(folder / "started.json", key)
 
     def validate(self, name: str, fold: int, weights: Path) -> None:
+        """Predict and evaluate the cases whose earlier results no longer hold."""
         from autounet.inference.loading import load_network
 
         started = time.monotonic()
-        device = self.context.profile.device
-        model = load_network(self.configurations[name], weights, device)
+        configuration, previous = self.configurations[name], self.graph.handed_labels(name)
+        device, folder, prepared = self.context.profile.device, self.out / "crossval" / name, self.out / "prepared"
         cases = self.context.cases(fold)[1]
-        with progress(f"validating {name} fold_{fold}", len(cases)) as meter:
-            metrics = case_work.validate_cases(
-                self.dataset, self.configurations[name], [model], self.out / "prepared", cases, fold,
-                self.out / "crossval" / name, device, keep_scores=self.graph.keeps_scores,
-                on_case=lambda _: meter.advance(), previous=self.graph.handed_labels(name),
-            )  # fmt: skip
+        keys = validation_keys(
+            self.dataset, configuration, fold, cases, weights, prepared / configuration.prepared, previous
+        )
+        earlier = ValidatedCases(self.dataset, folder, keys, self.graph.keeps_scores)
+        found = earlier.kept()
+        if changed := [case for case in cases if case not in found]:
+            model = load_network(configuration, weights, device)
+            with progress(f"validating {name} fold_{fold}", len(changed)) as meter:
+                metrics = case_work.validate_cases(
+                    self.dataset, configuration, [model], prepared, changed, fold, folder, device,
+                    keep_scores=self.graph.keeps_scores, on_case=lambda _: meter.advance(), previous=previous,
+                )  # fmt: skip
+            earlier.keep(metrics.cases)
+            found |= {each.case: each for each in metrics.cases}
+        metrics = case_work.summarise_cases([found[case] for case in cases], self.dataset)
         metrics.save(fold_metrics(self.out, name, fold))
         log.info("%s fold_%d: mean Dice %s", name, fold, format_number(metrics.mean_dice))
         self.shares.finished("validate", name, time.monotonic() - started)
@@ -131,8 +149,8 @@ class FoldJobs:
         cases = self.context.cases(fold)[1]
         with progress(f"handing {name} fold_{fold} to {next_name}", len(cases)) as meter:
             case_work.hand_over_cases(
-                self.out / "crossval" / name / "scores", grids[0], grids[1], folder, cases, self.context.workers,
-                on_case=lambda _: meter.advance(),
+                self.dataset, self.configurations[name], self.out / "crossval" / name / "scores", grids[0], grids[1],
+                folder, cases, self.context.workers, on_case=lambda _: meter.advance(),
             )  # fmt: skip
         self.shares.finished("hand_over", name, time.monotonic() - started)
 

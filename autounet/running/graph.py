@@ -10,16 +10,20 @@ Out-of-fold results lie in `crossval/<configuration>/`, what is handed over in i
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from autounet.running import case_work
 from autounet.running.context import Context
 from autounet.running.jobs import Job
 from autounet.running.selecting import fold_metrics
+from autounet.schema.annotated import partly_annotated
 from autounet.schema.errors import OptionError
 from autounet.schema.plan import Configuration
 from autounet.schema.record import digest
 from autounet.schema.run import fold_name
+from autounet.schema.swaps import swapped_classes
+from autounet.schema.targets import overlapping_targets
 from autounet.store import scores_file, stage_labels_file
 
 log = logging.getLogger(__name__)
@@ -35,6 +39,7 @@ class JobGraph:
         self.configurations = context.configurations
         labels = self.dataset.labels
         encoded = [labels.values, labels.ignore]  # names change nothing that is prepared or trained
+        self.partial = partly_annotated(self.dataset)
         self.hashes = {facts.identifier: digest([facts.content_hash, encoded]) for facts in context.known.facts}
 
     @property
@@ -96,8 +101,9 @@ class JobGraph:
         """A next stage does not follow the jobs that hand to it: weights reached from equal keys stay good."""
         configuration = self.configurations[name]
         folder = self.out / "models" / name / fold_name(fold)
-        content = [(case, self.hashes[case]) for case in self.context.cases(fold)[0]]
-        depends = [STAGE_VERSION, self._training_key(configuration), content]
+        cases = self.context.cases(fold)[0]
+        content = [(case, self.hashes[case]) for case in cases]
+        depends = [STAGE_VERSION, self._training_key(configuration), content, *self._annotated(cases)]
         key = digest([*depends, [job.key for job in handed]] if handed else depends)
         return Job(
             f"train {name} {fold_name(fold)}",
@@ -115,7 +121,7 @@ class JobGraph:
         labels = self.dataset.labels.digest()
         return Job(
             f"validate {name} fold_{fold}", (train.name,),
-            digest([STAGE_VERSION, *self._predicted_from(train, name, fold), labels]),
+            digest([STAGE_VERSION, *self._predicted_from(train, name, fold), labels, *self._annotated(cases)]),
             folder / f"fold_{fold}.done.json", "validate",
             {"name": name, "fold": fold, "weights": train.done.parent / "weights.safetensors"},
             follows=(train.name, *(job.name for job in handed)),
@@ -142,7 +148,17 @@ class JobGraph:
     def _training_key(self, configuration: Configuration) -> list[object]:
         """What a training depends on beside its cases."""
         options = self.context.train_options(configuration).digest()
-        return [configuration.key, options, self.context.steps, self.context.deadline.promised]
+        depends: list[object] = [configuration.key, options, self.context.steps, self.context.deadline.promised]
+        if configuration.targets == "regions":
+            depends.append([target.members for target in overlapping_targets(self.dataset.labels)])
+        if configuration.swap_axis is not None:
+            depends.append(swapped_classes(self.dataset.labels))
+        return depends
+
+    def _annotated(self, cases: Sequence[str]) -> list[object]:
+        """Which of their classes were annotated; nothing where all were, as in most data sets."""
+        found = [(case, self.partial[case]) for case in cases if case in self.partial]
+        return [found] if found else []
 
     def _require_every_fold(self, name: str, previous: str, jobs: list[Job]) -> None:
         """Folds that were not asked for are not trained behind a person's back; `full` asks for what it needs."""

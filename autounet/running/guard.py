@@ -10,6 +10,7 @@ import logging
 
 from autounet.running.context import Context
 from autounet.running.jobs import read_key, write_key
+from autounet.schema.annotated import partly_annotated
 from autounet.schema.errors import BudgetExceeded, OutOfMemory
 from autounet.schema.plan import Configuration
 from autounet.schema.quantities import format_size
@@ -79,7 +80,8 @@ def trial_peak(context: Context, configuration: Configuration) -> int:
     device = context.profile.device
     precision = Precision(configuration.precision, configuration.channels_last)
     labels, options = context.known.dataset.labels, context.train_options(configuration)
-    setting = StepSetting(labels, options, precision, "cpu" if device == "cpu" else "cuda")
+    partial = bool(partly_annotated(context.known.dataset))
+    setting = StepSetting(labels, options, precision, "cpu" if device == "cpu" else "cuda", partial)
     found = measure(
         Question(configuration.network, configuration.patch_size, configuration.batch_size, setting, device)
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from autounet.schema.errors import OptionError
-from autounet.schema.options import DataOptions, RunOptions
+from autounet.schema.options import NO_WEIGHTS, DataOptions, RunOptions, WeightsSource
 from autounet.schema.quantities import parse_size, parse_time
 
 
@@ -61,12 +61,30 @@ def data_options(given: Mapping[str, Any]) -> DataOptions:
         ignore=given["ignore"],
         group=given["group"],
         splits=_splits(given["splits"]),
+        palette=_whole_path(given["palette"]) if given["palette"] else None,
+        frames=_frames(given["frames"]),
     )
 
 
+def _frames(text: str | None) -> Literal["channels", "time"] | None:
+    if text is None or text == "channels" or text == "time":
+        return text
+    raise OptionError(f"--frames {text}: write channels or time")
+
+
 def _splits(text: str | None) -> str | None:
-    """A file is kept with its whole path: a later command may be given in another folder."""
-    return text if text in (None, "nnunet") else str(Path(text).absolute())
+    return text if text in (None, "nnunet") else _whole_path(str(text))
+
+
+def _weights(text: str | None) -> WeightsSource | None:
+    if text is None:
+        return None
+    return WeightsSource(path=text if text == NO_WEIGHTS else _whole_path(text))
+
+
+def _whole_path(text: str) -> str:
+    """Files are kept so: a later command may be given in another folder."""
+    return str(Path(text).expanduser().absolute())
 
 
 def run_options(given: Mapping[str, Any]) -> RunOptions:
@@ -79,6 +97,8 @@ def run_options(given: Mapping[str, Any]) -> RunOptions:
             memory_bytes=parse_size(given["memory"]) if given["memory"] else None,
             seconds=parse_time(given["time"]) if given["time"] else None,
             configurations=tuple(configurations.split(",")) if configurations else None,
+            pretrained=_weights(given["pretrained"]),
+            init=_weights(given["init"]),
             workers=None if workers in (None, "auto") else integer(workers, "--workers"),
             **{name: given[name] for name in as_given},
         )

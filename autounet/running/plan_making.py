@@ -13,6 +13,7 @@ from autounet.running.context import Setup
 from autounet.running.guard import corrected
 from autounet.running.recipes import FULL_STEPS, planner_options, step_limit, train_options, trained_names
 from autounet.running.time_shaping import TimeFrame, shape_to_device
+from autounet.schema.annotated import partly_annotated
 from autounet.schema.errors import BudgetExceeded, PlanError
 from autounet.schema.options import PlannerOptions, TrainOptions
 from autounet.schema.plan import Configuration, Limits, NetworkSpec, Plan
@@ -41,7 +42,9 @@ class PlanMaker:
     def of(cls, setup: Setup, seconds: float | None) -> PlanMaker:
         """With the memory model of the device and of the training that the options ask for."""
         options = _train_options(setup, seconds)
-        return cls(setup, seconds, training_memory(setup.known.dataset.labels, options, setup.profile))
+        dataset = setup.known.dataset
+        partial = bool(partly_annotated(dataset))
+        return cls(setup, seconds, training_memory(dataset.labels, options, setup.profile, partial))
 
     @property
     def profile(self) -> DeviceProfile:
@@ -109,7 +112,7 @@ class PlanMaker:
             found = inference_memory(
                 configuration,
                 known.fingerprint,
-                known.dataset.labels.count,
+                configuration.network.out_channels,
                 device,
                 default_batch(configuration, torch.device(device)),
                 networks=len(known.splits.folds),

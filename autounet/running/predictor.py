@@ -13,24 +13,36 @@ import numpy as np
 
 from autounet.allocator import keep_freed_memory
 from autounet.datasets import InputCase, find_inputs, load_input
-from autounet.images import output_suffix, suffix, write_labels
-from autounet.preprocessing import Prepared, append_one_hot, export, labels_for_next_stage, prepare_case
+from autounet.preprocessing import (
+    Prepared,
+    append_one_hot,
+    decision_for,
+    export,
+    labels_by_file,
+    labels_for_next_stage,
+    prepare_case,
+)
+from autounet.running.family_prediction import Scored, pruned, require_gates, write_gates
+from autounet.running.prediction_files import prediction_path, write_prediction
 from autounet.schema.errors import AutoUNetError, DataError, ModelError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.plan import Configuration
-from autounet.schema.prepared import CaseProperties
 from autounet.schema.stages import with_previous_stages
+from autounet.schema.swaps import prediction_swap
 
 log = logging.getLogger(__name__)
 
 OnCase = Callable[[str], None]
+HANDOVERS = {"grid": labels_for_next_stage, "file": labels_by_file}
+"""by `InferenceSpec.handover`"""
 
 
 class Predictor:
     """A trained model. `predict` gives label values as in the training data's files.
 
-    `configuration` is one instead of those selected. `folds` are those of the selected: a previous stage of a cascade
-    is always predicted with all folds that were packed.
+    `configuration` is one instead of those selected. `folds` and `prune`, the number of poolings of the shallower
+    network of the family nested, are those of the selected: a previous stage of a cascade is always predicted with all
+    folds that were packed, and whole. Raises ModelError, and OptionError for a `prune` that the networks cannot have.
     """
 
     def __init__(
@@ -41,6 +53,7 @@ class Predictor:
         folds: Sequence[int] | None = None,
         mirror: bool = True,
         overlap: float | None = None,
+        prune: int | None = None,
     ) -> None:
         from autounet.device import choose_device
         from autounet.inference.bundle import build_models, load_bundle
@@ -58,8 +71,11 @@ class Predictor:
             name: _adjusted(self.bundle.configurations[name], mirror, overlap)
             for name in with_previous_stages(self.names, self.bundle.configurations)
         }
+        if prune is not None:
+            self.configurations |= {name: pruned(name, self.configurations[name], prune) for name in self.names}
+        built = self.bundle.model_copy(update={"configurations": self.configurations})
         self.models = {
-            name: build_models(self.bundle, self.folder, name, folds if name in self.names else None, self.device)
+            name: build_models(built, self.folder, name, folds if name in self.names else None, self.device)
             for name in self.configurations
         }
 
@@ -72,18 +88,30 @@ class Predictor:
 
     def segment(self, prepared: Sequence[Prepared]) -> np.ndarray:
         """Label values (Z,Y,X) in the geometry of the image that `prepared` came from."""
+        return self._decided(self._scored(prepared))
+
+    def _scored(self, prepared: Sequence[Prepared], as_seen: bool = False) -> dict[str, Scored]:
+        """By configuration, previous stages included; `as_seen` keeps the images with what previous stages add."""
         from autounet.inference.sliding import predict_scores
 
-        classes = self.bundle.labels.count
-        found: dict[str, tuple[np.ndarray, CaseProperties]] = {}
+        all_labels = self.bundle.labels
+        found: dict[str, Scored] = {}
         for (name, configuration), case in zip(self.configurations.items(), prepared, strict=True):
             image = case.image
             if configuration.previous_stage is not None:
-                labels = labels_for_next_stage(*found[configuration.previous_stage], case.properties)
-                image = append_one_hot(image, labels, classes)
-            scores = predict_scores(self.models[name], image, configuration, classes, self.device)
-            found[name] = scores, case.properties
-        return export([found[name] for name in self.names], self.bundle.labels)
+                before = found[configuration.previous_stage]
+                decision = decision_for(all_labels, self.configurations[configuration.previous_stage].targets)
+                hand_over = HANDOVERS[configuration.inference.handover]
+                labels = hand_over(before.scores, before.properties, case.properties, decision)
+                image = append_one_hot(image, labels, all_labels.count)
+            outputs, swap = configuration.network.out_channels, prediction_swap(configuration, all_labels)
+            scores = predict_scores(self.models[name], image, configuration, outputs, self.device, swap=swap)
+            found[name] = Scored(image if as_seen else case.image, scores, case.properties)
+        return found
+
+    def _decided(self, scored: Mapping[str, Scored]) -> np.ndarray:
+        sources = [(scored[name].scores, scored[name].properties) for name in self.names]
+        return export(sources, self.bundle.labels, targets=self.configurations[self.names[0]].targets)
 
     def predict(self, image: np.ndarray, spacing: Sequence[float] | None = None) -> np.ndarray:
         """Segment an array (C,Z,Y,X), (Z,Y,X) or, for 2-D models, (Y,X); spacing (z,y,x) mm. Returns (Z,Y,X) values."""
@@ -102,17 +130,34 @@ class Predictor:
         geometry = Geometry(shape=(z, y, x), spacing=(dz, dy, dx), kind="array", dimension=2 if z == 1 else 3)
         return self.segment(self.prepare(array, geometry))
 
-    def predict_files(self, source: Path, out: Path, on_case: OnCase | None = None) -> list[str]:
-        """Predict a file or folder into `out`. A bad image is reported and skipped; returns the messages of those."""
+    def predict_files(
+        self,
+        source: Path,
+        out: Path,
+        on_case: OnCase | None = None,
+        gate_maps: bool = False,
+        form: str | None = None,
+    ) -> list[str]:
+        """Predict a file or folder into `out`. A bad image is reported and skipped; returns the messages of those.
+
+        `form` is None for the image's own format, or dicom-seg. With `gate_maps` also what the gates of the family
+        attention let pass, see `write_gates`. Raises OptionError for networks without gates.
+        """
+        gated = {name: self.configurations[name] for name in self.names} if gate_maps else {}
+        require_gates(gated)
         keep_freed_memory()
         cases = find_inputs(source, self.bundle)
-        paths = {case: out / f"{case.identifier}{output_suffix(suffix(case.images[0]))}" for case in cases}
+        paths = {case: prediction_path(out, case, form) for case in cases}
         require_new(paths)
         failures: list[str] = []
         for case, loaded in _ahead(cases, partial(_load_and_prepare, self)):
             try:
                 prepared, geometry = loaded()
-                write_labels(paths[case], self.segment(prepared), geometry)
+                scored = self._scored(prepared, as_seen=gate_maps)
+                write_prediction(paths[case], self._decided(scored), geometry, case, self.bundle.labels)
+                if gated:
+                    beside = prediction_path(out, case, None)
+                    write_gates(gated, self.models, scored, self.device, beside, geometry)
             except AutoUNetError as error:
                 message = str(error)
                 if not message.startswith(f"case {case.identifier}: "):

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from autounet.datasets import complete_labels, make_splits, scan
+from autounet.datasets.fixing import fix
+from autounet.datasets.stamps import FileHashes
 from autounet.fingerprint import build_fingerprint, check, examine
+from autounet.running.finding_lines import described
 from autounet.running.progress import progress
 from autounet.schema.dataset import CaseFacts, Dataset, Finding, Severity, Splits
-from autounet.schema.errors import DataError, RecordError
+from autounet.schema.errors import DataError, OptionError, RecordError
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.labels import Labels
 from autounet.schema.options import DataOptions, RunOptions
-from autounet.schema.run import CheckResult
+from autounet.schema.run import CheckResult, RepairResult
 from autounet.workers import available_cores
 
 log = logging.getLogger(__name__)
@@ -35,42 +38,79 @@ def read_data(
 ) -> Known:
     """Scan, read every case once, check, split; each record is saved in `out`. Raises DataError with every finding.
 
-    Facts of cases whose files have not changed are taken from `out/facts`.
+    Facts of cases whose files have not changed are taken from `out/facts`, hashes of files that have not been touched
+    from `out/hashes.json`.
     """
-    scanned = scan(data, options.data)
-    facts = _examine(scanned, out / "facts", workers)
-    findings = check(scanned, facts)
+    findings: list[Finding] = []
+    scanned = scan(data, options.data, findings)
+    facts = _examine(scanned, out, workers)
+    findings += check(scanned, facts)
     fatal = [finding for finding in findings if finding.severity is Severity.fatal]
     if fatal:
         raise DataError.of(fatal)
-    for finding in findings:
-        log.warning("%s", finding)
+    for line in described(findings):
+        log.warning("%s", line)
     dataset = complete_labels(scanned, facts)
     splits = _split(dataset, facts, options, out / "splits.json")
     fingerprint = build_fingerprint(dataset, facts, orientation)
     _result(dataset, findings).save(out / "findings.json")
     dataset.save(out / "dataset.json")
-    if splits.source != "full":
-        splits.save(out / "splits.json")
+    splits.save(out / "splits.json")
     fingerprint.save(out / "fingerprint.json")
     return Known(dataset, facts, splits, fingerprint)
 
 
 def check_data(data: Path, options: DataOptions) -> CheckResult:
     """Everything `autounet check` tells; nothing is written."""
+    findings: list[Finding] = []
     try:
-        dataset = scan(data, options)
+        dataset = scan(data, options, findings)
     except DataError as error:
         return _unscanned(error)
-    facts = examine(dataset, available_cores())
-    findings = check(dataset, facts)
+    facts = _examined(dataset)
+    findings += [*check(dataset, facts), *_split_findings(dataset, facts, options)]
     if not any(finding.severity is Severity.fatal for finding in findings):
         dataset = complete_labels(dataset, facts)
     return _result(dataset, findings)
 
 
-def _examine(dataset: Dataset, folder: Path, workers: int) -> list[CaseFacts]:
+def fix_data(data: Path, options: DataOptions, folder: Path) -> RepairResult:
+    """Everything that can be repaired, repaired into a new `folder`, which is then checked without any option.
+
+    Raises DataError when the files cannot be put in order or too few cases can be kept, OptionError for a folder that
+    is not new.
+    """
+    missing: list[Finding] = []
+    dataset = scan(data, options, missing)
+    facts = _examined(dataset)
+    with progress("repairing", len(dataset.cases)) as meter:
+        repairs = fix(dataset, facts, missing, folder, available_cores(), on_done=lambda _: meter.advance())
+    found = RepairResult(folder=str(folder), repairs=tuple(repairs), result=check_data(folder, DataOptions()))
+    found.save(Path(folder) / "repairs.json")
+    return found
+
+
+def _examined(dataset: Dataset) -> list[CaseFacts]:
+    with progress("reading", len(dataset.cases)) as meter:
+        return examine(dataset, available_cores(), on_done=lambda _: meter.advance())
+
+
+def _split_findings(dataset: Dataset, facts: Sequence[CaseFacts], options: DataOptions) -> list[Finding]:
+    """Folds that were asked for and do not fit the cases."""
+    if not options.splits:
+        return []
+    try:
+        make_splits(dataset, facts, options)
+    except (DataError, OptionError) as error:
+        message, _, remedy = str(error).rpartition(". ")
+        return [Finding(code="splits", message=message, remedy=remedy)]
+    return []
+
+
+def _examine(dataset: Dataset, out: Path, workers: int) -> list[CaseFacts]:
+    folder = out / "facts"
     known = {facts.identifier: facts for facts in _load_facts(folder)}
+    hashes = FileHashes.load(out / "hashes.json")
     with progress("reading", len(dataset.cases)) as meter:
 
         def on_done(facts: CaseFacts | None) -> None:
@@ -78,7 +118,9 @@ def _examine(dataset: Dataset, folder: Path, workers: int) -> list[CaseFacts]:
                 facts.save(folder / f"{facts.identifier}.json")
             meter.advance()
 
-        return examine(dataset, workers, known=known, on_done=on_done)
+        found = examine(dataset, workers, known=known, on_done=on_done, hashes=hashes)
+    hashes.save(out / "hashes.json")
+    return found
 
 
 def _load_facts(folder: Path) -> list[CaseFacts]:
@@ -92,19 +134,14 @@ def _load_facts(folder: Path) -> list[CaseFacts]:
 
 
 def _split(dataset: Dataset, facts: Sequence[CaseFacts], options: RunOptions, file: Path) -> Splits:
-    """`--folds full` has folds too, for the first stage of a cascade; without one a single case will do."""
+    """`--folds full` has folds too, for the first stage of a cascade."""
     try:
         existing = Splits.load(file)
     except RecordError as error:
         if file.exists():
             log.warning("%s: the cases are split anew", error)
         existing = None
-    try:
-        return make_splits(dataset, facts, options.data, options.seed or 0, existing)
-    except DataError:
-        if options.folds != "full":
-            raise
-    return Splits(source="full", folds=(tuple(case.identifier for case in dataset.cases),))
+    return make_splits(dataset, facts, options.data, options.seed or 0, existing)
 
 
 def _result(dataset: Dataset, findings: Sequence[Finding]) -> CheckResult:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from autounet.nets import FAMILIES
+from autounet.nets.efficient import STEM_FEATURES
 from autounet.planning import PRESETS
 from autounet.schema.errors import OptionError
-from autounet.schema.options import GIB, PlannerOptions, RunOptions, TrainOptions
+from autounet.schema.options import GIB, NO_WEIGHTS, PlannerOptions, RunOptions, TrainOptions
 from autounet.schema.plan import Configuration, Plan
 from autounet.schema.run import DeviceProfile
 from autounet.schema.stages import with_previous_stages
@@ -21,6 +23,8 @@ SHORT_STEPS = 25_000
 """below this many steps AdamW with a short warm-up and averaged weights is used: at equal time, some 700 steps, it gets
 0.846 where SGD with polynomial decay gets 0.637 (Task04, benchmarks/results/schedule_2026-11-22.md). Where the two
 cross was not measured"""
+PRETRAINED_FAMILY = "efficient"
+"""whose encoder there are weights for, in timm"""
 AVERAGED_PART = 10
 """the averaged weights look back over a tenth of the training"""
 
@@ -42,12 +46,19 @@ def memory_budget(options: RunOptions, profile: DeviceProfile) -> int:
 
 
 def planner_options(options: RunOptions, profile: DeviceProfile) -> PlannerOptions:
+    """Pretrained weights have their width."""
     return PlannerOptions(
         memory_bytes=memory_budget(options, profile),
         preset=options.preset,
-        family=PRESETS[options.preset].family if options.preset else options.family or "plain",
+        family=asked_family(options),
         configurations=asked_configurations(options),
+        base_features=STEM_FEATURES if options.start and options.start is options.pretrained else None,
     )
+
+
+def asked_family(options: RunOptions) -> str:
+    """The preset's, the one given, or plain."""
+    return PRESETS[options.preset].family if options.preset else options.family or "plain"
 
 
 def step_limit(options: RunOptions) -> int | None:
@@ -67,9 +78,17 @@ def promised_seconds(options: RunOptions, profile: DeviceProfile) -> float | Non
 
 
 def train_options(options: RunOptions, expected_steps: int) -> TrainOptions:
-    """SGD with nnU-Net's schedule for the full recipe; AdamW, warm-up and averaged weights for a short one."""
+    """SGD with nnU-Net's schedule for the full recipe; AdamW, warm-up and averaged weights for a short one.
+
+    A family that was published with a loss of its own, or with elastic deformation, is trained with them.
+    """
+    family = FAMILIES[asked_family(options)]
     full = TrainOptions(
-        loss=options.loss or "dice_ce", seed=options.seed or 0, deterministic=bool(options.deterministic)
+        loss=options.loss or family.loss,
+        elastic=family.elastic,
+        seed=options.seed or 0,
+        deterministic=bool(options.deterministic),
+        start=options.start.checksum if options.start else None,
     )
     if options.preset or expected_steps > SHORT_STEPS:
         return full
@@ -91,6 +110,14 @@ def check_options(options: RunOptions) -> None:
             f"--preset {options.preset} has networks of the family {PRESETS[options.preset].family}, not "
             f"{options.family}. Give that family too, or another preset"
         )
+    pretrained, init = (each and each.path != NO_WEIGHTS for each in (options.pretrained, options.init))
+    if pretrained and init:
+        raise OptionError("--pretrained and --init both say what weights start from. Give none for one of them")
+    if pretrained and asked_family(options) != PRETRAINED_FAMILY:
+        raise OptionError(
+            f"--pretrained is for --family {PRETRAINED_FAMILY}, not {asked_family(options)}. Give that family, or "
+            "--pretrained none"
+        )
     if options.deterministic and not step_limit(options):
         raise OptionError(
             "--deterministic needs --epochs or --iterations: a time limit never gives the same steps twice"
@@ -98,11 +125,13 @@ def check_options(options: RunOptions) -> None:
 
 
 def parse_folds(text: str | None, count: int) -> tuple[int | None, ...]:
-    """'all', 'full' (one model on all cases: None) or '0,1'. Raises OptionError."""
+    """'all', 'full' (one model on all cases: None) or '0,1'; with a `count` of 1 all is full. Raises OptionError."""
+    if text == "full" or (count == 1 and text in (None, "all")):
+        return (None,)
     if text in (None, "all"):
         return tuple(range(count))
-    if text == "full":
-        return (None,)
+    if count == 1:
+        raise OptionError(f"--folds {text}: there is one case or group, which cannot be split. Give all or full")
     try:
         folds = tuple(sorted({int(part) for part in str(text).split(",")}))
     except ValueError:

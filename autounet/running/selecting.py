@@ -8,6 +8,7 @@ from pathlib import Path
 from autounet.images import is_image, stem
 from autounet.running import case_work
 from autounet.running.context import Context
+from autounet.running.validated import ValidatedCases, ensemble_keys
 from autounet.schema.run import Metrics, Selection, fold_name
 from autounet.schema.stages import with_previous_stages
 from autounet.selection import select
@@ -43,7 +44,8 @@ class Selecting:
         """Segmentations, scores and handed-over labels of cases that the data set no longer has."""
         known = {case.identifier for case in self.context.known.dataset.cases}
         kept = {file: stem(file) for file in self.out.glob("crossval/*/*") if is_image(file)}
-        for places, ending in (("*/scores/*", f".{SCORES}"), ("*/next/*/*", f".{STAGE_LABELS}")):
+        places_of = ("*/scores/*", f".{SCORES}"), ("*/next/*/*", f".{STAGE_LABELS}"), ("*/cases/*", ".json")
+        for places, ending in places_of:
             files = self.out.glob(f"crossval/{places}{ending}")
             kept |= {file: file.name.removesuffix(ending) for file in files}
         for file, name in kept.items():
@@ -58,16 +60,22 @@ class Selecting:
         return found
 
     def _pairs(self) -> dict[str, Metrics]:
+        """Only cases whose scores have changed are averaged again."""
+        dataset, crossval = self.context.known.dataset, self.out / "crossval"
         fold_of = {case: fold for fold in self.folds for case in self.context.cases(fold)[1]}
         found = {}
         for pair in combinations(self.context.configurations, 2):
-            sources = {
-                name: (self.context.configurations[name], self.out / "crossval" / name / "scores") for name in pair
-            }
             joined = "+".join(pair)
-            found[joined] = case_work.ensemble_cases(
-                self.context.known.dataset, sources, self.out / "prepared", fold_of, self.out / "crossval" / joined
+            earlier = ValidatedCases(
+                dataset, crossval / joined, ensemble_keys([crossval / name for name in pair], list(fold_of))
             )
+            kept = earlier.kept()
+            sources = {name: (self.context.configurations[name], crossval / name / "scores") for name in pair}
+            if changed := {case: fold for case, fold in fold_of.items() if case not in kept}:
+                metrics = case_work.ensemble_cases(dataset, sources, self.out / "prepared", changed, crossval / joined)
+                earlier.keep(metrics.cases)
+                kept |= {each.case: each for each in metrics.cases}
+            found[joined] = case_work.summarise_cases([kept[case] for case in fold_of], dataset)
         return found
 
     def _without_validation(self) -> Selection:

@@ -56,13 +56,15 @@ class Clock:
 
     def timing(self, configuration: Configuration, options: TrainOptions) -> Timing:
         """Raises torch's OutOfMemoryError where not even a small step fits into the device's memory."""
+        from autounet.losses import BORDER_WEIGHTED
         from autounet.training import measure_speed
         from autounet.training.sources import CASE_MEMORY
 
         speed = measure_speed(configuration, self.labels, options, self.device)
         case_bytes = math.prod(configuration.median_shape) * (4 * configuration.network.in_channels + 2)
         read = self.cases * case_bytes * max(1, self.makers) > CASE_MEMORY
-        making = making_seconds(configuration, self.labels.count, options.augmentation, self.rates, read)
+        weighted = options.loss in BORDER_WEIGHTED
+        making = making_seconds(configuration, self.labels.count, options, self.rates, read, weighted)
         # on a CPU the makers take their time from the steps
         return timing_of(configuration, speed, making, 0 if self.device == "cpu" else self.makers)
 

@@ -19,7 +19,7 @@ class CaseFingerprint(Part):
     """after cropping to the non-zero box"""
     spacing: Spacing3
     voxels: tuple[int, ...]
-    """voxel count per dense class, index 0 first"""
+    """voxel count per dense class, index 0 first; 0 for a class that was not annotated in the case"""
 
 
 class ChannelFingerprint(Part):
@@ -43,6 +43,8 @@ class Fingerprint(Record):
     """2 when every image has a single slice"""
     orientation: str
     """canonical or as_stored: the orientation of every shape and spacing here"""
+    oriented: bool = True
+    """whether every file says how its axes lie in the patient, as medical formats do and pictures do not"""
     channels: tuple[ChannelFingerprint, ...]
     cases: tuple[CaseFingerprint, ...] = Field(min_length=1)
 

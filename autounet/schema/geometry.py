@@ -32,6 +32,6 @@ class Geometry(Part):
     """(x, y, z) mm"""
     direction: tuple[float, float, float, float, float, float, float, float, float] = IDENTITY
     kind: str = "nifti"
-    """file kind: nifti, nrrd, mha, png, tiff, gif, jpeg, bmp or array"""
+    """file kind: nifti, nrrd, mha, dicom, png, tiff, gif, jpeg, bmp or array"""
     dimension: int = Field(default=3, ge=2, le=3)
     """2 for photographs and single-slice formats, 3 for volumes"""

@@ -20,6 +20,16 @@ class Region(Part):
     values: tuple[int, ...] = Field(min_length=1)
 
 
+class LabelCode(Part):
+    """The value that stands for a colour in a picture, or for the segments of 3D Slicer that meet in a voxel."""
+
+    value: int
+    colour: tuple[int, int, int] | None = None
+    """(red, green, blue), 0 to 255"""
+    segments: tuple[str, ...] = ()
+    """names, sorted"""
+
+
 class Labels(Part):
     """Classes in dense order: `classes[i]` has dense index i, and index 0 is always the file value 0.
 
@@ -33,6 +43,8 @@ class Labels(Part):
     regions: tuple[Region, ...] = ()
     ignore: int | None = None
     pairs: tuple[tuple[str, str], ...] = ()
+    codes: tuple[LabelCode, ...] = ()
+    """how label files that hold colours or named segments are read as values; empty: they hold values"""
 
     @model_validator(mode="after")
     def _check(self) -> Labels:
@@ -49,6 +61,9 @@ class Labels(Part):
         unknown = {value for region in self.regions for value in region.values} - set(values)
         if unknown:
             raise ValueError(f"regions use values that no class has: {sorted(unknown)}")
+        paired = [name for pair in self.pairs for name in pair]
+        if not set(paired) <= {label.name for label in self.classes} or len(set(paired)) < len(paired):
+            raise ValueError(f"pairs name a class twice, or none: {self.pairs}")
         return self
 
     @property

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from autounet.schema.record import Part, Record
+from autounet.schema.record import Part, Record, digest
 
 GIB = 1024**3
 
@@ -30,6 +30,10 @@ class DataOptions(Part):
     """regular expression; its first capture in the case name is the group"""
     splits: str | None = None
     """'nnunet' or a JSON file"""
+    palette: str | None = None
+    """JSON file that says which colour in the label pictures is which class"""
+    frames: Literal["channels", "time"] | None = None
+    """what the fourth axis of 4-D files is; None: by the rule of `datasets.frames`"""
 
 
 class PlannerOptions(Part):
@@ -72,10 +76,33 @@ class TrainOptions(Part):
     foreground_fraction: float = Field(default=1 / 3, ge=0, le=1)
     """share of each batch's samples that contain foreground for certain (nnU-Net: 0.33)"""
     augmentation: Literal["full", "light", "none"] = "full"
+    elastic: bool = False
+    """samples are bent as well, unless augmentation is none"""
     ema_decay: float | None = None
     """exponential moving average of the weights, used for validation and prediction; None: off"""
     seed: int = 0
     deterministic: bool = False
+    start: str | None = None
+    """checksum of the weights that training starts from; None: drawn from the seed"""
+
+    def digest(self) -> str:
+        """Without fields that came later at their defaults, so that what was trained before stays known."""
+        later = {"elastic", "start"}
+        kept = {name for name in later if getattr(self, name) == type(self).model_fields[name].default}
+        return digest(self.model_dump(mode="json", exclude=kept))
+
+
+NO_WEIGHTS = "none"
+"""takes back the weights of an earlier command"""
+
+
+class WeightsSource(Part):
+    """A file or a packed model whose weights training starts from."""
+
+    path: str
+    """absolute, or `NO_WEIGHTS`"""
+    checksum: str | None = None
+    """of the weights, hex; None: not read yet"""
 
 
 class RunOptions(Record):
@@ -96,3 +123,13 @@ class RunOptions(Record):
     workers: int | None = Field(default=None, ge=0)
     seed: int | None = None
     deterministic: bool | None = None
+    pretrained: WeightsSource | None = None
+    """file with the weights of an encoder, in timm's naming"""
+    init: WeightsSource | None = None
+    """packed model, or the output folder of a run"""
+
+    @property
+    def start(self) -> WeightsSource | None:
+        """What weights start from; None: random numbers. Of `pretrained` and `init` one is given at most."""
+        given = (each for each in (self.pretrained, self.init) if each is not None and each.path != NO_WEIGHTS)
+        return next(given, None)

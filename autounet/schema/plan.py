@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue, computed_field, model_validator
 
 from autounet.schema.options import PlannerOptions
 from autounet.schema.record import Part, Record, digest
+from autounet.schema.targets import TargetKind
 
 
 class ChannelNormalisation(Part):
@@ -21,10 +22,11 @@ class ChannelNormalisation(Part):
     ct: clip to [lower, upper], subtract mean, divide by std (all from the data set's foreground).
     zscore: subtract the case's mean, divide by its std; over non-zero voxels only when `nonzero_only`.
     unit: divide by `upper` - `lower` after subtracting `lower` (colour images to 0..1).
+    range: the case's own minimum to maximum become 0..1.
     none: unchanged.
     """
 
-    scheme: Literal["ct", "zscore", "unit", "none"]
+    scheme: Literal["ct", "zscore", "unit", "range", "none"]
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
     lower: float = 0.0
@@ -45,7 +47,8 @@ class Resampling(Part):
 class PreprocessSpec(Part):
     """Orient, transpose, crop, normalise, resample: in this order."""
 
-    orientation: Literal["canonical", "as_stored"] = "canonical"
+    orientation: Literal["canonical", "as_stored", "ras"] = "canonical"
+    """ras: axes run to the right, to the front and up, as some imported nnU-Net models have it"""
     transpose: tuple[int, int, int] = (0, 1, 2)
     """network axis i is oriented file axis transpose[i]"""
     spacing: tuple[float | None, float, float]
@@ -65,7 +68,8 @@ class NetworkSpec(Part):
     family: str = "plain"
     dims: Literal[2, 3]
     in_channels: int = Field(gt=0)
-    out_channels: int = Field(gt=1)
+    out_channels: int = Field(gt=0)
+    """classes with the background, or one for each overlapping target"""
     features: tuple[int, ...] = Field(min_length=1)
     strides: tuple[tuple[int, ...], ...]
     """per stage and axis; the first stage has stride 1"""
@@ -107,6 +111,9 @@ class InferenceSpec(Part):
     weighting: Literal["gaussian", "uniform"] = "gaussian"
     mirror_axes: tuple[int, ...] = ()
     """spatial axes of the network (0-based) that are mirrored at test time"""
+    handover: Literal["grid", "file"] = "grid"
+    """how a previous stage's scores become labels on this one's grid when new images are predicted: interpolated
+    straight to it, or decided on in the image's own voxels and resampled as labels, as between nnU-Net's commands"""
 
 
 Limit = Literal["memory", "image", "data", "time", "option", "search", "minimum"]
@@ -131,10 +138,14 @@ class Configuration(Part):
     """network axis order, as many entries as the network has dimensions"""
     batch_size: int = Field(ge=1)
     network: NetworkSpec
+    targets: TargetKind = "classes"
+    """classes: a softmax over all of them; regions: a sigmoid for each of `schema.targets.overlapping_targets`"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     mirror_axes: tuple[int, ...] = ()
     """spatial axes mirrored by augmentation"""
+    swap_axis: int | None = None
+    """spatial axis along which a mirror exchanges the two classes of each pair, in training and prediction"""
     batch_dice: bool = False
     previous_stage: str | None = None
     """configuration whose segmentation, one-hot without the background, is appended to the channels (cascade)"""
@@ -157,7 +168,9 @@ class Configuration(Part):
         """Digest of what the weights depend on: estimates and the way of predicting lie outside."""
         estimates = (name for name in type(self).model_fields if name.startswith("predicted_"))
         outside = {"inference", "spacing", "median_shape", "prepared", "limited_by", *estimates}
-        content = self.model_dump(mode="json", exclude=outside)
+        later = {"targets", "swap_axis"}  # fields that came later: weights trained before keep their key
+        kept = {name for name in later if getattr(self, name) == type(self).model_fields[name].default}
+        content = self.model_dump(mode="json", exclude=outside | kept)
         options = content["network"]["options"]
         content["network"]["options"] = {name: options[name] for name in options if name not in PREDICTION_OPTIONS}
         return digest(content)

@@ -117,8 +117,10 @@ class Metrics(Record):
     """`metrics.json`."""
 
     mean_dice: float | None
-    """mean over foreground classes of the mean over cases where it is defined"""
+    """mean over foreground classes, or where there are regions over these and the classes that they do not tell apart,
+    of the mean over cases where it is defined"""
     per_class: dict[str, ClassMetrics]
+    """of classes and regions, by name"""
     cases: tuple[CaseMetrics, ...]
     tolerance: float = 1.0
     """surface distance tolerance of nsd: mm, or pixels without spacing"""
@@ -158,6 +160,7 @@ class ModelBundle(Record):
     file_kind: str
     channels: tuple[Channel, ...]
     channel_patterns: dict[str, str] = {}
+    time_points: bool = False
     labels: Labels
     configurations: dict[str, Configuration]
     selection: Selection
@@ -177,3 +180,25 @@ class CheckResult(Record):
     labels: Labels
     cases: tuple[str, ...]
     findings: tuple[Finding, ...]
+
+
+class Repair(Part):
+    """What `autounet check --fix` did with one case."""
+
+    case: str
+    done: tuple[str, ...] = ()
+    """a sentence each"""
+    dropped: str | None = None
+    """why the case is not in the new folder"""
+
+    def __str__(self) -> str:
+        return f"case {self.case}: " + (f"left out: {self.dropped}" if self.dropped else "; ".join(self.done))
+
+
+class RepairResult(Record):
+    """`autounet check --fix --json`: what was done, and what the check of the new folder found."""
+
+    folder: str
+    repairs: tuple[Repair, ...]
+    """of the cases that were changed or left out"""
+    result: CheckResult

@@ -1,10 +1,17 @@
-"""What a network with one sigmoid channel per target learns: regions, which may overlap, as sets of dense classes."""
+"""What a network learns, one output channel each: the classes by a softmax, or regions, which may overlap, by sigmoids.
+
+A plan says which (`Configuration.targets`). Everything that depends on the choice is asked here.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from autounet.schema.labels import Labels
+
+TargetKind = Literal["classes", "regions"]
+"""classes: one output for each class, background included, of which one is right; regions: one for each of
+`overlapping_targets`, on or off by itself"""
 
 
 class Target(NamedTuple):
@@ -15,6 +22,28 @@ class Target(NamedTuple):
     """dense classes whose union it is"""
     paints: int
     """dense class that the channel writes where it is on, over what earlier channels wrote"""
+
+
+def planned_targets(labels: Labels) -> TargetKind:
+    """What the planner chooses: the regions, if there are any."""
+    return "regions" if labels.regions else "classes"
+
+
+def targets_of(labels: Labels, kind: TargetKind) -> tuple[Target, ...]:
+    """One for each output of a network, in the order of its channels."""
+    if kind == "regions":
+        return overlapping_targets(labels)
+    return tuple(Target(each.name, (index,), index) for index, each in enumerate(labels.classes))
+
+
+def counted_targets(labels: Labels) -> tuple[Target, ...]:
+    """Those that the mean Dice goes over: what the planner has learnt, but the background.
+
+    The regions and the classes that they do not tell apart, or without regions the foreground classes.
+    """
+    found = targets_of(labels, planned_targets(labels))
+    background = labels.classes[0].name
+    return tuple(target for target in found if target.name != background)
 
 
 def overlapping_targets(labels: Labels) -> tuple[Target, ...]:

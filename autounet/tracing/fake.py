@@ -23,10 +23,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from autounet.tracing.kernels import KERNELS, META
 from autounet.tracing.replay import Event
 
 aten = torch.ops.aten
-META, CPU = torch.device("meta"), torch.device("cpu")
+CPU = torch.device("cpu")
 
 CUDA_IN_FLOAT32 = (
     "layer_norm", "group_norm", "rms_norm", "softmax.int", "log_softmax.int", "softplus", "cumsum",
@@ -224,46 +225,3 @@ def _in_float32(name: str) -> Callable[..., Tensor]:
             return operation(*map(cast, args), **{key: cast(value) for key, value in kwargs.items()})
 
     return kernel
-
-
-def _layout(*tensors: Tensor) -> torch.memory_format:
-    """Channels-last when the image or the kernel is, as oneDNN and cuDNN decide."""
-    for layout, dims in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
-        for tensor in tensors:
-            if tensor.ndim == dims and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous():
-                return layout
-    return torch.contiguous_format
-
-
-def _convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, transposed: bool,
-    output_padding: Any, groups: int,
-) -> Tensor:  # fmt: skip
-    size = []
-    for axis, length in enumerate(x.shape[2:]):
-        step, pad, spread = (value[axis if len(value) > 1 else 0] for value in (stride, padding, dilation))
-        reach = spread * (weight.shape[2 + axis] - 1) + 1
-        if transposed:
-            more = output_padding[axis if len(output_padding) > 1 else 0]
-            size.append((length - 1) * step - 2 * pad + reach + more)
-        else:
-            size.append((length + 2 * pad - reach) // step + 1)
-    channels = weight.shape[1] * groups if transposed else weight.shape[0]
-    shape = (len(x), channels, *size)
-    return torch.empty(shape, dtype=x.dtype, device=META, memory_format=_layout(x, weight))
-
-
-def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, *rest: Any) -> Any:
-    layout, wanted = _layout(x, weight), rest[-1]
-    made = [
-        torch.empty(like.shape, dtype=like.dtype, device=META, memory_format=layout) if asked else None
-        for like, asked in zip((x, weight), wanted, strict=False)
-    ]
-    return (*made, torch.empty(bias_sizes, dtype=weight.dtype, device=META) if wanted[2] else None)
-
-
-KERNELS: dict[Any, Callable[..., Any]] = {
-    aten.convolution.default: _convolution,
-    aten.convolution_backward.default: _convolution_backward,
-}
-"""own shape functions: torch's forget the memory order on Meta tensors, and load the symbolic algebra"""

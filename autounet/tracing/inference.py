@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from autounet.ops.orient import permute
 from autounet.ops.resample import prepared_shape
-from autounet.schema.fingerprint import CaseFingerprint, Fingerprint
-from autounet.schema.plan import Configuration, PreprocessSpec
+from autounet.schema.fingerprint import Fingerprint
+from autounet.schema.plan import Configuration
 from autounet.tracing.margins import Margin
 from autounet.tracing.replay import alive_peak
 

@@ -109,7 +109,8 @@ def take_steps(question: Question, device: torch.device) -> torch.nn.Module:
         shape = (question.batch, *question.patch)
         image = torch.randn((question.batch, spec.in_channels, *question.patch))
         target = torch.randint(setting.labels.count, shape, dtype=torch.int16)
-        batch = Batch(image, target, weight=torch.ones(shape) if options.loss in BORDER_WEIGHTED else None)
+        known = torch.ones((question.batch, setting.labels.count), dtype=torch.bool) if setting.partial else None
+        batch = Batch(image, target, known, torch.ones(shape) if options.loss in BORDER_WEIGHTED else None)
         batch = batch.to(device, precision.channels_last)
         del image, target
         for _ in range(STEPS):

@@ -58,7 +58,8 @@ def _saved(spec: NetworkSpec, model: torch.nn.Module, patch: tuple[int, ...], se
 
     precision: Precision = setting.precision
     image = torch.randn(BATCH, spec.in_channels, *patch)
-    batch = Batch(image, torch.zeros((BATCH, *patch), dtype=torch.int16))
+    known = torch.ones((BATCH, setting.labels.count), dtype=torch.bool) if setting.partial else None
+    batch = Batch(image, torch.zeros((BATCH, *patch), dtype=torch.int16), known)
     batch = batch.to(torch.device("cpu"), precision.channels_last)
     loss = step_loss(spec, setting.labels, setting.options)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

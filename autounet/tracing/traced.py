@@ -13,6 +13,7 @@ from autounet.nets import FAMILIES
 from autounet.schema.labels import Labels
 from autounet.schema.options import TrainOptions
 from autounet.schema.plan import Configuration, NetworkSpec, PreprocessSpec
+from autounet.schema.targets import TargetKind, planned_targets, targets_of
 from autounet.step import AUTOCAST, Precision, build_optimiser, configuration_loss, train_step
 from autounet.tracing.fake import Recorder, fake_module, played
 from autounet.tracing.replay import Event
@@ -27,6 +28,8 @@ class StepSetting:
     precision: Precision
     device: str
     """cpu or cuda; for every other kind the GPU's code is traced"""
+    partial: bool = False
+    """cases in which not every class was annotated occur, which takes more memory in the loss"""
 
 
 class Trace(NamedTuple):
@@ -46,7 +49,12 @@ class _PlayedPrecision(Precision):
 
 
 def step_loss(spec: NetworkSpec, labels: Labels, options: TrainOptions) -> Loss:
-    """The loss of any configuration with this network; patch, batch and preprocessing do not change it."""
+    """The loss of any configuration with this network; patch, batch and preprocessing do not change it.
+
+    What the network learns shows in its outputs: where they could be both, it is what the planner chooses.
+    """
+    planned = planned_targets(labels)
+    targets: TargetKind = planned if spec.out_channels == len(targets_of(labels, planned)) else "classes"
     return configuration_loss(
         Configuration(
             preprocess=PreprocessSpec(spacing=(1, 1, 1), normalisation=()),
@@ -54,6 +62,7 @@ def step_loss(spec: NetworkSpec, labels: Labels, options: TrainOptions) -> Loss:
             patch_size=spec.divisor,
             batch_size=1,
             network=spec,
+            targets=targets,
             batch_dice=True,
             median_shape=(1, 1, 1),
             predicted_memory_bytes=0,
@@ -79,7 +88,8 @@ def trace_step(spec: NetworkSpec, patch: tuple[int, ...], batch: int, setting: S
             parameter.grad = torch.empty_like(parameter)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        data = fake_batch(spec, patch, batch, precision, options.loss in BORDER_WEIGHTED)
+        annotated = setting.labels.count if setting.partial else 0
+        data = fake_batch(spec, patch, batch, precision, options.loss in BORDER_WEIGHTED, annotated)
         setup = _take(recorder)
         played_precision = _PlayedPrecision(precision.name, precision.channels_last)
         loss = step_loss(spec, setting.labels, options)
@@ -106,14 +116,21 @@ def trace_forward(spec: NetworkSpec, patch: tuple[int, ...], batch: int, precisi
 
 
 def fake_batch(
-    spec: NetworkSpec, patch: tuple[int, ...], batch: int, precision: Precision, weighted: bool = False
+    spec: NetworkSpec,
+    patch: tuple[int, ...],
+    batch: int,
+    precision: Precision,
+    weighted: bool = False,
+    annotated: int = 0,
 ) -> Batch:
-    """Images and labels as the loader gives them, with a weight per voxel when asked; needs `played`."""
+    """Images and labels as the loader gives them, with a weight per voxel, and which of so many classes were annotated,
+    when asked; needs `played`."""
     spatial = torch.channels_last if spec.dims == 2 else torch.channels_last_3d
     layout = spatial if precision.channels_last else torch.contiguous_format
     image = torch.empty((batch, spec.in_channels, *patch), memory_format=layout)
     labels = torch.empty((batch, *patch), dtype=torch.int16)
-    return Batch(image, labels, weight=torch.empty((batch, *patch)) if weighted else None)
+    known = torch.empty((batch, annotated), dtype=torch.bool) if annotated else None
+    return Batch(image, labels, known, torch.empty((batch, *patch)) if weighted else None)
 
 
 def _take(recorder: Recorder) -> list[Event]:

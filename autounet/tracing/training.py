@@ -67,6 +67,8 @@ class TrainingMemory:
     device: str
     """kind: cpu, cuda or mps"""
     margin: Margin
+    partial: bool = False
+    """whether cases occur in which not every class was annotated"""
     method: Method | None = None
     """how the last answer was found"""
     _known: dict[str, _Known | None] = field(default_factory=dict)
@@ -151,11 +153,17 @@ class TrainingMemory:
         from autounet.tracing.traced import StepSetting
 
         precision = Precision(self.precision, self.channels_last)
-        return StepSetting(self.labels, self.options, precision, "cpu" if self.device == "cpu" else "cuda")
+        device = "cpu" if self.device == "cpu" else "cuda"
+        return StepSetting(self.labels, self.options, precision, device, self.partial)
 
 
-def training_memory(labels: Labels, options: TrainOptions, profile: DeviceProfile) -> TrainingMemory:
-    """The memory model for trainings on the device of `profile`. Torch is loaded at the first question."""
+def training_memory(
+    labels: Labels, options: TrainOptions, profile: DeviceProfile, partial: bool = False
+) -> TrainingMemory:
+    """The memory model for trainings on the device of `profile`. Torch is loaded at the first question.
+
+    `partial`: cases occur in which not every class was annotated.
+    """
     return TrainingMemory(
         labels=labels,
         options=options,
@@ -163,6 +171,7 @@ def training_memory(labels: Labels, options: TrainOptions, profile: DeviceProfil
         channels_last=profile.channels_last,
         device=profile.device.partition(":")[0],
         margin=memory_margin(profile),
+        partial=partial,
     )
 
 

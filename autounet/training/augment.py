@@ -17,20 +17,16 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
-from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
-from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
-from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
-from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
-from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
-from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
-from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import (
     SpatialTransform,
     create_affine_matrix_2d,
     create_affine_matrix_3d,
 )
-from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from torch import Tensor
+
+from autounet.training.elastic import Bend, draw_bend
+from autounet.training.intensity import intensity_transforms
+from autounet.training.mirroring import ClassSwap, Mirror
 
 P_ROTATION = 0.2
 P_SCALING = 0.2
@@ -51,6 +47,17 @@ class Spatial(NamedTuple):
     """what has to be read, centred on the patch; each axis at least the patch's and of its parity"""
     angles: tuple[float, ...] | None = None
     scales: tuple[float, ...] | None = None
+    bend: Bend | None = None
+    """before rotation and scaling"""
+
+
+class Augmented(NamedTuple):
+    image: Tensor
+    """(C + previous_classes, *patch)"""
+    labels: Tensor
+    """(*patch)"""
+    swapped: bool = False
+    """whether left and right classes have changed places"""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,9 @@ class Augmentation:
     mirror_axes: tuple[int, ...]
     previous_classes: int = 0
     """channels that the previous stage's segmentation becomes: its classes without the background; 0 without one"""
+    swap: ClassSwap | None = None
+    elastic: bool = False
+    """every sample is bent as well (`training.elastic`), unless `kind` is none"""
 
     @property
     def flat(self) -> bool:
@@ -82,50 +92,78 @@ class Augmentation:
     def draw(self, generator: np.random.Generator) -> Spatial:
         seed = int(generator.integers(2**31))
         rotate, scale = generator.random() < P_ROTATION, generator.random() < P_SCALING
-        if self.kind == "none" or not (rotate or scale):
+        if self.kind == "none" or not (rotate or scale or self.elastic):
             return Spatial(seed, self.patch)
-        axes = len(self.plane)
-        angles = tuple(generator.uniform(-self.largest_angle, self.largest_angle, axes)) if rotate else (0.0,) * axes
-        scales = (generator.uniform(*SCALES),) * axes if scale else (1.0,) * axes
-        reached = reached_size(self.plane, angles, scales)
-        return Spatial(seed, (self.patch[0], *reached) if self.flat else reached, angles, scales)
+        axes, reached = len(self.plane), self.plane
+        angles, scales, bend = None, None, None
+        if rotate or scale:
+            largest = self.largest_angle
+            angles = tuple(generator.uniform(-largest, largest, axes)) if rotate else (0.0,) * axes
+            scales = (generator.uniform(*SCALES),) * axes if scale else (1.0,) * axes
+            reached = reached_size(self.plane, angles, scales)
+        if self.elastic:
+            bend = draw_bend(generator, reached)
+            reached = bend.source_size
+        return Spatial(seed, (self.patch[0], *reached) if self.flat else reached, angles, scales, bend)
 
-    def apply(
-        self, spatial: Spatial, image: Tensor, labels: Tensor, previous: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Image (C, *source_size) and labels (*source_size) to (C + previous_classes, *patch) and (*patch).
+    def apply(self, spatial: Spatial, image: Tensor, labels: Tensor, previous: Tensor | None = None) -> Augmented:
+        """Image (C, *source_size) and labels (*source_size), rotated, scaled, changed in intensity and mirrored.
 
         `previous` (*source_size), the labels of the previous stage, is moved like `labels` and appended one-hot.
         """
         if self.kind == "none" and previous is None:
-            return image, labels
+            return Augmented(image, labels)
+        mirror = Mirror(self.mirror_axes, self.swap)
         maps = [labels] if previous is None else [labels, previous.to(labels.dtype)]
         with seeded(spatial.seed), torch.no_grad():
-            if spatial.angles is not None and spatial.scales is not None:
-                image, *maps = self._transform_space(spatial.angles, spatial.scales, image, *maps)
+            if spatial.angles is not None or spatial.bend is not None:
+                image, *maps = self._transform_space(spatial, image, *maps)
             sample = {"image": image, "segmentation": torch.stack(maps)}
-            for transform in self._transforms():
+            for transform in self._transforms(mirror):
                 sample = transform(**sample)
-        return sample["image"].contiguous(), sample["segmentation"][0].contiguous()
+        return Augmented(sample["image"].contiguous(), sample["segmentation"][0].contiguous(), mirror.swapped)
 
-    def _transforms(self) -> Iterator[BasicTransform]:
+    def _transforms(self, mirror: Mirror) -> Iterator[BasicTransform]:
         """Those after the spatial one."""
         if self.kind != "none":
             yield from intensity_transforms(self.kind, self.flat)
-            yield MirrorTransform(self.mirror_axes)
+            yield mirror
         if self.previous_classes:
             from autounet.training.one_hot import one_hot_transforms  # slow to import
 
             yield from one_hot_transforms(self.previous_classes, augmented=self.kind != "none")
 
-    def _transform_space(
-        self, angles: Sequence[float], scales: Sequence[float], image: Tensor, *segmentations: Tensor
-    ) -> tuple[Tensor, ...]:
+    def _transform_space(self, spatial: Spatial, image: Tensor, *segmentations: Tensor) -> tuple[Tensor, ...]:
         """Linear for the image and for each label's one-hot map; a voxel's label is the one with the largest share.
 
         Image and maps are channels of one array: the positions are computed once, which takes a third of the time of
         transforming them one by one.
         """
+        present = [_present(each) for each in segmentations]
+        maps = [
+            (labels == values.view(-1, *[1] * labels.ndim)).float()
+            for labels, values in zip(segmentations, present, strict=True)
+        ]
+        joined = torch.cat((image, *maps))  # (C + present, *source)
+        if self.flat:
+            # planes become channels, so that all are transformed alike
+            moved = self._moved(spatial, joined.flatten(0, 1)).unflatten(0, joined.shape[:2])
+        else:
+            moved = self._moved(spatial, joined)
+        shares = moved[len(image) :].split([len(values) for values in present])
+        labels = (
+            _largest_share(own, values).to(labels.dtype)
+            for labels, own, values in zip(segmentations, shares, present, strict=True)
+        )
+        return moved[: len(image)].contiguous(), *labels
+
+    def _moved(self, spatial: Spatial, source: Tensor) -> Tensor:
+        """(C, *source_size) -> (C, *plane)."""
+        if spatial.bend is not None:
+            source = spatial.bend.apply(source)
+        if spatial.angles is None or spatial.scales is None:
+            return source
+        angles, scales = spatial.angles, spatial.scales
         transform = SpatialTransform(
             self.plane,
             patch_center_dist_from_border=0,
@@ -135,23 +173,7 @@ class Augmentation:
             p_scaling=1,
             scaling=lambda image, dim: scales[dim],
         )
-        present = [_present(each) for each in segmentations]
-        maps = [
-            (labels == values.view(-1, *[1] * labels.ndim)).float()
-            for labels, values in zip(segmentations, present, strict=True)
-        ]
-        joined = torch.cat((image, *maps))  # (C + present, *source)
-        if self.flat:
-            # planes become channels, so that all are transformed alike
-            moved = transform(image=joined.flatten(0, 1))["image"].unflatten(0, joined.shape[:2])
-        else:
-            moved = transform(image=joined)["image"]
-        shares = moved[len(image) :].split([len(values) for values in present])
-        labels = (
-            _largest_share(own, values).to(labels.dtype)
-            for labels, own, values in zip(segmentations, shares, present, strict=True)
-        )
-        return moved[: len(image)].contiguous(), *labels
+        return transform(image=source)["image"]
 
 
 def _present(labels: Tensor) -> Tensor:
@@ -176,50 +198,6 @@ def reached_size(patch: Sequence[int], angles: Sequence[float], scales: Sequence
     half = np.abs(matrix) @ ((np.asarray(patch) - 1) / 2)
     margins = np.maximum(0, np.ceil(half - (np.asarray(patch) - 1) / 2).astype(int) + 1)
     return tuple(int(size + 2 * margin) for size, margin in zip(patch, margins, strict=True))
-
-
-def intensity_transforms(kind: str, flat: bool) -> tuple[BasicTransform, ...]:
-    """nnU-Net's list ("full"), or its cheap half ("light")."""
-    if (kind, flat) not in _INTENSITY:
-        _INTENSITY[kind, flat] = _intensity_transforms(kind, flat)
-    return _INTENSITY[kind, flat]
-
-
-_INTENSITY: dict[tuple[str, bool], tuple[BasicTransform, ...]] = {}
-
-
-def _intensity_transforms(kind: str, flat: bool) -> tuple[BasicTransform, ...]:
-    each = {"synchronize_channels": False, "p_per_channel": 1}
-    noise = GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True)
-    contrast = ContrastTransform(BGContrast((0.75, 1.25)), preserve_range=True, **each)
-    gamma = GammaTransform(BGContrast((0.7, 1.5)), p_invert_image=0, p_retain_stats=1, **each)
-    if kind == "light":
-        return (RandomTransform(noise, 0.1), RandomTransform(contrast, 0.15), RandomTransform(gamma, 0.3))
-    # `benchmark` would choose between convolution and FFT by measured time, and so change results from run to run
-    blur = GaussianBlurTransform(_blur_sigma, p_per_channel=0.5, benchmark=False)
-    brightness = MultiplicativeBrightnessTransform(BGContrast((0.75, 1.25)), **each)
-    coarse = SimulateLowResolutionTransform(
-        scale=(0.5, 1),
-        synchronize_channels=False,
-        synchronize_axes=True,
-        ignore_axes=(0,) if flat else None,
-        p_per_channel=0.5,
-    )
-    inverted = GammaTransform(BGContrast((0.7, 1.5)), p_invert_image=1, p_retain_stats=1, **each)
-    return (
-        RandomTransform(noise, 0.1),
-        RandomTransform(blur, 0.2),
-        RandomTransform(brightness, 0.15),
-        RandomTransform(contrast, 0.15),
-        RandomTransform(coarse, 0.25),
-        RandomTransform(inverted, 0.1),
-        RandomTransform(gamma, 0.3),
-    )
-
-
-def _blur_sigma(shape: Sequence[int], dim: int) -> float:
-    """0.5 to 1 voxels; next to none along an axis too thin for the transform's kernel of up to 7 voxels."""
-    return np.random.uniform(0.5, 1.0) if shape[dim] > 3 else 0.01
 
 
 @contextmanager

@@ -27,7 +27,7 @@ class TrainCase(NamedTuple):
     image: Any
     labels: Any
     locations: dict[int, np.ndarray]
-    """dense class -> (N, 3) voxel indices; only classes that occur"""
+    """dense class -> (N, 3) voxel indices; only classes that occur, 0 only where some voxels have no label"""
     previous: Any | None = None
     """dense labels of the previous stage of a cascade"""
 

@@ -53,7 +53,7 @@ def _train(task: FoldTask, on_log: Callable[[EpochLog], None] | None) -> RunReco
     earlier = state.elapsed
     loss = configuration_loss(configuration, task.labels, options)
     loader = batches(train_source(task), state.step, task.workers, pin_memory=device.type == "cuda")
-    monitor = PatchMonitor(validation_source(task), task.labels, precision, device)
+    monitor = PatchMonitor(validation_source(task), task.labels, precision, device, configuration.targets)
     journal = Journal(task.folder, state.step, on_log)
     losses: list[torch.Tensor] = []  # since the last line of the journal, as are the next two
     line_began, waited = time.monotonic(), 0.0

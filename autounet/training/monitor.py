@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from autounet.losses import Batch
 from autounet.losses.deep_supervision import centre_crop
+from autounet.schema.annotated import is_certain
 from autounet.schema.labels import Labels
+from autounet.schema.targets import TargetKind, targets_of
 from autounet.step import Precision
 from autounet.training.samples import SampleSource
 
@@ -20,9 +23,18 @@ BATCHES = 2
 class PatchMonitor:
     """Always the same patches, so that values of different steps can be compared."""
 
-    def __init__(self, source: SampleSource | None, labels: Labels, precision: Precision, device: torch.device) -> None:
+    def __init__(
+        self,
+        source: SampleSource | None,
+        labels: Labels,
+        precision: Precision,
+        device: torch.device,
+        kind: TargetKind = "classes",
+    ) -> None:
         """`source` None: there are no validation cases, and `measure` returns None."""
-        self.labels = labels
+        self.targets = targets_of(labels, kind)
+        self.exclusive = kind == "classes"
+        self.background = labels.classes[0].name
         self.precision = precision
         self.device = device
         self.source = source
@@ -34,31 +46,44 @@ class PatchMonitor:
 
     @torch.no_grad()
     def measure(self, model: nn.Module) -> dict[str, float] | None:
-        """Dice per foreground class over all voxels of all patches; classes absent from them are left out."""
+        """Dice per target but the background over all voxels of all patches; those absent from them are left out."""
         if self.source is None:
             return None
         began = time.monotonic()
         training = model.training
         model.eval()
-        overlap = torch.zeros(self.labels.count)
-        size = torch.zeros(self.labels.count)
-        truth = torch.zeros(self.labels.count)
+        sums = torch.zeros(3, len(self.targets), dtype=torch.int64)
         for number in range(BATCHES):
             batch = self.source.batch(number).to(self.device, self.precision.channels_last)
             with self.precision.autocast(self.device.type):
-                found = model(batch.image).argmax(1)
-            labels = centre_crop(batch.labels, found.shape[1:])
-            known = labels >= 0
-            for index in range(1, self.labels.count):
-                predicted, true = (found == index) & known, labels == index
-                overlap[index] += (predicted & true).sum().cpu()
-                size[index] += predicted.sum().cpu()
-                truth[index] += true.sum().cpu()
+                logits = model(batch.image)
+            sums += self._overlaps(logits, batch).cpu()
         model.train(training)
         self._last = time.monotonic() - began
         self._seconds += self._last
         return {
-            label.name: float(2 * overlap[index] / (size[index] + truth[index]))
-            for index, label in enumerate(self.labels.classes)
-            if index > 0 and truth[index] > 0
+            target.name: float(2 * both / (predicted + true))
+            for target, both, predicted, true in zip(self.targets, *sums, strict=True)
+            if target.name != self.background and true > 0
         }
+
+    def _overlaps(self, logits: Tensor, batch: Batch) -> Tensor:
+        """(3, C) voxels that are predicted and true, predicted, and true, of logits (B, C, *S)."""
+        labels = centre_crop(batch.labels, logits.shape[2:])
+        winner = logits.argmax(1) if self.exclusive else None
+        known = labels >= 0
+        found = torch.zeros(3, len(self.targets), dtype=torch.int64, device=logits.device)
+        for channel, target in enumerate(self.targets):
+            predicted = logits[:, channel] > 0 if winner is None else winner == channel
+            true = torch.isin(labels, torch.tensor(target.members, device=labels.device, dtype=labels.dtype))
+            counted = known & self._certain(target.members, batch).view(-1, *[1] * (labels.ndim - 1))
+            both = predicted & true & counted
+            found[:, channel] = torch.stack([both.sum(), (predicted & counted).sum(), (true & counted).sum()])
+        return found
+
+    def _certain(self, members: tuple[int, ...], batch: Batch) -> Tensor:
+        """(B) bool: whether a sample's labels tell what is in a target."""
+        if batch.annotated is None:
+            return torch.ones(len(batch.labels), dtype=torch.bool, device=self.device)
+        rows = batch.annotated.tolist()
+        return torch.tensor([is_certain(members, row) for row in rows], device=self.device)

@@ -12,9 +12,11 @@ from autounet.losses import BORDER_WEIGHTED
 from autounet.nets import FAMILIES
 from autounet.ops.weight_map import balance_weights, border_weight
 from autounet.schema.plan import Configuration
+from autounet.schema.swaps import swapped_classes
 from autounet.training.augment import Augmentation
 from autounet.training.cases import CaseStore
 from autounet.training.memory import free_memory
+from autounet.training.mirroring import ClassSwap
 from autounet.training.samples import SampleSource
 from autounet.training.task import FoldTask
 
@@ -39,9 +41,15 @@ def train_source(task: FoldTask) -> SampleSource:
         fold=task.fold_number,
         foreground_fraction=options.foreground_fraction,
         augmentation=Augmentation(
-            options.augmentation, configuration.patch_size, configuration.mirror_axes, task.previous_classes
+            options.augmentation,
+            configuration.patch_size,
+            configuration.mirror_axes,
+            task.previous_classes,
+            class_swap(task),
+            options.elastic,
         ),
         sparse=task.labels.ignore is not None,
+        annotated=task.annotated,
         weigh=voxel_weight(task),
         output=smaller_output(configuration),
     )
@@ -64,8 +72,15 @@ def validation_source(task: FoldTask) -> SampleSource | None:
         foreground_fraction=1.0,
         augmentation=Augmentation("none", configuration.patch_size, (), task.previous_classes),
         sparse=task.labels.ignore is not None,
+        annotated=task.annotated,
         output=smaller_output(configuration),
     )
+
+
+def class_swap(task: FoldTask) -> ClassSwap | None:
+    """What left and right exchange where samples are mirrored."""
+    axis = task.configuration.swap_axis
+    return None if axis is None else ClassSwap(axis, swapped_classes(task.labels))
 
 
 def smaller_output(configuration: Configuration) -> tuple[int, ...] | None:

@@ -97,10 +97,16 @@ class TrainState:
 
 
 def new_state(task: FoldTask, precision: Precision, device: torch.device) -> TrainState:
-    """Weights drawn from the task's seed; torch's global generator is left seeded by it."""
+    """Weights drawn from the task's seed, or those it starts from; torch's global generator is left seeded by it.
+
+    Raises ModelError where the weights to start from do not fit.
+    """
     torch.manual_seed(task.seed)
     spec = task.configuration.network
-    model = precision.place(FAMILIES[spec.family].build(spec), device).train()
+    built = FAMILIES[spec.family].build(spec)
+    if task.start is not None:
+        task.start.set(built, spec)
+    model = precision.place(built, device).train()
     average = None
     if task.options.ema_decay is not None:
         average = copy.deepcopy(model).eval().requires_grad_(False)

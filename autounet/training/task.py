@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from autounet.schema.labels import Labels
@@ -10,6 +11,7 @@ from autounet.schema.options import TrainOptions
 from autounet.schema.plan import Configuration
 from autounet.schema.record import digest
 from autounet.training.schedule import Horizon
+from autounet.training.start import Start
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,12 @@ class FoldTask:
     """of the whole data set, per dense class; for losses that balance classes"""
     events: tuple[str, ...] = ()
     """what happened to the configuration before this training, for its record"""
+    annotated: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
+    """case -> (K) which dense classes were annotated, for cases where some were not"""
     previous: Path | None = None
     """folder of the previous stage's out-of-fold labels of all these cases, on this configuration's grid"""
+    start: Start | None = None
+    """weights to start from; `options.start` is their checksum"""
 
     def __post_init__(self) -> None:
         if (self.previous is None) != (self.configuration.previous_stage is None):
@@ -58,9 +64,9 @@ class FoldTask:
     @property
     def key(self) -> str:
         """Trainings with equal keys reach the same weights, given the same steps."""
-        return digest(
-            [self.configuration.key, self.options.digest(), self.train_cases, self.fold, self.labels.digest()]
-        )
+        content = [self.configuration.key, self.options.digest(), self.train_cases, self.fold, self.labels.digest()]
+        partial = [(case, self.annotated[case]) for case in self.train_cases if case in self.annotated]
+        return digest([*content, partial] if partial else content)
 
     @property
     def seed(self) -> int:

@@ -1,0 +1,212 @@
+"""What can be wrong with a case that only the others show: doubles, outliers, slips. From facts alone; all warnings
+but for grey masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from autounet.datasets.case_checks import FIX
+from autounet.datasets.robust import outliers
+from autounet.images import VOLUME_KINDS
+from autounet.ops.orient import canonical_axes, permute
+from autounet.schema.dataset import CaseFacts, Channel, ChannelFacts, ChannelKind, Dataset, Finding, Severity
+
+RARE = 0.1
+"""share of the cases up to which what a case shows is a slip; beyond, it is how the data set was made"""
+MOST_PIECES = 2
+"""components of a class in the median case, up to which a stray one is told: structures are single or paired"""
+SPACING_FACTOR = 2.0
+"""least factor between a case's spacing and the median: below, patches of every case show about the same"""
+FIXED_FACTOR, OWN_FACTOR = 3.0, 5.0
+"""least factor between a case's range of intensities and the median: where all cases are normalised by the same
+numbers, and where each is by its own"""
+FIXED_SHIFT, OWN_SHIFT = 0.5, 5.0
+"""least distance between a case's median intensity and the others', likewise, in usual ranges of intensities"""
+LEAST_HU = -100.0
+"""Hounsfield units of fat, above which nothing of a body that holds any fat or air lies entirely (DICOM PS3.3
+C.11.1.1.2 defines the unit: air -1000, water 0)"""
+OFFSET_TISSUE = (700.0, 1400.0)
+"""median of CT stored as HU + 1024, which some scanners and archives do"""
+GREY_VALUES = 3
+"""different values between the two of a mask from which on they are no classes"""
+GREY_SHARE = 0.1
+"""most of the voxels that they make up: the borders between the two"""
+WHITE = (255, 65_535)
+"""larger value of masks stored as pictures"""
+
+
+def set_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
+    """Warnings about cases beside the others; `facts` of those that could be read."""
+    return [
+        *duplicate_findings(facts),
+        *empty_findings(dataset, facts),
+        *click_findings(dataset, facts),
+        *spacing_findings(facts),
+        *(each for index, channel in enumerate(dataset.channels) for each in _channel_findings(channel, index, facts)),
+    ]
+
+
+def duplicates(facts: Sequence[CaseFacts]) -> list[list[str]]:
+    """Cases whose images are equal voxel by voxel, in lists of two or more."""
+    by_image: dict[str, list[str]] = {}
+    for fact in facts:
+        if fact.image_hash is not None:
+            by_image.setdefault(fact.image_hash, []).append(fact.identifier)
+    return [names for names in by_image.values() if len(names) > 1]
+
+
+def duplicate_findings(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    labels = {fact.identifier: fact.value_counts for fact in facts}
+    for first, *others in duplicates(facts):
+        for name in others:
+            label = "" if labels[name] == labels[first] else ", with another label"
+            yield _warning(
+                name,
+                "duplicate-image",
+                f"its image is the same as that of {first}{label}",
+                "Take one of them out. Until then both stay in one fold, so that the validation stays honest",
+            )
+
+
+def empty_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """Labels without foreground where nearly all others have some."""
+    background = {0, dataset.labels.ignore}
+    labelled = [fact for fact in facts if fact.value_counts]
+    empty = [fact.identifier for fact in labelled if not set(fact.value_counts) - background]
+    if len(empty) <= RARE * len(labelled):
+        for name in empty:
+            remedy = "Check that its label was saved; a case without any structure is fine"
+            yield _warning(name, "empty-label", "its label holds no foreground", remedy)
+
+
+def click_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """Stray voxels beside a structure, where the class seldom has any."""
+    names = {label.value: label.name for label in dataset.labels.classes}
+    values = sorted({value for fact in facts for value in fact.components})
+    for value in values:
+        having = [fact for fact in facts if value in fact.components]
+        slips = [fact for fact in having if fact.components[value].clicks]
+        pieces = sorted(fact.components[value].count for fact in having)[len(having) // 2]
+        if len(slips) > max(1, RARE * len(having)) or pieces > MOST_PIECES:
+            continue
+        for fact in slips:
+            found = fact.components[value]
+            what = "component" if found.clicks == 1 else "components"
+            message = (
+                f"{names.get(value, f'label {value}')} has {found.clicks} {what} of a few voxels that may be a slip of "
+                f"the hand, one at (z, y, x) = {found.place}; the largest has {found.largest} voxels"
+            )
+            yield _warning(fact.identifier, "tiny-component", message, "Look at them, and erase them if they are")
+
+
+def spacing_findings(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """Along the patient's axes, of volumes that have a spacing."""
+    volumes = [fact for fact in facts if fact.geometry.kind in VOLUME_KINDS or fact.geometry.dimension == 3]
+    spacings = [permute(each.geometry.spacing, canonical_axes(each.geometry.direction)[0]) for each in volumes]
+    told = set()
+    for along in zip(*spacings, strict=True):
+        for index in outliers([math.log(value) for value in along], math.log(SPACING_FACTOR)):
+            if index not in told:
+                told.add(index)
+                own = " x ".join(f"{value:.4g}" for value in spacings[index])
+                usual = f"the median of the others is {_median(along, index):.4g} where it has {along[index]:.4g}"
+                message = f"its spacing of {own} mm (z, y, x) is unlike the rest: {usual}"
+                remedy = "Check its header: a lost or wrong spacing spoils sizes and resampling"
+                yield _warning(volumes[index].identifier, "spacing-outlier", message, remedy)
+
+
+def _median(values: Sequence[float], without: int) -> float:
+    rest = sorted(value for index, value in enumerate(values) if index != without)
+    return rest[len(rest) // 2]
+
+
+def _channel_findings(channel: Channel, index: int, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    cases = [(fact.identifier, fact.channels[index]) for fact in facts if index < len(fact.channels)]
+    known = [(name, each) for name, each in cases if each.low is not None]
+    if channel.kind is ChannelKind.ct:
+        yield from _ct_findings(channel, known)
+    yield from _intensity_outliers(channel, known)
+
+
+def _intensity_outliers(channel: Channel, cases: Sequence[tuple[str, ChannelFacts]]) -> Iterator[Finding]:
+    """Other scales and offsets. They matter little where each case is normalised by its own mean and deviation."""
+    cases = [(name, each) for name, each in cases if _width(each) > 0]
+    if not cases:
+        return
+    fixed = channel.kind in (ChannelKind.ct, ChannelKind.photo)
+    widths, middles = [_width(each) for _, each in cases], [each.median or 0.0 for _, each in cases]
+    usual = sorted(widths)[len(widths) // 2]
+    scaled = outliers([math.log(width) for width in widths], math.log(FIXED_FACTOR if fixed else OWN_FACTOR))
+    shifted = outliers(middles, usual * (FIXED_SHIFT if fixed else OWN_SHIFT))
+    for index in sorted({*scaled, *shifted}):
+        name, own = cases[index]
+        rest = [each for place, (_, each) in enumerate(cases) if place != index]
+        low, high = (sorted(getattr(each, side) for each in rest)[len(rest) // 2] for side in ("low", "high"))
+        message = (
+            f"the intensities of {channel.name} are unlike the rest: mostly {own.low:.4g} to {own.high:.4g}, where the "
+            f"others have {low:.4g} to {high:.4g}"
+        )
+        yield _warning(name, "intensity-outlier", message, "Check that it was exported like the others")
+
+
+def _width(facts: ChannelFacts) -> float:
+    assert facts.low is not None
+    assert facts.high is not None
+    return facts.high - facts.low
+
+
+def _ct_findings(channel: Channel, cases: Sequence[tuple[str, ChannelFacts]]) -> Iterator[Finding]:
+    """One finding for the whole set where most cases hold no CT values, else one for each that does not."""
+    wrong = [(name, each) for name, each in cases if not _looks_like_ct(each)]
+    remedy = "CT is normalised by its absolute values. If it is none, say so: --kind '{}=other' or mri"
+    if len(wrong) > len(cases) / 2:
+        low, high = min(each.minimum for _, each in wrong), max(each.maximum for _, each in wrong)  # type: ignore[type-var]
+        message = f"{channel.name} is CT by its name, but its values, {low:.4g} to {high:.4g}, are no Hounsfield units"
+        yield _warning(None, "no-ct-values", message, remedy.format(channel.name))
+        return
+    for name, each in wrong:
+        values = f"{each.minimum:.4g} to {each.maximum:.4g}"
+        message = f"its values of {channel.name}, {values}, are no Hounsfield units like those of other cases"
+        yield _warning(name, "no-ct-values", message, "Export it again, without windowing or scaling")
+
+
+def _looks_like_ct(facts: ChannelFacts) -> bool:
+    """Something as light as fat, or tissue where an offset of 1024 puts it."""
+    assert facts.minimum is not None
+    assert facts.median is not None
+    return facts.minimum <= LEAST_HU or OFFSET_TISSUE[0] <= facts.median <= OFFSET_TISSUE[1]
+
+
+def grey_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
+    """Masks of 0 and 255 (or 65535) with greys between them, as smoothing and scaling leave (fatal)."""
+    declared = {*dataset.labels.values, dataset.labels.ignore} - {None}
+    found = []
+    for case in dataset.cases:
+        fact = next((each for each in facts if each.identifier == case.identifier), None)
+        greys = grey_values(fact.value_counts, declared) if fact is not None else []
+        if fact is None or not greys:
+            continue
+        voxels = sum(fact.value_counts[value] for value in greys)
+        message = (
+            f"{case.label} is a mask of 0 and {max(fact.value_counts)}, but {voxels} of its voxels hold {len(greys)} "
+            f"values in between ({greys[0]} to {greys[-1]})"
+        )
+        remedy = f"Save it without smoothing or scaling, or let {FIX} round it to the nearer of the two"
+        found.append(Finding(case=case.identifier, code="grey-label", message=message, remedy=remedy))
+    return found
+
+
+def grey_values(counts: dict[int, int], declared: set[int | None]) -> list[int]:
+    """The undeclared values between 0 and white in a mask, ascending; none where they may be classes."""
+    if not counts or max(counts) not in WHITE or min(counts) < 0:
+        return []
+    white, total = max(counts), sum(counts.values())
+    greys = sorted(value for value in counts if 0 < value < white and value not in declared)
+    spread = any(white / 4 <= value <= 3 * white / 4 for value in greys)
+    few = sum(counts[value] for value in greys) <= GREY_SHARE * total
+    return greys if len(greys) >= GREY_VALUES and spread and few else []
+
+
+def _warning(case: str | None, code: str, message: str, remedy: str) -> Finding:
+    return Finding(case=case, code=code, severity=Severity.warning, message=message, remedy=remedy)

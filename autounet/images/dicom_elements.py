@@ -1,0 +1,161 @@
+"""The data elements of a DICOM file, as far as an image needs them. Standard: DICOM PS3.5, sections 7 and A.
+
+Every length is checked against the file before anything else is read: GDCM, which decodes compressed pixels, has
+been seen to crash on damaged files.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+from autounet.images.headers import AGAIN, damaged
+from autounet.schema.errors import DataError
+
+IMPLICIT, EXPLICIT, DEFLATED, BIG = (
+    "1.2.840.10008.1.2",
+    "1.2.840.10008.1.2.1",
+    "1.2.840.10008.1.2.1.99",
+    "1.2.840.10008.1.2.2",
+)
+NATIVE = frozenset({IMPLICIT, EXPLICIT, DEFLATED, BIG})
+"""transfer syntaxes whose pixels are not compressed"""
+PIXELS = (0x7FE0, 0x0010)
+_LONG = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+"""value representations with a length of four bytes"""
+_UNKNOWN = 0xFFFFFFFF
+_DEEPEST = 16
+"""levels of nested sequences"""
+
+
+class Elements(NamedTuple):
+    syntax: str
+    values: dict[tuple[int, int], bytes]
+    """(group, element) -> value, of the first level; sequences are left out"""
+    big: bool
+
+    def text(self, group: int, element: int) -> str:
+        return self.values.get((group, element), b"").decode("latin-1").strip(" \0")
+
+    def numbers(self, group: int, element: int) -> list[float]:
+        """Of a decimal or integer string. Raises ValueError."""
+        text = self.text(group, element)
+        return [float(part) for part in text.split("\\")] if text else []
+
+    def short(self, group: int, element: int) -> int | None:
+        value = self.values.get((group, element), b"")
+        return struct.unpack(">H" if self.big else "<H", value[:2])[0] if len(value) >= 2 else None
+
+
+class _Reader:
+    """Walks the elements of a data set; positions are bytes in `content`."""
+
+    def __init__(self, path: Path, content: bytes, explicit: bool, big: bool) -> None:
+        self.path, self.content, self.explicit = path, content, explicit
+        self.order = ">" if big else "<"
+
+    def header(self, position: int) -> tuple[tuple[int, int], bytes, int, int]:
+        """(tag, representation, length, position of the value)."""
+        tag = self.unpack("HH", position)
+        if tag[0] == 0xFFFE or not self.explicit:
+            return tag, b"", self.unpack("I", position + 4)[0], position + 8
+        kind = self.content[position + 4 : position + 6]
+        if not (kind.isalpha() and kind.isupper()):
+            raise damaged(self.path, f"element {tag[0]:04x},{tag[1]:04x} has no representation")
+        if kind in _LONG:
+            return tag, kind, self.unpack("I", position + 8)[0], position + 12
+        return tag, kind, self.unpack("H", position + 6)[0], position + 8
+
+    def unpack(self, form: str, position: int) -> tuple[int, ...]:
+        if position + struct.calcsize(self.order + form) > len(self.content):
+            raise DataError(f"{self.path} is truncated: it ends within an element. {AGAIN}")
+        return struct.unpack_from(self.order + form, self.content, position)
+
+    def end_of(self, position: int, length: int) -> int:
+        if position + length > len(self.content):
+            raise DataError(f"{self.path} is truncated: {len(self.content)} of {position + length} bytes. {AGAIN}")
+        return position + length
+
+    def skip_items(self, position: int, fragments: bool, depth: int) -> int:
+        """The end of a sequence, or of compressed pixels, whose length is not given."""
+        if depth > _DEEPEST:
+            raise damaged(self.path, "its sequences are nested too deeply")
+        while True:
+            tag, _, length, start = self.header(position)
+            if tag == (0xFFFE, 0xE0DD):
+                return start
+            if tag != (0xFFFE, 0xE000):
+                raise damaged(self.path, f"a sequence holds the element {tag[0]:04x},{tag[1]:04x}")
+            if length != _UNKNOWN:
+                position = self.end_of(start, length)
+            elif fragments:
+                raise damaged(self.path, "a part of its pixels has no length")
+            else:
+                position = self.skip_elements(start, depth + 1)
+
+    def skip_elements(self, position: int, depth: int) -> int:
+        """The end of an item whose length is not given."""
+        while True:
+            tag, kind, length, start = self.header(position)
+            if tag == (0xFFFE, 0xE00D):
+                return start
+            position = self.value_end(tag, kind, length, start, depth)
+
+    def value_end(self, tag: tuple[int, int], kind: bytes, length: int, start: int, depth: int) -> int:
+        if length != _UNKNOWN:
+            return self.end_of(start, length)
+        if kind == b"UN":  # PS3.5 6.2.2: a sequence in implicit little endian
+            return _Reader(self.path, self.content, False, False).skip_items(start, False, depth)
+        return self.skip_items(start, tag == PIXELS, depth)
+
+
+def is_dicom(path: Path) -> bool:
+    """By the four letters after the preamble."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def read_elements(path: Path) -> Elements:
+    """Every element of the first level, the pixels among them (b"" when they are compressed). Raises DataError."""
+    content = path.read_bytes()
+    if content[128:132] != b"DICM":
+        raise DataError(f"{path} is not a DICOM file: it does not say DICM after the preamble. {AGAIN}")
+    meta, position = _group(_Reader(path, content, True, False), 132, 2)
+    syntax = Elements("", meta, False).text(2, 0x10)
+    if not syntax.startswith("1.2.840.10008.1.2") or syntax.strip("0123456789."):
+        raise damaged(path, f"its transfer syntax is {syntax[:40]!r}")
+    if syntax == DEFLATED:
+        stream = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            content, position = stream.decompress(content[position:]), 0
+        except zlib.error as error:
+            raise damaged(path, str(error)) from None
+        if not stream.eof:
+            raise DataError(f"{path} is truncated: its compressed data end early. {AGAIN}")
+    reader = _Reader(path, content, syntax != IMPLICIT, syntax == BIG)
+    values, _ = _group(reader, position, None)
+    return Elements(syntax, values, syntax == BIG)
+
+
+def _group(reader: _Reader, position: int, group: int | None) -> tuple[dict[tuple[int, int], bytes], int]:
+    """Elements from a position to the end of a group, or to the end of the file."""
+    found: dict[tuple[int, int], bytes] = {}
+    last = (0, 0)
+    while position < len(reader.content):
+        if group is not None and reader.unpack("H", position)[0] != group:
+            break
+        tag, kind, length, start = reader.header(position)
+        if tag <= last:
+            raise damaged(reader.path, f"element {tag[0]:04x},{tag[1]:04x} comes after {last[0]:04x},{last[1]:04x}")
+        position = reader.value_end(tag, kind, length, start, 0)
+        if length != _UNKNOWN and kind != b"SQ":
+            found[tag] = reader.content[start:position]
+        elif tag == PIXELS:
+            found[tag] = b""
+        last = tag
+    return found, position

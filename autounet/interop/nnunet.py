@@ -1,0 +1,268 @@
+"""A trained nnU-Net v2 model becomes a bundle that predicts what nnU-Net predicts.
+
+Read without running any of its code: JSON, and checkpoints by torch's restricted reader. The bundle says what nnU-Net
+does: the orientation in which it sees images, its normalisation and resampling, the mirrored axes of its checkpoints,
+half-overlapping tiles with Gaussian weights, and logits averaged over folds.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from autounet.images.formats import file_kind
+from autounet.inference.bundle import pack
+from autounet.interop.nnunet_checkpoint import Checkpoint, our_weights, read_checkpoint
+from autounet.interop.nnunet_files import (
+    CHECKPOINT,
+    DATASET,
+    PLANS,
+    ModelFolder,
+    Source,
+    model_folders,
+    opened,
+    read_json,
+)
+from autounet.interop.nnunet_labels import read_channels, read_labels
+from autounet.interop.nnunet_plans import TheirPlans, our_configuration, read_plans, their_configuration
+from autounet.schema.dataset import Channel, ChannelKind, Dataset
+from autounet.schema.errors import DataError, ModelError
+from autounet.schema.labels import Labels
+from autounet.schema.options import DataOptions, TrainOptions
+from autounet.schema.plan import Configuration
+from autounet.schema.run import ModelBundle, RunRecord, Selection, fold_name
+from autounet.schema.targets import planned_targets, targets_of
+from autounet.store.weights import save_weights
+
+log = logging.getLogger(__name__)
+
+OWN_TRAINERS = "nnUNetTrainer"
+"""what the names of nnU-Net's trainers begin with; others may build or feed networks in their own way"""
+KINDS = {"ct": ChannelKind.ct, "unit": ChannelKind.photo}
+"""by the scheme a channel is normalised with"""
+
+
+class Described(NamedTuple):
+    """What a model folder's two JSON files say."""
+
+    plans: TheirPlans
+    labels: Labels
+    channels: tuple[str, ...]
+    ending: str
+
+
+class Converted(NamedTuple):
+    """One configuration, and the weights of its folds as files of ours."""
+
+    configuration: Configuration
+    weights: dict[int | None, Path]
+    trainer: str
+
+
+def import_model(source: Path, out: Path, configurations: Sequence[str] | None = None) -> ModelBundle:
+    """Write the bundle of a trained model into `out`; `source` is its folder, the one above it, or an exported zip.
+
+    `configurations` are those to predict with (several: their probabilities are averaged); it need not be given where
+    there is one only. A cascade brings its first stage. Folds without a final checkpoint are left out, and said so.
+    Raises ModelError, which names the file, when the model is incomplete or damaged, or does what we cannot repeat.
+    """
+    with opened(source) as found, tempfile.TemporaryDirectory() as scratch:
+        folders = _wanted(found, configurations)
+        described: Described | None = None
+        converted: dict[str, Converted] = {}
+        for name, folder in _with_first_stages(found, folders).items():
+            own = _described(found, folder)
+            if described is not None and (own.labels, own.channels) != (described.labels, described.channels):
+                raise ModelError(f"{found.label}: {folder.name} has other classes or channels than the others")
+            described = own
+            converted[name] = _convert(found, folder, name, own, Path(scratch) / name)
+        assert described is not None
+        return _pack(Path(out), tuple(folders), described, converted, found.label)
+
+
+def _wanted(source: Source, names: Sequence[str] | None) -> dict[str, ModelFolder]:
+    """By configuration the folders to predict with. Raises ModelError when the names do not decide it."""
+    found = model_folders(source)
+    if source.given and names is None:
+        return {_configuration_of(source, found[source.given]): found[source.given]}
+    by_name: dict[str, list[ModelFolder]] = {}
+    for folder in found.values():
+        by_name.setdefault(_configuration_of(source, folder), []).append(folder)
+    if names is None and len(by_name) > 1:
+        known = ", ".join(sorted(by_name))
+        raise ModelError(f"{source.label} holds several configurations: {known}. Choose with --configuration")
+    chosen: dict[str, ModelFolder] = {}
+    for name in names or by_name:
+        candidates = by_name.get(name, [])
+        if len(candidates) != 1:
+            held = ", ".join(sorted(folder.path for folder in candidates or found.values()))
+            problem = "several models" if candidates else "no model"
+            raise ModelError(f"{source.label} holds {problem} of {name}; there are {held}. Give the folder of one")
+        chosen[name] = candidates[0]
+    return chosen
+
+
+def _configuration_of(source: Source, folder: ModelFolder) -> str:
+    """By the folder's name; where that was changed, by its first checkpoint."""
+    if folder.configuration is not None:
+        return folder.configuration
+    with _checkpoint(source, folder, next(iter(_finished(source, folder)))) as checkpoint:
+        return checkpoint.configuration
+
+
+def _finished(source: Source, folder: ModelFolder) -> dict[int | None, str]:
+    """The checkpoints by fold. Raises ModelError when there is none."""
+    if not folder.checkpoints:
+        raise ModelError(
+            f"{source.label}: {folder.path} has no fold with a {CHECKPOINT}. Finish its training, or export it again"
+        )
+    return folder.checkpoints
+
+
+def _with_first_stages(source: Source, folders: dict[str, ModelFolder]) -> dict[str, ModelFolder]:
+    """With the folder of each previous stage, of the same trainer and plans. Raises ModelError where it is missing."""
+    found = model_folders(source)
+    complete = dict(folders)
+    for name, folder in folders.items():
+        plans = f"{folder.path}/{PLANS}"
+        label = f"{source.label}: {plans}"
+        previous = their_configuration(read_plans(read_json(source, plans), label), name, label).previous_stage
+        if previous is None or previous in complete:
+            continue
+        if (place := folder.sibling(previous)) not in found:
+            raise ModelError(
+                f"{source.label}: {name} is the second stage of a cascade, and {place}, its first, is missing. Put it "
+                "beside, or export both"
+            )
+        complete[previous] = found[place]
+    return complete
+
+
+def _described(source: Source, folder: ModelFolder) -> Described:
+    plans, dataset = f"{folder.path}/{PLANS}", f"{folder.path}/{DATASET}"
+    described = read_json(source, dataset)
+    label = f"{source.label}: {dataset}"
+    ending = str(described.get("file_ending", ".nii.gz"))
+    try:
+        file_kind(f"x{ending}")
+    except DataError as error:
+        raise ModelError(f"{label}: file_ending {ending!r}: {error}") from None
+    return Described(
+        read_plans(read_json(source, plans), f"{source.label}: {plans}"),
+        read_labels(described, label),
+        read_channels(described, label),
+        ending,
+    )
+
+
+def _convert(source: Source, folder: ModelFolder, name: str, described: Described, scratch: Path) -> Converted:
+    """One checkpoint at a time. Raises ModelError when folds differ in anything but their weights."""
+    if folder.unfinished:
+        log.warning("%s: left out, without a final checkpoint: %s", folder.name, ", ".join(folder.unfinished))
+    configuration: Configuration | None = None
+    weights: dict[int | None, Path] = {}
+    for fold in _finished(source, folder):
+        with _checkpoint(source, folder, fold) as checkpoint:
+            own = _configuration(source, folder, name, described, checkpoint)
+            if configuration not in (None, own):
+                raise ModelError(f"{source.label}: {folder.path}: its folds are predicted differently. Import only one")
+            configuration, trainer = own, checkpoint.trainer
+            weights[fold] = scratch / fold_name(fold) / "weights.safetensors"
+            weights[fold].parent.mkdir(parents=True)
+            label = f"{source.label}: {folder.checkpoints[fold]}"
+            save_weights(weights[fold], our_weights(checkpoint.weights, own.network, label))
+    assert configuration is not None
+    if not trainer.startswith(OWN_TRAINERS):
+        log.warning("%s: its trainer %s is none of nnU-Net's; it may feed the network otherwise", folder.name, trainer)
+    return Converted(configuration, weights, trainer)
+
+
+@contextmanager
+def _checkpoint(source: Source, folder: ModelFolder, fold: int | None) -> Iterator[Checkpoint]:
+    name = folder.checkpoints[fold]
+    with source.file(name) as path:
+        yield read_checkpoint(path, f"{source.label}: {name}")
+
+
+def _configuration(
+    source: Source, folder: ModelFolder, name: str, described: Described, checkpoint: Checkpoint
+) -> Configuration:
+    label, labels = f"{source.label}: {folder.path}/{PLANS}", described.labels
+    if checkpoint.configuration != name:
+        raise ModelError(
+            f"{source.label}: {folder.path} holds a checkpoint of {checkpoint.configuration}, not of {name}. Put it "
+            "back into its own folder"
+        )
+    cascade = their_configuration(described.plans, name, label).previous_stage is not None
+    return our_configuration(
+        described.plans,
+        name,
+        label,
+        in_channels=len(described.channels) + (labels.count - 1 if cascade else 0),
+        out_channels=len(targets_of(labels, planned_targets(labels))),
+        mirror_axes=checkpoint.mirror_axes,
+        regions=bool(labels.regions),
+    )
+
+
+def _pack(
+    out: Path, chosen: tuple[str, ...], described: Described, converted: dict[str, Converted], label: str
+) -> ModelBundle:
+    """Records of trainings are written beside the weights, as packing wants them; the bundle does not hold them."""
+    for name, each in converted.items():
+        if len(each.configuration.preprocess.normalisation) != len(described.channels):
+            raise ModelError(
+                f"{label}: {name} normalises other channels than dataset.json names. Export the model again"
+            )
+        for fold, path in each.weights.items():
+            _record(name, each.configuration, fold).save(path.with_name("record.json"))
+    schemes = next(iter(converted.values())).configuration.preprocess.normalisation
+    named = zip(described.channels, schemes, strict=True)
+    dataset = Dataset(
+        root="",
+        name=described.plans.dataset_name,
+        layout="nnunet",
+        channels=tuple(Channel(name=name, kind=KINDS.get(each.scheme, ChannelKind.other)) for name, each in named),
+        labels=described.labels,
+        labels_declared=True,
+        cases=(),
+        image_pattern=f"imagesTr/*_0000{described.ending}",
+        file_kind=file_kind(f"x{described.ending}"),
+        suffix=described.ending,
+    )
+    trainers = ", ".join(sorted({each.trainer for each in converted.values()}))
+    origin = f"imported from nnU-Net: {described.plans.dataset_name}, {trainers}, {described.plans.plans_name}"
+    return pack(
+        out,
+        dataset,
+        DataOptions(),
+        {name: each.configuration for name, each in converted.items()},
+        Selection(chosen=chosen, compared=(), reason=f"{origin}. Chosen on import, compared with nothing."),
+        {name: each.weights for name, each in converted.items()},
+        mean_dice=None,
+        details={"origin": origin},
+    )
+
+
+def _record(name: str, configuration: Configuration, fold: int | None) -> RunRecord:
+    """Of a training that happened elsewhere: what is not known stays empty."""
+    return RunRecord(
+        configuration_name=name,
+        configuration=configuration.key,
+        fold=fold,
+        options=TrainOptions(),
+        train_cases=(),
+        validation_cases=(),
+        device="unknown",
+        steps=0,
+        seconds=0.0,
+        curve=(),
+        parameters=0,
+        peak_memory_bytes=None,
+        versions={},
+        events=("imported from nnU-Net",),
+    )

@@ -1,0 +1,145 @@
+"""nnU-Net's checkpoints without running what is in them, and their tensors under our names.
+
+A checkpoint is a pickle, and a pickle may call anything. torch's restricted reader builds tensors and plain values
+alone; nnU-Net's losses and its best score are numpy numbers, so those are allowed too, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from autounet.nets import FAMILIES, plain, residual
+from autounet.schema.errors import ModelError
+from autounet.schema.plan import NetworkSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NUMPY_TYPES = (
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
+)  # fmt: skip
+PREFIXES = ("module.", "_orig_mod.")
+"""what torch's data parallel and compiled modules put before names"""
+ALIASES = ((re.compile(r"^decoder\.encoder\."), "encoder."), (re.compile(r"\.all_modules\.0\."), ".conv."),
+           (re.compile(r"\.all_modules\.\d+\."), ".norm."))  # fmt: skip
+"""further names of tensors that nnU-Net's networks list twice"""
+THEIR_NAMES = {
+    "plain": lambda name, spec: plain.nnunet_name(name, len(spec.features)),
+    "residual": residual.nnunet_name,
+}
+
+
+class Checkpoint(NamedTuple):
+    """What a prediction needs of one fold."""
+
+    weights: dict[str, Tensor]
+    """nnU-Net's names"""
+    configuration: str
+    trainer: str
+    mirror_axes: tuple[int, ...]
+
+
+def read_checkpoint(path: Path, label: str) -> Checkpoint:
+    """`label` is what errors call the file. Raises ModelError when it is damaged, holds anything but tensors, numbers
+    and text, or is no checkpoint of nnU-Net v2."""
+    content = _load(path, label)
+    try:
+        weights, arguments = content["network_weights"], content["init_args"]
+        axes = content.get("inference_allowed_mirroring_axes")
+        found = Checkpoint(
+            weights=_without_prefixes(weights),
+            configuration=str(arguments["configuration"]),
+            trainer=str(content["trainer_name"]),
+            mirror_axes=tuple(int(axis) for axis in axes or ()),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{label} is no checkpoint of nnU-Net v2: {type(error).__name__} {error}. Models of nnU-Net v1 and of "
+            "other programs cannot be imported"
+        ) from None
+    return found
+
+
+def _load(path: Path, label: str) -> Any:
+    import torch
+    from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+    with safe_globals(_allowed()):
+        try:
+            foreign = sorted(get_unsafe_globals_in_checkpoint(path))
+        except Exception as error:  # a damaged file leads to whatever its bytes say
+            raise ModelError(f"{label} cannot be read as a checkpoint: {_first_line(error)}. Copy it again") from None
+        if foreign:
+            raise ModelError(
+                f"{label} wants to build {', '.join(foreign[:5])}, which could run code of its own; only tensors and "
+                "plain values are read. Save its weights again with nnU-Net"
+            )
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:
+            raise ModelError(f"{label} cannot be read as a checkpoint: {_first_line(error)}. Copy it again") from None
+
+
+def _allowed() -> list[Any]:
+    """numpy's numbers: what makes one, under its names in numpy 1 and 2, their types, and the codec of their bytes."""
+    import numpy as np
+
+    make = np.float64(0).__reduce__()[0]
+    makers = [(make, "numpy.core.multiarray.scalar"), (make, "numpy._core.multiarray.scalar")]
+    numbers = [np.dtype(name) for name in NUMPY_TYPES]
+    return [*makers, np.dtype, *(type(each) for each in numbers), *(each.type for each in numbers), codecs.encode]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _without_prefixes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    import torch
+
+    named = {}
+    for name, tensor in weights.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} is no tensor")
+        for prefix in PREFIXES:
+            name = name.removeprefix(prefix)
+        named[name] = tensor
+    return named
+
+
+def our_weights(weights: Mapping[str, Tensor], spec: NetworkSpec, label: str) -> dict[str, Tensor]:
+    """The tensors of `spec`'s network under our names, float32.
+
+    Raises ModelError naming a tensor that is missing, of another shape, or has no place in the network.
+    """
+    import torch
+
+    with torch.device("meta"):
+        wanted = FAMILIES[spec.family].build(spec).state_dict()
+    ours = {}
+    names = {name: THEIR_NAMES[spec.family](name, spec) for name in wanted}
+    for name, theirs in names.items():
+        if theirs not in weights:
+            raise ModelError(f"{label} has no tensor {theirs}, which the network of its plans needs. {REMEDY}")
+        if weights[theirs].shape != wanted[name].shape:
+            found, expected = tuple(weights[theirs].shape), tuple(wanted[name].shape)
+            raise ModelError(f"{label}: {theirs} has shape {found} instead of {expected}. {REMEDY}")
+        ours[name] = weights[theirs].to(torch.float32)
+    known = set(names.values())
+    left = [name for name in weights if name not in known and _canonical(name) not in known]
+    if left:
+        raise ModelError(f"{label} has tensors that the network of its plans has not, as {left[0]}. {REMEDY}")
+    return ours
+
+
+REMEDY = "Its trainer may have built another network than the plans tell; only those of the plans can be imported"
+
+
+def _canonical(name: str) -> str:
+    for pattern, replacement in ALIASES:
+        name = pattern.sub(replacement, name)
+    return name

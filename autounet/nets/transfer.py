@@ -1,0 +1,99 @@
+"""Starting one network from the weights of a trained one: the same architecture, perhaps for other classes.
+
+What depends on the number of classes, the heads, stays as it was drawn where that number differs. A MedNeXt may have
+larger kernels than the trained one (UpKern, Roy et al. 2023, Sec. 2.3). Everything else must be equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from autounet.nets import FAMILIES
+from autounet.schema.errors import ModelError
+from autounet.schema.plan import PREDICTION_OPTIONS, NetworkSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+CLASSES, KERNELS, OPTIONS = "out_channels", "kernel_sizes", "options"
+GROWING_KERNELS = frozenset({"mednext"})
+"""families whose kernels may be larger than those of the weights"""
+
+
+def differences(spec: NetworkSpec, trained: NetworkSpec) -> tuple[str, ...]:
+    """What keeps a network `spec` from starting with the weights of `trained`, each with both values; for people."""
+    return tuple(_differences(spec, trained))
+
+
+def _differences(spec: NetworkSpec, trained: NetworkSpec) -> Iterator[str]:
+    if spec.family != trained.family:  # then the rest says nothing
+        yield f"family is {spec.family} here and {trained.family} in the model"
+        return
+    for name in NetworkSpec.model_fields:
+        if name == CLASSES or (name == KERNELS and _may_grow(spec, trained)):
+            continue
+        here, there = (_options(each) if name == OPTIONS else getattr(each, name) for each in (spec, trained))
+        if here != there:
+            yield f"{name} {_is(here)} here and {there} in the model"
+
+
+def _is(value: object) -> str:
+    return f"are {value}" if isinstance(value, tuple | dict) else f"is {value}"
+
+
+def _options(spec: NetworkSpec) -> dict[str, object]:
+    """With the defaults that the plan may leave out, without what changes predictions alone."""
+    chosen = FAMILIES[spec.family].options.model_validate(spec.options).model_dump(mode="json")
+    return {name: value for name, value in chosen.items() if name not in PREDICTION_OPTIONS}
+
+
+def _may_grow(spec: NetworkSpec, trained: NetworkSpec) -> bool:
+    """Along axes that are convolved in both."""
+    pairs = [
+        (large, small)
+        for stages in zip(spec.kernel_sizes, trained.kernel_sizes, strict=False)
+        for large, small in zip(*stages, strict=False)
+    ]
+    grown = all(large == small or large > small > 1 for large, small in pairs)
+    return spec.family in GROWING_KERNELS and len(spec.kernel_sizes) == len(trained.kernel_sizes) and grown
+
+
+def class_tensors(spec: NetworkSpec) -> tuple[str, ...]:
+    """Names of the tensors whose shape depends on the number of classes, in the order of the state dict."""
+    import torch
+
+    with torch.device("meta"):
+        more = spec.model_copy(update={CLASSES: spec.out_channels + 1})
+        states = [FAMILIES[each.family].build(each).state_dict() for each in (spec, more)]
+    return tuple(name for name, tensor in states[0].items() if tensor.shape != states[1][name].shape)
+
+
+def transfer(
+    network: nn.Module,
+    spec: NetworkSpec,
+    weights: Mapping[str, Tensor],
+    trained: NetworkSpec,
+    new: Collection[str] = (),
+) -> None:
+    """Set `network`, built from `spec`, to the `weights` of a network `trained`, but for the tensors `new`.
+
+    Raises ModelError that lists `differences`, or names a tensor that does not fit; nothing is changed then.
+    """
+    if found := differences(spec, trained):
+        raise ModelError(f"its architecture differs: {'; '.join(found)}")
+    state = network.state_dict()
+    given = {**weights, **{name: state[name] for name in new}}
+    if spec.kernel_sizes != trained.kernel_sizes:
+        from autounet.nets.mednext_modules import upkern
+
+        upkern(network, given)
+        return
+    odd = (name for name in sorted(state.keys() | given.keys()) if _shape(given, name) != _shape(state, name))
+    if (name := next(odd, None)) is not None:
+        raise ModelError(f"its weights are not those of the network that it describes: {name} does not fit")
+    network.load_state_dict(given)
+
+
+def _shape(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return weights[name].shape if name in weights else None

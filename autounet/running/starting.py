@@ -1,0 +1,183 @@
+"""What trainings start from where `--pretrained` or `--init` is given: checked before anything is trained.
+
+A model's fold k starts fold k here, so that its validation cases stay unseen where data and folds are the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autounet.inference.bundle import BUNDLE_FILE, file_checksum, load_bundle
+from autounet.nets import FAMILIES
+from autounet.nets.efficient_weights import encoder_weights
+from autounet.nets.transfer import class_tensors, differences
+from autounet.running.context import Context
+from autounet.running.recipes import PRETRAINED_FAMILY
+from autounet.schema.errors import ModelError, OptionError
+from autounet.schema.options import RunOptions, WeightsSource
+from autounet.schema.plan import Configuration
+from autounet.schema.record import digest
+from autounet.schema.run import BundleMember, ModelBundle
+from autounet.store.pretrained import read_pretrained
+
+if TYPE_CHECKING:
+    from autounet.training.start import Start
+
+log = logging.getLogger(__name__)
+
+
+def known_weights(options: RunOptions, out: Path) -> RunOptions:
+    """With the checksum of what weights start from, so that another file of the same name is noticed.
+
+    A file of an earlier command may be gone: what was trained from it is kept. Raises OptionError for one that was
+    never there, and for the model of this very output folder, and ModelError for a damaged one.
+    """
+    source = options.start
+    if source is None:
+        return options
+    if not Path(source.path).exists():
+        if source.checksum is None:
+            raise OptionError(f"{_option(options)} {source.path} does not exist. Give the path of what is there")
+        log.warning("%s %s is gone: what was trained from it is kept", _option(options), source.path)
+        return options
+    checksum = _model_checksum(source, out) if source is options.init else _file_checksum(source)
+    if source.checksum not in (None, checksum):
+        log.warning("%s %s has changed since: folds are trained again", _option(options), source.path)
+    changed = source.model_copy(update={"checksum": checksum})
+    return options.model_copy(update={_option(options).removeprefix("--"): changed})
+
+
+def _option(options: RunOptions) -> str:
+    return "--pretrained" if options.start is options.pretrained else "--init"
+
+
+def _file_checksum(source: WeightsSource) -> str:
+    if not Path(source.path).is_file():
+        raise OptionError(f"--pretrained {source.path} is a folder. Give a file of weights")
+    return file_checksum(Path(source.path))
+
+
+def _model_checksum(source: WeightsSource, out: Path) -> str:
+    """Of the weights alone: a model that is packed again with the same ones is the same."""
+    bundle, folder = load_bundle(Path(source.path))
+    if folder.resolve().is_relative_to(out.resolve()):
+        raise OptionError(f"--init {source.path} is the model of --out {out} itself. Give another --out")
+    return digest(sorted((member.configuration, str(member.fold), member.checksum) for member in bundle.members))
+
+
+@dataclass(frozen=True)
+class Starting:
+    """The weights that the trainings of one run start from."""
+
+    context: Context
+
+    @property
+    def source(self) -> WeightsSource | None:
+        return self.context.options.start
+
+    @cached_property
+    def model(self) -> tuple[ModelBundle, Path] | None:
+        """What `--init` names."""
+        source = self.source
+        return load_bundle(Path(source.path)) if source and source is self.context.options.init else None
+
+    def check(self) -> None:
+        """Raises OptionError or ModelError where what is to be trained cannot start from the given weights."""
+        if self.source is None or not Path(self.source.path).exists():
+            return
+        for name, configuration in self.context.configurations.items():
+            if self.model is None:
+                self._check_encoder(name, configuration)
+            else:
+                self._check_model(name, configuration)
+        if self.model is not None:
+            here, there = (
+                ", ".join(each.name for each in channels)
+                for channels in (self.context.known.dataset.channels, self.model[0].channels)
+            )
+            if here != there:
+                log.warning("the channels are %s here and %s in the model of --init", here, there)
+
+    def of(self, name: str, fold: int | None) -> tuple[Start | None, tuple[str, ...]]:
+        """For one training, and sentences for its record."""
+        from autounet.training.start import Start
+
+        if self.source is None:
+            return None, ()
+        if self.model is None:
+            path = Path(self.source.path)
+            return Start(path), (f"the encoder starts from {path} ({self.source.checksum})",)
+        bundle, folder = self.model
+        configuration, trained = self.context.plan.configurations[name], bundle.configurations[name]
+        member = _member(bundle, name, fold)
+        start = Start(folder / member.path, trained.network, _new_heads(configuration, trained))
+        return start, tuple(self._sentences(name, fold, member, start))
+
+    def _sentences(self, name: str, fold: int | None, member: BundleMember, start: Start) -> Iterator[str]:
+        assert self.model is not None
+        bundle, folder = self.model
+        of_fold = "the training on all cases" if member.fold is None else f"fold {member.fold}"
+        yield f"the weights start from {of_fold} of {name} in {folder} ({member.checksum})"
+        if start.new:
+            yield f"new, since the classes differ: {', '.join(start.new)}"
+        spec = self.context.plan.configurations[name].network
+        if start.trained is not None and spec.kernel_sizes != start.trained.kernel_sizes:
+            yield "kernels were interpolated to their larger size (UpKern)"
+        if fold is not None and member.fold != fold and bundle.name == self.context.known.dataset.name:
+            yield "the model may have been trained on validation cases of this fold: its Dice may be too good"
+
+    def _check_encoder(self, name: str, configuration: Configuration) -> None:
+        import torch
+
+        assert self.source is not None
+        network, place = configuration.network, f"--pretrained {self.source.path}: {name}"
+        if network.family != PRETRAINED_FAMILY:
+            raise OptionError(
+                f"{place} is of the family {network.family}, and the weights are those of an encoder of "
+                f"{PRETRAINED_FAMILY}. Give --family {PRETRAINED_FAMILY}"
+            )
+        if network.dims != 2:
+            raise OptionError(
+                f"{place} is three-dimensional, and pretrained weights are for images of two dimensions. "
+                "Give --configurations 2d"
+            )
+        with torch.device("meta"):
+            built = FAMILIES[network.family].build(network)
+        try:
+            encoder_weights(built, read_pretrained(Path(self.source.path)))
+        except ModelError as error:
+            raise ModelError(f"{place}: {error}") from None
+
+    def _check_model(self, name: str, configuration: Configuration) -> None:
+        assert self.model is not None
+        bundle, folder = self.model
+        trained = bundle.configurations.get(name)
+        if trained is None:
+            known = ",".join(bundle.configurations)
+            raise OptionError(
+                f"--init {folder}: the model has no configuration {name}; it has {known}. Give --configurations {known}"
+            )
+        if found := differences(configuration.network, trained.network):
+            raise ModelError(
+                f"--init {folder}: {name} cannot start from the model's {name}, whose network is another one: "
+                f"{'; '.join(found)}. Plan with the options that the model was planned with, or edit network of "
+                f"{name} in {self.context.out / 'plan.json'} to be that of {folder / BUNDLE_FILE}, and run again"
+            )
+
+
+def _member(bundle: ModelBundle, name: str, fold: int | None) -> BundleMember:
+    """The same fold where there is one; else they take turns."""
+    members = [member for member in bundle.members if member.configuration == name]
+    same = (member for member in members if member.fold == fold)
+    return next(same, members[(fold or 0) % len(members)])
+
+
+def _new_heads(configuration: Configuration, trained: Configuration) -> tuple[str, ...]:
+    """Classes are told apart by their number alone: a new name never trains anything again."""
+    same = configuration.network.out_channels == trained.network.out_channels
+    return () if same and configuration.targets == trained.targets else class_tensors(configuration.network)

@@ -1,0 +1,382 @@
+"""Folders per case, BIDS, tables, descriptions in the folder, and the fourth axis: detected, or asked about."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from autounet.datasets import complete_labels, examine, find_inputs, load_case, load_input, make_splits, scan
+from autounet.datasets.synthetic import make_demo_dataset
+from autounet.images import write_image, write_labels
+from autounet.schema.dataset import Channel, Dataset
+from autounet.schema.errors import DataError
+from autounet.schema.geometry import Geometry
+from autounet.schema.options import DataOptions
+from autounet.schema.run import ModelBundle
+
+NONE = DataOptions()
+SHAPE = (3, 4, 5)
+
+
+def image(path: Path, value: float = 0.0) -> None:
+    voxels = np.random.default_rng(0).normal(size=(1, *SHAPE)).astype(np.float32) + value
+    write_image(path, voxels, Geometry(shape=SHAPE))
+
+
+def label(path: Path, values: int = 3) -> None:
+    write_labels(path, np.arange(60).reshape(SHAPE) % values, Geometry(shape=SHAPE))
+
+
+def bundle_of(dataset: Dataset) -> ModelBundle:
+    names = ("layout", "channels", "channel_patterns", "image_pattern", "suffix", "time_points")
+    return ModelBundle.model_construct(**{name: getattr(dataset, name) for name in names})
+
+
+def names(channels: Sequence[Channel]) -> list[str]:
+    return [channel.name for channel in channels]
+
+
+# one folder per case
+
+
+def brats(root: Path, cases: int = 3) -> None:
+    """The same names in every folder, and a brain mask beside the label."""
+    for index in range(cases):
+        folder = root / f"pat{index}_1"
+        image(folder / "Flair_norm.nii.gz", 1)
+        image(folder / "T1c_norm.nii.gz", 2)
+        label(folder / "OTMultiClass.nii.gz", 5)
+        label(folder / "brainmask.nii.gz", 2)
+        (folder / "License.txt").write_text("CC")
+
+
+def named_by_case(root: Path, cases: int = 3) -> None:
+    for index in range(cases):
+        case = f"Study_{index:03d}"
+        for channel in ("flair", "t1ce"):
+            image(root / case / f"{case}_{channel}.nii.gz")
+        label(root / case / f"{case}_seg.nii.gz")
+
+
+def test_a_second_mask_is_asked_about(tmp_path: Path) -> None:
+    brats(tmp_path)
+    with pytest.raises(DataError) as caught:
+        scan(tmp_path, NONE)
+    text = str(caught.value)
+    assert "candidates: */OTMultiClass.nii.gz (values 0, 1, 2, 3, 4), */brainmask.nii.gz (values 0, 1)" in text
+    assert "--label '*/OTMultiClass.nii.gz' or --label '*/brainmask.nii.gz'" in text
+    assert "--channel 'Flair=*/Flair_norm.nii.gz' --channel 'T1c=*/T1c_norm.nii.gz'" in text
+    with pytest.raises(DataError, match=r"not clear which files are the images; candidates: \*/brainmask"):
+        scan(tmp_path, DataOptions(label="*/OT*"))
+    with pytest.raises(DataError, match=r"several files of each can be the label"):
+        scan(tmp_path, DataOptions(channels={"FLAIR": "*/Flair*"}))
+    options = DataOptions(channels={"FLAIR": "*/Flair*", "T1c": "*/T1c*"}, label="*/OT*")
+    dataset = scan(tmp_path, options)
+    assert (dataset.layout, names(dataset.channels)) == ("cases", ["FLAIR", "T1c"])
+    assert [case.identifier for case in dataset.cases] == ["pat0_1", "pat1_1", "pat2_1"]
+    assert dataset.cases[2].images == ("pat2_1/Flair_norm.nii.gz", "pat2_1/T1c_norm.nii.gz")
+    facts = examine(dataset, workers=1)
+    assert load_case(complete_labels(dataset, facts), "pat0_1").image.shape == (2, *SHAPE)
+
+
+@pytest.mark.parametrize("cases", [1, 2, 5])
+def test_a_single_reading_is_taken(tmp_path: Path, cases: int) -> None:
+    named_by_case(tmp_path, cases)
+    dataset = scan(tmp_path, NONE)
+    assert dataset.layout == "cases"
+    assert names(dataset.channels) == ["flair", "t1ce"]
+    assert [case.identifier for case in dataset.cases] == [f"Study_{index:03d}" for index in range(cases)]
+    assert dataset.cases[0].label == "Study_000/Study_000_seg.nii.gz"
+
+
+def test_nested_folders_and_missing_files(tmp_path: Path) -> None:
+    for case in ("p1", "p2", "p3"):
+        image(tmp_path / case / "MR" / "T2" / "volume.nii.gz")
+        image(tmp_path / case / "MR" / "ADC" / "volume.nii.gz")
+        label(tmp_path / case / "ground_truth.nii.gz")
+    dataset = scan(tmp_path, NONE)
+    assert dataset.cases[0].images == ("p1/MR/ADC/volume.nii.gz", "p1/MR/T2/volume.nii.gz")
+    (tmp_path / "p2" / "MR" / "T2" / "volume.nii.gz").unlink()
+    (tmp_path / "p3" / "ground_truth.nii.gz").unlink()
+    with pytest.raises(DataError) as caught:
+        scan(tmp_path, NONE)
+    assert [(finding.case, finding.code) for finding in caught.value.findings] == [
+        ("p2", "missing-image"), ("p3", "missing-label")
+    ]  # fmt: skip
+
+
+def test_inputs_in_folders_of_cases(tmp_path: Path) -> None:
+    named_by_case(tmp_path / "train")
+    named_by_case(tmp_path / "new", 2)
+    for path in (tmp_path / "new").rglob("*_seg.nii.gz"):
+        path.unlink()
+    bundle = bundle_of(scan(tmp_path / "train", NONE))
+    found = find_inputs(tmp_path / "new", bundle)
+    assert [(case.identifier, len(case.images)) for case in found] == [("Study_000", 2), ("Study_001", 2)]
+    (single,) = find_inputs(tmp_path / "new" / "Study_001", bundle)
+    assert single == found[1]
+    (tmp_path / "new" / "Study_000" / "Study_000_flair.nii.gz").unlink()
+    with pytest.raises(DataError, match="case Study_000: no file for channel flair"):
+        find_inputs(tmp_path / "new", bundle)
+
+
+def test_folders_of_kinds_are_no_folders_of_cases(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        image(tmp_path / "images" / f"{name}.nii.gz")
+        label(tmp_path / "labels" / f"{name}.nii.gz")
+    assert scan(tmp_path, NONE).layout == "pairs"
+    assert scan(tmp_path, DataOptions(channels={"x": "images/*"}, label="labels/*")).layout == "pairs"
+    for part in ("training", "test"):
+        image(tmp_path / "split" / part / "images" / "a.nii.gz")
+        label(tmp_path / "split" / part / "labels" / "a.nii.gz")
+    with pytest.raises(DataError, match="Give one of its folders: test, training"):
+        scan(tmp_path / "split", NONE)
+
+
+# BIDS
+
+
+def bids(root: Path, subjects: int = 3, sessions: Sequence[str] = ("",)) -> None:
+    (root / "derivatives" / "manual").mkdir(parents=True)
+    (root / "dataset_description.json").write_text('{"Name": "study", "BIDSVersion": "1.8.0"}')
+    (root / "participants.tsv").write_text("participant_id\tage\nsub-00\t40\n")
+    for index in range(subjects):
+        for session in sessions:
+            place = Path(f"sub-{index:02d}", *([session] if session else []), "anat")
+            stem = f"sub-{index:02d}" + (f"_{session}" if session else "")
+            image(root / place / f"{stem}_T1w.nii.gz")
+            image(root / place / f"{stem}_FLAIR.nii.gz")
+            label(root / "derivatives" / "manual" / place / f"{stem}_desc-lesion_mask.nii.gz", 2)
+
+
+def test_bids_with_derivatives(tmp_path: Path) -> None:
+    bids(tmp_path, sessions=("ses-a", "ses-b"))
+    dataset = scan(tmp_path, NONE)
+    assert (dataset.layout, names(dataset.channels)) == ("bids", ["FLAIR", "T1w"])
+    assert [case.identifier for case in dataset.cases[:2]] == ["sub-00_ses-a", "sub-00_ses-b"]
+    assert [case.group for case in dataset.cases[:3]] == ["sub-00", "sub-00", "sub-01"]
+    assert dataset.cases[0].label == ("derivatives/manual/sub-00/ses-a/anat/sub-00_ses-a_desc-lesion_mask.nii.gz")
+    assert dataset.labels.classes[1].name == "lesion"
+    found = find_inputs(tmp_path, bundle_of(dataset))
+    assert (len(found), found[5].identifier, len(found[5].images)) == (6, "sub-02_ses-b", 2)
+    splits = make_splits(dataset, [], NONE)
+    assert all(len({name[:6] for name in fold}) * 2 == len(fold) for fold in splits.folds)
+
+
+def test_bids_with_several_masks_and_gaps(tmp_path: Path) -> None:
+    bids(tmp_path)
+    for index in range(3):
+        label(tmp_path / f"derivatives/prep/sub-0{index}/anat/sub-0{index}_desc-brain_mask.nii.gz", 2)
+    with pytest.raises(DataError, match=r"candidates: .*manual: desc-lesion_mask \(3 files\).*prep: desc-brain_mask"):
+        scan(tmp_path, NONE)
+    options = DataOptions(label="derivatives/manual/sub-*/anat/*_desc-lesion_mask.nii.gz")
+    assert len(scan(tmp_path, options).cases) == 3
+    (tmp_path / "sub-01" / "anat" / "sub-01_FLAIR.nii.gz").unlink()
+    (tmp_path / "derivatives/manual/sub-02/anat/sub-02_desc-lesion_mask.nii.gz").unlink()
+    with pytest.raises(DataError) as caught:
+        scan(tmp_path, options)
+    assert "case sub-01: it has no FLAIR image" in str(caught.value)
+    assert "case sub-02: " in str(caught.value)
+
+
+def test_bids_names_of_classes(tmp_path: Path) -> None:
+    bids(tmp_path)
+    for path in list(tmp_path.rglob("*_mask.nii.gz")):
+        label(path.with_name(path.name.replace("desc-lesion_mask", "dseg")))
+        path.unlink()
+    (tmp_path / "derivatives" / "manual" / "dseg.tsv").write_text("index\tname\n0\tBackground\n1\tGM\n2\tWM\n")
+    labels = scan(tmp_path, NONE).labels
+    assert [(each.name, each.value) for each in labels.classes] == [("Background", 0), ("GM", 1), ("WM", 2)]
+
+
+# tables
+
+
+def rows_of(root: Path, cases: int = 4) -> list[dict[str, str]]:
+    rows = []
+    for index in range(cases):
+        for channel in ("t1", "t2"):
+            image(root / "scans" / f"{index}_{channel}.nii.gz")
+        label(root / "truth" / f"{index}.nii.gz")
+        rows.append(
+            {
+                "case": f"c{index}", "T1": f"scans/{index}_t1.nii.gz", "T2": f"scans/{index}_t2.nii.gz", "age": "40",
+                "label": f"truth/{index}.nii.gz", "group": f"g{index // 2}", "fold": str(index // 2),
+                "annotated": "one;2" if index == 0 else "",
+            }
+        )  # fmt: skip
+    return rows
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, str]], delimiter: str = ",") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+        return path
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t"), ("a.json", "")])
+def test_a_table_says_everything(tmp_path: Path, name: str, delimiter: str) -> None:
+    table = write_table(tmp_path / name, rows_of(tmp_path), delimiter)
+    options = DataOptions(classes={"one": 1, "two": 2})
+    for data in (tmp_path, table):
+        dataset = scan(data, options)
+        assert (dataset.layout, names(dataset.channels)) == ("table", ["T1", "T2"])
+        assert dataset.cases[3].images == ("scans/3_t1.nii.gz", "scans/3_t2.nii.gz")
+        assert [case.group for case in dataset.cases] == ["g0", "g0", "g1", "g1"]
+        assert [case.annotated for case in dataset.cases] == [(1, 2), None, None, None]
+        splits = make_splits(dataset, [], options)
+        assert (splits.source, splits.folds) == ("table", (("c0", "c1"), ("c2", "c3")))
+        assert load_case(dataset, "c2").image.shape == (2, *SHAPE)
+    assert [case.identifier for case in find_inputs(table, bundle_of(dataset))] == ["c0", "c1", "c2", "c3"]
+
+
+def test_a_table_of_groups_beside_another_layout(tmp_path: Path) -> None:
+    make_demo_dataset(tmp_path, cases=4)
+    rows = [{"case": f"demo_00{index}", "group": f"g{index % 2}", "fold": "ab"[index % 2]} for index in range(4)]
+    write_table(tmp_path / "cases.csv", rows)
+    dataset = scan(tmp_path, NONE)
+    assert dataset.layout == "nnunet"
+    assert [case.group for case in dataset.cases] == ["g0", "g1", "g0", "g1"]
+    assert make_splits(dataset, [], NONE).folds == (("demo_000", "demo_002"), ("demo_001", "demo_003"))
+    write_table(tmp_path / "cases.csv", rows[:3])
+    with pytest.raises(DataError, match="gives case demo_003 no fold"):
+        scan(tmp_path, NONE)
+    write_table(tmp_path / "cases.csv", [{"case": "demo_9", "group": "x"}])
+    with pytest.raises(DataError, match="names the case demo_9, which is not there"):
+        scan(tmp_path, NONE)
+
+
+def test_mistakes_in_tables_are_told(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path)
+    (tmp_path / rows[1]["T2"]).unlink()
+    rows[2]["label"] = "truth/9.nii.gz"
+    table = write_table(tmp_path / "a.csv", rows)
+    with pytest.raises(DataError) as caught:
+        scan(table, NONE)
+    assert "case c1: the table names scans/1_t2.nii.gz, which does not exist, for channel T2" in str(caught.value)
+    assert "case c2: the table names truth/9.nii.gz, which does not exist, as its label" in str(caught.value)
+    whole = rows_of(tmp_path)
+    write_table(table, [*whole, whole[0]])
+    with pytest.raises(DataError, match="lists c0 more than once"):
+        scan(table, NONE)
+    write_table(table, [{**row, "annotated": "three"} for row in whole])
+    with pytest.raises(DataError, match="case c0 is annotated with 'three', which is no class"):
+        scan(table, NONE)
+    whole = [{**row, "annotated": ""} for row in whole]
+    write_table(table, [{**row, "fold": "0"} for row in whole])
+    with pytest.raises(DataError, match="every case into fold 0"):
+        make_splits(scan(table, NONE), [], NONE)
+    write_table(table, [{**row, "fold": row["case"]} for row in whole])
+    with pytest.raises(DataError, match="group g0 into folds c0 and c1"):
+        make_splits(scan(table, NONE), [], NONE)
+    write_table(tmp_path / "b.csv", whole)
+    with pytest.raises(DataError, match=r"candidates: a\.csv, b\.csv"):
+        scan(tmp_path, NONE)
+    (tmp_path / "c.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(DataError, match=r"c\.csv is no table of cases"):
+        scan(tmp_path / "c.csv", NONE)
+
+
+# options in the folder
+
+
+def test_a_description_says_what_options_say(tmp_path: Path) -> None:
+    brats(tmp_path)
+    described = {
+        "channels": {"FLAIR": "*/Flair*", "T1c": "*/T1c*"}, "kinds": {"T1c": "other"}, "label": "*/OT*", "ignore": 4,
+        "labels": {"background": 0, "edema": 2}, "regions": {"core": [1, 3]}, "group": r"pat(\d)",
+    }  # fmt: skip
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    dataset = scan(tmp_path, NONE)
+    assert names(dataset.channels) == ["FLAIR", "T1c"]
+    assert dataset.channels[1].kind == "other"
+    assert dataset.labels.ignore == 4
+    assert dataset.labels.regions[0].values == (1, 3)
+    assert dataset.cases[1].group == "1"
+    assert dataset.channel_patterns == described["channels"]
+    options = DataOptions(channels={"only": "*/T1c*"}, ignore=3, regions={"core": (1, 2)})
+    other = scan(tmp_path, options)
+    assert (names(other.channels), other.labels.ignore, other.labels.regions[0].values) == (["only"], 3, (1, 2))
+    (tmp_path / "dataset.json").write_text(json.dumps({**described, "frames": "rows"}))
+    with pytest.raises(DataError, match=r"dataset\.json: frames is 'rows'"):
+        scan(tmp_path, NONE)
+
+
+# the fourth axis
+
+
+def four_axes(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(part) for part in array]), str(path))
+
+
+def cine(root: Path, frames: int = 3, label_frames: int | None = None, cases: int = 2) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    voxels = rng.normal(size=(frames, *SHAPE)).astype(np.float32)
+    for index in range(cases):
+        four_axes(root / "images" / f"p{index}.nii.gz", voxels)
+        if label_frames:
+            labels = (np.arange(label_frames * 60).reshape(label_frames, *SHAPE) % 7 == 0).astype(np.uint8)
+            four_axes(root / "labels" / f"p{index}.nii.gz", labels)
+        else:
+            label(root / "labels" / f"p{index}.nii.gz")
+    return voxels
+
+
+def test_named_channels_are_channels(tmp_path: Path) -> None:
+    voxels = cine(tmp_path)
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": ["T1", "T2", "PD"]}))
+    dataset = scan(tmp_path, NONE)
+    assert (names(dataset.channels), dataset.time_points) == (["T1", "T2", "PD"], False)
+    (found,) = find_inputs(tmp_path / "images" / "p0.nii.gz", bundle_of(dataset))
+    np.testing.assert_array_equal(load_input(found, dataset.channels)[0], voxels)
+
+
+def test_labels_with_time_points_make_cases_of_them(tmp_path: Path) -> None:
+    voxels = cine(tmp_path, frames=3, label_frames=3)
+    dataset = scan(tmp_path, DataOptions(classes={"heart": 1}))
+    assert dataset.time_points
+    assert [case.identifier for case in dataset.cases] == ["p0_t0", "p0_t1", "p0_t2", "p1_t0", "p1_t1", "p1_t2"]
+    assert [case.group for case in dataset.cases] == ["p0"] * 3 + ["p1"] * 3
+    case = load_case(dataset, "p1_t2")
+    np.testing.assert_array_equal(case.image[0], voxels[2])
+    assert case.labels.shape == SHAPE
+    facts = examine(dataset, workers=1)
+    assert not any(fact.findings for fact in facts)
+    assert len({fact.content_hash for fact in facts[:3]}) == 3
+    found = find_inputs(tmp_path / "images", bundle_of(dataset))
+    assert [each.identifier for each in found] == [case.identifier for case in dataset.cases]
+    np.testing.assert_array_equal(load_input(found[4], dataset.channels)[0][0], voxels[1])
+
+
+def test_an_unclear_fourth_axis_is_asked_about(tmp_path: Path) -> None:
+    cine(tmp_path / "a")
+    with pytest.raises(DataError, match=r"3 entries along a fourth axis; its label has none, .*--frames channels"):
+        scan(tmp_path / "a", NONE)
+    assert len(scan(tmp_path / "a", DataOptions(frames="channels")).channels) == 3
+    with pytest.raises(DataError, match=r"different numbers of time points .*labels/p0\.nii\.gz 1"):
+        scan(tmp_path / "a", DataOptions(frames="time"))
+    cine(tmp_path / "b", frames=3, label_frames=3)
+    (tmp_path / "b" / "dataset.json").write_text(json.dumps({"channel_names": ["T1", "T2", "PD"]}))
+    with pytest.raises(DataError, match="its label has 3 too, and 3 channels are named"):
+        scan(tmp_path / "b", NONE)
+    (tmp_path / "b" / "dataset.json").write_text(json.dumps({"channel_names": ["cine"]}))
+    assert len(scan(tmp_path / "b", NONE).cases) == 6
+
+
+def test_time_needs_a_fourth_axis(tmp_path: Path) -> None:
+    make_demo_dataset(tmp_path, cases=2)
+    with pytest.raises(DataError, match="has no fourth axis"):
+        scan(tmp_path, DataOptions(frames="time"))

@@ -1,0 +1,128 @@
+"""`autounet check --fix` repairs what can be repaired into a new folder, and changes nothing in the old one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import broken_contents
+import broken_sets as sets
+import numpy as np
+import pytest
+from broken_gallery import GALLERY, Broken
+from broken_sets import NONE
+
+from autounet.cli import main
+from autounet.datasets import scan
+from autounet.images import read_geometry, read_labels
+from autounet.running import reading
+from autounet.running.reading import check_data, fix_data
+from autounet.schema.errors import DataError, OptionError
+from autounet.schema.options import DataOptions
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting processes would take longer than all that they would do here."""
+    monkeypatch.setattr(reading, "available_cores", lambda: 1)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("broken", [broken for broken in GALLERY if broken.fixed], ids=lambda broken: broken.name)
+def test_what_can_be_repaired_is_repaired(tmp_path: Path, broken: Broken) -> None:
+    data, new = tmp_path / "data", tmp_path / "new"
+    options = broken.make(data) or NONE
+    before = contents(data)
+    found = fix_data(data, options, new)
+    (repair,) = found.repairs
+    assert repair.case == broken.case
+    assert broken.fixed in str(repair)
+    assert found.result.findings == (), [str(finding) for finding in found.result.findings]
+    assert len(found.result.cases) == (5 if repair.dropped else 6)
+    assert check_data(new, NONE) == found.result
+    assert contents(data) == before
+
+
+def test_a_label_flipped_by_its_header_comes_back_voxel_by_voxel(tmp_path: Path) -> None:
+    sets.label_of_another_direction(tmp_path / "data")
+    fix_data(tmp_path / "data", NONE, tmp_path / "new")
+    values, geometry = read_labels(sets.label_file(tmp_path / "new"))
+    np.testing.assert_array_equal(values, sets.drawn())
+    assert geometry == read_geometry(sets.image_file(tmp_path / "new"))
+
+
+def test_sound_files_are_copied_byte_by_byte(tmp_path: Path) -> None:
+    data = sets.volumes(tmp_path / "data")
+    found = fix_data(data, NONE, tmp_path / "new")
+    assert found.repairs == ()
+    for file in data.glob("*Tr/*"):
+        assert (tmp_path / "new" / file.relative_to(data)).read_bytes() == file.read_bytes()
+
+
+def test_all_that_options_said_is_kept(tmp_path: Path) -> None:
+    data = sets.pictures(tmp_path / "data", ending=".jpg")
+    options = DataOptions(
+        label="masks/*", classes={"disc": 255}, regions={"all": (255,)}, kinds={"image": "photo"}, group=r"c(\d)"
+    )
+    found = fix_data(data, options, tmp_path / "new").result
+    before, after = scan(data, options), scan(tmp_path / "new", NONE)
+    assert found.findings == ()
+    assert [case.group for case in after.cases] == [case.group for case in before.cases] == list("012345")
+    assert after.channels == before.channels
+    assert after.labels == before.labels
+    assert sorted(path.suffix for path in (tmp_path / "new" / "imagesTr").iterdir()) == [".jpg"] * 6
+
+
+def test_the_sound_one_of_two_equal_cases_is_kept(tmp_path: Path) -> None:
+    broken_contents.same_image_twice(tmp_path / "data")
+    sets.halve(sets.label_file(tmp_path / "data", "c1"))
+    repairs = {
+        repair.case: str(repair.dropped) for repair in fix_data(tmp_path / "data", NONE, tmp_path / "new").repairs
+    }
+    assert list(repairs) == ["c1"]
+    assert "same as that of c2" in repairs["c1"]
+
+
+def test_a_set_that_is_mostly_broken_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    data = sets.volumes(tmp_path / "data")
+    for index in range(4):
+        sets.halve(sets.image_file(data, f"c{index}"))
+    with pytest.raises(DataError, match=r"4 of 6 cases cannot be repaired, and nothing was written:\ncase c0: "):
+        fix_data(data, NONE, tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_repairs_go_into_a_new_folder_only(tmp_path: Path) -> None:
+    data = sets.volumes(tmp_path / "data")
+    for folder, message in ((data, "exists"), (data / "new", "lies in the data folder")):
+        with pytest.raises(OptionError, match=message):
+            fix_data(data, NONE, folder)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    broken_contents.nan_voxels(tmp_path / "data")
+    assert command(monkeypatch, "check", tmp_path / "data") == 1
+    assert "fatal: case c2: imagesTr/c2_0000.nii.gz holds 3 NaN voxels" in capsys.readouterr().out
+    assert command(monkeypatch, "check", tmp_path / "data", "--fix", "--out", tmp_path / "new") == 0
+    printed = capsys.readouterr().out
+    assert "case c2: 3 voxels of imagesTr/c2_0000.nii.gz were replaced" in printed
+    assert "nothing to complain about" in printed
+    assert command(monkeypatch, "check", tmp_path / "data", "--fix", "--json", "--out", tmp_path / "newer") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["repairs"][0]["case"] == "c2"
+    assert told["result"]["findings"] == []
+    assert command(monkeypatch, "check", tmp_path / "data", "--fix") == 1
+    assert "--fix and --out go together" in capsys.readouterr().err
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
+    monkeypatch.setattr(sys, "argv", ["autounet", *map(str, arguments)])
+    try:
+        main()
+    except SystemExit as end:
+        return end.code
+    return 0
