@@ -134,6 +134,11 @@ def test_real_steps_are_timed_and_leave_the_generator_alone():
     assert speed.forward.seconds(2 * 8 * 12 * 8) > 0
 
 
+def test_a_loss_that_needs_weights_is_timed():
+    speed = measure_speed(trainable((8, 12, 8), 2), labels(), TrainOptions(loss="weighted_ce"), "cpu")
+    assert speed.step.seconds(2 * 8 * 12 * 8) > 0
+
+
 def test_sample_rates_are_measured_for_every_kind():
     rates = measure_sample_rates()
     assert set(rates) == set(SAMPLE_RATES)

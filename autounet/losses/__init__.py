@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from autounet.losses.batch import Batch
@@ -24,7 +25,17 @@ from autounet.schema.errors import OptionError
 from autounet.schema.labels import Labels
 from autounet.schema.targets import overlapping_targets
 
-__all__ = ["BORDER_WEIGHTED", "LOSSES", "Batch", "Loss", "LossSetting", "ProcessGroup", "Ranks", "build_loss"]
+__all__ = [
+    "BORDER_WEIGHTED",
+    "LOSSES",
+    "Batch",
+    "Loss",
+    "LossSetting",
+    "ProcessGroup",
+    "Ranks",
+    "build_loss",
+    "even_weight",
+]
 
 Loss = Callable[[Sequence[Tensor], Batch], Tensor]
 
@@ -90,6 +101,11 @@ LOSSES: dict[str, Callable[[LossSetting], Pixelwise]] = {
 
 BORDER_WEIGHTED = frozenset({"weighted_ce"})
 """losses that need `ops.weight_map.border_weight` of every sample in `Batch.weight`"""
+
+
+def even_weight(name: str, shape: Sequence[int]) -> Tensor | None:
+    """(B, *P) ones where the loss `name` needs a weight of each voxel and only its cost counts; None for others."""
+    return torch.ones(tuple(shape)) if name in BORDER_WEIGHTED else None
 
 
 def build_loss(

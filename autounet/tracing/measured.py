@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from autounet.allocator import keep_freed_memory
-from autounet.losses import BORDER_WEIGHTED, Batch
+from autounet.losses import Batch, even_weight
 from autounet.nets import FAMILIES
 from autounet.schema.errors import AutoUNetError, OutOfMemory
 from autounet.schema.plan import NetworkSpec
@@ -110,7 +110,7 @@ def take_steps(question: Question, device: torch.device) -> torch.nn.Module:
         image = torch.randn((question.batch, spec.in_channels, *question.patch))
         target = torch.randint(setting.labels.count, shape, dtype=torch.int16)
         known = torch.ones((question.batch, setting.labels.count), dtype=torch.bool) if setting.partial else None
-        batch = Batch(image, target, known, torch.ones(shape) if options.loss in BORDER_WEIGHTED else None)
+        batch = Batch(image, target, known, even_weight(options.loss, shape))
         batch = batch.to(device, precision.channels_last)
         del image, target
         for _ in range(STEPS):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from autounet.losses import Batch
+from autounet.losses import Batch, even_weight
 from autounet.nets import FAMILIES
 from autounet.schema.plan import NetworkSpec
 from autounet.step import Precision
@@ -59,7 +59,8 @@ def _saved(spec: NetworkSpec, model: torch.nn.Module, patch: tuple[int, ...], se
     precision: Precision = setting.precision
     image = torch.randn(BATCH, spec.in_channels, *patch)
     known = torch.ones((BATCH, setting.labels.count), dtype=torch.bool) if setting.partial else None
-    batch = Batch(image, torch.zeros((BATCH, *patch), dtype=torch.int16), known)
+    labels = torch.zeros((BATCH, *patch), dtype=torch.int16)
+    batch = Batch(image, labels, known, even_weight(setting.options.loss, labels.shape))
     batch = batch.to(torch.device("cpu"), precision.channels_last)
     loss = step_loss(spec, setting.labels, setting.options)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from autounet.allocator import keep_freed_memory
-from autounet.losses import Batch
+from autounet.losses import Batch, even_weight
 from autounet.nets import FAMILIES
 from autounet.planning.speed import Linear, Size, Speed, fit, next_size, probe_sizes
 from autounet.schema.labels import Labels
@@ -76,7 +76,8 @@ class StepTimer:
         with torch.random.fork_rng():
             image = torch.randn(size.batch, self.configuration.network.in_channels, *size.patch)
             target = torch.randint(self.labels.count, (size.batch, *size.patch), dtype=torch.int16)
-        return Batch(image, target).to(self.device, self.precision.channels_last)
+        weight = even_weight(self.options.loss, target.shape)
+        return Batch(image, target, weight=weight).to(self.device, self.precision.channels_last)
 
 
 def time_steps(
