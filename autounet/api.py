@@ -6,16 +6,17 @@ torch is imported when something is predicted, never by importing this module.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from autounet.datasets import Match, image_files, pair
-from autounet.evaluation import distance_unit, evaluate_case, summarise
+from autounet.evaluation import DEFAULT_METRICS, chosen_metrics, distance_unit, evaluate_case, summarise
 from autounet.images import read_geometry, read_labels, stem
 from autounet.running.predictor import Predictor
+from autounet.running.progress import progress
 from autounet.schema.errors import DataError
 from autounet.schema.labels import LabelClass, Labels
 from autounet.schema.run import CaseMetrics, Metrics
@@ -34,6 +35,7 @@ class _EvaluateTask(NamedTuple):
     prediction: Path
     reference: Path
     labels: Labels
+    metrics: tuple[str, ...]
 
 
 def _evaluate_one(task: _EvaluateTask) -> CaseMetrics:
@@ -45,7 +47,7 @@ def _evaluate_one(task: _EvaluateTask) -> CaseMetrics:
             "Predict with the original images, or give the matching reference folder"
         )
     unit = distance_unit(geometry)
-    per_class = evaluate_case(prediction, reference, geometry.spacing, task.labels, unit=unit)
+    per_class = evaluate_case(prediction, reference, geometry.spacing, task.labels, unit=unit, metrics=task.metrics)
     return CaseMetrics(case=task.case, per_class=per_class)
 
 
@@ -60,11 +62,15 @@ def evaluate(
     model: Path | None = None,
     workers: int = 1,
     on_case: Callable[[Any], None] | None = None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
 ) -> Metrics:
     """Evaluate a folder (or file) of label images against references, paired by the design's rule.
 
     Classes come from `model` (a packed one), else from `classes` (name -> value), else from the values found.
+    `metrics` names what is measured (`default` and `all` stand for several; see docs/metrics.md); Dice always is.
+    Raises OptionError for an unknown name, DataError for files that do not fit.
     """
+    wanted = chosen_metrics(metrics)
     pairs = _evaluation_pairs(Path(predictions), Path(references))
     if model is not None:
         from autounet.inference.bundle import load_bundle
@@ -73,9 +79,17 @@ def evaluate(
     else:
         found = set().union(*map_parallel(_values, [(a, b) for _, a, b in pairs], workers))
         labels = _named_labels(dict(classes or {}), found)
-    tasks = [_EvaluateTask(case, prediction, reference, labels) for case, prediction, reference in pairs]
+    tasks = [_EvaluateTask(*match, labels, wanted) for match in pairs]
     unit = distance_unit(read_geometry(tasks[0].reference))
-    return summarise(map_parallel(_evaluate_one, tasks, workers, on_case), labels, unit=unit)
+    with progress("evaluate", len(tasks)) as meter:
+
+        def done(case: CaseMetrics) -> None:
+            meter.advance(text=case.case)
+            if on_case:
+                on_case(case)
+
+        cases = map_parallel(_evaluate_one, tasks, workers, done)
+    return summarise(cases, labels, unit=unit, metrics=wanted)
 
 
 def _evaluation_pairs(predictions: Path, references: Path) -> list[Match]:

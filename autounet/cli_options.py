@@ -40,6 +40,9 @@ Splits = Annotated[Text, typer.Option(help="nnunet, or a JSON file with the fold
 Palette = Annotated[
     Text, typer.Option(metavar="FILE", help="JSON with a colour for each class, where label pictures hold colours")
 ]
+MissingChannels = Annotated[
+    bool, typer.Option("--missing-channels", help="Cases may lack channels: train with what is there")
+]
 Frames = Annotated[Text, typer.Option(metavar="channels|time", help="What the fourth axis of 4-D files is")]
 Pretrained = Annotated[
     Text, typer.Option(help="File: family efficient in 2-D starts from these weights, timm's EfficientNet; or none")
@@ -47,8 +50,28 @@ Pretrained = Annotated[
 Init = Annotated[
     Text, typer.Option(metavar="MODEL", help="Start from a packed model of the same architecture; or none")
 ]
+Metrics = Annotated[
+    Text,
+    typer.Option(
+        help="default, all, or some of dice, iou, sensitivity, precision, hd95, nsd, volume, volume_difference, assd, "
+        "nsd_subvoxel, boundary_iou, lesion_f1, panoptic_quality, cl_dice"
+    ),
+]
 Overlap = Annotated[Optional[float], typer.Option(help="Overlap of tiles", min=0, max=0.9)]  # noqa: UP045
 Prune = Annotated[Whole, typer.Option(help="Family nested: predict by its U-Net of this many poolings", min=1)]
 GateMaps = Annotated[
     bool, typer.Option("--gate-maps", help="Family attention: also write what its gates let pass, as images")
+]
+Probabilities = Annotated[bool, typer.Option("--probabilities", help="Also write probabilities; order in classes.json")]
+Uncertainty = Annotated[
+    bool, typer.Option("--uncertainty", help="Also write the entropy and the disagreement between folds, in nats")
+]
+Average = Annotated[
+    Text, typer.Option(metavar="probabilities|logits", help="What folds, views and configurations are averaged as")
+]
+NoPostprocessing = Annotated[
+    bool, typer.Option("--no-postprocessing", help="Keep the components that the model was selected to remove")
+]
+Template = Annotated[
+    str, typer.Option(help="files, decathlon[:TASK], grand-challenge[:SLUG], or a pattern such as '{case}_seg.nii.gz'")
 ]

@@ -22,6 +22,7 @@ from autounet.cli_options import (
     Kind,
     Label,
     Loss,
+    MissingChannels,
     Out,
     Palette,
     Preset,
@@ -87,6 +88,7 @@ def _data_command(
         splits: Splits = None,
         palette: Palette = None,
         frames: Frames = None,
+        missing_channels: MissingChannels = False,
         replan: Annotated[bool, typer.Option("--replan", help="Make a new plan although one is there")] = False,
         explain: Annotated[bool, typer.Option("--explain", help="What limits each configuration")] = False,
     ) -> None:
@@ -135,4 +137,10 @@ def show_dice(out: Path) -> None:
     metrics = Metrics.load(out / "metrics.json")
     for name, values in metrics.per_class.items():
         typer.echo(f"Dice {name}: {format_number(values.dice)}")
-    typer.echo(f"mean Dice: {format_number(metrics.mean_dice)} over {len(metrics.cases)} out-of-fold cases")
+    mean = f"{format_number(metrics.mean_dice)}{shown_interval(metrics.mean_dice_interval)}"
+    typer.echo(f"mean Dice: {mean} over {len(metrics.cases)} out-of-fold cases")
+
+
+def shown_interval(interval: tuple[float, float] | None) -> str:
+    """Empty without one."""
+    return f" (95 % interval {interval[0]:.4f} to {interval[1]:.4f})" if interval else ""

@@ -15,12 +15,23 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from import_parity_jobs import HIPPOCAMPUS, LABELS, Model, jobs, make_hippocampus, make_shapes, models
+from import_parity_jobs import (
+    HEARTS,
+    HIPPOCAMPUS,
+    LABELS,
+    Model,
+    heart_models,
+    jobs,
+    make_hearts,
+    make_hippocampus,
+    make_shapes,
+    models,
+)
 from measuring import CommandFailed, commit, machine, public_command, run, seconds_text, table, write_results
 
 from autounet.images import read_labels
@@ -53,16 +64,19 @@ class Row:
     their_seconds: float
 
 
-def prepare(work: Path, data: Path, nnunet: Path, trained: Sequence[Model], cases: int) -> None:
-    """Data sets, trainings; what is there is kept."""
-    for dataset in (HIPPOCAMPUS, *LABELS):
+def prepare(work: Path, folders: Mapping[str, Path], nnunet: Path, trained: Sequence[Model], cases: int) -> None:
+    """Data sets, trainings; what is there is kept. `folders` are those of real data sets."""
+    made = {HIPPOCAMPUS: make_hippocampus, HEARTS: make_hearts}
+    for dataset in (*folders, *LABELS):
         raw, tests = work / "raw" / dataset, work / "tests" / dataset
-        if not (raw / "dataset.json").exists():
-            if dataset == HIPPOCAMPUS:
-                make_hippocampus(raw, tests, data, cases)
-            else:
-                make_shapes(raw, tests, cases)
-    for number, job in enumerate(jobs(trained)):
+        if (raw / "dataset.json").exists():
+            continue
+        if dataset in folders:
+            made[dataset](raw, tests, folders[dataset], cases)
+        else:
+            make_shapes(raw, tests, cases)
+    for job in jobs(trained):
+        number = f"{job['dataset']}_{job['plans']}"
         file = work / f"job_{number}.json"
         file.write_text(json.dumps(job, indent=1))
         log.info("training: data set %s, %s", job["dataset"], job["plans"])
@@ -138,19 +152,24 @@ def report(rows: Sequence[Row], command: Sequence[str]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder Task04_Hippocampus")
+    parser.add_argument(
+        "--acdc", type=Path, help="the folder Dataset027_ACDC, in nnU-Net's raw layout; may be left out"
+    )
     parser.add_argument("--nnunet", type=Path, required=True, help="interpreter of an environment with nnU-Net 2.8.1")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "autounet-import-parity")
     parser.add_argument("--iterations", type=int, default=40, help="of each training")
     parser.add_argument("--cases", type=int, default=10, help="cases predicted of each data set")
-    parser.add_argument("--only", help="architecture or configuration")
+    parser.add_argument("--only", help="data set, architecture or configuration")
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results"))
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     work, nnunet = given.work.resolve(), given.nnunet.absolute()
-    chosen = [each for each in models(given.iterations) if given.only in (None, each.architecture, each.configuration)]
+    folders = {HIPPOCAMPUS: given.data.resolve()} | ({HEARTS: given.acdc.resolve()} if given.acdc else {})
+    trained = (*(heart_models(given.iterations) if given.acdc else ()), *models(given.iterations))
+    chosen = [each for each in trained if given.only in (None, each.dataset, each.architecture, each.configuration)]
     rows = []
     try:
-        prepare(work, given.data.resolve(), nnunet, models(given.iterations), given.cases)
+        prepare(work, folders, nnunet, trained, given.cases)
         for model in chosen:
             rows.append(compared(work, nnunet, model))
             log.info("%s %s: %.4f %% equal", model.dataset, model.configuration, 100 * rows[-1].agreement.equal)

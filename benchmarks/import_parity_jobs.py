@@ -1,8 +1,9 @@
 """What `import_parity.py` trains and predicts with nnU-Net: data sets in its raw layout, and the models on them.
 
-Task04 of the Decathlon has small images of one channel that a patch nearly covers, in which nothing is resampled. The
-synthetic set has what that lacks: several tiles, two channels, slices along the last axis and far apart, grids that
-differ, a frame of zeros, directions that differ, a cascade, and once more with regions for classes.
+Task04 of the Decathlon has small images of one channel that a patch nearly covers, in which nothing is resampled. ACDC,
+used where it is given, has slices far apart that are resampled one by one, and several tiles. The synthetic set has
+what these lack: two channels, slices along the last axis, a frame of zeros, directions that differ, a cascade, and once
+more regions for classes.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from autounet.datasets.synthetic import make_case
 from autounet.images import write_image, write_labels
 from autounet.schema.geometry import Geometry
 
-HIPPOCAMPUS, SHAPES, REGIONS = "Dataset004_Hippocampus", "Dataset901_Shapes", "Dataset902_Regions"
-TRAINING_CASES = {HIPPOCAMPUS: 50, SHAPES: 8, REGIONS: 8}
+HIPPOCAMPUS, HEARTS = "Dataset004_Hippocampus", "Dataset027_ACDC"
+SHAPES, REGIONS = "Dataset901_Shapes", "Dataset902_Regions"
+TRAINING_CASES = {HIPPOCAMPUS: 50, HEARTS: 8, SHAPES: 8, REGIONS: 8}
 LABELS = {
     SHAPES: {"labels": {"background": 0, "large": 1, "small": 2}},
     REGIONS: {"labels": {"background": 0, "whole": [1, 2], "small": 2}, "regions_class_order": [1, 2]},
@@ -69,8 +71,17 @@ def _network(dims: int, residual: bool) -> dict[str, Any]:
     return {"batch_size": 4, "patch_size": [12, 32, 32][-dims:], "architecture": {"arch_kwargs": kwargs}}
 
 
+def heart_models(iterations: int) -> tuple[Model, ...]:
+    """Those of the data set ACDC, with small networks."""
+    return tuple(
+        Model(HEARTS, architecture, name, (0,), iterations, {**_network(dims, residual), "patch_size": patch})
+        for architecture, residual in (("plain", False), ("residual", True))
+        for name, dims, patch in (("2d", 2, [96, 96]), ("3d_fullres", 3, [8, 96, 96]))
+    )
+
+
 def models(iterations: int) -> tuple[Model, ...]:
-    """Each after the one whose segmentations it is trained on."""
+    """Those of the other data sets, each after the one whose segmentations it is trained on."""
     few = max(1, iterations // LARGER)
     models = []
     for architecture in PLANNERS:
@@ -137,6 +148,21 @@ def make_hippocampus(raw: Path, tests: Path, data: Path, cases: int) -> None:
             shutil.copyfile(data / entry["label"], raw / "labelsTr" / f"{name}.nii.gz")
     labels = {name: int(value) for value, name in source["labels"].items()}
     _describe(raw, list(source["modality"].values()), {"labels": labels}, train)
+
+
+def make_hearts(raw: Path, tests: Path, data: Path, cases: int) -> None:
+    """The first cases of ACDC in nnU-Net's raw layout to train on, the next ones into `tests`."""
+    train = TRAINING_CASES[HEARTS]
+    for index, image in enumerate(sorted((data / "imagesTr").glob("*_0000.nii.gz"))[: train + cases]):
+        target = raw / "imagesTr" if index < train else tests
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(image, target / image.name)
+        if index < train:
+            label = image.name.replace("_0000", "")
+            (raw / "labelsTr").mkdir(exist_ok=True)
+            shutil.copyfile(data / "labelsTr" / label, raw / "labelsTr" / label)
+    labels = json.loads((data / "dataset.json").read_text())["labels"]
+    _describe(raw, ["cineMRI"], {"labels": labels}, train)
 
 
 def make_shapes(raw: Path, tests: Path, cases: int) -> None:

@@ -118,11 +118,7 @@ def no_foreground(folder: Path) -> None:
 
 
 def one_empty_label(folder: Path) -> None:
-    volumes(folder)
-    for index in range(CASES, 12):
-        write_image(folder / f"imagesTr/c{index}_0000.nii.gz", pixels(10 * index, (1, *SHAPE)), GEOMETRY)
-        write_labels(folder / f"labelsTr/c{index}.nii.gz", drawn(), GEOMETRY)
-    change_label(label_file(folder), lambda values: values.fill(0))
+    change_label(label_file(volumes(folder)), lambda values: values.fill(0))
 
 
 def label_beyond_the_image(folder: Path) -> None:

@@ -60,7 +60,9 @@ GALLERY = (
     Broken(sets.flipped_byte, "unreadable-file", "is damaged", AGAIN, fixed=LEFT_OUT),
     Broken(sets.missing_label, "missing-label", "has no label file in labelsTr/", "Add its label", fixed=LEFT_OUT),
     Broken(sets.missing_image, "missing-image", "labelsTr/c2.nii.gz has no image", "Add its image", fixed=LEFT_OUT),
-    Broken(sets.missing_channel, "missing-image", "it has 1 of 2 channel files", "Add the missing", fixed=LEFT_OUT),
+    Broken(
+        sets.missing_channel, "missing-channel", "it has 1 of 2 channel files", "--missing-channels", fixed=LEFT_OUT
+    ),
     Broken(
         sets.misnumbered_channel, "missing-image", "numbered 0000, 0007, those of", "like the others", fixed=LEFT_OUT
     ),

@@ -444,7 +444,7 @@ def test_inputs_that_are_not_there(tmp_path: Path, demo: Path) -> None:
         (
             "BraTS2015_sample",
             DataOptions(channels={"FLAIR": "*/Flair*", "T1c": "*/T1c*"}, label="*/OT*"),
-            "pairs",
+            "cases",
             4,
             2,
         ),

@@ -98,12 +98,17 @@ def test_empty_masks_are_undefined_with_a_reason_and_never_crash() -> None:
     nothing, point = volume((3, 4, 5)), volume((3, 4, 5), (255, np.s_[1:2, 1:2, 1:2]))
     both = organ(nothing, nothing)
     assert (both.dice, both.iou, both.hd95, both.nsd, both.volume_difference) == (None, None, None, None, 0.0)
-    assert both.undefined == dict.fromkeys(("dice", "iou", "hd95", "nsd"), "empty in both")
+    assert both.undefined == dict.fromkeys(("dice", "iou", "sensitivity", "precision", "hd95", "nsd"), "empty in both")
     missed = organ(nothing, point)
     assert (missed.dice, missed.iou, missed.hd95, missed.nsd) == (0.0, 0.0, None, 0.0)
-    assert missed.undefined == {"hd95": "empty in the prediction"}
-    assert organ(point, nothing).undefined == {"hd95": "empty in the reference"}
-    assert organ(point, point) == ClassMetrics(dice=1, iou=1, hd95=0, nsd=1, volume_difference=0)
+    assert missed.sensitivity == 0.0
+    assert missed.undefined == dict.fromkeys(("precision", "hd95"), "empty in the prediction")
+    added = organ(point, nothing)
+    assert added.precision == 0.0
+    assert added.undefined == dict.fromkeys(("sensitivity", "hd95"), "empty in the reference")
+    assert organ(point, point) == ClassMetrics(
+        dice=1, iou=1, sensitivity=1, precision=1, hd95=0, nsd=1, volume=0.001, volume_difference=0
+    )
 
 
 def test_ignored_voxels_count_in_neither() -> None:

@@ -38,6 +38,7 @@ ONLY_IN = {
     "PIL": ("images", "report"),
     "tifffile": ("images",),
     "matplotlib": ("report", "training"),
+    "skimage": ("ops",),
     "jinja2": ("report",),
     "blosc2": ("store",),
     "safetensors": ("store",),

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from typer.testing import CliRunner
 
+from autounet.cli import app
 from autounet.datasets import complete_labels, examine, find_inputs, load_case, load_input, make_splits, scan
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.images import write_image, write_labels
@@ -107,7 +109,7 @@ def test_nested_folders_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         scan(tmp_path, NONE)
     assert [(finding.case, finding.code) for finding in caught.value.findings] == [
-        ("p2", "missing-image"), ("p3", "missing-label")
+        ("p2", "missing-channel"), ("p3", "missing-label")
     ]  # fmt: skip
 
 
@@ -181,7 +183,7 @@ def test_bids_with_several_masks_and_gaps(tmp_path: Path) -> None:
     (tmp_path / "derivatives/manual/sub-02/anat/sub-02_desc-lesion_mask.nii.gz").unlink()
     with pytest.raises(DataError) as caught:
         scan(tmp_path, options)
-    assert "case sub-01: it has no FLAIR image" in str(caught.value)
+    assert "case sub-01: it has no file for channel FLAIR" in str(caught.value)
     assert "case sub-02: " in str(caught.value)
 
 
@@ -374,6 +376,18 @@ def test_an_unclear_fourth_axis_is_asked_about(tmp_path: Path) -> None:
         scan(tmp_path / "b", NONE)
     (tmp_path / "b" / "dataset.json").write_text(json.dumps({"channel_names": ["cine"]}))
     assert len(scan(tmp_path / "b", NONE).cases) == 6
+
+
+def test_the_command_line_says_what_was_understood(tmp_path: Path) -> None:
+    cine(tmp_path)
+    runner = CliRunner()
+    refused = runner.invoke(app, ["check", str(tmp_path)])
+    assert refused.exit_code == 1
+    assert "--frames channels" in refused.output
+    done = runner.invoke(app, ["check", str(tmp_path), "--frames", "channels", "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (told["layout"], told["cases"], len(told["channels"])) == ("pairs", ["p0", "p1"], 3)
 
 
 def test_time_needs_a_fourth_axis(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ import broken_contents
 import broken_sets as sets
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from broken_gallery import GALLERY, Broken
 from broken_sets import NONE
+from PIL import Image
 
 from autounet.cli import main
 from autounet.datasets import scan
-from autounet.images import read_geometry, read_labels
+from autounet.images import read_geometry, read_image, read_labels
 from autounet.running import reading
 from autounet.running.reading import check_data, fix_data
 from autounet.schema.errors import DataError, OptionError
@@ -75,6 +77,49 @@ def test_all_that_options_said_is_kept(tmp_path: Path) -> None:
     assert after.channels == before.channels
     assert after.labels == before.labels
     assert sorted(path.suffix for path in (tmp_path / "new" / "imagesTr").iterdir()) == [".jpg"] * 6
+
+
+def test_groups_folds_and_annotated_classes_of_a_table_are_kept(tmp_path: Path) -> None:
+    data = sets.pictures(tmp_path / "data")
+    rows = [f"c{index},images/c{index}.png,masks/c{index}.png,g{index // 2},{index // 2 % 2},255" for index in range(6)]
+    (data / "all.csv").write_text("\n".join(["case,image,label,group,fold,annotated", *rows]))
+    before = scan(data, NONE)
+    found = fix_data(data, NONE, tmp_path / "new").result
+    assert found.findings == ()
+    after = scan(tmp_path / "new", NONE)
+    for name in ("group", "fold", "annotated"):
+        assert [getattr(case, name) for case in after.cases] == [getattr(case, name) for case in before.cases]
+    assert after.cases[3].group == "g1"
+
+
+def test_time_points_become_files_of_their_own(tmp_path: Path) -> None:
+    moving = np.stack([sets.pixels(index, sets.SHAPE) for index in range(3)])
+    drawn = np.stack([sets.drawn()] * 3).astype(np.float32)
+    for index in range(2):
+        for part, array in (("images", moving + index), ("labels", drawn)):
+            path = tmp_path / "data" / part / f"p{index}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sitk.WriteImage(sitk.GetImageFromArray(array, isVector=False), str(path))
+    found = fix_data(tmp_path / "data", DataOptions(frames="time"), tmp_path / "new").result
+    assert [finding.code for finding in found.findings] == ["too-few-cases"]
+    after = scan(tmp_path / "new", NONE)
+    assert [case.identifier for case in after.cases] == ["p0_t0", "p0_t1", "p0_t2", "p1_t0", "p1_t1", "p1_t2"]
+    assert {case.group for case in after.cases} == {"p0", "p1"}
+    image, _ = read_image(tmp_path / "new" / after.cases[4].images[0])
+    np.testing.assert_array_equal(image[0], moving[1] + 1)
+
+
+def test_colours_become_values(tmp_path: Path) -> None:
+    data = sets.pictures(tmp_path / "data")
+    for index in range(6):
+        colours = np.zeros((24, 20, 3), np.uint8)
+        colours[3:8, 2:6] = (200, 30, 0)
+        Image.fromarray(colours).save(data / "masks" / f"c{index}.png")
+    (data / "palette.json").write_text(json.dumps({"background": [0, 0, 0], "rust": [200, 30, 0]}))
+    found = fix_data(data, NONE, tmp_path / "new").result
+    assert found.findings == ()
+    assert [(label.name, label.value) for label in found.labels.classes] == [("background", 0), ("rust", 1)]
+    assert read_labels(tmp_path / "new" / "labelsTr" / "c0.png")[0].max() == 1
 
 
 def test_the_sound_one_of_two_equal_cases_is_kept(tmp_path: Path) -> None:

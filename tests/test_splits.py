@@ -193,6 +193,13 @@ def test_groups_are_never_split_by_a_file_either(tmp_path: Path) -> None:
         make_splits(dataset_of(["p", "q", "q"]), facts_of([{1}] * 3), options)
 
 
+def test_groups_are_never_split_by_a_table_either() -> None:
+    dataset = dataset_of(["p", "q", "q"])
+    cases = [case.model_copy(update={"fold": fold}) for case, fold in zip(dataset.cases, "001", strict=True)]
+    with pytest.raises(DataError, match="the table puts group q into folds 0 and 1"):
+        make_splits(dataset.model_copy(update={"cases": tuple(cases)}), facts_of([{1}] * 3), NONE)
+
+
 def test_nnunet_folds_that_would_move_cases_are_refused() -> None:
     options = DataOptions(splits="nnunet")
     before = make_splits(dataset_of([None] * 10), facts_of([{1}] * 10), options)

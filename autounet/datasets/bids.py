@@ -16,6 +16,7 @@ from typing import NamedTuple
 from autounet.datasets.folders import glob_images
 from autounet.datasets.found import Found, case_of, missing_label, read_description, relative
 from autounet.datasets.labels import parse_labels
+from autounet.datasets.presence import lacks, with_channels
 from autounet.images import is_image, stem, suffix
 from autounet.schema.dataset import Finding
 from autounet.schema.errors import DataError
@@ -94,10 +95,13 @@ def find(root: Path, options: DataOptions) -> Found:
     for name, files in by_case.items():
         lacking = [channel for channel in channels if channel not in files]
         if lacking:
-            findings.append(_missing_channel(name, lacking))
+            findings.append(lacks(name, lacking))
         if name not in label_of:
-            findings.append(missing_label(root, name, next(iter(files.values())), labels[0].path.parent))
+            findings.append(missing_label(root, name, next(iter(files.values())), _pipeline(root, labels[0])))
         found = case_of(root, name, [files[channel] for channel in channels if channel in files], label_of.get(name))
+        found = with_channels(
+            found, [index for index, channel in enumerate(channels) if channel in files], len(channels)
+        )
         cases.append(found.model_copy(update={"group": subjects[name]}))
     findings += [_without_image(root, named) for named in labels if named.case not in by_case]
     description = read_description(root)
@@ -146,6 +150,11 @@ def _labels(root: Path, options: DataOptions) -> list[Named]:
     return _one_each(root, next(iter(kinds.values())))
 
 
+def _pipeline(root: Path, label: Named) -> Path:
+    """The folder in which the label's subjects lie."""
+    return root / relative(root, label.path).partition("/sub-")[0]
+
+
 def _one_each(root: Path, labels: Sequence[Named]) -> list[Named]:
     seen: dict[str, Named] = {}
     for named in labels:
@@ -177,30 +186,14 @@ def _class_names(root: Path, label: Named) -> dict[str, int]:
     return {}
 
 
-def _missing_channel(case: str, lacking: Sequence[str]) -> Finding:
-    return Finding(
-        case=case,
-        code="missing-image",
-        message=f"it has no {', '.join(lacking)} image",
-        remedy="Add it, take the case out, or name the channels that all cases have with --channel NAME=PATTERN",
-    )
-
-
 def _without_image(root: Path, label: Named) -> Finding:
     message, remedy = f"{relative(root, label.path)} has no image", "Add its image, or take the label out"
     return Finding(case=label.case, code="missing-image", message=message, remedy=remedy)
 
 
-def subject_inputs(root: Path, channels: Sequence[str]) -> dict[str, list[Path]]:
-    """Case -> one file per channel, for new images laid out like this; {} for a folder that is none.
-
-    Raises DataError for a case that lacks a channel.
-    """
+def subject_inputs(root: Path) -> dict[str, dict[str, Path]]:
+    """Case -> channel -> file, for new images laid out like this; {} for a folder that is none."""
     by_case: dict[str, dict[str, Path]] = {}
     for named in _images(root):
         by_case.setdefault(named.case, {})[named.kind] = named.path
-    for case, files in by_case.items():
-        lacking = [channel for channel in channels if channel not in files]
-        if lacking:
-            raise DataError(f"case {case}: it has no {', '.join(lacking)} image. Add it")
-    return {case: [files[channel] for channel in channels] for case, files in by_case.items()}
+    return by_case

@@ -25,6 +25,8 @@ def find_channels(
 ) -> tuple[Channel, ...]:
     """Names and kinds of the channels of the first case whose headers can be read. Raises DataError, OptionError."""
     count, photo = _count_channels(root, cases)
+    if names is not None and all(case.present is not None for case in cases):
+        count = len(names)  # no case has all of them
     unknown = set(options.kinds)
     if names is None:
         names = ["image"] if count == 1 or (count == 3 and photo) else [f"channel_{index}" for index in range(count)]
@@ -52,7 +54,7 @@ def find_channels(
 def _count_channels(root: Path, cases: Sequence[Case]) -> tuple[int, bool]:
     """Channels of the first readable case, and whether it is a picture (no volume format)."""
     findings = []
-    for case in cases:
+    for case in sorted(cases, key=lambda case: case.present is not None):  # one with all channels, where there is one
         try:
             headers = [read_header(root / path) for path in case.images]
         except DataError as error:

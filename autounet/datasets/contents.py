@@ -14,6 +14,7 @@ from autounet.schema.geometry import Box3
 
 SAMPLES = 10_000
 """intensities kept per case and channel"""
+NO_SAMPLE = IntensitySample.of(b"", None, None)
 _COUNTED = 1 << 20
 """value range up to which label values are counted by table"""
 _INSPECTED = 1 << 14
@@ -50,7 +51,7 @@ def sample_intensities(
     """
     where = np.flatnonzero(foreground) if foreground is not None else np.empty(0, np.int64)
     if where.size == 0 or not np.isfinite(image).all():
-        return tuple(IntensitySample.of(b"", None, None) for _ in image)
+        return tuple(NO_SAMPLE for _ in image)
     key = hashlib.blake2b(f"{seed}:{identifier}".encode(), digest_size=8).digest()
     rng = np.random.default_rng(int.from_bytes(key, "little"))
     chosen = where if where.size <= SAMPLES else np.sort(rng.choice(where, SAMPLES, replace=False, shuffle=False))
@@ -85,7 +86,7 @@ def image_hash(image: np.ndarray, box: Box3) -> str:
     """32 hex digits over the shape of (C, Z, Y, X), where its non-zero `box` lies, and the intensities in it."""
     state = hashlib.sha256(repr((image.shape, box)).encode())
     for channel in image:
-        state.update(np.ascontiguousarray(crop(channel, box)))
+        state.update(np.ascontiguousarray(crop(channel, box)).data)
     return state.hexdigest()[:32]
 
 

@@ -1,7 +1,7 @@
 """Options written into the folder's dataset.json instead of on the command line, which wins over it.
 
-`channels`, `kinds`, `label`, `regions`, `ignore`, `group`, `palette` and `frames` mean what the options of these
-names do; classes stand under `labels`, as in nnU-Net's and the Decathlon's files.
+`channels`, `kinds`, `label`, `regions`, `ignore`, `group`, `palette`, `frames` and `missing_channels` mean what the
+options of these names do; classes stand under `labels`, as in nnU-Net's and the Decathlon's files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from autounet.schema.options import DataOptions
 
 _TYPES: dict[str, type] = {
     "channels": dict, "kinds": dict, "regions": dict, "label": str, "group": str, "ignore": int, "palette": str,
-    "frames": str,
+    "frames": str, "missing_channels": bool,
 }  # fmt: skip
 
 

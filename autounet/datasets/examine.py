@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from autounet.datasets.case_checks import (
     unreadable,
 )
 from autounet.datasets.contents import (
+    NO_SAMPLE,
     count_components,
     count_values,
     describe_channels,
@@ -29,13 +30,15 @@ from autounet.datasets.contents import (
 from autounet.datasets.stamps import FileHashes
 from autounet.images import files_of, read_image, read_labels
 from autounet.ops.crop import nonzero_box
-from autounet.schema.dataset import Case, CaseFacts, Components, Dataset, Finding
+from autounet.schema.dataset import Case, CaseFacts, ChannelFacts, Components, Dataset, Finding
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelCode
 from autounet.workers import map_parallel
 
 __all__ = ["CaseTask", "content_hash", "examine", "examine_case", "unreadable"]
+
+Each = TypeVar("Each")
 
 FACTS_VERSION = 2
 """raised whenever the same files would give other facts"""
@@ -107,7 +110,16 @@ def _paths(task: CaseTask) -> list[Path]:
 
 def content_hash(task: CaseTask) -> str:
     """32 hex digits over the bytes of the case's files, their order, and what else its facts depend on."""
-    depends = [FACTS_VERSION, task.channels, task.ignore, task.seed, task.case.label is None, task.case.frame]
+    case = task.case
+    depends: list[object] = [
+        FACTS_VERSION,
+        task.channels,
+        task.ignore,
+        task.seed,
+        case.label is None,
+        case.frame,
+        case.present,
+    ]
     depends += [code.model_dump() for code in task.codes]
     state = hashlib.blake2b(repr(depends).encode(), digest_size=16)
     for path in _paths(task):
@@ -138,6 +150,7 @@ def examine_case(task: CaseTask) -> CaseFacts:
             components = count_components(values, counts, task.ignore)
         if not spoilt:
             findings += outside_findings(case, image, box, values, task.ignore)
+    samples = sample_intensities(image, foreground, task.seed, case.identifier)
     return CaseFacts(
         identifier=case.identifier,
         content_hash=content,
@@ -146,10 +159,18 @@ def examine_case(task: CaseTask) -> CaseFacts:
         nonzero_box=box,
         value_counts=counts,
         components=components,
-        channels=channels,
-        samples=sample_intensities(image, foreground, task.seed, case.identifier),
+        channels=_in_place(task, channels, ChannelFacts()),
+        samples=_in_place(task, samples, NO_SAMPLE),
         findings=tuple(findings),
     )
+
+
+def _in_place(task: CaseTask, own: Sequence[Each], absent: Each) -> tuple[Each, ...]:
+    """One entry for each channel of the data set, from those of the channels that the case has."""
+    if task.case.present is None:
+        return tuple(own)
+    found = dict(zip(task.case.present, own, strict=True))
+    return tuple(found.get(index, absent) for index in range(task.channels))
 
 
 def _unread(task: CaseTask, content: str, findings: list[Finding], geometry: Geometry | None) -> CaseFacts:
@@ -181,8 +202,9 @@ def _read_channels(task: CaseTask, findings: list[Finding]) -> tuple[np.ndarray 
     if any(other.shape != geometry.shape for _, other in parts):
         return None, geometry
     image = parts[0][0] if len(parts) == 1 else np.concatenate([array for array, _ in parts])
-    if image.shape[0] != task.channels:
-        message = f"{', '.join(case.images)} has {image.shape[0]} channels, the data set {task.channels}"
+    wanted = task.channels if case.present is None else len(case.present)
+    if image.shape[0] != wanted:
+        message = f"{', '.join(case.images)} has {image.shape[0]} channels, the data set {wanted}"
         remedy = "Convert it to the channels of the others"
         findings.append(finding(case, "channel-mismatch", message, remedy))
         return None, geometry

@@ -17,7 +17,8 @@ from typing import Any
 
 from autounet.datasets.repairs import Repaired, RepairTask, repair_case
 from autounet.datasets.set_checks import duplicates
-from autounet.schema.dataset import Case, CaseFacts, Dataset, Finding, Severity
+from autounet.images import suffix
+from autounet.schema.dataset import CaseFacts, Dataset, Finding, Severity
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.record import write_text
 from autounet.schema.run import Repair
@@ -137,10 +138,7 @@ def _description(dataset: Dataset, kept: Sequence[Repaired]) -> dict[str, Any]:
         "labels": values,
         "regions": {region.name: list(region.values) for region in labels.regions},
         "numTraining": len(kept),
-        "file_ending": _ending(kept[0].case),
+        "file_ending": suffix(kept[0].case.images[0]),
+        "missing_channels": any(each.case.present is not None for each in kept),
         "dataset": files,
     }
-
-
-def _ending(case: Case) -> str:
-    return case.images[0].rpartition("_0000")[2]

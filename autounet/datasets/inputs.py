@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,9 +19,11 @@ from autounet.datasets.folders import (
     subfolders,
 )
 from autounet.datasets.frames import frame_name
-from autounet.datasets.loading import read_channels
+from autounet.datasets.input_case import InputCase, numbered, of_channels, require_trained
+from autounet.datasets.loading import read_present
 from autounet.datasets.pairing import names, pair, strip_channel
-from autounet.datasets.table import CASE, find_table
+from autounet.datasets.pairs import join_channels
+from autounet.datasets.table_file import CASE, find_table
 from autounet.images import DICOM, SUFFIXES, file_kind, is_image, is_series, read_frames, stem
 from autounet.schema.dataset import Channel
 from autounet.schema.errors import DataError, OptionError
@@ -35,14 +36,6 @@ __all__ = ["InputCase", "find_inputs", "image_files", "load_input"]
 
 
 _PHOTOGRAPHS = frozenset({"png", "jpeg", "bmp"})
-
-
-class InputCase(NamedTuple):
-    identifier: str
-    images: tuple[Path, ...]
-    """absolute, one per channel file; a folder is a DICOM series"""
-    frame: int | None = None
-    """the time point of 4-D files that this case is"""
 
 
 def find_inputs(path: Path, bundle: ModelBundle) -> list[InputCase]:
@@ -72,18 +65,18 @@ def _found(path: Path, bundle: ModelBundle) -> list[InputCase]:
         return _from_table(path, bundle)
     if path.is_file() or (len(bundle.channel_patterns) <= 1 and is_series(path)):
         return [_single(path, bundle)]
-    listed: dict[str, list[Path]] = {}
+    listed: dict[str, dict[str, Path]] = {}
     if bundle.layout == "table" and find_table(path) is not None:
         return _from_table(path, bundle)
     if bundle.layout == "bids":
-        listed = subject_inputs(path, list(bundle.channel_patterns))
+        listed = subject_inputs(path)
     elif bundle.layout == "cases":
         listed = case_inputs(path, bundle.channel_patterns)
     if listed:
-        return sorted(InputCase(name, tuple(files)) for name, files in listed.items())
+        return sorted(of_channels(bundle, name, files) for name, files in listed.items())
     if len(bundle.channel_patterns) > 1:
         try:
-            return _by_patterns(path, bundle.channel_patterns)
+            return _by_patterns(path, bundle.channel_patterns, bundle)
         except OptionError as error:
             raise DataError(f"{error}. The model needs files for each of its channels") from None
     return _cases(_same_kind(_folder_files(path, bundle), bundle), bundle)
@@ -99,10 +92,14 @@ def _from_table(path: Path, bundle: ModelBundle) -> list[InputCase]:
         raise DataError(f"{table.path} has the columns {', '.join(table.columns)}. The model needs {', '.join(names)}")
     cases = []
     for row in table.rows:
-        lacking = [column for column in wanted if not row[column] or not (table.path.parent / row[column]).exists()]
-        if lacking:
-            raise DataError(f"{table.path}: case {row[CASE]} has no file for {lacking[0]}. Add it")
-        cases.append(InputCase(row[CASE], tuple(table.path.parent / row[column] for column in wanted)))
+        files = {index: table.path.parent / row[column] for index, column in enumerate(wanted) if row[column]}
+        absent = [wanted[index] for index, file in files.items() if not file.exists()]
+        if absent or not files:
+            raise DataError(f"{table.path}: case {row[CASE]} has no file for {(absent or wanted)[0]}. Add it")
+        if len(files) < len(wanted):
+            require_trained(bundle, row[CASE], list(files))
+        present = None if len(files) == len(wanted) else tuple(files)
+        cases.append(InputCase(row[CASE], tuple(files.values()), present=present))
     return sorted(cases)
 
 
@@ -116,6 +113,8 @@ def _single(path: Path, bundle: ModelBundle) -> InputCase:
     siblings = [file for file in image_files(path.parent) if strip_channel(stem(file))[0] == base]
     if len(siblings) == len(bundle.channels) and len(siblings) > 1:
         return InputCase(base, tuple(siblings))
+    if bundle.channel_combinations and len(siblings) < len(bundle.channels):
+        return numbered(bundle, base, siblings)
     return InputCase(base if channel == "0000" else stem(path), (path,))
 
 
@@ -166,6 +165,8 @@ def _cases(files: Sequence[Path], bundle: ModelBundle) -> list[InputCase]:
         trained_so = f"_0000{bundle.suffix}" in bundle.image_pattern
         fitting = max(len(group) for group in groups.values()) <= len(bundle.channels)
         if trained_so or (fitting and all(stem(group[0]).endswith("_0000") for group in groups.values())):
+            if bundle.channel_combinations:
+                return [numbered(bundle, base, group) for base, group in sorted(groups.items())]
             _require_same_channels(groups)
             return [InputCase(base, tuple(group)) for base, group in sorted(groups.items())]
     return sorted(InputCase(name, (file,)) for name, file in zip(names(files), files, strict=True))
@@ -192,7 +193,22 @@ def _matching(path: Path, name: str, pattern: str) -> list[Path]:
             raise error from None
 
 
-def _by_patterns(path: Path, patterns: dict[str, str]) -> list[InputCase]:
+def _matching_if_any(path: Path, name: str, pattern: str) -> list[Path]:
+    """As `_matching`; nothing where no image has the channel."""
+    try:
+        return _matching(path, name, pattern)
+    except OptionError:
+        return []
+
+
+def _by_patterns(path: Path, patterns: dict[str, str], bundle: ModelBundle) -> list[InputCase]:
+    if bundle.channel_combinations:
+        lists = [_matching_if_any(path, name, pattern) for name, pattern in patterns.items()]
+        joined = join_channels(lists, list(patterns))
+        return sorted(
+            of_channels(bundle, name, {list(patterns)[index]: file for index, file in zip(own, files, strict=True)})
+            for (name, files), own in zip(joined.images.items(), joined.present.values(), strict=True)
+        )
     lists = [_matching(path, name, pattern) for name, pattern in patterns.items()]
     cases = {file: [file] for file in lists[0]}
     called = dict(zip(lists[0], names(lists[0]), strict=True))
@@ -208,7 +224,7 @@ def _by_patterns(path: Path, patterns: dict[str, str]) -> list[InputCase]:
 def load_input(case: InputCase, channels: Sequence[Channel]) -> tuple[np.ndarray, Geometry]:
     """Array (C, Z, Y, X) float32 and geometry. Raises DataError naming the case."""
     try:
-        image, geometry = read_channels(case.images, len(channels), case.frame)
+        image, geometry = read_present(case.images, case.present, len(channels), case.frame)
     except DataError as error:
         raise DataError(f"case {case.identifier}: {error}") from None
     wrong = int(image.size - np.count_nonzero(np.isfinite(image)))

@@ -50,6 +50,18 @@ def read_channels(paths: Sequence[Path], channels: int, frame: int | None = None
     return image, parts[0][1]
 
 
+def read_present(
+    paths: Sequence[Path], present: Sequence[int] | None, channels: int, frame: int | None = None
+) -> tuple[np.ndarray, Geometry]:
+    """As `read_channels`, of a case that has the `present` channels only (None: all); the others are 0."""
+    if present is None:
+        return read_channels(paths, channels, frame)
+    own, geometry = read_channels(paths, len(present), frame)
+    image = np.zeros((channels, *own.shape[1:]), np.float32)
+    image[list(present)] = own
+    return image, geometry
+
+
 def _count(channels: int) -> str:
     return f"{channels} channel" + ("s" if channels != 1 else "")
 
@@ -65,7 +77,8 @@ def load_case(dataset: Dataset, identifier: str) -> LoadedCase:
     case = dataset.case(identifier)
     root = Path(dataset.root)
     try:
-        image, geometry = read_channels([root / path for path in case.images], len(dataset.channels), case.frame)
+        paths = [root / path for path in case.images]
+        image, geometry = read_present(paths, case.present, len(dataset.channels), case.frame)
         labels = encode(read_reference(dataset, case)[0], dataset.labels) if case.label else None
     except (DataError, ValueError) as error:
         raise DataError(f"case {identifier}: {error}") from None

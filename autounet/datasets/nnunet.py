@@ -18,6 +18,7 @@ from autounet.datasets.found import (
 )
 from autounet.datasets.labels import parse_labels
 from autounet.datasets.pairing import strip_channel
+from autounet.datasets.presence import missing_channel, with_channels
 from autounet.images import stem, suffix
 from autounet.schema.dataset import Finding
 from autounet.schema.errors import DataError
@@ -42,6 +43,7 @@ def find(root: Path, options: DataOptions) -> Found:
     else:
         cases = [case_of(root, name, files, label) for name, (files, label) in images.items()]
         unmatched = _label_findings(root, images, ending)
+    cases = [with_channels(case, _present(images, case.identifier), _most(images)) for case in cases]
     return Found(
         cases=cases,
         image_pattern=f"imagesTr/*_0000{ending}",
@@ -95,15 +97,34 @@ def _listed(root: Path, description: dict[str, Any]) -> Images:
         raise DataError("dataset.json: each entry of `dataset` needs `images` (a list of files) and `label`") from None
 
 
+def _most(images: Images) -> int:
+    """Channel files of the case that has most."""
+    return max((len(files) for files, _ in images.values()), default=0)
+
+
+def _present(images: Images, name: str) -> list[int]:
+    """Which channels of the fullest case another one has, by their numbers; all that it has where none are numbered."""
+    fullest = max((files for files, _ in images.values()), key=len)
+    if len(images[name][0]) == len(fullest):
+        return list(range(len(fullest)))
+    usual = [strip_channel(stem(path))[1] for path in fullest]
+    return [usual.index(number) for path in images[name][0] if (number := strip_channel(stem(path))[1]) in usual]
+
+
 def _missing_channels(images: Images) -> list[Finding]:
     """Cases with fewer channel files than others, and listed files that do not exist."""
-    most = max((len(files) for files, _ in images.values()), default=0)
+    most = _most(images)
     findings = []
     for name, (files, _) in images.items():
         absent = [path.name for path in files if not path.is_file()]
         if len(files) == most and not absent:
             continue
         have = ", ".join(path.name for path in files if path.is_file()) or "none"
+        if not absent and len(_present(images, name)) == len(files):
+            lacking = ", ".join(f"{index:04d}" for index in range(most) if index not in _present(images, name))
+            message = f"it has {len(files)} of {most} channel files ({have}), and none for {lacking}"
+            findings.append(missing_channel(name, message))
+            continue
         findings.append(
             Finding(
                 case=name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from autounet.datasets.folders import (
     glob_images,
@@ -17,6 +18,7 @@ from autounet.datasets.folders import (
 from autounet.datasets.found import Found, channel_names, match_labels, read_description, relative
 from autounet.datasets.labels import parse_labels
 from autounet.datasets.pairing import names, pair, strip_channel
+from autounet.datasets.presence import lacks, with_channels
 from autounet.images import stem, suffix
 from autounet.schema.dataset import Finding
 from autounet.schema.errors import DataError
@@ -32,9 +34,10 @@ def detect(root: Path, options: DataOptions) -> bool:
 def find(root: Path, options: DataOptions) -> Found:
     """Images from `--channel` or the image folder, labels from `--label` or the one folder that can hold them."""
     findings: list[Finding] = []
+    present: dict[str, list[int]] = {}
     if options.channels:
         by_channel = [glob_images(root, pattern, f"--channel {name}=") for name, pattern in options.channels.items()]
-        images, findings = _join_channels(by_channel, list(options.channels))
+        images, present, findings = join_channels(by_channel, list(options.channels))
         patterns = list(options.channels.values())
     else:
         folder = _image_folder(root)
@@ -45,6 +48,9 @@ def find(root: Path, options: DataOptions) -> Found:
         images, pattern = _group(by_channel[0], label_files)
         patterns = [f"{relative(root, by_channel[0][0].parent)}/{pattern}"]
     cases, unmatched = match_labels(root, images, label_files)
+    cases = [
+        with_channels(case, present[case.identifier], len(options.channels)) if present else case for case in cases
+    ]
     description = read_description(root)
     classes, regions, ignore = parse_labels(description.get("labels", {}))
     return Found(
@@ -137,27 +143,38 @@ def _group(files: Sequence[Path], labels: Sequence[Path]) -> tuple[dict[str, lis
     return {name: [path] for name, path in zip(names(files), files, strict=True)}, f"*{suffix(files[0])}"
 
 
-def _join_channels(
-    by_channel: Sequence[Sequence[Path]], channels: Sequence[str]
-) -> tuple[dict[str, list[Path]], list[Finding]]:
-    """One file of each channel's list per case, paired with the first channel's."""
+class Joined(NamedTuple):
+    """Channel files by case."""
+
+    images: dict[str, list[Path]]
+    present: dict[str, list[int]]
+    """indices of the channels that the files are"""
+    findings: list[Finding]
+
+
+def join_channels(by_channel: Sequence[Sequence[Path]], channels: Sequence[str]) -> Joined:
+    """One file of each channel's list per case, paired with the first channel's; cases that lack files are told."""
     first = list(by_channel[0])
-    partners = [{match.first: match.second for match in pair(first, files)} for files in by_channel[1:]]
-    images, findings = {}, []
+    partners = [
+        {match.first: match.second for match in (pair(first, files) if first and files else ())}
+        for files in by_channel[1:]
+    ]
+    images: dict[str, list[Path]] = {}
+    present: dict[str, list[int]] = {}
     for name, path in zip(_case_names(first), first, strict=True):
-        files = [path, *(partner[path] for partner in partners if path in partner)]
-        if len(files) < len(by_channel):
-            lacking = [channel for channel, found in zip(channels[1:], partners, strict=True) if path not in found]
-            findings.append(
-                Finding(
-                    case=name,
-                    code="missing-image",
-                    message=f"it has no file for channel {', '.join(lacking)}",
-                    remedy="Add the file, or leave the case out of the other patterns",
-                )
-            )
-        images[name] = files
-    return images, findings
+        present[name] = [0, *(index for index, partner in enumerate(partners, 1) if path in partner)]
+        images[name] = [path, *(partner[path] for partner in partners if path in partner)]
+    for index, (files, partner) in enumerate(zip(by_channel[1:], partners, strict=True), 1):
+        alone = [path for path in files if path not in set(partner.values())]
+        for path in alone:  # a case without the first channel
+            name = stem(path) if stem(path) not in images else "_".join((path.parent.name, stem(path)))
+            images[name], present[name] = [path], [index]
+    findings = [
+        lacks(name, [channel for index, channel in enumerate(channels) if index not in own])
+        for name, own in present.items()
+        if len(own) < len(channels)
+    ]
+    return Joined(images, present, findings)
 
 
 def _case_names(files: Sequence[Path]) -> list[str]:

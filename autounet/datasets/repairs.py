@@ -58,14 +58,14 @@ class Repaired(NamedTuple):
 
 def repair_case(task: RepairTask) -> Repaired:
     """Write what is repaired, copy what is sound. A case that cannot be repaired is told, and nothing of it written."""
-    case, done = task.case, []
+    case, done = task.case, list[str]()
     try:
         parts = [FilePart(name, *read_image(Path(task.root) / name, case.frame)) for name in case.images]
         label = _read_label(task, done) if case.label else None
         parts = [finite(part, done) for part in parts]
         grid = common_grid([*parts, *([label] if label else [])])
         parts = [channel_on(part, grid, done) for part in parts]
-        parts = with_channels(parts, task.channels, done)
+        parts = with_channels(parts, task.channels if case.present is None else len(case.present), done)
         label = label_on(label, grid, done) if label else None
         if all((part.array == part.array.flat[0]).all() for part in parts):
             raise DataError("the image has one value everywhere")
@@ -118,8 +118,10 @@ def _main_values(name: str, counts: dict[int, int]) -> tuple[int, int]:
 def _write(task: RepairTask, parts: Sequence[FilePart], label: FilePart | None, done: list[str]) -> Repaired:
     case = task.case
     plain = case.frame is None
+    numbers = range(len(parts)) if case.present is None else case.present
     images = [
-        _place(task, part, f"{IMAGES}/{case.identifier}_{index:04d}", plain, False) for index, part in enumerate(parts)
+        _place(task, part, f"{IMAGES}/{case.identifier}_{number:04d}", plain, False)
+        for number, part in zip(numbers, parts, strict=True)
     ]
     drawn, values = None, ()
     if label is not None:

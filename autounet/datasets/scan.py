@@ -16,6 +16,7 @@ from autounet.datasets.folders import existing_folder
 from autounet.datasets.found import Found, read_description
 from autounet.datasets.frames import split_frames
 from autounet.datasets.labels import build_labels
+from autounet.datasets.presence import without_missing_channels
 from autounet.images import file_kind, suffix
 from autounet.schema.dataset import Case, Dataset, Finding
 from autounet.schema.errors import DataError, OptionError
@@ -50,6 +51,8 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     options = with_description(root, options)
     place = Path(data).expanduser().resolve()
     found, layout = _find(place, options)
+    if options.missing_channels:
+        found.findings = without_missing_channels(found.findings)
     whole = _whole(found, findings, root)
     listed = sorted(table.supplement(place, whole), key=lambda case: case.identifier)
     listed = [_grouped(case, options.group) for case in listed]

@@ -70,11 +70,11 @@ def duplicate_findings(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
 
 
 def empty_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
-    """Labels without foreground where nearly all others have some."""
+    """Labels without foreground where nearly all others have some; where none has any, that is told by itself."""
     background = {0, dataset.labels.ignore}
     labelled = [fact for fact in facts if fact.value_counts]
     empty = [fact.identifier for fact in labelled if not set(fact.value_counts) - background]
-    if len(empty) <= RARE * len(labelled):
+    if len(empty) <= max(1, RARE * len(labelled)) and len(empty) < len(labelled):
         for name in empty:
             remedy = "Check that its label was saved; a case without any structure is fine"
             yield _warning(name, "empty-label", "its label holds no foreground", remedy)

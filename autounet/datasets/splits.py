@@ -39,8 +39,7 @@ def make_splits(
     As `--splits` says, else as a table does, and then `source` is table. By default stratified by the classes present,
     groups and cases with the same image kept together; an existing split is kept, cases that are new join it and cases
     that are gone leave it. Fewer groups than folds: as many folds as groups; of a single one `source` is full and
-    nothing is validated. Raises OptionError when an existing split or a
-    splits file does not fit the cases.
+    nothing is validated. Raises OptionError when an existing split or a splits file does not fit the cases.
     """
     identifiers = sorted(case.identifier for case in dataset.cases)
     groups = {case.identifier: case.group or case.identifier for case in dataset.cases}

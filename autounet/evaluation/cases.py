@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 from scipy.ndimage import find_objects
 
-from autounet.evaluation.metrics import METRICS, MaskPair, Undefined
+from autounet.evaluation.mask_pair import MaskPair, Undefined
+from autounet.evaluation.metrics import DEFAULT_METRICS, METRICS
 from autounet.schema.annotated import NOT_ANNOTATED, is_certain
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
@@ -34,13 +35,14 @@ def evaluate_case(
     tolerance: float = 1.0,
     unit: Unit = "mm",
     annotated: Sequence[bool] | None = None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
 ) -> dict[str, ClassMetrics]:
     """Metrics per reported class and per region of one case.
 
     `prediction` and `reference` hold file values (Z,Y,X), `spacing` is (z, y, x). Voxels where the reference has
     the ignore value belong to no class in either. `annotated` (K) says which classes were annotated in the case, by
-    dense index; None: all. What the reference does not tell then has no metric, with that as the reason. Raises
-    DataError when the shapes differ.
+    dense index; None: all. What the reference does not tell then has no metric, with that as the reason. `metrics`
+    names those of `METRICS` that are measured. Raises DataError when the shapes differ.
     """
     if prediction.shape != reference.shape:
         raise DataError(f"the prediction has the shape {prediction.shape}, the reference {reference.shape}")
@@ -57,13 +59,15 @@ def evaluate_case(
         pair = MaskPair(
             prediction=_mask(prediction[box], values) & counted,
             reference=_mask(reference[box], values),
+            shape=reference.shape,
             spacing=tuple(float(step) for step in spacing),
             axes=axes,
             tolerance=tolerance,
             unit=unit,
         )
-        result[name] = evaluate_pair(pair)
-    return {name: result.get(name) or _untold() for name in names}
+        result[name] = evaluate_pair(pair, metrics)
+    untold = ClassMetrics(undefined=dict.fromkeys(metrics, NOT_ANNOTATED))
+    return {name: result.get(name, untold) for name in names}
 
 
 def _is_told(values: Sequence[int], labels: Labels, annotated: Sequence[bool] | None) -> bool:
@@ -71,17 +75,13 @@ def _is_told(values: Sequence[int], labels: Labels, annotated: Sequence[bool] | 
     return annotated is None or is_certain([labels.values.index(value) for value in values], annotated)
 
 
-def _untold() -> ClassMetrics:
-    return ClassMetrics(undefined=dict.fromkeys(METRICS, NOT_ANNOTATED))
-
-
-def evaluate_pair(pair: MaskPair) -> ClassMetrics:
-    """Every metric of one pair of masks, undefined ones as None with their reason."""
+def evaluate_pair(pair: MaskPair, metrics: Sequence[str] = DEFAULT_METRICS) -> ClassMetrics:
+    """The named metrics of one pair of masks, undefined ones as None with their reason."""
     values: dict[str, float] = {}
     undefined: dict[str, str] = {}
-    for name, metric in METRICS.items():
+    for name in metrics:
         try:
-            values[name] = metric(pair)
+            values[name] = METRICS[name](pair)
         except Undefined as reason:
             undefined[name] = str(reason)
     return ClassMetrics(**values, undefined=undefined)

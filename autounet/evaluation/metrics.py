@@ -1,4 +1,4 @@
-"""The metrics: each a function of one pair of masks, in a dictionary by name.
+"""The metrics by name, and those that count voxels: each a function of one pair of masks.
 
 Definitions follow Maier-Hein et al., "Metrics reloaded", Nature Methods 2024. An undefined value is raised as
 `Undefined` with its reason, never returned as zero.
@@ -6,73 +6,35 @@ Definitions follow Maier-Hein et al., "Metrics reloaded", Nature Methods 2024. A
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import numpy as np
 
-from autounet.ops.distances import surface_distances
+from autounet.evaluation.centre_lines import cl_dice
+from autounet.evaluation.lesions import lesion_f1, panoptic_quality
+from autounet.evaluation.mask_pair import (
+    EMPTY_IN_BOTH,
+    EMPTY_IN_PREDICTION,
+    EMPTY_IN_REFERENCE,
+    MaskPair,
+    Undefined,
+)
+from autounet.evaluation.surfaces import assd, boundary_iou, hd95, nsd, nsd_subvoxel
+from autounet.schema.errors import OptionError
 
-EMPTY_IN_BOTH = "empty in both"
-EMPTY_IN_PREDICTION = "empty in the prediction"
-EMPTY_IN_REFERENCE = "empty in the reference"
-MM3_PER_ML = 1000.0
-SPACING_PRECISION = 1e-6
-"""relative; files hold spacings in float32, and one voxel of 1 mm must lie within a tolerance of 1 mm"""
+__all__ = [
+    "DEFAULT_METRICS",
+    "EMPTY_IN_BOTH",
+    "EMPTY_IN_PREDICTION",
+    "EMPTY_IN_REFERENCE",
+    "METRICS",
+    "MaskPair",
+    "Undefined",
+    "chosen_metrics",
+]
 
-
-class Undefined(Exception):
-    """A metric has no value here; the text says why."""
-
-
-@dataclass(frozen=True)
-class MaskPair:
-    """One class in one case: two boolean masks of equal shape, cropped to a box that holds both.
-
-    `spacing` has one entry per axis; `axes` are those along which the image has more than one voxel (a crop may be
-    one voxel thick where the image is not). `unit` is mm or pixels; `tolerance` is in that unit.
-    """
-
-    prediction: np.ndarray
-    reference: np.ndarray
-    spacing: tuple[float, ...]
-    axes: tuple[int, ...]
-    tolerance: float
-    unit: str
-
-    @cached_property
-    def predicted(self) -> int:
-        """Voxels of the prediction."""
-        return int(np.count_nonzero(self.prediction))
-
-    @cached_property
-    def true(self) -> int:
-        """Voxels of the reference."""
-        return int(np.count_nonzero(self.reference))
-
-    @cached_property
-    def common(self) -> int:
-        """Voxels of both."""
-        return int(np.count_nonzero(self.prediction & self.reference))
-
-    @cached_property
-    def distances(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of the prediction's surface voxels to the reference's, and back. Neither mask may be empty."""
-        return surface_distances(self.prediction, self.reference, self.spacing, self.axes)
-
-    def require_any(self) -> None:
-        """Raises Undefined when both masks are empty."""
-        if not self.predicted and not self.true:
-            raise Undefined(EMPTY_IN_BOTH)
-
-    def require_both(self) -> None:
-        """Raises Undefined when one of the masks is empty."""
-        self.require_any()
-        if not self.predicted:
-            raise Undefined(EMPTY_IN_PREDICTION)
-        if not self.true:
-            raise Undefined(EMPTY_IN_REFERENCE)
+MM3_PER_ML: Final = 1000.0
 
 
 def dice(pair: MaskPair) -> float:
@@ -87,42 +49,73 @@ def iou(pair: MaskPair) -> float:
     return pair.common / (pair.predicted + pair.true - pair.common)
 
 
-def hd95(pair: MaskPair) -> float:
-    """The larger of the two directed 95th percentiles of surface distances, in mm or pixels.
+def sensitivity(pair: MaskPair) -> float:
+    """The share of the reference that was found: |A and B| / |B|, also recall. Undefined when the reference is empty.
 
-    Surfaces are voxel centres (see `ops.distances.surface`); percentiles per direction, then the maximum, as in
-    "Metrics reloaded" and MONAI. Undefined when a mask is empty.
-    """
-    pair.require_both()
-    return float(max(np.percentile(distances, 95) for distances in pair.distances))
-
-
-def nsd(pair: MaskPair) -> float:
-    """Normalised surface Dice (Nikolov et al. 2018), voxel-edge form.
-
-    The share of surface voxels, of both masks together, that lie within the tolerance of the other surface. 0 when
-    one mask is empty, undefined when both are.
+    Yerushalmy 1947; "Metrics reloaded".
     """
     pair.require_any()
-    if not pair.predicted or not pair.true:
-        return 0.0
-    forth, back = pair.distances
-    limit = pair.tolerance * (1 + SPACING_PRECISION)
-    within = np.count_nonzero(forth <= limit) + np.count_nonzero(back <= limit)
-    return within / (len(forth) + len(back))
+    if not pair.true:
+        raise Undefined(EMPTY_IN_REFERENCE)
+    return pair.common / pair.true
+
+
+def precision(pair: MaskPair) -> float:
+    """The share of the prediction that is right: |A and B| / |A|, also positive predictive value.
+
+    "Metrics reloaded". Undefined when the prediction is empty.
+    """
+    pair.require_any()
+    if not pair.predicted:
+        raise Undefined(EMPTY_IN_PREDICTION)
+    return pair.common / pair.predicted
+
+
+def volume(pair: MaskPair) -> float:
+    """Predicted volume: voxels times the volume of one, in ml; pixels for images without spacing. 0 when empty."""
+    return pair.predicted * _voxel_volume(pair)
 
 
 def volume_difference(pair: MaskPair) -> float:
-    """Predicted minus true volume: ml, or pixels for images without spacing. 0 when both are empty."""
-    scale = float(np.prod(pair.spacing)) / MM3_PER_ML if pair.unit == "mm" else 1.0
-    return (pair.predicted - pair.true) * scale
+    """Predicted minus true volume: ml, or pixels for images without spacing. 0 when both are empty.
+
+    The (signed) absolute volume difference of "Metrics reloaded".
+    """
+    return (pair.predicted - pair.true) * _voxel_volume(pair)
+
+
+def _voxel_volume(pair: MaskPair) -> float:
+    return float(np.prod(pair.spacing)) / MM3_PER_ML if pair.unit == "mm" else 1.0
 
 
 METRICS: dict[str, Callable[[MaskPair], float]] = {
     "dice": dice,
     "iou": iou,
+    "sensitivity": sensitivity,
+    "precision": precision,
     "hd95": hd95,
     "nsd": nsd,
+    "volume": volume,
     "volume_difference": volume_difference,
+    "assd": assd,
+    "nsd_subvoxel": nsd_subvoxel,
+    "boundary_iou": boundary_iou,
+    "lesion_f1": lesion_f1,
+    "panoptic_quality": panoptic_quality,
+    "cl_dice": cl_dice,
 }
 """by the field of `ClassMetrics` that holds the value"""
+DEFAULT_METRICS: Final = ("dice", "iou", "sensitivity", "precision", "hd95", "nsd", "volume", "volume_difference")
+"""what is measured unless others are asked for"""
+
+
+def chosen_metrics(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of metrics in their order; `default` and `all` stand for several. Dice is always among them.
+
+    Raises OptionError for an unknown name.
+    """
+    several = {"default": DEFAULT_METRICS, "all": tuple(METRICS)}
+    wanted = {"dice"}.union(*(several.get(name, (name,)) for name in names))
+    if unknown := sorted(wanted - set(METRICS)):
+        raise OptionError(f"--metrics {unknown[0]} is unknown; choose some of {', '.join(METRICS)}, or default, or all")
+    return tuple(name for name in METRICS if name in wanted)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from autounet.atomic import replacing
+from autounet.images.channels import write_channels
 from autounet.images.coded import (
     coded_by_colour,
     colours_without_palette,
@@ -37,6 +38,7 @@ from autounet.images.metaimage import data_file
 from autounet.images.nrrd import is_nrrd_segmentation, read_segments
 from autounet.images.pictures import read_picture, read_picture_geometry, write_picture
 from autounet.images.sidecars import sidecar_of, with_sidecar
+from autounet.images.stored import stored_type
 from autounet.images.tiffs import read_tiff, write_tiff
 from autounet.images.volumes import read_volume, read_volume_header, write_volume
 from autounet.schema.errors import DataError
@@ -63,7 +65,9 @@ __all__ = [
     "segment_sets",
     "series_files",
     "stem",
+    "stored_type",
     "suffix",
+    "write_channels",
     "write_image",
     "write_labels",
 ]

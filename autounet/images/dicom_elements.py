@@ -58,7 +58,8 @@ class _Reader:
 
     def header(self, position: int) -> tuple[tuple[int, int], bytes, int, int]:
         """(tag, representation, length, position of the value)."""
-        tag = self.unpack("HH", position)
+        group, element = self.unpack("HH", position)
+        tag = (group, element)
         if tag[0] == 0xFFFE or not self.explicit:
             return tag, b"", self.unpack("I", position + 4)[0], position + 8
         kind = self.content[position + 4 : position + 6]

@@ -69,7 +69,7 @@ def make_geometry(
         shape=(z, y, x),
         spacing=(dz, dy, dx),
         origin=(ox, oy, oz),
-        direction=tuple(full.ravel().tolist()),
+        direction=tuple(full.ravel().tolist()),  # type: ignore[arg-type]
         kind=kind,
         dimension=axes,
     )

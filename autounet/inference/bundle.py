@@ -24,6 +24,7 @@ from autounet.schema.dataset import Dataset
 from autounet.schema.errors import ModelError, PlanError
 from autounet.schema.options import DataOptions
 from autounet.schema.plan import Configuration
+from autounet.schema.presence import combinations
 from autounet.schema.record import digest
 from autounet.schema.run import BundleMember, ModelBundle, RunRecord, Selection
 from autounet.schema.stages import with_previous_stages
@@ -75,6 +76,7 @@ def pack(
             **{name: getattr(dataset, name) for name in ("name", "layout", "image_pattern", "suffix", "file_kind")},
             channels=dataset.channels,
             channel_patterns=dataset.channel_patterns or options.channels,
+            channel_combinations=combinations(dataset),
             time_points=dataset.time_points,
             labels=dataset.labels,
             configurations={name: configurations[name] for name in packed},

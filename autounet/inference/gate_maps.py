@@ -39,7 +39,7 @@ def predict_gate_maps(
     recorders = [GateMaps(network).train(network.training) for network in gated]
     inference = configuration.inference
     plain = tuple(axis for axis in inference.mirror_axes if axis != configuration.swap_axis)
-    inference = inference.model_copy(update={"mirror_axes": plain})
+    inference = inference.model_copy(update={"mirror_axes": plain, "average": "logits"})  # coefficients as they are
     configuration = configuration.model_copy(update={"inference": inference})
     maps = predict_scores(recorders, image, configuration, len(stages), device)
     return dict(zip(stages, maps, strict=True))

@@ -1,4 +1,4 @@
-"""Predicting whole images: overlapping tiles, mirrored views and several networks, averaged as logits.
+"""Predicting whole images: overlapping tiles, mirrored views and several networks, averaged (`pooling`).
 
 Tiles cover the output. A network whose output is smaller than its input reads more of the image around each tile, and
 beyond the image's borders its mirror image: the overlap-tile strategy (Ronneberger et al. 2015).
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autounet.inference.pooling import LOGITS, Pooling, pooling_of
 from autounet.nets import FAMILIES
 from autounet.ops.mirror import mirror_combinations, mirrored_indices, tensor_axes
 from autounet.ops.tiles import WEIGHTINGS, centred_padding, tile_starts, tile_windows
@@ -77,6 +78,7 @@ class Averaging:
     """the unmirrored one first"""
     limit: int
     channels_last: bool
+    pooling: Pooling = LOGITS
 
 
 def predict_scores(
@@ -91,11 +93,13 @@ def predict_scores(
 ) -> np.ndarray:
     """Logits (K, *S) float32 of a prepared image (C, *S), averaged over models and mirrored views.
 
-    K is `classes`, the number of output channels; `swap` (`schema.swaps.prediction_swap`) says which of them change
-    places in a mirror. A 2d configuration predicts slices along axis 0. The models are in eval mode on `device` and
-    return full-resolution logits. An image smaller than the patch is padded with zeros, and cropped again; where the
-    output is smaller than the patch, the image is padded with its mirror image instead. `tile_batch` is the largest
-    number of inputs (a tile in one view) of one forward; see `default_batch`. `on_done(done, total)` counts tiles.
+    Where `configuration.inference` averages probabilities, these are the logits of the mean: the softmax of its
+    logarithm is the mean again. K is `classes`, the number of output channels; `swap` (`schema.swaps.prediction_swap`)
+    says which of them change places in a mirror. A 2d configuration predicts slices along axis 0. The models are in
+    eval mode on `device` and return full-resolution logits. An image smaller than the patch is padded with zeros, and
+    cropped again; where the output is smaller than the patch, the image is padded with its mirror image instead.
+    `tile_batch` is the largest number of inputs (a tile in one view) of one forward; see `default_batch`.
+    `on_done(done, total)` counts tiles.
     Raises ValueError for an image of another rank, no model, one in training mode, or a mirrored axis without the swap
     that it needs.
     """
@@ -111,6 +115,7 @@ def predict_scores(
         views=mirrored_views(configuration, swap),
         limit=tile_batch or default_batch(configuration, device),
         channels_last=configuration.channels_last,
+        pooling=pooling_of(configuration.inference.average, configuration.targets),
     )
     precision = Precision(configuration.precision, configuration.channels_last)
     with torch.inference_mode(), precision.autocast(device.type):
@@ -164,7 +169,7 @@ def _blend(
     device: torch.device,
     on_done: Callable[[int, int], None] | None,
 ) -> Tensor:
-    """Weighted mean (K, *T) of the logits of all tiles of a padded image (C, *S); T is S without the lost margins."""
+    """Weighted mean (K, *T) over all tiles of a padded image (C, *S), as logits; T is S without the lost margins."""
     patch, field, inference = configuration.patch_size, output_field(configuration), configuration.inference
     lost = [large - small for large, small in zip(patch, field, strict=True)]
     spatial = [length - margin for length, margin in zip(image.shape[-len(patch) :], lost, strict=True)]
@@ -181,12 +186,12 @@ def _blend(
     for first in range(0, len(tiles), at_once):
         chunk = tiles[first : first + at_once]
         inputs = torch.stack([image[tile.source] for tile in chunk]).to(device)
-        logits = average_logits(averaging, inputs).to(scores.device)
-        for tile, tile_logits in zip(chunk, logits, strict=True):
+        shares = average_shares(averaging, inputs).to(scores.device)
+        for tile, tile_shares in zip(chunk, shares, strict=True):
             if len(windows) == 1:
-                scores[tile.target] = tile_logits
+                scores[tile.target] = tile_shares
             else:
-                scores[tile.target].addcmul_(tile_logits, weights)
+                scores[tile.target].addcmul_(tile_shares, weights)
         if on_done:
             on_done(first + len(chunk), len(tiles))
     if len(windows) > 1:
@@ -194,11 +199,14 @@ def _blend(
         for _, window in windows:
             coverage[window] += weights
         scores /= coverage
-    return scores
+    return averaging.pooling.scores(scores)
 
 
-def average_logits(averaging: Averaging, inputs: Tensor) -> Tensor:
-    """Mean logits (B, K, *P) float32 of inputs (B, C, *P) over views and models; views share a forward if they fit."""
+def average_shares(averaging: Averaging, inputs: Tensor) -> Tensor:
+    """Mean logits, or what else is pooled, (B, K, *P) float32 of inputs (B, C, *P) over views and models.
+
+    Views share a forward if they fit.
+    """
     total: Tensor | None = None
     group = max(1, averaging.limit // len(inputs))
     layout = torch.channels_last if inputs.ndim == 4 else torch.channels_last_3d
@@ -209,8 +217,8 @@ def average_logits(averaging: Averaging, inputs: Tensor) -> Tensor:
             stacked = stacked.contiguous(memory_format=layout)
         for model in averaging.models:
             for view, logits in zip(views, model(stacked).chunk(len(views)), strict=True):
-                upright = view.upright(logits)
-                total = upright.to(torch.float32, copy=True) if total is None else total.add_(upright)
+                share = averaging.pooling.shares(view.upright(logits))
+                total = share.to(torch.float32, copy=True) if total is None else total.add_(share)
     assert total is not None
     return total.div_(len(averaging.views) * len(averaging.models))
 

@@ -5,6 +5,7 @@ Needs the extra `dicom` (highdicom). Standard: DICOM PS3.3 A.51, Segmentation IO
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ def write_dicom_seg(path: Path, values: np.ndarray, series: Path, labels: Labels
     import highdicom
     import pydicom
 
+    logging.getLogger("highdicom").setLevel(logging.WARNING)  # else a line for each module of attributes
     distance = read_geometry(series).spacing[0]
     sources = [_completed(pydicom.dcmread(file), distance) for file in series_files(series)]
     if len(sources) != len(values):
@@ -79,7 +81,7 @@ def write_dicom_seg(path: Path, values: np.ndarray, series: Path, labels: Labels
 
 
 def _completed(source: pydicom.Dataset, distance: float) -> pydicom.Dataset:
-    """With the attributes that may be empty, and the slices' distance in mm by their positions, as headers err in it."""
+    """With the attributes that may be empty, and the slices' distance (mm) by their positions: headers err in it."""
     for name in _MAY_LACK:
         if name not in source:
             setattr(source, name, "")

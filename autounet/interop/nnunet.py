@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from autounet.images.formats import file_kind
 from autounet.inference.bundle import pack
-from autounet.interop.nnunet_checkpoint import Checkpoint, our_weights, read_checkpoint
+from autounet.interop.nnunet_checkpoint import Checkpoint, our_weights
+from autounet.interop.nnunet_choice import finished_folds, opened_checkpoint, wanted_folders, with_first_stages
 from autounet.interop.nnunet_files import (
-    CHECKPOINT,
     DATASET,
     PLANS,
     ModelFolder,
     Source,
-    model_folders,
     opened,
     read_json,
 )
@@ -70,76 +68,20 @@ def import_model(source: Path, out: Path, configurations: Sequence[str] | None =
     there is one only. A cascade brings its first stage. Folds without a final checkpoint are left out, and said so.
     Raises ModelError, which names the file, when the model is incomplete or damaged, or does what we cannot repeat.
     """
-    with opened(source) as found, tempfile.TemporaryDirectory() as scratch:
-        folders = _wanted(found, configurations)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with opened(source) as found, tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        folders = wanted_folders(found, configurations)
         described: Described | None = None
         converted: dict[str, Converted] = {}
-        for name, folder in _with_first_stages(found, folders).items():
+        for name, folder in with_first_stages(found, folders).items():
             own = _described(found, folder)
             if described is not None and (own.labels, own.channels) != (described.labels, described.channels):
                 raise ModelError(f"{found.label}: {folder.name} has other classes or channels than the others")
             described = own
             converted[name] = _convert(found, folder, name, own, Path(scratch) / name)
         assert described is not None
-        return _pack(Path(out), tuple(folders), described, converted, found.label)
-
-
-def _wanted(source: Source, names: Sequence[str] | None) -> dict[str, ModelFolder]:
-    """By configuration the folders to predict with. Raises ModelError when the names do not decide it."""
-    found = model_folders(source)
-    if source.given and names is None:
-        return {_configuration_of(source, found[source.given]): found[source.given]}
-    by_name: dict[str, list[ModelFolder]] = {}
-    for folder in found.values():
-        by_name.setdefault(_configuration_of(source, folder), []).append(folder)
-    if names is None and len(by_name) > 1:
-        known = ", ".join(sorted(by_name))
-        raise ModelError(f"{source.label} holds several configurations: {known}. Choose with --configuration")
-    chosen: dict[str, ModelFolder] = {}
-    for name in names or by_name:
-        candidates = by_name.get(name, [])
-        if len(candidates) != 1:
-            held = ", ".join(sorted(folder.path for folder in candidates or found.values()))
-            problem = "several models" if candidates else "no model"
-            raise ModelError(f"{source.label} holds {problem} of {name}; there are {held}. Give the folder of one")
-        chosen[name] = candidates[0]
-    return chosen
-
-
-def _configuration_of(source: Source, folder: ModelFolder) -> str:
-    """By the folder's name; where that was changed, by its first checkpoint."""
-    if folder.configuration is not None:
-        return folder.configuration
-    with _checkpoint(source, folder, next(iter(_finished(source, folder)))) as checkpoint:
-        return checkpoint.configuration
-
-
-def _finished(source: Source, folder: ModelFolder) -> dict[int | None, str]:
-    """The checkpoints by fold. Raises ModelError when there is none."""
-    if not folder.checkpoints:
-        raise ModelError(
-            f"{source.label}: {folder.path} has no fold with a {CHECKPOINT}. Finish its training, or export it again"
-        )
-    return folder.checkpoints
-
-
-def _with_first_stages(source: Source, folders: dict[str, ModelFolder]) -> dict[str, ModelFolder]:
-    """With the folder of each previous stage, of the same trainer and plans. Raises ModelError where it is missing."""
-    found = model_folders(source)
-    complete = dict(folders)
-    for name, folder in folders.items():
-        plans = f"{folder.path}/{PLANS}"
-        label = f"{source.label}: {plans}"
-        previous = their_configuration(read_plans(read_json(source, plans), label), name, label).previous_stage
-        if previous is None or previous in complete:
-            continue
-        if (place := folder.sibling(previous)) not in found:
-            raise ModelError(
-                f"{source.label}: {name} is the second stage of a cascade, and {place}, its first, is missing. Put it "
-                "beside, or export both"
-            )
-        complete[previous] = found[place]
-    return complete
+        return _pack(out, tuple(folders), described, converted, found.label)
 
 
 def _described(source: Source, folder: ModelFolder) -> Described:
@@ -165,8 +107,8 @@ def _convert(source: Source, folder: ModelFolder, name: str, described: Describe
         log.warning("%s: left out, without a final checkpoint: %s", folder.name, ", ".join(folder.unfinished))
     configuration: Configuration | None = None
     weights: dict[int | None, Path] = {}
-    for fold in _finished(source, folder):
-        with _checkpoint(source, folder, fold) as checkpoint:
+    for fold in finished_folds(source, folder):
+        with opened_checkpoint(source, folder, fold) as checkpoint:
             own = _configuration(source, folder, name, described, checkpoint)
             if configuration not in (None, own):
                 raise ModelError(f"{source.label}: {folder.path}: its folds are predicted differently. Import only one")
@@ -179,13 +121,6 @@ def _convert(source: Source, folder: ModelFolder, name: str, described: Describe
     if not trainer.startswith(OWN_TRAINERS):
         log.warning("%s: its trainer %s is none of nnU-Net's; it may feed the network otherwise", folder.name, trainer)
     return Converted(configuration, weights, trainer)
-
-
-@contextmanager
-def _checkpoint(source: Source, folder: ModelFolder, fold: int | None) -> Iterator[Checkpoint]:
-    name = folder.checkpoints[fold]
-    with source.file(name) as path:
-        yield read_checkpoint(path, f"{source.label}: {name}")
 
 
 def _configuration(

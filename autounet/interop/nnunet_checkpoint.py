@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from autounet.nets import FAMILIES, plain, residual
 from autounet.schema.errors import ModelError
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 NUMPY_TYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
 )  # fmt: skip
+NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
+"""where numpy 1 and 2 have the function `scalar`"""
 PREFIXES = ("module.", "_orig_mod.")
 """what torch's data parallel and compiled modules put before names"""
 ALIASES = ((re.compile(r"^decoder\.encoder\."), "encoder."), (re.compile(r"\.all_modules\.0\."), ".conv."),
@@ -85,13 +89,21 @@ def _load(path: Path, label: str) -> Any:
 
 
 def _allowed() -> list[Any]:
-    """numpy's numbers: what makes one, under its names in numpy 1 and 2, their types, and the codec of their bytes."""
-    import numpy as np
-
-    make = np.float64(0).__reduce__()[0]
-    makers = [(make, "numpy.core.multiarray.scalar"), (make, "numpy._core.multiarray.scalar")]
+    """numpy's numbers: what makes one, their types, and the codec of their bytes."""
     numbers = [np.dtype(name) for name in NUMPY_TYPES]
+    makers = [_maker(module) for module in NUMPY_MODULES]
     return [*makers, np.dtype, *(type(each) for each in numbers), *(each.type for each in numbers), codecs.encode]
+
+
+def _maker(module: str) -> Callable[..., Any]:
+    """numpy's function that makes a number, called as checkpoints call it; torch goes by these names."""
+    make: Any = np.float64(0).__reduce__()[0]
+
+    def scalar(*arguments: Any) -> Any:
+        return make(*arguments)
+
+    scalar.__module__, scalar.__qualname__ = module, "scalar"
+    return scalar
 
 
 def _first_line(error: Exception) -> str:

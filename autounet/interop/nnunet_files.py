@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -33,7 +33,8 @@ class Source(Protocol):
     """Files by their names with forward slashes, relative to what holds the model folders."""
 
     label: str
-    names: Sequence[str]
+    """what errors call it"""
+    names: list[str]
     given: str | None
     """the model folder that was named itself; None: what holds them was"""
 
@@ -159,10 +160,9 @@ class _Folder:
 class _Zip:
     """Nothing is unpacked but one checkpoint at a time, under a name of our own."""
 
-    given = None
-
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
         self.label, self._archive = str(path), archive
+        self.given: str | None = None
         self.names = [name for name in archive.namelist() if not name.endswith("/")]
 
     def text(self, name: str) -> str:

@@ -136,9 +136,10 @@ def our_configuration(
 ) -> Configuration:
     """What a network `name` of these plans is predicted with, as nnU-Net predicts with it.
 
-    `in_channels` counts the image's channels, without those of a previous stage's segmentation times its classes, which
-    the caller adds. Tiles overlap by half, with Gaussian weights (nnU-Net's defaults). fp16 stands for half precision
-    on a GPU and float32 on a CPU: both programs do so. Raises ModelError for what cannot be expressed.
+    `in_channels` are those of the network, with what a cascade appends. Tiles overlap by half, with Gaussian weights
+    (nnU-Net's defaults); a cascade's second stage gets the first one's labels by way of the image's own voxels, as
+    where nnU-Net's commands hand files on. fp16 is half precision on a GPU and float32 on a CPU: both programs predict
+    so. Raises ModelError for what cannot be expressed.
     """
     theirs, where = their_configuration(plans, name, label), f"{label}: {name}"
     _require(where, "preprocessor", theirs.preprocessor_name, (PREPROCESSOR,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import edt
 import numpy as np
 from scipy.spatial import cKDTree
 
@@ -23,13 +24,23 @@ def surface(mask: np.ndarray, axes: Sequence[int] | None = None) -> np.ndarray:
     return mask & ~inner
 
 
+def distances_to_outside(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """Distance of each voxel's centre to that of the nearest one outside a boolean mask, float32, same shape.
+
+    0 outside; beyond the array is outside. In units of `spacing`, one entry an axis.
+    """
+    steps = tuple(float(step) for step in spacing)
+    anisotropy = steps if len(steps) > 1 else steps[0]  # the library's way for one axis
+    return edt.edt(np.ascontiguousarray(mask), anisotropy=anisotropy, black_border=True, parallel=1)
+
+
 def surface_distances(
     first: np.ndarray, second: np.ndarray, spacing: Sequence[float], axes: Sequence[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distance of each surface voxel's centre to the nearest one of the other mask, both ways, in units of `spacing`.
 
     Both masks are boolean and not empty. A k-d tree over the surface voxels gives what a Euclidean distance
-    transform gives, at a seventh of its time for structures of 110 voxels in diameter.
+    transform gives, at half the time of edt's and a seventh of scipy's for structures of 110 voxels in diameter.
     """
     points = [np.argwhere(surface(mask, axes)) * np.asarray(spacing, dtype=np.float64) for mask in (first, second)]
     trees = [cKDTree(cloud, balanced_tree=False, compact_nodes=False) for cloud in points]

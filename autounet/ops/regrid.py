@@ -42,7 +42,7 @@ def regrid_labels(values: np.ndarray, source: Geometry, target: Geometry) -> np.
 
 
 def regrid_image(image: np.ndarray, source: Geometry, target: Geometry) -> np.ndarray:
-    """float32 (C, Z, Y, X) of `source` on the grid of `target`: linear, and a channel's least value beyond the border."""
+    """float32 (C, Z, Y, X) of `source` on the grid of `target`: linear; beyond the border a channel's least value."""
     matrix = voxel_map(source, target)
     result = np.empty((len(image), *target.shape), np.float32)
     for channel, moved in zip(image, result, strict=True):

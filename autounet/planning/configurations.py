@@ -162,7 +162,11 @@ def _configuration(
         mirror_axes=mirroring.axes,
         swap_axis=mirroring.swap_axis,
         batch_dice=batch_dice,
-        inference=InferenceSpec(overlap=options.overlap, mirror_axes=mirroring.predicted if options.mirror else ()),
+        inference=InferenceSpec(
+            overlap=options.overlap,
+            mirror_axes=mirroring.predicted if options.mirror else (),
+            average="logits" if options.preset else "probabilities",
+        ),
         median_shape=tuple(int(np.ceil(length)) for length in median),
         limited_by=found.limited_by,
         predicted_memory_bytes=memory_bytes,

@@ -3,10 +3,12 @@
 from autounet.preprocessing.deciding import Decision, decision_for
 from autounet.preprocessing.export import export
 from autounet.preprocessing.next_stage import append_one_hot, labels_by_file, labels_for_next_stage
+from autounet.preprocessing.pooled import PooledScores, pooled_maps
 from autounet.preprocessing.prepare import Prepared, case_key, prepare_case
 
 __all__ = [
     "Decision",
+    "PooledScores",
     "Prepared",
     "append_one_hot",
     "case_key",
@@ -14,5 +16,6 @@ __all__ = [
     "export",
     "labels_by_file",
     "labels_for_next_stage",
+    "pooled_maps",
     "prepare_case",
 ]

@@ -15,6 +15,11 @@ import numpy as np
 from autounet.schema.labels import Labels
 from autounet.schema.targets import TargetKind, overlapping_targets
 
+SMALLEST = np.finfo(np.float32).tiny
+"""probability below which no class falls, so that all logarithms are finite"""
+LARGEST = np.float32(1 - 2**-24)
+"""of 2 p - 1 of an overlapping target, likewise"""
+
 
 class Decision(Protocol):
     """How scores become classes. N voxels, C outputs, S a prepared grid."""
@@ -34,6 +39,22 @@ class Decision(Protocol):
 
     def choose(self, values: np.ndarray) -> np.ndarray:
         """(N) int16 winners from logits (N, C) of one source, or the mean of several sources' shares."""
+        ...
+
+    def logits(self, shares: np.ndarray) -> np.ndarray:
+        """(N, C) whose shares these are, up to what float32 cannot hold: the inverse of `shares`."""
+        ...
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """(N, C) in 0..1."""
+        ...
+
+    def entropy(self, probabilities: np.ndarray) -> np.ndarray:
+        """(N,) in nats, of probabilities (N, C)."""
+        ...
+
+    def outside(self, channels: int) -> np.ndarray:
+        """(C,) probabilities where nothing is predicted, outside the crop: background."""
         ...
 
 
@@ -60,6 +81,18 @@ class Highest:
 
     def choose(self, values: np.ndarray) -> np.ndarray:
         return values.argmax(axis=1).astype(np.int16)
+
+    def logits(self, shares: np.ndarray) -> np.ndarray:
+        return np.log(np.maximum(shares, SMALLEST))
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        return self.shares(logits)
+
+    def entropy(self, probabilities: np.ndarray) -> np.ndarray:
+        return _surprise(probabilities).sum(axis=1)
+
+    def outside(self, channels: int) -> np.ndarray:
+        return np.eye(1, channels, dtype=np.float32)[0]
 
 
 @dataclass(frozen=True)
@@ -90,6 +123,24 @@ class Painted:
         channels = values.shape[1]
         last = channels - np.argmax(values[:, ::-1] > 0, axis=1)
         return np.where((values > 0).any(axis=1), last, 0).astype(np.int16)
+
+    def logits(self, shares: np.ndarray) -> np.ndarray:
+        return 2 * np.arctanh(np.clip(2 * shares, -LARGEST, LARGEST))
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        return self.shares(logits) + np.float32(0.5)
+
+    def entropy(self, probabilities: np.ndarray) -> np.ndarray:
+        """The sum over targets, as if they were independent: the most that the joint entropy can be."""
+        return (_surprise(probabilities) + _surprise(1 - probabilities)).sum(axis=1)
+
+    def outside(self, channels: int) -> np.ndarray:
+        return np.zeros(channels, np.float32)
+
+
+def _surprise(probabilities: np.ndarray) -> np.ndarray:
+    """-p log p, 0 at 0."""
+    return -probabilities * np.log(np.maximum(probabilities, SMALLEST))
 
 
 HIGHEST = Highest()

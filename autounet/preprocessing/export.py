@@ -18,6 +18,7 @@ from autounet.ops.label_values import decode
 from autounet.preprocessing.deciding import Decision, decision_for
 from autounet.preprocessing.grids import View, stored_view
 from autounet.schema.labels import Labels
+from autounet.schema.plan import Average
 from autounet.schema.prepared import CaseProperties
 from autounet.schema.targets import TargetKind, targets_of
 
@@ -32,45 +33,58 @@ def export(
     weights: Sequence[float] | None = None,
     temperature: float = 1.0,
     targets: TargetKind = "classes",
+    average: Average = "probabilities",
 ) -> np.ndarray:
     """(Z, Y, X) int32 file values in the shape of the original file, from scores (C, *S) of one or more sources.
 
     One source: the class of the highest logit. Several: the highest weighted mean of softmax(logits / temperature);
     weights are equal unless given. With `targets` regions each channel is on where its sigmoid, or the weighted mean
-    of sigmoid(logits / temperature), is above 1/2, and paints its class over those of earlier channels. Voxels outside
-    the crop are class 0. Raises ValueError when there is no source, or the sources are of different cases or crops, or
-    have other channels than one for each target.
+    of sigmoid(logits / temperature), is above 1/2, and paints its class over those of earlier channels. With `average`
+    logits the mean is of the logits themselves. Voxels outside the crop are class 0. Raises ValueError when there is no
+    source, or the sources are of different cases or crops, or have other channels than one for each target.
     """
-    views = _checked_views(sources, len(targets_of(labels, targets)))
-    shares = np.full(len(views), 1 / len(views)) if weights is None else np.asarray(weights, float) / np.sum(weights)
-    if len(shares) != len(views):
-        raise ValueError(f"{len(shares)} weights for {len(views)} sources")
+    views = checked_views(sources, len(targets_of(labels, targets)))
+    shares = shares_of(weights, len(views))
     dense = np.zeros(sources[0][1].geometry.shape, np.int16)
     inside = dense[tuple(slice(start, stop) for start, stop in views[0].box)]
-    classify(views, decision_for(labels, targets), shares, temperature, inside)
+    classify(views, decision_for(labels, targets), shares, temperature, inside, average)
     return decode(dense, labels).astype(np.int32, copy=False)
 
 
+def shares_of(weights: Sequence[float] | None, count: int) -> np.ndarray:
+    """(count,) summing to 1; equal without weights. Raises ValueError for another number of weights."""
+    shares = np.full(count, 1 / count) if weights is None else np.asarray(weights, float) / np.sum(weights)
+    if len(shares) != count:
+        raise ValueError(f"{len(shares)} weights for {count} sources")
+    return shares
+
+
 def classify(
-    views: Sequence[View], decision: Decision, shares: np.ndarray, temperature: float, result: np.ndarray
+    views: Sequence[View],
+    decision: Decision,
+    shares: np.ndarray,
+    temperature: float,
+    result: np.ndarray,
+    average: Average = "probabilities",
 ) -> None:
     """Fill `result`, dense classes (Z, Y, X) int16 of the views' common target, as `export` decides them."""
     winners = [decision.winners(view.scores) for view in views]
     if len(views) == 1 and views[0].same_grid:
         result[...] = winners[0]
     else:
-        planes = [_Planes(view) for view in views]
+        planes = [Planes(view) for view in views]
         for z, row in enumerate(result):
             row[...] = _agreed(views, winners, z)
             undecided = row == UNDECIDED
             if undecided.any():
-                row[undecided] = _decide(planes, decision, shares, temperature, z, *np.nonzero(undecided))
+                rows = np.nonzero(undecided)
+                row[undecided] = _decide(planes, decision, shares, temperature, average, z, *rows)
     if decision.classes is not None:
         for row in result:
             row[...] = decision.classes[row]
 
 
-def _checked_views(sources: Sequence[tuple[np.ndarray, CaseProperties]], channels: int) -> list[View]:
+def checked_views(sources: Sequence[tuple[np.ndarray, CaseProperties]], channels: int) -> list[View]:
     if not sources:
         raise ValueError("nothing to export: no scores")
     views = [stored_view(np.asarray(scores), properties) for scores, properties in sources]
@@ -102,10 +116,11 @@ def _agreed(views: Sequence[View], winners: Sequence[np.ndarray], z: int) -> np.
 
 
 def _decide(
-    planes: Sequence[_Planes],
+    planes: Sequence[Planes],
     decision: Decision,
     shares: np.ndarray,
     temperature: float,
+    average: Average,
     z: int,
     y: np.ndarray,
     x: np.ndarray,
@@ -115,15 +130,17 @@ def _decide(
     tables = [each.at(z) for each in planes]
     for start in range(0, len(y), ROWS):
         rows = slice(start, start + ROWS)
-        scores = [_interpolate(table, each.view, y[rows], x[rows]) for table, each in zip(tables, planes, strict=True)]
+        scores = [interpolate(table, each.view, y[rows], x[rows]) for table, each in zip(tables, planes, strict=True)]
         if len(scores) > 1:
             parts = zip(shares.astype(np.float32), scores, strict=True)
-            scores = [share * decision.shares(own / temperature) for share, own in parts]
+            scores = [
+                share * (own if average == "logits" else decision.shares(own / temperature)) for share, own in parts
+            ]
         result[rows] = decision.choose(sum(scores[1:], start=scores[0]))
     return result
 
 
-class _Planes:
+class Planes:
     """A source's scores in the plane of one slice of the crop: (Y', X', K) float32, interpolated along z alone.
 
     The two prepared slices used last are kept with their classes moved to the end, as neighbouring slices of the
@@ -148,7 +165,7 @@ class _Planes:
         return self._kept[index]
 
 
-def _interpolate(table: np.ndarray, view: View, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+def interpolate(table: np.ndarray, view: View, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Scores (N, K) at voxels (y, x) of the crop: a sparse matrix of 4 neighbours a row times the table (Y', X', K)."""
     along_y, along_x = view.taps[1:]
     width = np.int64(table.shape[1])

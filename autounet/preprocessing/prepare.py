@@ -15,6 +15,7 @@ from autounet.preprocessing.grids import target_spacing
 from autounet.schema.geometry import Geometry
 from autounet.schema.plan import PreprocessSpec
 from autounet.schema.prepared import CaseProperties
+from autounet.schema.presence import Presence
 from autounet.schema.record import digest
 
 STAGE_VERSION = 2
@@ -45,10 +46,12 @@ def prepare_case(
     labels: np.ndarray | None,
     geometry: Geometry,
     spec: PreprocessSpec,
+    present: Presence | None = None,
 ) -> Prepared:
     """From (C, Z, Y, X) and dense labels (Z, Y, X) as stored to the prepared grid. The inputs are not changed.
 
     Normalisation comes before resampling, because a resampled mask of non-zero voxels would no longer fit the image.
+    Channels that are not `present` (None: all are) are 0 after it: what a network takes for nothing special.
     Raises ValueError when image, labels and geometry differ in shape, or the channels are not the plan's.
     """
     if image.shape[1:] != geometry.shape or (labels is not None and labels.shape != geometry.shape):
@@ -74,8 +77,12 @@ def prepare_case(
         network_spacing=spacing,
         box=box,
         shape=shape,
+        present=present,
     )
-    result = resample_image(normalise(inside, spec.normalisation), shape, rules.image_order, axis, rules.z_order)
+    normalised = normalise(inside, spec.normalisation)
+    if present is not None:
+        normalised[~np.array(present)] = 0
+    result = resample_image(normalised, shape, rules.image_order, axis, rules.z_order)
     if labels is None:
         return Prepared(properties, result, None, {})
     dense = crop(orient(labels, axes, flips), box)

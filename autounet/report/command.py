@@ -44,8 +44,8 @@ def _data_words(data: DataOptions) -> list[str]:
     for option, entries in pairs:
         for name, value in entries.items():
             words += [option, f"{name}={value}"]
-    for name in ("label", "ignore", "group", "splits"):
+    for name in ("label", "ignore", "group", "splits", "palette", "frames"):
         value = getattr(data, name)
         if value is not None:
             words += [f"--{name}", str(value)]
-    return words
+    return [*words, "--missing-channels"] if data.missing_channels else words

@@ -12,11 +12,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 import autounet
-from autounet.report import charts, tables
+from autounet.report import charts, selection, tables
 from autounet.report.command import run_command
 from autounet.report.findings import grouped
 from autounet.report.overlays import NUMBERED, overlays
 from autounet.report.panels import case_panels
+from autounet.report.published import compare_published
 from autounet.report.ranking import Ranked, counted, rank, shown
 from autounet.report.records import Gathered, gather
 from autounet.report.style import Picture
@@ -60,7 +61,11 @@ def _content(found: Gathered) -> dict[str, Any]:
         "plan": tables.plan_table(found.plan.configurations, found.runs) if found.plan else None,
         "trainings": _trainings(found),
         "training_table": tables.training_table(found.runs) if found.runs else None,
-        "selection": _selection(found),
+        "selection": selection.candidates_table(found.selection) if found.selection else None,
+        "postprocessing": selection.trials_table(found.selection) if found.selection else None,
+        "calibration": selection.calibration_text(found.selection) if found.selection else "",
+        "published": (published := compare_published(found)),
+        "published_table": tables.published_table(published),
         "reproduce": _reproduce(found),
         **_results(found),
     }
@@ -118,20 +123,6 @@ def _measured(found: Gathered) -> list[tuple[str, str]]:
 def _trainings(found: Gathered) -> list[tuple[str, list[Picture]]]:
     groups = groupby(found.runs, key=lambda run: run.configuration_name)
     return [(name, charts.training_curves(list(runs))) for name, runs in groups]
-
-
-def _selection(found: Gathered) -> tables.Table | None:
-    if found.selection is None:
-        return None
-    rows = [
-        [
-            " + ".join(candidate.configurations),
-            tables.number(candidate.mean_dice, 4),
-            "chosen" if candidate.configurations == found.selection.chosen else "",
-        ]
-        for candidate in found.selection.compared
-    ]
-    return tables.Table(["candidate", "mean Dice", ""], rows, numeric=(1,))
 
 
 def _results(found: Gathered) -> dict[str, Any]:

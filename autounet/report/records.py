@@ -41,8 +41,11 @@ class Gathered:
 
     @property
     def predictions(self) -> Path | None:
-        """The folder with the selected out-of-fold segmentations."""
-        return self.out / "crossval" / "+".join(self.selection.chosen) if self.selection else None
+        """The folder with the selected out-of-fold segmentations, postprocessed where that was selected."""
+        if self.selection is None:
+            return None
+        folder = self.out / "crossval" / "+".join(self.selection.chosen)
+        return folder / "postprocessed" if self.selection.postprocessing else folder
 
 
 def gather(out: Path) -> Gathered:

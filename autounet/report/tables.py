@@ -8,6 +8,7 @@ from statistics import fmean, median
 
 from autounet.report.ranking import Ranked
 from autounet.schema.annotated import is_certain
+from autounet.schema.comparison import PublishedComparison
 from autounet.schema.labels import Labels
 from autounet.schema.plan import Configuration
 from autounet.schema.quantities import format_size, format_time
@@ -18,8 +19,11 @@ DASH = "–"
 METRIC_NAMES = {
     "dice": "Dice",
     "iou": "IoU",
+    "sensitivity": "sensitivity",
+    "precision": "precision",
     "hd95": "HD95",
     "nsd": "NSD",
+    "volume": "volume",
     "volume_difference": "volume difference",
 }
 
@@ -36,6 +40,10 @@ class Table:
 
 def number(value: float | None, digits: int = 3) -> str:
     return DASH if value is None else f"{value:.{digits}f}"
+
+
+def between(interval: tuple[float, float] | None) -> str:
+    return DASH if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def times(values: Sequence[float]) -> str:
@@ -114,8 +122,11 @@ def class_table(metrics: Metrics, counted: Sequence[str]) -> Table:
     head = [
         "class",
         "Dice",
+        "95 % interval",
         "middle half of cases",
         "IoU",
+        "sensitivity",
+        "precision",
         f"HD95 ({unit})",
         "NSD",
         f"volume difference ({volume})",
@@ -128,15 +139,43 @@ def class_table(metrics: Metrics, counted: Sequence[str]) -> Table:
             [
                 name if name in counted else f"{name} (not counted in the mean)",
                 number(entry.dice),
+                between(metrics.intervals.get(name, {}).get("dice")),
                 f"{_quantile(dice, 0.25):.3f} to {_quantile(dice, 0.75):.3f}" if dice else DASH,
                 number(entry.iou),
+                number(entry.sensitivity),
+                number(entry.precision),
                 number(entry.hd95, 2),
                 number(entry.nsd),
                 f"{entry.volume_difference:+.3g}".replace("-", "−") if entry.volume_difference is not None else DASH,
                 f"{len(dice)} of {len(metrics.cases)}",
             ]
         )
-    return Table(head, rows, numeric=range(1, 8), notes=_undefined(metrics))
+    return Table(head, rows, numeric=range(1, len(head)), notes=_undefined(metrics))
+
+
+def published_table(comparison: PublishedComparison) -> Table | None:
+    """A row for each published figure; None when there is none. The sources stand in the notes, by number."""
+    if not comparison.rows:
+        return None
+    sources = list(dict.fromkeys((row.source, row.metric, row.protocol, row.comparable) for row in comparison.rows))
+    rows = [
+        [
+            row.method,
+            row.target,
+            number(row.published, 4),
+            number(row.ours, 4),
+            between(row.interval),
+            "–" if row.verdict == "not comparable" else row.verdict,
+            str(sources.index((row.source, row.metric, row.protocol, row.comparable)) + 1),
+        ]
+        for row in comparison.rows
+    ]
+    notes = [
+        f"Source {place}: {source}; {metric}; {protocol}. {comparable.rstrip('.')}"
+        for place, (source, metric, protocol, comparable) in enumerate(sources, start=1)
+    ]
+    head = ["published method", "of", "published", "this run", "95 % interval", "this run is", "source"]
+    return Table(head, rows, numeric=(2, 3, 4, 6), notes=notes)
 
 
 def _undefined(metrics: Metrics) -> list[str]:

@@ -24,6 +24,7 @@ from autounet.schema.annotated import annotated_classes
 from autounet.schema.dataset import Case, Dataset
 from autounet.schema.plan import Configuration, PreprocessSpec
 from autounet.schema.prepared import CaseProperties
+from autounet.schema.presence import presence
 from autounet.schema.run import CaseMetrics, Metrics
 from autounet.schema.swaps import prediction_swap
 from autounet.store import (
@@ -51,7 +52,8 @@ class _PrepareTask(NamedTuple):
 
 def _prepare_one(task: _PrepareTask) -> str:
     case = load_case(task.dataset, task.identifier)
-    prepared = prepare_case(task.identifier, task.key, case.image, case.labels, case.geometry, task.spec)
+    present = presence(task.dataset.case(task.identifier), len(task.dataset.channels))
+    prepared = prepare_case(task.identifier, task.key, case.image, case.labels, case.geometry, task.spec, present)
     write_prepared(task.folder, *prepared)
     return task.identifier
 

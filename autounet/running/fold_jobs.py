@@ -18,6 +18,7 @@ from autounet.running.starting import Starting
 from autounet.running.time_shares import TimeShares
 from autounet.running.validated import ValidatedCases, validation_keys
 from autounet.schema.plan import Configuration
+from autounet.schema.presence import combinations, partly_present
 from autounet.schema.quantities import format_number
 from autounet.schema.run import EpochLog, fold_name
 
@@ -98,6 +99,8 @@ class FoldJobs:
             class_voxels=self.context.known.fingerprint.class_voxels,
             events=(*self.context.plan.events.get(name, ()), *said),
             annotated=self.graph.partial,
+            present=partly_present(self.dataset),
+            channel_combinations=combinations(self.dataset),
             previous=self.graph.handed_labels(name),
             start=start,
         )
@@ -127,14 +130,14 @@ class FoldJobs:
         keys = validation_keys(
             self.dataset, configuration, fold, cases, weights, prepared / configuration.prepared, previous
         )
-        earlier = ValidatedCases(self.dataset, folder, keys, self.graph.keeps_scores)
+        earlier = ValidatedCases(self.dataset, folder, keys, keep_scores=True)
         found = earlier.kept()
         if changed := [case for case in cases if case not in found]:
             model = load_network(configuration, weights, device)
             with progress(f"validating {name} fold_{fold}", len(changed)) as meter:
                 metrics = case_work.validate_cases(
                     self.dataset, configuration, [model], prepared, changed, fold, folder, device,
-                    keep_scores=self.graph.keeps_scores, on_case=lambda _: meter.advance(), previous=previous,
+                    keep_scores=True, on_case=lambda _: meter.advance(), previous=previous,
                 )  # fmt: skip
             earlier.keep(metrics.cases)
             found |= {each.case: each for each in metrics.cases}

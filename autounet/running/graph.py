@@ -20,6 +20,7 @@ from autounet.running.selecting import fold_metrics
 from autounet.schema.annotated import partly_annotated
 from autounet.schema.errors import OptionError
 from autounet.schema.plan import Configuration
+from autounet.schema.presence import combinations
 from autounet.schema.record import digest
 from autounet.schema.run import fold_name
 from autounet.schema.swaps import swapped_classes
@@ -29,6 +30,8 @@ from autounet.store import scores_file, stage_labels_file
 log = logging.getLogger(__name__)
 
 STAGE_VERSION = 1
+SELECTION_VERSION = 2
+"""raised whenever selection or packing would come out differently"""
 
 
 class JobGraph:
@@ -41,11 +44,6 @@ class JobGraph:
         encoded = [labels.values, labels.ignore]  # names change nothing that is prepared or trained
         self.partial = partly_annotated(self.dataset)
         self.hashes = {facts.identifier: digest([facts.content_hash, encoded]) for facts in context.known.facts}
-
-    @property
-    def keeps_scores(self) -> bool:
-        """Ensembles and next stages are made of the out-of-fold scores."""
-        return len(self.configurations) > 1
 
     def preprocess_jobs(self) -> list[Job]:
         jobs = {}
@@ -85,7 +83,7 @@ class JobGraph:
 
     def select_job(self, before: list[Job]) -> Job:
         described = [self.dataset.labels.digest(), *(each.digest() for each in self.configurations.values())]
-        key = digest([STAGE_VERSION, described, [job.key for job in before]])
+        key = digest([STAGE_VERSION, SELECTION_VERSION, described, [job.key for job in before]])
         names = tuple(job.name for job in before)
         follows = tuple(job.name for job in before if job.function != "prepare")
         files = ["selection.json", "model/bundle.json", *([] if self.context.folds == (None,) else ["metrics.json"])]
@@ -116,8 +114,7 @@ class JobGraph:
         folder = self.out / "crossval" / name
         cases = self.context.cases(fold)[1]
         files = [folder / case_work.segmentation_name(self.dataset.case(case)) for case in cases]
-        if self.keeps_scores:
-            files += [scores_file(folder / "scores", case) for case in cases]
+        files += [scores_file(folder / "scores", case) for case in cases]
         labels = self.dataset.labels.digest()
         return Job(
             f"validate {name} fold_{fold}", (train.name,),
@@ -153,6 +150,7 @@ class JobGraph:
             depends.append([target.members for target in overlapping_targets(self.dataset.labels)])
         if configuration.swap_axis is not None:
             depends.append(swapped_classes(self.dataset.labels))
+        depends += combinations(self.dataset)
         return depends
 
     def _annotated(self, cases: Sequence[str]) -> list[object]:

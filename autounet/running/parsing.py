@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from autounet.schema.errors import OptionError
 from autounet.schema.options import NO_WEIGHTS, DataOptions, RunOptions, WeightsSource
+from autounet.schema.plan import Average
 from autounet.schema.quantities import parse_size, parse_time
 
 
@@ -63,13 +64,29 @@ def data_options(given: Mapping[str, Any]) -> DataOptions:
         splits=_splits(given["splits"]),
         palette=_whole_path(given["palette"]) if given["palette"] else None,
         frames=_frames(given["frames"]),
+        missing_channels=given["missing_channels"],
     )
 
 
 def _frames(text: str | None) -> Literal["channels", "time"] | None:
-    if text is None or text == "channels" or text == "time":
-        return text
+    if text is None:
+        return None
+    if text == "channels":
+        return "channels"
+    if text == "time":
+        return "time"
     raise OptionError(f"--frames {text}: write channels or time")
+
+
+def averaged(text: str | None) -> Average | None:
+    """`--average`. Raises OptionError."""
+    if text is None:
+        return None
+    if text == "probabilities":
+        return "probabilities"
+    if text == "logits":
+        return "logits"
+    raise OptionError(f"--average {text}: write probabilities or logits")
 
 
 def _splits(text: str | None) -> str | None:

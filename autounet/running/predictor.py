@@ -14,6 +14,7 @@ import numpy as np
 from autounet.allocator import keep_freed_memory
 from autounet.datasets import InputCase, find_inputs, load_input
 from autounet.preprocessing import (
+    PooledScores,
     Prepared,
     append_one_hot,
     decision_for,
@@ -22,13 +23,18 @@ from autounet.preprocessing import (
     labels_for_next_stage,
     prepare_case,
 )
+from autounet.preprocessing.maps import export_map
 from autounet.running.family_prediction import Scored, pruned, require_gates, write_gates
 from autounet.running.prediction_files import prediction_path, write_prediction
+from autounet.running.prediction_maps import Pooling, Wanted, pooling_for, write_map, write_pooled
 from autounet.schema.errors import AutoUNetError, DataError, ModelError, OptionError
 from autounet.schema.geometry import Geometry
-from autounet.schema.plan import Configuration
+from autounet.schema.plan import Average, Configuration
+from autounet.schema.prepared import CaseProperties
+from autounet.schema.presence import Presence
 from autounet.schema.stages import with_previous_stages
 from autounet.schema.swaps import prediction_swap
+from autounet.selection import apply_steps
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +48,10 @@ class Predictor:
 
     `configuration` is one instead of those selected. `folds` and `prune`, the number of poolings of the shallower
     network of the family nested, are those of the selected: a previous stage of a cascade is always predicted with all
-    folds that were packed, and whole. Raises ModelError, and OptionError for a `prune` that the networks cannot have.
+    folds that were packed, and whole. `average` is what views and folds, and configurations, are averaged as; None: as
+    the model was selected. `postprocess` removes the components that cross-validation says to remove; what was judged
+    on the selected configurations is not applied to another one. Raises ModelError, and OptionError for a `prune` that
+    the networks cannot have.
     """
 
     def __init__(
@@ -54,6 +63,8 @@ class Predictor:
         mirror: bool = True,
         overlap: float | None = None,
         prune: int | None = None,
+        average: Average | None = None,
+        postprocess: bool = True,
     ) -> None:
         from autounet.device import choose_device
         from autounet.inference.bundle import build_models, load_bundle
@@ -68,21 +79,23 @@ class Predictor:
                 f"it has {', '.join(self.bundle.configurations)}"
             )
         self.configurations = {
-            name: _adjusted(self.bundle.configurations[name], mirror, overlap)
+            name: _adjusted(self.bundle.configurations[name], mirror, overlap, average)
             for name in with_previous_stages(self.names, self.bundle.configurations)
         }
         if prune is not None:
             self.configurations |= {name: pruned(name, self.configurations[name], prune) for name in self.names}
+        self.pooling: Pooling = pooling_for(self.bundle, self.names, average)
+        self.steps = self.bundle.selection.postprocessing if postprocess and configuration is None else ()
         built = self.bundle.model_copy(update={"configurations": self.configurations})
         self.models = {
             name: build_models(built, self.folder, name, folds if name in self.names else None, self.device)
             for name in self.configurations
         }
 
-    def prepare(self, image: np.ndarray, geometry: Geometry) -> list[Prepared]:
-        """An image (C,Z,Y,X) for each of the configurations, previous stages included."""
+    def prepare(self, image: np.ndarray, geometry: Geometry, present: Presence | None = None) -> list[Prepared]:
+        """An image (C,Z,Y,X) for each of the configurations, previous stages included. `present`: what it has of C."""
         return [
-            prepare_case("", "", image, None, geometry, configuration.preprocess)
+            prepare_case("", "", image, None, geometry, configuration.preprocess, present)
             for configuration in self.configurations.values()
         ]
 
@@ -110,8 +123,34 @@ class Predictor:
         return found
 
     def _decided(self, scored: Mapping[str, Scored]) -> np.ndarray:
-        sources = [(scored[name].scores, scored[name].properties) for name in self.names]
-        return export(sources, self.bundle.labels, targets=self.configurations[self.names[0]].targets)
+        sources, pooling = self._sources(scored), self.pooling
+        values = export(sources, self.bundle.labels, targets=pooling.targets, average=pooling.average)
+        return apply_steps(values, sources[0][1].geometry.spacing, self.steps)
+
+    def _sources(self, scored: Mapping[str, Scored]) -> list[tuple[np.ndarray, CaseProperties]]:
+        return [(scored[name].scores, scored[name].properties) for name in self.names]
+
+    def write_maps(
+        self, scored: Mapping[str, Scored], wanted: Wanted, segmentation: Path, geometry: Geometry
+    ) -> list[Path]:
+        """What `wanted` names, beside the segmentation; `scored` with the images as the networks saw them."""
+        from autounet.inference.disagreement import fold_disagreement
+
+        labels = self.bundle.labels
+        pooled = PooledScores(self._sources(scored), labels, targets=self.pooling.targets, average=self.pooling.average)
+        paths = write_pooled(pooled, self.pooling, labels, wanted, segmentation, geometry)
+        if not wanted.uncertainty:
+            return paths
+        found = [
+            export_map(
+                fold_disagreement(
+                    self.models[name], scored[name].image, self.configurations[name], labels, self.device
+                ),
+                scored[name].properties,
+            )
+            for name in self.names
+        ]
+        return [*paths, write_map(np.mean(found, axis=0), "disagreement", segmentation, geometry)]
 
     def predict(self, image: np.ndarray, spacing: Sequence[float] | None = None) -> np.ndarray:
         """Segment an array (C,Z,Y,X), (Z,Y,X) or, for 2-D models, (Y,X); spacing (z,y,x) mm. Returns (Z,Y,X) values."""
@@ -137,12 +176,16 @@ class Predictor:
         on_case: OnCase | None = None,
         gate_maps: bool = False,
         form: str | None = None,
+        probabilities: bool = False,
+        uncertainty: bool = False,
     ) -> list[str]:
         """Predict a file or folder into `out`. A bad image is reported and skipped; returns the messages of those.
 
         `form` is None for the image's own format, or dicom-seg. With `gate_maps` also what the gates of the family
-        attention let pass, see `write_gates`. Raises OptionError for networks without gates.
+        attention let pass, see `write_gates`; with `probabilities` and `uncertainty` the maps of `write_maps`. Raises
+        OptionError for networks without gates.
         """
+        wanted = Wanted(probabilities, uncertainty)
         gated = {name: self.configurations[name] for name in self.names} if gate_maps else {}
         require_gates(gated)
         keep_freed_memory()
@@ -153,10 +196,12 @@ class Predictor:
         for case, loaded in _ahead(cases, partial(_load_and_prepare, self)):
             try:
                 prepared, geometry = loaded()
-                scored = self._scored(prepared, as_seen=gate_maps)
+                scored = self._scored(prepared, as_seen=gate_maps or wanted.uncertainty)
                 write_prediction(paths[case], self._decided(scored), geometry, case, self.bundle.labels)
+                beside = prediction_path(out, case, None)
+                if any(wanted):
+                    self.write_maps(scored, wanted, beside, geometry)
                 if gated:
-                    beside = prediction_path(out, case, None)
                     write_gates(gated, self.models, scored, self.device, beside, geometry)
             except AutoUNetError as error:
                 message = str(error)
@@ -179,7 +224,8 @@ def require_new(paths: Mapping[InputCase, Path]) -> None:
 
 def _load_and_prepare(predictor: Predictor, case: InputCase) -> tuple[list[Prepared], Geometry]:
     image, geometry = load_input(case, predictor.bundle.channels)
-    return predictor.prepare(image, geometry), geometry
+    present = None if case.present is None else tuple(index in case.present for index in range(len(image)))
+    return predictor.prepare(image, geometry, present), geometry
 
 
 def _ahead(items: Sequence[Any], function: Callable[[Any], Any]) -> Iterator[tuple[Any, Callable[[], Any]]]:
@@ -193,10 +239,14 @@ def _ahead(items: Sequence[Any], function: Callable[[Any], Any]) -> Iterator[tup
             yield item, current.result
 
 
-def _adjusted(configuration: Configuration, mirror: bool, overlap: float | None) -> Configuration:
+def _adjusted(
+    configuration: Configuration, mirror: bool, overlap: float | None, average: Average | None
+) -> Configuration:
     inference = configuration.inference
     if not mirror:
         inference = inference.model_copy(update={"mirror_axes": ()})
     if overlap is not None:
         inference = inference.model_copy(update={"overlap": overlap})
+    if average is not None:
+        inference = inference.model_copy(update={"average": average})
     return configuration.model_copy(update={"inference": inference})

@@ -44,7 +44,7 @@ def read_data(
     findings: list[Finding] = []
     scanned = scan(data, options.data, findings)
     facts = _examine(scanned, out, workers)
-    findings += check(scanned, facts)
+    findings += _checked(scanned, facts, options.data, findings)
     fatal = [finding for finding in findings if finding.severity is Severity.fatal]
     if fatal:
         raise DataError.of(fatal)
@@ -68,7 +68,7 @@ def check_data(data: Path, options: DataOptions) -> CheckResult:
     except DataError as error:
         return _unscanned(error)
     facts = _examined(dataset)
-    findings += [*check(dataset, facts), *_split_findings(dataset, facts, options)]
+    findings += [*_checked(dataset, facts, options, findings), *_split_findings(dataset, facts, options)]
     if not any(finding.severity is Severity.fatal for finding in findings):
         dataset = complete_labels(dataset, facts)
     return _result(dataset, findings)
@@ -90,6 +90,19 @@ def fix_data(data: Path, options: DataOptions, folder: Path) -> RepairResult:
     return found
 
 
+def _checked(
+    dataset: Dataset, facts: Sequence[CaseFacts], options: DataOptions, missing: Sequence[Finding]
+) -> list[Finding]:
+    """What `check` finds; too few cases are no finding where others lack files, or the folds are given."""
+    known = missing or _has_folds(dataset, options)
+    return [finding for finding in check(dataset, facts) if not (known and finding.code == "too-few-cases")]
+
+
+def _has_folds(dataset: Dataset, options: DataOptions) -> bool:
+    """Whether an option or a table says what they are."""
+    return bool(options.splits) or any(case.fold for case in dataset.cases)
+
+
 def _examined(dataset: Dataset) -> list[CaseFacts]:
     with progress("reading", len(dataset.cases)) as meter:
         return examine(dataset, available_cores(), on_done=lambda _: meter.advance())
@@ -97,7 +110,7 @@ def _examined(dataset: Dataset) -> list[CaseFacts]:
 
 def _split_findings(dataset: Dataset, facts: Sequence[CaseFacts], options: DataOptions) -> list[Finding]:
     """Folds that were asked for and do not fit the cases."""
-    if not options.splits:
+    if not _has_folds(dataset, options):
         return []
     try:
         make_splits(dataset, facts, options)

@@ -1,16 +1,19 @@
-"""The last job: compare configurations and pairs on all out-of-fold cases, choose, pack the bundle."""
+"""The last job: compare configurations and ensembles on all out-of-fold cases, choose, pack the bundle."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 
 from autounet.images import is_image, stem
 from autounet.running import case_work
+from autounet.running.aftercare import Aftercare
 from autounet.running.context import Context
 from autounet.running.validated import ValidatedCases, ensemble_keys
 from autounet.schema.run import Metrics, Selection, fold_name
 from autounet.schema.stages import with_previous_stages
+from autounet.schema.targets import counted_targets
 from autounet.selection import select
 from autounet.store import SCORES, STAGE_LABELS
 
@@ -28,10 +31,10 @@ class Selecting:
         self.folds = [fold for fold in context.folds if fold is not None]
 
     def run(self) -> None:
-        metrics = {**self._single(), **self._pairs()} if self.folds else {}
+        metrics = {**self._single(), **self._ensembles()} if self.folds else {}
         if metrics:
-            selection = select(metrics)
-            chosen = metrics["+".join(selection.chosen)]
+            selection = self._select(metrics)
+            selection, chosen = Aftercare(self.context).of(selection, metrics["+".join(selection.chosen)])
             chosen.save(self.out / "metrics.json")
         else:
             selection, chosen = self._without_validation(), None
@@ -40,10 +43,15 @@ class Selecting:
         self._forget_gone_cases()
         self._pack(selection, chosen.mean_dice if chosen else None)
 
+    def _select(self, metrics: Mapping[str, Metrics]) -> Selection:
+        labels, configurations = self.context.known.dataset.labels, self.context.configurations
+        costs = {name: len(with_previous_stages(name.split("+"), configurations)) for name in metrics}
+        return select(metrics, [target.name for target in counted_targets(labels)], costs, self.folds)
+
     def _forget_gone_cases(self) -> None:
         """Segmentations, scores and handed-over labels of cases that the data set no longer has."""
         known = {case.identifier for case in self.context.known.dataset.cases}
-        kept = {file: stem(file) for file in self.out.glob("crossval/*/*") if is_image(file)}
+        kept = {file: stem(file) for file in self.out.glob("crossval/**/*") if is_image(file)}
         places_of = ("*/scores/*", f".{SCORES}"), ("*/next/*/*", f".{STAGE_LABELS}"), ("*/cases/*", ".json")
         for places, ending in places_of:
             files = self.out.glob(f"crossval/{places}{ending}")
@@ -59,24 +67,29 @@ class Selecting:
             found[name] = case_work.summarise_cases(cases, self.context.known.dataset)
         return found
 
-    def _pairs(self) -> dict[str, Metrics]:
-        """Only cases whose scores have changed are averaged again."""
+    def _ensembles(self) -> dict[str, Metrics]:
+        """Of every pair, and of all. Only cases whose scores have changed are averaged again."""
         dataset, crossval = self.context.known.dataset, self.out / "crossval"
         fold_of = {case: fold for fold in self.folds for case in self.context.cases(fold)[1]}
         found = {}
-        for pair in combinations(self.context.configurations, 2):
-            joined = "+".join(pair)
+        for members in self._members():
+            joined = "+".join(members)
             earlier = ValidatedCases(
-                dataset, crossval / joined, ensemble_keys([crossval / name for name in pair], list(fold_of))
+                dataset, crossval / joined, ensemble_keys([crossval / name for name in members], list(fold_of))
             )
             kept = earlier.kept()
-            sources = {name: (self.context.configurations[name], crossval / name / "scores") for name in pair}
+            sources = {name: (self.context.configurations[name], crossval / name / "scores") for name in members}
             if changed := {case: fold for case, fold in fold_of.items() if case not in kept}:
                 metrics = case_work.ensemble_cases(dataset, sources, self.out / "prepared", changed, crossval / joined)
                 earlier.keep(metrics.cases)
                 kept |= {each.case: each for each in metrics.cases}
             found[joined] = case_work.summarise_cases([kept[case] for case in fold_of], dataset)
         return found
+
+    def _members(self) -> list[tuple[str, ...]]:
+        """Of the ensembles; planning sees to it that all configurations learn the same."""
+        names = tuple(self.context.configurations)
+        return [*combinations(names, 2), *([names] if len(names) > 2 else [])]
 
     def _without_validation(self) -> Selection:
         """All cases were trained on: the main configuration, since nothing speaks for the cost of an ensemble."""

@@ -14,7 +14,7 @@ from autounet.schema.errors import OptionError, RecordError
 from autounet.schema.options import RunOptions
 from autounet.schema.plan import Plan
 from autounet.schema.quantities import format_time
-from autounet.schema.run import Metrics, fold_name
+from autounet.schema.run import CheckResult, Metrics, fold_name
 
 RUNNING_SECONDS = 120.0
 """a fold whose log or checkpoint changed within this time counts as running"""
@@ -39,8 +39,17 @@ def read_status(out: Path) -> dict[str, Any]:
     if (out / "metrics.json").exists():
         found["mean_dice"] = Metrics.load(out / "metrics.json").mean_dice
     found["seconds_left"] = 0.0 if stages["report"] and stages["train"] else _seconds_left(out)
+    found["findings"] = _findings(out)
     found["lines"] = _lines(found)
     return found
+
+
+def _findings(out: Path) -> int | None:
+    """Warnings of the check; None before it, and while there are fatal ones, with which nothing is written."""
+    try:
+        return len(CheckResult.load(out / "findings.json").findings)
+    except RecordError:
+        return None
 
 
 def _folds(out: Path) -> list[dict[str, Any]]:
@@ -100,6 +109,8 @@ def _seconds_left(out: Path) -> float | None:
 def _lines(found: dict[str, Any]) -> list[str]:
     order = ("fingerprint", "plan", "preprocess", "train", "select", "report")
     lines = [f"{stage}: {'done' if found['stages'][stage] else 'not done'}" for stage in order]
+    if found["findings"]:
+        lines.append(f"warnings about the data: {found['findings']} (findings.json, and in the report)")
     for fold in found["folds"]:
         dice = "" if fold["dice"] is None else f", mean Dice {fold['dice']:.4f}"
         lines.append(f"{fold['configuration']} fold {fold['fold']}: {fold['state']}, {fold['progress']:.0%}{dice}")

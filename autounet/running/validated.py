@@ -15,7 +15,7 @@ from autounet.schema.record import Record, digest
 from autounet.schema.run import CaseMetrics
 from autounet.store import read_properties, scores_file, stage_labels_file
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 """raised whenever the same case would be predicted or evaluated differently"""
 
 

@@ -55,6 +55,8 @@ class Case(Part):
     label: str | None = None
     group: str | None = None
     """cases of one group are never split between folds"""
+    present: tuple[int, ...] | None = None
+    """indices of the channels whose files `images` are, where the case lacks some; None: all"""
     frame: int | None = None
     """the time point of 4-D files that this case is; None: the whole files"""
     fold: str | None = None

@@ -32,6 +32,8 @@ class DataOptions(Part):
     """'nnunet' or a JSON file"""
     palette: str | None = None
     """JSON file that says which colour in the label pictures is which class"""
+    missing_channels: bool = False
+    """cases may lack files of some channels"""
     frames: Literal["channels", "time"] | None = None
     """what the fourth axis of 4-D files is; None: by the rule of `datasets.frames`"""
 

@@ -103,6 +103,10 @@ class NetworkSpec(Part):
         return tuple(product)
 
 
+Average = Literal["probabilities", "logits"]
+"""of what the mean over views, networks and tiles is taken"""
+
+
 class InferenceSpec(Part):
     """How whole images are predicted."""
 
@@ -114,6 +118,13 @@ class InferenceSpec(Part):
     handover: Literal["grid", "file"] = "grid"
     """how a previous stage's scores become labels on this one's grid when new images are predicted: interpolated
     straight to it, or decided on in the image's own voxels and resampled as labels, as between nnU-Net's commands"""
+    average: Average = "logits"
+    """logits: as nnU-Net does, and models from before this field"""
+
+    def digest(self) -> str:
+        """Without `average` at its default: results from before this field stay good."""
+        later = {"average"} if self.average == "logits" else set()
+        return digest(self.model_dump(mode="json", exclude=later))
 
 
 Limit = Literal["memory", "image", "data", "time", "option", "search", "minimum"]

@@ -31,6 +31,8 @@ class CaseProperties(Record):
     """crop, half-open, network axis order, before resampling"""
     shape: Shape3
     """on the prepared grid"""
+    present: tuple[bool, ...] | None = None
+    """whether the case has each channel; those it lacks are 0. None: it has all"""
 
     @property
     def cropped_shape(self) -> Shape3:

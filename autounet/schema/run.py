@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field, JsonValue
+from typing import Any
 
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
+
+from autounet.schema.aftercare import PostprocessStep, PostprocessTrial, TemperatureScaling
 from autounet.schema.dataset import Channel, Finding
 from autounet.schema.labels import Labels
 from autounet.schema.options import TrainOptions
@@ -96,15 +99,32 @@ class RunRecord(Record):
 
 
 class ClassMetrics(Part):
-    """Metrics of one class in one case or over all. A null value has its reason in `undefined`."""
+    """Metrics of one class in one case or over all; the definitions: `docs/metrics.md`.
+
+    A null value has its reason in `undefined`; what was not measured is not written.
+    """
 
     dice: float | None = None
     iou: float | None = None
+    sensitivity: float | None = None
+    precision: float | None = None
     hd95: float | None = None
     nsd: float | None = None
+    volume: float | None = None
+    """predicted, in ml (mm^3 / 1000); pixels for images without spacing"""
     volume_difference: float | None = None
-    """(predicted - true) volume in ml (mm^3 / 1000); pixels for images without spacing"""
+    """(predicted - true) volume, in the same unit"""
+    assd: float | None = None
+    nsd_subvoxel: float | None = None
+    boundary_iou: float | None = None
+    lesion_f1: float | None = None
+    panoptic_quality: float | None = None
+    cl_dice: float | None = None
     undefined: dict[str, str] = {}
+
+    @model_serializer(mode="wrap")
+    def _without_unmeasured(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialise(self).items() if value is not None or name in self.undefined}
 
 
 class CaseMetrics(Part):
@@ -123,13 +143,30 @@ class Metrics(Record):
     """of classes and regions, by name"""
     cases: tuple[CaseMetrics, ...]
     tolerance: float = 1.0
-    """surface distance tolerance of nsd: mm, or pixels without spacing"""
+    """surface distance tolerance of nsd and nsd_subvoxel, in `unit`"""
     unit: str = "mm"
+    """of distances: mm, or pixels for images without spacing"""
+    mean_dice_interval: tuple[float, float] | None = None
+    """95 % confidence, by bootstrap over cases; None with fewer than two cases"""
+    intervals: dict[str, dict[str, tuple[float, float]]] = {}
+    """class or region -> metric -> the same of its mean in `per_class`"""
+    calibration: TemperatureScaling | None = None
+    """of the selected out-of-fold probabilities"""
 
 
 class Candidate(Part):
+    """One configuration, or several whose probabilities are averaged. See `selection.choose` for the numbers."""
+
     configurations: tuple[str, ...]
     mean_dice: float | None
+    interval: tuple[float, float] | None = None
+    """of the mean Dice: 95 %, by bootstrap over cases"""
+    behind: float | None = None
+    """mean Dice of the best candidate less its own"""
+    noise: float | None = None
+    """one standard error of `behind`, by the same bootstrap"""
+    networks: int | None = None
+    """configurations that are predicted, previous stages included: its cost"""
 
 
 class Selection(Record):
@@ -139,6 +176,16 @@ class Selection(Record):
     """configurations whose probabilities are averaged"""
     compared: tuple[Candidate, ...]
     reason: str
+    rule: str = ""
+    """by which candidates count as equal"""
+    folds: tuple[int, ...] = ()
+    """whose out-of-fold predictions were compared"""
+    postprocessing: tuple[PostprocessStep, ...] = ()
+    """applied in this order to what is predicted"""
+    postprocessing_trials: tuple[PostprocessTrial, ...] = ()
+    postprocessing_reason: str = ""
+    calibration: TemperatureScaling | None = None
+    """of the probabilities that are written; None: they are as the networks give them"""
 
 
 class BundleMember(Part):
@@ -160,6 +207,8 @@ class ModelBundle(Record):
     file_kind: str
     channels: tuple[Channel, ...]
     channel_patterns: dict[str, str] = {}
+    channel_combinations: tuple[tuple[bool, ...], ...] = ()
+    """which channels an image may have: the combinations that occurred in training; empty: all of them"""
     time_points: bool = False
     labels: Labels
     configurations: dict[str, Configuration]

@@ -20,6 +20,7 @@ from autounet.losses import Batch
 from autounet.training.augment import Augmentation
 from autounet.training.cases import CaseStore, TrainCase
 from autounet.training.patches import corner_limits, middle, read_patch
+from autounet.training.presence import ChannelDropout, drop_channels
 
 TRIES = 10
 """patches drawn at most, in a set with unlabelled voxels, to find one with a labelled voxel"""
@@ -59,6 +60,7 @@ class SampleSource:
     """labels (*P) as augmented -> weight (*P) float32 of each voxel in the loss; picklable"""
     annotated: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
     """case -> (K) which dense classes were annotated, for cases where some were not"""
+    dropout: ChannelDropout = field(default_factory=ChannelDropout)
     output: tuple[int, ...] | None = None
     """size of the network's output where it is smaller than the patch, in its middle: then that is what is placed
     inside the image and shows foreground, and beyond the borders lies the mirror image, labels included, as when whole
@@ -99,8 +101,9 @@ class SampleSource:
             image, *maps = read_patch(case, corner, margin, transform.source_size, beyond)
             if not self.sparse or (middle(maps[0], self.output or maps[0].shape) >= 0).any():
                 break
-        augmented = self.augmentation.apply(transform, *map(torch.from_numpy, (image, *maps)))
-        return Sample(augmented.image, augmented.labels, case.identifier, augmented.swapped)
+        channels = self.dropout.draw(generator, case.identifier, len(image))
+        moved, labels, swapped = self.augmentation.apply(transform, *map(torch.from_numpy, (image, *maps)))
+        return Sample(drop_channels(moved, channels), labels, case.identifier, swapped)
 
     def _forced(self, index: int) -> bool:
         """The last samples of a batch show foreground for certain (nnU-Net's rule and rounding)."""

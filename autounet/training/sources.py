@@ -17,6 +17,7 @@ from autounet.training.augment import Augmentation
 from autounet.training.cases import CaseStore
 from autounet.training.memory import free_memory
 from autounet.training.mirroring import ClassSwap
+from autounet.training.presence import ChannelDropout
 from autounet.training.samples import SampleSource
 from autounet.training.task import FoldTask
 
@@ -51,6 +52,7 @@ def train_source(task: FoldTask) -> SampleSource:
         sparse=task.labels.ignore is not None,
         annotated=task.annotated,
         weigh=voxel_weight(task),
+        dropout=ChannelDropout(task.channel_combinations, task.present),
         output=smaller_output(configuration),
     )
 

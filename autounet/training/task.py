@@ -9,6 +9,7 @@ from pathlib import Path
 from autounet.schema.labels import Labels
 from autounet.schema.options import TrainOptions
 from autounet.schema.plan import Configuration
+from autounet.schema.presence import Presence
 from autounet.schema.record import digest
 from autounet.training.schedule import Horizon
 from autounet.training.start import Start
@@ -42,6 +43,10 @@ class FoldTask:
     """what happened to the configuration before this training, for its record"""
     annotated: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
     """case -> (K) which dense classes were annotated, for cases where some were not"""
+    present: Mapping[str, Presence] = field(default_factory=dict)
+    """case -> (C) which channels it has, for cases that lack some"""
+    channel_combinations: tuple[Presence, ...] = ()
+    """of channels, that occur in the whole data set; empty where every case has all channels"""
     previous: Path | None = None
     """folder of the previous stage's out-of-fold labels of all these cases, on this configuration's grid"""
     start: Start | None = None
@@ -65,7 +70,8 @@ class FoldTask:
     def key(self) -> str:
         """Trainings with equal keys reach the same weights, given the same steps."""
         content = [self.configuration.key, self.options.digest(), self.train_cases, self.fold, self.labels.digest()]
-        partial = [(case, self.annotated[case]) for case in self.train_cases if case in self.annotated]
+        partial: list[object] = [(case, self.annotated[case]) for case in self.train_cases if case in self.annotated]
+        partial += self.channel_combinations
         return digest([*content, partial] if partial else content)
 
     @property

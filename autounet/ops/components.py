@@ -1,0 +1,41 @@
+"""Connected components of masks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+NEIGHBOURS = {2: 8, 3: 26}
+"""voxels that touch at a corner belong together, as in nnU-Net"""
+
+
+class Components(NamedTuple):
+    """Of a boolean mask."""
+
+    numbers: np.ndarray
+    """the mask's shape, unsigned integers: 0 outside, 1..N inside"""
+    voxels: np.ndarray
+    """(N,) int64: size of each, in voxels"""
+
+
+def components(mask: np.ndarray) -> Components:
+    """Components of a mask (Z, Y, X), a slice where Z is 1; the mask alone decides on their order."""
+    import cc3d
+
+    flat = mask.shape[0] == 1
+    # as numbers: for booleans cc3d 4.1 runs out of labels where two axes have a single voxel
+    array = np.ascontiguousarray(mask[0] if flat else mask, dtype=bool).view(np.uint8)
+    if not array.size:
+        return Components(np.zeros(mask.shape, np.uint16), np.zeros(0, np.int64))
+    found = cc3d.connected_components(array, connectivity=NEIGHBOURS[array.ndim])  # type: ignore[call-overload]
+    numbers = np.asarray(found).reshape(mask.shape)
+    return Components(numbers, np.bincount(numbers.ravel())[1:].astype(np.int64))
+
+
+def largest(voxels: np.ndarray) -> np.ndarray:
+    """(N,) bool: True for the largest component, the first of equals; all False without components."""
+    kept = np.zeros(len(voxels), bool)
+    if len(voxels):
+        kept[int(np.argmax(voxels))] = True
+    return kept

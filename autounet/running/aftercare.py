@@ -1,0 +1,205 @@
+"""What follows the choice: postprocessing and calibration of the selected out-of-fold result, from files to files."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from autounet.datasets import read_reference
+from autounet.evaluation import distance_unit, evaluate_case
+from autounet.images import read_labels, write_labels
+from autounet.ops.crop import nonzero_box
+from autounet.ops.label_values import NO_LOSS, encode
+from autounet.preprocessing import PooledScores
+from autounet.running.case_work import segmentation_name, summarise_cases
+from autounet.running.context import Context
+from autounet.running.progress import progress
+from autounet.schema.aftercare import PostprocessStep
+from autounet.schema.annotated import annotated_classes, is_certain
+from autounet.schema.dataset import Dataset
+from autounet.schema.geometry import Box3
+from autounet.schema.plan import Configuration
+from autounet.schema.run import CaseMetrics, Metrics, Selection
+from autounet.schema.targets import counted_targets, targets_of
+from autounet.selection import CaseTable, Judgement, Sample, apply_steps, calibrate, held_out, judge, tabulate
+from autounet.store import read_properties, read_scores
+from autounet.workers import map_parallel
+
+log = logging.getLogger(__name__)
+
+POSTPROCESSED = "postprocessed"
+"""folder of the postprocessed out-of-fold segmentations, beside the plain ones"""
+MARGIN = 8
+"""voxels around the structures, referenced or predicted, that calibration looks at: farther out all is sure"""
+MOST_VOXELS, MOST_PER_CASE = 200_000, 10_000
+"""that calibration looks at; the standard error of an error of 0.01 is then below 0.001"""
+
+
+class _Task(NamedTuple):
+    dataset: Dataset
+    """of this case alone"""
+    identifier: str
+    segmentations: Path
+    sources: tuple[tuple[Path, Path], ...]
+    """folder of the scores and of the prepared cases, of each configuration"""
+    configuration: Configuration
+    """one of them: all have the same targets"""
+    voxels: int
+
+
+class _Seen(NamedTuple):
+    tables: dict[str, CaseTable]
+    sample: Sample
+
+
+class Aftercare:
+    """Of one run; writes `crossval/<selected>/postprocessed/`."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.dataset = context, context.known.dataset
+        self.crossval = context.out / "crossval"
+
+    def of(self, selection: Selection, metrics: Metrics) -> tuple[Selection, Metrics]:
+        """The selection with what was judged, and the metrics of its result; `metrics` are those of the plain one.
+
+        Each case is postprocessed with what was chosen without it, so that the metrics flatter nothing.
+        """
+        folder = self.crossval / "+".join(selection.chosen)
+        for former in self.crossval.glob(f"*/{POSTPROCESSED}"):
+            shutil.rmtree(former)
+        groups = held_out({case.case: case.fold or 0 for case in metrics.cases})
+        seen = self._look(selection, list(groups))
+        judgement = judge({case: each.tables for case, each in seen.items()}, groups, self.dataset.labels)
+        if judgement.steps:
+            processed = self._postprocess(folder, judgement.by_group, groups, metrics)
+            if (processed.mean_dice or 0.0) > (metrics.mean_dice or 0.0):
+                metrics = processed
+            else:
+                shutil.rmtree(folder / POSTPROCESSED)
+                judgement = _dropped(judgement)
+        log.info("%s", judgement.reason)
+        calibration = calibrate({case: each.sample for case, each in seen.items()}, groups)
+        judged = {
+            "postprocessing": judgement.steps,
+            "postprocessing_trials": judgement.trials,
+            "postprocessing_reason": judgement.reason,
+            "calibration": calibration,
+        }
+        return selection.model_copy(update=judged), metrics.model_copy(update={"calibration": calibration})
+
+    def _look(self, selection: Selection, cases: list[str]) -> dict[str, _Seen]:
+        configurations = [self.context.configurations[name] for name in selection.chosen]
+        prepared = self.context.out / "prepared"
+        sources = tuple(
+            (self.crossval / name / "scores", prepared / configuration.prepared)
+            for name, configuration in zip(selection.chosen, configurations, strict=True)
+        )
+        folder, voxels = self.crossval / "+".join(selection.chosen), min(MOST_PER_CASE, MOST_VOXELS // len(cases) + 1)
+        tasks = [_Task(_only(self.dataset, case), case, folder, sources, configurations[0], voxels) for case in cases]
+        with progress("judging postprocessing and probabilities", len(tasks)) as meter:
+            seen = map_parallel(_look_one, tasks, self.context.workers, lambda _: meter.advance())
+        return dict(zip(cases, seen, strict=True))
+
+    def _postprocess(
+        self,
+        folder: Path,
+        by_group: Mapping[int, tuple[PostprocessStep, ...]],
+        groups: Mapping[str, int],
+        metrics: Metrics,
+    ) -> Metrics:
+        tasks = [
+            _PostprocessTask(_only(self.dataset, case.case), case, folder, by_group[groups[case.case]])
+            for case in metrics.cases
+        ]
+        with progress("postprocessing", len(tasks)) as meter:
+            found = map_parallel(_postprocess_one, tasks, self.context.workers, lambda _: meter.advance())
+        return summarise_cases(found, self.dataset)
+
+
+class _PostprocessTask(NamedTuple):
+    dataset: Dataset
+    metrics: CaseMetrics
+    """of the plain segmentation"""
+    folder: Path
+    steps: tuple[PostprocessStep, ...]
+
+
+def _only(dataset: Dataset, identifier: str) -> Dataset:
+    return dataset.model_copy(update={"cases": (dataset.case(identifier),)})
+
+
+def _dropped(judgement: Judgement) -> Judgement:
+    """Steps that help one by one and not together, as overlapping regions may have it."""
+    trials = tuple(trial.model_copy(update={"kept": False}) for trial in judgement.trials)
+    reason = "No postprocessing: what gains by itself gains nothing together."
+    return Judgement((), {group: () for group in judgement.by_group}, trials, reason)
+
+
+def _look_one(task: _Task) -> _Seen:
+    dataset, labels = task.dataset, task.dataset.labels
+    case = dataset.case(task.identifier)
+    segmentation, geometry = read_labels(task.segmentations / segmentation_name(case))
+    reference, _ = read_reference(dataset, case)
+    annotated = annotated_classes(case, labels)
+    told = [annotated is None or is_certain(target.members, annotated) for target in counted_targets(labels)]
+    tables = tabulate(segmentation, reference, geometry.spacing, labels, told)
+    sources = [
+        (read_scores(scores, task.identifier).astype(np.float32), read_properties(prepared, task.identifier))
+        for scores, prepared in task.sources
+    ]
+    pooled = PooledScores(sources, labels, targets=task.configuration.targets)
+    dense = encode(reference, labels)
+    if annotated is not None and not all(annotated):
+        dense = np.full_like(dense, NO_LOSS)  # what was not looked for may be anything
+    sample = _sample(pooled, dense, (reference != 0) | (segmentation != 0), task)
+    return _Seen(tables, sample)
+
+
+def _sample(pooled: PooledScores, dense: np.ndarray, structures: np.ndarray, task: _Task) -> Sample:
+    """Voxels drawn evenly around the structures of the case, those without a label left out."""
+    box = _around(structures, pooled.box)
+    starts, sizes = [start for start, _ in box], [stop - start for start, stop in box]
+    draws = np.random.default_rng(crc32(task.identifier.encode())).integers(0, np.prod(sizes), task.voxels)
+    found = np.stack(np.unravel_index(np.unique(draws), sizes), axis=1) + starts  # sorted by slice
+    classes = dense[tuple(found.T)]
+    found, classes = found[classes != NO_LOSS], classes[classes != NO_LOSS]
+    inside = found - [start for start, _ in pooled.box]
+    logits = np.empty((len(found), pooled.channels), np.float32)
+    for z in np.unique(inside[:, 0]):
+        rows = inside[:, 0] == z
+        logits[rows] = pooled.at(int(z), inside[rows, 1], inside[rows, 2])
+    if task.configuration.targets == "classes":
+        return Sample(logits, classes)
+    targets = targets_of(task.dataset.labels, "regions")
+    return Sample(logits, np.stack([np.isin(classes, target.members) for target in targets], axis=1))
+
+
+def _around(structures: np.ndarray, crop: Box3) -> Box3:
+    """The part of the crop within `MARGIN` of the structures; the whole crop where there are none in it."""
+    near = [
+        (max(first, start - MARGIN), min(last, stop + MARGIN))
+        for (start, stop), (first, last) in zip(nonzero_box(structures[None]), crop, strict=True)
+    ]
+    return crop if any(start >= stop for start, stop in near) else (near[0], near[1], near[2])
+
+
+def _postprocess_one(task: _PostprocessTask) -> CaseMetrics:
+    """Writes the segmentation, also where nothing is removed from it."""
+    dataset, labels = task.dataset, task.dataset.labels
+    case = dataset.cases[0]
+    name = segmentation_name(case)
+    plain, geometry = read_labels(task.folder / name)
+    processed = apply_steps(plain, geometry.spacing, task.steps)
+    write_labels(task.folder / POSTPROCESSED / name, processed, geometry)
+    if np.array_equal(plain, processed):
+        return task.metrics
+    reference, _ = read_reference(dataset, case)
+    unit, annotated = distance_unit(geometry), annotated_classes(case, labels)
+    per_class = evaluate_case(processed, reference, geometry.spacing, labels, unit=unit, annotated=annotated)
+    return task.metrics.model_copy(update={"per_class": per_class})

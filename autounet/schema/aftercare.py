@@ -1,0 +1,74 @@
+"""What follows the choice of a model: which components are removed, and at which temperature probabilities are told."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from autounet.schema.record import Part, Record
+from autounet.schema.targets import TargetKind
+
+
+class PostprocessStep(Part):
+    """Connected components of one class, of one region or of all foreground that become background."""
+
+    name: str
+    """of the class or region; `foreground` for all together"""
+    values: tuple[int, ...] = Field(min_length=1)
+    """label values, as in files, whose union the components are of"""
+    keep: Literal["largest", "minimum"]
+    """the largest component alone, or those of at least `minimum`"""
+    minimum: float | None = Field(default=None, gt=0)
+    """mm^3; voxels of images without spacing, whose spacing is 1"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PostprocessStep:
+        if (self.keep == "minimum") != (self.minimum is not None):
+            raise ValueError("minimum is a size with keep minimum, and null with keep largest")
+        return self
+
+    def __str__(self) -> str:
+        what = "the largest component" if self.keep == "largest" else f"components of at least {self.minimum:g}"
+        return f"{what} of {self.name}"
+
+
+class PostprocessTrial(Part):
+    """What cross-validation says of postprocessing one class, one region or all foreground."""
+
+    name: str
+    step: PostprocessStep | None
+    """the best on all cases; None: nothing is better than to leave the segmentation as it is"""
+    gain: float | None
+    """mean Dice gained on cases that had no part in choosing the step; None where no case can be held out"""
+    noise: float | None
+    """one standard error of the gain, by bootstrap over cases"""
+    kept: bool
+
+
+class TemperatureScaling(Part):
+    """Guo et al., "On calibration of modern neural networks", ICML 2017: logits are divided by one number."""
+
+    temperature: float = Field(gt=0)
+    """that is applied: `fitted`, or 1 where it brings nothing on held-out cases"""
+    fitted: float = Field(gt=0)
+    """on all out-of-fold cases"""
+    ece_before: float
+    """expected calibration error with 15 bins, over the sampled voxels, at temperature 1"""
+    ece_after: float
+    """the same, each fold at the temperature fitted on the others"""
+    cases: int
+    voxels: int
+    """sampled around the structures of all cases"""
+    bins: int = 15
+
+
+class ProbabilityChannels(Record):
+    """`classes.json` beside written probabilities: what their last axis counts."""
+
+    channels: tuple[str, ...]
+    """names, in order"""
+    targets: TargetKind
+    """classes: they sum to 1, background included; regions: each is by itself, and they may overlap"""
+    temperature: float
+    """that the logits were divided by"""

@@ -1,0 +1,116 @@
+"""Temperature scaling, and how far probabilities are from frequencies, on voxels that no network was trained on.
+
+Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural networks", ICML 2017: one temperature, fitted by the
+negative log-likelihood. It changes no segmentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from autounet.schema.aftercare import TemperatureScaling
+
+BINS = 15
+"""of equal width, as in Guo et al."""
+LOWEST, HIGHEST = 0.05, 20.0
+"""temperatures that are considered"""
+PRECISION = 1e-3
+"""of the logarithm of the temperature"""
+
+
+class Sample(NamedTuple):
+    """Voxels of one case. N voxels, C outputs."""
+
+    logits: np.ndarray
+    """(N, C) float32"""
+    truth: np.ndarray
+    """(N,) integers: the right output of exclusive classes; (N, C) bool: which of overlapping targets are on"""
+
+
+class Judged(NamedTuple):
+    """One or, of overlapping targets, C judgements a voxel."""
+
+    confidence: np.ndarray
+    """(M,) probability of what was decided"""
+    right: np.ndarray
+    """(M,) bool"""
+
+
+def calibrate(samples: Mapping[str, Sample], groups: Mapping[str, int]) -> TemperatureScaling | None:
+    """The temperature of samples by case, and what it does to cases that had no part in it.
+
+    `groups` holds the fold (or group) of each case: the error after is that of each at the temperature of the others.
+    The temperature is 1 where that error is no smaller. None with fewer than two groups or without voxels.
+    """
+    cases = [case for case, sample in samples.items() if len(sample.logits)]
+    present = sorted({groups[case] for case in cases})
+    if len(present) < 2:
+        return None
+    fitted = fit_temperature(_joined([samples[case] for case in cases]))
+    before, after = [], []
+    for group in present:
+        held = _joined([samples[case] for case in cases if groups[case] == group])
+        own = fit_temperature(_joined([samples[case] for case in cases if groups[case] != group]))
+        before.append(judged(held, 1.0))
+        after.append(judged(held, own))
+    ece_before, ece_after = (calibration_error(_together(parts)) for parts in (before, after))
+    return TemperatureScaling(
+        temperature=fitted if ece_after < ece_before else 1.0,
+        fitted=fitted,
+        ece_before=ece_before,
+        ece_after=ece_after,
+        cases=len(cases),
+        voxels=sum(len(samples[case].logits) for case in cases),
+        bins=BINS,
+    )
+
+
+def fit_temperature(sample: Sample) -> float:
+    """That with the least negative log-likelihood, between LOWEST and HIGHEST."""
+    from scipy.optimize import minimize_scalar
+
+    found = minimize_scalar(
+        lambda power: negative_log_likelihood(sample, float(np.exp(power))),
+        bounds=(np.log(LOWEST), np.log(HIGHEST)),
+        method="bounded",
+        options={"xatol": PRECISION},
+    )
+    return float(np.exp(found.x))
+
+
+def negative_log_likelihood(sample: Sample, temperature: float) -> float:
+    """Mean over voxels, in nats; of overlapping targets also over these."""
+    logits = sample.logits / np.float32(temperature)
+    if sample.truth.ndim == 1:
+        logits = logits - logits.max(axis=1, keepdims=True)
+        own = np.take_along_axis(logits, sample.truth[:, None].astype(np.int64), axis=1)[:, 0]
+        return float(np.mean(np.log(np.exp(logits).sum(axis=1)) - own))
+    return float(np.mean(np.logaddexp(0, np.where(sample.truth, -logits, logits))))
+
+
+def judged(sample: Sample, temperature: float) -> Judged:
+    """What is decided at each voxel, how surely, and whether rightly."""
+    logits = sample.logits / np.float32(temperature)
+    if sample.truth.ndim == 1:
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return Judged(1 / powers.sum(axis=1), logits.argmax(axis=1) == sample.truth)
+    return Judged((1 / (1 + np.exp(-np.abs(logits)))).ravel(), ((logits > 0) == sample.truth).ravel())
+
+
+def calibration_error(found: Judged) -> float:
+    """Expected calibration error, 0..1: |mean confidence - share right| of each bin, weighted by its judgements."""
+    index = np.minimum((found.confidence * BINS).astype(int), BINS - 1)
+    confidence = np.bincount(index, found.confidence, BINS)
+    right = np.bincount(index, found.right, BINS)
+    return float(np.abs(confidence - right).sum() / len(index))
+
+
+def _joined(samples: Sequence[Sample]) -> Sample:
+    return Sample(np.concatenate([each.logits for each in samples]), np.concatenate([each.truth for each in samples]))
+
+
+def _together(parts: Sequence[Judged]) -> Judged:
+    return Judged(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))

@@ -1,0 +1,139 @@
+"""Postprocessing and calibration of a finished cross-validation, from its files: nothing is trained here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fake_output import configuration
+
+from autounet.datasets import load_case
+from autounet.evaluation import evaluate_case, summarise
+from autounet.images import read_labels, write_image, write_labels
+from autounet.preprocessing import export, prepare_case
+from autounet.running.aftercare import POSTPROCESSED, Aftercare
+from autounet.running.selecting import Selecting
+from autounet.schema.dataset import Case, Channel, Dataset
+from autounet.schema.geometry import Geometry
+from autounet.schema.labels import LabelClass, Labels, Region
+from autounet.schema.plan import Configuration, PreprocessSpec
+from autounet.schema.run import CaseMetrics, Metrics, Selection
+from autounet.schema.targets import TargetKind, targets_of
+from autounet.store import write_prepared, write_scores
+
+SHAPE = (6, 14, 16)
+FOLDS = {f"c{index}": index % 2 for index in range(6)}
+CHOSEN = ("a", "b")
+
+
+def labels_for(targets: TargetKind) -> Labels:
+    classes = tuple(LabelClass(name=f"class {value}", value=value) for value in (0, 4, 7))
+    regions = (Region(name="whole", values=(4, 7)),) if targets == "regions" else ()
+    return Labels(classes=classes, regions=regions, ignore=9)
+
+
+def plans(targets: TargetKind) -> dict[str, Configuration]:
+    """Two grids, neither of them the files'."""
+    base = configuration(3)
+    found = {}
+    for name, step in zip(CHOSEN, (1.0, 1.5), strict=True):
+        normalisation = base.preprocess.normalisation
+        spec = PreprocessSpec(spacing=(2.0, step, step), normalisation=normalisation)
+        found[name] = base.model_copy(update={"preprocess": spec, "prepared": name, "targets": targets})
+    return found
+
+
+@pytest.fixture(params=["classes", "regions"])
+def run(request, tmp_path: Path) -> SimpleNamespace:
+    """Scores that are surer than right, and stray voxels in each case; one case is partly annotated."""
+    targets: TargetKind = request.param
+    labels, configurations, out = labels_for(targets), plans(targets), tmp_path / "out"
+    dataset = Dataset(
+        root=str(tmp_path), name="demo", layout="pairs", channels=(Channel(name="mri"),), labels=labels,
+        labels_declared=True, image_pattern="images/*.nii.gz", file_kind="nifti", suffix=".nii.gz",
+        cases=tuple(
+            Case(identifier=name, images=(f"images/{name}.nii.gz",), label=f"labels/{name}.nii.gz",
+                 annotated=(4,) if name == "c5" else None)
+            for name in FOLDS
+        ),
+    )  # fmt: skip
+    random = np.random.default_rng(0)
+    results = []
+    for name, fold in FOLDS.items():
+        geometry = Geometry(shape=SHAPE, spacing=(2.0, 1.0, 1.0))
+        truth = np.zeros(SHAPE, np.int32)
+        truth[1:5, 3:9, 3:9], truth[2:4, 4:7, 4:7], truth[0, 0] = 4, 7, 9
+        image = truth + random.normal(10, 1, SHAPE)
+        write_image(tmp_path / f"images/{name}.nii.gz", image[None].astype(np.float32), geometry)
+        write_labels(tmp_path / f"labels/{name}.nii.gz", truth, geometry)
+        guess = truth.copy()
+        guess[truth == 9] = 0
+        guess[4, 12, 2 : 14 : 2 + fold] = 4
+        pairs = []
+        for each, plan in configurations.items():
+            loaded = load_case(dataset, name)
+            own = prepare_case(name, name, loaded.image, guess.astype(np.int16), geometry, plan.preprocess)
+            write_prepared(out / "prepared" / each, *own)
+            coarse = own.labels
+            assert coarse is not None
+            members = [[labels.values[index] for index in each.members] for each in targets_of(labels, targets)]
+            scores = np.stack([np.where(np.isin(coarse, member), 6.0, -6.0) for member in members])
+            scores = scores + random.normal(0, 2.5, scores.shape)
+            write_scores(out / "crossval" / each / "scores", name, scores)
+            pairs.append((scores.astype(np.float32), own.properties))
+        values = export(pairs, labels, targets=targets)
+        write_labels(out / "crossval" / "a+b" / f"{name}.nii.gz", values, geometry)
+        annotated = (True, True, False) if name == "c5" else None
+        scored = evaluate_case(values, truth, geometry.spacing, labels, annotated=annotated)
+        results.append(CaseMetrics(case=name, fold=fold, per_class=scored))
+    context = SimpleNamespace(out=out, known=SimpleNamespace(dataset=dataset), configurations=configurations, workers=0)
+    return SimpleNamespace(context=context, metrics=summarise(results, labels), labels=labels, out=out)
+
+
+def test_the_selected_result_is_mended_and_calibrated(run) -> None:
+    folder = run.out / "crossval" / "a+b"
+    before = {path.name: path.read_bytes() for path in folder.glob("*.nii.gz")}
+    plain = Selection(chosen=CHOSEN, compared=(), reason="the test's")
+    selection, metrics = Aftercare(run.context).of(plain, run.metrics)
+    assert {path.name: path.read_bytes() for path in folder.glob("*.nii.gz")} == before, "the plain ones stay"
+    assert selection.postprocessing
+    assert metrics.mean_dice > run.metrics.mean_dice
+    assert [case.case for case in metrics.cases] == list(FOLDS)
+    for case in metrics.cases:
+        values, geometry = read_labels(folder / POSTPROCESSED / f"{case.case}.nii.gz")
+        truth, _ = read_labels(Path(run.context.known.dataset.root) / "labels" / f"{case.case}.nii.gz")
+        annotated = (True, True, False) if case.case == "c5" else None
+        assert case.per_class == evaluate_case(values, truth, geometry.spacing, run.labels, annotated=annotated)
+    found = selection.calibration
+    assert found is not None
+    assert metrics.calibration == found
+    assert found.cases == 5, "of a case that was not looked through for all classes the truth is not known"
+    assert 0 <= found.ece_before <= 1
+    assert Selection.model_validate_json(selection.model_dump_json()) == selection
+    assert Metrics.model_validate_json(metrics.model_dump_json()) == metrics
+
+
+def test_it_comes_out_the_same_again_and_leaves_nothing_behind(run) -> None:
+    plain = Selection(chosen=CHOSEN, compared=(), reason="the test's")
+    first = Aftercare(run.context).of(plain, run.metrics)
+    stale = run.out / "crossval" / "a+b" / POSTPROCESSED / "gone.nii.gz"
+    stale.write_bytes(b"")
+    assert Aftercare(run.context).of(plain, run.metrics) == first
+    assert not stale.exists()
+    alone = summarise(run.metrics.cases[:1], run.labels)
+    selection, metrics = Aftercare(run.context).of(plain, alone)
+    assert (selection.postprocessing, selection.calibration) == ((), None)
+    assert metrics == alone
+    assert not stale.parent.exists()
+
+
+def test_every_pair_and_the_whole_are_compared(tmp_path: Path) -> None:
+    def members(*names: str) -> list[str]:
+        context = SimpleNamespace(out=tmp_path, folds=(0,), configurations=dict.fromkeys(names))
+        return ["+".join(each) for each in Selecting(context)._members()]  # type: ignore[arg-type]
+
+    assert members("a") == []
+    assert members("a", "b") == ["a+b"]
+    assert members("a", "b", "c") == ["a+b", "a+c", "b+c", "a+b+c"]

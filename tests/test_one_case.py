@@ -1,0 +1,38 @@
+"""One case is trained on without validation, and every part of the run says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from broken_contents import one_case
+from broken_sets import NONE
+
+from autounet import api, pipeline
+from autounet.pipeline import Pipeline
+from autounet.running.status import read_status
+from autounet.schema.dataset import Splits
+from autounet.schema.errors import OptionError
+from autounet.schema.options import RunOptions
+from autounet.schema.run import RunRecord, Selection
+
+
+def test_one_case_is_trained_without_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "try_configurations", lambda context: None)  # starts a process for a trial
+    data, out = tmp_path / "data", tmp_path / "out"
+    one_case(data)
+    options = RunOptions(device="cpu", workers=0, memory_bytes=600 * 2**20, iterations=2, data=NONE)
+    report = Pipeline(data, out, options).run().read_text()
+    assert Splits.load(out / "splits.json") == Splits(source="full", folds=(("c0",),))
+    record = RunRecord.load(out / "models" / "2d" / "fold_all" / "record.json")
+    assert (record.train_cases, record.validation_cases) == (("c0",), ())
+    assert "nothing was compared" in Selection.load(out / "selection.json").reason
+    assert not (out / "metrics.json").exists()
+    assert "one case or group cannot be split" in report
+    status = read_status(out)
+    assert [(fold["fold"], fold["state"]) for fold in status["folds"]] == [("all", "done")]
+    assert status["findings"] == 1
+    assert "warnings about the data: 1 (findings.json, and in the report)" in status["lines"]
+    assert api.load(out / "model", device="cpu").predict_files(data / "images", tmp_path / "predicted") == []
+    with pytest.raises(OptionError, match="there is one case or group, which cannot be split"):
+        Pipeline(data, out, options.model_copy(update={"folds": "0"})).run("train")

@@ -1,0 +1,58 @@
+"""The report tells what was compared, what is removed from the result and how sure its probabilities are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fake_output import make_output
+
+from autounet.report import page as page_module
+from autounet.report import write_report
+from autounet.report.records import gather
+from autounet.schema.aftercare import PostprocessStep, PostprocessTrial, TemperatureScaling
+from autounet.schema.run import Candidate, Selection
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.setattr(page_module, "overlays", lambda *_: [])
+    return make_output(tmp_path / "out", cases=5)
+
+
+def chosen(temperature: float) -> Selection:
+    step = PostprocessStep(name="foreground", values=(7, 9), keep="minimum", minimum=31.6)
+    candidates = [
+        Candidate(configurations=(name,), mean_dice=dice, interval=(0.7, 0.9), behind=0.8 - dice, noise=0.02)
+        for name, dice in (("2d", 0.8), ("3d_fullres", 0.79))
+    ]
+    return Selection(
+        chosen=("3d_fullres",),
+        compared=tuple(candidates),
+        reason="the reason",
+        rule="the rule.",
+        postprocessing=(step,),
+        postprocessing_trials=(PostprocessTrial(name="foreground", step=step, gain=0.0123, noise=0.004, kept=True),),
+        postprocessing_reason="what is removed",
+        calibration=TemperatureScaling(
+            temperature=temperature, fitted=1.7, ece_before=0.0611, ece_after=0.0122, cases=5, voxels=4321
+        ),
+    )
+
+
+TOLD = ("0.7000 to 0.9000", "0.0100", "the rule.", "the reason", "what is removed", "+0.0123", "4321 voxels",
+        "0.0611 before, 0.0122 after", "keep components of at least 31.6 of foreground")  # fmt: skip
+
+
+@pytest.mark.parametrize(("temperature", "used"), [(1.7, "is applied to"), (1.0, "it is not applied to")])
+def test_what_was_judged_is_told(out: Path, temperature: float, used: str) -> None:
+    chosen(temperature).save(out / "selection.json")
+    text = write_report(out).read_text(encoding="utf-8")
+    assert [told for told in (*TOLD, used) if told not in text] == []
+
+
+def test_pictures_are_of_the_postprocessed(out: Path) -> None:
+    folder = out / "crossval" / "3d_fullres"
+    assert gather(out).predictions == folder
+    chosen(1.0).save(out / "selection.json")
+    assert gather(out).predictions == folder / "postprocessed"
