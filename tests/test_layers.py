@@ -24,7 +24,7 @@ LAYERS = (
     ("inference", "selection"),
     ("training",),
 )
-TOP = ("__main__", "api", "cli", "cli_options", "cli_stages", "device", "pipeline", "running")
+TOP = ("__main__", "api", "cli", "cli_models", "cli_options", "cli_stages", "device", "pipeline", "running")
 """layer 7: the modules that join the stages; they may import each other, never in a circle (but for type checking)"""
 FREE = ("allocator", "atomic", "workers")
 """modules that import nothing of ours, so that anything may use them"""
@@ -44,7 +44,7 @@ ONLY_IN = {
     "safetensors": ("store",),
     "highdicom": ("interop",),
     "pydicom": ("interop",),
-    "typer": ("cli", "cli_options", "cli_stages"),
+    "typer": ("cli", "cli_models", "cli_options", "cli_stages"),
 }
 WITHOUT_TORCH = {
     "schema",

@@ -30,7 +30,7 @@ def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequ
 
 
 def prepared_shape(spec: PreprocessSpec, shape: Sequence[int], spacing: Sequence[float]) -> Shape3:
-    """Size on the prepared grid, network axis order, of a cropped case of `shape` and `spacing` (mm), file axis order."""
+    """Size on the prepared grid, network axis order, of a cropped case of `shape` and `spacing` (mm) as stored."""
     own = permute(spacing, spec.transpose)
     target = [old if asked is None else asked for old, asked in zip(own, spec.spacing, strict=True)]
     return resampled_shape(permute(shape, spec.transpose), own, target)
