@@ -56,10 +56,9 @@ class Family:
     """numbers of dimensions that the network exists in"""
     deep_supervision: bool = True
     """whether it can have more outputs than one in training"""
-    loss: str = "dice_ce"
-    """what it is trained with unless a person says otherwise"""
-    elastic: bool = False
-    """whether its samples are bent (`training.elastic`)"""
+    weighs_borders: tuple[int, ...] = ()
+    """dimensions of images on which it is trained by the weight map of touching objects, from bent samples
+    (`training.elastic`), unless a person gives a loss"""
     problems: Callable[[NetworkSpec], Sequence[str]] = lambda spec: ()
     """what is wrong in a spec whose options are valid one by one; for people"""
 

@@ -86,6 +86,5 @@ ORIGINAL = Family(
     output_size=output_size,
     build=build,
     deep_supervision=False,
-    loss="weighted_ce",
-    elastic=True,
+    weighs_borders=(2,),
 )

@@ -89,7 +89,7 @@ class Context(Setup):
 
     def train_options(self, configuration: Configuration) -> TrainOptions:
         known = [steps for steps in (configuration.predicted_steps, self.steps) if steps]
-        return train_options(self.options, min(known, default=0))
+        return train_options(self.options, min(known, default=0), self.known.fingerprint.dimension)
 
     @property
     def _every_fold(self) -> bool:

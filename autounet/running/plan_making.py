@@ -217,7 +217,8 @@ class PlanMaker:
 
 def _train_options(setup: Setup, seconds: float | None) -> TrainOptions:
     """Of a training without a time limit, else of a short one, which takes more memory."""
-    return train_options(setup.options, 0 if seconds else step_limit(setup.options) or FULL_STEPS)
+    steps = 0 if seconds else step_limit(setup.options) or FULL_STEPS
+    return train_options(setup.options, steps, setup.known.fingerprint.dimension)
 
 
 def _size(configuration: Configuration) -> str:

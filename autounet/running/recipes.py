@@ -77,15 +77,16 @@ def promised_seconds(options: RunOptions, profile: DeviceProfile) -> float | Non
     return None
 
 
-def train_options(options: RunOptions, expected_steps: int) -> TrainOptions:
+def train_options(options: RunOptions, expected_steps: int, dims: int) -> TrainOptions:
     """SGD with nnU-Net's schedule for the full recipe; AdamW, warm-up and averaged weights for a short one.
 
-    A family that was published with a loss of its own, or with elastic deformation, is trained with them.
+    On images of `dims` 2 the first U-Net is trained as published. In volumes its balance of rare classes makes them far
+    too large: Dice of 0.24 instead of 0.81 on Task04 (benchmarks/results/families_task04_2026-11-22.md).
     """
-    family = FAMILIES[asked_family(options)]
+    published = dims in FAMILIES[asked_family(options)].weighs_borders
     full = TrainOptions(
-        loss=options.loss or family.loss,
-        elastic=family.elastic,
+        loss=options.loss or ("weighted_ce" if published else "dice_ce"),
+        elastic=published,
         seed=options.seed or 0,
         deterministic=bool(options.deterministic),
         start=options.start.checksum if options.start else None,

@@ -29,7 +29,7 @@ def timed(context: Context) -> Plan:
         known.dataset.labels, context.profile.device, context.profile.sample_rates, context.loader_workers, cases
     )  # fmt: skip
     validated = 0.0 if context.folds == (None,) else cases / len(known.splits.folds)
-    options = train_options(context.options, steps)
+    options = train_options(context.options, steps, known.fingerprint.dimension)
     names, fingerprint = tuple(context.configurations), known.fingerprint
     return with_step_times(context.plan, names, clock, options, steps, validated, fingerprint)
 
