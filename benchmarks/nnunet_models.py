@@ -4,7 +4,7 @@
     /path/to/nnunet-env/bin/python benchmarks/nnunet_models.py predict MODEL IMAGES OUT --folds 0 1 [--previous FOLDER]
 
 `train` makes what JOB.json lists that is not there yet: fingerprint, plans (with edits), prepared data, and checkpoints
-after a few iterations. Everything is nnU-Net's own but the number of iterations and the edits of the plans.
+after a few iterations. Everything is nnU-Net's own but the number of iterations, the optimiser and the edits of plans.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ITERATIONS_A_VALIDATION = 1
+LEARNING_RATE = 2e-3
 
 
 def use_folders(work: Path) -> None:
@@ -55,25 +57,40 @@ def train(work: Path, job: dict[str, Any]) -> None:
 
 
 def _train_fold(
-    folder: Path, number: int, plans: str, configuration: str, fold: int | str, iterations: int, validate: bool
+    folder: Path,
+    number: int,
+    plans: str,
+    configuration: str,
+    fold: int | str,
+    iterations: int,
+    validate: bool,
 ) -> None:
     import torch
     from nnunetv2.experiment_planning import plan_and_preprocess_api as api
     from nnunetv2.run.run_training import get_trainer_from_args
 
     torch.manual_seed(0)
-    trainer = get_trainer_from_args(
-        str(number), configuration, fold, plans_identifier=plans, device=torch.device("cpu")
-    )
+    cpu = torch.device("cpu")
+    trainer = get_trainer_from_args(str(number), configuration, fold, plans_identifier=plans, device=cpu)
     if (Path(trainer.output_folder) / "checkpoint_final.pth").exists():
         return
     if not (folder / trainer.configuration_manager.data_identifier).exists():
         api.preprocess([number], plans, [configuration], num_processes=[1])
     trainer.num_epochs, trainer.num_iterations_per_epoch = 1, iterations
     trainer.num_val_iterations_per_epoch = ITERATIONS_A_VALIDATION
+    trainer.configure_optimizers = partial(_adam, trainer)
     trainer.run_training()
     if validate:  # also writes the segmentations that a cascade's second stage learns from
         trainer.perform_actual_validation()
+
+
+def _adam(trainer: Any) -> tuple[Any, Any]:
+    """Optimiser and schedule. nnU-Net's own SGD finds nothing in so few iterations, and nothing is easily agreed on."""
+    import torch
+    from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+
+    optimiser = torch.optim.AdamW(trainer.network.parameters(), LEARNING_RATE)
+    return optimiser, PolyLRScheduler(optimiser, LEARNING_RATE, trainer.num_epochs)
 
 
 def predict(model: Path, images: Path, out: Path, folds: list[str], previous: Path | None) -> None:

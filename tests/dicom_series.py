@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def write_series(
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     writer.SetUseCompression(compressed)
+    before = locale.setlocale(locale.LC_CTYPE)
     for z in range(array.shape[0]):
         if z in skip:
             continue
@@ -51,6 +53,7 @@ def write_series(
             part.SetMetaData(key, value)
         writer.SetFileName(str(folder / f"{prefix}{array.shape[0] - z:03d}.dcm"))
         writer.Execute(part)
+    locale.setlocale(locale.LC_CTYPE, before)  # GDCM's writer leaves C behind, in which files are read as ASCII
 
 
 def _listed(numbers: Sequence[float]) -> str:

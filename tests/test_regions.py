@@ -308,7 +308,7 @@ def test_regions_from_the_option_to_the_prediction(pictures, tmp_path):
     dice = {name: found.dice or 0 for name, found in metrics.per_class.items()}
     assert metrics.mean_dice == pytest.approx((dice["disc"] + dice["core"]) / 2)
     assert metrics.mean_dice > 0.7
-    assert "disc" in (tmp_path / "report.html").read_text()
+    assert "disc" in (tmp_path / "report.html").read_text(encoding="utf-8")
     case = metrics.cases[0].case
     values, _ = read_labels(tmp_path / "crossval" / "2d" / f"{case}.png")
     assert set(np.unique(values)) <= {0, 100, 200}
