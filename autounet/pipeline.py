@@ -20,6 +20,7 @@ from autounet.running.fold_jobs import FoldJobs
 from autounet.running.folder import locked, require_output_folder
 from autounet.running.guard import MOST_ATTEMPTS, try_configurations
 from autounet.running.jobs import SequentialExecutor
+from autounet.running.parsing import with_stored
 from autounet.running.plan_file import PlanFile
 from autounet.running.plan_making import PlanMaker
 from autounet.running.reading import Known, read_data
@@ -52,7 +53,7 @@ class Pipeline:
 
     def __init__(self, data: Path, out: Path, options: RunOptions, replan: bool = False) -> None:
         self.data, self.out, self.replan = Path(data), Path(out), replan
-        self.options = _with_stored(options, self.out / "options.json")
+        self.options = with_stored(options, self.out / "options.json")
         check_options(self.options)
         self.options = known_weights(self.options, self.out)
         self.workers = available_cores() if self.options.workers is None else self.options.workers
@@ -237,16 +238,3 @@ class Pipeline:
         if plan.fingerprint != self.known.fingerprint.digest():
             log.info("the data changed and the plan is still valid: kept (--replan makes a new one)")
         return plan
-
-
-def _with_stored(options: RunOptions, file: Path) -> RunOptions:
-    """An omitted option takes the stored value."""
-    if not file.exists():
-        return options
-    try:
-        stored = RunOptions.load(file)
-    except RecordError as error:
-        raise RecordError(f"{error}. To go on, delete it and give all options again") from None
-    given = options.model_dump(exclude_none=True, exclude_defaults=True)
-    data = {**stored.data.model_dump(), **given.pop("data", {})}
-    return RunOptions.model_validate({**stored.model_dump(), **given, "data": data})

@@ -1,11 +1,14 @@
-"""One pool of spawned processes for work on cases. Spawned, because a fork after torch has used OpenMP hangs."""
+"""Work on cases beside the main thread: a pool of spawned processes, or one thread that reads ahead.
+
+Spawned, because a fork after torch has used OpenMP hangs.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -82,3 +85,14 @@ def map_parallel(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [ordered[index] for index in range(len(items))]
+
+
+def one_ahead(items: Sequence[Item], function: Callable[[Item], Result]) -> Iterator[tuple[Item, Callable[[], Result]]]:
+    """Each item with a call that gives `function(item)`, computed one item ahead in a thread."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = [pool.submit(function, items[0])] if items else []
+        for index, item in enumerate(items):
+            current = pending.pop()
+            if index + 1 < len(items):
+                pending.append(pool.submit(function, items[index + 1]))
+            yield item, current.result

@@ -74,6 +74,7 @@ def test_threads_change_nothing(folder):
     assert all(equal(a, b) for a, b in zip(one, two, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
 def test_workers_change_nothing(folder):
     alone, together = batches(source(folder), 4, 0), batches(source(folder), 4, 2)
     for _ in range(4):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autounet.datasets.found import Found, read_description
+from autounet.datasets.found import Found, read_description, read_object
 from autounet.images import is_nrrd_segmentation, read_segments, segment_sets
 from autounet.schema.dataset import Case
 from autounet.schema.errors import DataError, OptionError
@@ -61,13 +60,7 @@ def _palette(root: Path, options: DataOptions) -> dict[str, Any] | None:
         if name:
             raise OptionError(f"--palette {name}: there is no such file. Give a JSON file with a colour for each class")
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not readable JSON: {error}. Correct it") from None
-    if not isinstance(content, dict):
-        raise DataError(f'{path} holds no object. Write {{"class": [red, green, blue], ...}}')
-    return content
+    return read_object(path, 'an object like {"class": [red, green, blue], ...}')
 
 
 def _by_colour(palette: Mapping[str, Any], known: Mapping[str, int], ignore: int | None) -> Coding:

@@ -38,14 +38,17 @@ class Found:
 def read_description(root: Path) -> dict[str, Any]:
     """dataset.json of the folder, {} when there is none. Raises DataError when it is no JSON object."""
     path = root / "dataset.json"
-    if not path.is_file():
-        return {}
+    return read_object(path) if path.is_file() else {}
+
+
+def read_object(path: Path, form: str = "an object") -> dict[str, Any]:
+    """A JSON object. Raises DataError, which names the `form` that is wanted."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not readable JSON: {error}. Correct it") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds {type(content).__name__}, not an object. Correct it")
+        raise DataError(f"{path} holds {type(content).__name__}, not {form}. Correct it")
     return content
 
 

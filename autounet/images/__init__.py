@@ -35,7 +35,8 @@ from autounet.images.formats import (
 )
 from autounet.images.headers import VolumeHeader
 from autounet.images.metaimage import data_file
-from autounet.images.nrrd import is_nrrd_segmentation, read_segments
+from autounet.images.nrrd import read_segments
+from autounet.images.nrrd_fields import is_nrrd_segmentation
 from autounet.images.pictures import read_picture, read_picture_geometry, write_picture
 from autounet.images.sidecars import sidecar_of, with_sidecar
 from autounet.images.stored import stored_type

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autounet.images.headers import AGAIN, VolumeHeader, damaged, gunzip, make_geometry, take_voxels
+from autounet.images.nrrd_fields import NrrdFile, floats, integer, parse_header, read_head, vectors_of
 from autounet.schema.errors import DataError
 
 _TYPES = {
@@ -28,30 +29,12 @@ _TYPES = {
     "float": "f4",
     "double": "f8",
 }
-_DOMAINS = ("domain", "space", "time")
-"""kinds of axes along which samples are taken; all others hold the components of one sample"""
 _SPACES = {
     **dict.fromkeys(("right-anterior-superior", "ras"), (-1, -1, 1)),
     **dict.fromkeys(("left-anterior-superior", "las"), (1, -1, 1)),
     **dict.fromkeys(("left-posterior-superior", "lps"), (1, 1, 1)),
 }
 """signs of (x, y, z) that turn a space into LPS; other spaces are taken as they are, as ITK does"""
-_MOST = 1 << 16
-"""bytes in which the header of an image must end; what 3D Slicer writes per segment stays far below"""
-_MOST_SEGMENTS = 1 << 22
-_VECTOR = re.compile(r"none|\(([^()]*)\)")
-
-
-class NrrdFile(NamedTuple):
-    fields: dict[str, str]
-    keys: dict[str, str]
-    """key/value pairs, among them 3D Slicer's"""
-    sizes: tuple[int, ...]
-    """axes from the fastest to the slowest"""
-    components: int | None
-    """index of the axis that holds the components of a sample"""
-    offset: int
-    """of the first byte after the header"""
 
 
 class Segment(NamedTuple):
@@ -60,92 +43,12 @@ class Segment(NamedTuple):
     value: int
 
 
-def is_nrrd_segmentation(path: Path) -> bool:
-    """By its name, as 3D Slicer has it."""
-    return path.name.lower().endswith(".seg.nrrd")
-
-
-def _parse(path: Path, content: bytes) -> NrrdFile:
-    if not re.match(rb"NRRD000\d\r?\n", content):
-        raise DataError(f"{path} is not a NRRD file: its first line is missing or damaged. {AGAIN}")
-    end = re.search(rb"\r?\n\r?\n", content[: _MOST_SEGMENTS if is_nrrd_segmentation(path) else _MOST])
-    if end is None:
-        raise DataError(f"{path} is truncated or damaged: its header has no end. {AGAIN}")
-    try:
-        lines = content[: end.start()].decode("utf-8").splitlines()[1:]
-    except UnicodeDecodeError:
-        raise damaged(path, "its header is no text") from None
-    fields: dict[str, str] = {}
-    keys: dict[str, str] = {}
-    for line in lines:
-        key, assigned, value = line.partition(":=")
-        name, colon, entry = line.partition(": ")
-        if line.startswith("#"):
-            continue
-        if assigned:
-            keys[key] = value
-        elif colon:
-            fields[name.strip().lower()] = entry.strip()
-        elif not re.fullmatch(r"[A-Za-z ]+:", line):
-            raise damaged(path, f"its header has the line {line[:40]!r}")
-    return _with_axes(path, fields, keys, end.end())
-
-
-def _with_axes(path: Path, fields: dict[str, str], keys: dict[str, str], offset: int) -> NrrdFile:
-    for needed in ("type", "dimension", "sizes", "encoding"):
-        if needed not in fields:
-            raise damaged(path, f"its header has no {needed}")
-    if "data file" in fields or "datafile" in fields:
-        raise DataError(f"{path} is a header whose data lie in another file. Save it as one file")
-    sizes = tuple(_integer(path, "sizes", word) for word in fields["sizes"].split())
-    if len(sizes) != _integer(path, "dimension", fields["dimension"]) or not sizes or min(sizes) < 1:
-        raise damaged(path, f"its sizes are {fields['sizes']}, its dimension {fields['dimension']}")
-    kinds = [word.strip('"').lower() for word in fields.get("kinds", "").split()] or ["domain"] * len(sizes)
-    directions = _vectors(path, fields, len(sizes))
-    if len(kinds) != len(sizes):
-        raise damaged(path, f"it has {len(sizes)} axes and {len(kinds)} kinds")
-    if directions is None:
-        inner = [index for index, kind in enumerate(kinds) if kind not in (*_DOMAINS, "???", "none")]
-    else:
-        inner = [index for index, vector in enumerate(directions) if vector is None and kinds[index] != "time"]
-    domains = len(sizes) - len(inner)
-    if len(inner) > 1 or domains not in (2, 3, 4):
-        raise DataError(f"{path} has {len(sizes)} axes ({' '.join(kinds)}). Store one image per file")
-    return NrrdFile(fields, keys, sizes, inner[0] if inner else None, offset)
-
-
-def _integer(path: Path, field: str, text: str) -> int:
-    if not re.fullmatch(r"\d{1,10}", text.strip()):
-        raise damaged(path, f"its {field} holds {text[:40]!r}")
-    return int(text)
-
-
-def _floats(path: Path, field: str, text: str) -> list[float]:
-    try:
-        return [float(word) for word in re.split(r"[,\s]+", text.strip())]
-    except ValueError:
-        raise damaged(path, f"its {field} is {text[:60]!r}") from None
-
-
-def _vectors(path: Path, fields: dict[str, str], axes: int) -> list[list[float] | None] | None:
-    """`space directions`, None where an axis is not in space; None when the header has none."""
-    text = fields.get("space directions")
-    if text is None:
-        return None
-    found = [match[1] and _floats(path, "space directions", match[1]) for match in _VECTOR.finditer(text)]
-    rest = _VECTOR.sub("", text).strip()
-    lengths = {len(vector) for vector in found if vector}
-    if len(found) != axes or rest or len(lengths) != 1:
-        raise damaged(path, f"its space directions are {text[:80]!r}")
-    return [vector or None for vector in found]  # type: ignore[misc]
-
-
 def _header(path: Path, file: NrrdFile) -> VolumeHeader:
     domain = [index for index in range(len(file.sizes)) if index != file.components]
     size = [file.sizes[index] for index in domain]
     components = 1 if file.components is None else file.sizes[file.components]
     axes = min(3, len(domain))
-    vectors = _vectors(path, file.fields, len(file.sizes))
+    vectors = vectors_of(path, file.fields, len(file.sizes))
     if vectors is not None:
         used = [vectors[index] for index in domain]
         if len(domain) == 4 and used[0] is None:
@@ -163,7 +66,7 @@ def _header(path: Path, file: NrrdFile) -> VolumeHeader:
 def _in_space(path: Path, file: NrrdFile, vectors: list[list[float]]) -> tuple[list[float], list[float], np.ndarray]:
     axes = len(vectors)
     text = file.fields.get("space origin")
-    origin = _floats(path, "space origin", text.strip("() ")) if text else [0.0] * len(vectors[0])
+    origin = floats(path, "space origin", text.strip("() ")) if text else [0.0] * len(vectors[0])
     if any(len(vector) < axes for vector in [*vectors, origin]):
         raise damaged(path, f"its space directions are {file.fields['space directions'][:80]!r}")
     columns = np.array([vector[:axes] for vector in vectors], dtype=np.float64).T
@@ -183,7 +86,7 @@ def _along_axes(path: Path, file: NrrdFile, domain: list[int]) -> tuple[list[flo
     found = []
     for field, default in (("spacings", 1.0), ("axis mins", 0.0)):
         text = file.fields.get(field) or file.fields.get(field.replace(" ", ""))
-        values = _floats(path, field, text) if text else [default] * len(file.sizes)
+        values = floats(path, field, text) if text else [default] * len(file.sizes)
         if len(values) != len(file.sizes):
             raise damaged(path, f"its {field} are {text!r}")
         found.append([default if np.isnan(values[index]) else values[index] for index in domain])
@@ -192,18 +95,13 @@ def _along_axes(path: Path, file: NrrdFile, domain: list[int]) -> tuple[list[flo
 
 def read_nrrd_header(path: Path) -> VolumeHeader:
     """Raises DataError."""
-    return _header(path, _parse(path, _head(path)))
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(_MOST_SEGMENTS)
+    return _header(path, parse_header(path, read_head(path)))
 
 
 def read_nrrd(path: Path) -> tuple[np.ndarray, VolumeHeader]:
     """Array (components x frames, Z, Y, X) in the file's own number type. Raises DataError."""
     content = path.read_bytes()
-    file = _parse(path, content)
+    file = parse_header(path, content)
     header = _header(path, file)
     number = _TYPES.get(file.fields["type"].lower())
     if number is None:
@@ -221,7 +119,7 @@ def _voxels(path: Path, file: NrrdFile, content: bytes, number: np.dtype) -> np.
     shape = file.sizes[::-1]
     encoding = file.fields["encoding"].lower()
     data = content[file.offset :]
-    for _ in range(_integer(path, "line skip", file.fields.get("line skip", file.fields.get("lineskip", "0")))):
+    for _ in range(integer(path, "line skip", file.fields.get("line skip", file.fields.get("lineskip", "0")))):
         data = data.partition(b"\n")[2]
     if encoding in ("gzip", "gz"):
         data = gunzip(path, data)
@@ -235,7 +133,7 @@ def _voxels(path: Path, file: NrrdFile, content: bytes, number: np.dtype) -> np.
     elif encoding != "raw":
         raise DataError(f"{path} has the encoding {encoding!r}. Store it as raw or gzip")
     skip = file.fields.get("byte skip", file.fields.get("byteskip", "0"))
-    return take_voxels(path, data if skip == "-1" else data[_integer(path, "byte skip", skip) :], number, shape)
+    return take_voxels(path, data if skip == "-1" else data[integer(path, "byte skip", skip) :], number, shape)
 
 
 def _ascii(path: Path, data: bytes, number: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
@@ -254,14 +152,14 @@ def read_segments(path: Path) -> tuple[Segment, ...]:
 
     Files of before Slicer 4.11 have one layer per segment and neither layer nor label value.
     """
-    file = _parse(path, _head(path))
+    file = parse_header(path, read_head(path))
     found = []
     for key, name in file.keys.items():
         if match := re.fullmatch(r"Segment(\d{1,5})_Name", key):
             number = match[1]
             layer = file.keys.get(f"Segment{number}_Layer", number if file.components is not None else "0")
             value = file.keys.get(f"Segment{number}_LabelValue", "1")
-            found.append(Segment(name, _integer(path, "segments", layer), _integer(path, "segments", value)))
+            found.append(Segment(name, integer(path, "segments", layer), integer(path, "segments", value)))
     layers = 1 if file.components is None else file.sizes[file.components]
     for segment in found:
         if segment.layer >= layers:

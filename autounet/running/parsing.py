@@ -1,4 +1,4 @@
-"""Options as written on the command line to the records that the program works with."""
+"""Options as written on the command line, and as stored, to the records that the program works with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from autounet.schema.errors import OptionError
+from autounet.schema.errors import OptionError, RecordError
 from autounet.schema.options import NO_WEIGHTS, DataOptions, RunOptions, WeightsSource
 from autounet.schema.plan import Average
 from autounet.schema.quantities import parse_size, parse_time
@@ -122,3 +122,16 @@ def run_options(given: Mapping[str, Any]) -> RunOptions:
     except ValidationError as error:
         problem = error.errors()[0]
         raise OptionError(f"--{problem['loc'][0]} {problem['input']}: {problem['msg']}") from None
+
+
+def with_stored(options: RunOptions, file: Path) -> RunOptions:
+    """An omitted option takes the value in `file`, options.json. Raises RecordError where that cannot be read."""
+    if not file.exists():
+        return options
+    try:
+        stored = RunOptions.load(file)
+    except RecordError as error:
+        raise RecordError(f"{error}. To go on, delete it and give all options again") from None
+    given = options.model_dump(exclude_none=True, exclude_defaults=True)
+    data = {**stored.data.model_dump(), **given.pop("data", {})}
+    return RunOptions.model_validate({**stored.model_dump(), **given, "data": data})

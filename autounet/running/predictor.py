@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -35,6 +33,7 @@ from autounet.schema.presence import Presence
 from autounet.schema.stages import with_previous_stages
 from autounet.schema.swaps import prediction_swap
 from autounet.selection import apply_steps
+from autounet.workers import one_ahead
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +192,7 @@ class Predictor:
         paths = {case: prediction_path(out, case, form) for case in cases}
         require_new(paths)
         failures: list[str] = []
-        for case, loaded in _ahead(cases, partial(_load_and_prepare, self)):
+        for case, loaded in one_ahead(cases, partial(_load_and_prepare, self)):
             try:
                 prepared, geometry = loaded()
                 scored = self._scored(prepared, as_seen=gate_maps or wanted.uncertainty)
@@ -226,17 +225,6 @@ def _load_and_prepare(predictor: Predictor, case: InputCase) -> tuple[list[Prepa
     image, geometry = load_input(case, predictor.bundle.channels)
     present = None if case.present is None else tuple(index in case.present for index in range(len(image)))
     return predictor.prepare(image, geometry, present), geometry
-
-
-def _ahead(items: Sequence[Any], function: Callable[[Any], Any]) -> Iterator[tuple[Any, Callable[[], Any]]]:
-    """Each item with a call that gives `function(item)`, computed one item ahead in a thread."""
-    with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(function, items[0])] if items else []
-        for index, item in enumerate(items):
-            current = pending.pop()
-            if index + 1 < len(items):
-                pending.append(pool.submit(function, items[index + 1]))
-            yield item, current.result
 
 
 def _adjusted(
