@@ -2,8 +2,9 @@
 
     python benchmarks/main_job.py --data DATA [--only NAME ...] [--out OUT]
 
-DATA holds Task04_Hippocampus, ISBI2012_membrane and DRIVE. Each job ends with out-of-fold Dice; DRIVE also predicts its
-20 test images and evaluates them against the first observer. Options not listed here are handed to `autounet run`.
+DATA holds the folders named in JOBS, as their makers or their users lay them out; none gets a file written by hand. Each
+job ends with out-of-fold Dice; DRIVE also predicts its 20 test images and evaluates them against the first observer.
+Options not listed here are handed to `autounet run`.
 """
 
 from __future__ import annotations
@@ -52,13 +53,16 @@ class Job:
     """relative to DATA"""
     time: str
     """the promise"""
-    goal: float
-    goal_class: str | None
-    """the class the goal is about; None: the mean of the foreground classes"""
     compared_with: str
+    goal: float | None = None
+    """None: no figure was set for it; the job is there to end well"""
+    goal_class: str | None = None
+    """the class the goal is about; None: the mean of the foreground classes"""
     options: tuple[str, ...] = ()
     test: TestSet | None = None
     """the goal is about the test set where there is one"""
+    references: str | None = None
+    """complete labels, relative to DATA, against which the out-of-fold segmentations are evaluated once more"""
 
 
 JOBS = {
@@ -67,7 +71,6 @@ JOBS = {
         data="Task04_Hippocampus",
         time="60m",
         goal=0.87,
-        goal_class=None,
         compared_with="nnU-Net, 1000 epochs on a GPU: 0.890 (arXiv 1809.10486, Table 2; quoted from memory, "
         "not yet checked)",
     ),
@@ -85,10 +88,42 @@ JOBS = {
         data="DRIVE/training",
         time="30m",
         goal=0.79,
-        goal_class=None,
         compared_with="second human observer: 0.788; published U-Nets: 0.787 to 0.825",
         options=("--label", "1st_manual/*"),
         test=TestSet("DRIVE/test/images", "DRIVE/test/1st_manual"),
+    ),
+    "brats": Job(
+        title="BraTS 2015, 4 cases of FLAIR and T1c, overlapping regions",
+        data="BraTS2015_sample",
+        time="10m",
+        compared_with="nothing: four cases",
+        options=(
+            *("--label", "*/OTMultiClass.nii.gz"),
+            *("--channel", "flair=*/Flair_subtrMeanDivStd.nii.gz"),
+            *("--channel", "t1c=*/T1c_subtrMeanDivStd.nii.gz"),
+            *("--region", "whole=1,2,3,4", "--region", "core=1,3,4", "--region", "enhancing=4"),
+        ),
+    ),
+    "acdc": Job(
+        title="ACDC, 200 volumes of 100 patients, 5-fold cross-validation",
+        data="Dataset027_ACDC",
+        time="10m",
+        compared_with="nnU-Net, 1000 epochs on a GPU: 0.915 (nnU-Net Revisited, MICCAI 2024; other intensities and spacing)",
+        options=("--group", r"(patient\d+)"),
+    ),
+    "acdc_scribbles": Job(
+        title="ACDC learned from its scribbles (value 4: not annotated)",
+        data="Dataset027_ACDC",
+        time="10m",
+        compared_with="ACDC with its complete labels, above",
+        options=("--label", "scribblesTr/*", "--ignore", "4", "--group", r"(patient\d+)"),
+        references="Dataset027_ACDC/labelsTr",
+    ),
+    "openkbp": Job(
+        title="OpenKBP, 80 CT volumes, 5 organs with one left/right pair, 5-fold cross-validation",
+        data="Dataset100_OpenKBP5",
+        time="10m",
+        compared_with="no published Dice on these volumes",
     ),
 }
 
@@ -108,8 +143,12 @@ class Outcome:
     validation: dict[str, Any]
     """metrics.json of the cross-validation"""
     test: dict[str, Any] | None
+    complete: dict[str, Any] | None
+    """the out-of-fold segmentations against complete labels"""
     plan: dict[str, Any]
     selection: dict[str, Any]
+    dataset: dict[str, Any]
+    splits: dict[str, Any]
 
 
 def carry_out(name: str, data: Path, out: Path, time: str | None, more: Sequence[str]) -> Outcome:
@@ -130,8 +169,16 @@ def carry_out(name: str, data: Path, out: Path, time: str | None, more: Sequence
         references = data / job.test.references
         steps.append(step("evaluate", predictions, references, "--model", model, "--out", metrics))
         test = load(metrics)
-    records = [load(folder / f"{record}.json") for record in ("metrics", "plan", "selection")]
-    return Outcome(job, tuple(steps), records[0], test, *records[1:])
+    complete = None
+    if job.references:
+        metrics, chosen = out / f"{name}_complete.json", load(folder / "selection.json")["chosen"]
+        segmentations = folder / "crossval" / chosen[0]
+        steps.append(
+            step("evaluate", segmentations, data / job.references, "--model", folder / "model", "--out", metrics)
+        )
+        complete = load(metrics)
+    records = [load(folder / f"{record}.json") for record in ("metrics", "plan", "selection", "dataset", "splits")]
+    return Outcome(job, tuple(steps), records[0], test, complete, *records[1:])
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -139,10 +186,10 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def reached(outcome: Outcome) -> tuple[float | None, bool]:
-    """The value that the goal is about, and whether it is high enough."""
+    """The value that the goal is about, and whether it is high enough (without a goal: whether there is one)."""
     metrics, name = outcome.test or outcome.validation, outcome.job.goal_class
     value = metrics["per_class"][name]["dice"] if name else metrics["mean_dice"]
-    return value, value is not None and value >= outcome.job.goal
+    return value, value is not None and value >= (outcome.job.goal or 0)
 
 
 def number(value: float | None) -> str:
@@ -168,6 +215,8 @@ def section(outcome: Outcome) -> str:
     quality = quality_rows(outcome.validation, f"{len(outcome.validation['cases'])} out-of-fold cases")
     if outcome.test:
         quality += quality_rows(outcome.test, f"{len(outcome.test['cases'])} test cases")
+    if outcome.complete:
+        quality += quality_rows(outcome.complete, "the same against the complete labels")
     commands = [
         [
             f"`{public_command(step.command)}`",
@@ -182,17 +231,36 @@ def section(outcome: Outcome) -> str:
         for name, chosen in plan["configurations"].items()
         if name in outcome.selection["chosen"]
     ]
+    goal = "No goal was set" if job.goal is None else f"Goal: {about} over the {where} of at least {job.goal}"
+    verdict = "" if job.goal is None else ": reached" if good else ": not reached"
     return "\n".join(
         [
             f"## {job.title}\n",
-            f"Goal: {about} over the {where} of at least {job.goal}. Got {number(value)}: "
-            f"{'reached' if good else 'not reached'}. For comparison: {job.compared_with}.\n",
+            f"{goal}. Got {number(value)}{verdict}. For comparison: {job.compared_with}.\n",
             table(["Dice and others", "Dice", "IoU", "HD95", "NSD"], quality),
             table(["command", "wall time", "peak memory"], commands),
             *trained,
+            *understood(outcome),
             "",
         ]
     )
+
+
+def understood(outcome: Outcome) -> list[str]:
+    """What the program made of the folder: layout, pairs, groups and folds."""
+    dataset, folds = outcome.dataset, outcome.splits["folds"]
+    group_of = {case["identifier"]: case["group"] or case["identifier"] for case in dataset["cases"]}
+    folds_of: dict[str, set[int]] = {}
+    for index, fold in enumerate(folds):
+        for case in fold:
+            folds_of.setdefault(group_of[case], set()).add(index)
+    split = sum(len(indices) > 1 for indices in folds_of.values())
+    labels = dataset["labels"]
+    return [
+        f"- layout {dataset['layout']}; {len(group_of)} cases in {len(set(group_of.values()))} groups, {len(folds)} folds, "
+        f"{split} groups in more than one fold",
+        f"- left/right pairs: {labels['pairs'] or 'none'}; ignored value: {labels['ignore']}",
+    ]
 
 
 def head(command: Sequence[str]) -> str:
