@@ -2,9 +2,9 @@
 
     python benchmarks/main_job.py --data DATA [--only NAME ...] [--out OUT]
 
-DATA holds the folders named in JOBS, as their makers or their users lay them out; none gets a file written by hand. Each
-job ends with out-of-fold Dice; DRIVE also predicts its 20 test images and evaluates them against the first observer.
-Options not listed here are handed to `autounet run`.
+DATA holds the folders named in JOBS, as their makers or their users lay them out; none gets a file written by
+hand. Each job ends with out-of-fold Dice; DRIVE also predicts its 20 test images and evaluates them against the first
+observer. Options not listed here are handed to `autounet run`.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ JOBS = {
         title="ACDC, 200 volumes of 100 patients, 5-fold cross-validation",
         data="Dataset027_ACDC",
         time="10m",
-        compared_with="nnU-Net, 1000 epochs on a GPU: 0.915 (nnU-Net Revisited, MICCAI 2024; other intensities and spacing)",
+        compared_with="nnU-Net, 1000 epochs on a GPU: 0.915 (nnU-Net Revisited, MICCAI 2024), on "
+        "the original intensities and spacing",
         options=("--group", r"(patient\d+)"),
     ),
     "acdc_scribbles": Job(
@@ -257,8 +258,8 @@ def understood(outcome: Outcome) -> list[str]:
     split = sum(len(indices) > 1 for indices in folds_of.values())
     labels = dataset["labels"]
     return [
-        f"- layout {dataset['layout']}; {len(group_of)} cases in {len(set(group_of.values()))} groups, {len(folds)} folds, "
-        f"{split} groups in more than one fold",
+        f"- layout {dataset['layout']}; {len(group_of)} cases in {len(set(group_of.values()))} groups, {len(folds)} "
+        f"folds, {split} groups in more than one fold",
         f"- left/right pairs: {labels['pairs'] or 'none'}; ignored value: {labels['ignore']}",
     ]
 
