@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from autounet.datasets.annotation_checks import annotation_findings
-from autounet.datasets.examine import CaseTask, examine, examine_case
+from autounet.datasets.checks.annotation_checks import annotation_findings
+from autounet.datasets.checks.examine import CaseTask, examine, examine_case
+from autounet.datasets.checks.set_checks import grey_findings, set_findings
 from autounet.datasets.labels import label_findings
-from autounet.datasets.set_checks import grey_findings, set_findings
 from autounet.images import VOLUME_KINDS
 from autounet.ops.orient import IDENTITY_AXES, canonical_axes, permute
 from autounet.ops.quantiles import quantiles_of_samples, weighted_quantiles

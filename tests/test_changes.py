@@ -53,7 +53,7 @@ class Done:
         self.prepared: list[str] = []
         self.trained: list[int | None] = []
         self.predicted: list[str] = []
-        examining = sys.modules["autounet.datasets.examine"]  # the package has a function of that name
+        examining = sys.modules["autounet.datasets.checks.examine"]  # the package has a function of that name
         stamp, examine = stamps.FileHashes._stamp, examining.examine_case
         prepare, train = case_work._prepare_one, autounet.training.train_fold
         evaluate = case_work._write_and_evaluate

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from autounet.datasets import load_case, scan
-from autounet.datasets.examine import examine
+from autounet.datasets.checks.examine import examine
 from autounet.datasets.labels import complete_labels
 from autounet.images import read_labels, write_image
 from autounet.schema.errors import DataError, OptionError

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autounet.datasets import complete_labels, scan
-from autounet.datasets.contents import SAMPLES, count_values
+from autounet.datasets.checks.contents import SAMPLES, count_values
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.fingerprint import build_fingerprint, check, examine, weighted_quantiles
 from autounet.images import read_geometry, read_image, read_labels, write_image, write_labels

@@ -1,11 +1,11 @@
 """Data sets as people have them: layouts, labels, pairing, folds, loading."""
 
-from autounet.datasets.examine import examine, examine_case
-from autounet.datasets.folders import image_files
+from autounet.datasets.checks.examine import examine, examine_case
 from autounet.datasets.inputs import InputCase, find_inputs, load_input
 from autounet.datasets.labels import complete_labels, label_findings
+from autounet.datasets.layouts.folders import image_files
+from autounet.datasets.layouts.pairing import Match, pair
 from autounet.datasets.loading import LoadedCase, load_case, read_channels, read_reference
-from autounet.datasets.pairing import Match, pair
 from autounet.datasets.scan import LAYOUTS, scan
 from autounet.datasets.splits import make_splits, nnunet_folds
 

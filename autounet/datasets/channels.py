@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from autounet.datasets.examine import unreadable
+from autounet.datasets.checks.examine import unreadable
 from autounet.images import VOLUME_KINDS, read_header
 from autounet.schema.dataset import Case, Channel, ChannelKind
 from autounet.schema.errors import DataError, OptionError

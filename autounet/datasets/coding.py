@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autounet.datasets.found import Found, read_description, read_object
+from autounet.datasets.layouts.found import Found, read_description, read_object
 from autounet.images import is_nrrd_segmentation, read_segments, segment_sets
 from autounet.schema.dataset import Case
 from autounet.schema.errors import DataError, OptionError

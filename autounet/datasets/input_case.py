@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from autounet.datasets.pairing import strip_channel
+from autounet.datasets.layouts.pairing import strip_channel
 from autounet.images import stem
 from autounet.schema.errors import DataError
 from autounet.schema.run import ModelBundle

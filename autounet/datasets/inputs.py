@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from autounet.datasets.bids import subject_inputs
-from autounet.datasets.cases import case_inputs
-from autounet.datasets.folders import (
+from autounet.datasets.frames import frame_name
+from autounet.datasets.input_case import InputCase, numbered, of_channels, require_trained
+from autounet.datasets.layouts.bids import subject_inputs
+from autounet.datasets.layouts.cases import case_inputs
+from autounet.datasets.layouts.folders import (
     TABLES,
     glob_images,
     image_files,
@@ -18,12 +20,10 @@ from autounet.datasets.folders import (
     looks_like_labels,
     subfolders,
 )
-from autounet.datasets.frames import frame_name
-from autounet.datasets.input_case import InputCase, numbered, of_channels, require_trained
+from autounet.datasets.layouts.pairing import names, pair, strip_channel
+from autounet.datasets.layouts.pairs import join_channels
+from autounet.datasets.layouts.table_file import CASE, find_table
 from autounet.datasets.loading import read_present
-from autounet.datasets.pairing import names, pair, strip_channel
-from autounet.datasets.pairs import join_channels
-from autounet.datasets.table_file import CASE, find_table
 from autounet.images import DICOM, SUFFIXES, file_kind, is_image, is_series, read_frames, stem
 from autounet.schema.dataset import Channel
 from autounet.schema.errors import DataError, OptionError

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autounet.datasets.alignment import differences
+from autounet.datasets.checks.alignment import differences
 from autounet.images import read_image, read_labels
 from autounet.ops.label_values import encode
 from autounet.schema.dataset import Case, Dataset

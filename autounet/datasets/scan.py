@@ -8,15 +8,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from autounet.datasets import bids, cases, msd, nnunet, pairs, table
 from autounet.datasets.channels import find_channels
 from autounet.datasets.coding import coded
-from autounet.datasets.described import with_description
-from autounet.datasets.folders import existing_folder
-from autounet.datasets.found import Found, read_description
 from autounet.datasets.frames import split_frames
 from autounet.datasets.labels import build_labels
-from autounet.datasets.presence import without_missing_channels
+from autounet.datasets.layouts import bids, cases, msd, nnunet, pairs, table
+from autounet.datasets.layouts.described import with_description
+from autounet.datasets.layouts.folders import existing_folder
+from autounet.datasets.layouts.found import Found, read_description
+from autounet.datasets.layouts.presence import without_missing_channels
 from autounet.images import file_kind, suffix
 from autounet.schema.dataset import Case, Dataset, Finding
 from autounet.schema.errors import DataError, OptionError

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from autounet.datasets.set_checks import duplicates
-from autounet.datasets.table import table_folds
+from autounet.datasets.checks.set_checks import duplicates
+from autounet.datasets.layouts.table import table_folds
 from autounet.schema.dataset import CaseFacts, Dataset, Splits
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.options import DataOptions

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autounet.datasets.found import channel_names
 from autounet.datasets.labels import build_labels, parse_labels
+from autounet.datasets.layouts.found import channel_names
 from autounet.schema.errors import AutoUNetError, ModelError
 from autounet.schema.labels import Labels
 from autounet.schema.options import DataOptions

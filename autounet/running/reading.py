@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from autounet.datasets import complete_labels, make_splits, scan
-from autounet.datasets.fixing import fix
+from autounet.datasets.fixes.fixing import fix
 from autounet.datasets.stamps import FileHashes
 from autounet.fingerprint import build_fingerprint, check, examine
 from autounet.running.finding_lines import described

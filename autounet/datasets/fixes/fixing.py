@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from autounet.datasets.repairs import Repaired, RepairTask, repair_case
-from autounet.datasets.set_checks import duplicates
+from autounet.datasets.checks.set_checks import duplicates
+from autounet.datasets.fixes.repairs import Repaired, RepairTask, repair_case
 from autounet.images import suffix
 from autounet.schema.dataset import CaseFacts, Dataset, Finding, Severity
 from autounet.schema.errors import DataError, OptionError

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from autounet.datasets.case_checks import (
+from autounet.datasets.checks.case_checks import (
     channel_findings,
     finding,
     intensity_findings,
@@ -19,7 +19,7 @@ from autounet.datasets.case_checks import (
     spoilt_label,
     unreadable,
 )
-from autounet.datasets.contents import (
+from autounet.datasets.checks.contents import (
     NO_SAMPLE,
     count_components,
     count_values,

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autounet.datasets.folders import glob_images
-from autounet.datasets.pairing import pair
+from autounet.datasets.layouts.folders import glob_images
+from autounet.datasets.layouts.pairing import pair
 from autounet.images import stem
 from autounet.schema.dataset import Case, Finding
 from autounet.schema.errors import DataError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autounet.datasets.alignment import differences
+from autounet.datasets.checks.alignment import differences
 from autounet.ops.crop import nonzero_mask
 from autounet.schema.dataset import Case, ChannelFacts, Finding, Severity
 from autounet.schema.errors import DataError

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from autounet.datasets.folders import glob_images
-from autounet.datasets.found import Found, case_of, missing_label, read_description, relative
 from autounet.datasets.labels import parse_labels
-from autounet.datasets.presence import lacks, with_channels
+from autounet.datasets.layouts.folders import glob_images
+from autounet.datasets.layouts.found import Found, case_of, missing_label, read_description, relative
+from autounet.datasets.layouts.presence import lacks, with_channels
 from autounet.images import is_image, stem, suffix
 from autounet.schema.dataset import Finding
 from autounet.schema.errors import DataError

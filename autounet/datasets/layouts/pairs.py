@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from autounet.datasets.folders import (
+from autounet.datasets.labels import parse_labels
+from autounet.datasets.layouts.folders import (
     glob_images,
     image_files,
     is_held_out,
@@ -15,10 +16,9 @@ from autounet.datasets.folders import (
     looks_like_labels,
     subfolders,
 )
-from autounet.datasets.found import Found, channel_names, match_labels, read_description, relative
-from autounet.datasets.labels import parse_labels
-from autounet.datasets.pairing import names, pair, strip_channel
-from autounet.datasets.presence import lacks, with_channels
+from autounet.datasets.layouts.found import Found, channel_names, match_labels, read_description, relative
+from autounet.datasets.layouts.pairing import names, pair, strip_channel
+from autounet.datasets.layouts.presence import lacks, with_channels
 from autounet.images import stem, suffix
 from autounet.schema.dataset import Finding
 from autounet.schema.errors import DataError

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from autounet.datasets.folders import image_files
-from autounet.datasets.found import (
+from autounet.datasets.labels import parse_labels
+from autounet.datasets.layouts.folders import image_files
+from autounet.datasets.layouts.found import (
     Found,
     case_of,
     channel_names,
@@ -14,8 +15,7 @@ from autounet.datasets.found import (
     override_labels,
     read_description,
 )
-from autounet.datasets.labels import parse_labels
-from autounet.datasets.pairing import strip_channel
+from autounet.datasets.layouts.pairing import strip_channel
 from autounet.images import stem, suffix
 from autounet.schema.dataset import Case, Finding
 from autounet.schema.errors import DataError

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from autounet.datasets.found import read_description
+from autounet.datasets.layouts.found import read_description
 from autounet.schema.errors import DataError
 from autounet.schema.options import DataOptions
 

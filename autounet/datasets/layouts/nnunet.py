@@ -6,8 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from autounet.datasets.folders import image_files, listing
-from autounet.datasets.found import (
+from autounet.datasets.labels import parse_labels
+from autounet.datasets.layouts.folders import image_files, listing
+from autounet.datasets.layouts.found import (
     Found,
     case_of,
     channel_names,
@@ -16,9 +17,8 @@ from autounet.datasets.found import (
     override_labels,
     read_description,
 )
-from autounet.datasets.labels import parse_labels
-from autounet.datasets.pairing import strip_channel
-from autounet.datasets.presence import missing_channel, with_channels
+from autounet.datasets.layouts.pairing import strip_channel
+from autounet.datasets.layouts.presence import missing_channel, with_channels
 from autounet.images import stem, suffix
 from autounet.schema.dataset import Finding
 from autounet.schema.errors import DataError

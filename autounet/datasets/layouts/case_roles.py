@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autounet.datasets.folders import image_files, says_label, subfolders
-from autounet.datasets.found import relative
+from autounet.datasets.layouts.folders import image_files, says_label, subfolders
+from autounet.datasets.layouts.found import relative
 from autounet.images import is_nrrd_segmentation, is_series, read_image, suffix
 from autounet.schema.errors import DataError
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from autounet.datasets.case_roles import (
+from autounet.datasets.labels import parse_labels
+from autounet.datasets.layouts.case_roles import (
     Role,
     case_folders,
     few_values,
@@ -20,10 +21,9 @@ from autounet.datasets.case_roles import (
     looks_like_label,
     short_names,
 )
-from autounet.datasets.folders import glob_images, is_held_out, looks_like_images, looks_like_labels
-from autounet.datasets.found import Found, case_of, channel_names, missing_label, read_description
-from autounet.datasets.labels import parse_labels
-from autounet.datasets.presence import lacks, with_channels
+from autounet.datasets.layouts.folders import glob_images, is_held_out, looks_like_images, looks_like_labels
+from autounet.datasets.layouts.found import Found, case_of, channel_names, missing_label, read_description
+from autounet.datasets.layouts.presence import lacks, with_channels
 from autounet.schema.dataset import Case, Finding
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.options import DataOptions

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autounet.datasets.folders import TABLES
+from autounet.datasets.layouts.folders import TABLES
 from autounet.images import is_series, suffix
 from autounet.schema.errors import DataError
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autounet.datasets.contents import count_values
-from autounet.datasets.mending import FilePart, channel_on, common_grid, finite, label_on, with_channels
-from autounet.datasets.set_checks import WHITE, grey_values
+from autounet.datasets.checks.contents import count_values
+from autounet.datasets.checks.set_checks import WHITE, grey_values
+from autounet.datasets.fixes.mending import FilePart, channel_on, common_grid, finite, label_on, with_channels
 from autounet.images import (
     DICOM,
     VOLUME_KINDS,

@@ -6,8 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from autounet.datasets.case_checks import FIX
-from autounet.datasets.robust import outliers
+from autounet.datasets.checks.case_checks import FIX
+from autounet.datasets.checks.robust import outliers
 from autounet.images import VOLUME_KINDS
 from autounet.ops.orient import canonical_axes, permute
 from autounet.schema.dataset import CaseFacts, Channel, ChannelFacts, ChannelKind, Dataset, Finding, Severity

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autounet.datasets.alignment import differences
+from autounet.datasets.checks.alignment import differences
 from autounet.images import VOLUME_KINDS
 from autounet.ops.regrid import regrid_image, regrid_labels, share_inside
 from autounet.schema.errors import DataError

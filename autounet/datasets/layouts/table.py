@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autounet.datasets.found import Found, case_of, override_labels, read_description
 from autounet.datasets.labels import parse_labels
-from autounet.datasets.presence import with_channels
-from autounet.datasets.table_file import ANNOTATED, CASE, FOLD, GROUP, LABEL, Table, find_table
+from autounet.datasets.layouts.found import Found, case_of, override_labels, read_description
+from autounet.datasets.layouts.presence import with_channels
+from autounet.datasets.layouts.table_file import ANNOTATED, CASE, FOLD, GROUP, LABEL, Table, find_table
 from autounet.images import suffix
 from autounet.schema.dataset import Case, Finding
 from autounet.schema.errors import DataError

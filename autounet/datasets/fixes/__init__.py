@@ -1,0 +1,1 @@
+"""Repairing a data set into a new folder."""

@@ -1,0 +1,1 @@
+"""How folders are laid out: one module a layout, and what they share."""
