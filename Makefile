@@ -1,12 +1,13 @@
 # make demo: the whole pipeline on a small synthetic data set.   make test: the test suite.
-# Both create .venv first when it is missing or older than the project file.
+# make docs: the documentation as a site in site/, without network once its builder is installed.
+# All create .venv first when it is missing or older than the project file.
 
 PYTHON ?= python3
 OUT ?= demo-output
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint
+.PHONY: demo test lint docs
 
 demo: $(INSTALLED)
 	$(BIN)/autounet demo --out $(OUT)
@@ -15,8 +16,13 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)
-	$(BIN)/ruff check autounet tests benchmarks
-	$(BIN)/ruff format --check autounet tests benchmarks
+	$(BIN)/ruff check autounet tests benchmarks docs
+	$(BIN)/ruff format --check autounet tests benchmarks docs
+
+# --strict: a broken link ends it
+docs: $(INSTALLED)
+	test -x $(BIN)/zensical || $(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
+	$(BIN)/zensical build --clean --strict
 
 # torch first and alone, so that nothing later chooses another one
 $(INSTALLED): pyproject.toml constraints.txt

@@ -6,7 +6,11 @@ segmentation = autounet.load("out/model").predict(array, spacing=(3.0, 1.0, 1.0)
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autounet.api import evaluate as evaluate
+    from autounet.api import load as load
 
 __version__ = "0.1.0"
 __all__ = ["evaluate", "load"]

@@ -8,26 +8,53 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from autounet.datasets import Match, image_files, pair
 from autounet.evaluation import DEFAULT_METRICS, chosen_metrics, distance_unit, evaluate_case, summarise
 from autounet.images import read_geometry, read_labels, stem
+from autounet.ops.label_values import values_in
 from autounet.running.predictor import Predictor
 from autounet.running.progress import progress
 from autounet.schema.errors import DataError
-from autounet.schema.labels import LabelClass, Labels
+from autounet.schema.labels import LabelClass, Labels, Region
+from autounet.schema.plan import Average
 from autounet.schema.run import CaseMetrics, Metrics
 from autounet.workers import map_parallel
 
 log = logging.getLogger(__name__)
 
 
-def load(model: str | Path, device: str = "auto", **options: Any) -> Predictor:
-    """Load a bundle (`OUT/model`). Options as in `autounet predict`. Raises ModelError."""
-    return Predictor(Path(model), device=device, **options)
+def load(
+    model: str | Path,
+    device: str = "auto",
+    *,
+    configuration: str | None = None,
+    folds: Sequence[int] | None = None,
+    mirror: bool = True,
+    overlap: float | None = None,
+    prune: int | None = None,
+    average: Average | None = None,
+    postprocess: bool = True,
+) -> Predictor:
+    """Load a packed model, `OUT/model` or a file `.autounet`, once; its `predict` then takes one image after another.
+
+    `device` is auto, cpu, cuda, cuda:1 or mps. `configuration` is one instead of those selected, `folds` some of its
+    networks, `mirror` whether mirrored views are averaged, `overlap` that of tiles (0 to 0.9, None: as planned).
+    For `prune`, `average` and `postprocess` see `Predictor`. Nothing in a model is executed. Raises ModelError for one
+    that is damaged or does not hold what is asked for, OptionError for a device that is not here.
+    """
+    return Predictor(
+        Path(model),
+        device=device,
+        configuration=configuration,
+        folds=folds,
+        mirror=mirror,
+        overlap=overlap,
+        prune=prune,
+        average=average,
+        postprocess=postprocess,
+    )
 
 
 class _EvaluateTask(NamedTuple):
@@ -52,22 +79,25 @@ def _evaluate_one(task: _EvaluateTask) -> CaseMetrics:
 
 
 def _values(pair_: tuple[Path, Path]) -> set[int]:
-    return {int(value) for path in pair_ for value in np.unique(read_labels(path)[0])}
+    return set().union(*(values_in(read_labels(path)[0]) for path in pair_))
 
 
 def evaluate(
-    predictions: Path,
-    references: Path,
+    predictions: str | Path,
+    references: str | Path,
     classes: Mapping[str, int] | None = None,
-    model: Path | None = None,
+    model: str | Path | None = None,
     workers: int = 1,
-    on_case: Callable[[Any], None] | None = None,
+    on_case: Callable[[CaseMetrics], None] | None = None,
     metrics: Sequence[str] = DEFAULT_METRICS,
+    regions: Mapping[str, Sequence[int]] | None = None,
 ) -> Metrics:
     """Evaluate a folder (or file) of label images against references, paired by the design's rule.
 
-    Classes come from `model` (a packed one), else from `classes` (name -> value), else from the values found.
+    Classes come from `model` (a packed one), else from `classes` (name -> value), else from the values found; so do
+    regions, from `model` or else from `regions` (name -> values).
     `metrics` names what is measured (`default` and `all` stand for several; see docs/metrics.md); Dice always is.
+    More than one of `workers` are processes of their own, for which a script needs its `__main__` guard.
     Raises OptionError for an unknown name, DataError for files that do not fit.
     """
     wanted = chosen_metrics(metrics)
@@ -77,8 +107,10 @@ def evaluate(
 
         labels = load_bundle(Path(model))[0].labels
     else:
-        found = set().union(*map_parallel(_values, [(a, b) for _, a, b in pairs], workers))
-        labels = _named_labels(dict(classes or {}), found)
+        with progress("finding classes", len(pairs)) as meter:
+            values = map_parallel(_values, [(a, b) for _, a, b in pairs], workers, lambda _: meter.advance())
+        found = set().union(*values)
+        labels = _named_labels(dict(classes or {}), found, regions or {})
     tasks = [_EvaluateTask(*match, labels, wanted) for match in pairs]
     unit = distance_unit(read_geometry(tasks[0].reference))
     with progress("evaluate", len(tasks)) as meter:
@@ -128,9 +160,13 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _named_labels(classes: dict[str, int], found: set[int]) -> Labels:
+def _named_labels(classes: dict[str, int], found: set[int], regions: Mapping[str, Sequence[int]]) -> Labels:
     names = {value: name for name, value in classes.items()}
-    rest = sorted((found | set(names)) - {0})
+    rest = sorted(found.union(names, *regions.values()) - {0})
     background = LabelClass(name=names.get(0, "background"), value=0)
     foreground = tuple(LabelClass(name=names.get(value, f"label_{value}"), value=value) for value in rest)
-    return Labels(classes=(background, *foreground), background_named=0 in names)
+    return Labels(
+        classes=(background, *foreground),
+        background_named=0 in names,
+        regions=tuple(Region(name=name, values=tuple(values)) for name, values in regions.items()),
+    )

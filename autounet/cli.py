@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 add_stages(app)
+LOST_WORKER = "DataLoader worker (pid"
+"""how torch's message begins when a process that makes batches was killed; one that failed has its own error raised"""
 
 
 @app.command()
@@ -96,16 +99,18 @@ def check(
 def status(
     out: Annotated[Path, typer.Argument(help="Output folder of a run")],
     json_: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every 5 seconds for as long as it runs")] = False,
 ) -> None:
     """What is done, what runs, time left."""
+    from autounet.running import status_lines
     from autounet.running.status import read_status
 
-    found = read_status(out)
-    if json_:
-        typer.echo(json.dumps(found, indent=1))
+    looks = status_lines.watch(read_status, out) if watch else iter([read_status(out)])
+    if not json_:
+        status_lines.show(looks)
         return
-    for line in found["lines"]:
-        typer.echo(line)
+    for found in looks:
+        typer.echo(json.dumps(found.model_dump(mode="json"), indent=None if watch else 1))
 
 
 @app.command()
@@ -113,17 +118,24 @@ def compare(
     out: Annotated[Path, typer.Argument(help="Output folder of a run")],
     other: Annotated[File, typer.Option("--with", help="Another output folder, or a metrics.json: paired test")] = None,
     metric: Annotated[str, typer.Option(help="With --with: the metric that is tested")] = "dice",
+    test: Annotated[
+        File, typer.Option(metavar="METRICS", help="metrics.json of the public test set, from autounet evaluate --out")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """This run's cross-validation beside published results with their sources, or beside another run."""
     from autounet.running import comparing
+    from autounet.schema.errors import OptionError
+
+    if test and other:
+        raise OptionError("--test sets published results beside test metrics, --with another run. Give one of them")
 
     if other:
         found = comparing.paired(out, other, metric)
         told = comparing.paired_lines(found, metric)
         record = {"metric": metric, "classes": [each.model_dump(mode="json") for each in found]}
     else:
-        comparison = comparing.published(out)
+        comparison = comparing.published(out, test)
         told, record = comparing.published_lines(comparison), comparison.model_dump(mode="json")
     typer.echo(json.dumps(record, indent=1) if json_ else "\n".join(told))
 
@@ -155,6 +167,12 @@ def main() -> None:
         app()
     except AutoUNetError as error:
         typer.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except RuntimeError as error:
+        if not (isinstance(error, BrokenProcessPool) or str(error).startswith(LOST_WORKER)):
+            raise
+        remedy = "If memory ran out, give fewer --workers; the same command continues where it was"
+        typer.echo(f"Error: a process beside this one was killed: {error}. {remedy}", err=True)
         sys.exit(1)
     except OSError as error:  # a full disk, a folder that may not be written
         where = f"{error.filename}: " if error.filename else ""

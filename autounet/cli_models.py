@@ -13,13 +13,13 @@ from autounet.cli_stages import shown_interval
 
 
 def add_model_commands(app: typer.Typer) -> None:
-    for command in (predict, submit, evaluate, export):
+    for command in (predict, ensemble, submit, evaluate, export):
         app.command()(command)
     app.command("import")(import_)
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="A packed model: OUT/model")],
+    model: option.Model,
     input_: Annotated[Path, typer.Argument(metavar="INPUT", help="An image or a folder of images")],
     out: Annotated[Path, typer.Option(help="Folder for the segmentations")],
     configuration: Annotated[Text, typer.Option(help="One configuration instead of the selected ones")] = None,
@@ -33,20 +33,28 @@ def predict(
     average: option.Average = None,
     no_postprocessing: option.NoPostprocessing = False,
     format_: Annotated[Text, typer.Option("--format", help="dicom-seg: DICOM objects, where INPUT is DICOM")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Also predict what is predicted already")] = False,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps; several share the cases: cuda:0,cuda:1 or cuda:all")
+    ] = "auto",
 ) -> None:
     """Segment new images with the ensemble of folds, in their own geometry; exit 1 if an image could not be."""
+    from functools import partial
+
     from autounet.api import load
+    from autounet.device import choose_devices
+    from autounet.running.folder_prediction import Request
     from autounet.running.parsing import averaged, integers
+    from autounet.running.prediction_maps import Wanted
+    from autounet.running.several_devices import predict_on
 
     chosen = None if folds in (None, "all") else integers(str(folds), "--folds")
-    predictor = load(
-        model, device=device, configuration=configuration, folds=chosen, mirror=not no_mirror, overlap=overlap,
+    loading = partial(
+        load, model, configuration=configuration, folds=chosen, mirror=not no_mirror, overlap=overlap,
         prune=prune, average=averaged(average), postprocess=not no_postprocessing,
     )  # fmt: skip
-    failures = predictor.predict_files(
-        input_, out, gate_maps=gate_maps, form=format_, probabilities=probabilities, uncertainty=uncertainty
-    )
+    request = Request(format_, Wanted(probabilities, uncertainty), gate_maps)
+    failures = predict_on(choose_devices(device), loading, input_, out, request, overwrite).failures
     for failure in failures:
         typer.echo(f"not predicted: {failure}", err=True)
     typer.echo(f"predictions: {out}")
@@ -54,8 +62,24 @@ def predict(
         raise typer.Exit(1)
 
 
+def ensemble(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR DIR...", help="What predict --probabilities wrote")],
+    out: Annotated[Path, typer.Option(help="Folder for the segmentations")],
+    weights: Annotated[Text, typer.Option(help="One number a folder, for example 0.7,0.3; default equal")] = None,
+    average: option.Average = None,
+    probabilities: option.Probabilities = False,
+) -> None:
+    """Average the probabilities that several models have written of the same images, matching classes by name."""
+    from autounet.running import averaging, parsing
+
+    cases = averaging.ensemble(
+        folders, out, parsing.weights(weights), parsing.averaged(average) or "probabilities", probabilities
+    )
+    typer.echo(f"predictions: {out}, {len(cases)} cases by {len(folders)} models")
+
+
 def submit(
-    model: Annotated[Path, typer.Argument(help="A packed model: OUT/model")],
+    model: option.Model,
     input_: Annotated[Path, typer.Argument(metavar="INPUT", help="A folder of test images")],
     out: Annotated[Path, typer.Option(help="The zip; its manifest is written beside it")],
     template: option.Template = "files",
@@ -74,17 +98,20 @@ def evaluate(
     references: Annotated[Path, typer.Argument(help="Reference label images")],
     out: Annotated[File, typer.Option(help="Write metrics.json here")] = None,
     class_: option.Class = None,
-    model: Annotated[File, typer.Option(help="Take the classes from this model")] = None,
+    region: option.Region = None,
+    model: Annotated[File, typer.Option(help="Take the classes and regions from this model")] = None,
     metrics: option.Metrics = None,
 ) -> None:
     """Compare segmentations with references, paired by name."""
     from autounet import api
-    from autounet.running.parsing import classes
+    from autounet.running.parsing import classes, regions
     from autounet.schema.quantities import format_number
     from autounet.workers import available_cores
 
     wanted = (metrics or "default").split(",")
-    found = api.evaluate(predictions, references, classes(class_), model, available_cores(), metrics=wanted)
+    found = api.evaluate(
+        predictions, references, classes(class_), model, available_cores(), metrics=wanted, regions=regions(region)
+    )
     if out:
         found.save(out)
     for name, values in found.per_class.items():
@@ -107,15 +134,30 @@ def import_(
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="A packed model: OUT/model")],
-    format_: Annotated[str, typer.Option("--format", help="onnx (needs the extra onnx) or torch (torch.export)")],
-    out: Annotated[Path, typer.Option(help="New folder for the networks and preprocessing.json")],
+    model: option.Model,
+    format_: Annotated[
+        str, typer.Option("--format", help="bundle, onnx (needs the extra onnx) or torch (torch.export)")
+    ],
+    out: Annotated[Path, typer.Option(help="bundle: a new file .autounet, or a folder; else a new folder")],
     configuration: Annotated[Text, typer.Option(help="One configuration instead of the selected ones")] = None,
     folds: Annotated[Text, typer.Option(help="Fold indices, for example 0,1; default all")] = None,
+    licence: Annotated[Text, typer.Option(help="bundle: licence of the weights, for the model card")] = None,
 ) -> None:
-    """Write a model's networks for programs without autounet, each checked against torch."""
-    from autounet.interop.exporting import export_model
+    """Write a model as one file to give away, or its networks for programs without autounet, checked against torch."""
     from autounet.running.parsing import integers
+    from autounet.schema.errors import OptionError
+
+    if format_ == "bundle":
+        if configuration or folds:
+            raise OptionError("--configuration and --folds are for networks alone. Leave them out with --format bundle")
+        from autounet.inference.bundle_export import export_bundle
+
+        card = export_bundle(model, out, licence)
+        typer.echo(f"exported: {out}, licence: {card.licence}")
+        return
+    if licence:
+        raise OptionError("--licence is written into the card of --format bundle. Leave it out")
+    from autounet.interop.exporting import export_model
 
     chosen = None if folds in (None, "all") else integers(str(folds), "--folds")
     exported = export_model(model, out, format_, configuration, chosen)

@@ -14,6 +14,7 @@ Switch = Optional[bool]  # noqa: UP045
 File = Optional[Path]  # noqa: UP045
 
 Data = Annotated[Path, typer.Argument(help="Folder with images and labels, in any supported layout")]
+Model = Annotated[Path, typer.Argument(help="A packed model: OUT/model, or a file .autounet")]
 Out = Annotated[Path, typer.Option(help="Output folder; given again, the run continues")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output")]
 # written out, since the dicts that hold the names of the next four load numpy and torch (tests/test_help_names.py)
@@ -55,6 +56,12 @@ Metrics = Annotated[
     typer.Option(
         help="default, all, or some of dice, iou, sensitivity, precision, hd95, nsd, volume, volume_difference, assd, "
         "nsd_subvoxel, boundary_iou, lesion_f1, panoptic_quality, cl_dice"
+    ),
+]
+Track = Annotated[
+    Text,
+    typer.Option(
+        metavar="tensorboard|wandb|mlflow", help="Also show curves and results there (extra track); none: no more"
     ),
 ]
 Overlap = Annotated[Optional[float], typer.Option(help="Overlap of tiles", min=0, max=0.9)]  # noqa: UP045

@@ -22,6 +22,7 @@ from autounet.cli_options import (
     Kind,
     Label,
     Loss,
+    Metrics,
     MissingChannels,
     Out,
     Palette,
@@ -31,6 +32,7 @@ from autounet.cli_options import (
     Splits,
     Switch,
     Text,
+    Track,
     Whole,
 )
 
@@ -78,6 +80,8 @@ def _data_command(
         deterministic: Annotated[Switch, typer.Option("--deterministic", help="The same weights on each run")] = None,
         pretrained: Pretrained = None,
         init: Init = None,
+        metrics: Metrics = None,
+        track: Track = None,
         channel: Channel = None,
         kind: Kind = None,
         label: Label = None,

@@ -5,6 +5,15 @@ from __future__ import annotations
 from autounet.schema.errors import OptionError
 
 
+def choose_devices(asked: str) -> list[str]:
+    """One or more, separated by commas; cuda:all is every GPU. One named twice gets two processes. OptionError."""
+    import torch
+
+    if asked == "cuda:all" and torch.cuda.is_available():
+        return [f"cuda:{gpu}" for gpu in range(torch.cuda.device_count())]
+    return [choose_device(each.strip()) for each in asked.split(",")]
+
+
 def choose_device(asked: str) -> str:
     """'auto' becomes cuda:0, mps or cpu, what there is; anything else is checked. Raises OptionError."""
     import torch

@@ -13,6 +13,7 @@ import numpy as np
 from autounet.datasets.checks.annotation_checks import annotation_findings
 from autounet.datasets.checks.examine import CaseTask, examine, examine_case
 from autounet.datasets.checks.set_checks import grey_findings, set_findings
+from autounet.datasets.checks.symmetry import pair_findings, unlike_pairs
 from autounet.datasets.labels import label_findings
 from autounet.images import VOLUME_KINDS
 from autounet.ops.orient import IDENTITY_AXES, canonical_axes, permute
@@ -45,6 +46,7 @@ def build_fingerprint(
         dimension=2 if all(case.shape[0] == 1 for case in cases) else 3,
         orientation=orientation,
         oriented=all(_is_oriented(fact.geometry) for fact in facts),
+        unlike=unlike_pairs(dataset.labels, facts),
         channels=tuple(
             _channel_fingerprint(channel, [fact.samples[index] for fact in facts])
             for index, channel in enumerate(dataset.channels)
@@ -107,6 +109,7 @@ def check(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
     spoilt = {finding.case for finding in grey}
     findings += grey + label_findings(dataset, [fact for fact in readable if fact.identifier not in spoilt])
     findings += set_findings(dataset, readable) + annotation_findings(dataset, readable)
+    findings += pair_findings(dataset, readable)
     flat = {fact.geometry.dimension for fact in readable}
     if len(flat) > 1:
         example = {fact.geometry.dimension: fact.identifier for fact in readable}

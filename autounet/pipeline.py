@@ -20,6 +20,7 @@ from autounet.running.fold_jobs import FoldJobs
 from autounet.running.folder import locked, require_output_folder
 from autounet.running.guard import MOST_ATTEMPTS, try_configurations
 from autounet.running.jobs import SequentialExecutor
+from autounet.running.out_of_fold import OutOfFoldEntropy
 from autounet.running.parsing import with_stored
 from autounet.running.plan_file import PlanFile
 from autounet.running.plan_making import PlanMaker
@@ -33,14 +34,17 @@ from autounet.running.recipes import (
 )
 from autounet.running.run_lengths import timed
 from autounet.running.starting import Starting, known_weights
+from autounet.running.starting_model import network_source
+from autounet.running.tracked import NO_TRACKER, tracking
 from autounet.schema.errors import AutoUNetError, BudgetExceeded, OptionError, PlanError, RecordError
 from autounet.schema.options import PlannerOptions, RunOptions
 from autounet.schema.plan import Plan
 from autounet.schema.quantities import format_time
 from autounet.schema.record import digest
-from autounet.schema.run import DeviceProfile
+from autounet.schema.run import DeviceProfile, Selection
 from autounet.schema.swaps import swapped_classes
 from autounet.schema.targets import overlapping_targets
+from autounet.tracking import require_tracker
 from autounet.workers import available_cores
 
 log = logging.getLogger(__name__)
@@ -74,8 +78,19 @@ class Pipeline:
             if until == "plan":
                 self._time_plan()
                 return self.out / "plan.json"
-            self.job_stages(until)
-            return write_report(self.out) if until == "report" else self.out
+            with tracking(self.options, self.out, self.known.dataset.name) as self.tracked:
+                self.job_stages(until)
+                path = self._report() if until == "report" else self.out
+                self.tracked.finish(self.plan, path if until == "report" else None)
+            return path
+
+    def _report(self) -> Path:
+        """With the uncertainty of the out-of-fold scores, where these are kept."""
+        selection = Selection.load(self.out / "selection.json")
+        context = self.context
+        return write_report(
+            self.out, OutOfFoldEntropy(self.out, context.known.dataset, context.configurations, selection)
+        )
 
     @contextmanager
     def _clock(self) -> Iterator[None]:
@@ -132,7 +147,7 @@ class Pipeline:
 
     def _run_jobs(self, until: str) -> None:
         context = self.context
-        work = FoldJobs(context)
+        work = FoldJobs(context, self.tracked)
         jobs = work.preprocess_jobs()
         if STAGES.index(until) >= STAGES.index("train"):
             self._require_device()
@@ -197,6 +212,8 @@ class Pipeline:
 
     def _check_names(self) -> None:
         """Names that only the training would stumble over, hours later."""
+        if self.options.track not in (None, NO_TRACKER):
+            require_tracker(str(self.options.track))
         if self.options.loss:
             from autounet.losses import LOSSES  # loads torch
 
@@ -214,6 +231,8 @@ class Pipeline:
             made_for.append([target.members for target in overlapping_targets(labels)])
         if labels.pairs:
             made_for.append(swapped_classes(labels))
+        if source := network_source(self.options):
+            made_for.append(f"init {source.checksum}")
         return digest(made_for)
 
     def _time_plan(self) -> None:

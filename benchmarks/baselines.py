@@ -83,9 +83,12 @@ def carry_out(found: Found, out: Path, time: str | None, more: Sequence[str]) ->
 
 
 def compared(found: Found, out: Path) -> tuple[Gathered, list[ComparedFigure], list[str]]:
-    """The records of a finished run, the published figures beside its cross-validation, and what is said of them."""
-    records = gather(out / found.name)
-    comparison = compare_published(records)
+    """The records of a finished run, the published figures beside its results, and what is said of them.
+
+    Figures of test images stand beside this program's on the same images, where it predicted them.
+    """
+    records, tested = gather(out / found.name), out / f"{found.name}_test.json"
+    comparison = compare_published(records, test=Metrics.load(tested) if tested.is_file() else None)
     return records, list(comparison.rows), [comparison.recognised, *comparison.sentences]
 
 
@@ -101,25 +104,21 @@ def row(found: Found, out: Path) -> list[list[str]]:
         own = [figure for figure in means if figure.source == source]
         reference = next((figure for figure in own if REFERENCE in figure.method), None)
         best = max(own, key=lambda figure: figure.published)
-        named = reference or best
-        ours, where, interval = own[0].ours, f"{len(records.metrics.cases)} cases, out of fold", own[0].interval
-        if found.job and found.job.test:
-            test = Metrics.load(out / f"{found.name}_test.json")
-            ours, where, interval = test.mean_dice, f"{len(test.cases)} test images", test.mean_dice_interval
-        shown = "" if interval is None else f" ({interval[0]:.4f} to {interval[1]:.4f})"
-        if ours is None:
-            lines.append([found.known.name, where, "not comparable", "", "", "", budget, seconds_text(trained)])
+        named, first = reference or best, own[0]
+        shown = "" if first.interval is None else f" ({first.interval[0]:.4f} to {first.interval[1]:.4f})"
+        end = [budget, seconds_text(trained)]
+        if first.ours is None:
+            lines.append([found.known.name, first.measured_on, "not comparable", "", "", "", *end])
             continue
         lines.append(
             [
                 found.known.name,
-                where,
-                f"{ours:.4f}{shown}",
+                first.measured_on,
+                f"{first.ours:.4f}{shown}",
                 f"{named.method} {named.published:.4f}",
-                f"{ours - named.published:+.4f}",
+                f"{first.ours - named.published:+.4f}",
                 f"{best.method} {best.published:.4f}",
-                budget,
-                seconds_text(trained),
+                *end,
             ]
         )
     return lines

@@ -225,3 +225,27 @@ def folds_that_split_a_group(folder: Path) -> DataOptions:
     file = volumes(folder).parent / "folds.json"
     file.write_text(json.dumps({"folds": [["c0", "c1", "c2"], ["c3", "c4", "c5"]]}))
     return DataOptions(splits=str(file), group="(c)")
+
+
+def data_one_folder_deeper(folder: Path) -> None:
+    """As in DRIVE: training/ and test/, each with images, labels and masks of the field of view."""
+    for part in ("training", "test"):
+        ambiguous_labels(folder / part)
+
+
+def annotated_for_no_class(folder: Path) -> None:
+    file = volumes(folder) / "dataset.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "annotated": {"c2": [1, "bone"]}}))
+
+
+def annotated_for_no_value(folder: Path) -> None:
+    (volumes(folder) / "cases.csv").write_text("case,annotated\nc2,1;3\n")
+
+
+def annotated_case_that_is_not_there(folder: Path) -> None:
+    file = volumes(folder) / "dataset.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "annotated": {"c02": [1]}}))
+
+
+def row_of_no_case(folder: Path) -> None:
+    (volumes(folder) / "cases.csv").write_text("case,group\nc02,a\n")

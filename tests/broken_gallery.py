@@ -268,4 +268,21 @@ GALLERY = (
         case=None,
         alone=False,
     ),
+    Broken(
+        contents.data_one_folder_deeper,
+        "layout",
+        "/data/training --label 'mask2/*' or --label 'masks/*' (autounet predict takes test afterwards)",
+        MENDED,
+        case=None,
+    ),
+    Broken(contents.annotated_for_no_class, "unknown-annotation", "lists 'bone' among", "--class NAME=VALUE"),
+    Broken(contents.annotated_for_no_value, "unknown-annotation", "the value 3, which no class", "--class NAME=VALUE"),
+    Broken(
+        contents.annotated_case_that_is_not_there,
+        "unknown-annotation",
+        "there is no such case (cases: c0, c1, c2, ...)",
+        "Correct the name",
+        case="c02",
+    ),
+    Broken(contents.row_of_no_case, "unknown-case", "cases.csv lists it", "Correct the name", case="c02"),
 )

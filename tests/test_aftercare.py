@@ -15,7 +15,13 @@ from autounet.schema.run import CaseMetrics, ClassMetrics, Metrics
 from autounet.schema.targets import counted_targets
 from autounet.selection import Sample, apply_steps, calibrate, held_out, judge, select, tabulate
 from autounet.selection.bootstrap import dice_table, mean_dice, standard_error
-from autounet.selection.calibrate import calibration_error, fit_temperature, judged, negative_log_likelihood
+from autounet.selection.calibrate import (
+    calibration_error,
+    fit_temperature,
+    judged,
+    negative_log_likelihood,
+    reliability,
+)
 from autounet.selection.postprocess import CaseTable, dice_after, scopes
 
 LABELS = Labels(classes=tuple(LabelClass(name=f"c{value}", value=value) for value in (0, 3, 9)))
@@ -246,7 +252,11 @@ def test_the_fit_is_the_least_and_decisions_stay(seed: int, temperature: float) 
     assert negative_log_likelihood(sample, best) <= negative_log_likelihood(sample, temperature) + 1e-6
     one, other = judged(sample, 1.0), judged(sample, temperature)
     np.testing.assert_array_equal(one.right, other.right)
-    assert 0 <= calibration_error(other) <= 1
+    bins = reliability(other)
+    assert sum(each.share for each in bins) == pytest.approx(1)
+    error = calibration_error(other)
+    assert 0 <= error <= 1
+    assert error == pytest.approx(sum(each.share * abs(each.confidence - each.right) for each in bins))
     assert (other.confidence >= 1 / 3 - 1e-6).all()
 
 
@@ -255,6 +265,9 @@ def test_the_error_by_hand() -> None:
 
     sure = Judged(np.array([0.9, 0.9, 0.9, 0.9, 0.55, 0.55]), np.array([True, True, True, False, True, False]))
     assert calibration_error(sure) == pytest.approx((4 * 0.15 + 2 * 0.05) / 6)
+    low, high = reliability(sure)
+    assert (low.confidence, low.right, low.share) == pytest.approx((0.55, 0.5, 2 / 6))
+    assert (high.confidence, high.right, high.share) == pytest.approx((0.9, 0.75, 4 / 6))
 
 
 def test_dice_tables_keep_their_cases() -> None:

@@ -12,8 +12,9 @@ from fake_output import configuration
 from autounet.datasets import load_case
 from autounet.evaluation import evaluate_case, summarise
 from autounet.images import read_labels, write_image, write_labels
-from autounet.preprocessing import export, prepare_case
+from autounet.preprocessing import PooledScores, export, pooled_maps, prepare_case
 from autounet.running.aftercare import POSTPROCESSED, Aftercare
+from autounet.running.out_of_fold import OutOfFoldEntropy
 from autounet.running.selecting import Selecting
 from autounet.schema.dataset import Case, Channel, Dataset
 from autounet.schema.geometry import Geometry
@@ -21,7 +22,7 @@ from autounet.schema.labels import LabelClass, Labels, Region
 from autounet.schema.plan import Configuration, PreprocessSpec
 from autounet.schema.run import CaseMetrics, Metrics, Selection
 from autounet.schema.targets import TargetKind, targets_of
-from autounet.store import write_prepared, write_scores
+from autounet.store import read_properties, read_scores, scores_file, write_prepared, write_scores
 
 SHAPE = (6, 14, 16)
 FOLDS = {f"c{index}": index % 2 for index in range(6)}
@@ -115,6 +116,35 @@ def test_the_selected_result_is_mended_and_calibrated(run) -> None:
     assert Metrics.model_validate_json(metrics.model_dump_json()) == metrics
 
 
+def test_uncertainty_is_that_of_the_pooled_scores(run) -> None:
+    """Of each case in metrics.json, and of any voxels for the report."""
+    selection, metrics = Aftercare(run.context).of(
+        Selection(chosen=CHOSEN, compared=(), reason="the test's"), run.metrics
+    )
+    told = {case.case: case.uncertainty for case in metrics.cases}
+    assert told.pop("c5") is None, "no voxel of it was looked at"
+    assert all(value is not None and 0 < value < 1 for value in told.values())
+    dataset, configurations = run.context.known.dataset, run.context.configurations
+    entropy = OutOfFoldEntropy(run.out, dataset, configurations, selection)
+    targets = configurations["a"].targets
+    pairs = [
+        (read_scores(run.out / "crossval" / name / "scores", "c1"), read_properties(run.out / "prepared" / name, "c1"))
+        for name in CHOSEN
+    ]
+    assert selection.calibration is not None
+    whole = pooled_maps(
+        PooledScores(pairs, run.labels, targets=targets), selection.calibration.temperature, False, True
+    )
+    assert whole.entropy is not None
+    outputs = len(targets_of(run.labels, targets))
+    greatest = np.log(outputs) if targets == "classes" else outputs * np.log(2)
+    indices = np.array([5, 0, 3]), np.arange(SHAPE[1])[::-1], np.array([1, 8])
+    found = entropy("c1", *indices)
+    np.testing.assert_allclose(found, whole.entropy[np.ix_(*indices)] / greatest, atol=1e-5)
+    scores_file(run.out / "crossval" / "b" / "scores", "c1").unlink()
+    assert entropy("c1", *indices) is None
+
+
 def test_it_comes_out_the_same_again_and_leaves_nothing_behind(run) -> None:
     plain = Selection(chosen=CHOSEN, compared=(), reason="the test's")
     first = Aftercare(run.context).of(plain, run.metrics)
@@ -125,7 +155,8 @@ def test_it_comes_out_the_same_again_and_leaves_nothing_behind(run) -> None:
     alone = summarise(run.metrics.cases[:1], run.labels)
     selection, metrics = Aftercare(run.context).of(plain, alone)
     assert (selection.postprocessing, selection.calibration) == ((), None)
-    assert metrics == alone
+    (case,) = metrics.cases
+    assert metrics.model_copy(update={"cases": (case.model_copy(update={"uncertainty": None}),)}) == alone
     assert not stale.parent.exists()
 
 

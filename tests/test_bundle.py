@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from autounet.inference.bundle import build_models, load_bundle, pack
+from autounet.inference.bundle_files import sealed
 from autounet.inference.loading import load_network
 from autounet.inference.sliding import predict_scores
 from autounet.nets import FAMILIES
@@ -135,7 +136,7 @@ def test_packing_again_replaces_the_bundle_and_leaves_nothing_else(model: Path, 
     packed(model, [trained(tmp_path, "2d", 0)], "2d")
     assert load_bundle(model)[0].selection.chosen == ("2d",)
     assert [path.name for path in model.parent.iterdir()] == ["model"]
-    assert sorted(path.name for path in model.iterdir()) == ["2d", "bundle.json"]
+    assert sorted(path.name for path in model.iterdir()) == ["2d", "bundle.json", "model_card.md"]
 
 
 def test_packing_never_removes_what_is_no_bundle(tmp_path: Path) -> None:
@@ -184,6 +185,13 @@ def test_damaged_weights_are_refused_by_name(model: Path, damage: object) -> Non
         load_bundle(model)
 
 
+@pytest.mark.parametrize("damage", [flip_a_byte, truncate, Path.unlink])
+def test_a_damaged_card_is_refused_by_name(model: Path, damage: object) -> None:
+    damage(model / "model_card.md")  # type: ignore[operator]
+    with pytest.raises(ModelError, match=r"model_card\.md"):
+        load_bundle(model)
+
+
 def test_a_changed_record_is_refused(model: Path) -> None:
     path = model / "bundle.json"
     content = json.loads(path.read_text())
@@ -209,11 +217,7 @@ def test_records_that_contradict_themselves_are_refused(model: Path, member: dic
     """Also when their checksum is right."""
     bundle = load_bundle(model)[0]
     members = (bundle.members[0], bundle.members[1].model_copy(update=member))
-    from autounet.inference import bundle as module
-
-    changed = bundle.model_copy(update={"members": members})
-    checksum = module._record_checksum(module._content(changed))
-    changed.model_copy(update={"checksum": checksum}).save(model / "bundle.json")
+    sealed(bundle.model_copy(update={"members": members})).save(model / "bundle.json")
     with pytest.raises(ModelError, match=message):
         load_bundle(model)
 

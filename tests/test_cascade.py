@@ -20,11 +20,13 @@ from autounet import api
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.images import read_image, read_labels
 from autounet.inference.bundle import pack
+from autounet.inference.bundle_files import sealed
 from autounet.inference.loading import load_network
 from autounet.inference.sliding import predict_scores
 from autounet.ops.label_values import encode
 from autounet.pipeline import Pipeline
 from autounet.preprocessing import append_one_hot, export, labels_for_next_stage, prepare_case
+from autounet.running.handing_over import hand_over_cases
 from autounet.running.status import read_status
 from autounet.schema.dataset import Dataset, Splits
 from autounet.schema.errors import ModelError, OptionError, PlanError
@@ -39,6 +41,7 @@ from autounet.store import (
     read_properties,
     read_scores,
     stage_labels_file,
+    write_scores,
     write_stage_labels,
 )
 from autounet.training import Horizon, one_hot
@@ -316,7 +319,7 @@ def test_both_stages_and_their_ensemble_are_compared(finished):
     compared = {candidate.configurations for candidate in Selection.load(finished / "selection.json").compared}
     assert compared == {(FIRST,), (SECOND,), (FIRST, SECOND)}
     assert len(Metrics.load(finished / "metrics.json").cases) == 4
-    assert all(fold["state"] == "done" for fold in read_status(finished)["folds"])
+    assert all(fold.state == "done" for fold in read_status(finished).folds)
 
 
 def packed(out: Path, folder: Path, *chosen: str, stages: dict[str, Configuration] = STAGES) -> Path:
@@ -363,33 +366,30 @@ def test_a_new_image_goes_through_both_stages(data, finished, model, tmp_path):
 
 
 def test_a_model_without_its_previous_stage_is_refused(finished, model, tmp_path):
-    from autounet.inference import bundle as module
-
     with pytest.raises(ModelError, match=f"no configuration {FIRST} as the previous stage"):
         packed(finished, tmp_path / "model", SECOND, stages={SECOND: STAGES[SECOND]})
     shutil.copytree(model, tmp_path / "cut")
     whole = ModelBundle.load(model / "bundle.json")
     members = tuple(member for member in whole.members if member.configuration == SECOND)
     cut = whole.model_copy(update={"members": members})
-    cut.model_copy(update={"checksum": module._record_checksum(module._content(cut))}).save(
-        tmp_path / "cut/bundle.json"
-    )
+    sealed(cut).save(tmp_path / "cut" / "bundle.json")
     with pytest.raises(ModelError, match=f"needs {FIRST}, of which it holds no weights"):
         api.load(tmp_path / "cut", device="cpu")
 
 
 def test_what_is_done_is_kept_and_what_is_lost_is_made_again(data, copied):
     everything = [*all_weights(copied, FIRST), *all_weights(copied, SECOND)]
-    lost = Splits.load(copied / "splits.json").folds[0][0]
-    expected, before = open_stage_labels(handed(copied), lost)[:], times(*everything)
+    lost, other = Splits.load(copied / "splits.json").folds[0]
+    kept = stage_labels_file(handed(copied), other)
+    expected, before = open_stage_labels(handed(copied), lost)[:], times(*everything, kept)
     checked = [copied / "crossval" / name / "fold_0.json" for name in STAGES]
     measured = times(*checked)
     run(data, copied)
-    assert times(*everything, *checked) == before + measured
+    assert times(*everything, kept, *checked) == before + measured
     stage_labels_file(handed(copied), lost).unlink()
     run(data, copied)
     assert np.array_equal(open_stage_labels(handed(copied), lost)[:], expected)
-    assert times(*everything) == before
+    assert times(*everything, kept) == before
     after = dict(zip(STAGES, zip(times(*checked), measured, strict=True), strict=True))
     assert after[FIRST][0] == after[FIRST][1]
     assert after[SECOND][0] > after[SECOND][1]  # its validation reads what was made again
@@ -405,6 +405,28 @@ def test_another_way_of_predicting_the_first_stage_trains_the_second_again(data,
     assert all(new > old for new, old in zip(times(*all_weights(copied, SECOND)), again, strict=True))
     assert all(new > old for new, old in zip(times(*sorted(handed(copied).glob("*.b2nd"))), labels, strict=True))
     assert (copied / "models" / SECOND / "fold_0.old_1").is_dir()
+
+
+def test_a_case_is_handed_over_again_when_its_scores_or_grids_change(finished, tmp_path):
+    dataset, names = Dataset.load(finished / "dataset.json"), Splits.load(finished / "splits.json").folds[0]
+    for folder in ("scores", FIRST, SECOND):
+        source = finished / "crossval" / FIRST / folder if folder == "scores" else finished / "prepared" / folder
+        shutil.copytree(source, tmp_path / folder)
+
+    def changed() -> list[str]:
+        files = [stage_labels_file(tmp_path / "next", name) for name in names]
+        before = [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
+        folders = (tmp_path / folder for folder in ("scores", FIRST, SECOND, "next"))
+        hand_over_cases(dataset, STAGES[FIRST], *folders, names, workers=0)
+        return [name for name, old, new in zip(names, before, times(*files), strict=True) if new > old]
+
+    assert changed() == list(names)
+    assert changed() == []
+    write_scores(tmp_path / "scores", names[1], -read_scores(tmp_path / "scores", names[1]))
+    assert changed() == [names[1]]
+    grid = read_properties(tmp_path / SECOND, names[0])
+    grid.model_copy(update={"key": "another"}).save(tmp_path / SECOND / f"{names[0]}.json")
+    assert changed() == [names[0]]
 
 
 def test_new_names_of_classes_train_nothing_again(data, copied):
@@ -447,5 +469,5 @@ def test_full_cross_validates_the_first_stage_and_trains_the_second_on_all_cases
     assert not (copied / "metrics.json").exists()
     predictor = api.load(copied / "model", device="cpu")
     assert [len(predictor.models[name]) for name in (FIRST, SECOND)] == [2, 1]
-    states = {(fold["configuration"], fold["fold"]): fold["state"] for fold in read_status(copied)["folds"]}
+    states = {(fold.configuration, fold.fold): fold.state for fold in read_status(copied).folds}
     assert states == {(FIRST, 0): "done", (FIRST, 1): "done", (SECOND, "all"): "done"}

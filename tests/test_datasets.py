@@ -248,7 +248,10 @@ def test_empty_and_wrong_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no images"):
         scan(tmp_path, NONE)
     picture(tmp_path / "training" / "images" / "0.png")
-    with pytest.raises(DataError, match="Give one of its folders: training"):
+    with pytest.raises(DataError, match=r"its folders do: training\. Give the one to learn from: .*training$"):
+        scan(tmp_path, NONE)
+    picture(tmp_path / "bonn" / "images" / "1.png")
+    with pytest.raises(DataError, match=r"its folders do: bonn, training\. Give one of them, or a table of the cases"):
         scan(tmp_path, NONE)
     with pytest.raises(DataError, match=r"no folder of .* can hold the labels"):
         scan(tmp_path / "training", NONE)

@@ -20,6 +20,7 @@ from autounet.nets import FAMILIES
 from autounet.schema.errors import ModelError, OptionError
 
 INSTALLED = all(find_spec(name) for name in NEEDED)
+NEEDS_ONNX = pytest.mark.skipif(not INSTALLED, reason="the extra onnx is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def logits(model: Path, fold: int, image: np.ndarray) -> np.ndarray:
         return built(torch.from_numpy(image)).numpy()
 
 
-@pytest.mark.skipif(not INSTALLED, reason="the extra onnx is not installed")
+@NEEDS_ONNX
 def test_onnx_takes_any_batch_and_size(model: Path, tmp_path: Path) -> None:
     export_model(model, tmp_path / "out", "onnx", folds=[1])
     found = ExportedModel.load(tmp_path / "out" / "preprocessing.json")
@@ -55,6 +56,10 @@ def test_a_torch_program_takes_any_batch_and_size(model: Path, tmp_path: Path) -
     found = exported.configurations["3d_fullres"]
     assert [each.fold for each in found.networks] == [0, 1]
     assert found.preprocess == bundle.configurations["3d_fullres"].preprocess
+    assert found.swap is None
+    values = bundle.labels.values
+    assert [(each.values, each.paints) for each in found.outputs] == [((value,), value) for value in values]
+    assert (exported.temperature, exported.postprocessing) == (1.0, bundle.selection.postprocessing)
     assert (exported.channels, exported.labels, exported.chosen) == (bundle.channels, bundle.labels, ("3d_fullres",))
     image = np.random.default_rng(0).normal(size=(1, 1, 8, 14, 10)).astype(np.float32)
     program = torch.export.load(tmp_path / "out" / found.networks[0].path)
@@ -67,11 +72,24 @@ def test_the_sizes_that_are_told_are_those_that_a_family_takes(name: str) -> Non
     dims = 2 if 2 in family.dims else 3
     strides = ((1,) * dims, (2,) * dims, (1,) * (dims - 1) + (2,))
     spec = family.propose(dims, 1, 3, strides, ((3,) * dims,) * 3, base_features=4)
-    rules = exporting._size_rules(spec)
-    for more in range(4):
+    rules = exporting._size_rules(spec, family.valid_size(spec, (24,) * dims))
+    for more in range(1 if name in exporting.FIXED_SIZES else 4):
         size = tuple(rule.least + more * rule.step for rule in rules)
         assert family.valid_size(spec, size) == size
         assert all(length % rule.step == rule.rest for length, rule in zip(size, rules, strict=True))
+
+
+@pytest.mark.parametrize("form", ["torch", pytest.param("onnx", marks=[NEEDS_ONNX, pytest.mark.slow])])
+def test_windows_are_exported_for_the_patch_and_any_batch(model: Path, tmp_path: Path, form: str) -> None:
+    """The check runs the file with two images and with one."""
+    spec = FAMILIES["swin"].propose(2, 1, 3, ((1, 1), (2, 2)), ((3, 3),) * 2, base_features=8)
+    planned = load_bundle(model)[0].configurations["3d_fullres"]
+    planned = planned.model_copy(update={"network": spec, "patch_size": (24, 32)})
+    built = FAMILIES["swin"].build(spec).eval()
+    path = tmp_path / f"swin{exporting.FORMS[form].suffix}"
+    difference, largest = exporting._export_network(built, planned, exporting.FORMS[form], path, "swin")
+    assert 0 <= difference < 1e-4 * largest
+    assert [(rule.least, rule.most) for rule in exporting._size_rules(spec, (24, 32))] == [(24, 24), (32, 32)]
 
 
 def test_a_cascade_is_exported_with_its_first_stage(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
+from quick_runs import one_probe  # noqa: F401 - used by every test here
 from training_cases import configuration
 
 from autounet.datasets.synthetic import make_demo_dataset
@@ -29,6 +32,20 @@ def pipeline(volumes, out, **changes):
     return Pipeline(volumes, out, RunOptions(**{**fixed, "memory_bytes": BUDGET, **changes}))
 
 
+@pytest.fixture(scope="module")
+def planned(volumes, tmp_path_factory):
+    """An output folder with everything up to the plan; `folds` play no part in it."""
+    out = tmp_path_factory.mktemp("planned")
+    pipeline(volumes, out).run("plan")
+    return out
+
+
+@pytest.fixture
+def out(planned, tmp_path):
+    """A copy of `planned`, which may be changed."""
+    return shutil.copytree(planned, tmp_path / "out")
+
+
 def answers(monkeypatch, *peaks):
     """Trial steps that give these peaks, one after the other; an exception is raised. Returns what was tried."""
     tried, left = [], list(peaks)
@@ -44,42 +61,46 @@ def answers(monkeypatch, *peaks):
     return tried
 
 
-def test_the_peak_is_that_of_a_process_of_its_own(volumes, tmp_path):
-    run = pipeline(volumes, tmp_path)
-    run.run("plan")
+def test_the_peak_is_that_of_a_process_of_its_own(volumes, out):
+    run = pipeline(volumes, out)
+    run.known, run.plan = run.fingerprint_stage(), Plan.load(out / "plan.json")
     ballast = torch.ones(600 * MIB // 4)
     small = trial_peak(run.context, configuration())
     assert 50 * MIB < small < ballast.nbytes
     assert trial_peak(run.context, configuration(patch=(64, 96, 96))) > small + 20 * MIB
 
 
-def test_a_configuration_that_exceeds_its_budget_is_planned_smaller_and_the_run_goes_on(volumes, tmp_path, monkeypatch):
+def test_a_configuration_that_exceeds_its_budget_is_planned_smaller_and_the_run_goes_on(volumes, out, monkeypatch):
     tried = answers(monkeypatch, BUDGET + 1, BUDGET)
-    run = pipeline(volumes, tmp_path)
+    run = pipeline(volumes, out)
     run.run("train")
     before, after = tried
     assert after.predicted_memory_bytes <= BUDGET
     assert after.key != before.key
-    plan = Plan.load(tmp_path / "plan.json")
+    plan = Plan.load(out / "plan.json")
     assert plan.configurations["3d_fullres"].key == after.key
     assert any("planned again" in reason for reason in plan.reasons)
-    correction = DeviceProfile.load(tmp_path / "device.json").memory_correction
+    correction = DeviceProfile.load(out / "device.json").memory_correction
     assert correction > BUDGET / before.predicted_memory_bytes
-    record = RunRecord.load(tmp_path / "models" / "3d_fullres" / "fold_1" / "record.json")
+    record = RunRecord.load(out / "models" / "3d_fullres" / "fold_1" / "record.json")
     assert record.events == plan.events["3d_fullres"]
     assert "planned again" in record.events[0]
+    files = [out / "plan.json", *sorted(out.glob("models/*/*/record.json"))]
+    written = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
+    pipeline(volumes, out).run("train")  # keeps what was trained
+    assert [(file.read_bytes(), file.stat().st_mtime_ns) for file in files] == written
 
 
-def test_memory_that_ends_in_the_trial_is_not_asked_for_again(volumes, tmp_path, monkeypatch):
+def test_memory_that_ends_in_the_trial_is_not_asked_for_again(volumes, out, monkeypatch):
     tried = answers(monkeypatch, OutOfMemory("full"), BUDGET)
-    pipeline(volumes, tmp_path, folds="0").run("train")
+    pipeline(volumes, out, folds="0").run("train")
     before, after = tried
-    assert after.predicted_memory_bytes / DeviceProfile.load(tmp_path / "device.json").memory_correction < (
+    assert after.predicted_memory_bytes / DeviceProfile.load(out / "device.json").memory_correction < (
         before.predicted_memory_bytes
     )
 
 
-def test_memory_that_ends_in_a_training_moves_finished_folds_aside(volumes, tmp_path, monkeypatch):
+def test_memory_that_ends_in_a_training_moves_finished_folds_aside(volumes, out, monkeypatch):
     answers(monkeypatch, BUDGET, BUDGET)
     train, failed = fold_jobs.FoldJobs.train, []
 
@@ -90,55 +111,42 @@ def test_memory_that_ends_in_a_training_moves_finished_folds_aside(volumes, tmp_
         train(self, name, fold, folder, key)
 
     monkeypatch.setattr(fold_jobs.FoldJobs, "train", fails_once)
-    pipeline(volumes, tmp_path).run("train")
-    models = tmp_path / "models" / "3d_fullres"
+    pipeline(volumes, out).run("train")
+    models = out / "models" / "3d_fullres"
     assert (models / "fold_0.old_1" / "record.json").exists()
     assert all((models / f"fold_{fold}" / "record.json").exists() for fold in (0, 1))
 
 
-def test_after_planning_again_the_same_command_keeps_what_was_trained(volumes, tmp_path, monkeypatch):
-    answers(monkeypatch, BUDGET + 1, BUDGET)
-    pipeline(volumes, tmp_path).run("train")
-    plan, record = tmp_path / "plan.json", tmp_path / "models" / "3d_fullres" / "fold_0" / "record.json"
-    before = plan.read_bytes(), record.stat().st_mtime_ns
-    pipeline(volumes, tmp_path).run("train")
-    assert (plan.read_bytes(), record.stat().st_mtime_ns) == before
-
-
-def test_a_passed_trial_is_not_repeated(volumes, tmp_path, monkeypatch):
+def test_a_passed_trial_is_not_repeated(volumes, out, monkeypatch):
     tried = answers(monkeypatch, BUDGET)
-    pipeline(volumes, tmp_path, folds="0").run("train")
-    pipeline(volumes, tmp_path, folds="0,1").run("train")
+    pipeline(volumes, out, folds="0").run("train")
+    pipeline(volumes, out, folds="0,1").run("train")
     assert len(tried) == 1
 
 
-def test_an_edited_plan_is_tried_by_what_it_needs_and_not_by_what_it_says(volumes, tmp_path, monkeypatch):
+def test_an_edited_plan_is_tried_by_what_it_needs_and_not_by_what_it_says(volumes, out, monkeypatch):
     tried = answers(monkeypatch, BUDGET)
-    run = pipeline(volumes, tmp_path, folds="0")
-    run.run("plan")
-    plan = Plan.load(tmp_path / "plan.json")
+    plan = Plan.load(out / "plan.json")
     edited = plan.configurations["3d_fullres"].model_copy(update={"predicted_memory_bytes": 1})
-    plan.model_copy(update={"configurations": {"3d_fullres": edited}}).save(tmp_path / "plan.json")
-    pipeline(volumes, tmp_path, folds="0").run("train")
+    plan.model_copy(update={"configurations": {"3d_fullres": edited}}).save(out / "plan.json")
+    pipeline(volumes, out, folds="0").run("train")
     assert [each.predicted_memory_bytes > 1 for each in tried] == [True]
 
 
-def test_a_plan_of_a_person_and_a_preset_stay_as_they_are(volumes, tmp_path, monkeypatch):
-    run = pipeline(volumes, tmp_path)
-    run.run("plan")
-    plan = Plan.load(tmp_path / "plan.json")
+def test_a_plan_of_a_person_and_a_preset_stay_as_they_are(volumes, out, monkeypatch):
+    plan = Plan.load(out / "plan.json")
     edited = plan.configurations["3d_fullres"].model_copy(update={"mirror_axes": (1,)})
-    plan.model_copy(update={"configurations": {"3d_fullres": edited}}).save(tmp_path / "plan.json")
+    plan.model_copy(update={"configurations": {"3d_fullres": edited}}).save(out / "plan.json")
     answers(monkeypatch, 2 * BUDGET)
     with pytest.raises(BudgetExceeded, match="3d_fullres: training steps need"):
-        pipeline(volumes, tmp_path).run("train")
-    assert Plan.load(tmp_path / "plan.json").configurations["3d_fullres"].mirror_axes == (1,)
+        pipeline(volumes, out).run("train")
+    assert Plan.load(out / "plan.json").configurations["3d_fullres"].mirror_axes == (1,)
 
 
-def test_what_cannot_become_smaller_is_an_error(volumes, tmp_path, monkeypatch):
+def test_what_cannot_become_smaller_is_an_error(volumes, out, monkeypatch):
     answers(monkeypatch, *[1000 * BUDGET] * 9)
     with pytest.raises(PlanError, match="--memory"):
-        pipeline(volumes, tmp_path).run("train")
+        pipeline(volumes, out).run("train")
 
 
 def test_a_correction_only_grows():

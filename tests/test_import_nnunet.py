@@ -391,12 +391,13 @@ def test_a_hand_over_by_file_resamples_labels_and_one_by_grid_scores() -> None:
 @pytest.mark.data
 def test_nnunet_itself_predicts_the_same(tmp_path: Path) -> None:
     """Needs AUTOUNET_NNUNET_PYTHON, the interpreter of an environment with nnU-Net 2.8.1, and Task04 beside the
-    checkout. Minutes long: nnU-Net trains each model a little first."""
+    checkout. Minutes long: nnU-Net trains each model a little first. In the folder AUTOUNET_NNUNET_WORK, where that is
+    given, what was trained is kept for the next time."""
     interpreter = os.environ.get("AUTOUNET_NNUNET_PYTHON")
     data = ROOT.parent / "shared" / "data" / "Task04_Hippocampus"
     if not interpreter or not data.is_dir():
         pytest.skip("AUTOUNET_NNUNET_PYTHON names no interpreter with nnU-Net, or Task04 is not there")
     command = [sys.executable, "benchmarks/import_parity.py", "--data", data, "--nnunet", interpreter, "--cases", "3",
-               "--work", tmp_path / "work", "--results", tmp_path]  # fmt: skip
+               "--work", os.environ.get("AUTOUNET_NNUNET_WORK", tmp_path / "work"), "--results", tmp_path]  # fmt: skip
     done = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -20,7 +20,7 @@ LAYERS = (
     ("schema",),
     ("images", "store", "nets", "losses", "ops"),
     ("datasets", "step"),
-    ("planning", "preprocessing", "evaluation", "report", "fingerprint", "tracing"),
+    ("planning", "preprocessing", "evaluation", "report", "fingerprint", "tracing", "tracking"),
     ("inference", "selection"),
     ("training",),
 )
@@ -40,6 +40,9 @@ ONLY_IN = {
     "matplotlib": ("report", "training"),
     "skimage": ("ops",),
     "jinja2": ("report",),
+    "tensorboard": ("tracking",),
+    "wandb": ("tracking",),
+    "mlflow": ("tracking",),
     "blosc2": ("store",),
     "safetensors": ("store",),
     "highdicom": ("interop",),
@@ -58,6 +61,7 @@ WITHOUT_TORCH = {
     "preprocessing",
     "selection",
     "fingerprint",
+    "tracking",
     "workers",
 }
 """these import torch inside functions at most"""

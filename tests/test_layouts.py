@@ -16,7 +16,8 @@ from autounet.cli import app
 from autounet.datasets import complete_labels, examine, find_inputs, load_case, load_input, make_splits, scan
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.images import write_image, write_labels
-from autounet.schema.dataset import Channel, Dataset
+from autounet.running.reading import check_data
+from autounet.schema.dataset import Channel, Dataset, Finding
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 from autounet.schema.options import DataOptions
@@ -253,10 +254,43 @@ def test_a_table_of_groups_beside_another_layout(tmp_path: Path) -> None:
     assert [case.group for case in dataset.cases] == ["g0", "g1", "g0", "g1"]
     assert make_splits(dataset, [], NONE).folds == (("demo_000", "demo_002"), ("demo_001", "demo_003"))
     write_table(tmp_path / "cases.csv", rows[:3])
-    with pytest.raises(DataError, match="gives case demo_003 no fold"):
+    with pytest.raises(DataError, match=r"case demo_003: cases\.csv gives it no fold"):
         scan(tmp_path, NONE)
-    write_table(tmp_path / "cases.csv", [{"case": "demo_9", "group": "x"}])
-    with pytest.raises(DataError, match="names the case demo_9, which is not there"):
+    write_table(tmp_path / "cases.csv", [{"case": "demo_9", "group": "x"}, {"case": "demo_001", "group": "y"}])
+    with pytest.raises(DataError, match=r"case demo_9: cases\.csv lists it, and there is no such case"):
+        scan(tmp_path, NONE)
+    (tmp_path / "labelsTr" / "demo_001.nii.gz").unlink()
+    findings: list[Finding] = []
+    scan(tmp_path, NONE, findings)
+    assert [(each.code, each.case) for each in findings] == [("missing-label", "demo_001"), ("unknown-case", "demo_9")]
+
+
+def test_annotated_classes_of_a_description(tmp_path: Path) -> None:
+    """In any layout; names, values and regions. What is wrong with the lists is told together."""
+    make_demo_dataset(tmp_path, cases=3)
+    file = tmp_path / "dataset.json"
+    content = json.loads(file.read_text())
+    lists: dict[str, list] = {"demo_000": ["kidney", 0], "demo_001": []}
+    file.write_text(json.dumps({**content, "annotated": lists}))
+    assert content["labels"] == {"background": 0, "liver": 1, "kidney": 2}
+    assert [case.annotated for case in scan(tmp_path, NONE).cases] == [(2, 0), (), None]
+    regions = DataOptions(regions={"both": (1, 2)})
+    file.write_text(json.dumps({**content, "annotated": {"demo_002": ["both"]}}))
+    assert scan(tmp_path, regions).cases[2].annotated == (1, 2)
+    write_table(tmp_path / "cases.csv", [{"case": "demo_000", "annotated": "1"}, {"case": "demo_001", "annotated": ""}])
+    lists |= {"demo_002": ["middle", 7], "demo_8": [1]}
+    file.write_text(json.dumps({**content, "annotated": lists}))
+    found = [each for each in check_data(tmp_path, NONE).findings if each.severity == "fatal"]
+    assert {(each.code, each.case) for each in found} == {
+        ("unknown-annotation", name) for name in ("demo_000", "demo_002", "demo_8")
+    }
+    told = "\n".join(map(str, found))
+    assert "case demo_000: its annotated classes are listed in dataset.json and in cases.csv. Keep one" in told
+    assert "case demo_002: dataset.json lists 'middle' among its annotated classes, which is no class (back" in told
+    assert "case demo_002: its annotated classes name the value 7, which no class has (0, 1, 2). Correct" in told
+    assert "case demo_8: dataset.json lists its annotated classes, and there is no such case (cases: demo_0" in told
+    file.write_text(json.dumps({**content, "annotated": {"demo_002": "liver"}}))
+    with pytest.raises(DataError, match="annotated of case demo_002 is 'liver'"):
         scan(tmp_path, NONE)
 
 
@@ -274,7 +308,7 @@ def test_mistakes_in_tables_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="lists c0 more than once"):
         scan(table, NONE)
     write_table(table, [{**row, "annotated": "three"} for row in whole])
-    with pytest.raises(DataError, match="case c0 is annotated with 'three', which is no class"):
+    with pytest.raises(DataError, match=r"case c3: a\.csv lists 'three' among its annotated classes, which is no"):
         scan(table, NONE)
     whole = [{**row, "annotated": ""} for row in whole]
     write_table(table, [{**row, "fold": "0"} for row in whole])

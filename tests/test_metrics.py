@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import numpy as np
@@ -10,11 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from autounet.cli import app
 from autounet.evaluation import DEFAULT_METRICS, METRICS, chosen_metrics, evaluate_case, summarise
 from autounet.evaluation.lesions import objects
 from autounet.evaluation.mask_pair import EMPTY_IN_BOTH, EMPTY_IN_PREDICTION, EMPTY_IN_REFERENCE
 from autounet.ops.distances import distances_to_outside, surface, surface_distances
+from autounet.ops.label_values import values_in
 from autounet.ops.subvoxel import element_sizes, surface_elements
+from autounet.report.tables import class_table
+from autounet.running.parsing import run_options
 from autounet.schema.errors import OptionError
 from autounet.schema.labels import LabelClass, Labels
 from autounet.schema.run import CaseMetrics, ClassMetrics, Metrics
@@ -198,6 +203,30 @@ def test_names_of_metrics() -> None:
         chosen_metrics(["surface"])
 
 
+def test_options_keep_the_names_of_metrics() -> None:
+    """As a command with DATA is given them; the table of the page has a column for each that was measured."""
+    callback = next(each.callback for each in app.registered_commands if each.name == "run")
+    given = {name: each.default for name, each in inspect.signature(callback).parameters.items()}
+    assert run_options(given | {"metrics": "assd,cl_dice"}).metrics == ("dice", "assd", "cl_dice")
+    assert run_options(given).metrics is None
+    with pytest.raises(OptionError, match="--metrics f1 is unknown"):
+        run_options(given | {"metrics": "f1"})
+    assert run_options(given | {"track": "wandb"}).track == "wandb"
+    with pytest.raises(OptionError, match="--track notes"):
+        run_options(given | {"track": "notes"})
+    something = box((3, 4, 5), np.s_[1, 1:3, 1:3])
+    cases = [CaseMetrics(case="a", per_class={"organ": measured(something, something)})]
+    for names in (("dice", "assd", "cl_dice"), ("dice", "hd95")):
+        head = list(class_table(summarise(cases, LABELS, metrics=names), ["organ"]).head)
+        assert head[4:-1] == [{"assd": "ASSD (mm)", "hd95": "HD95 (mm)", "cl_dice": "centre-line Dice"}[name]
+                              for name in names[1:]]  # fmt: skip
+
+
+@given(arrays(np.int32, st.tuples(st.integers(0, 3), st.integers(1, 4)), elements=st.integers(-3, 3)))
+def test_values_are_found_at_the_starts_of_runs(array: np.ndarray) -> None:
+    assert values_in(array) == set(array.ravel().tolist())
+
+
 @FEW
 @given(pair=pairs(), spacing=SPACINGS)
 def test_laws(pair: tuple[np.ndarray, np.ndarray], spacing: tuple[float, ...]) -> None:
@@ -242,6 +271,7 @@ def test_monai_agrees(spacing: tuple[float, ...], seed: int) -> None:
         compute_hausdorff_distance,
         compute_iou,
         compute_surface_dice,
+        get_confusion_matrix,
     )
 
     random = np.random.default_rng(seed)
@@ -252,6 +282,9 @@ def test_monai_agrees(spacing: tuple[float, ...], seed: int) -> None:
     theirs = monai_masks(prediction, reference)
     assert found.dice == pytest.approx(float(compute_dice(*theirs)))
     assert found.iou == pytest.approx(float(compute_iou(*theirs)))
+    right, added, _, missed = (float(each) for each in get_confusion_matrix(*theirs).ravel())
+    assert found.sensitivity == pytest.approx(right / (right + missed))
+    assert found.precision == pytest.approx(right / (right + added))
     distance = compute_hausdorff_distance(*theirs, include_background=True, percentile=95, spacing=spacing)
     assert found.hd95 == pytest.approx(float(distance), rel=1e-5)
     average = compute_average_surface_distance(*theirs, include_background=True, symmetric=True, spacing=spacing)
@@ -343,7 +376,6 @@ def test_means_have_intervals() -> None:
 def test_the_command_measures_what_was_asked_for(tmp_path) -> None:
     from typer.testing import CliRunner
 
-    from autounet.cli import app
     from autounet.images import write_labels
     from autounet.schema.geometry import Geometry
 
@@ -364,3 +396,5 @@ def test_the_command_measures_what_was_asked_for(tmp_path) -> None:
     assert set(found.intervals["label_1"]) == {"dice", "assd", "lesion_f1"}
     assert (found.tolerance, found.unit) == (1.0, "mm")
     assert isinstance(CliRunner().invoke(app, [*words, "--metrics", "f1"]).exception, OptionError)
+    CliRunner().invoke(app, [*words, "--class", "organ=1", "--region", "both=1,2"])
+    assert list(Metrics.load(tmp_path / "m.json").per_class) == ["organ", "label_2", "both"]

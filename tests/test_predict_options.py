@@ -145,7 +145,7 @@ def test_gate_maps_lie_beside_the_segmentation_in_its_geometry(tmp_path: Path) -
     image, geometry = volume(tmp_path / "images", (16, 16, 16))
     predictor = api.load(folder, device="cpu")
     assert predictor.predict_files(tmp_path / "images", tmp_path / "out", gate_maps=True) == []
-    names = {path.name for path in (tmp_path / "out").iterdir()}
+    names = {path.name for path in (tmp_path / "out").glob("[!.]*")}
     assert names == {"a.nii.gz", "a.gate1.nii.gz", "a.gate2.nii.gz"}
     prepared = prepare_case("", "", image, None, geometry, plan.preprocess)
     for stage in (1, 2):
@@ -170,7 +170,7 @@ def test_an_ensemble_names_its_configurations_and_evaluation_passes_over_the_map
     volume(tmp_path / "images")
     api.load(folder, device="cpu").predict_files(tmp_path / "images", tmp_path / "out", gate_maps=True)
     maps = {f"a.{name}.gate{stage}.nii.gz" for name in ("2d", "3d_fullres") for stage in (1, 2)}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.nii.gz", *maps}
+    assert {path.name for path in (tmp_path / "out").glob("[!.]*")} == {"a.nii.gz", *maps}
     segmentation, geometry = read_labels(tmp_path / "out" / "a.nii.gz")
     write_labels(tmp_path / "references" / "a.nii.gz", segmentation, geometry)
     metrics = api.evaluate(tmp_path / "out", tmp_path / "references")
@@ -191,7 +191,7 @@ def test_the_second_stage_of_a_cascade_has_what_its_family_has(tmp_path: Path, f
     if family == "attention":
         predictor = api.load(folder, device="cpu")
         assert predictor.predict_files(tmp_path / "images", tmp_path / "out", gate_maps=True) == []
-        names = {path.name for path in (tmp_path / "out").iterdir()}
+        names = {path.name for path in (tmp_path / "out").glob("[!.]*")}
         assert names == {"a.nii.gz", "a.gate1.nii.gz", "a.gate2.nii.gz"}
         return
     whole, pruned = (api.load(folder, device="cpu", prune=prune) for prune in (None, 1))

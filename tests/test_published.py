@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from autounet.cli import app
 from autounet.evaluation import METRICS, summarise
 from autounet.report import page as page_module
-from autounet.report import write_report
+from autounet.report import pictured, write_report
 from autounet.report.published import TABLE, compare_published, recognise
 from autounet.report.records import Gathered, gather
 from autounet.report.tables import published_table
@@ -142,6 +142,30 @@ def test_other_protocols_and_parts_of_a_set_are_not_judged(found):
     assert "validated 4 cases and Kidneys has 6" in part.sentences[0]
 
 
+def test_figures_of_test_images_stand_beside_test_metrics(found):
+    """Those of one source alone: what was cross-validated stays beside this run's cross-validation."""
+    one, other = table(0.1, comparability="similar"), table(0.1)
+    sources = [each.data_sets[0].results[0] for each in (one, other)]
+    tested = sources[0].model_copy(update={"test_cases": 4})
+    both = one.data_sets[0].model_copy(update={"results": (tested, sources[1])})
+    public = PublishedTable(data_sets=(both,))
+    labels = found.dataset.labels
+    test = summarise(found.metrics.cases[:4], labels)
+    first, second = compare_published(found, public, test).rows
+    assert (first.ours, first.measured_on, first.verdict) == (test.mean_dice, "4 test cases", "ahead")
+    assert (second.ours, second.measured_on) == (found.metrics.mean_dice, "6 out-of-fold cases")
+    notes = published_table(compare_published(found, public, test)).notes
+    assert "This run: 4 test cases. Both are of the data set's test images" in notes[0]
+    part = compare_published(found, public, summarise(found.metrics.cases[:3], labels))
+    assert part.rows[0].verdict == "not comparable"
+    assert "The test metrics are of 3 cases and Kidneys has 4 test cases" in part.sentences[0]
+    unknown = compare_published(found, one, test)
+    assert unknown.rows[0].verdict == "ahead"
+    assert unknown.sentences[0].endswith("whether of the same ones is not known.")
+    alone = Gathered(found.out, dataset=found.dataset, fingerprint=found.fingerprint)
+    assert [row.ours for row in compare_published(alone, public, test).rows] == [test.mean_dice]
+
+
 def test_missing_records_are_said(found, tmp_path):
     assert "no dataset.json" in compare_published(gather(tmp_path)).recognised
     found.metrics = None
@@ -149,7 +173,7 @@ def test_missing_records_are_said(found, tmp_path):
 
 
 def test_the_report_holds_the_table(out, monkeypatch):
-    monkeypatch.setattr(page_module, "overlays", lambda *_: [])
+    monkeypatch.setattr(pictured, "overlays", lambda *_: [])
     assert "No published results are known" in write_report(out).read_text()
     monkeypatch.setattr(page_module, "compare_published", lambda found: compare_published(found, table(0.4321)))
     text = write_report(out).read_text()
@@ -181,6 +205,8 @@ def test_the_command(out, tmp_path):
     assert re.search(wanted + r" \(Wilcoxon p 0\.03125, Holm 0\.0625\)", paired.stdout)
     assert "tumour <rare>: dice differs by" in paired.stdout
     assert "too few cases" in paired.stdout
+    assert run("compare", out, "--test", tmp_path / "metrics.json").stdout == told.stdout
+    assert run("compare", out, "--test", tmp_path / "metrics.json", "--with", out).exit_code == 1
     found = json.loads(run("compare", out, "--with", tmp_path, "--metric", "nsd", "--json").stdout)
     assert found["metric"] == "nsd"
     assert found["classes"][0]["undefined"] == "both have the same value in every case"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quick_runs import no_trials, one_probe  # noqa: F401 - used by every test here
 from training_cases import configuration, labels, task
 
 from autounet import api

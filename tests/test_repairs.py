@@ -82,14 +82,28 @@ def test_all_that_options_said_is_kept(tmp_path: Path) -> None:
 def test_groups_folds_and_annotated_classes_of_a_table_are_kept(tmp_path: Path) -> None:
     data = sets.pictures(tmp_path / "data")
     rows = [f"c{index},images/c{index}.png,masks/c{index}.png,g{index // 2},{index // 2 % 2},255" for index in range(6)]
-    (data / "all.csv").write_text("\n".join(["case,image,label,group,fold,annotated", *rows]))
+    (data / "all.csv").write_text("\n".join(["case,image,label,group,fold,annotated", rows[0][:-3], *rows[1:]]))
+    (data / "dataset.json").write_text('{"annotated": {"c0": []}}')
     before = scan(data, NONE)
+    assert [case.annotated for case in before.cases] == [(), *[(255,)] * 5]
     found = fix_data(data, NONE, tmp_path / "new").result
-    assert found.findings == ()
+    assert [(each.case, each.code) for each in found.findings] == [("c0", "unlisted-class")]
     after = scan(tmp_path / "new", NONE)
-    for name in ("group", "fold", "annotated"):
+    for name in ("group", "fold"):
         assert [getattr(case, name) for case in after.cases] == [getattr(case, name) for case in before.cases]
+    assert [case.annotated for case in after.cases] == [(0,), *[(255,)] * 5]  # the background alone is none, too
     assert after.cases[3].group == "g1"
+
+
+def test_lists_of_cases_are_for_a_person_to_correct(tmp_path: Path) -> None:
+    data = sets.pictures(tmp_path / "data")
+    (data / "cases.csv").write_text("case,annotated,fold\nc0,bone,1\nc9,,1\n")
+    with pytest.raises(DataError) as caught:
+        fix_data(data, NONE, tmp_path / "new")
+    codes = [(each.case, each.code) for each in caught.value.findings]
+    folds = [(f"c{case}", "splits") for case in range(1, 6)]
+    assert codes == [("c9", "unknown-case"), *folds, ("c0", "unknown-annotation")]
+    assert not (tmp_path / "new").exists()
 
 
 def test_time_points_become_files_of_their_own(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -13,15 +14,20 @@ from fake_output import make_output
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
+from autounet.ops.orient import orient
 from autounet.report import page as page_module
-from autounet.report import write_report
+from autounet.report import pictured, write_report
 from autounet.report.command import duration_option, run_command
 from autounet.report.overlays import differences
-from autounet.report.panels import Panel, cuts
+from autounet.report.panels import Panel, case_panels
 from autounet.report.ranking import Ranked, rank, shown
-from autounet.report.style import FOUND, PREDICTION, TRUTH
+from autounet.report.style import FOUND, PREDICTION, TRUTH, Picture
+from autounet.report.volumes import CaseVolume, whole, window
+from autounet.schema.errors import RecordError
 from autounet.schema.options import DataOptions, RunOptions
+from autounet.schema.plan import Plan
 from autounet.schema.quantities import parse_time
 from autounet.schema.run import CaseMetrics, ClassMetrics, Metrics
 
@@ -46,6 +52,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.images: list[dict] = []
         self.addresses: list[str] = []
+        self.anchors: set[str] = set()
         self.words: list[str] = []
         self.feed(text)
         self.text = re.sub(r"\s+", " ", " ".join(self.words))
@@ -55,6 +62,7 @@ class Page(HTMLParser):
         if tag == "img":
             self.images.append(values)
         self.addresses += [values[key] for key in ("src", "href") if key in values]
+        self.anchors |= {values["id"]} if "id" in values else set()
         if tag not in VOID:
             self.open.append(tag)
 
@@ -62,7 +70,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.words.append(data)
 
 
@@ -70,6 +78,11 @@ def read(path) -> Page:
     page = Page(path.read_text(encoding="utf-8"))
     assert page.open == []
     return page
+
+
+def viewer_cases(path) -> list[dict]:
+    found = re.search(r'id="viewer-data">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL)
+    return json.loads(found[1]) if found else []
 
 
 @pytest.fixture(scope="module", params=[3, 2])
@@ -85,11 +98,13 @@ def volumes(tmp_path_factory):
 @pytest.fixture
 def copy(volumes, tmp_path, monkeypatch):
     """An output folder that a test may damage; the data stay where they are. Drawing, the slow part, is left out."""
-    monkeypatch.setattr(page_module, "overlays", lambda *_: [])
+    monkeypatch.setattr(pictured, "overlays", lambda *_: [])
+    monkeypatch.setattr(Figure, "savefig", lambda _, buffer, **kwargs: buffer.write(b"a chart"))
     return shutil.copytree(volumes, tmp_path / "out")
 
 
 def test_whole_page(output):
+    """Self-contained but for links to files beside it, and every part is told."""
     path = write_report(output)
     assert path == output / "report.html"
     assert path.stat().st_size < 10e6
@@ -99,18 +114,79 @@ def test_whole_page(output):
     assert "autounet run" in page.text
     assert "--time 30m" in page.text
     assert "No picture" not in page.text
-
-
-def test_page_is_self_contained_and_says_what_its_pictures_show(output):
-    page = read(write_report(output))
-    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
+    beside = [address for address in page.addresses if not address.startswith(("data:image/", "#"))]
+    assert beside
+    assert all((output / address).is_file() for address in beside)
+    assert {address[1:] for address in page.addresses if address.startswith("#")} <= page.anchors
     assert all(image["alt"] for image in page.images)
-    assert len(page.images) == 2 + 2 + 3 * 3  # curves, distributions, three for best, median and worst
+    # training, distributions, data, three for best, median and worst
+    assert len(page.images) == 4 + 3 + 2 + 3 * 3
+    assert [each["name"] for each in viewer_cases(path)] == ["case_005", "case_004", "case_003"]
 
 
-def test_equal_records_give_an_equal_page(output):
-    first, second = (re.sub(r"on \d\d .*? UTC", "", write_report(output).read_text()) for _ in range(2))
+def test_equal_records_give_an_equal_page(copy, monkeypatch):
+    monkeypatch.undo()  # the charts are drawn
+    monkeypatch.setattr(pictured, "overlays", lambda *_: [])
+    first, second = (re.sub(r"on \d\d .*? UTC", "", write_report(copy).read_text()) for _ in range(2))
     assert first == second
+
+
+def test_a_page_that_is_too_large_says_what_it_leaves_out(copy, monkeypatch):
+    """First cases of the viewer, and only then pictures."""
+    monkeypatch.setattr(pictured, "overlays", lambda *_: [Picture("data:image/png;base64,", "none")])
+    full = write_report(copy).stat().st_size
+    monkeypatch.setattr(page_module, "MOST_BYTES", full - 10_000)
+    path = write_report(copy)
+    assert path.stat().st_size <= full - 10_000
+    assert len(viewer_cases(path)) < 3
+    assert "No picture" not in read(path).text
+    monkeypatch.setattr(page_module, "MOST_BYTES", 0)
+    page = read(write_report(copy))
+    assert "No picture: the page would be larger than 10 MB" in page.text
+    assert "no case whose files can be looked through" in page.text
+
+
+def test_the_case_on_which_configurations_differ_is_shown_with_each(copy, monkeypatch):
+    """And no words of a single configuration are said then."""
+    plan = Plan.load(copy / "plan.json")
+    one = plan.configurations["3d_fullres"]
+    plan.model_copy(update={"configurations": {"2d": one, "3d_fullres": one}}).save(copy / "plan.json")
+    metrics = Metrics.load(copy / "metrics.json")
+    shutil.copytree(copy / "crossval/3d_fullres", copy / "crossval/2d")
+    metrics.save(copy / "crossval/3d_fullres/fold_0.json")
+    (copy / "crossval/3d_fullres/fold_0.done.json").write_text("{}")
+    bad = {name: ClassMetrics(dice=0.1) for name in metrics.per_class}
+    cases = [case.model_copy(update={"per_class": bad}) if case.case == "case_001" else case for case in metrics.cases]
+    metrics.model_copy(update={"cases": tuple(cases)}).save(copy / "crossval/2d/fold_0.json")
+    drawn = {}
+    monkeypatch.setattr(
+        pictured, "rivalries", lambda panels, case, _: drawn.update({case: list(panels[0].rivals)}) or []
+    )
+    page = read(write_report(copy))
+    assert "onfigurations differ most: case_001" in page.text
+    assert "Mean Dice of each configuration by itself, each out of fold: 2d 0.100, 3d_fullres" in page.text
+    assert drawn["case_001"] == ["2d", "3d_fullres"]
+    assert "no second opinion" not in page.text
+
+
+def test_damaged_scores_cost_the_uncertainty_alone(copy, caplog):
+    def damaged(*_):
+        raise RecordError("scores are damaged")
+
+    metrics = Metrics.load(copy / "metrics.json")
+    cases = tuple(case.model_copy(update={"uncertainty": 0.1}) for case in metrics.cases)
+    metrics.model_copy(update={"cases": cases}).save(copy / "metrics.json")
+    page = read(write_report(copy, damaged))
+    assert "No picture of the uncertainty" in page.text
+    assert "No picture:" not in page.text
+    assert "scores are damaged" in caplog.text
+
+
+def test_links_lead_to_files_that_are_there(copy):
+    name = "crossval/3d_fullres/case_003.nii.gz"
+    assert name in read(write_report(copy)).addresses
+    (copy / name).unlink()
+    assert name not in read(write_report(copy)).addresses
 
 
 @pytest.mark.parametrize(
@@ -178,12 +254,17 @@ def test_a_single_case_is_shown_as_the_worst():
     assert pair[0] == "worst"
 
 
+def volume_of(image, truth, prediction, spacing, values=(4,), anatomical=True) -> CaseVolume:
+    marked = np.isin(truth, values) | np.isin(prediction, values)
+    return CaseVolume("c", image, truth, prediction, spacing, values, window(marked, spacing), anatomical)
+
+
 def test_cuts_go_through_the_structure_with_the_patient_upright():
     truth = np.zeros((10, 40, 50), dtype=np.int32)
     truth[7:9, 5:9, 30:36] = 4
     image = np.zeros((*truth.shape, 1), dtype=np.float32)
     image[truth == 4] = 1
-    axial, coronal, sagittal = cuts(image, truth, truth, (2.0, 1.0, 1.0), [4], anatomical=True)
+    axial, coronal, sagittal = case_panels(volume_of(image, truth, truth, (2.0, 1.0, 1.0)))
     for panel, area in ((axial, 4 * 6), (coronal, 2 * 6), (sagittal, 2 * 4)):
         assert (panel.truth == 4).sum() == area == panel.image.sum()
     assert np.flatnonzero((coronal.truth == 4).any(1)).tolist() == [1, 2]  # z = 7 and 8 of 10, counted from the top
@@ -193,8 +274,26 @@ def test_cuts_go_through_the_structure_with_the_patient_upright():
 
 def test_cuts_of_an_empty_case_show_the_middle():
     empty = np.zeros((3, 5, 7), dtype=np.int32)
-    shapes = [panel.image.shape for panel in cuts(empty[..., None], empty, empty, (1.0, 1.0, 1.0), [1], False)]
-    assert shapes == [(5, 7), (3, 7), (3, 5)]
+    volume = volume_of(empty[..., None], empty, empty, (1.0, 1.0, 1.0), (1,), anatomical=False)
+    assert [panel.image.shape for panel in case_panels(volume)] == [(5, 7), (3, 7), (3, 5)]
+
+
+@given(st.permutations(range(3)), st.tuples(*[st.booleans()] * 3))
+def test_uncertainty_is_turned_as_the_image_is(axes, flips):
+    """The source tells values at stored indices; every cut gets those that belong to its pixels."""
+    stored = np.arange(4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6) / 200
+    image = orient(stored, axes, flips)
+    labels = np.zeros(image.shape, np.int32)
+
+    def entropy(case, z, y, x):
+        return stored[np.ix_(z, y, x)]
+
+    volume = CaseVolume(
+        "c", image[..., None], labels, labels, (1.0, 1.0, 1.0), (1,), whole(image.shape),
+        axes=tuple(axes), flips=flips, entropy=entropy,
+    )  # fmt: skip
+    for panel in case_panels(volume):
+        np.testing.assert_array_equal(panel.uncertainty, panel.image)
 
 
 def test_differences_tell_missed_from_added():

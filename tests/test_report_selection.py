@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from fake_output import make_output
+from matplotlib.figure import Figure
 
-from autounet.report import page as page_module
-from autounet.report import write_report
+from autounet.report import pictured, write_report
 from autounet.report.records import gather
 from autounet.schema.aftercare import PostprocessStep, PostprocessTrial, TemperatureScaling
 from autounet.schema.run import Candidate, Selection
@@ -16,7 +16,8 @@ from autounet.schema.run import Candidate, Selection
 
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.setattr(page_module, "overlays", lambda *_: [])
+    monkeypatch.setattr(pictured, "overlays", lambda *_: [])
+    monkeypatch.setattr(Figure, "savefig", lambda _, buffer, **kwargs: buffer.write(b"a chart"))
     return make_output(tmp_path / "out", cases=5)
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -135,32 +132,3 @@ def test_a_state_that_does_not_fit_is_not_used(tmp_path, damage):
     assert [line.step for line in record.curve] == [1, 2, 3, 4]
     assert len(record.events) == 1
     assert "not used" in record.events[0]
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-from training_cases import task
-from autounet.training import Horizon, checkpoint, train_fold
-checkpoint.LEAST_SECONDS, checkpoint.TIME_SHARE = 0.0, 1e9
-train_fold(task(Path({folder!r}), Horizon(steps=400)))
-"""
-
-
-def test_a_killed_process_leaves_a_state_to_continue_from(tmp_path):
-    given = task(tmp_path, Horizon(steps=400))
-    script = SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", script])
-    state = given.folder / "state.pt"
-    until = time.monotonic() + 60
-    while not state.exists() and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    first: list[int] = []
-    with pytest.raises(Interrupted):
-        train_fold(given, lambda line: (first.append(line.step), stop_at(0)(line)))
-    assert first[0] > 8

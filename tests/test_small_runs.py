@@ -4,9 +4,11 @@ import shutil
 
 import numpy as np
 import pytest
+from quick_runs import no_trials, one_probe  # noqa: F401 - used by every test here
 
 from autounet import api
 from autounet.datasets.synthetic import make_demo_dataset
+from autounet.evaluation import DEFAULT_METRICS
 from autounet.images import read_labels, write_image, write_labels
 from autounet.pipeline import Pipeline
 from autounet.running.deadline import Clock
@@ -57,6 +59,22 @@ def test_pictures_train_and_come_back_with_their_values(pictures, tmp_path):
     predictor = api.load(tmp_path / "model", device="cpu")
     assert predictor.predict_files(pictures / "images", tmp_path / "predicted") == []
     assert api.evaluate(tmp_path / "predicted", pictures / "masks", {"disc": 255}).mean_dice > 0.7
+    check_other_metrics(pictures, tmp_path, metrics)
+
+
+def check_other_metrics(pictures, out, before):
+    """They are measured on what is there: nothing is trained or predicted for them."""
+    watched = [*out.glob("models/*/*/weights.safetensors"), *out.glob("crossval/2d/fold_*.json")]
+    times = [path.stat().st_mtime_ns for path in watched]
+    Pipeline(pictures, out, options(metrics=("dice", "assd", "cl_dice"))).run("select")
+    found = Metrics.load(out / "metrics.json")
+    assert (found.mean_dice, found.mean_dice_interval) == (before.mean_dice, before.mean_dice_interval)
+    for case in found.cases:
+        assert case.per_class["disc"].assd is not None or "assd" in case.per_class["disc"].undefined
+        assert case.per_class["disc"].iou is None
+    Pipeline(pictures, out, options(metrics=DEFAULT_METRICS)).run("select")
+    assert Metrics.load(out / "metrics.json") == before
+    assert [path.stat().st_mtime_ns for path in watched] == times
 
 
 def test_a_named_background_is_reported_and_not_counted(pictures, tmp_path):
@@ -77,21 +95,39 @@ def test_configurations_and_their_ensemble_are_compared(volumes, tmp_path):
     assert Metrics.load(tmp_path / "metrics.json").mean_dice >= best - 1e-3
 
 
-def test_full_trains_one_model_on_all_cases_and_claims_nothing(volumes, tmp_path):
-    Pipeline(volumes, tmp_path, options(iterations=2, folds="full", configurations=("3d_fullres",))).run()
-    record = RunRecord.load(tmp_path / "models" / "3d_fullres" / "fold_all" / "record.json")
+SHORT = {"iterations": 2, "folds": "0", "configurations": ("3d_fullres",)}
+
+
+@pytest.fixture(scope="module")
+def finished(volumes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained")
+    Pipeline(volumes, out, options(**SHORT)).run("select")
+    return out
+
+
+@pytest.fixture
+def trained(finished, tmp_path):
+    """A copy of the finished run, which may be changed."""
+    return shutil.copytree(finished, tmp_path / "trained")
+
+
+def weights(out):
+    return out / "models" / "3d_fullres" / "fold_0" / "weights.safetensors"
+
+
+def test_full_trains_one_model_on_all_cases_and_claims_nothing(volumes, trained):
+    Pipeline(volumes, trained, options(folds="full")).run()
+    record = RunRecord.load(trained / "models" / "3d_fullres" / "fold_all" / "record.json")
     assert len(record.train_cases) == 4
     assert record.validation_cases == ()
-    assert not (tmp_path / "metrics.json").exists()
-    assert "nothing was compared" in Selection.load(tmp_path / "selection.json").reason
-    assert len(api.load(tmp_path / "model", device="cpu").models["3d_fullres"]) == 1
+    assert not (trained / "metrics.json").exists()
+    assert "nothing was compared" in Selection.load(trained / "selection.json").reason
+    assert len(api.load(trained / "model", device="cpu").models["3d_fullres"]) == 1
 
 
-def test_other_options_train_again_and_lose_nothing(volumes, tmp_path):
-    few = options(iterations=2, folds="0", configurations=("3d_fullres",))
-    Pipeline(volumes, tmp_path, few).run("train")
-    Pipeline(volumes, tmp_path, few.model_copy(update={"iterations": 3})).run("train")
-    models = tmp_path / "models" / "3d_fullres"
+def test_other_options_train_again_and_lose_nothing(volumes, trained):
+    Pipeline(volumes, trained, options(**{**SHORT, "iterations": 3})).run("train")
+    models = trained / "models" / "3d_fullres"
     assert RunRecord.load(models / "fold_0" / "record.json").steps == 3
     assert RunRecord.load(models / "fold_0.old_1" / "record.json").steps == 2
 
@@ -119,34 +155,12 @@ def test_two_commands_in_one_folder_are_refused(volumes, tmp_path):
         Pipeline(volumes, tmp_path, options(iterations=1)).run("fingerprint")
 
 
-SHORT = {"iterations": 2, "folds": "0", "configurations": ("3d_fullres",)}
-
-
-@pytest.fixture(scope="module")
-def trained(volumes, tmp_path_factory):
-    out = tmp_path_factory.mktemp("trained")
-    Pipeline(volumes, out, options(**SHORT)).run("select")
-    return out
-
-
-def weights(out):
-    return out / "models" / "3d_fullres" / "fold_0" / "weights.safetensors"
-
-
 def test_options_that_only_say_the_default_change_nothing(volumes, trained):
     before = weights(trained).stat().st_mtime_ns
     said = options(**SHORT, seed=0, family="plain", preset=None)
     Pipeline(volumes, trained, said).run("select")
     assert weights(trained).stat().st_mtime_ns == before
     assert not list((trained / "models" / "3d_fullres").glob("*.old_*"))
-
-
-def test_renaming_a_class_trains_nothing_again(volumes, trained):
-    before = weights(trained).stat().st_mtime_ns
-    named = options(**SHORT, data=DataOptions(classes={"big": 1, "small": 2}))
-    Pipeline(volumes, trained, named).run("select")
-    assert weights(trained).stat().st_mtime_ns == before
-    assert set(Metrics.load(trained / "metrics.json").per_class) == {"big", "small"}
 
 
 def test_a_deleted_fold_is_trained_validated_and_packed_again(volumes, trained):
@@ -171,27 +185,34 @@ def test_a_refused_option_does_not_stick(volumes, trained):
     Pipeline(volumes, trained, options(**SHORT)).run("select")
 
 
-def test_the_promise_ends_with_the_command(volumes, tmp_path):
-    Pipeline(volumes, tmp_path, options(seconds=3600.0, folds="0")).run("plan")
-    assert not (tmp_path / "clock.json").exists()
+@pytest.fixture(scope="module")
+def promised(volumes, tmp_path_factory):
+    """The options of a command that has an hour, and its folder with a plan."""
+    out, given = tmp_path_factory.mktemp("promised"), options(seconds=3600.0, folds="0")
+    Pipeline(volumes, out, given).run("plan")
+    return given, out
 
 
-def test_a_resumed_command_without_time_left_says_so_and_trains_nothing(volumes, tmp_path):
-    Pipeline(volumes, tmp_path, options(seconds=3600.0, folds="0")).run("plan")
-    Clock(promised_seconds=3600.0, spent_seconds=3595.0).save(tmp_path / "clock.json")
+def test_the_promise_ends_with_the_command(promised):
+    assert not (promised[1] / "clock.json").exists()
+
+
+def test_a_resumed_command_without_time_left_says_so_and_trains_nothing(volumes, promised, tmp_path):
+    given, out = promised[0], shutil.copytree(promised[1], tmp_path / "out")
+    Clock(promised_seconds=3600.0, spent_seconds=3595.0).save(out / "clock.json")
     with pytest.raises(DeadlineError, match="are left, and 1 folds need at least"):
-        Pipeline(volumes, tmp_path, options(seconds=3600.0, folds="0")).run("train")
-    assert not (tmp_path / "models").exists()
+        Pipeline(volumes, out, given).run("train")
+    assert not (out / "models").exists()
 
 
-def test_a_new_name_reaches_the_metrics_and_trains_nothing_again(volumes, tmp_path):
-    Pipeline(volumes, tmp_path, options(**SHORT)).run("select")
-    before = weights(tmp_path).stat().st_mtime_ns
-    stale = tmp_path / "crossval" / "3d_fullres" / "gone.nii.gz"  # of a case that was taken out
+def test_new_names_reach_the_metrics_and_train_nothing_again(volumes, trained):
+    before = weights(trained).stat().st_mtime_ns
+    stale = trained / "crossval" / "3d_fullres" / "gone.nii.gz"  # of a case that was taken out
     stale.write_bytes(b"")
-    Pipeline(volumes, tmp_path, options(data=DataOptions(classes={"spleen": 1}))).run("select")
+    Pipeline(volumes, trained, options(data=DataOptions(classes={"spleen": 1, "gland": 2}))).run("select")
     assert not stale.exists()
-    assert weights(tmp_path).stat().st_mtime_ns == before
-    metrics = Metrics.load(tmp_path / "metrics.json")
-    assert "spleen" in metrics.per_class
+    assert weights(trained).stat().st_mtime_ns == before
+    assert not list((trained / "models" / "3d_fullres").glob("*.old_*"))
+    metrics = Metrics.load(trained / "metrics.json")
+    assert set(metrics.per_class) == {"spleen", "gland"}
     assert metrics.per_class["spleen"].dice is not None

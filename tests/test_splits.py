@@ -182,6 +182,8 @@ def test_a_split_that_now_divides_a_group_is_refused() -> None:
     existing = automatic(["case_000", "case_001"], ["case_002", "case_003"])
     with pytest.raises(OptionError, match=r"q \(case_001 in fold 0, case_002 in fold 1\).*Delete it to split anew"):
         make_splits(dataset_of(["p", "q", "q", "r"]), facts_of([{1}] * 4), NONE, existing=existing)
+    with pytest.raises(OptionError, match=r"p \(case_000, case_001 in fold 0, case_002, case_003 in fold 1\)"):
+        make_splits(dataset_of(["p"] * 4), facts_of([{1}] * 4), NONE, existing=existing)
 
 
 def test_groups_are_never_split_by_a_file_either(tmp_path: Path) -> None:

@@ -339,6 +339,46 @@ def test_other_architectures_are_refused_with_every_difference(volumes, trained,
         checked(trained, PLAIN, init=source(trained))
 
 
+def test_a_plan_takes_over_the_network_and_channels_are_matched_by_name(one_organ, trained, tmp_path) -> None:
+    """Without a plan of one's own; a second channel and other classes, so that only what they touch is new."""
+    folder = Path(shutil.copytree(one_organ, tmp_path / "two"))
+    for file in sorted((folder / "imagesTr").iterdir()):
+        shutil.copy(file, file.with_name(file.name.replace("_0000", "_0001")))
+    content = json.loads((folder / "dataset.json").read_text())
+    before = content["channel_names"]["0"]
+    content["channel_names"] = {"0": "another", "1": before}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    out = tmp_path / "out"
+    out.mkdir()
+    CPU.save(out / "device.json")
+    with pytest.raises(OptionError, match=r"of the family plain, and --family is residual\. Give --family plain"):
+        run(folder, out, "plan", family="residual", init=source(trained))
+    model = Path(shutil.copytree(trained / "model", tmp_path / "model"))
+    run(folder, out, init=source(model))
+    plan = Plan.load(out / "plan.json")
+    network = plan.configurations["3d_fullres"].network
+    assert list(plan.configurations) == ["3d_fullres"]
+    assert network == spec("plain", 3, 2, in_channels=2)
+    assert any(reason.startswith("3d_fullres: the network of the model's 3d_fullres") for reason in plan.reasons)
+    assert "learning rate rises to 0.001" in plan.reasons[-2] + plan.reasons[-1]
+
+    made = record(out, "3d_fullres")
+    assert (made.options.learning_rate, made.options.schedule) == (1e-3, "warmup_cosine")
+    stem = "encoder.0.blocks.0.conv.weight"
+    assert f"{stem}: trained for {before}, new for another" in made.events
+    found, old = load_weights(weights(out, "3d_fullres")), load_weights(weights(trained, "3d_fullres"))
+    torch.testing.assert_close(found[stem][:, 1:], old[stem], atol=CLOSE, rtol=0)
+    same = [name for name in found if found[name].shape == old[name].shape]
+    assert len(same) == len(found) - 5  # beside the stem, weight and bias of two heads
+    assert change(found, old, same) < CLOSE
+
+    shutil.rmtree(model)
+    run(folder, out)  # as stored
+    assert Plan.load(out / "plan.json") == plan
+    with pytest.raises(OptionError, match="is gone, and a new plan needs its network"):
+        Pipeline(folder, out, RunOptions(device="cpu"), replan=True).run("plan")
+
+
 def test_both_stages_of_a_cascade_start_from_those_of_a_model(volumes, tmp_path) -> None:
     names = sorted(path.name.removesuffix(".nii.gz") for path in (volumes / "labelsTr").iterdir())
     (tmp_path / "splits.json").write_text(json.dumps({"folds": [names[:2], names[2:]]}))

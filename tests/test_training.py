@@ -18,12 +18,13 @@ from autounet.allocator import keep_freed_memory
 from autounet.losses import Batch, build_loss
 from autounet.nets import FAMILIES
 from autounet.schema.errors import AutoUNetError, BudgetExceeded, ModelError, OptionError
+from autounet.schema.log import read_log
 from autounet.schema.options import TrainOptions
 from autounet.schema.run import EpochLog, RunRecord
 from autounet.step import Precision, algorithms, build_optimiser, clip_gradients, train_step
 from autounet.store.weights import load_weights, save_weights
 from autounet.training import Horizon, probe_device, time_steps, train_fold
-from autounet.training.journal import Journal, read_log
+from autounet.training.journal import Journal
 from autounet.training.loop import mean_loss
 from autounet.training.memory import ControlGroup, free_memory, group_available, peak_memory
 from autounet.training.probe import best_measured, usual_precision

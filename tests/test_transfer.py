@@ -7,7 +7,7 @@ import torch
 
 from autounet.nets import FAMILIES
 from autounet.nets.mednext import propose as propose_mednext
-from autounet.nets.transfer import class_tensors, differences, transfer
+from autounet.nets.transfer import class_tensors, differences, input_tensors, transfer
 from autounet.schema.errors import ModelError
 from autounet.schema.plan import NetworkSpec
 
@@ -49,6 +49,22 @@ def test_with_the_same_classes_the_network_is_the_same(family: str) -> None:
     image = torch.randn(1, 1, *FAMILIES[family].valid_size(spec, (16,) * spec.dims))
     with torch.no_grad():
         assert torch.equal(network(image), trained(image))
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_channels_that_were_known_are_copied_and_the_others_stay_as_drawn(family: str) -> None:
+    trained, spec = small(family, in_channels=2), small(family, in_channels=3)
+    weights, network = FAMILIES[family].build(trained).state_dict(), FAMILIES[family].build(spec)
+    drawn = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    transfer(network, spec, weights, trained, channels=(1, None, 0))
+    touched = input_tensors(spec)
+    assert touched
+    for name, tensor in network.state_dict().items():
+        if name in touched:
+            expected = torch.stack([weights[name][:, 1], drawn[name][:, 1], weights[name][:, 0]], 1)
+            assert torch.equal(tensor, expected), name
+        else:
+            assert torch.equal(tensor, weights[name]), name
 
 
 @pytest.mark.parametrize(("changes", "message"), [

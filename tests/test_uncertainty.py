@@ -183,7 +183,7 @@ def test_maps_lie_beside_the_segmentation_in_its_geometry(tmp_path: Path) -> Non
     image, geometry = volume(tmp_path / "images")
     predictor = api.load(folder, device="cpu")
     assert predictor.predict_files(tmp_path / "images", tmp_path / "out", **BOTH) == []
-    names = {path.name for path in (tmp_path / "out").iterdir()}
+    names = {path.name for path in (tmp_path / "out").glob("[!.]*")}
     maps = {"a.probabilities.nii.gz", "a.entropy.nii.gz", "a.disagreement.nii.gz"}
     assert names == {"a.nii.gz", "classes.json", *maps}
     told = ProbabilityChannels.load(tmp_path / "out" / "classes.json")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from autounet.datasets.coding import coded
 from autounet.datasets.frames import split_frames
 from autounet.datasets.labels import build_labels
 from autounet.datasets.layouts import bids, cases, msd, nnunet, pairs, table
+from autounet.datasets.layouts.annotated import annotate
 from autounet.datasets.layouts.described import with_description
 from autounet.datasets.layouts.folders import existing_folder
 from autounet.datasets.layouts.found import Found, read_description
@@ -53,8 +54,9 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     found, layout = _find(place, options)
     if options.missing_channels:
         found.findings = without_missing_channels(found.findings)
-    whole = _whole(found, findings, root)
-    listed = sorted(table.supplement(place, whole), key=lambda case: case.identifier)
+    known = {case.identifier for case in found.cases} | {each.case for each in found.findings if each.case}
+    whole, told = table.supplement(place, _whole(found, findings, root), known)
+    listed = sorted(whole, key=lambda case: case.identifier)
     listed = [_grouped(case, options.group) for case in listed]
     twice = {case.identifier for case, after in pairwise(listed) if case.identifier == after.identifier}
     if twice:
@@ -62,7 +64,9 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     found = coded(root, found, listed, options)
     labels = build_labels(found.classes, found.regions, found.ignore, options)
     labels = labels.model_copy(update={"codes": found.codes})
-    listed, time_points = split_frames(root, table.annotate(place, listed, labels), found.channels, options)
+    listed, unknown = annotate(place, root, listed, labels, known)
+    _tell([*told, *unknown], findings)
+    listed, time_points = split_frames(root, listed, found.channels, options)
     image = listed[0].images[0]
     return Dataset(
         root=str(root),
@@ -96,13 +100,18 @@ def _whole(found: Found, findings: list[Finding] | None, root: Path) -> list[Cas
     """The cases that lack nothing. Raises DataError, unless `findings` takes what is missing."""
     broken = {finding.case for finding in found.findings}
     whole = [case for case in found.cases if case.identifier not in broken]
-    if found.findings and (findings is None or not whole):
-        raise DataError.of(found.findings)
-    if findings is not None:
-        findings += found.findings
+    _tell(found.findings, findings if whole else None)
     if not whole:
         raise DataError(f"{root} lists no case. Add images and labels")
     return whole
+
+
+def _tell(found: Sequence[Finding], findings: list[Finding] | None) -> None:
+    """Add to `findings`. Raises DataError where there are none to add to."""
+    if found and findings is None:
+        raise DataError.of(found)
+    if findings is not None:
+        findings += found
 
 
 def _grouped(case: Case, pattern: str | None) -> Case:

@@ -48,11 +48,11 @@ def make_splits(
     given = table_folds(dataset.cases)
     if given is not None:
         return Splits(source="table", folds=given)
+    start = _kept(existing, groups)
     if len(set(groups.values())) < 2:
         what = "group" if len(identifiers) > 1 else "case"
         log.warning("there is 1 %s, which cannot be split: it is trained on, and nothing is left to validate on", what)
         return Splits(source="full", folds=(tuple(identifiers),))
-    start = _kept(existing, groups)
     together = _with_duplicates(groups, duplicates(facts))
     count = len(set(together.values()))
     if start is None:

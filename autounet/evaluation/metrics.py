@@ -72,7 +72,10 @@ def precision(pair: MaskPair) -> float:
 
 
 def volume(pair: MaskPair) -> float:
-    """Predicted volume: voxels times the volume of one, in ml; pixels for images without spacing. 0 when empty."""
+    """Predicted volume: voxels times the volume of one, in ml; pixels for images without spacing. 0 when empty.
+
+    "Metrics reloaded" takes the difference of two of them for the error of a volume.
+    """
     return pair.predicted * _voxel_volume(pair)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from autounet.atomic import replacing
 from autounet.images.formats import file_kind, suffix
+from autounet.images.whole import write_whole
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 
@@ -31,4 +32,4 @@ def write_channels(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     image.SetOrigin((*geometry.origin, 0.0))
     image.SetDirection(direction.ravel().tolist())
     with replacing(path, suffix(path)) as temporary:
-        sitk.WriteImage(image, str(temporary), useCompression=suffix(path).lower() != ".nii")
+        write_whole(image, temporary, array.nbytes)

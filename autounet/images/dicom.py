@@ -1,7 +1,7 @@
-"""A DICOM series: a folder with one file per slice, read as one volume.
+"""A DICOM series: a folder with a file per slice, or with one of many frames (Enhanced CT, MR, PET), as one volume.
 
-Files are ordered by their positions along the normal of the slices, never by name or number. What a folder holds
-besides one whole series is refused: several series, slices twice, slices missing, tilted or uneven stacks.
+Slices are ordered by their positions along their normal, never by name or number. What a folder holds besides one whole
+series is refused: several series, slices twice, slices missing, tilted or uneven stacks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autounet.images.dicom_elements import PIXELS, Elements, is_dicom, read_elements
+from autounet.images.dicom_elements import PIXELS, Elements, frames_of, is_dicom, read_elements
 from autounet.images.dicom_pixels import Slice, read_pixels
 from autounet.images.formats import is_image
 from autounet.images.headers import AGAIN, VolumeHeader, damaged, make_geometry
@@ -62,20 +62,27 @@ def read_series_header(folder: Path) -> VolumeHeader:
 
 
 def series_files(folder: Path) -> list[Path]:
-    """The slices from the first to the last, in the order of the array's axis z. Raises DataError."""
-    return [each.path for each in _ordered(folder)[0]]
+    """The slices from the first to the last, in the order of the array's axis z.
+
+    Raises DataError, also where a file holds several slices.
+    """
+    slices = _ordered(folder)[0]
+    for each in slices:
+        if each.frames > 1:
+            raise DataError(f"{each.path} has {each.frames} frames in one file. Here a file per slice is needed")
+    return [each.path for each in slices]
 
 
 def _ordered(folder: Path) -> tuple[list[Slice], VolumeHeader]:
     files = dicom_files(folder)
     if not files:
         raise DataError(f"{folder} holds no DICOM files. Give the folder of one series")
-    slices = [_slice(path, read_elements(path)) for path in files]
+    slices = [each for path in files for each in _slices(path, read_elements(path))]
     _require_one_series(folder, slices)
     first = slices[0]
     if first.position is None or first.axes is None:
         if len(slices) > 1:
-            raise DataError(f"{folder}: its {len(slices)} files do not say where their slices lie. Give one image each")
+            raise DataError(f"{folder}: its {len(slices)} slices do not say where they lie. Give one image each")
         spacing = (first.spacing[1], first.spacing[0])
         size = (first.shape[1], first.shape[0])
         return slices, VolumeHeader(make_geometry(folder, "dicom", size, spacing, (0, 0), np.eye(2)), first.samples, 1)
@@ -93,20 +100,33 @@ def _ordered(folder: Path) -> tuple[list[Slice], VolumeHeader]:
     return slices, VolumeHeader(geometry, first.samples, 1)
 
 
+def _slices(path: Path, elements: Elements) -> list[Slice]:
+    """The slices in one file. Raises DataError for frames that are no slices, as of a film."""
+    try:
+        count = int((elements.numbers(0x28, 8) or [1])[0])
+    except (ValueError, OverflowError) as error:
+        raise damaged(path, str(error)) from None
+    frames = frames_of(path, elements, count)
+    if frames is None and count > 1:
+        raise DataError(
+            f"{path} has {count} frames in one file and does not say where they lie. "
+            "Convert it to NIfTI, or to a file per slice"
+        )
+    frames = frames or [elements]
+    return [_slice(path, each)._replace(frame=index, frames=len(frames)) for index, each in enumerate(frames)]
+
+
 def _slice(path: Path, elements: Elements) -> Slice:
     rows, columns = elements.short(0x28, 0x10), elements.short(0x28, 0x11)
     if PIXELS not in elements.values or not rows or not columns:
         modality = elements.text(8, 0x60) or "unknown"
         raise DataError(f"{path} holds no image (modality {modality}). Keep only the slices of one series")
     try:
-        frames = elements.numbers(0x28, 8)
         spacing = elements.numbers(0x28, 0x30) or elements.numbers(0x18, 0x1164) or [1.0, 1.0]
         thickness = elements.numbers(0x18, 0x88) or elements.numbers(0x18, 0x50) or [1.0]
         position, axes = elements.numbers(0x20, 0x32), elements.numbers(0x20, 0x37)
     except ValueError as error:
         raise damaged(path, str(error)) from None
-    if frames and frames[0] > 1:
-        raise DataError(f"{path} has {frames[0]:.0f} frames in one file. Convert it to NIfTI, or to a file per slice")
     lengths = (len(spacing), len(position), len(axes))
     if lengths not in ((2, 3, 6), (2, 0, 0)) or not np.isfinite([*spacing, *position, *axes, *thickness]).all():
         raise damaged(path, "its spacing, position or orientation is no list of numbers")
@@ -151,7 +171,7 @@ def _require_one_series(folder: Path, slices: Sequence[Slice]) -> None:
         same = np.allclose(each.spacing, usual.spacing, rtol=1e-3)
         if not same or (each.axes is not None and np.abs(each.axes - usual.axes).max() > 1e-3):
             raise DataError(
-                f"{each.path} has another spacing or orientation than {usual.path.name}. "
+                f"{folder}: {each.name} has another spacing or orientation than {usual.name}. "
                 "Keep only parallel slices; a scout image belongs elsewhere"
             )
 
@@ -168,19 +188,19 @@ def _step(folder: Path, slices: Sequence[Slice], normal: np.ndarray) -> float:
     twice = np.flatnonzero(gaps <= max(0.01, UNEVEN * step))
     if len(twice):
         index = int(twice[0])
-        here = slices[index].path.name, slices[index + 1].path.name
+        here = slices[index].name, slices[index + 1].name
         repeats = f" ({len(twice)} slices lie where another does)" if len(twice) > 1 else ""
         raise DataError(
             f"{folder}: {here[0]} and {here[1]} lie at the same position{repeats}: a duplicate, or several "
-            "time points or echoes. Keep one file per slice, and a folder per time point"
+            "time points or echoes. Keep one of each slice, and a folder per time point"
         )
     wide = np.flatnonzero(gaps > (1.5 * step))
     if len(wide):
         index = int(wide[0])
         missing = round(float(gaps[index]) / step) - 1
         raise DataError(
-            f"{folder}: {missing} slice{'s are' if missing > 1 else ' is'} missing between {slices[index].path.name} "
-            f"and {slices[index + 1].path.name}, {gaps[index]:.2f} mm apart where others are {step:.2f} mm. "
+            f"{folder}: {missing} slice{'s are' if missing > 1 else ' is'} missing between {slices[index].name} "
+            f"and {slices[index + 1].name}, {gaps[index]:.2f} mm apart where others are {step:.2f} mm. "
             "Add the missing files, or export the series again"
         )
     mean = float(along[-1] - along[0]) / (len(slices) - 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,10 @@ NATIVE = frozenset({IMPLICIT, EXPLICIT, DEFLATED, BIG})
 PIXELS = (0x7FE0, 0x0010)
 _LONG = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 """value representations with a length of four bytes"""
+_SHARED, _PER_FRAME = (0x5200, 0x9229), (0x5200, 0x9230)
+"""functional groups of all frames, and of each (PS3.3 C.7.6.16)"""
+_MACROS = frozenset({(0x28, 0x9110), (0x20, 0x9113), (0x20, 0x9116), (0x28, 0x9145)})
+"""of them: pixel measures, plane position, plane orientation, pixel value transformation"""
 _UNKNOWN = 0xFFFFFFFF
 _DEEPEST = 16
 """levels of nested sequences"""
@@ -33,7 +38,7 @@ _DEEPEST = 16
 class Elements(NamedTuple):
     syntax: str
     values: dict[tuple[int, int], bytes]
-    """(group, element) -> value, of the first level; sequences are left out"""
+    """(group, element) -> value, of the first level; of sequences only functional groups, with their items' headers"""
     big: bool
 
     def text(self, group: int, element: int) -> str:
@@ -111,6 +116,54 @@ class _Reader:
             return _Reader(self.path, self.content, False, False).skip_items(start, False, depth)
         return self.skip_items(start, tag == PIXELS, depth)
 
+    def elements(self, position: int, end: int) -> Iterator[tuple[tuple[int, int], int, int]]:
+        """(tag, start and end of the value) of each element between two positions, or to the end of the item."""
+        while position < end:
+            tag, kind, length, start = self.header(position)
+            if tag == (0xFFFE, 0xE00D):
+                return
+            position = self.value_end(tag, kind, length, start, 0)
+            if position > end:
+                raise damaged(self.path, f"element {tag[0]:04x},{tag[1]:04x} is longer than what it is part of")
+            yield tag, start, position
+
+    def items(self, position: int, end: int) -> Iterator[tuple[int, int]]:
+        """Start and end of the content of each item of a sequence."""
+        while position < end:
+            tag, _, length, start = self.header(position)
+            if tag == (0xFFFE, 0xE0DD):
+                return
+            if tag != (0xFFFE, 0xE000):
+                raise damaged(self.path, f"a sequence holds the element {tag[0]:04x},{tag[1]:04x}")
+            position = self.end_of(start, length) if length != _UNKNOWN else self.skip_elements(start, 0)
+            yield start, position
+
+    def macros(self, start: int, end: int) -> dict[tuple[int, int], bytes]:
+        """What one item of functional groups says in those of its sequences that an image needs."""
+        found: dict[tuple[int, int], bytes] = {}
+        for tag, first, last in self.elements(start, end):
+            if tag in _MACROS:
+                for item in self.items(first, last):
+                    found |= {each: self.content[a:b] for each, a, b in self.elements(*item)}
+        return found
+
+
+def frames_of(path: Path, elements: Elements, count: int) -> list[Elements] | None:
+    """The elements of each of `count` frames: those of the file, and over them what its functional groups say of all
+    frames and of this one. None where there are no such groups. Raises DataError."""
+    groups = []
+    for tag in (_SHARED, _PER_FRAME):
+        content = elements.values.get(tag, b"")
+        reader = _Reader(path, content, elements.syntax != IMPLICIT, elements.big)
+        groups.append([reader.macros(start, end) for start, end in reader.items(0, len(content))])
+    shared, own = groups
+    if not own:
+        return None
+    if len(own) != count or len(shared) > 1:
+        raise damaged(path, f"it has {count} frames and tells of {len(own)}")
+    common = {**elements.values, **(shared[0] if shared else {})}
+    return [elements._replace(values={**common, **frame}) for frame in own]
+
 
 def is_dicom(path: Path) -> bool:
     """By the four letters after the preamble."""
@@ -154,7 +207,7 @@ def _group(reader: _Reader, position: int, group: int | None) -> tuple[dict[tupl
         if tag <= last:
             raise damaged(reader.path, f"element {tag[0]:04x},{tag[1]:04x} comes after {last[0]:04x},{last[1]:04x}")
         position = reader.value_end(tag, kind, length, start, 0)
-        if length != _UNKNOWN and kind != b"SQ":
+        if tag in (_SHARED, _PER_FRAME) or (length != _UNKNOWN and kind != b"SQ"):
             found[tag] = reader.content[start:position]
         elif tag == PIXELS:
             found[tag] = b""

@@ -27,11 +27,24 @@ class Slice(NamedTuple):
     """(3,) mm, of the first pixel"""
     axes: np.ndarray | None
     """(2, 3) directions along a row and along a column"""
+    frame: int = 0
+    frames: int = 1
+    """how many the file holds, and which of them this is"""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.path.name if self.frames == 1 else f"frame {self.frame + 1} of {self.path.name}"
 
 
 def read_pixels(each: Slice) -> np.ndarray:
     """(C, Y, X) of one slice, rescale slope and intercept applied. Raises DataError."""
     if each.elements.syntax not in NATIVE:
+        if each.frames > 1:
+            raise DataError(
+                f"{each.path} has {each.frames} compressed frames in one file. Convert it to NIfTI, or decompress it "
+                "(for example with dcmdjpeg or gdcmconv --raw)"
+            )
         return _decoded(each)
     raw = _native(each)
     try:
@@ -61,11 +74,13 @@ def _native(each: Slice) -> np.ndarray:
     number = np.dtype((">" if elements.big else "<") + ("i" if signed else "u") + str(allocated // 8))
     rows, columns = each.shape
     data, count = elements.values[PIXELS], rows * columns * each.samples
-    if len(data) < count * number.itemsize:
-        raise DataError(f"{path} is truncated: {len(data)} of {count * number.itemsize} bytes of pixels. {AGAIN}")
-    if len(data) > count * number.itemsize + 1:  # values have an even length
-        raise damaged(path, f"its header tells of {rows}x{columns} pixels, and it holds more")
-    values = np.frombuffer(data, number, count)
+    size = count * number.itemsize
+    if len(data) < size * each.frames:
+        raise DataError(f"{path} is truncated: {len(data)} of {size * each.frames} bytes of pixels. {AGAIN}")
+    if len(data) > size * each.frames + 1:  # values have an even length
+        pixels = f"{rows}x{columns} pixels" + (f" in {each.frames} frames" if each.frames > 1 else "")
+        raise damaged(path, f"its header tells of {pixels}, and it holds more")
+    values = np.frombuffer(data, number, count, offset=size * each.frame)
     if stored < allocated:  # bits above those stored may hold anything (PS3.5 8.1.1)
         shift = allocated - stored
         values = (values << shift) >> shift

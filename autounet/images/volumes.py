@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autounet.images.formats import suffix
 from autounet.images.headers import AGAIN, VolumeHeader, make_geometry
 from autounet.images.metaimage import read_meta, read_meta_header
 from autounet.images.nifti import read_voxels
 from autounet.images.nrrd import read_nrrd, read_nrrd_header
+from autounet.images.whole import write_whole
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 
@@ -102,4 +102,4 @@ def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     image.SetSpacing(tuple(reversed(geometry.spacing))[:axes])
     image.SetOrigin(geometry.origin[:axes])
     image.SetDirection(np.reshape(geometry.direction, (3, 3))[:axes, :axes].ravel().tolist())
-    sitk.WriteImage(image, str(path), useCompression=suffix(path).lower() != ".nii")
+    write_whole(image, path, array.nbytes)

@@ -1,14 +1,15 @@
 """The bundle: a folder with everything that predicting needs, checked when it is loaded. No torch at import.
 
-model/bundle.json                       the record, with a checksum of itself
+model/bundle.json                       the record, with checksums of all files and of itself
+model/model_card.md                     what people should know before they use the model
 model/<configuration>/fold_<k>.safetensors
+
+The same files in one, `<name>.autounet`: see `archive`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,20 +20,33 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import JsonValue
 
 from autounet import __version__
+from autounet.inference.archive import unpacked
+from autounet.inference.bundle_files import (
+    BUNDLE_FILE,
+    CARD_FILE,
+    copy_file,
+    file_checksum,
+    record_checksum,
+    replace_folder,
+    require_replaceable,
+    sealed,
+)
+from autounet.inference.card import card_text
+from autounet.inference.describing import describe
 from autounet.inference.loading import load_network
 from autounet.schema.dataset import Dataset
 from autounet.schema.errors import ModelError, PlanError
+from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.options import DataOptions
 from autounet.schema.plan import Configuration
 from autounet.schema.presence import combinations
-from autounet.schema.record import digest
-from autounet.schema.run import BundleMember, ModelBundle, RunRecord, Selection
+from autounet.schema.record import write_text
+from autounet.schema.run import BundleMember, Metrics, ModelBundle, RunRecord, Selection
 from autounet.schema.stages import with_previous_stages
 
 if TYPE_CHECKING:
     from torch import nn
 
-BUNDLE_FILE = "bundle.json"
 PACKAGES = ("torch", "numpy", "scipy")
 """whose versions a prediction may depend on"""
 
@@ -53,15 +67,18 @@ def pack(
     weights: Mapping[str, Mapping[int | None, Path]],
     mean_dice: float | None,
     details: Mapping[str, JsonValue] | None = None,
+    fingerprint: Fingerprint | None = None,
+    metrics: Metrics | None = None,
 ) -> ModelBundle:
     """Write the bundle of the selected configurations into `folder`, replacing an older bundle in one step.
 
     `weights` maps configuration and fold to a weights file, beside which lies the fold's `record.json`; what is
-    neither selected nor the previous stage of what is selected is left out. Raises ModelError when one of these has
-    no fold, when a fold was trained with another version of its configuration, or when `folder` holds other things.
+    neither selected nor the previous stage of what is selected is left out. `fingerprint` and `metrics`, where they are
+    known, go into the model card. Raises ModelError when one of these has no fold, when a fold was trained with another
+    version of its configuration, or when `folder` holds other things.
     """
     folder = Path(folder)
-    _require_replaceable(folder)
+    require_replaceable(folder)
     packed = _needed(selection, configurations, "the model")
     folds = [
         TrainedFold(RunRecord.load(path.with_name("record.json")), path)
@@ -85,31 +102,36 @@ def pack(
             mean_dice=mean_dice,
             versions={name: version(name) for name in PACKAGES} | {"autounet": __version__},
             details=dict(details or {}),
+            card=describe(fingerprint, metrics, [fold.record for fold in folds], dataset.labels),
         )
-        bundle = bundle.model_copy(update={"checksum": _record_checksum(_content(bundle))})
+        bundle = sealed(bundle)
+        write_text(temporary / CARD_FILE, card_text(bundle))
         bundle.save(temporary / BUNDLE_FILE)
-        os.chmod(temporary, 0o755)
-        _replace_folder(temporary, folder)
+        replace_folder(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return bundle
 
 
-def load_bundle(folder: Path) -> tuple[ModelBundle, Path]:
-    """The bundle in `folder` (or in the `model` folder of a run's output folder), and the folder it is in.
+def load_bundle(model: Path) -> tuple[ModelBundle, Path]:
+    """The bundle in a folder (or in the `model` folder of a run's output folder), and the folder it is in.
 
-    Reads every weights file once for its checksum. Raises ModelError when something is missing, truncated or changed.
+    A `.autounet` file is unpacked into a temporary folder that goes with the process. Reads every file once for its
+    checksum. Raises ModelError when something is missing, truncated or changed.
     """
-    folder = Path(folder)
+    folder = unpacked(Path(model)) if Path(model).is_file() else Path(model)
     if not (folder / BUNDLE_FILE).is_file() and (folder / "model" / BUNDLE_FILE).is_file():
         folder = folder / "model"
     path = folder / BUNDLE_FILE
     if not path.is_file():
-        raise ModelError(f"{folder} is no model: it has no {BUNDLE_FILE}. Give the model folder of a finished run.")
+        raise ModelError(
+            f"{folder} is no model: it has no {BUNDLE_FILE}. Give the model folder of a finished run, or a .autounet "
+            "file."
+        )
     bundle = ModelBundle.load(path)
     content = json.loads(path.read_text(encoding="utf-8"))
-    if bundle.checksum != _record_checksum(content):
+    if bundle.checksum != record_checksum(content):
         raise ModelError(
             f"{path} was changed after packing. Copy the model again, or pack it again with autounet select."
         )
@@ -119,6 +141,8 @@ def load_bundle(folder: Path) -> tuple[ModelBundle, Path]:
         raise ModelError(f"{path} needs {', '.join(missing)}, of which it holds no weights. Pack the model again.")
     for member in bundle.members:
         _check_member(bundle, member, folder)
+    if bundle.card_checksum is not None:
+        _check_file(folder / CARD_FILE, bundle.card_checksum)
     return bundle, folder
 
 
@@ -143,12 +167,6 @@ def build_models(
     return [load_network(plan, Path(folder) / member.path, device) for member in members]
 
 
-def file_checksum(path: Path) -> str:
-    """blake2b-128 of a file, hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
 def _needed(selection: Selection, configurations: Mapping[str, Configuration], where: str) -> tuple[str, ...]:
     """What was selected and the previous stages it needs. Raises ModelError when one is not described."""
     try:
@@ -162,25 +180,11 @@ def _fold_name(fold: int | None) -> str:
     return "all" if fold is None else str(fold)
 
 
-def _content(bundle: ModelBundle) -> dict[str, JsonValue]:
-    """What `save` writes."""
-    return {"format_version": ModelBundle.FORMAT_VERSION, **bundle.model_dump(mode="json")}
-
-
-def _record_checksum(content: Mapping[str, JsonValue]) -> str:
-    """Over the file's content but the checksum itself; of the JSON as it is, so that new fields break no old file."""
-    return digest({key: value for key, value in content.items() if key != "checksum"})
-
-
 def _copy_member(fold: TrainedFold, folder: Path) -> BundleMember:
     record = fold.record
     name = f"{record.configuration_name}/fold_{_fold_name(record.fold)}.safetensors"
     target = folder / name
-    target.parent.mkdir(exist_ok=True)
-    with open(fold.weights, "rb") as source, open(target, "wb") as copy:
-        shutil.copyfileobj(source, copy)
-        copy.flush()
-        os.fsync(copy.fileno())
+    copy_file(fold.weights, target)
     return BundleMember(
         configuration=record.configuration_name, fold=record.fold, path=name, checksum=file_checksum(target)
     )
@@ -204,34 +208,17 @@ def _require_uniform(
             )
 
 
-def _require_replaceable(folder: Path) -> None:
-    """Packing replaces a bundle, an empty folder or nothing."""
-    if folder.exists() and not (folder / BUNDLE_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ModelError(f"{folder} exists and is no model. Choose another folder for the model.")
-
-
-def _replace_folder(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`; what was there is moved aside first and removed last."""
-    if not folder.exists():
-        os.replace(new, folder)
-        return
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
-    os.replace(folder, aside)
-    try:
-        os.replace(new, folder)
-    except BaseException:
-        os.replace(aside, folder)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
 def _check_member(bundle: ModelBundle, member: BundleMember, folder: Path) -> None:
     if member.configuration not in bundle.configurations:
         raise ModelError(f"{folder}: weights of {member.configuration}, which the model does not describe")
     path = folder / member.path
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ModelError(f"{folder}: the weights {member.path} lie outside the model")
+    _check_file(path, member.checksum)
+
+
+def _check_file(path: Path, checksum: str) -> None:
     if not path.is_file():
         raise ModelError(f"{path} is missing. Copy the whole model folder again.")
-    if file_checksum(path) != member.checksum:
+    if file_checksum(path) != checksum:
         raise ModelError(f"{path} is damaged or was changed: its checksum differs. Copy the model again.")

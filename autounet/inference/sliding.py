@@ -7,13 +7,14 @@ beyond the image's borders its mirror image: the overlap-tile strategy (Ronneber
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autounet.inference.out_of_memory import accumulators, is_out_of_memory, with_less_memory
 from autounet.inference.pooling import LOGITS, Pooling, pooling_of
 from autounet.nets import FAMILIES
 from autounet.ops.mirror import mirror_combinations, mirrored_indices, tensor_axes
@@ -99,9 +100,10 @@ def predict_scores(
     eval mode on `device` and return full-resolution logits. An image smaller than the patch is padded with zeros, and
     cropped again; where the output is smaller than the patch, the image is padded with its mirror image instead.
     `tile_batch` is the largest number of inputs (a tile in one view) of one forward; see `default_batch`.
-    `on_done(done, total)` counts tiles.
-    Raises ValueError for an image of another rank, no model, one in training mode, or a mirrored axis without the swap
-    that it needs.
+    `on_done(done, total)` counts tiles. Where memory runs out, fewer inputs are predicted at a time, and when a single
+    one is too much, the scores are kept in the CPU's memory; both are said once a process.
+    Raises OutOfMemory when that does not help, ValueError for an image of another rank, no model, one in training mode,
+    or a mirrored axis without the swap that it needs.
     """
     if image.ndim != 4 or not models or any(model.training for model in models):
         raise ValueError("predict_scores needs an image (C, *S) and at least one model, all in eval mode")
@@ -179,27 +181,46 @@ def _blend(
     ]
     slices = range(image.shape[1]) if len(patch) == 2 else (None,)
     tiles = [Tile(index, *both) for index in slices for both in windows]
-    at_once = max(1, averaging.limit // len(averaging.views))
     whole = (classes, *image.shape[1 : 4 - len(patch)], *spatial)
-    scores = torch.zeros(whole, device=_accumulator_device(classes, image, device))
+    scores, coverage = accumulators(whole, spatial, _accumulator_device(classes, image, device))
     weights = torch.from_numpy(WEIGHTINGS[inference.weighting](field)).to(scores.device)
-    for first in range(0, len(tiles), at_once):
-        chunk = tiles[first : first + at_once]
-        inputs = torch.stack([image[tile.source] for tile in chunk]).to(device)
-        shares = average_shares(averaging, inputs).to(scores.device)
+    first = 0
+    while first < len(tiles):
+        chunk = tiles[first : first + max(1, averaging.limit // len(averaging.views))]
+        shares = _shares_or_none(averaging, image, chunk, device, scores.device)
+        if shares is None:
+            inputs = min(averaging.limit, len(chunk) * len(averaging.views))
+            limit, scores = with_less_memory(inputs, scores, device, patch)
+            averaging = replace(averaging, limit=limit)
+            weights = weights.to(scores.device)
+            continue
         for tile, tile_shares in zip(chunk, shares, strict=True):
             if len(windows) == 1:
                 scores[tile.target] = tile_shares
             else:
                 scores[tile.target].addcmul_(tile_shares, weights)
+        first += len(chunk)
         if on_done:
-            on_done(first + len(chunk), len(tiles))
+            on_done(first, len(tiles))
     if len(windows) > 1:
-        coverage = torch.zeros(spatial, device=scores.device)
+        coverage = coverage.to(scores.device)
         for _, window in windows:
             coverage[window] += weights
         scores /= coverage
     return averaging.pooling.scores(scores)
+
+
+def _shares_or_none(
+    averaging: Averaging, image: Tensor, tiles: Sequence[Tile], device: torch.device, target: torch.device
+) -> Tensor | None:
+    """`average_shares` of some tiles; None when memory ran out. By then the failed tensors are freed."""
+    try:
+        inputs = torch.stack([image[tile.source] for tile in tiles]).to(device)
+        return average_shares(averaging, inputs).to(target)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
 
 
 def average_shares(averaging: Averaging, inputs: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
     OUT/<configuration>/fold_<k>.onnx         or .pt2; image (B, C, *P) -> logits (B, K, *T), float32
 
 Batch and sizes are open; a size must be one that the network takes (`ExportedConfiguration.sizes`). Every file is run
-once with other sizes than it was made with, and compared with the network in torch.
+once with other sizes than it was made with, and compared with the network in torch. `FIXED_SIZES` take the patch alone.
 """
 
 from __future__ import annotations
@@ -20,13 +20,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from autounet.inference.bundle import build_models, load_bundle
-from autounet.interop.exported import RECORD, ExportedConfiguration, ExportedModel, ExportedNetwork, SizeRule
+from autounet.interop.exported import (
+    RECORD,
+    ExportedConfiguration,
+    ExportedModel,
+    ExportedNetwork,
+    ExportedOutput,
+    ExportedSwap,
+    SizeRule,
+)
 from autounet.interop.onnx import require_onnx, run_onnx, write_onnx
 from autounet.nets import FAMILIES
 from autounet.schema.errors import ModelError, OptionError
 from autounet.schema.plan import Configuration, NetworkSpec
 from autounet.schema.run import ModelBundle, fold_name
 from autounet.schema.stages import with_previous_stages
+from autounet.schema.swaps import prediction_swap
+from autounet.schema.targets import targets_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,6 +48,9 @@ LARGEST_SIZE = 2**16
 """voxels along an axis, and images in a batch"""
 LEAST_SIZE = 8
 """voxels along an axis of the images that files are made and checked with; at least twice the strides' product"""
+
+FIXED_SIZES = frozenset({"swin"})
+"""families whose windows are cut by the size of the image, so that another size is another program; tiles have one"""
 
 
 class Form(NamedTuple):
@@ -92,6 +105,7 @@ def export_model(
     names = (configuration,) if configuration else bundle.selection.chosen
     if configuration and configuration not in bundle.configurations:
         raise ModelError(f"{model} has no configuration {configuration}; it has {', '.join(bundle.configurations)}")
+    scaling = bundle.selection.calibration
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
@@ -101,6 +115,10 @@ def export_model(
             channels=bundle.channels,
             labels=bundle.labels,
             chosen=names,
+            weights=bundle.selection.weights if names == bundle.selection.chosen else (),
+            channel_combinations=bundle.channel_combinations,
+            postprocessing=bundle.selection.postprocessing if names == bundle.selection.chosen else (),
+            temperature=scaling.temperature if scaling and names == bundle.selection.chosen else 1.0,
             configurations={
                 name: _export_configuration(bundle, folder, name, folds if name in names else None, form, temporary)
                 for name in with_previous_stages(names, bundle.configurations)
@@ -132,12 +150,20 @@ def _export_configuration(
             network, configuration, FORMS[form], out / path, f"{name}, {fold_name(fold)}"
         )
         networks.append(ExportedNetwork(path=path, fold=fold, largest_difference=difference, largest_logit=largest))
+    labels, swap = bundle.labels, prediction_swap(configuration, bundle.labels)
     return ExportedConfiguration(
         preprocess=configuration.preprocess,
         patch_size=configuration.patch_size,
-        sizes=_size_rules(configuration.network),
+        sizes=_size_rules(configuration.network, configuration.patch_size),
         inference=configuration.inference,
         targets=configuration.targets,
+        outputs=tuple(
+            ExportedOutput(
+                name=each.name, values=tuple(labels.values[k] for k in each.members), paints=labels.values[each.paints]
+            )
+            for each in targets_of(labels, configuration.targets)
+        ),
+        swap=ExportedSwap(**swap._asdict()) if swap else None,
         previous_stage=configuration.previous_stage,
         networks=tuple(networks),
     )
@@ -146,14 +172,14 @@ def _export_configuration(
 def _export_network(
     network: nn.Module, configuration: Configuration, form: Form, path: Path, label: str
 ) -> tuple[float, float]:
-    """The largest difference from torch, and the largest logit, over images of two sizes."""
+    """The largest difference from torch, and the largest logit, over images of two batches and, if open, sizes."""
     import torch
 
     spec = configuration.network
-    rules = _size_rules(spec)
+    rules = _size_rules(spec, configuration.patch_size)
     generator = torch.Generator().manual_seed(0)
     small = [rule.least for rule in rules]
-    other = [rule.least + (axis + 1) * rule.step for axis, rule in enumerate(rules)]
+    other = [rule.most or rule.least + (axis + 1) * rule.step for axis, rule in enumerate(rules)]
     images = [
         torch.randn(batch, spec.in_channels, *size, generator=generator) for batch, size in ((2, small), (1, other))
     ]
@@ -189,21 +215,25 @@ def _compared(network: nn.Module, images: Sequence[Tensor], form: Form, path: Pa
     return difference, largest
 
 
-def _size_rules(spec: NetworkSpec) -> tuple[SizeRule, ...]:
+def _size_rules(spec: NetworkSpec, patch: Sequence[int]) -> tuple[SizeRule, ...]:
     """Valid sizes lie one product of strides apart; where borders are lost they need not be multiples of it."""
     wanted = [max(LEAST_SIZE, 2 * step) for step in spec.divisor]
-    least = FAMILIES[spec.family].valid_size(spec, wanted)
+    fixed = spec.family in FIXED_SIZES
+    least = tuple(patch) if fixed else FAMILIES[spec.family].valid_size(spec, wanted)
     return tuple(
-        SizeRule(step=step, rest=size % step, least=size) for step, size in zip(spec.divisor, least, strict=True)
+        SizeRule(step=step, rest=size % step, least=size, most=size if fixed else None)
+        for step, size in zip(spec.divisor, least, strict=True)
     )
 
 
 def _open_sizes(rules: Sequence[SizeRule]) -> dict[int, Any]:
-    """For `torch.export`: the batch and each spatial size as a symbol."""
+    """For `torch.export`: the batch and each spatial size that is not fixed as a symbol."""
     from torch.export import Dim
 
     sizes: dict[int, Any] = {0: Dim("batch", min=1, max=LARGEST_SIZE)}
     for axis, rule in enumerate(rules):
+        if rule.most is not None:
+            continue
         symbol: Any = Dim(f"size_{axis}", min=1, max=LARGEST_SIZE // rule.step)
         size = rule.step * symbol if rule.step > 1 else symbol
         sizes[2 + axis] = size + rule.rest if rule.rest else size

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from autounet.nets.blocks import CHANNELS_LAST
+from autounet.nets.convolution import plane_pairs
 
 FAST_IN_BF16 = 3
 """largest kernel whose weight gradient oneDNN computes fast in bf16"""
@@ -162,11 +163,5 @@ def _planes(x: Tensor, gradient: Tensor, weight: Tensor, step: int) -> Iterator[
     if x.ndim == 4:
         yield ..., x, gradient, weight
         return
-    for place in range(weight.shape[2]):
-        shift = place - weight.shape[2] // 2  # plane i of the result reads plane i x step + shift
-        first = max(0, -(shift // step))
-        last = min(gradient.shape[2] - 1, (x.shape[2] - 1 - shift) // step)
-        if last >= first:
-            read = x.movedim(1, -1)[:, first * step + shift : last * step + shift + 1 : step].flatten(0, 1)
-            given = gradient.movedim(1, -1)[:, first : last + 1].flatten(0, 1)
-            yield (slice(None), slice(None), place), read.movedim(-1, 1), given.movedim(-1, 1), weight[:, :, place]
+    for place, read, given in plane_pairs(x, gradient, weight.shape[2], step, weight.shape[2] // 2):
+        yield (slice(None), slice(None), place), read, given, weight[:, :, place]

@@ -1,7 +1,8 @@
-"""Starting one network from the weights of a trained one: the same architecture, perhaps for other classes.
+"""Starting one network from the weights of a trained one: the same architecture, perhaps for other classes or channels.
 
-What depends on the number of classes, the heads, stays as it was drawn where that number differs. A MedNeXt may have
-larger kernels than the trained one (UpKern, Roy et al. 2023, Sec. 2.3). Everything else must be equal.
+What depends on the number of classes, the heads, stays as it was drawn where that number differs. Of what reads the
+image, a channel that the trained network had is copied, another one stays as drawn. A MedNeXt may have larger kernels
+than the trained one (UpKern, Roy et al. 2023, Sec. 2.3). Everything else must be equal.
 """
 
 from __future__ import annotations
@@ -16,22 +17,27 @@ from autounet.schema.plan import PREDICTION_OPTIONS, NetworkSpec
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-CLASSES, KERNELS, OPTIONS = "out_channels", "kernel_sizes", "options"
+CLASSES, INPUTS, KERNELS, OPTIONS = "out_channels", "in_channels", "kernel_sizes", "options"
+Channels = tuple[int | None, ...]
+"""for each input channel the trained network's; None: it stays as drawn"""
 GROWING_KERNELS = frozenset({"mednext"})
 """families whose kernels may be larger than those of the weights"""
 
 
-def differences(spec: NetworkSpec, trained: NetworkSpec) -> tuple[str, ...]:
-    """What keeps a network `spec` from starting with the weights of `trained`, each with both values; for people."""
-    return tuple(_differences(spec, trained))
+def differences(spec: NetworkSpec, trained: NetworkSpec, matched: bool = False) -> tuple[str, ...]:
+    """What keeps a network `spec` from starting with the weights of `trained`, each with both values; for people.
+
+    `matched`: it is known which channels are which, so that their number may differ.
+    """
+    return tuple(_differences(spec, trained, {CLASSES, INPUTS} if matched else {CLASSES}))
 
 
-def _differences(spec: NetworkSpec, trained: NetworkSpec) -> Iterator[str]:
+def _differences(spec: NetworkSpec, trained: NetworkSpec, open_fields: set[str]) -> Iterator[str]:
     if spec.family != trained.family:  # then the rest says nothing
         yield f"family is {spec.family} here and {trained.family} in the model"
         return
     for name in NetworkSpec.model_fields:
-        if name == CLASSES or (name == KERNELS and _may_grow(spec, trained)):
+        if name in open_fields or (name == KERNELS and _may_grow(spec, trained)):
             continue
         here, there = (_options(each) if name == OPTIONS else getattr(each, name) for each in (spec, trained))
         if here != there:
@@ -61,10 +67,19 @@ def _may_grow(spec: NetworkSpec, trained: NetworkSpec) -> bool:
 
 def class_tensors(spec: NetworkSpec) -> tuple[str, ...]:
     """Names of the tensors whose shape depends on the number of classes, in the order of the state dict."""
+    return _depending_on(spec, CLASSES)
+
+
+def input_tensors(spec: NetworkSpec) -> tuple[str, ...]:
+    """Names of the tensors whose shape depends on the number of input channels, in the order of the state dict."""
+    return _depending_on(spec, INPUTS)
+
+
+def _depending_on(spec: NetworkSpec, number: str) -> tuple[str, ...]:
     import torch
 
     with torch.device("meta"):
-        more = spec.model_copy(update={CLASSES: spec.out_channels + 1})
+        more = spec.model_copy(update={number: getattr(spec, number) + 1})
         states = [FAMILIES[each.family].build(each).state_dict() for each in (spec, more)]
     return tuple(name for name, tensor in states[0].items() if tensor.shape != states[1][name].shape)
 
@@ -75,15 +90,21 @@ def transfer(
     weights: Mapping[str, Tensor],
     trained: NetworkSpec,
     new: Collection[str] = (),
+    channels: Channels | None = None,
 ) -> None:
     """Set `network`, built from `spec`, to the `weights` of a network `trained`, but for the tensors `new`.
 
+    `channels`: which of the trained network's each input channel is; None: they are the same ones.
     Raises ModelError that lists `differences`, or names a tensor that does not fit; nothing is changed then.
     """
-    if found := differences(spec, trained):
+    if found := differences(spec, trained, channels is not None):
         raise ModelError(f"its architecture differs: {'; '.join(found)}")
     state = network.state_dict()
     given = {**weights, **{name: state[name] for name in new}}
+    if channels is not None:
+        for tensor in input_tensors(spec):
+            if tensor in weights and tensor not in new:
+                given[tensor] = _rearranged(tensor, state[tensor], weights[tensor], channels)
     if spec.kernel_sizes != trained.kernel_sizes:
         from autounet.nets.mednext_modules import upkern
 
@@ -93,6 +114,18 @@ def transfer(
     if (name := next(odd, None)) is not None:
         raise ModelError(f"its weights are not those of the network that it describes: {name} does not fit")
     network.load_state_dict(given)
+
+
+def _rearranged(name: str, drawn: Tensor, weights: Tensor, channels: Channels) -> Tensor:
+    """A kernel (features, channels, ...) with the trained columns of the known channels, and `drawn` ones elsewhere."""
+    if drawn.shape[1] != len(channels) or drawn.dim() != weights.dim():
+        raise ModelError(f"{name} cannot be fitted to {len(channels)} channels")
+    columns = [drawn[:, here] if there is None else weights[:, there] for here, there in enumerate(channels)]
+    if any(column.shape != columns[0].shape for column in columns):
+        raise ModelError(f"its weights are not those of the network that it describes: {name} does not fit")
+    import torch
+
+    return torch.stack(columns, dim=1)
 
 
 def _shape(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:

@@ -1,6 +1,7 @@
 """Attention within windows that may be shifted, in 2-D and 3-D (Liu et al., ICCV 2021, arXiv 2103.14030).
 
-This module loads torch: import it inside `build` only. Tokens lie in (B, *S, C), channels last.
+This module loads torch: import it inside `build` only. Tokens lie in (B, *S, C), channels last. The batch is read
+from shapes, not by `len`, which would fix it in exported programs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def into_blocks(x: Tensor, step: Sequence[int]) -> Tensor:
     dims = len(step)
     pairs = [part for length, edge in zip(x.shape[1:-1], step, strict=True) for part in (length // edge, edge)]
     order = [0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), 2 * dims + 1]
-    return x.reshape(len(x), *pairs, x.shape[-1]).permute(order).flatten(dims + 1, 2 * dims)
+    return x.reshape(x.shape[0], *pairs, x.shape[-1]).permute(order).flatten(dims + 1, 2 * dims)
 
 
 def from_blocks(x: Tensor, step: Sequence[int]) -> Tensor:
@@ -30,7 +31,7 @@ def from_blocks(x: Tensor, step: Sequence[int]) -> Tensor:
     dims = len(step)
     order = [0, *(axis for pair in range(1, dims + 1) for axis in (pair, pair + dims)), 2 * dims + 1]
     size = [length * edge for length, edge in zip(x.shape[1:-2], step, strict=True)]
-    return x.unflatten(-2, tuple(step)).permute(order).reshape(len(x), *size, x.shape[-1])
+    return x.unflatten(-2, tuple(step)).permute(order).reshape(x.shape[0], *size, x.shape[-1])
 
 
 class WindowGrid:

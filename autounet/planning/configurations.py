@@ -171,15 +171,21 @@ def _configuration(
         limited_by=found.limited_by,
         predicted_memory_bytes=memory_bytes,
     )
-    features = "-".join(str(value) for value in found.network.features)
-    depth = f"{name}: {len(found.network.features)} stages with {features} features; axes are halved while they stay"
     return configuration, (
         *found.reasons,
-        f"{depth} at least 4 voxels long.",
+        *_depth_reason(setting, name, found),
         *reasons,
         *memory_reasons,
         *mirroring.reasons,
     )
+
+
+def _depth_reason(setting: Setting, name: str, found: Found) -> tuple[str, ...]:
+    if setting.starting and setting.starting.source(name):
+        return ()  # said already
+    features = "-".join(str(value) for value in found.network.features)
+    depth = f"{name}: {len(found.network.features)} stages with {features} features; axes are halved while they stay"
+    return (f"{depth} at least 4 voxels long.",)
 
 
 def _traced(setting: Setting, name: str, found: Found) -> tuple[int, tuple[str, ...]]:
@@ -223,6 +229,9 @@ def _mirroring(setting: Setting, dims: int) -> _Mirroring:
     left_out = f"{dims}-D: not mirrored from left to right, since classes come in left and right pairs and"
     if not setting.fingerprint.oriented:
         return _Mirroring(without, without, None, (f"{left_out} the files do not say where left is.",))
+    if unlike := setting.fingerprint.unlike:
+        told = ", ".join(f"{left} and {right}" for left, right in unlike)
+        return _Mirroring(without, without, None, (f"{left_out} {told} are no mirror images of each other.",))
     named = ", ".join(f"{left} and {right}" for left, right in pairs)
     swapped = f"{dims}-D: mirrored from left to right, {named} change places."
     if swapped_outputs(setting.labels, setting.targets) is None:

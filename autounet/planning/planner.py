@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from autounet.nets import FAMILIES
 from autounet.planning.configurations import (
     CASCADE,
-    FULLRES,
     LOWRES,
     NEEDS_LOWRES,
     VOLUMES,
@@ -26,6 +25,7 @@ from autounet.planning.normalisation import find_normalisation
 from autounet.planning.presets import PRESETS, NominalMemory
 from autounet.planning.setting import Setting
 from autounet.planning.spacing import Grid, find_grid, numbers
+from autounet.planning.taking_over import taken_grid, taken_normalisation
 from autounet.schema.errors import OptionError, PlanError
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.labels import Labels
@@ -33,9 +33,10 @@ from autounet.schema.options import PlannerOptions, TrainOptions
 from autounet.schema.plan import Configuration, Plan
 from autounet.schema.quantities import format_size
 from autounet.schema.run import DeviceProfile
+from autounet.schema.starting import USUAL_NAMES, StartingModel
 from autounet.schema.targets import planned_targets, targets_of
 
-CONFIGURATIONS = ("2d", LOWRES, FULLRES, CASCADE)
+CONFIGURATIONS = USUAL_NAMES
 """in the order of plan.json: a previous stage comes before the one that needs it"""
 
 
@@ -46,20 +47,30 @@ def plan(
     train_options: TrainOptions,
     device_profile: DeviceProfile | None = None,
     measure: Measure | None = None,
+    starting: StartingModel | None = None,
 ) -> Plan:
     """Every configuration that the rules create, or those of `options.configurations` and their previous stages.
 
     `measure(network, patch, batch)` gives the peak bytes of a training step; None: nnU-Net's proxy judges. With a
     preset the proxy always judges, and the measure only reports.
+    The networks of `starting` are taken over, with its spacing and normalisation; `options` are then those that
+    `taking_over.options_for` gives, and no preset.
     `train_options` is there for measures that depend on the optimiser; the rules do not. Raises OptionError for
     unknown names and PlanError when images are too small, the budget is, or the data cannot have a configuration.
     """
     _check_options(fingerprint, labels, options)
-    grid = find_grid(fingerprint, options.spacing_scale)
+    scale = options.spacing_scale
+    grid = taken_grid(fingerprint, starting, scale) if starting else find_grid(fingerprint, scale)
     _check_grid(grid)
     normalisation, normalisation_reasons = find_normalisation(fingerprint, options.preset is not None)
+    if starting:
+        normalisation, normalisation_reasons = taken_normalisation(
+            fingerprint, starting, normalisation, normalisation_reasons
+        )
     memory = _memory(labels, options, measure)
-    setting = Setting(fingerprint, labels, options, device_profile, memory, measure, grid, normalisation)
+    setting = Setting(
+        fingerprint, labels, options, device_profile, memory, measure, grid, normalisation, starting=starting
+    )
     made, configuration_reasons = _configurations(setting)
     return Plan(
         configurations=_share_prepared(made),
@@ -80,7 +91,7 @@ def plan(
 def _configurations(setting: Setting) -> tuple[dict[str, Configuration], list[str]]:
     """By name in the order of `CONFIGURATIONS`, and the reasons, also for those that are not made."""
     asked = setting.options.configurations
-    wanted, reasons = set(asked or CONFIGURATIONS), []
+    wanted, reasons = set(asked or (setting.starting.names if setting.starting else CONFIGURATIONS)), []
     if CASCADE in wanted and LOWRES not in wanted:
         wanted.add(LOWRES)
         reasons.append(f"{LOWRES} is planned too, since {CASCADE} needs its segmentations.")

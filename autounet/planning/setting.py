@@ -14,12 +14,14 @@ from autounet.planning.memory import Measure, Memory
 from autounet.planning.presets import PRESETS, PresetRules
 from autounet.planning.search import LARGEST_SHARE, Found, Task, find_patch, search
 from autounet.planning.spacing import Grid
+from autounet.planning.taking_over import Taking
 from autounet.planning.topology import Topology
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.labels import Labels
 from autounet.schema.options import PlannerOptions
 from autounet.schema.plan import ChannelNormalisation, NetworkSpec
 from autounet.schema.run import DeviceProfile
+from autounet.schema.starting import StartingModel
 from autounet.schema.targets import TargetKind, planned_targets, targets_of
 
 
@@ -35,6 +37,8 @@ class Setting:
     normalisation: tuple[ChannelNormalisation, ...]
     extra_channels: int = 0
     """of a previous stage's segmentation, beside the images"""
+    starting: StartingModel | None = None
+    """whose networks are taken over"""
     _specs: dict[tuple[object, ...], NetworkSpec] = field(default_factory=dict, compare=False)
 
     @property
@@ -86,13 +90,26 @@ class Setting:
         """Patch, batch and network. Raises PlanError when images are too small or the budget is."""
         if self.rules:
             return search(task, self.memory, self.propose, self.options.memory_bytes)
-        return self._fitting(task).find()
+        taking = self._taking(task)
+        return taking.find() if taking else self._fitting(task).find()
 
     def patch(self, task: Task) -> tuple[int, ...]:
         """The patch alone, as `search` finds it, with less work."""
         if self.rules:
             return find_patch(task, self.memory, self.propose, self.options.memory_bytes)[0]
         return self._fitting(task).patch()
+
+    def _taking(self, task: Task) -> Taking | None:
+        """With the network of the starting model, if it has one for this task."""
+        source = self.starting.source(task.name) if self.starting else None
+        if self.starting is None or source is None:
+            return None
+        trained = self.starting.configurations[source]
+        network = trained.network.model_copy(update={
+            "in_channels": len(self.fingerprint.channels) + self.extra_channels,
+            "out_channels": len(targets_of(self.labels, self.targets)),
+        })  # fmt: skip
+        return Taking(task, self.memory, source, trained, network, self.options.memory_bytes)
 
     def _fitting(self, task: Task) -> Fitting:
         covering, options = partial(covering_size, FAMILIES[self.family]), self.options

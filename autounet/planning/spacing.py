@@ -43,9 +43,14 @@ class Grid:
 
 def find_grid(fingerprint: Fingerprint, scale: float = 1.0) -> Grid:
     """Target spacing times `scale`, the axis of the largest spacing first, and the data's size on that grid."""
-    spacings = case_spacings(fingerprint)
+    target, transpose, reasons = own_target(fingerprint)
+    return grid_on(fingerprint, target, transpose, reasons, scale)
+
+
+def own_target(fingerprint: Fingerprint) -> tuple[np.ndarray, tuple[int, int, int], list[str]]:
+    """The data set's target spacing, (3,) in file axis order, the order of the network's axes, and the reasons."""
     sizes = np.array([case.cropped_shape for case in fingerprint.cases])
-    target, reasons = target_spacing(spacings, sizes)
+    target, reasons = target_spacing(case_spacings(fingerprint), sizes)
     if fingerprint.dimension == 2:
         reasons = [f"In-plane target spacing {numbers(target[1:])}: the median of the data set."]
     transpose = axis_order(target)
@@ -54,10 +59,19 @@ def find_grid(fingerprint: Fingerprint, scale: float = 1.0) -> Grid:
             f"The axes are reordered to {transpose}: the axis of the largest spacing comes first, so that 2-D slices "
             "lie in the plane of the finest resolution."
         )
+    return target, transpose, reasons
+
+
+def grid_on(
+    fingerprint: Fingerprint, target: np.ndarray, transpose: tuple[int, int, int], reasons: list[str], scale: float
+) -> Grid:
+    """The data's size at `target` (file axis order) times `scale`."""
+    spacings = case_spacings(fingerprint)
+    sizes = np.array([case.cropped_shape for case in fingerprint.cases])
     if scale != 1:
         # two-dimensional images keep their one slice
         target = target * ([1.0, scale, scale] if fingerprint.dimension == 2 else scale)
-        reasons.append(f"The target spacing is made {scale:g} times coarser, as asked: {numbers(target)} mm.")
+        reasons = [*reasons, f"The target spacing is made {scale:g} times coarser, as asked: {numbers(target)} mm."]
     resampled = np.array([resampled_shape(*pair, target) for pair in zip(sizes, spacings, strict=True)])
     order = list(transpose)
     return Grid(

@@ -1,69 +1,38 @@
-"""The charts of the page: training curves, ranked Dice per case, distribution per class."""
+"""The charts of the results: ranked Dice per case, distribution per class and fold, reliability."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import fmean
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from autounet.report.ranking import Ranked
-from autounet.report.style import DASHES, GRID, INK, MUTED, SERIES, Picture, as_svg, chart
-from autounet.schema.run import EpochLog, Metrics, RunRecord
+from autounet.report.style import GRID, INK, MOST_MARKS, MUTED, SERIES, Picture, as_svg, chart, two_charts
+from autounet.schema.aftercare import ReliabilityBin, TemperatureScaling
+from autounet.schema.run import Metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
-def fold_name(fold: int | None) -> str:
-    return "all cases" if fold is None else f"fold {fold}"
-
-
-def training_curves(runs: Sequence[RunRecord]) -> list[Picture]:
-    """Loss, and Dice over validation patches where it was measured; one line per fold, x in steps."""
-    curved = [run for run in runs if run.curve]
-    if not curved:
-        return []
-    name = curved[0].configuration_name
-    pictures = [_curves(curved, name, "loss", "training loss")]
-    if any(point.validation_dice for run in curved for point in run.curve):
-        pictures.append(_curves(curved, name, "dice", "Dice on validation patches"))
-    return pictures
-
-
-def _curves(runs: Sequence[RunRecord], name: str, what: str, label: str) -> Picture:
-    figure, axes = chart()
-    ends = []
-    for index, run in enumerate(runs):
-        points = [(point.step, value) for point in run.curve if (value := _value(point, what)) is not None]
-        if not points:
-            continue
-        steps, values = zip(*points, strict=True)
-        axes.plot(
-            steps,
-            values,
-            color=SERIES[index % len(SERIES)],
-            linestyle=DASHES[index % len(DASHES)],
-            marker="o" if len(points) == 1 else "",
-            linewidth=1.5,
-            label=fold_name(run.fold),
-        )
-        ends.append(f"{fold_name(run.fold)} ends at {values[-1]:.3f}")
-    axes.set_xlabel("training step")
-    axes.set_ylabel(label)
-    axes.legend(frameon=False, fontsize=8, ncols=2 if len(runs) > 3 else 1)
-    return Picture(as_svg(figure), alt=f"{label} of {name}: {'; '.join(ends)}", title=label.capitalize())
-
-
-def _value(point: EpochLog, what: str) -> float | None:
-    if what == "loss":
-        return point.loss
-    return fmean(point.validation_dice.values()) if point.validation_dice else None
+MOST_ROWS = 40
+"""of a chart with a row for each class"""
 
 
 def ranked_dice(ranked: Sequence[Ranked], shown: Sequence[tuple[str, Ranked]]) -> Picture:
     """Mean Dice of each case, sorted; the cases that are shown as pictures are named."""
     figure, axes = chart()
     values = [entry.dice for entry in ranked]
-    axes.plot(range(1, len(values) + 1), values, "o", color=SERIES[0], markersize=3.5 if len(values) > 60 else 5)
+    axes.plot(
+        range(1, len(values) + 1),
+        values,
+        "o",
+        color=SERIES[0],
+        markersize=3.5 if len(values) > 60 else 5,
+        rasterized=len(values) > MOST_MARKS,
+    )
     position = {entry.case: index for index, entry in enumerate(ranked, start=1)}
     for word, entry in shown:
         axes.plot(position[entry.case], entry.dice, "o", color=SERIES[1], markersize=8, fillstyle="none")
@@ -93,11 +62,49 @@ def dice_distribution(metrics: Metrics, classes: Sequence[str]) -> Picture | Non
     values = {name: found for name, found in values.items() if found}
     if not values:
         return None
-    figure, axes = chart(height=max(3.1, 0.9 + 0.45 * len(values)))
+    figure, axes = chart(height=max(3.0, 0.9 + 0.45 * min(len(values), MOST_ROWS)))
+    strips(axes, dict(list(values.items())[:MOST_ROWS]))
+    axes.set_xlabel("Dice")
+    axes.set_xlim(_dice_limits([value for found in values.values() for value in found]))
+    medians = "; ".join(f"{name} median {np.median(found):.3f}" for name, found in values.items())
+    title = "Dice per class over all cases"
+    if len(values) > MOST_ROWS:
+        title += f": the first {MOST_ROWS} of {len(values)} classes"
+    return Picture(as_svg(figure), alt=f"Dice over cases per class: {medians}", title=title)
+
+
+def fold_distribution(ranked: Sequence[Ranked]) -> Picture | None:
+    """Every case's mean Dice by the fold that predicted it: whether one fold's model is worse. None with one fold."""
+    values: dict[int, list[float]] = {}
+    for entry in ranked:
+        if entry.metrics.fold is not None:
+            values.setdefault(entry.metrics.fold, []).append(entry.dice)
+    if len(values) < 2:
+        return None
+    figure, axes = chart(height=max(3.0, 0.9 + 0.45 * len(values)))
+    strips(axes, {f"fold {fold}": values[fold] for fold in sorted(values)})
+    axes.set_xlabel("mean Dice over classes")
+    axes.set_xlim(_dice_limits([entry.dice for entry in ranked]))
+    medians = "; ".join(f"fold {fold} median {np.median(values[fold]):.3f}" for fold in sorted(values))
+    return Picture(as_svg(figure), alt=f"Mean Dice of cases per fold: {medians}", title="Dice per fold")
+
+
+def strips(axes: Axes, values: Mapping[str, Sequence[float]]) -> None:
+    """A row of points for each name, first on top, with the box of the quartiles and the median."""
+    marks = sum(map(len, values.values()))
     for row, found in enumerate(values.values()):
         # a fixed spread by rank keeps equal values apart without chance
         spread = ((np.arange(len(found)) * 0.618034) % 1 - 0.5) * 0.42
-        axes.plot(found, row + spread, "o", color=SERIES[0], markersize=3.5, alpha=0.45, markeredgewidth=0)
+        axes.plot(
+            found,
+            row + spread,
+            "o",
+            color=SERIES[0],
+            markersize=3.5,
+            alpha=0.45,
+            markeredgewidth=0,
+            rasterized=marks > MOST_MARKS,
+        )
     axes.boxplot(
         list(values.values()),
         positions=range(len(values)),
@@ -109,14 +116,42 @@ def dice_distribution(metrics: Metrics, classes: Sequence[str]) -> Picture | Non
         whiskerprops={"color": MUTED},
         capprops={"color": MUTED},
     )
-    axes.set_yticks(range(len(values)), [_short(name) for name in values])
+    axes.set_yticks(range(len(values)), [short(name) for name in values])
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=GRID, linewidth=0.7)
-    axes.set_xlabel("Dice")
-    axes.set_xlim(_dice_limits([value for found in values.values() for value in found]))
-    medians = "; ".join(f"{name} median {np.median(found):.3f}" for name, found in values.items())
-    return Picture(as_svg(figure), alt=f"Dice over cases per class: {medians}", title="Dice per class over all cases")
+
+
+def reliability_diagram(scaling: TemperatureScaling | None) -> Picture | None:
+    """How often what was said with a confidence is right, before and after scaling. None without the bins."""
+    if scaling is None or not scaling.reliability_before:
+        return None
+    figure, (axes, counts) = two_charts()
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, label="perfect")
+    lowest = 1.0
+    states: tuple[tuple[str, Sequence[ReliabilityBin], str, str], ...] = (
+        (f"before, error {scaling.ece_before:.3f}", scaling.reliability_before, "s", "--"),
+        (f"after, error {scaling.ece_after:.3f}", scaling.reliability_after, "o", "-"),
+    )
+    for place, (name, bins, marker, dashes) in enumerate(states):
+        confidence = [each.confidence for each in bins]
+        right, share = [each.right for each in bins], [each.share for each in bins]
+        colour = SERIES[1 - place]
+        axes.plot(confidence, right, dashes, marker=marker, markersize=4.5, color=colour, linewidth=1.5, label=name)
+        counts.plot(confidence, share, dashes, marker=marker, markersize=3, color=colour, linewidth=1.2)
+        lowest = min(lowest, *confidence, *right)
+    axes.set_xlim(max(0.0, lowest - 0.05), 1.02)
+    axes.set_ylim(max(0.0, lowest - 0.05), 1.02)
+    axes.set_ylabel("share that is right")
+    axes.legend(frameon=False, fontsize=8.5)
+    counts.set_ylabel("share of\nvoxels")
+    counts.set_yscale("log")
+    counts.set_xlabel("confidence in what was decided")
+    alt = (
+        f"Reliability diagram of the out-of-fold probabilities: expected calibration error {scaling.ece_before:.4f} "
+        f"before and {scaling.ece_after:.4f} after temperature scaling"
+    )
+    return Picture(as_svg(figure), alt=alt, title="Reliability of the probabilities")
 
 
 def _class_dice(metrics: Metrics, name: str) -> list[float]:
@@ -130,5 +165,5 @@ def _dice_limits(values: Sequence[float]) -> tuple[float, float]:
     return (float(max(0.0, lowest)) - 0.01, 1.01)
 
 
-def _short(name: str, length: int = 22) -> str:
+def short(name: str, length: int = 22) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"

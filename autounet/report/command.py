@@ -20,6 +20,8 @@ def run_command(data: str, out: str, options: RunOptions) -> str:
         value = getattr(options, name)
         if value is not None:
             words += [f"--{name}", str(value)]
+    if options.metrics is not None:
+        words += ["--metrics", ",".join(options.metrics)]
     if options.deterministic:
         words.append("--deterministic")
     return shlex.join(words)

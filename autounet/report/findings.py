@@ -9,6 +9,8 @@ from autounet.schema.dataset import Finding, Severity
 
 OPEN = 5
 """findings up to which a kind is shown without a click"""
+MOST_LINES = 200
+"""of one kind on the page; findings.json holds all"""
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,12 @@ class Group:
     severity: str
     code: str
     lines: Sequence[tuple[str, str]]
-    """(case, or "" for the whole data set; finding and remedy)"""
+    """(case, or "" for the whole data set; finding and remedy); at most MOST_LINES"""
+    total: int
 
     @property
     def open(self) -> bool:
-        return len(self.lines) <= OPEN
+        return self.total <= OPEN
 
 
 def grouped(findings: Sequence[Finding]) -> list[Group]:
@@ -32,6 +35,11 @@ def grouped(findings: Sequence[Finding]) -> list[Group]:
         kinds.setdefault((finding.severity is not Severity.fatal, finding.code), []).append(finding)
     ordered = sorted(kinds.items(), key=lambda kind: kind[0][0])
     return [
-        Group(str(found[0].severity), code, [(each.case or "", f"{each.message}. {each.remedy}") for each in found])
+        Group(
+            str(found[0].severity),
+            code,
+            [(each.case or "", f"{each.message}. {each.remedy}") for each in found[:MOST_LINES]],
+            len(found),
+        )
         for (_, code), found in ordered
     ]

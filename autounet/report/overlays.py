@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -23,11 +25,13 @@ WIDEST_RATIO = 2.5
 """a longer image keeps its proportions and is letterboxed"""
 LETTER_PLACES = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.965), (0.5, 0.035))
 HALO = [withStroke(linewidth=2, foreground="black")]
+UNCERTAINTY = "cividis"
+"""Nuñez, Anderton and Renslow, PLoS ONE 2018: even steps of lightness, alike with and without colour-blindness"""
 NUMBERED = 12
 """with more classes than this, numbers would hide the picture"""
 
 
-def overlays(panels: list[Panel], case: str, values: list[int]) -> list[Picture]:
+def overlays(panels: list[Panel], case: str, values: Sequence[int]) -> list[Picture]:
     """The pictures of one case: every cut of a volume with contours; a 2-D image plain, with contours, and differences.
 
     Thin structures (vessels, membranes) are judged by the differences: there, two contours lie on each other.
@@ -53,7 +57,42 @@ def overlays(panels: list[Panel], case: str, values: list[int]) -> list[Picture]
     return pictures
 
 
-def differences(panel: Panel, values: list[int]) -> np.ndarray:
+def uncertainties(panels: list[Panel], case: str, values: Sequence[int]) -> list[Picture]:
+    """The entropy in the same cuts, with the contour of the prediction; none where no scores were kept.
+
+    Not so in 2-D images, where contours would cover the borders of thin structures, which are what is unsure.
+    """
+    pictures = []
+    for panel in panels:
+        if panel.uncertainty is None:
+            continue
+        where = f"{panel.title} cut" if panel.volume else "image"
+        shown = replace(panel, image=colormaps[UNCERTAINTY](panel.uncertainty)[..., :3], truth=panel.prediction)
+        pictures.append(
+            Picture(
+                _draw(shown, values if panel.volume else (), alone="white"),
+                alt=f"Case {case}: {where}, uncertainty of the prediction",
+                title=f"{panel.title}, uncertainty".lstrip(", "),
+            )
+        )
+    return pictures
+
+
+def rivalries(panels: list[Panel], case: str, values: Sequence[int]) -> list[Picture]:
+    """The same cuts once for each single configuration, with its own prediction."""
+    return [
+        Picture(
+            _draw(replace(panel, prediction=prediction), values),
+            alt=f"Case {case}: {panel.title or 'image'} with the contours of the reference and of {name}",
+            title=f"{name}, {panel.title}".rstrip(", "),
+        )
+        for name in (panels[0].rivals if panels else ())
+        for panel in panels
+        for prediction in (panel.rivals[name],)
+    ]
+
+
+def differences(panel: Panel, values: Sequence[int]) -> np.ndarray:
     """(H,W,3) in 0..1: the image dimmed to grey, above it what both have, only the reference has, only the prediction.
 
     A pixel with different classes in both counts as missed.
@@ -67,7 +106,8 @@ def differences(panel: Panel, values: list[int]) -> np.ndarray:
     return picture
 
 
-def _draw(panel: Panel, values: list[int]) -> str:
+def _draw(panel: Panel, values: Sequence[int], alone: str | None = None) -> str:
+    """With `alone` the prediction's contours alone, in this colour."""
     height, width = panel.image.shape[0] * panel.spacing[0], panel.image.shape[1] * panel.spacing[1]
     ratio = 1.0 if panel.volume else float(np.clip(width / height, 1 / WIDEST_RATIO, WIDEST_RATIO))
     side = SIDE if panel.volume else 1.3 * SIDE
@@ -86,8 +126,9 @@ def _draw(panel: Panel, values: list[int]) -> str:
     scale = 1.0 if max(panel.image.shape[:2]) < 200 else 0.5
     for value in values:
         # the wider line below stays visible where both agree
-        _contour(axes, panel.truth == value, TRUTH, "solid", 2.6 * scale)
-        _contour(axes, panel.prediction == value, PREDICTION, "dashed", 1.4 * scale)
+        if alone is None:
+            _contour(axes, panel.truth == value, TRUTH, "solid", 2.6 * scale)
+        _contour(axes, panel.prediction == value, alone or PREDICTION, "dashed", 1.7 * scale)
     axes.set(xlim=borders[0], ylim=borders[1])
     if panel.volume and 1 < len(values) <= NUMBERED:
         _numbers(axes, panel.truth, values)
@@ -107,12 +148,12 @@ def _contour(axes: Axes, mask: np.ndarray, colour: str, style: str, width: float
         np.pad(mask, 1).astype(np.float32),
         levels=[0.5],
         colors=[colour],
-        linestyles=[style],
+        linestyles=[(0, (4, 3)) if style == "dashed" else style],
         linewidths=[width],
     )
 
 
-def _numbers(axes: Axes, truth: np.ndarray, values: list[int]) -> None:
+def _numbers(axes: Axes, truth: np.ndarray, values: Sequence[int]) -> None:
     """The class's place in the list of classes, on its voxel nearest to its centre."""
     for number, value in enumerate(values, start=1):
         rows, columns = np.nonzero(truth == value)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -15,6 +16,7 @@ import numpy as np
 
 from autounet.ops.bootstrap import bootstrap_interval
 from autounet.report.records import Gathered
+from autounet.report.table import plain_list
 from autounet.schema.comparison import (
     ComparedFigure,
     KnownDataSet,
@@ -37,23 +39,72 @@ Verdict = Literal["ahead", "level", "behind", "not comparable"]
 SAID: dict[Verdict, str] = {"ahead": "ahead of", "level": "level with", "behind": "behind"}
 
 
-def compare_published(found: Gathered, table: PublishedTable | None = None) -> PublishedComparison:
-    """What is published on the data set of an output folder, beside its metrics. `table`: the package's own."""
+def compare_published(
+    found: Gathered, table: PublishedTable | None = None, test: Metrics | None = None
+) -> PublishedComparison:
+    """What is published on the data set of an output folder, beside its metrics. `table`: the package's own.
+
+    `test` are the metrics of the data set's own test cases, as `autounet evaluate` gives them: figures that were
+    measured on such cases (comparability `similar`) are then compared with these.
+    """
     table = table or PublishedTable.load(TABLE)
     if found.dataset is None:
         return PublishedComparison(data_set=None, recognised="There is no dataset.json, so the data set is not known.")
     known, how = recognise(found.dataset, found.fingerprint, table.data_sets)
     if known is None:
         return PublishedComparison(data_set=None, recognised=how)
-    if found.metrics is None:
-        sentence = "There is no metrics.json, so there is nothing to compare yet."
-        return PublishedComparison(data_set=known.name, recognised=how, sentences=(sentence,))
     rows, sentences = [], []
     for results in known.results:
-        own = [_compared(figure, results, known, found.metrics, found.dataset) for figure in results.figures]
+        ours = _ours(results, known, found.metrics, test)
+        if ours is None:
+            sentences.append("There is no metrics.json, so there is nothing to compare yet.")
+            continue
+        own = [_compared(figure, results, ours, found.dataset) for figure in results.figures]
         rows += own
-        sentences += _sentences(own, results, known, found.metrics)
-    return PublishedComparison(data_set=known.name, recognised=how, rows=tuple(rows), sentences=tuple(sentences))
+        sentences += _sentences(own, results, ours)
+    return PublishedComparison(
+        data_set=known.name, recognised=how, rows=tuple(rows), sentences=tuple(dict.fromkeys(sentences))
+    )
+
+
+@dataclass(frozen=True)
+class _Ours:
+    """The metrics of this program that figures of one source are set beside."""
+
+    metrics: Metrics
+    cases: int | None
+    """that there should be; None: not told"""
+    data_set: str
+    is_test: bool
+
+    @property
+    def is_whole(self) -> bool:
+        return self.cases is None or len(self.metrics.cases) == self.cases
+
+    @property
+    def measured_on(self) -> str:
+        return f"{len(self.metrics.cases)} {'test' if self.is_test else 'out-of-fold'} cases"
+
+    def relation(self, results: PublishedResults) -> str:
+        """How the two figures relate, in a sentence."""
+        if not self.is_test:
+            return results.comparable
+        if results.test_cases:
+            return "Both are of the data set's test images."
+        return "Both are of test images; whether of the same ones is not known."
+
+    @property
+    def part(self) -> str:
+        """Why a part is not judged."""
+        told = "The test metrics are of" if self.is_test else "This run validated"
+        what = f"{self.data_set} has {self.cases}{' test cases' if self.is_test else ''}"
+        return f"{told} {len(self.metrics.cases)} cases and {what}"
+
+
+def _ours(results: PublishedResults, known: KnownDataSet, folds: Metrics | None, test: Metrics | None) -> _Ours | None:
+    if test is not None and results.comparability == "similar":
+        return _Ours(test, results.test_cases, known.name, is_test=True)
+    return None if folds is None else _Ours(folds, known.signature.cases, known.name, is_test=False)
 
 
 def recognise(
@@ -118,28 +169,26 @@ def _same_images(own: Signature, other: Signature) -> bool:
     return all(abs(mine - theirs) <= SPACING_TOLERANCE * theirs for mine, theirs in steps)
 
 
-def _compared(
-    figure: PublishedFigure, results: PublishedResults, known: KnownDataSet, metrics: Metrics, dataset: Dataset
-) -> ComparedFigure:
-    ours, interval = _ours(figure.target, metrics, dataset)
-    whole = len(metrics.cases) == known.signature.cases
+def _compared(figure: PublishedFigure, results: PublishedResults, ours: _Ours, dataset: Dataset) -> ComparedFigure:
+    value, interval = _dice_of(figure.target, ours.metrics, dataset)
     if results.comparability == "other":
-        ours, interval = None, None
+        value, interval = None, None
     return ComparedFigure(
         method=figure.method,
         target=figure.target or _mean_of(dataset),
         published=figure.value,
-        ours=ours,
+        ours=value,
+        measured_on=ours.measured_on,
         interval=interval,
-        verdict=_verdict(figure.value, interval) if whole else "not comparable",
+        verdict=_verdict(figure.value, interval) if ours.is_whole else "not comparable",
         protocol=results.protocol,
         metric=results.metric,
         source=results.source,
-        comparable=results.comparable,
+        comparable=ours.relation(results),
     )
 
 
-def _ours(target: str | None, metrics: Metrics, dataset: Dataset) -> tuple[float | None, tuple[float, float] | None]:
+def _dice_of(target: str | None, metrics: Metrics, dataset: Dataset) -> tuple[float | None, tuple[float, float] | None]:
     """This run's Dice of a class, or the mean, with its interval; results without one get it from their cases."""
     if target is None:
         names = [each.name for each in counted_targets(dataset.labels)]
@@ -174,17 +223,12 @@ def _verdict(published: float, interval: tuple[float, float] | None) -> Verdict:
     return "ahead" if low > published else "behind" if high < published else "level"
 
 
-def _sentences(
-    rows: Sequence[ComparedFigure], results: PublishedResults, known: KnownDataSet, metrics: Metrics
-) -> list[str]:
+def _sentences(rows: Sequence[ComparedFigure], results: PublishedResults, ours: _Ours) -> list[str]:
     """One about each target of one source: where this run stands."""
     if results.comparability == "other":
         return [f"{results.metric} ({results.source}) cannot be compared: {results.comparable}"]
-    if len(metrics.cases) != known.signature.cases:
-        return [
-            f"This run validated {len(metrics.cases)} cases and {known.name} has {known.signature.cases}: "
-            f"the figures of {results.source} are shown for orientation alone."
-        ]
+    if not ours.is_whole:
+        return [f"{ours.part}: the figures of {results.source} are shown for orientation alone."]
     said = []
     for target in dict.fromkeys(row.target for row in rows):
         own = [row for row in rows if row.target == target]
@@ -194,16 +238,19 @@ def _sentences(
         groups = []
         for verdict, words in SAID.items():
             if those := [f"{row.method} ({row.published:.4f})" for row in own if row.verdict == verdict]:
-                groups.append(f"{words} {_and(those)}")
+                groups.append(f"{words} {plain_list(those)}")
         low, high = own[0].interval
-        stands = f"Dice, {target}: {own[0].ours:.4f} (95 % interval {low:.4f} to {high:.4f}) is {'; '.join(groups)}."
-        alike = results.comparability == "same"
-        said.append(stands if alike else f"{stands} They were not measured on the same images: see the source.")
+        of = f"{target}, {ours.measured_on}" if ours.is_test else target
+        stands = f"Dice, {of}: {own[0].ours:.4f} (95 % interval {low:.4f} to {high:.4f}) is {'; '.join(groups)}."
+        said.append(" ".join(filter(None, [stands, _difference(results, ours)])))
     return said
 
 
-def _and(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+def _difference(results: PublishedResults, ours: _Ours) -> str:
+    """What still lies between two figures that are set beside each other."""
+    if ours.is_test:
+        return "" if results.test_cases else ours.relation(results)
+    return "" if results.comparability == "same" else "They were not measured on the same images: see the source."
 
 
 def _plain(name: str) -> str:

@@ -9,13 +9,14 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from autounet.images import output_suffix, suffix
 from autounet.schema.dataset import Dataset, Finding, Splits
 from autounet.schema.errors import RecordError
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.options import RunOptions
 from autounet.schema.plan import Plan
 from autounet.schema.record import Record
-from autounet.schema.run import DeviceProfile, Metrics, RunRecord, Selection
+from autounet.schema.run import CaseMetrics, DeviceProfile, Metrics, RunRecord, Selection
 
 R = TypeVar("R", bound=Record)
 
@@ -36,15 +37,29 @@ class Gathered:
     runs: list[RunRecord] = field(default_factory=list)
     """by configuration, then fold"""
     findings: list[Finding] = field(default_factory=list)
+    singles: dict[str, list[CaseMetrics]] = field(default_factory=dict)
+    """out-of-fold metrics of each validated configuration by itself"""
     problems: list[str] = field(default_factory=list)
     """records that exist and cannot be read, a sentence each"""
+
+    @property
+    def prediction_files(self) -> dict[str, Path]:
+        """case -> its selected out-of-fold segmentation, where there is one; paths relative to `out`."""
+        folder = self.predictions
+        if folder is None or self.dataset is None:
+            return {}
+        names = {
+            case.identifier: folder / (case.identifier + output_suffix(suffix(case.images[0])))
+            for case in self.dataset.cases
+        }
+        return {case: path.relative_to(self.out) for case, path in names.items() if path.exists()}
 
     @property
     def predictions(self) -> Path | None:
         """The folder with the selected out-of-fold segmentations, postprocessed where that was selected."""
         if self.selection is None:
             return None
-        folder = self.out / "crossval" / "+".join(self.selection.chosen)
+        folder = self.out / "crossval" / self.selection.folder
         return folder / "postprocessed" if self.selection.postprocessing else folder
 
 
@@ -65,6 +80,7 @@ def gather(out: Path) -> Gathered:
     loaded = [_load(found, RunRecord, path / "record.json") for path in current]
     runs = [run for run in loaded if run is not None]
     found.runs = sorted(runs, key=lambda run: (run.configuration_name, -1 if run.fold is None else run.fold))
+    found.singles = {name: cases for name in planned if (cases := _validated(found, out / "crossval" / name))}
     found.findings = _findings(found, out / "findings.json")
     return found
 
@@ -77,6 +93,13 @@ def _load(found: Gathered, kind: type[R], path: Path) -> R | None:
     except RecordError as error:
         found.problems.append(str(error))
         return None
+
+
+def _validated(found: Gathered, folder: Path) -> list[CaseMetrics]:
+    """Of the folds of one configuration."""
+    files = sorted(path for path in folder.glob("fold_*.json") if not path.stem.endswith(".done"))
+    loaded = [_load(found, Metrics, path) for path in files]
+    return [case for metrics in loaded if metrics is not None for case in metrics.cases]
 
 
 def _findings(found: Gathered, path: Path) -> list[Finding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autounet.report.tables import DASH, Table, number
+from autounet.report.table import DASH, Table, number
 from autounet.schema.run import Candidate, Selection
 
 

@@ -25,9 +25,13 @@ INK = "#1c2430"
 MUTED = "#5b6675"
 GRID = "#dfe3e8"
 
-PNG_LIMIT = 300_000  # bytes; a larger picture is stored as JPEG so that the page stays below 10 MB
+BITMAP_LIMIT = 90_000
+"""bytes of one picture: of some 40 in base64 half of the 10 MB that the page may have"""
+QUALITIES = (90, 80, 70, 55, 40)
+MOST_MARKS = 2000
+"""points of a chart; with more they are drawn as one bitmap inside it"""
 RC: dict[Any, Any] = {
-    "font.size": 9.0,
+    "font.size": 10.0,
     "font.family": "DejaVu Sans",
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -51,7 +55,7 @@ class Picture:
     title: str = ""
 
 
-def chart(width: float = 5.2, height: float = 3.1) -> tuple[Figure, Axes]:
+def chart(width: float = 4.1, height: float = 3.0) -> tuple[Figure, Axes]:
     """One pair of axes in the page's style; inches, sized so that text is legible at a phone's width."""
     with rc_context(RC):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -61,25 +65,48 @@ def chart(width: float = 5.2, height: float = 3.1) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def two_charts(width: float = 4.4, height: float = 4.0) -> tuple[Figure, tuple[Axes, Axes]]:
+    """Two pairs of axes above each other that share x, the upper one three times as high."""
+    with rc_context(RC):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for axes in (upper, lower):
+        axes.grid(axis="y", color=GRID, linewidth=0.7)
+        axes.set_axisbelow(True)
+    return figure, (upper, lower)
+
+
 def as_svg(figure: Figure) -> str:
     """A data address; the date is left out, so equal records give equal pages."""
     buffer = io.BytesIO()
     with rc_context(RC):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _address("image/svg+xml", buffer.getvalue())
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=200)
+    return address("image/svg+xml", buffer.getvalue())
 
 
 def as_bitmap(figure: Figure, dpi: int) -> str:
-    """A data address: PNG, or JPEG when the PNG would be large (photographs)."""
+    """A data address of at most `BITMAP_LIMIT` bytes: PNG, or JPEG (photographs), of less quality or half the size."""
     buffer = io.BytesIO()
     with rc_context(RC):
         figure.savefig(buffer, format="png", dpi=dpi)
-    if buffer.tell() <= PNG_LIMIT:
-        return _address("image/png", buffer.getvalue())
-    smaller = io.BytesIO()
-    Image.open(buffer).convert("RGB").save(smaller, format="JPEG", quality=90, subsampling=0)
-    return _address("image/jpeg", smaller.getvalue())
+    if buffer.tell() <= BITMAP_LIMIT:
+        return address("image/png", buffer.getvalue())
+    image = Image.open(buffer).convert("RGB")
+    while True:
+        for quality in QUALITIES:
+            content = jpeg(image, quality)
+            if len(content) <= BITMAP_LIMIT:
+                return address("image/jpeg", content)
+        image = image.reduce(2)
 
 
-def _address(kind: str, content: bytes) -> str:
+def jpeg(image: Image.Image, quality: int) -> bytes:
+    """Without the halved colour resolution that would wash out thin contours."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
+
+
+def address(kind: str, content: bytes) -> str:
+    """A data address."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

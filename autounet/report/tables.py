@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from statistics import fmean, median
+from collections.abc import Mapping, Sequence
 
 from autounet.report.ranking import Ranked
+from autounet.report.table import DASH, Link, Table, between, number, plain_list
 from autounet.schema.annotated import is_certain
-from autounet.schema.comparison import PublishedComparison
+from autounet.schema.comparison import ComparedFigure, PublishedComparison
 from autounet.schema.labels import Labels
-from autounet.schema.plan import Configuration
-from autounet.schema.quantities import format_size, format_time
-from autounet.schema.run import CaseMetrics, Metrics, RunRecord
+from autounet.schema.run import CaseMetrics, ClassMetrics, Metrics
 from autounet.schema.targets import overlapping_targets, targets_of
 
-DASH = "–"
+MOST_COLUMNS = 60
+"""classes of the table of cases"""
 METRIC_NAMES = {
     "dice": "Dice",
     "iou": "IoU",
@@ -25,111 +23,28 @@ METRIC_NAMES = {
     "nsd": "NSD",
     "volume": "volume",
     "volume_difference": "volume difference",
+    "assd": "ASSD",
+    "nsd_subvoxel": "NSD, subvoxel",
+    "boundary_iou": "boundary IoU",
+    "lesion_f1": "lesion F1",
+    "panoptic_quality": "panoptic quality",
+    "cl_dice": "centre-line Dice",
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """`head` and every row have the same length; columns in `numeric` are set right-aligned."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numeric: Sequence[int] = field(default_factory=tuple)
-    notes: Sequence[str] = field(default_factory=tuple)
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    return DASH if value is None else f"{value:.{digits}f}"
-
-
-def between(interval: tuple[float, float] | None) -> str:
-    return DASH if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
-
-
-def times(values: Sequence[float]) -> str:
-    """40 × 56 × 40"""
-    return " × ".join(f"{value:.4g}" for value in values)
-
-
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """median (least to most)"""
-    if min(values) == max(values):
-        return f"{values[0]:.{digits}g}"
-    return f"{median(values):.{digits}g} ({min(values):.{digits}g} to {max(values):.{digits}g})"
-
-
-def plan_table(configurations: dict[str, Configuration], runs: Sequence[RunRecord]) -> Table:
-    """A column per configuration; predicted memory stands beside what training took."""
-    peaks = {
-        name: max((run.peak_memory_bytes or 0 for run in runs if run.configuration_name == name), default=0)
-        for name in configurations
-    }
-    lines = {
-        "target spacing (mm)": lambda name, item: times(item.spacing),
-        "median image size": lambda name, item: times(item.median_shape),
-        "patch size": lambda name, item: times(item.patch_size),
-        "batch size": lambda name, item: str(item.batch_size),
-        "normalisation": lambda name, item: ", ".join(dict.fromkeys(x.scheme for x in item.preprocess.normalisation)),
-        "network family": lambda name, item: item.network.family,
-        "learns": lambda name, item: item.targets,
-        "features per stage": lambda name, item: ", ".join(map(str, item.network.features)),
-        "downsampling in all": lambda name, item: times(item.network.divisor),
-        "precision": lambda name, item: getattr(item, "precision", DASH),
-        "tiles overlap by": lambda name, item: f"{item.inference.overlap:.0%}",
-        "mirrored at prediction": lambda name, item: f"{len(item.inference.mirror_axes)} axes",
-        "memory predicted": lambda name, item: format_size(item.predicted_memory_bytes),
-        "memory measured": lambda name, item: format_size(peaks[name]) if peaks[name] else DASH,
-    }
-    rows = [[title, *(line(name, item) for name, item in configurations.items())] for title, line in lines.items()]
-    return Table(["", *configurations], rows)
-
-
-def training_table(runs: Sequence[RunRecord]) -> Table:
-    rows = []
-    for run in runs:
-        # the first point may cover the warm-up of kernels and workers
-        steady = run.curve[1:] or run.curve
-        step = fmean(point.step_seconds for point in steady) if steady else None
-        wait = fmean(point.data_wait_seconds for point in steady) if steady else None
-        rows.append(
-            [
-                run.configuration_name,
-                "all cases" if run.fold is None else str(run.fold),
-                f"{len(run.train_cases)} / {len(run.validation_cases)}",
-                f"{run.steps:,}",
-                format_time(run.seconds),
-                number(step),
-                number(wait),
-                number(run.curve[-1].loss if run.curve else None),
-            ]
-        )
-    head = [
-        "configuration",
-        "fold",
-        "cases trained / validated",
-        "steps",
-        "time",
-        "seconds a step",
-        "of these waiting for data",
-        "last loss",
-    ]
-    return Table(head, rows, numeric=range(2, 8))
+UNDER_DICE = {"dice", "volume"}
+"""without a column of their own among the classes: Dice has several, and a mean volume says little"""
 
 
 def class_table(metrics: Metrics, counted: Sequence[str]) -> Table:
     """Means over the cases in which a metric is defined, with the number of cases that Dice rests on."""
-    unit, volume = metrics.unit, "ml" if metrics.unit == "mm" else metrics.unit
+    volume = "ml" if metrics.unit == "mm" else metrics.unit
+    units = {"hd95": metrics.unit, "assd": metrics.unit, "volume_difference": volume}
+    others = [each for each in METRIC_NAMES if each not in UNDER_DICE and _is_measured(metrics, each)]
     head = [
         "class",
         "Dice",
         "95 % interval",
         "middle half of cases",
-        "IoU",
-        "sensitivity",
-        "precision",
-        f"HD95 ({unit})",
-        "NSD",
-        f"volume difference ({volume})",
+        *(f"{METRIC_NAMES[each]} ({units[each]})" if each in units else METRIC_NAMES[each] for each in others),
         "cases",
     ]
     rows = []
@@ -141,23 +56,29 @@ def class_table(metrics: Metrics, counted: Sequence[str]) -> Table:
                 number(entry.dice),
                 between(metrics.intervals.get(name, {}).get("dice")),
                 f"{_quantile(dice, 0.25):.3f} to {_quantile(dice, 0.75):.3f}" if dice else DASH,
-                number(entry.iou),
-                number(entry.sensitivity),
-                number(entry.precision),
-                number(entry.hd95, 2),
-                number(entry.nsd),
-                f"{entry.volume_difference:+.3g}".replace("-", "−") if entry.volume_difference is not None else DASH,
+                *(_shown(entry, each) for each in others),
                 f"{len(dice)} of {len(metrics.cases)}",
             ]
         )
     return Table(head, rows, numeric=range(1, len(head)), notes=_undefined(metrics))
 
 
+def _is_measured(metrics: Metrics, name: str) -> bool:
+    return any(getattr(entry, name) is not None or name in entry.undefined for entry in metrics.per_class.values())
+
+
+def _shown(entry: ClassMetrics, name: str) -> str:
+    value = getattr(entry, name)
+    if name == "volume_difference":
+        return DASH if value is None else f"{value:+.3g}".replace("-", "−")
+    return number(value, 2) if name in ("hd95", "assd") else number(value)
+
+
 def published_table(comparison: PublishedComparison) -> Table | None:
     """A row for each published figure; None when there is none. The sources stand in the notes, by number."""
     if not comparison.rows:
         return None
-    sources = list(dict.fromkeys((row.source, row.metric, row.protocol, row.comparable) for row in comparison.rows))
+    sources = list(dict.fromkeys(_source(row) for row in comparison.rows))
     rows = [
         [
             row.method,
@@ -166,16 +87,21 @@ def published_table(comparison: PublishedComparison) -> Table | None:
             number(row.ours, 4),
             between(row.interval),
             "–" if row.verdict == "not comparable" else row.verdict,
-            str(sources.index((row.source, row.metric, row.protocol, row.comparable)) + 1),
+            str(sources.index(_source(row)) + 1),
         ]
         for row in comparison.rows
     ]
     notes = [
-        f"Source {place}: {source}; {metric}; {protocol}. {comparable.rstrip('.')}"
-        for place, (source, metric, protocol, comparable) in enumerate(sources, start=1)
+        f"Source {place}: {source}; {metric}; {protocol}. This run: {measured_on}. {comparable.rstrip('.')}"
+        for place, (source, metric, protocol, measured_on, comparable) in enumerate(sources, start=1)
     ]
     head = ["published method", "of", "published", "this run", "95 % interval", "this run is", "source"]
     return Table(head, rows, numeric=(2, 3, 4, 6), notes=notes)
+
+
+def _source(row: ComparedFigure) -> tuple[str, ...]:
+    """What figures of one source and one way of measuring share."""
+    return row.source, row.metric, row.protocol, row.measured_on, row.comparable
 
 
 def _undefined(metrics: Metrics) -> list[str]:
@@ -188,28 +114,34 @@ def _undefined(metrics: Metrics) -> list[str]:
                 names[METRIC_NAMES.get(metric, metric)] = None
                 cases.add(case.case)
     notes = [
-        f"{name}: {_and(list(names))} undefined in {len(cases)} case{'s' if len(cases) > 1 else ''} ({reason})"
+        f"{name}: {plain_list(list(names))} undefined in {len(cases)} case{'s' if len(cases) > 1 else ''} ({reason})"
         for (name, reason), (names, cases) in sorted(found.items(), key=lambda pair: -len(pair[1][1]))
     ]
     return notes[:10] + ([f"and {len(notes) - 10} further kinds of undefined values"] if len(notes) > 10 else [])
 
 
-def _and(words: list[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+MOST_CELLS = 30_000
+"""of the table of cases; about 1.5 MB of the page"""
 
 
-def case_table(ranked: Sequence[Ranked], classes: Sequence[str]) -> Table:
-    """Every ranked case, worst first."""
-    rows = [
-        [
-            entry.case,
-            DASH if entry.metrics.fold is None else str(entry.metrics.fold),
-            number(entry.dice),
-            *(number(_dice(entry.metrics, name)) for name in classes),
-        ]
-        for entry in ranked
-    ]
-    return Table(["case", "fold", "mean Dice", *classes], rows, numeric=range(1, 3 + len(classes)))
+def case_table(ranked: Sequence[Ranked], classes: Sequence[str], links: Mapping[str, str]) -> Table:
+    """Every ranked case, worst first, as many as the page can hold. `links`: case -> where its name leads."""
+    unsure = any(entry.metrics.uncertainty is not None for entry in ranked)
+    columns = list(classes) if len(classes) <= MOST_COLUMNS else []
+    most = max(100, MOST_CELLS // (4 + len(columns)))
+    rows = []
+    for entry in ranked[:most]:
+        name = Link(entry.case, links[entry.case]) if entry.case in links else entry.case
+        fold = DASH if entry.metrics.fold is None else str(entry.metrics.fold)
+        row = [name, fold, number(entry.dice), *([number(entry.metrics.uncertainty)] if unsure else [])]
+        rows.append([*row, *(number(_dice(entry.metrics, each)) for each in columns)])
+    head = ["case", "fold", "mean Dice", *(["uncertainty"] if unsure else []), *columns]
+    notes = []
+    if len(ranked) > most:
+        notes.append(f"The {most} worst of {len(ranked)} cases; metrics.json holds all")
+    if len(columns) < len(classes):
+        notes.append(f"The Dice of each of {len(classes)} classes stands in metrics.json")
+    return Table(head, rows, numeric=range(1, len(head)), notes=notes)
 
 
 def labels_table(

@@ -7,25 +7,24 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
-from zlib import crc32
 
 import numpy as np
 
 from autounet.datasets import read_reference
 from autounet.evaluation import distance_unit, evaluate_case
 from autounet.images import read_labels, write_labels
-from autounet.ops.crop import nonzero_box
 from autounet.ops.label_values import NO_LOSS, encode
-from autounet.preprocessing import PooledScores
+from autounet.preprocessing import PooledScores, decision_for
 from autounet.running.case_work import segmentation_name, summarise_cases
 from autounet.running.context import Context
+from autounet.running.drawn import draw
+from autounet.running.out_of_fold import relative_entropy
 from autounet.running.progress import progress
 from autounet.schema.aftercare import PostprocessStep
 from autounet.schema.annotated import annotated_classes, is_certain
 from autounet.schema.dataset import Dataset
-from autounet.schema.geometry import Box3
 from autounet.schema.plan import Configuration
-from autounet.schema.run import CaseMetrics, Metrics, Selection
+from autounet.schema.run import WEIGHTED, CaseMetrics, Metrics, Selection
 from autounet.schema.targets import counted_targets, targets_of
 from autounet.selection import CaseTable, Judgement, Sample, apply_steps, calibrate, held_out, judge, tabulate
 from autounet.store import read_properties, read_scores
@@ -35,8 +34,6 @@ log = logging.getLogger(__name__)
 
 POSTPROCESSED = "postprocessed"
 """folder of the postprocessed out-of-fold segmentations, beside the plain ones"""
-MARGIN = 8
-"""voxels around the structures, referenced or predicted, that calibration looks at: farther out all is sure"""
 MOST_VOXELS, MOST_PER_CASE = 200_000, 10_000
 """that calibration looks at; the standard error of an error of 0.01 is then below 0.001"""
 
@@ -51,6 +48,8 @@ class _Task(NamedTuple):
     configuration: Configuration
     """one of them: all have the same targets"""
     voxels: int
+    weights: tuple[float, ...] | None = None
+    """of the configurations, fitted without this case; None: equal"""
 
 
 class _Seen(NamedTuple):
@@ -70,11 +69,11 @@ class Aftercare:
 
         Each case is postprocessed with what was chosen without it, so that the metrics flatter nothing.
         """
-        folder = self.crossval / "+".join(selection.chosen)
-        for former in self.crossval.glob(f"*/{POSTPROCESSED}"):
+        folder = self.crossval / selection.folder
+        for former in [*self.crossval.glob(f"*/{POSTPROCESSED}"), *self.crossval.glob(f"*/{WEIGHTED}/{POSTPROCESSED}")]:
             shutil.rmtree(former)
         groups = held_out({case.case: case.fold or 0 for case in metrics.cases})
-        seen = self._look(selection, list(groups))
+        seen = self._look(selection, groups)
         judgement = judge({case: each.tables for case, each in seen.items()}, groups, self.dataset.labels)
         if judgement.steps:
             processed = self._postprocess(folder, judgement.by_group, groups, metrics)
@@ -85,6 +84,7 @@ class Aftercare:
                 judgement = _dropped(judgement)
         log.info("%s", judgement.reason)
         calibration = calibrate({case: each.sample for case, each in seen.items()}, groups)
+        metrics = self._with_uncertainty(metrics, seen, selection, calibration.temperature if calibration else 1.0)
         judged = {
             "postprocessing": judgement.steps,
             "postprocessing_trials": judgement.trials,
@@ -93,18 +93,36 @@ class Aftercare:
         }
         return selection.model_copy(update=judged), metrics.model_copy(update={"calibration": calibration})
 
-    def _look(self, selection: Selection, cases: list[str]) -> dict[str, _Seen]:
+    def _with_uncertainty(
+        self, metrics: Metrics, seen: Mapping[str, _Seen], selection: Selection, temperature: float
+    ) -> Metrics:
+        """Each case with the mean of its entropy over the voxels that calibration looked at."""
+        targets = self.context.configurations[selection.chosen[0]].targets
+        decision, cases = decision_for(self.dataset.labels, targets), []
+        for case in metrics.cases:
+            logits = seen[case.case].sample.logits
+            found = relative_entropy(logits, decision, targets, temperature)
+            cases.append(case.model_copy(update={"uncertainty": float(found.mean()) if len(found) else None}))
+        return metrics.model_copy(update={"cases": tuple(cases)})
+
+    def _look(self, selection: Selection, groups: Mapping[str, int]) -> dict[str, _Seen]:
         configurations = [self.context.configurations[name] for name in selection.chosen]
         prepared = self.context.out / "prepared"
         sources = tuple(
             (self.crossval / name / "scores", prepared / configuration.prepared)
             for name, configuration in zip(selection.chosen, configurations, strict=True)
         )
-        folder, voxels = self.crossval / "+".join(selection.chosen), min(MOST_PER_CASE, MOST_VOXELS // len(cases) + 1)
-        tasks = [_Task(_only(self.dataset, case), case, folder, sources, configurations[0], voxels) for case in cases]
+        folder, voxels = self.crossval / selection.folder, min(MOST_PER_CASE, MOST_VOXELS // len(groups) + 1)
+        tasks = [
+            _Task(
+                _only(self.dataset, case), case, folder, sources, configurations[0], voxels,
+                selection.weighting.by_group[group] if selection.weights and selection.weighting else None,
+            )
+            for case, group in groups.items()
+        ]  # fmt: skip
         with progress("judging postprocessing and probabilities", len(tasks)) as meter:
             seen = map_parallel(_look_one, tasks, self.context.workers, lambda _: meter.advance())
-        return dict(zip(cases, seen, strict=True))
+        return dict(zip(groups, seen, strict=True))
 
     def _postprocess(
         self,
@@ -153,7 +171,7 @@ def _look_one(task: _Task) -> _Seen:
         (read_scores(scores, task.identifier).astype(np.float32), read_properties(prepared, task.identifier))
         for scores, prepared in task.sources
     ]
-    pooled = PooledScores(sources, labels, targets=task.configuration.targets)
+    pooled = PooledScores(sources, labels, task.weights, task.configuration.targets)
     dense = encode(reference, labels)
     if annotated is not None and not all(annotated):
         dense = np.full_like(dense, NO_LOSS)  # what was not looked for may be anything
@@ -162,31 +180,13 @@ def _look_one(task: _Task) -> _Seen:
 
 
 def _sample(pooled: PooledScores, dense: np.ndarray, structures: np.ndarray, task: _Task) -> Sample:
-    """Voxels drawn evenly around the structures of the case, those without a label left out."""
-    box = _around(structures, pooled.box)
-    starts, sizes = [start for start, _ in box], [stop - start for start, stop in box]
-    draws = np.random.default_rng(crc32(task.identifier.encode())).integers(0, np.prod(sizes), task.voxels)
-    found = np.stack(np.unravel_index(np.unique(draws), sizes), axis=1) + starts  # sorted by slice
-    classes = dense[tuple(found.T)]
-    found, classes = found[classes != NO_LOSS], classes[classes != NO_LOSS]
-    inside = found - [start for start, _ in pooled.box]
-    logits = np.empty((len(found), pooled.channels), np.float32)
-    for z in np.unique(inside[:, 0]):
-        rows = inside[:, 0] == z
-        logits[rows] = pooled.at(int(z), inside[rows, 1], inside[rows, 2])
+    """Voxels drawn evenly around the structures of the case."""
+    voxels = draw(task.identifier, dense, structures, pooled.box, task.voxels)
+    logits, classes = voxels.logits(pooled), voxels.classes
     if task.configuration.targets == "classes":
         return Sample(logits, classes)
     targets = targets_of(task.dataset.labels, "regions")
     return Sample(logits, np.stack([np.isin(classes, target.members) for target in targets], axis=1))
-
-
-def _around(structures: np.ndarray, crop: Box3) -> Box3:
-    """The part of the crop within `MARGIN` of the structures; the whole crop where there are none in it."""
-    near = [
-        (max(first, start - MARGIN), min(last, stop + MARGIN))
-        for (start, stop), (first, last) in zip(nonzero_box(structures[None]), crop, strict=True)
-    ]
-    return crop if any(start >= stop for start, stop in near) else (near[0], near[1], near[2])
 
 
 def _postprocess_one(task: _PostprocessTask) -> CaseMetrics:

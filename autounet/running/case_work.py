@@ -1,4 +1,4 @@
-"""Out-of-fold work on cases, from the files to the files: prepare, validate, hand over, average, evaluate."""
+"""Out-of-fold work on cases, from the files to the files: prepare, validate, average, evaluate."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ from autounet.datasets import load_case, read_reference
 from autounet.evaluation import distance_unit, evaluate_case, summarise
 from autounet.images import output_suffix, read_geometry, suffix, write_labels
 from autounet.preprocessing import (
-    Decision,
     append_one_hot,
     case_key,
-    decision_for,
     export,
-    labels_for_next_stage,
     prepare_case,
 )
 from autounet.schema.annotated import annotated_classes
@@ -31,11 +28,9 @@ from autounet.store import (
     is_prepared,
     open_prepared,
     open_stage_labels,
-    read_properties,
     read_scores,
     write_prepared,
     write_scores,
-    write_stage_labels,
 )
 from autounet.workers import map_parallel
 
@@ -121,53 +116,19 @@ def validate_cases(
     return summarise_cases(results, dataset)
 
 
-class _HandOverTask(NamedTuple):
-    identifier: str
-    scores: Path
-    grid: Path
-    next_grid: Path
-    folder: Path
-    decision: Decision
-
-
-def _hand_over_one(task: _HandOverTask) -> str:
-    source, target = (read_properties(folder, task.identifier) for folder in (task.grid, task.next_grid))
-    labels = labels_for_next_stage(read_scores(task.scores, task.identifier), source, target, task.decision)
-    write_stage_labels(task.folder, task.identifier, labels)
-    return task.identifier
-
-
-def hand_over_cases(
-    dataset: Dataset,
-    configuration: Configuration,
-    scores: Path,
-    grid: Path,
-    next_grid: Path,
-    folder: Path,
-    cases: Sequence[str],
-    workers: int,
-    on_case: OnCase | None = None,
-) -> None:
-    """Kept out-of-fold scores by `configuration` on its grid to labels on the next stage's, into `folder`, in parallel.
-
-    `grid` and `next_grid` are the folders of the cases as prepared for the two stages.
-    """
-    decision = decision_for(dataset.labels, configuration.targets)
-    tasks = [_HandOverTask(case, scores, grid, next_grid, folder, decision) for case in cases]
-    map_parallel(_hand_over_one, tasks, workers, on_case)
-
-
 def ensemble_cases(
     dataset: Dataset,
     sources: Mapping[str, tuple[Configuration, Path]],
     prepared: Path,
     folds: Mapping[str, int],
     folder: Path,
+    weights: Mapping[str, Sequence[float]] | None = None,
 ) -> Metrics:
     """Average the kept out-of-fold scores of several configurations into `folder` and evaluate them.
 
-    `sources` maps a configuration's name to itself and its scores folder; `folds` maps each case to its fold. All
-    configurations have the same targets, which `planning.validate` sees to.
+    `sources` maps a configuration's name to itself and its scores folder; `folds` maps each case to its fold, and
+    `weights` to those of the configurations (None: equal). All configurations have the same targets, which
+    `planning.validate` sees to.
     """
     results = []
     targets = next(configuration.targets for configuration, _ in sources.values())
@@ -179,7 +140,8 @@ def ensemble_cases(
             )
             for configuration, scores in sources.values()
         ]
-        segmentation = export(pairs, dataset.labels, targets=targets)
+        own = None if weights is None else weights[identifier]
+        segmentation = export(pairs, dataset.labels, own, targets=targets)
         results.append(_write_and_evaluate(dataset, pairs[0][1], segmentation, folder, fold))
     return summarise_cases(results, dataset)
 

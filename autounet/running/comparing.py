@@ -16,14 +16,17 @@ LEAST_CASES = 6
 """below, the smallest p that the signed-rank test can give is above `LEVEL`: 2 / 2^5"""
 
 
-def published(out: Path) -> PublishedComparison:
-    """Of an output folder. Raises DataError when there is no such folder."""
+def published(out: Path, test: Path | None = None) -> PublishedComparison:
+    """Of an output folder, and the metrics of test cases in the file `test`.
+
+    Raises DataError when there is no such folder, RecordError when the file cannot be read.
+    """
     from autounet.report.published import compare_published
     from autounet.report.records import gather
 
     if not out.is_dir():
         raise DataError(f"{out} is no folder. Give the output folder of a run")
-    return compare_published(gather(out))
+    return compare_published(gather(out), test=None if test is None else Metrics.load(test))
 
 
 def published_lines(comparison: PublishedComparison) -> list[str]:

@@ -11,16 +11,19 @@ from pathlib import Path
 from autounet.running import case_work
 from autounet.running.context import Context
 from autounet.running.graph import JobGraph
+from autounet.running.handing_over import hand_over_cases
 from autounet.running.jobs import Job, move_aside, read_key, write_key
 from autounet.running.progress import progress
 from autounet.running.selecting import Selecting, fold_metrics
 from autounet.running.starting import Starting
 from autounet.running.time_shares import TimeShares
+from autounet.running.tracked import Tracked
 from autounet.running.validated import ValidatedCases, validation_keys
+from autounet.schema.log import read_log
 from autounet.schema.plan import Configuration
 from autounet.schema.presence import combinations, partly_present
 from autounet.schema.quantities import format_number
-from autounet.schema.run import EpochLog, fold_name
+from autounet.schema.run import EpochLog, Metrics, fold_name
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +31,8 @@ log = logging.getLogger(__name__)
 class FoldJobs:
     """Builds the jobs of one run and holds the functions they name."""
 
-    def __init__(self, context: Context) -> None:
-        self.context, self.out = context, context.out
+    def __init__(self, context: Context, tracked: Tracked) -> None:
+        self.context, self.out, self.tracked = context, context.out, tracked
         self.graph = JobGraph(context)
         self.starting = Starting(context)
         self.dataset, self.configurations = context.known.dataset, self.graph.configurations
@@ -104,11 +107,13 @@ class FoldJobs:
             previous=self.graph.handed_labels(name),
             start=start,
         )
+        run = self.tracked.begin(name, fold_name(fold), key, configuration, task.options)
         with progress(f"training {name} {fold_name(fold)}", 1.0) as meter:
 
             def on_log(entry: EpochLog) -> None:
                 meter.update(entry.progress, f"loss {entry.loss:.3f}")
                 self.context.deadline.save()
+                self.tracked.line(run, entry)
 
             record = train_fold(task, on_log)
         self.shares.finished("train", name, time.monotonic() - started, record.seconds - spent)
@@ -143,15 +148,22 @@ class FoldJobs:
             found |= {each.case: each for each in metrics.cases}
         metrics = case_work.summarise_cases([found[case] for case in cases], self.dataset)
         metrics.save(fold_metrics(self.out, name, fold))
+        self._track(name, fold, weights.parent, metrics)
         log.info("%s fold_%d: mean Dice %s", name, fold, format_number(metrics.mean_dice))
         self.shares.finished("validate", name, time.monotonic() - started)
+
+    def _track(self, name: str, fold: int, folder: Path, metrics: Metrics) -> None:
+        """The Dice of a fold, at the end of its curves."""
+        lines = read_log(folder / "log.jsonl")
+        run = self.tracked.run(f"{name} {fold_name(fold)}", read_key(folder / "started.json") or "")
+        self.tracked.fold(run, metrics, lines[-1].step if lines else 0)
 
     def hand_over(self, name: str, fold: int, next_name: str, folder: Path) -> None:
         started = time.monotonic()
         grids = [self.out / "prepared" / self.configurations[each].prepared for each in (name, next_name)]
         cases = self.context.cases(fold)[1]
         with progress(f"handing {name} fold_{fold} to {next_name}", len(cases)) as meter:
-            case_work.hand_over_cases(
+            hand_over_cases(
                 self.dataset, self.configurations[name], self.out / "crossval" / name / "scores", grids[0], grids[1],
                 folder, cases, self.context.workers, on_case=lambda _: meter.advance(),
             )  # fmt: skip

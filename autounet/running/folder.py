@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from autounet.schema.dataset import Dataset
 from autounet.schema.errors import OptionError, RecordError
@@ -29,10 +32,13 @@ def _is_foreign(file: Path) -> bool:
     return False
 
 
+LOCK = ".lock"
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One command at a time works in an output folder. Raises OptionError while another does."""
-    with open(folder / ".lock", "w", encoding="utf-8") as file:
+    with open(folder / LOCK, "a", encoding="utf-8") as file:
         try:
             import fcntl
 
@@ -41,4 +47,36 @@ def locked(folder: Path) -> Iterator[None]:
             pass
         except OSError:
             raise OptionError(f"another autounet is working in {folder}. Wait for it, or give another --out") from None
+        file.truncate(0)
+        file.write(f"{socket.gethostname()} {os.getpid()}\n")
+        file.flush()
         yield
+
+
+class Owner(NamedTuple):
+    """Who works in an output folder."""
+
+    state: Literal["working", "gone", "elsewhere"]
+    """elsewhere: the last command was given on another machine, or locks are unknown here"""
+    process: int | None = None
+    """its number, while it works on this machine"""
+
+
+def owner(folder: Path) -> Owner:
+    """Of the command that was given last in an output folder."""
+    try:
+        import fcntl
+
+        with open(folder / LOCK, encoding="utf-8") as file:
+            words = file.read().split()
+            if len(words) == 2 and words[0] != socket.gethostname():
+                return Owner("elsewhere")
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return Owner("working", int(words[1]) if len(words) == 2 and words[1].isdigit() else None)
+    except ImportError:
+        return Owner("elsewhere")
+    except OSError:
+        pass
+    return Owner("gone")

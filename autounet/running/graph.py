@@ -13,9 +13,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from autounet.evaluation import DEFAULT_METRICS
 from autounet.running import case_work
 from autounet.running.context import Context
 from autounet.running.jobs import Job
+from autounet.running.measuring import wanted_metrics
 from autounet.running.selecting import fold_metrics
 from autounet.schema.annotated import partly_annotated
 from autounet.schema.errors import OptionError
@@ -30,7 +32,7 @@ from autounet.store import scores_file, stage_labels_file
 log = logging.getLogger(__name__)
 
 STAGE_VERSION = 1
-SELECTION_VERSION = 2
+SELECTION_VERSION = 3
 """raised whenever selection or packing would come out differently"""
 
 
@@ -83,7 +85,9 @@ class JobGraph:
 
     def select_job(self, before: list[Job]) -> Job:
         described = [self.dataset.labels.digest(), *(each.digest() for each in self.configurations.values())]
-        key = digest([STAGE_VERSION, SELECTION_VERSION, described, [job.key for job in before]])
+        wanted = wanted_metrics(self.context.options)
+        others = [] if wanted == DEFAULT_METRICS else [wanted]
+        key = digest([STAGE_VERSION, SELECTION_VERSION, described, [job.key for job in before], *others])
         names = tuple(job.name for job in before)
         follows = tuple(job.name for job in before if job.function != "prepare")
         files = ["selection.json", "model/bundle.json", *([] if self.context.folds == (None,) else ["metrics.json"])]

@@ -50,15 +50,19 @@ def classes(entries: Sequence[str] | None) -> dict[str, int]:
     return found
 
 
+def regions(entries: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
+    """--region NAME=V1,V2,... Raises OptionError."""
+    return {name: integers(values, f"--region {name}") for name, values in named(entries, "--region").items()}
+
+
 def data_options(given: Mapping[str, Any]) -> DataOptions:
     """From the parameters of a command with DATA."""
-    regions = named(given["region"], "--region")
     return DataOptions(
         channels=named(given["channel"], "--channel"),
         kinds=named(given["kind"], "--kind"),
         label=given["label"],
         classes=classes(given["class_"]),
-        regions={name: integers(values, f"--region {name}") for name, values in regions.items()},
+        regions=regions(given["region"]),
         ignore=given["ignore"],
         group=given["group"],
         splits=_splits(given["splits"]),
@@ -89,6 +93,16 @@ def averaged(text: str | None) -> Average | None:
     raise OptionError(f"--average {text}: write probabilities or logits")
 
 
+def weights(text: str | None) -> tuple[float, ...] | None:
+    """`--weights`: numbers with commas between. Raises OptionError."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(each) for each in text.split(","))
+    except ValueError:
+        raise OptionError(f"--weights {text}: write numbers with commas between, for example 0.7,0.3") from None
+
+
 def _splits(text: str | None) -> str | None:
     return text if text in (None, "nnunet") else _whole_path(str(text))
 
@@ -99,6 +113,14 @@ def _weights(text: str | None) -> WeightsSource | None:
     return WeightsSource(path=text if text == NO_WEIGHTS else _whole_path(text))
 
 
+def _metrics(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    from autounet.evaluation import chosen_metrics
+
+    return chosen_metrics(text.split(","))
+
+
 def _whole_path(text: str) -> str:
     """Files are kept so: a later command may be given in another folder."""
     return str(Path(text).expanduser().absolute())
@@ -107,7 +129,7 @@ def _whole_path(text: str) -> str:
 def run_options(given: Mapping[str, Any]) -> RunOptions:
     """From the parameters of a command with DATA and run's options. Raises OptionError."""
     configurations, workers = given["configurations"], given["workers"]
-    as_given = ("family", "loss", "preset", "folds", "epochs", "iterations", "device", "seed", "deterministic")
+    as_given = ("family", "loss", "preset", "folds", "epochs", "iterations", "device", "seed", "deterministic", "track")
     try:
         return RunOptions(
             data=data_options(given),
@@ -116,6 +138,7 @@ def run_options(given: Mapping[str, Any]) -> RunOptions:
             configurations=tuple(configurations.split(",")) if configurations else None,
             pretrained=_weights(given["pretrained"]),
             init=_weights(given["init"]),
+            metrics=_metrics(given["metrics"]),
             workers=None if workers in (None, "auto") else integer(workers, "--workers"),
             **{name: given[name] for name in as_given},
         )

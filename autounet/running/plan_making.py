@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from autounet.planning import plan as make_plan
 from autounet.planning import validate as validate_plan
 from autounet.planning.memory import MeasuredMemory
+from autounet.planning.taking_over import options_for
 from autounet.running.context import Setup
 from autounet.running.guard import corrected
 from autounet.running.recipes import FULL_STEPS, planner_options, step_limit, train_options, trained_names
+from autounet.running.starting_model import require_model, starting_model, transfer_reason
 from autounet.running.time_shaping import TimeFrame, shape_to_device
 from autounet.schema.annotated import partly_annotated
 from autounet.schema.errors import BudgetExceeded, PlanError
@@ -19,6 +21,7 @@ from autounet.schema.options import PlannerOptions, TrainOptions
 from autounet.schema.plan import Configuration, Limits, NetworkSpec, Plan
 from autounet.schema.quantities import format_size
 from autounet.schema.run import DeviceProfile
+from autounet.schema.starting import StartingModel
 from autounet.tracing import TRACING_ERRORS, TrainingMemory, inference_memory, memory_margin, training_memory
 
 log = logging.getLogger(__name__)
@@ -37,14 +40,18 @@ class PlanMaker:
     memory: TrainingMemory
     excess: float = SCALING_ERROR
     """factor of predictions, raised where a full trace of a plan exceeded its budget"""
+    starting: StartingModel | None = None
+    """whose networks the plan takes over"""
 
     @classmethod
     def of(cls, setup: Setup, seconds: float | None) -> PlanMaker:
         """With the memory model of the device and of the training that the options ask for."""
-        options = _train_options(setup, seconds)
+        starting = starting_model(setup.options)
+        options = _train_options(setup, seconds, starting)
         dataset = setup.known.dataset
         partial = bool(partly_annotated(dataset))
-        return cls(setup, seconds, training_memory(dataset.labels, options, setup.profile, partial))
+        memory = training_memory(dataset.labels, options, setup.profile, partial)
+        return cls(setup, seconds, memory, starting=starting)
 
     @property
     def profile(self) -> DeviceProfile:
@@ -63,9 +70,22 @@ class PlanMaker:
         return round(self.memory.verify(spec, patch, batch) * self.profile.memory_correction)
 
     def with_options(self, options: PlannerOptions) -> Plan:
-        """The plan of this data set for given planner options, without regard to time."""
+        """The plan of this data set for given planner options, without regard to time.
+
+        A preset's is nnU-Net's; else the networks are those of the model that training starts from, if there is one.
+        """
         known, measure = self.setup.known, self.measure_fully if options.preset else self.measure
-        return make_plan(known.fingerprint, known.dataset.labels, options, self.train_options, self.profile, measure)
+        starting = None if options.preset else self.starting
+        if not options.preset:
+            require_model(self.setup.options, starting)
+        if starting is not None:
+            options = options_for(options, starting)
+        made = make_plan(
+            known.fingerprint, known.dataset.labels, options, self.train_options, self.profile, measure, starting
+        )
+        if starting is None:
+            return made
+        return made.model_copy(update={"reasons": (*made.reasons, transfer_reason(starting))})
 
     def check(self, plan: Plan, edited: bool) -> None:
         """Raises PlanError for a plan that cannot hold; what is only doubtful is logged.
@@ -215,10 +235,11 @@ class PlanMaker:
         return found.model_copy(update=estimates), shape.reasons
 
 
-def _train_options(setup: Setup, seconds: float | None) -> TrainOptions:
+def _train_options(setup: Setup, seconds: float | None, starting: StartingModel | None) -> TrainOptions:
     """Of a training without a time limit, else of a short one, which takes more memory."""
     steps = 0 if seconds else step_limit(setup.options) or FULL_STEPS
-    return train_options(setup.options, steps, setup.known.fingerprint.dimension)
+    family = next(iter(starting.configurations.values())).network.family if starting else None
+    return train_options(setup.options, steps, setup.known.fingerprint.dimension, family)
 
 
 def _size(configuration: Configuration) -> str:

@@ -36,14 +36,17 @@ class Pooling(NamedTuple):
     targets: TargetKind
     average: Average
     temperature: float
+    weights: tuple[float, ...] | None = None
+    """of the configurations; None: equal"""
 
 
 def pooling_for(bundle: ModelBundle, names: Sequence[str], average: Average | None) -> Pooling:
-    """The temperature is that of what was selected: 1 for another configuration, and for another average."""
+    """Temperature and weights are those of what was selected: 1 and equal for another configuration or average."""
     calibration = bundle.selection.calibration
     as_selected = tuple(names) == bundle.selection.chosen and average is None
     temperature = calibration.temperature if calibration and as_selected else 1.0
-    return Pooling(bundle.configurations[names[0]].targets, average or "probabilities", temperature)
+    weights = (bundle.selection.weights or None) if as_selected else None
+    return Pooling(bundle.configurations[names[0]].targets, average or "probabilities", temperature, weights)
 
 
 def write_pooled(
@@ -57,15 +60,17 @@ def write_pooled(
     paths = []
     if maps.probabilities is not None:
         names = tuple(target.name for target in targets_of(labels, pooling.targets))
-        channels = ProbabilityChannels(channels=names, targets=pooling.targets, temperature=pooling.temperature)
+        channels = ProbabilityChannels(
+            channels=names, targets=pooling.targets, temperature=pooling.temperature, labels=labels
+        )
         channels.save(segmentation.parent / CHANNELS_FILE)
-        paths.append(_write_probabilities(maps.probabilities, segmentation, geometry))
+        paths.append(write_probabilities(maps.probabilities, segmentation, geometry))
     if maps.entropy is not None:
         paths.append(write_map(maps.entropy, "entropy", segmentation, geometry))
     return paths
 
 
-def _write_probabilities(values: np.ndarray, segmentation: Path, geometry: Geometry) -> Path:
+def write_probabilities(values: np.ndarray, segmentation: Path, geometry: Geometry) -> Path:
     """(C, Z, Y, X) with the channels last in the file: NIfTI of four axes, or in 2-D an array (Y, X, C)."""
     folder, case = segmentation.parent, stem(segmentation)
     if geometry.dimension == 3:

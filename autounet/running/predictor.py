@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
-from autounet.allocator import keep_freed_memory
-from autounet.datasets import InputCase, find_inputs, load_input
 from autounet.preprocessing import (
     PooledScores,
     Prepared,
@@ -22,10 +19,11 @@ from autounet.preprocessing import (
     prepare_case,
 )
 from autounet.preprocessing.maps import export_map
-from autounet.running.family_prediction import Scored, pruned, require_gates, write_gates
-from autounet.running.prediction_files import prediction_path, write_prediction
+from autounet.running.family_prediction import Scored, pruned
+from autounet.running.folder_prediction import OnCase, Request, predict_folder
+from autounet.running.one_image import Files, from_array, from_files
 from autounet.running.prediction_maps import Pooling, Wanted, pooling_for, write_map, write_pooled
-from autounet.schema.errors import AutoUNetError, DataError, ModelError, OptionError
+from autounet.schema.errors import ModelError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.plan import Average, Configuration
 from autounet.schema.prepared import CaseProperties
@@ -33,11 +31,7 @@ from autounet.schema.presence import Presence
 from autounet.schema.stages import with_previous_stages
 from autounet.schema.swaps import prediction_swap
 from autounet.selection import apply_steps
-from autounet.workers import one_ahead
 
-log = logging.getLogger(__name__)
-
-OnCase = Callable[[str], None]
 HANDOVERS = {"grid": labels_for_next_stage, "file": labels_by_file}
 """by `InferenceSpec.handover`"""
 
@@ -84,12 +78,15 @@ class Predictor:
         if prune is not None:
             self.configurations |= {name: pruned(name, self.configurations[name], prune) for name in self.names}
         self.pooling: Pooling = pooling_for(self.bundle, self.names, average)
+        self.folds = None if folds is None else tuple(folds)
         self.steps = self.bundle.selection.postprocessing if postprocess and configuration is None else ()
         built = self.bundle.model_copy(update={"configurations": self.configurations})
         self.models = {
             name: build_models(built, self.folder, name, folds if name in self.names else None, self.device)
             for name in self.configurations
         }
+        self._networks = Lock()
+        """one image at a time: a second one would take its memory besides and gain nothing"""
 
     def prepare(self, image: np.ndarray, geometry: Geometry, present: Presence | None = None) -> list[Prepared]:
         """An image (C,Z,Y,X) for each of the configurations, previous stages included. `present`: what it has of C."""
@@ -100,10 +97,17 @@ class Predictor:
 
     def segment(self, prepared: Sequence[Prepared]) -> np.ndarray:
         """Label values (Z,Y,X) in the geometry of the image that `prepared` came from."""
-        return self._decided(self._scored(prepared))
+        return self.decided(self.scored(prepared))
 
-    def _scored(self, prepared: Sequence[Prepared], as_seen: bool = False) -> dict[str, Scored]:
-        """By configuration, previous stages included; `as_seen` keeps the images with what previous stages add."""
+    def scored(self, prepared: Sequence[Prepared], as_seen: bool = False) -> dict[str, Scored]:
+        """What the networks say, by configuration, previous stages included.
+
+        `as_seen` keeps the images with what previous stages add. Raises OutOfMemory.
+        """
+        with self._networks:
+            return self._run_networks(prepared, as_seen)
+
+    def _run_networks(self, prepared: Sequence[Prepared], as_seen: bool) -> dict[str, Scored]:
         from autounet.inference.sliding import predict_scores
 
         all_labels = self.bundle.labels
@@ -121,9 +125,10 @@ class Predictor:
             found[name] = Scored(image if as_seen else case.image, scores, case.properties)
         return found
 
-    def _decided(self, scored: Mapping[str, Scored]) -> np.ndarray:
+    def decided(self, scored: Mapping[str, Scored]) -> np.ndarray:
+        """Label values (Z, Y, X) in the geometry of the image."""
         sources, pooling = self._sources(scored), self.pooling
-        values = export(sources, self.bundle.labels, targets=pooling.targets, average=pooling.average)
+        values = export(sources, self.bundle.labels, pooling.weights, targets=pooling.targets, average=pooling.average)
         return apply_steps(values, sources[0][1].geometry.spacing, self.steps)
 
     def _sources(self, scored: Mapping[str, Scored]) -> list[tuple[np.ndarray, CaseProperties]]:
@@ -136,8 +141,9 @@ class Predictor:
         from autounet.inference.disagreement import fold_disagreement
 
         labels = self.bundle.labels
-        pooled = PooledScores(self._sources(scored), labels, targets=self.pooling.targets, average=self.pooling.average)
-        paths = write_pooled(pooled, self.pooling, labels, wanted, segmentation, geometry)
+        pooling = self.pooling
+        pooled = PooledScores(self._sources(scored), labels, pooling.weights, pooling.targets, pooling.average)
+        paths = write_pooled(pooled, pooling, labels, wanted, segmentation, geometry)
         if not wanted.uncertainty:
             return paths
         found = [
@@ -149,82 +155,58 @@ class Predictor:
             )
             for name in self.names
         ]
-        return [*paths, write_map(np.mean(found, axis=0), "disagreement", segmentation, geometry)]
+        mean = np.average(found, axis=0, weights=pooling.weights)
+        return [*paths, write_map(mean, "disagreement", segmentation, geometry)]
 
-    def predict(self, image: np.ndarray, spacing: Sequence[float] | None = None) -> np.ndarray:
-        """Segment an array (C,Z,Y,X), (Z,Y,X) or, for 2-D models, (Y,X); spacing (z,y,x) mm. Returns (Z,Y,X) values."""
-        channels = len(self.bundle.channels)
-        array = np.asarray(image, dtype=np.float32)
-        while array.ndim < 3:
-            array = array[None]
-        array = array[None] if array.ndim == 3 else array
-        if array.ndim != 4 or array.shape[0] != channels:
-            names = ", ".join(channel.name for channel in self.bundle.channels)
-            raise DataError(
-                f"the array has shape {tuple(np.shape(image))}; the model needs ({channels}, Z, Y, X) for {names}"
-            )
-        dz, dy, dx = spacing if spacing is not None else (1.0, 1.0, 1.0)
-        z, y, x = array.shape[1:]
-        geometry = Geometry(shape=(z, y, x), spacing=(dz, dy, dx), kind="array", dimension=2 if z == 1 else 3)
-        return self.segment(self.prepare(array, geometry))
+    def predict(
+        self,
+        image: np.ndarray | Files,
+        spacing: Sequence[float] | None = None,
+        *,
+        direction: Sequence[float] | np.ndarray | None = None,
+        geometry: Geometry | None = None,
+        present: Sequence[bool] | None = None,
+    ) -> np.ndarray:
+        """Label values (Z, Y, X) int32 of one image, voxel by voxel in its own order; what its file gives, too.
+
+        `image` is an image file (DICOM series included), the files of one case in the order of the model's channels,
+        or an array: (C, Z, Y, X), of one channel also (Z, Y, X) or (Y, X), as stored in a file. Of an array, `spacing`
+        is (z, y, x) mm (1 unless given) and `direction` ITK's matrix (3x3, row by row; columns are the directions of
+        the index axes x, y, z in LPS); unless given, x runs to the left, y to the back and z up. `geometry` says both
+        at once, as `autounet.images.read_image` tells it. `present` says which channels an array has, of a model that
+        was trained on images that lack some. Several threads may predict with one predictor: its networks run for one
+        image at a time. Raises DataError for an image that does not fit, OptionError for a spacing or direction that
+        cannot be.
+        """
+        if isinstance(image, np.ndarray):
+            given = from_array(image, self.bundle, spacing, direction, geometry, present)
+        elif any(said is not None for said in (spacing, direction, geometry, present)):
+            raise OptionError("spacing, direction, geometry and present are of arrays; files tell their own")
+        else:
+            given = from_files(image, self.bundle)
+        return self.segment(self.prepare(given.array, given.geometry, given.present))
 
     def predict_files(
         self,
-        source: Path,
-        out: Path,
+        source: str | Path,
+        out: str | Path,
         on_case: OnCase | None = None,
         gate_maps: bool = False,
         form: str | None = None,
         probabilities: bool = False,
         uncertainty: bool = False,
+        overwrite: bool = False,
     ) -> list[str]:
         """Predict a file or folder into `out`. A bad image is reported and skipped; returns the messages of those.
 
+        What `out` holds already of this model, with these options and from the same image files is kept, unless
+        `overwrite`; several processes that predict into one `out` share the work (docs/predicting.md).
         `form` is None for the image's own format, or dicom-seg. With `gate_maps` also what the gates of the family
         attention let pass, see `write_gates`; with `probabilities` and `uncertainty` the maps of `write_maps`. Raises
         OptionError for networks without gates.
         """
-        wanted = Wanted(probabilities, uncertainty)
-        gated = {name: self.configurations[name] for name in self.names} if gate_maps else {}
-        require_gates(gated)
-        keep_freed_memory()
-        cases = find_inputs(source, self.bundle)
-        paths = {case: prediction_path(out, case, form) for case in cases}
-        require_new(paths)
-        failures: list[str] = []
-        for case, loaded in one_ahead(cases, partial(_load_and_prepare, self)):
-            try:
-                prepared, geometry = loaded()
-                scored = self._scored(prepared, as_seen=gate_maps or wanted.uncertainty)
-                write_prediction(paths[case], self._decided(scored), geometry, case, self.bundle.labels)
-                beside = prediction_path(out, case, None)
-                if any(wanted):
-                    self.write_maps(scored, wanted, beside, geometry)
-                if gated:
-                    write_gates(gated, self.models, scored, self.device, beside, geometry)
-            except AutoUNetError as error:
-                message = str(error)
-                if not message.startswith(f"case {case.identifier}: "):
-                    message = f"case {case.identifier}: {message}"
-                log.error("%s", message)
-                failures.append(message)
-            if on_case:
-                on_case(case.identifier)
-        return failures
-
-
-def require_new(paths: Mapping[InputCase, Path]) -> None:
-    """Raises OptionError where a segmentation would take the place of an image."""
-    images = {image.resolve() for case in paths for image in case.images}
-    for case, path in paths.items():
-        if path.resolve() in images:
-            raise OptionError(f"case {case.identifier}: {path} is an image to be predicted. Give another --out")
-
-
-def _load_and_prepare(predictor: Predictor, case: InputCase) -> tuple[list[Prepared], Geometry]:
-    image, geometry = load_input(case, predictor.bundle.channels)
-    present = None if case.present is None else tuple(index in case.present for index in range(len(image)))
-    return predictor.prepare(image, geometry, present), geometry
+        request = Request(form, Wanted(probabilities, uncertainty), gate_maps)
+        return predict_folder(self, Path(source), Path(out), request, on_case, overwrite).told().failures
 
 
 def _adjusted(

@@ -82,6 +82,9 @@ def fix_data(data: Path, options: DataOptions, folder: Path) -> RepairResult:
     """
     missing: list[Finding] = []
     dataset = scan(data, options, missing)
+    contradictory = [each for each in missing if not each.code.startswith("missing")]
+    if contradictory:  # lists of cases, which only a person can correct
+        raise DataError.of(contradictory)
     facts = _examined(dataset)
     with progress("repairing", len(dataset.cases)) as meter:
         repairs = fix(dataset, facts, missing, folder, available_cores(), on_done=lambda _: meter.advance())

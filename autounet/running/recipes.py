@@ -23,6 +23,11 @@ SHORT_STEPS = 25_000
 """below this many steps AdamW with a short warm-up and averaged weights is used: at equal time, some 700 steps, it gets
 0.846 where SGD with polynomial decay gets 0.637 (Task04, benchmarks/results/schedule_2026-11-22.md). Where the two
 cross was not measured"""
+TRANSFERRED_RATE = 1e-3
+"""highest learning rate of a training from a model's weights, after a linear rise over 5 % of it, by either optimiser.
+With SGD a tenth of the usual: so nnU-Net's authors fine-tune (Wald et al. 2024, arXiv 2412.17041, and the trainers of
+their code: 1e-3 instead of 1e-2, rising over 50 of 1000 epochs). With AdamW a third, as theirs for transformers (1e-4
+instead of 3e-4)"""
 PRETRAINED_FAMILY = "efficient"
 """whose encoder there are weights for, in timm"""
 AVERAGED_PART = 10
@@ -77,13 +82,14 @@ def promised_seconds(options: RunOptions, profile: DeviceProfile) -> float | Non
     return None
 
 
-def train_options(options: RunOptions, expected_steps: int, dims: int) -> TrainOptions:
+def train_options(options: RunOptions, expected_steps: int, dims: int, family: str | None = None) -> TrainOptions:
     """SGD with nnU-Net's schedule for the full recipe; AdamW, warm-up and averaged weights for a short one.
 
-    On images of `dims` 2 the first U-Net is trained as published. In volumes its balance of rare classes makes them far
+    `family` is that of the network, where the options do not say it. Weights of a model are trained on more slowly. On
+    images of `dims` 2 the first U-Net is trained as published. In volumes its balance of rare classes makes them far
     too large: Dice of 0.24 instead of 0.81 on Task04 (benchmarks/results/families_task04_2026-11-22.md).
     """
-    published = dims in FAMILIES[asked_family(options)].weighs_borders
+    published = dims in FAMILIES[family or asked_family(options)].weighs_borders
     full = TrainOptions(
         loss=options.loss or ("weighted_ce" if published else "dice_ce"),
         elastic=published,
@@ -91,11 +97,13 @@ def train_options(options: RunOptions, expected_steps: int, dims: int) -> TrainO
         deterministic=bool(options.deterministic),
         start=options.start.checksum if options.start else None,
     )
+    transferred = options.start is not None and options.start is options.init
     if options.preset or expected_steps > SHORT_STEPS:
-        return full
+        slow = {"learning_rate": TRANSFERRED_RATE, "schedule": "warmup_poly"}
+        return full.model_copy(update=slow) if transferred else full
     short = {
         "optimiser": "adamw",
-        "learning_rate": 3e-3,
+        "learning_rate": TRANSFERRED_RATE if transferred else 3e-3,
         "weight_decay": 1e-2,
         "schedule": "warmup_cosine",
         "ema_decay": round(min(0.999, max(0.9, 1 - AVERAGED_PART / max(AVERAGED_PART, expected_steps))), 4),

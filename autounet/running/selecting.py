@@ -10,7 +10,9 @@ from autounet.images import is_image, stem
 from autounet.running import case_work
 from autounet.running.aftercare import Aftercare
 from autounet.running.context import Context
+from autounet.running.measuring import measured
 from autounet.running.validated import ValidatedCases, ensemble_keys
+from autounet.running.weighing import Weighing
 from autounet.schema.run import Metrics, Selection, fold_name
 from autounet.schema.stages import with_previous_stages
 from autounet.schema.targets import counted_targets
@@ -34,14 +36,16 @@ class Selecting:
         metrics = {**self._single(), **self._ensembles()} if self.folds else {}
         if metrics:
             selection = self._select(metrics)
-            selection, chosen = Aftercare(self.context).of(selection, metrics["+".join(selection.chosen)])
+            selection, plain = Weighing(self.context).of(selection, metrics["+".join(selection.chosen)])
+            selection, chosen = Aftercare(self.context).of(selection, plain)
+            chosen = measured(self.context, selection, chosen)
             chosen.save(self.out / "metrics.json")
         else:
             selection, chosen = self._without_validation(), None
             (self.out / "metrics.json").unlink(missing_ok=True)
         selection.save(self.out / "selection.json")
         self._forget_gone_cases()
-        self._pack(selection, chosen.mean_dice if chosen else None)
+        self._pack(selection, chosen)
 
     def _select(self, metrics: Mapping[str, Metrics]) -> Selection:
         labels, configurations = self.context.known.dataset.labels, self.context.configurations
@@ -100,17 +104,24 @@ class Selecting:
             reason="Trained on all cases: nothing was left to validate on, so nothing was compared.",
         )
 
-    def _pack(self, selection: Selection, mean_dice: float | None) -> None:
+    def _pack(self, selection: Selection, metrics: Metrics | None) -> None:
         from autounet.inference.bundle import pack
 
-        models, configurations = self.out / "models", self.context.configurations
+        models, configurations, known = self.out / "models", self.context.configurations, self.context.known
         weights = {
             name: {
                 fold: models / name / fold_name(fold) / "weights.safetensors" for fold in self.context.folds_of(name)
             }
             for name in with_previous_stages(selection.chosen, configurations)
         }
-        data_options = self.context.options.data
         pack(
-            self.out / "model", self.context.known.dataset, data_options, configurations, selection, weights, mean_dice
+            self.out / "model",
+            known.dataset,
+            self.context.options.data,
+            configurations,
+            selection,
+            weights,
+            metrics.mean_dice if metrics else None,
+            fingerprint=known.fingerprint,
+            metrics=metrics,
         )

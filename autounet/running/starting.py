@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING
 from autounet.inference.bundle import BUNDLE_FILE, file_checksum, load_bundle
 from autounet.nets import FAMILIES
 from autounet.nets.efficient_weights import encoder_weights
-from autounet.nets.transfer import class_tensors, differences
+from autounet.nets.transfer import class_tensors, differences, input_tensors
 from autounet.running.context import Context
 from autounet.running.recipes import PRETRAINED_FAMILY
+from autounet.running.starting_model import loaded
+from autounet.schema.dataset import Channel
 from autounet.schema.errors import ModelError, OptionError
 from autounet.schema.options import RunOptions, WeightsSource
 from autounet.schema.plan import Configuration
 from autounet.schema.record import digest
 from autounet.schema.run import BundleMember, ModelBundle
+from autounet.schema.starting import StartingModel
 from autounet.store.pretrained import read_pretrained
 
 if TYPE_CHECKING:
@@ -84,7 +87,13 @@ class Starting:
     def model(self) -> tuple[ModelBundle, Path] | None:
         """What `--init` names."""
         source = self.source
-        return load_bundle(Path(source.path)) if source and source is self.context.options.init else None
+        return loaded(source) if source and source is self.context.options.init else None
+
+    @property
+    def _starting(self) -> StartingModel:
+        assert self.model is not None
+        bundle, folder = self.model
+        return StartingModel(name=str(folder), channels=bundle.channels, configurations=bundle.configurations)
 
     def check(self) -> None:
         """Raises OptionError or ModelError where what is to be trained cannot start from the given weights."""
@@ -96,12 +105,15 @@ class Starting:
             else:
                 self._check_model(name, configuration)
         if self.model is not None:
-            here, there = (
-                ", ".join(each.name for each in channels)
-                for channels in (self.context.known.dataset.channels, self.model[0].channels)
-            )
+            here, there = (tuple(each.name for each in channels) for channels in self._channels)
             if here != there:
-                log.warning("the channels are %s here and %s in the model of --init", here, there)
+                log.warning("the channels are %s here and %s in the model of --init", ", ".join(here), ", ".join(there))
+
+    @property
+    def _channels(self) -> tuple[tuple[Channel, ...], tuple[Channel, ...]]:
+        """Here, and of the model."""
+        assert self.model is not None
+        return self.context.known.dataset.channels, self.model[0].channels
 
     def of(self, name: str, fold: int | None) -> tuple[Start | None, tuple[str, ...]]:
         """For one training, and sentences for its record."""
@@ -113,23 +125,49 @@ class Starting:
             path = Path(self.source.path)
             return Start(path), (f"the encoder starts from {path} ({self.source.checksum})",)
         bundle, folder = self.model
-        configuration, trained = self.context.plan.configurations[name], bundle.configurations[name]
-        member = _member(bundle, name, fold)
-        start = Start(folder / member.path, trained.network, _new_heads(configuration, trained))
+        source = self._starting.source(name) or name
+        configuration, trained = self.context.plan.configurations[name], bundle.configurations[source]
+        member = _member(bundle, source, fold)
+        channels = self._matched(configuration, trained)
+        start = Start(folder / member.path, trained.network, _new_heads(configuration, trained), channels)
         return start, tuple(self._sentences(name, fold, member, start))
+
+    def _matched(self, configuration: Configuration, trained: Configuration) -> tuple[int | None, ...] | None:
+        """For each input channel the model's, None where it has none; None: they are the same ones in the same order.
+
+        A previous stage's classes follow the image's channels. They are the same where their number is.
+        """
+        (here, there), known = self._channels, self._starting
+        matched = known.matched(tuple(each.name for each in here))
+        further, theirs = configuration.network.in_channels - len(here), trained.network.in_channels - len(there)
+        matched += tuple(len(there) + k if further == theirs else None for k in range(further))
+        return None if matched == tuple(range(trained.network.in_channels)) else matched
 
     def _sentences(self, name: str, fold: int | None, member: BundleMember, start: Start) -> Iterator[str]:
         assert self.model is not None
         bundle, folder = self.model
         of_fold = "the training on all cases" if member.fold is None else f"fold {member.fold}"
-        yield f"the weights start from {of_fold} of {name} in {folder} ({member.checksum})"
+        yield f"the weights start from {of_fold} of {member.configuration} in {folder} ({member.checksum})"
+        configuration = self.context.plan.configurations[name]
         if start.new:
             yield f"new, since the classes differ: {', '.join(start.new)}"
-        spec = self.context.plan.configurations[name].network
-        if start.trained is not None and spec.kernel_sizes != start.trained.kernel_sizes:
+        if start.channels is not None:
+            yield self._channel_sentence(configuration, start.channels)
+        if start.trained is not None and configuration.network.kernel_sizes != start.trained.kernel_sizes:
             yield "kernels were interpolated to their larger size (UpKern)"
+        rate = self.context.train_options(configuration).learning_rate
+        yield f"the learning rate rises to {rate:g} at most, after a warm-up, since weights are transferred"
         if fold is not None and member.fold != fold and bundle.name == self.context.known.dataset.name:
             yield "the model may have been trained on validation cases of this fold: its Dice may be too good"
+
+    def _channel_sentence(self, configuration: Configuration, channels: tuple[int | None, ...]) -> str:
+        names = [each.name for each in self._channels[0]]
+        names += [f"class {k + 1} of the previous stage" for k in range(len(channels) - len(names))]
+        new = [name for name, index in zip(names, channels, strict=True) if index is None]
+        kept = [name for name, index in zip(names, channels, strict=True) if index is not None]
+        tensors = ", ".join(input_tensors(configuration.network))
+        said = f"{tensors}: trained for {', '.join(kept)}" if kept else f"{tensors}:"
+        return f"{said}{', ' if kept and new else ' ' if new else ''}{'new for ' + ', '.join(new) if new else ''}"
 
     def _check_encoder(self, name: str, configuration: Configuration) -> None:
         import torch
@@ -156,15 +194,17 @@ class Starting:
     def _check_model(self, name: str, configuration: Configuration) -> None:
         assert self.model is not None
         bundle, folder = self.model
-        trained = bundle.configurations.get(name)
+        source = self._starting.source(name)
+        trained = bundle.configurations.get(source or name)
         if trained is None:
             known = ",".join(bundle.configurations)
             raise OptionError(
                 f"--init {folder}: the model has no configuration {name}; it has {known}. Give --configurations {known}"
             )
-        if found := differences(configuration.network, trained.network):
+        matched = self._matched(configuration, trained) is not None
+        if found := differences(configuration.network, trained.network, matched):
             raise ModelError(
-                f"--init {folder}: {name} cannot start from the model's {name}, whose network is another one: "
+                f"--init {folder}: {name} cannot start from the model's {source}, whose network is another one: "
                 f"{'; '.join(found)}. Plan with the options that the model was planned with, or edit network of "
                 f"{name} in {self.context.out / 'plan.json'} to be that of {folder / BUNDLE_FILE}, and run again"
             )

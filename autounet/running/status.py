@@ -2,120 +2,255 @@
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from autounet.running.deadline import Clock
-from autounet.running.recipes import is_every_fold, parse_folds, trained_folds, trained_names
+from autounet.running.folder import LOCK, Owner, owner
+from autounet.running.recipes import (
+    FULL_STEPS,
+    is_every_fold,
+    parse_folds,
+    step_limit,
+    trained_folds,
+    trained_names,
+)
+from autounet.running.status_lines import status_lines
+from autounet.running.time_left import FoldTime, seconds_left
 from autounet.schema.dataset import Splits
 from autounet.schema.errors import OptionError, RecordError
+from autounet.schema.log import read_log
 from autounet.schema.options import RunOptions
-from autounet.schema.plan import Plan
-from autounet.schema.quantities import format_time
-from autounet.schema.run import CheckResult, Metrics, fold_name
+from autounet.schema.plan import Configuration, Plan
+from autounet.schema.run import CheckResult, EpochLog, Metrics, fold_name
+from autounet.schema.status import FoldState, FoldStatus, RunState, RunStatus
 
 RUNNING_SECONDS = 120.0
-"""a fold whose log or checkpoint changed within this time counts as running"""
+"""a run on another machine counts as running while it has written something within this time"""
+STAGE_FILES = {
+    "fingerprint": "fingerprint.json",
+    "plan": "plan.json",
+    "preprocess": "prepared/*.done.json",
+    "train": "",
+    "select": "selection.json",
+    "report": "report.html",
+}
+"""stage -> the file that says it is done; of `train` the folds do"""
 
 
-def read_status(out: Path) -> dict[str, Any]:
-    """Stages done, state of each fold, seconds left, and the same as lines of text. Raises OptionError."""
+def read_status(out: Path) -> RunStatus:
+    """What is done, what runs, what it takes and the time left. Raises OptionError for what is no output folder."""
     out = Path(out)
-    if not any((out / name).exists() for name in ("options.json", "findings.json", ".lock")):
+    if not out.is_dir():
+        raise OptionError(f"{out} is no folder. Give the --out of a run")
+    if not any(out.iterdir()):
+        nothing = dict.fromkeys(STAGE_FILES, False)
+        return RunStatus(state="empty", now="fingerprint", stages=nothing, lines=("nothing was run here yet",))
+    if not any((out / name).exists() for name in ("options.json", "findings.json", LOCK)):
         raise OptionError(f"{out} is not an output folder of autounet. Give the --out of a run")
-    files = {
-        "fingerprint": "fingerprint.json",
-        "plan": "plan.json",
-        "select": "selection.json",
-        "report": "report.html",
-    }
-    stages = {stage: (out / file).exists() for stage, file in files.items()}
-    stages["preprocess"] = any((out / "prepared").glob("*.done.json"))
-    folds = _folds(out)
-    stages["train"] = bool(folds) and all(fold["state"] == "done" for fold in folds)
-    found: dict[str, Any] = {"stages": stages, "folds": folds, "mean_dice": None, "seconds_left": None}
-    if (out / "metrics.json").exists():
-        found["mean_dice"] = Metrics.load(out / "metrics.json").mean_dice
-    found["seconds_left"] = 0.0 if stages["report"] and stages["train"] else _seconds_left(out)
-    found["findings"] = _findings(out)
-    found["lines"] = _lines(found)
-    return found
+    found = _Folder(out, owner(out)).status()
+    return found.model_copy(update={"lines": tuple(status_lines(found))})
 
 
-def _findings(out: Path) -> int | None:
-    """Warnings of the check; None before it, and while there are fatal ones, with which nothing is written."""
-    try:
-        return len(CheckResult.load(out / "findings.json").findings)
-    except RecordError:
-        return None
+@dataclass(frozen=True)
+class _Folder:
+    """Everything that is read from one output folder at one time."""
 
+    out: Path
+    owner: Owner
 
-def _folds(out: Path) -> list[dict[str, Any]]:
-    try:
-        plan, splits, options = (
-            Plan.load(out / "plan.json"),
-            Splits.load(out / "splits.json"),
-            RunOptions.load(out / "options.json"),
+    def status(self) -> RunStatus:
+        state, stages = self._state(), self.stages
+        metrics = self.out / "metrics.json"
+        return RunStatus(
+            state=state,
+            now=self._now(state),
+            stages=stages,
+            folds=tuple(fold.status for fold in self.folds),
+            mean_dice=Metrics.load(metrics).mean_dice if metrics.exists() else None,
+            seconds_left=0.0 if state == "finished" else self._seconds_left(),
+            memory_bytes=resident_bytes(self.owner.process),
+            findings=self._findings(),
         )
-    except RecordError:
-        return []
-    limited = (out / "clock.json").exists() or options.seconds is not None
-    count = len(splits.folds)
-    folds = parse_folds(options.folds, count)
-    trained = [name for name in plan.configurations if (out / "models" / name).exists()]
-    trained = trained or list(trained_names(plan, options, limited, is_every_fold(folds, count)))
-    configurations = {name: plan.configurations[name] for name in trained}
-    return [
-        {"configuration": name, "fold": "all" if fold is None else fold, **_fold(out, name, fold)}
-        for name in trained
-        for fold in trained_folds(name, configurations, folds, count)
-    ]
+
+    @cached_property
+    def stages(self) -> dict[str, bool]:
+        stages = {stage: bool(file) and any(self.out.glob(file)) for stage, file in STAGE_FILES.items()}
+        trained = bool(self.folds) and all(fold.status.state == "done" for fold in self.folds)
+        return stages | {"train": trained}
+
+    @cached_property
+    def running(self) -> bool:
+        if self.owner.state != "elsewhere":
+            return self.owner.state == "working"
+        files = [self.out / "clock.json", *self.out.glob("models/*/fold_*/*"), *self.out.glob("crossval/*/*.json")]
+        return any(_age(file) < RUNNING_SECONDS for file in files)
+
+    @cached_property
+    def folds(self) -> tuple[_Fold, ...]:
+        try:
+            plan, splits, options = (
+                Plan.load(self.out / "plan.json"),
+                Splits.load(self.out / "splits.json"),
+                RunOptions.load(self.out / "options.json"),
+            )
+        except RecordError:
+            return ()
+        limited = (self.out / "clock.json").exists() or options.seconds is not None
+        count = len(splits.folds)
+        folds = parse_folds(options.folds, count)
+        trained = [name for name in plan.configurations if (self.out / "models" / name).exists()]
+        trained = trained or list(trained_names(plan, options, limited, is_every_fold(folds, count)))
+        configurations = {name: plan.configurations[name] for name in trained}
+        return tuple(
+            _Fold(self.out, name, fold, configurations[name], step_limit(options), self.running)
+            for name in trained
+            for fold in trained_folds(name, configurations, folds, count)
+        )
+
+    def _state(self) -> RunState:
+        if self.running:
+            return "running"
+        if all(self.stages.values()):
+            return "finished"
+        begun = any(fold.status.state == "interrupted" for fold in self.folds)
+        return "interrupted" if begun or (self.out / "clock.json").exists() else "stopped"
+
+    def _now(self, state: RunState) -> str | None:
+        stage = next((stage for stage, done in self.stages.items() if not done), None)
+        if state != "running":
+            return stage
+        for fold in self.folds:
+            name = f"{fold.name} {fold_name(fold.fold)}"
+            if fold.status.state == "running":
+                return f"train {name}"
+            if fold.status.state == "done" and not fold.status.validated:
+                return f"validate {name}"
+        return stage or "report"
+
+    def _findings(self) -> int | None:
+        """Warnings of the check; None before it, and while there are fatal ones, with which nothing is written."""
+        try:
+            return len(CheckResult.load(self.out / "findings.json").findings)
+        except RecordError:
+            return None
+
+    def _seconds_left(self) -> float | None:
+        """Of the promise, or what the folds still take where that is less, or where nothing was promised."""
+        known = [self._promised_left(), self._folds_left()]
+        return min((seconds for seconds in known if seconds is not None), default=None)
+
+    def _promised_left(self) -> float | None:
+        file = self.out / "clock.json"
+        try:
+            clock = Clock.load(file)
+        except RecordError:
+            return None
+        if clock.promised_seconds is None:
+            return None
+        spent = clock.spent_seconds + (_age(file) if self.running else 0.0)
+        return max(0.0, clock.promised_seconds - spent)
+
+    def _folds_left(self) -> float | None:
+        """None also where nothing but selection and report is left: nobody knows what they take."""
+        times = [fold.time for fold in self.folds]
+        if not times or all(each.trained and each.validated for each in times):
+            return None
+        left = seconds_left(times)
+        since = min((_age(fold.log_file) for fold in self.folds if fold.status.state == "running"), default=0.0)
+        return None if left is None else max(0.0, left - since)
 
 
-def _fold(out: Path, name: str, fold: int | None) -> dict[str, Any]:
-    folder = out / "models" / name / fold_name(fold)
-    metrics = out / "crossval" / name / f"fold_{fold}.json"
-    state: dict[str, Any] = {"state": "waiting", "progress": 0.0, "dice": None}
-    if (folder / "done.json").exists():
-        state.update(state="done", progress=1.0)
-    elif (folder / "started.json").exists():
-        last = _last_line(folder / "log.jsonl")
-        touched = max(file.stat().st_mtime for file in folder.iterdir())
-        running = time.time() - touched < RUNNING_SECONDS
-        state.update(state="running" if running else "interrupted", progress=float(last.get("progress", 0.0)))
-    if metrics.exists():
-        state["dice"] = Metrics.load(metrics).mean_dice
-    return state
+@dataclass(frozen=True)
+class _Fold:
+    """One fold of one configuration, as its files tell."""
+
+    out: Path
+    name: str
+    fold: int | None
+    configuration: Configuration
+    steps: int | None
+    """that were asked for; None: by the time, or the full recipe"""
+    run_goes_on: bool
+
+    @property
+    def folder(self) -> Path:
+        return self.out / "models" / self.name / fold_name(self.fold)
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / "log.jsonl"
+
+    @cached_property
+    def log(self) -> Sequence[EpochLog]:
+        return read_log(self.log_file) if self._begun else ()
+
+    @property
+    def _begun(self) -> bool:
+        return (self.folder / "started.json").exists()
+
+    @cached_property
+    def status(self) -> FoldStatus:
+        metrics, last = self.out / "crossval" / self.name / f"fold_{self.fold}.json", self.log[-1] if self.log else None
+        measured = [line.validation_dice for line in self.log if line.validation_dice]
+        state = self._state()
+        return FoldStatus(
+            configuration=self.name,
+            fold="all" if self.fold is None else self.fold,
+            state=state,
+            progress=1.0 if state == "done" else last.progress if last else 0.0,
+            dice=Metrics.load(metrics).mean_dice if metrics.exists() else None,
+            patch_dice=sum(measured[-1].values()) / len(measured[-1]) if measured else None,
+            validated=state == "done" and (self.fold is None or self._validated.exists()),
+            seconds=last.seconds if last else 0.0,
+            peak_memory_bytes=last.peak_memory_bytes if last else None,
+            predicted_memory_bytes=self.configuration.predicted_memory_bytes,
+        )
+
+    def _state(self) -> FoldState:
+        if (self.folder / "done.json").exists():
+            return "done"
+        if not self._begun:
+            return "waiting"
+        return "running" if self.run_goes_on else "interrupted"
+
+    @property
+    def _validated(self) -> Path:
+        return self.out / "crossval" / self.name / f"fold_{self.fold}.done.json"
+
+    @property
+    def time(self) -> FoldTime:
+        planned, status = self.configuration.predicted_step_seconds, self.status
+        steps = self.steps or self.configuration.predicted_steps or FULL_STEPS
+        done = self.folder / "done.json"
+        measured = self._validated.exists() and done.exists() and _age(done) > _age(self._validated)
+        return FoldTime(
+            configuration=self.name,
+            trained=status.state == "done",
+            validated=status.validated,
+            progress=status.progress,
+            spent=status.seconds,
+            validation=_age(done) - _age(self._validated) if measured else None,
+            planned_training=None if planned is None else planned * steps,
+            planned_validation=self.configuration.predicted_validation_seconds,
+        )
 
 
-def _last_line(file: Path) -> dict[str, Any]:
+def _age(file: Path) -> float:
+    """Seconds since it was written; infinite where it is not there."""
     try:
-        return json.loads(file.read_text().splitlines()[-1])
-    except (OSError, ValueError, IndexError):
-        return {}
+        return max(0.0, time.time() - file.stat().st_mtime)
+    except OSError:
+        return float("inf")
 
 
-def _seconds_left(out: Path) -> float | None:
-    """What is left of the promised time; None without a promise."""
+def resident_bytes(process: int | None) -> int | None:
+    """Memory that a process holds now, as Linux tells; None elsewhere, and for a process that is gone."""
     try:
-        clock = Clock.load(out / "clock.json")
-    except RecordError:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
         return None
-    return None if clock.promised_seconds is None else max(0.0, clock.promised_seconds - clock.spent_seconds)
-
-
-def _lines(found: dict[str, Any]) -> list[str]:
-    order = ("fingerprint", "plan", "preprocess", "train", "select", "report")
-    lines = [f"{stage}: {'done' if found['stages'][stage] else 'not done'}" for stage in order]
-    if found["findings"]:
-        lines.append(f"warnings about the data: {found['findings']} (findings.json, and in the report)")
-    for fold in found["folds"]:
-        dice = "" if fold["dice"] is None else f", mean Dice {fold['dice']:.4f}"
-        lines.append(f"{fold['configuration']} fold {fold['fold']}: {fold['state']}, {fold['progress']:.0%}{dice}")
-    if found["mean_dice"] is not None:
-        lines.append(f"mean Dice: {found['mean_dice']:.4f}")
-    if found["seconds_left"]:
-        lines.append(f"time left of the promise: {format_time(found['seconds_left'])}")
-    return lines
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:")), None)

@@ -16,7 +16,8 @@ from autounet.schema.quantities import format_time
 log = logging.getLogger(__name__)
 
 AFTERCARE = 0.25
-"""of the time of validation: judging postprocessing and calibration reads each case again and predicts nothing"""
+"""of the time of validation: judging postprocessing and calibration reads each case again and predicts nothing;
+weighing configurations does so once more"""
 
 
 class TimeShares:
@@ -61,7 +62,8 @@ class TimeShares:
         """Seconds of everything still to do but the trainings themselves."""
         validations = sum(self._estimate("validate", name) for name in self._pending("validate"))
         averaged = validations * (len(self.configurations) - 1) / 2  # of pairs
-        averaged += validations * (AFTERCARE + (len(self.configurations) > 2) / 2)
+        judged = AFTERCARE * (2 if len(self.configurations) > 1 else 1)
+        averaged += validations * (judged + (len(self.configurations) > 2) / 2)
         handed = sum(self._estimate("hand_over", name) for name in self._pending("hand_over"))
         closing = CLOSING_SECONDS + CLOSING_SECONDS_PER_CASE * self.cases
         return closing + validations + averaged + handed + self.overhead * len(self._pending("train"))

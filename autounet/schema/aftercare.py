@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from autounet.schema.labels import Labels
 from autounet.schema.record import Part, Record
 from autounet.schema.targets import TargetKind
 
@@ -46,6 +47,17 @@ class PostprocessTrial(Part):
     kept: bool
 
 
+class ReliabilityBin(Part):
+    """Judgements of nearly the same confidence, for a reliability diagram."""
+
+    confidence: float
+    """mean probability of what was decided"""
+    right: float
+    """share of them that is right"""
+    share: float
+    """of all judgements that fall into this bin"""
+
+
 class TemperatureScaling(Part):
     """Guo et al., "On calibration of modern neural networks", ICML 2017: logits are divided by one number."""
 
@@ -61,6 +73,25 @@ class TemperatureScaling(Part):
     voxels: int
     """sampled around the structures of all cases"""
     bins: int = 15
+    reliability_before: tuple[ReliabilityBin, ...] = ()
+    """the bins behind `ece_before`, least confident first, empty ones left out"""
+    reliability_after: tuple[ReliabilityBin, ...] = ()
+    """those behind `ece_after`"""
+
+
+class Weighting(Part):
+    """What cross-validation says of weights for the configurations of an ensemble, beside equal ones."""
+
+    fitted: tuple[float, ...]
+    """on all out-of-fold cases: at least 0, summing to 1, in the order of `Selection.chosen`. Empty: not fitted"""
+    by_group: dict[int, tuple[float, ...]] = {}
+    """of each fold (or group of cases, where a single fold is finished): fitted on the others"""
+    gain: float | None = None
+    """mean Dice that weights fitted on the other folds gain over equal ones; None: nothing could be held out"""
+    noise: float | None = None
+    """one standard error of the gain, by bootstrap over cases"""
+    kept: bool = False
+    reason: str
 
 
 class ProbabilityChannels(Record):
@@ -72,3 +103,5 @@ class ProbabilityChannels(Record):
     """classes: they sum to 1, background included; regions: each is by itself, and they may overlap"""
     temperature: float
     """that the logits were divided by"""
+    labels: Labels | None = None
+    """of the model; None: written before they were kept"""

@@ -52,6 +52,8 @@ class PublishedResults(Part):
     comparability: Comparability
     comparable: str
     """how a cross-validation of this program relates to it, in a sentence"""
+    test_cases: int | None = Field(default=None, ge=1)
+    """that the data set's makers set apart and the figures are of; None: measured otherwise, or not told"""
     figures: tuple[PublishedFigure, ...] = Field(min_length=1)
 
 
@@ -92,6 +94,8 @@ class ComparedFigure(Part):
     target: str
     published: float
     ours: float | None
+    measured_on: str = "out-of-fold cases"
+    """which cases `ours` is of"""
     interval: tuple[float, float] | None
     verdict: Literal["ahead", "level", "behind", "not comparable"]
     protocol: str

@@ -140,6 +140,19 @@ class Components(Part):
     """a voxel (z, y, x) of the smallest of them"""
 
 
+class PairFacts(Part):
+    """How the left and the right class of a pair lie in one case."""
+
+    left: int
+    """value as in the file, as is the next"""
+    right: int
+    apart: float | None = None
+    """mm by which the left class lies further to the patient's left; below 0: on the wrong side. None, like the next,
+    where one of the two is not there, or the file does not say where left is"""
+    overlap: float | None = None
+    """Dice of the right class and the mirror image of the left one, centre on centre"""
+
+
 class CaseFacts(Record):
     """Everything that one reading of a case's files tells."""
 
@@ -157,6 +170,8 @@ class CaseFacts(Record):
     """voxels per label value as in the file"""
     components: dict[int, Components] = {}
     """per label value but 0 and the ignore value; empty for scribbles, of which components tell nothing"""
+    pairs: tuple[PairFacts, ...] = ()
+    """of each left/right pair of the data set, where the label could be read"""
     channels: tuple[ChannelFacts, ...] = ()
     samples: tuple[IntensitySample, ...]
     """one per channel"""

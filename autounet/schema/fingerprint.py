@@ -6,7 +6,7 @@ from pydantic import Field
 
 from autounet.schema.dataset import ChannelKind
 from autounet.schema.geometry import Shape3, Spacing3
-from autounet.schema.record import Part, Record
+from autounet.schema.record import Part, Record, digest
 
 
 class CaseFingerprint(Part):
@@ -45,8 +45,14 @@ class Fingerprint(Record):
     """canonical or as_stored: the orientation of every shape and spacing here"""
     oriented: bool = True
     """whether every file says how its axes lie in the patient, as medical formats do and pictures do not"""
+    unlike: tuple[tuple[str, str], ...] = ()
+    """left and right classes that are no mirror images of each other"""
     channels: tuple[ChannelFingerprint, ...]
     cases: tuple[CaseFingerprint, ...] = Field(min_length=1)
+
+    def digest(self) -> str:
+        """Without `unlike` where it is empty, as in files written before it was there."""
+        return digest(self.model_dump(mode="json", exclude=set() if self.unlike else {"unlike"}))
 
     @property
     def class_voxels(self) -> tuple[int, ...]:

@@ -73,7 +73,7 @@ class TrainOptions(Part):
     learning_rate: float = Field(default=1e-2, gt=0)
     weight_decay: float = 3e-5
     momentum: float = 0.99
-    schedule: Literal["poly", "warmup_cosine"] = "poly"
+    schedule: Literal["poly", "warmup_cosine", "warmup_poly"] = "poly"
     gradient_clip: float = 12.0
     foreground_fraction: float = Field(default=1 / 3, ge=0, le=1)
     """share of each batch's samples that contain foreground for certain (nnU-Net: 0.33)"""
@@ -129,6 +129,10 @@ class RunOptions(Record):
     """file with the weights of an encoder, in timm's naming"""
     init: WeightsSource | None = None
     """packed model, or the output folder of a run"""
+    track: Literal["tensorboard", "wandb", "mlflow", "none"] | None = None
+    """where curves and results are shown; changes nothing that is trained"""
+    metrics: tuple[str, ...] | None = None
+    """that metrics.json holds, by name; None: the default. Other ones are measured anew, and nothing is trained"""
 
     @property
     def start(self) -> WeightsSource | None:

@@ -6,12 +6,16 @@ from typing import Any
 
 from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
-from autounet.schema.aftercare import PostprocessStep, PostprocessTrial, TemperatureScaling
+from autounet.schema.aftercare import PostprocessStep, PostprocessTrial, TemperatureScaling, Weighting
+from autounet.schema.card import ModelCard
 from autounet.schema.dataset import Channel, Finding
 from autounet.schema.labels import Labels
 from autounet.schema.options import TrainOptions
 from autounet.schema.plan import Configuration
 from autounet.schema.record import Part, Record
+
+WEIGHTED = "weighted"
+"""folder of the selected out-of-fold segmentations where configurations have weights, beside those of equal ones"""
 
 
 def fold_name(fold: int | None) -> str:
@@ -74,7 +78,11 @@ class EpochLog(Part):
     validation_dice: dict[str, float] | None = None
     """pseudo Dice over validation patches, when measured"""
     step_seconds: float
+    """mean since the line before"""
     data_wait_seconds: float
+    """of a step, in which it waited for its batch"""
+    peak_memory_bytes: int | None = None
+    """so far: allocated on a GPU, resident on a CPU; None where nobody counts"""
 
 
 class RunRecord(Record):
@@ -131,6 +139,9 @@ class CaseMetrics(Part):
     case: str
     fold: int | None = None
     per_class: dict[str, ClassMetrics]
+    uncertainty: float | None = Field(default=None, ge=0, le=1)
+    """mean entropy of the out-of-fold probabilities around the structures, as a share of the greatest possible; None:
+    not measured"""
 
 
 class Metrics(Record):
@@ -180,12 +191,21 @@ class Selection(Record):
     """by which candidates count as equal"""
     folds: tuple[int, ...] = ()
     """whose out-of-fold predictions were compared"""
+    weights: tuple[float, ...] = ()
+    """of the chosen configurations' probabilities, summing to 1; empty: equal"""
+    weighting: Weighting | None = None
+    """why these weights; None: a single configuration, or nothing to fit weights on"""
     postprocessing: tuple[PostprocessStep, ...] = ()
     """applied in this order to what is predicted"""
     postprocessing_trials: tuple[PostprocessTrial, ...] = ()
     postprocessing_reason: str = ""
     calibration: TemperatureScaling | None = None
     """of the probabilities that are written; None: they are as the networks give them"""
+
+    @property
+    def folder(self) -> str:
+        """Of the selected out-of-fold segmentations before postprocessing, in `crossval/`."""
+        return "+".join(self.chosen) + (f"/{WEIGHTED}" if self.weights else "")
 
 
 class BundleMember(Part):
@@ -198,7 +218,7 @@ class BundleMember(Part):
 
 
 class ModelBundle(Record):
-    """`model/bundle.json`: predicting needs this folder alone."""
+    """`model/bundle.json`: predicting needs this folder, or the `.autounet` file made of it, alone."""
 
     name: str
     layout: str
@@ -217,6 +237,10 @@ class ModelBundle(Record):
     mean_dice: float | None
     versions: dict[str, str]
     details: dict[str, JsonValue] = {}
+    card: ModelCard | None = None
+    """None: packed before models had cards"""
+    card_checksum: str | None = None
+    """blake2b-128 of `model_card.md`, hex; None: there is none"""
     checksum: str | None = None
     """digest of this record without this field, so that a changed bundle.json is noticed"""
 

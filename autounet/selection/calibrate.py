@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autounet.schema.aftercare import TemperatureScaling
+from autounet.schema.aftercare import ReliabilityBin, TemperatureScaling
 
 BINS = 15
 """of equal width, as in Guo et al."""
@@ -56,7 +56,8 @@ def calibrate(samples: Mapping[str, Sample], groups: Mapping[str, int]) -> Tempe
         own = fit_temperature(_joined([samples[case] for case in cases if groups[case] != group]))
         before.append(judged(held, 1.0))
         after.append(judged(held, own))
-    ece_before, ece_after = (calibration_error(_together(parts)) for parts in (before, after))
+    told, scaled = _together(before), _together(after)
+    ece_before, ece_after = calibration_error(told), calibration_error(scaled)
     return TemperatureScaling(
         temperature=fitted if ece_after < ece_before else 1.0,
         fitted=fitted,
@@ -65,6 +66,8 @@ def calibrate(samples: Mapping[str, Sample], groups: Mapping[str, int]) -> Tempe
         cases=len(cases),
         voxels=sum(len(samples[case].logits) for case in cases),
         bins=BINS,
+        reliability_before=reliability(told),
+        reliability_after=reliability(scaled),
     )
 
 
@@ -102,10 +105,24 @@ def judged(sample: Sample, temperature: float) -> Judged:
 
 def calibration_error(found: Judged) -> float:
     """Expected calibration error, 0..1: |mean confidence - share right| of each bin, weighted by its judgements."""
+    _, confidence, right = _binned(found)
+    return float(np.abs(confidence - right).sum() / len(found.right))
+
+
+def reliability(found: Judged) -> tuple[ReliabilityBin, ...]:
+    """The bins that hold a judgement: the sum of share times |confidence - right| is the calibration error."""
+    return tuple(
+        ReliabilityBin(confidence=confidence / count, right=right / count, share=count / len(found.right))
+        for count, confidence, right in zip(*_binned(found), strict=True)
+        if count
+    )
+
+
+def _binned(found: Judged) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each of the BINS bins: judgements, the sum of their confidence, the number that is right."""
     index = np.minimum((found.confidence * BINS).astype(int), BINS - 1)
-    confidence = np.bincount(index, found.confidence, BINS)
-    right = np.bincount(index, found.right, BINS)
-    return float(np.abs(confidence - right).sum() / len(index))
+    counts = np.bincount(index, minlength=BINS)
+    return counts, np.bincount(index, found.confidence, BINS), np.bincount(index, found.right, BINS)
 
 
 def _joined(samples: Sequence[Sample]) -> Sample:

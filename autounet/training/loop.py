@@ -10,12 +10,12 @@ import torch
 
 from autounet.allocator import keep_freed_memory
 from autounet.schema.errors import AutoUNetError
-from autounet.schema.run import EpochLog, RunRecord
+from autounet.schema.run import EpochLog, RunRecord, fold_name
 from autounet.step import Precision, algorithms, configuration_loss, train_step
 from autounet.store.weights import save_weights
 from autounet.training.checkpoint import Checkpoint
 from autounet.training.journal import Journal
-from autounet.training.memory import budget_errors
+from autounet.training.memory import budget_errors, peak_memory
 from autounet.training.monitor import PatchMonitor
 from autounet.training.record import finished_record, run_record
 from autounet.training.samples import batches
@@ -54,7 +54,7 @@ def _train(task: FoldTask, on_log: Callable[[EpochLog], None] | None) -> RunReco
     loss = configuration_loss(configuration, task.labels, options)
     loader = batches(train_source(task), state.step, task.workers, pin_memory=device.type == "cuda")
     monitor = PatchMonitor(validation_source(task), task.labels, precision, device, configuration.targets)
-    journal = Journal(task.folder, state.step, on_log)
+    journal = Journal(task.folder, state.step, on_log, f"{task.configuration_name} {fold_name(task.fold)}")
     losses: list[torch.Tensor] = []  # since the last line of the journal, as are the next two
     line_began, waited = time.monotonic(), 0.0
 
@@ -84,6 +84,7 @@ def _train(task: FoldTask, on_log: Callable[[EpochLog], None] | None) -> RunReco
             loss=mean_loss(losses, task, state.step),
             step_seconds=(time.monotonic() - line_began) / len(losses),
             data_wait_seconds=waited / len(losses),
+            peak_memory_bytes=peak_memory(device),
         )
         if progress >= 1 or monitor.affordable(state.elapsed):
             line = line.model_copy(update={"validation_dice": monitor.measure(state.evaluated)})

@@ -44,7 +44,16 @@ def warmup_cosine(progress: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (progress - WARMUP) / (1.0 - WARMUP)))
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {"poly": poly, "warmup_cosine": warmup_cosine}
+def warmup_poly(progress: float) -> float:
+    """nnU-Net's schedule after a warm-up, for weights that were trained before."""
+    return progress / WARMUP if progress < WARMUP else poly((progress - WARMUP) / (1.0 - WARMUP))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "poly": poly,
+    "warmup_cosine": warmup_cosine,
+    "warmup_poly": warmup_poly,
+}
 """name -> factor of the learning rate as a function of progress in 0..1"""
 
 

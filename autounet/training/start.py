@@ -25,6 +25,8 @@ class Start:
     """the network whose weights they are; None: they are those of an encoder, in timm's naming"""
     new: tuple[str, ...] = ()
     """tensors of the network that stay as drawn"""
+    channels: tuple[int | None, ...] | None = None
+    """for each input channel the trained network's, None where it had none; None for all: they are the same"""
 
     def set(self, network: nn.Module, spec: NetworkSpec) -> None:
         """Put the weights into `network`, as built from `spec`. Raises ModelError naming the file."""
@@ -33,6 +35,6 @@ class Start:
             if self.trained is None:
                 load_pretrained(network, content)
             else:
-                transfer(network, spec, content, self.trained, self.new)
+                transfer(network, spec, content, self.trained, self.new, self.channels)
         except ModelError as error:
             raise ModelError(f"{self.weights}: {error}") from None

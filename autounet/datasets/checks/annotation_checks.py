@@ -1,4 +1,4 @@
-"""What labels hold of classes that a case is said not to be annotated for."""
+"""Lists of annotated classes against what the labels hold."""
 
 from __future__ import annotations
 
@@ -8,10 +8,21 @@ from autounet.schema.dataset import CaseFacts, Dataset, Finding, Severity
 
 
 def annotation_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
-    """A warning for each class that occurs in a case without being among the case's annotated ones."""
+    """Listed values that no class has (fatal); a warning for each class that occurs without being listed."""
     names = {label.value: label.name for label in dataset.labels.classes}
     listed = {case.identifier: case.annotated for case in dataset.cases if case.annotated is not None}
-    findings = []
+    known = sorted({0, *names, *(value for fact in facts for value in fact.value_counts)} - {dataset.labels.ignore})
+    findings = [
+        Finding(
+            case=case,
+            code="unknown-annotation",
+            message=f"its annotated classes name the value {value}, which no class has ({', '.join(map(str, known))})",
+            remedy="Correct the list, or name the class: --class NAME=VALUE",
+        )
+        for case, values in listed.items()
+        for value in values
+        if value not in known
+    ]
     for fact in facts:
         annotated = listed.get(fact.identifier)
         if annotated is None:

@@ -27,10 +27,11 @@ from autounet.datasets.checks.contents import (
     image_hash,
     sample_intensities,
 )
+from autounet.datasets.checks.symmetry import describe_pairs
 from autounet.datasets.stamps import FileHashes
 from autounet.images import files_of, read_image, read_labels
 from autounet.ops.crop import nonzero_box
-from autounet.schema.dataset import Case, CaseFacts, ChannelFacts, Components, Dataset, Finding
+from autounet.schema.dataset import Case, CaseFacts, ChannelFacts, Components, Dataset, Finding, PairFacts
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelCode
@@ -57,6 +58,8 @@ class CaseTask(NamedTuple):
     """`Labels.codes`"""
     seed: int
     hashes: FileHashes
+    pairs: tuple[tuple[int, int], ...] = ()
+    """values of the left and the right class of each pair"""
 
 
 class Examined(NamedTuple):
@@ -79,10 +82,12 @@ def examine(
     """
     known, hashes = known or {}, FileHashes() if hashes is None else hashes
     labels, changed = dataset.labels, []
+    values = {label.name: label.value for label in labels.classes}
+    pairs = tuple((values[left], values[right]) for left, right in labels.pairs)
     for case in dataset.cases:
-        task = CaseTask(dataset.root, case, len(dataset.channels), labels.ignore, labels.codes, seed, hashes)
+        task = CaseTask(dataset.root, case, len(dataset.channels), labels.ignore, labels.codes, seed, hashes, pairs)
         # hashing a known case waits for the disk; a pool of processes would cost more than it saves
-        if case.identifier in known and known[case.identifier].content_hash == content_hash(task):
+        if case.identifier in known and _still_holds(known[case.identifier], task):
             if on_done:
                 on_done(None)
         else:
@@ -100,6 +105,12 @@ def examine(
 
 def _examine(task: CaseTask) -> Examined:
     return Examined(examine_case(task), task.hashes)
+
+
+def _still_holds(facts: CaseFacts, task: CaseTask) -> bool:
+    """Pairs are no part of the hash: what is prepared and trained does not depend on how they lie."""
+    asked = () if task.case.label is None or not facts.samples else task.pairs
+    return tuple((each.left, each.right) for each in facts.pairs) == asked and facts.content_hash == content_hash(task)
 
 
 def _paths(task: CaseTask) -> list[Path]:
@@ -141,8 +152,10 @@ def examine_case(task: CaseTask) -> CaseFacts:
     counts: dict[int, int] = {}
     components: dict[int, Components] = {}
     foreground = None
+    pairs: tuple[PairFacts, ...] = ()
     if values is not None:
         counts = count_values(values)
+        pairs = describe_pairs(values, counts, task.pairs, geometry)
         foreground = values != 0
         if task.ignore is not None:
             foreground &= values != task.ignore
@@ -159,6 +172,7 @@ def examine_case(task: CaseTask) -> CaseFacts:
         nonzero_box=box,
         value_counts=counts,
         components=components,
+        pairs=pairs,
         channels=_in_place(task, channels, ChannelFacts()),
         samples=_in_place(task, samples, NO_SAMPLE),
         findings=tuple(findings),

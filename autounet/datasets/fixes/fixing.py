@@ -110,7 +110,9 @@ def _describe(dataset: Dataset, kept: Sequence[Repaired], folder: Path) -> None:
     columns = {
         "group": {case.identifier: case.group for case in cases if case.group},
         "fold": {case.identifier: case.fold for case in cases if case.fold},
-        "annotated": {case.identifier: ";".join(map(str, case.annotated)) for case in cases if case.annotated},
+        "annotated": {
+            case.identifier: ";".join(map(str, case.annotated or (0,))) for case in cases if case.annotated is not None
+        },
     }
     used = {name: entries for name, entries in columns.items() if entries}
     if used:

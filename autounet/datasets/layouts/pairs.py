@@ -83,11 +83,9 @@ def _image_folder(root: Path) -> Path:
 
 
 def _no_folders(root: Path) -> str:
-    nested = [
-        relative(root, folder) for folder in subfolders(root) if any(image_files(inner) for inner in subfolders(folder))
-    ]
+    nested = [folder for folder in subfolders(root) if any(image_files(inner) for inner in subfolders(folder))]
     if nested:
-        return f"{root} holds no image folders itself. Give one of its folders: {', '.join(nested)}"
+        return _one_deeper(root, nested)
     if image_files(root):
         return (
             f"{root} holds {len(image_files(root))} image files and no folders. "
@@ -96,19 +94,30 @@ def _no_folders(root: Path) -> str:
     return f"{root} holds no images: no folder with NIfTI, NRRD, MHA, PNG, TIFF, GIF, JPEG or BMP files. Check the path"
 
 
+def _one_deeper(root: Path, nested: Sequence[Path]) -> str:
+    """What to type where the folders of a data set are themselves data sets, as training/ and test/ of DRIVE."""
+    told = f"{root} holds no images itself; its folders do: {', '.join(folder.name for folder in nested)}"
+    training = [folder for folder in nested if not is_held_out(folder)]
+    if len(nested) > 1 and len(training) != 1:
+        return f"{told}. Give one of them, or a table of the cases of all (columns case, image, label)"
+    chosen = (training or list(nested))[0]
+    rest = [folder.name for folder in nested if folder != chosen]
+    later = f" (autounet predict takes {', '.join(rest)} afterwards)" if rest else ""
+    return f"{told}. Give the one to learn from: {chosen}{_label_option(chosen)}{later}"
+
+
+def _label_option(folder: Path) -> str:
+    """The option that says which files are the labels, where the folder alone does not."""
+    named = [each for each in subfolders(folder) if looks_like_images(each) and image_files(each)]
+    candidates = _label_folders(folder, [image_files(named[0])]) if len(named) == 1 else []
+    options = " or ".join(EXAMPLE.format(each.name) for each in candidates)
+    return f" {options}" if len(candidates) > 1 and not (folder / "dataset.json").is_file() else ""
+
+
 def _label_files(root: Path, options: DataOptions, images: Sequence[Sequence[Path]]) -> list[Path]:
     if options.label:
         return glob_images(root, options.label, "--label")
-    taken = {path.parent for files in images for path in files}
-    count = len(images[0])
-    candidates = []
-    for folder in subfolders(root):
-        files = image_files(folder)
-        other_images = looks_like_images(folder) and not looks_like_labels(folder)
-        if not files or folder in taken or is_held_out(folder) or other_images:
-            continue
-        if looks_like_labels(folder) or len(files) == count or _groups(images[0]) == len(files):
-            candidates.append(folder)
+    candidates = _label_folders(root, images)
     if len(candidates) == 1:
         return image_files(candidates[0])
     if not candidates:
@@ -121,6 +130,21 @@ def _label_files(root: Path, options: DataOptions, images: Sequence[Sequence[Pat
         f"several folders of {root} can hold the labels; candidates: "
         f"{', '.join(folder.name for folder in candidates)}. Say which: {options_given}"
     )
+
+
+def _label_folders(root: Path, images: Sequence[Sequence[Path]]) -> list[Path]:
+    """Folders whose names or numbers of files say that they can hold the labels of the images."""
+    taken = {path.parent for files in images for path in files}
+    count = len(images[0])
+    candidates = []
+    for folder in subfolders(root):
+        files = image_files(folder)
+        other_images = looks_like_images(folder) and not looks_like_labels(folder)
+        if not files or folder in taken or is_held_out(folder) or other_images:
+            continue
+        if looks_like_labels(folder) or len(files) == count or _groups(images[0]) == len(files):
+            candidates.append(folder)
+    return candidates
 
 
 def _groups(files: Sequence[Path]) -> int:

@@ -8,18 +8,17 @@ cases that another layout finds.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from autounet.datasets.labels import parse_labels
 from autounet.datasets.layouts.found import Found, case_of, override_labels, read_description
 from autounet.datasets.layouts.presence import with_channels
-from autounet.datasets.layouts.table_file import ANNOTATED, CASE, FOLD, GROUP, LABEL, Table, find_table
+from autounet.datasets.layouts.table_file import CASE, FOLD, GROUP, LABEL, Table, find_table
 from autounet.images import suffix
 from autounet.schema.dataset import Case, Finding
 from autounet.schema.errors import DataError
-from autounet.schema.labels import Labels
 from autounet.schema.options import DataOptions
 
 
@@ -89,38 +88,43 @@ def _missing(
     return findings
 
 
-def supplement(data: Path, cases: list[Case]) -> list[Case]:
+def supplement(data: Path, cases: list[Case], known: Collection[str]) -> tuple[list[Case], list[Finding]]:
     """Cases with the group, fold and, where it names no images, the label that a table gives them.
 
-    Raises DataError when the table names a case that is not there, or gives only some cases a fold.
+    Findings: cases that are not among those `known`, which may be more than `cases`; labels that are not there; cases
+    without a fold where others have one.
     """
     table = find_table(data)
     if table is None:
-        return cases
+        return cases, []
     rows = {row[CASE]: row for row in table.rows}
-    known = {case.identifier for case in cases}
-    unknown = [name for name in rows if name not in known]
-    if unknown and not table.image_columns:
+    findings = []
+    if not table.image_columns:
         shown = ", ".join(sorted(known)[:3])
-        raise DataError(
-            f"{table.path} names the case {unknown[0]}, which is not there (cases: {shown}, ...). Correct the name"
-        )
+        for name in rows:
+            if name not in known:
+                message = f"{table.path.name} lists it, and there is no such case (cases: {shown}, ...)"
+                remedy = "Correct the name, or take its row out"
+                findings.append(Finding(case=name, code="unknown-case", message=message, remedy=remedy))
     without = [
         case.identifier for case in cases if FOLD in table.columns and not rows.get(case.identifier, {}).get(FOLD)
     ]
-    if without and len(without) < len(cases):
-        raise DataError(f"{table.path} gives case {without[0]} no fold. Give one to every case, or to none")
-    return [_supplemented(case, rows.get(case.identifier, {}), table) for case in cases]
+    if len(without) < len(cases):
+        message, remedy = f"{table.path.name} gives it no fold", "Give one to every case, or to none"
+        findings += [Finding(case=name, code="splits", message=message, remedy=remedy) for name in without]
+    supplemented = [_supplemented(case, rows.get(case.identifier, {}), table, findings) for case in cases]
+    return supplemented, findings
 
 
-def _supplemented(case: Case, row: dict[str, str], table: Table) -> Case:
+def _supplemented(case: Case, row: dict[str, str], table: Table, findings: list[Finding]) -> Case:
     changes: dict[str, Any] = {key: row[key] for key in (GROUP, FOLD) if row.get(key)}
     if row.get(LABEL) and not table.image_columns:
-        if not (table.path.parent / row[LABEL]).is_file():
-            raise DataError(
-                f"{table.path}: the label {row[LABEL]} of case {case.identifier} does not exist. Correct it"
-            )
-        changes["label"] = row[LABEL]
+        if (table.path.parent / row[LABEL]).is_file():
+            changes["label"] = row[LABEL]
+        else:
+            message = f"{table.path.name} names {row[LABEL]}, which does not exist, as its label"
+            remedy = "Name its label file, or take the entry out"
+            findings.append(Finding(case=case.identifier, code="layout", message=message, remedy=remedy))
     return case.model_copy(update=changes)
 
 
@@ -140,30 +144,3 @@ def table_folds(cases: Sequence[Case]) -> tuple[tuple[str, ...], ...] | None:
         if owner.setdefault(group, fold) != fold:
             raise DataError(f"the table puts group {group} into folds {owner[group]} and {fold}. Keep it together")
     return tuple(tuple(sorted(case.identifier for case in cases if case.fold == name)) for name in names)
-
-
-def annotate(data: Path, cases: list[Case], labels: Labels) -> list[Case]:
-    """Cases with the classes that the column `annotated` lists, by name or value. Raises DataError."""
-    table = find_table(data)
-    if table is None or ANNOTATED not in table.columns:
-        return cases
-    values = {label.name: label.value for label in labels.classes}
-    regions = {region.name: region.values for region in labels.regions}
-    entries = {row[CASE]: row[ANNOTATED] for row in table.rows}
-
-    def of(case: Case) -> Case:
-        found: list[int] = []
-        for word in filter(None, (word.strip() for word in entries.get(case.identifier, "").split(";"))):
-            if word in regions:
-                found += regions[word]
-            elif word in values or word.lstrip("-").isdigit():
-                found.append(values[word] if word in values else int(word))
-            else:
-                names = ", ".join(values)
-                raise DataError(
-                    f"{table.path}: case {case.identifier} is annotated with {word!r}, which is no class ({names}). "
-                    "Correct it, or name the class with --class NAME=VALUE"
-                )
-        return case.model_copy(update={"annotated": tuple(dict.fromkeys(found))}) if found else case
-
-    return [of(case) for case in cases]

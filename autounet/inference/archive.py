@@ -1,0 +1,192 @@
+"""A bundle as one file, `<name>.autounet`: a zip, nothing in it compressed, that other programs can open.
+
+Its comment ends with a checksum of all bytes before, so that no bit of the file can change unnoticed. A checksum keeps
+out damage, not an enemy, who can compute it as well: so the zip is held to what we write, whatever its checksum says.
+Only the names that its own `bundle.json` gives, each once, stored, of their true sizes. Nothing is ever executed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import shutil
+import stat
+import struct
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+
+from autounet.atomic import replacing
+from autounet.inference.bundle_files import BUNDLE_FILE, CARD_FILE
+from autounet.schema.errors import ModelError, RecordError
+from autounet.schema.run import ModelBundle
+
+SUFFIX = ".autounet"
+EPOCH = (1980, 1, 1, 0, 0, 0)
+"""time of every file inside: equal models make equal files"""
+MARK = b"autounet blake2b-128 "
+DIGITS = 32
+PIECE = 1 << 20
+"""bytes copied or hashed at a time"""
+LARGEST_RECORD = 64 << 20
+"""bytes of bundle.json and of the card: thousands of times what they have"""
+ZIP64 = 2**31 - 1
+BROKEN = (BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error, UnicodeError)
+"""what Python's zipfile raises at a zip that is none"""
+
+_unpacked: dict[tuple[str, int, int], Path] = {}
+_lock = threading.Lock()
+
+
+def write_archive(out: Path, files: Mapping[str, bytes | Path]) -> None:
+    """Write `out` from the content, or the path, of each file in it. Appears whole or not at all."""
+    with replacing(out, SUFFIX) as temporary:
+        with ZipFile(temporary, "w", ZIP_STORED) as archive:
+            for name, content in files.items():
+                size = len(content) if isinstance(content, bytes) else content.stat().st_size
+                entry = ZipInfo(name, EPOCH)
+                entry.external_attr, entry.create_system = (stat.S_IFREG | 0o644) << 16, 3
+                with archive.open(entry, "w", force_zip64=size > ZIP64) as target:
+                    if isinstance(content, bytes):
+                        target.write(content)
+                    else:
+                        with open(content, "rb") as source:
+                            shutil.copyfileobj(source, target, PIECE)
+            archive.comment = MARK + b"0" * DIGITS
+        with open(temporary, "rb+") as file:
+            checksum = _checksum(file, temporary.stat().st_size - DIGITS)
+            file.seek(-DIGITS, os.SEEK_END)
+            file.write(checksum)
+
+
+def unpacked(path: Path) -> Path:
+    """The folder with the files of a `.autounet` file, which is removed when the process ends.
+
+    Unpacked once in a process unless the file changes. Raises ModelError for a file that is truncated, was changed, or
+    is no bundle as `write_archive` writes it.
+    """
+    found = path.stat()
+    key = (str(path.resolve()), found.st_mtime_ns, found.st_size)
+    with _lock:
+        if key not in _unpacked or not _unpacked[key].is_dir():
+            folder = Path(tempfile.mkdtemp(prefix="autounet-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            try:
+                _unpack(path, folder)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            _unpacked[key] = folder
+        return _unpacked[key]
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    with open(path, "rb") as file:
+        _require_whole(path, file)
+        try:
+            with ZipFile(file) as archive:
+                entries = _entries(path, archive, file.seek(0, os.SEEK_END))
+                _copy(archive, entries[BUNDLE_FILE], folder)
+                bundle = _bundle(path, folder)
+                _require_expected(path, bundle, set(entries))
+                for name in sorted(set(entries) - {BUNDLE_FILE}):
+                    _copy(archive, entries[name], folder)
+        except BROKEN as error:
+            raise ModelError(f"{path} is no .autounet file: {error}. Copy or export the model again.") from None
+
+
+def _require_whole(path: Path, file: BinaryIO) -> None:
+    """The checksum at its end is that of what comes before."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - len(MARK) - DIGITS))
+    if not file.read().startswith(MARK):
+        raise ModelError(
+            f"{path} is no whole .autounet file: it does not end as one, so it is truncated or was not written by "
+            "autounet export. Copy or export the model again."
+        )
+    file.seek(-DIGITS, os.SEEK_END)
+    told = file.read()
+    if _checksum(file, size - DIGITS) != told:
+        raise ModelError(f"{path} is damaged or was changed: its checksum differs. Copy the model again.")
+
+
+def _checksum(file: BinaryIO, size: int) -> bytes:
+    """blake2b-128 of the first `size` bytes, as hex digits."""
+    found = hashlib.blake2b(digest_size=DIGITS // 2)
+    file.seek(0)
+    while size > 0:
+        piece = file.read(min(PIECE, size))
+        if not piece:
+            raise EOFError("the file ends too early")
+        found.update(piece)
+        size -= len(piece)
+    return found.hexdigest().encode()
+
+
+def _entries(path: Path, archive: ZipFile, size: int) -> dict[str, ZipInfo]:
+    """By name. Raises ModelError for anything that `write_archive` does not write."""
+    found: dict[str, ZipInfo] = {}
+    for entry in archive.infolist():
+        name = entry.filename
+        if name in found:
+            raise ModelError(f"{path} holds {name!r} twice. Do not use it; get the model again.")
+        if not _is_plain(name) or name != entry.orig_filename:
+            raise ModelError(f"{path} holds {entry.orig_filename!r}, which leads out of it. Do not use it.")
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if entry.is_dir() or kind not in (0, stat.S_IFREG):
+            raise ModelError(f"{path} holds {name!r}, which is no plain file. Do not use it; get the model again.")
+        if entry.compress_type != ZIP_STORED or entry.compress_size != entry.file_size or entry.flag_bits & 1:
+            raise ModelError(f"{path} holds {name!r} compressed or encrypted; a model's files are stored as they are.")
+        if name in (BUNDLE_FILE, CARD_FILE) and entry.file_size > LARGEST_RECORD:
+            raise ModelError(f"{path} holds a {name} of {entry.file_size} bytes. Do not use it; get the model again.")
+        if not 0 <= entry.header_offset < size:
+            raise ModelError(f"{path} holds {name!r} nowhere in the file. Do not use it; get the model again.")
+        found[name] = entry
+    if sum(entry.file_size for entry in found.values()) > size:
+        raise ModelError(f"{path} claims to hold more than it has: its files overlap. Do not use it.")
+    if BUNDLE_FILE not in found:
+        raise ModelError(f"{path} is no model: it has no {BUNDLE_FILE}. Export the model again.")
+    return found
+
+
+def _is_plain(name: str) -> bool:
+    """A relative path of plain names on every system."""
+    path = PurePosixPath(name)
+    return (
+        bool(name)
+        and not path.is_absolute()
+        and str(path) == name
+        and ".." not in path.parts
+        and not any(character in '\\:*?"<>|' or ord(character) < 32 for character in name)
+    )
+
+
+def _bundle(path: Path, folder: Path) -> ModelBundle:
+    try:
+        return ModelBundle.load(folder / BUNDLE_FILE)
+    except RecordError as error:
+        raise ModelError(f"{path}: {str(error).removeprefix(f'{folder}{os.sep}')}") from None
+
+
+def _require_expected(path: Path, bundle: ModelBundle, names: set[str]) -> None:
+    expected = {BUNDLE_FILE, *(member.path for member in bundle.members)}
+    expected |= {CARD_FILE} if bundle.card_checksum is not None else set()
+    if unexpected := sorted(names - expected):
+        raise ModelError(f"{path} holds {unexpected[0]!r}, of which its {BUNDLE_FILE} says nothing. Do not use it.")
+    if missing := sorted(expected - names):
+        raise ModelError(f"{path} lacks {missing[0]!r}. Copy or export the model again.")
+
+
+def _copy(archive: ZipFile, entry: ZipInfo, folder: Path) -> None:
+    """To a new file; zipfile compares its CRC and its name with what stands before its bytes."""
+    target = folder.joinpath(*PurePosixPath(entry.filename).parts)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with archive.open(entry) as source, open(target, "xb") as copy:
+            shutil.copyfileobj(source, copy, PIECE)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError):
+        raise BadZipFile(f"{entry.filename!r} clashes with another of its files") from None

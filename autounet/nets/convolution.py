@@ -1,0 +1,131 @@
+"""The 3-D convolution of all families. This module loads torch: import it inside `build` only.
+
+oneDNN 3.12 (torch 2.13) has two faults in 3-D convolutions in bf16 on CPUs with AMX, none of them in 2-D:
+
+- The gradient of the kernel (`brgconv_bwd_w:avx10_1_512_amx`) writes beyond its memory wherever a plane is large enough
+  to be worked on in parts: the process crashes, or trains on what it has overwritten. That is so for two in five of the
+  sizes that `benchmarks/convolution_memory.py` tries. So it is put together from planes here, by 2-D convolutions.
+- The result (`brg_conv_fwd:avx10_1_512_amx`) is wrong where an axis has one or two voxels, and where a stride leaves a
+  single column (github.com/pytorch/pytorch/issues/169688). Such small inputs are convolved in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+LEAST_EDGE = 3
+"""voxels along each axis from which on oneDNN's result is right (343 shapes, 6 kinds of layer, against float32)"""
+
+
+class Conv3d(nn.Conv3d):
+    """torch's without these faults; the parameters are the same. Padding is given as numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, Z, Y, X)
+        if x.device.type != "cpu" or number_format(x) != torch.bfloat16 or self.groups != 1:
+            return super().forward(x)
+        if self._is_thin(x):
+            with torch.autocast("cpu", enabled=False):
+                y = functional.conv3d(
+                    x.float(), self.weight.float(), as_type(self.bias, torch.float32), self.stride, self.padding
+                )
+            return y.to(torch.bfloat16)
+        if not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return super().forward(x)
+        weight, bias = self.weight.to(torch.bfloat16), as_type(self.bias, torch.bfloat16)
+        return _Convolution.apply(x.to(torch.bfloat16), weight, bias, self.stride, self.padding)
+
+    def _is_thin(self, x: Tensor) -> bool:
+        """Whether oneDNN's result may be wrong."""
+        columns = (x.shape[-1] + 2 * int(self.padding[-1]) - self.kernel_size[-1]) // self.stride[-1] + 1
+        return min(x.shape[2:]) < LEAST_EDGE or (columns == 1 and self.stride[-1] > 1)
+
+
+def as_type(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return tensor if tensor is None else tensor.to(dtype)
+
+
+def number_format(x: Tensor) -> torch.dtype:
+    """In which a convolution of `x` is computed."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.steps = stride, padding
+        return functional.conv3d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        stride, padding = ctx.steps
+        gradients: list[Tensor | None] = [None] * 5
+        if ctx.needs_input_grad[0]:
+            gradients[0] = convolution_backward(gradient, x, weight, stride, padding, (True, False))[0]
+        if ctx.needs_input_grad[1]:
+            gradients[1] = weight_gradient(x, gradient, weight, stride, padding)
+        if ctx.needs_input_grad[2]:
+            gradients[2] = gradient.sum([0, 2, 3, 4])
+        return tuple(gradients)
+
+
+def convolution_backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    """torch's gradients of input and kernel, in 2-D or 3-D."""
+    none = [0] * len(stride)
+    found = torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, list(stride), list(padding), [1] * len(stride), False, none, 1, [*wanted, False]
+    )
+    return found[0], found[1]
+
+
+def weight_gradient(
+    x: Tensor, gradient: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]
+) -> Tensor:
+    """(O, C, *kernel) float32 for an input (B, C, *S) and the gradient (B, O, *s) of a 3-D convolution's result.
+
+    Planes that go together are copied side by side, or taken sample by sample as they lie, whichever moves less.
+    """
+    total = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+    together = weight.numel() * len(x) > x.numel()
+    samples = [(x, gradient)] if together else list(zip(x.split(1), gradient.split(1), strict=True))
+    for one, given in samples:
+        for place, read, result in plane_pairs(one, given, weight.shape[2], stride[0], padding[0]):
+            plane = weight[:, :, place]
+            total[:, :, place] += convolution_backward(result, read, plane, stride[1:], padding[1:], (False, True))[1]
+    return total
+
+
+def plane_pairs(
+    x: Tensor, gradient: Tensor, depth: int, step: int, padding: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """For each plane of a kernel: its place, the planes it reads (N, C, Y, X), and those it gives (N, O, y, x).
+
+    Both are channels-last. `x` is (B, C, Z, Y, X), `gradient` (B, O, z, y, x).
+    """
+    x, gradient = x.movedim(1, -1), gradient.movedim(1, -1)
+    for place in range(depth):
+        shift = place - padding  # plane i of the result reads plane i x step + shift
+        first = max(0, -(shift // step))
+        last = min(gradient.shape[1] - 1, (x.shape[1] - 1 - shift) // step)
+        if last >= first:
+            read = x[:, first * step + shift : last * step + shift + 1 : step].flatten(0, 1)
+            given = gradient[:, first : last + 1].flatten(0, 1)
+            yield place, read.contiguous().movedim(-1, 1), given.contiguous().movedim(-1, 1)

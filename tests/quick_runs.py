@@ -1,0 +1,32 @@
+"""For tests of whole runs in this process whose subject is neither the device nor how its memory is tried.
+
+Every new output folder probes the device, and every plan is tried in a process of its own. Where runs have a few steps,
+that takes longer than all the rest. `test_end_to_end` and `test_guard` show both.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import pytest
+
+from autounet.training import probe
+
+probe_once = functools.cache(probe.probe_device)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_probe() -> Iterator[None]:
+    """The device is probed once for all modules that import this."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "probe_device", probe_once)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_trials() -> Iterator[None]:
+    """No trial steps before the first fold."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autounet.pipeline.try_configurations", lambda context: None)
+        yield

@@ -1,0 +1,84 @@
+"""The 3-D convolution whose kernel gradient is put together from planes: the same function as torch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from autounet.nets import convolution
+from autounet.nets.convolution import Conv3d
+
+ROUNDING = 0.02
+"""of sums of products rounded to bf16 (2^-8), as a share of the sum of the absolute products"""
+
+
+def trained(layer: nn.Module, x: torch.Tensor, towards: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Result and gradients, float32."""
+    x = x.clone().requires_grad_(True)
+    y = layer(x)
+    (y.float() * towards).sum().backward()
+    return tuple(each.float() for each in (y.detach(), x.grad, layer.weight.grad, layer.bias.grad))
+
+
+sizes = st.integers(1, 5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kernel=st.tuples(*[st.sampled_from((1, 3))] * 3),
+    stride=st.tuples(*[st.sampled_from((1, 2))] * 3),
+    size=st.tuples(sizes, sizes, sizes),
+    batch=st.integers(1, 3),
+    channels=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    padded=st.booleans(),
+    channels_last=st.booleans(),
+)
+def test_it_is_torchs_convolution(kernel, stride, size, batch, channels, padded, channels_last) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shape = size if padded else tuple(length + 2 for length in size)
+    given_ = (*channels, kernel, stride, tuple(length // 2 for length in kernel) if padded else 0)
+    true = nn.Conv3d(*given_)
+    ours = Conv3d(*given_)
+    ours.load_state_dict(true.state_dict())
+    x = torch.randn((batch, channels[0], *shape), generator=generator)
+    towards = torch.randn(true(x).shape, generator=generator)
+    expected = trained(true, x, towards)
+    positive = Conv3d(*given_)
+    positive.load_state_dict({name: value.abs() for name, value in true.state_dict().items()})
+    scales = trained(positive, x.abs(), towards.abs())
+    if channels_last:
+        ours, x = (each.to(memory_format=torch.channels_last_3d) for each in (ours, x))
+    assert all(map(torch.equal, trained(ours, x, towards), expected)) or channels_last  # float32 is torch's own
+    ours.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = trained(ours, x, towards)
+    for each, other, scale in zip(found, expected, scales, strict=True):
+        assert each.shape == other.shape
+        assert (each - other).norm() <= ROUNDING * scale.norm()
+
+
+@pytest.mark.parametrize("batch", [1, 6])
+def test_the_kernels_gradient_comes_from_planes(monkeypatch, batch: int) -> None:
+    """oneDNN's own in 3-D overwrites memory."""
+    asked = []
+    true = convolution.convolution_backward
+
+    def spy(gradient, x, weight, stride, padding, wanted):
+        asked.append((x.ndim, wanted))
+        return true(gradient, x, weight, stride, padding, wanted)
+
+    monkeypatch.setattr(convolution, "convolution_backward", spy)
+    layer = Conv3d(2, 4, 3, padding=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(torch.randn(batch, 2, 4, 6, 6, requires_grad=True)).float().sum().backward()
+    assert (5, (True, False)) in asked
+    assert {dims for dims, (_, kernel) in asked if kernel} == {4}
+
+
+def test_without_training_it_is_torchs_own() -> None:
+    layer, x = Conv3d(2, 4, 3), torch.randn(1, 2, 4, 6, 6)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), nn.Conv3d.forward(layer, x))

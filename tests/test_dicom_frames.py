@@ -1,0 +1,160 @@
+"""DICOM files of many frames are read as the series of single slices that they could be, or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from autounet.images import read_header, read_image, series_files
+from autounet.schema.errors import DataError
+
+pydicom = pytest.importorskip("pydicom")
+EXPLICIT, IMPLICIT, DEFLATED, BIG, JPEG = (
+    "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2",
+    "1.2.840.10008.1.2.4.70",
+)  # fmt: skip
+SPACING, ORIGIN = (2.5, 0.5, 0.7), (-40.5, 12.0, 7.25)
+DIRECTION = Rotation.random(random_state=3).as_matrix()
+
+
+def group(**elements: object) -> object:
+    found = pydicom.Dataset()
+    for name, value in elements.items():
+        setattr(found, name, value)
+    return found
+
+
+def write_frames(
+    path: Path,
+    stored: np.ndarray,
+    order: Sequence[int] | None = None,
+    rescale: Sequence[tuple[float, float]] = (),
+    syntax: str = EXPLICIT,
+    lengths: bool = True,
+    **changes: object,
+) -> None:
+    """An Enhanced MR image of (Z, Y, X), frames in this order; `lengths` False: sequences end with delimiters."""
+    order = range(len(stored)) if order is None else order
+    inward, along = DIRECTION[:, 2], DIRECTION[:, :2]
+    shared = group(
+        PixelMeasuresSequence=[group(PixelSpacing=[SPACING[1], SPACING[2]], SliceThickness=2)],
+        PlaneOrientationSequence=[group(ImageOrientationPatient=[f"{each:.10g}" for each in along.T.ravel()])],
+    )
+    frames = []
+    for z in order:
+        place = np.array(ORIGIN) + z * SPACING[0] * inward
+        frame = group(PlanePositionSequence=[group(ImagePositionPatient=[f"{each:.10g}" for each in place])])
+        if rescale:
+            slope, intercept = rescale[z]
+            frame.PixelValueTransformationSequence = [group(RescaleSlope=slope, RescaleIntercept=intercept)]
+        frames.append(frame)
+    image = group(
+        SOPClassUID="1.2.840.10008.5.1.4.1.1.4.1", SOPInstanceUID="1.2.3", Modality="MR", SeriesInstanceUID="1.2.3.4",
+        Rows=stored.shape[1], Columns=stored.shape[2], BitsAllocated=16, BitsStored=16, HighBit=15, SamplesPerPixel=1,
+        PixelRepresentation=1, PhotometricInterpretation="MONOCHROME2", NumberOfFrames=len(frames),
+        SharedFunctionalGroupsSequence=[shared], PerFrameFunctionalGroupsSequence=frames,
+    )  # fmt: skip
+    order_of_bytes = ">i2" if syntax == BIG else "<i2"
+    image.add_new(0x7FE00010, "OW", stored[list(order)].astype(order_of_bytes).tobytes())
+    for name, value in changes.items():
+        setattr(image, name, value)
+    for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        if name in image and not lengths:
+            image[name].is_undefined_length = True
+            for item in image[name].value:
+                item.is_undefined_length_sequence_item = True
+    image.file_meta = pydicom.dataset.FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = syntax
+    image.file_meta.MediaStorageSOPClassUID, image.file_meta.MediaStorageSOPInstanceUID = "1.2.840.1", "1.2.3"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    explicit, little = syntax != IMPLICIT, syntax != BIG
+    pydicom.dcmwrite(path, image, implicit_vr=not explicit, little_endian=little, enforce_file_format=True)
+
+
+def voxels() -> np.ndarray:
+    return np.random.default_rng(0).integers(-500, 1500, (5, 6, 7)).astype(np.int16)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, DEFLATED, BIG])
+@pytest.mark.parametrize("lengths", [True, False])
+def test_frames_are_put_in_their_places(tmp_path: Path, syntax: str, lengths: bool) -> None:
+    write_frames(tmp_path / "a" / "x.dcm", voxels(), (3, 0, 4, 1, 2), syntax=syntax, lengths=lengths)
+    image, geometry = read_image(tmp_path / "a")
+    np.testing.assert_array_equal(image[0], voxels())
+    np.testing.assert_allclose(geometry.spacing, SPACING, rtol=1e-6)
+    np.testing.assert_allclose(geometry.origin, ORIGIN, atol=1e-6)
+    np.testing.assert_allclose(np.reshape(geometry.direction, (3, 3)), DIRECTION, atol=1e-6)
+    assert read_header(tmp_path / "a") == (geometry, 1)
+
+
+def test_each_frame_has_its_own_rescale(tmp_path: Path) -> None:
+    rescale = [(1, -1024), (4, 8), (0.25, 0), (2, 0), (1, 0)]
+    write_frames(tmp_path / "a" / "x.dcm", voxels(), (4, 3, 2, 1, 0), rescale)
+    expected = np.stack(
+        [plane * slope + intercept for plane, (slope, intercept) in zip(voxels(), rescale, strict=True)]
+    )
+    np.testing.assert_array_equal(read_image(tmp_path / "a")[0][0], expected)
+
+
+def test_a_frame_per_file_and_frames_in_two_files(tmp_path: Path) -> None:
+    stored = voxels()
+    for z in range(5):
+        write_frames(tmp_path / "single" / f"{5 - z}.dcm", stored, (z,))
+    write_frames(tmp_path / "halves" / "a.dcm", stored, (4, 3))
+    write_frames(tmp_path / "halves" / "b.dcm", stored, (2, 0, 1))
+    for name in ("single", "halves"):
+        np.testing.assert_array_equal(read_image(tmp_path / name)[0][0], stored)
+    assert [path.name for path in series_files(tmp_path / "single")] == [f"{5 - z}.dcm" for z in range(5)]
+    with pytest.raises(DataError, match=r"b\.dcm has 3 frames in one file. Here a file per slice is needed"):
+        series_files(tmp_path / "halves")
+
+
+def test_what_is_no_whole_volume_is_refused(tmp_path: Path) -> None:
+    stored, folder = voxels(), tmp_path / "a"
+    write_frames(folder / "x.dcm", stored, (0, 1, 4))
+    with pytest.raises(DataError, match=r"2 slices are missing between frame 2 of x\.dcm and frame 3 of x\.dcm"):
+        read_image(folder)
+    write_frames(folder / "x.dcm", stored, (0, 1, 2, 1))
+    with pytest.raises(DataError, match=r"frame 2 of x\.dcm and frame 4 of x\.dcm lie at the same position"):
+        read_image(folder)
+    write_frames(folder / "x.dcm", stored, NumberOfFrames=4)
+    with pytest.raises(DataError, match=r"x\.dcm is damaged: it has 4 frames and tells of 5"):
+        read_image(folder)
+    write_frames(folder / "x.dcm", stored, PerFrameFunctionalGroupsSequence=[])
+    with pytest.raises(DataError, match="5 frames in one file and does not say where they lie"):
+        read_image(folder)
+    write_frames(folder / "x.dcm", stored, PixelData=stored[:4].tobytes())
+    with pytest.raises(DataError, match=r"x\.dcm is truncated: 336 of 420 bytes of pixels"):
+        read_image(folder)
+    compressed = pydicom.encaps.encapsulate([b"\xff\xd8" * 5] * 5)
+    write_frames(folder / "x.dcm", stored, syntax=JPEG, PixelData=compressed)
+    with pytest.raises(DataError, match=r"5 compressed frames in one file. Convert it to NIfTI, or decompress it"):
+        read_image(folder)
+
+
+def test_damaged_files_are_refused_and_never_read_otherwise(tmp_path: Path) -> None:
+    """Any byte of the functional groups, and any length of the file."""
+    file = tmp_path / "a" / "x.dcm"
+    write_frames(file, voxels())
+    whole, expected = file.read_bytes(), read_image(file.parent)
+    start = whole.index(b"\x00\x52\x29\x92")
+    rng = np.random.default_rng(0)
+    for place in (*rng.integers(start, len(whole) - 450, 150), *range(start, start + 60)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << int(rng.integers(8))
+        file.write_bytes(changed)
+        try:
+            image, geometry = read_image(file.parent)
+        except DataError as error:
+            assert "x.dcm" in str(error) or str(file.parent) in str(error)  # noqa: PT017
+        else:  # a number was changed, or nothing that is read
+            assert image.shape == expected[0].shape
+            assert geometry.shape == expected[1].shape
+    for length in rng.integers(140, len(whole), 40):
+        file.write_bytes(whole[:length])
+        with pytest.raises(DataError):
+            read_image(file.parent)
