@@ -311,6 +311,7 @@ def test_command_holds_every_option_given():
         configurations=("2d", "3d_fullres"),
         iterations=20,
         seed=0,
+        metrics=("dice", "assd"),
         deterministic=True,
     )
     words = shlex.split(run_command("/my data", "out", options))
@@ -326,6 +327,7 @@ def test_command_holds_every_option_given():
         "--configurations": "2d,3d_fullres",
         "--iterations": "20",
         "--seed": "0",
+        "--metrics": "dice,assd",
     }
     assert words[-1] == "--deterministic"
 
