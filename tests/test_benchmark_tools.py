@@ -70,8 +70,17 @@ def test_a_job_is_reported_with_its_goal(tools):
     metrics = {"mean_dice": 0.95, "per_class": classes, "cases": [{}] * 30}
     plan = {"2d": {"patch_size": [64, 64], "batch_size": 2, "network": {"features": [8, 16]}, "predicted_steps": None}}
     step = main_job.Step(("autounet", "run", "/data/ISBI2012_membrane"), measuring.Measured(1200.0, 2**30))
-    outcome = main_job.Outcome(job, (step,), metrics, None, {"configurations": plan}, {"chosen": ["2d"]})
+    dataset = {
+        "layout": "pairs",
+        "cases": [{"identifier": name, "group": name[0]} for name in ("a1", "a2", "b1")],
+        "labels": {"pairs": [], "ignore": None},
+    }
+    splits = {"folds": [["a1"], ["a2", "b1"]]}
+    outcome = main_job.Outcome(
+        job, (step,), metrics, None, None, {"configurations": plan}, {"chosen": ["2d"]}, dataset, splits
+    )
     page = main_job.section(outcome)
     assert "Got 0.8100: reached" in page
     assert "| `autounet run ISBI2012_membrane` | 20.0 min | 1.00 GiB |" in page
     assert "2d: patch 64x64" in page
+    assert "3 cases in 2 groups, 2 folds, 1 groups in more than one fold" in page

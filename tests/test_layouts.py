@@ -138,7 +138,7 @@ def test_folders_of_kinds_are_no_folders_of_cases(tmp_path: Path) -> None:
     for part in ("training", "test"):
         image(tmp_path / "split" / part / "images" / "a.nii.gz")
         label(tmp_path / "split" / part / "labels" / "a.nii.gz")
-    with pytest.raises(DataError, match="Give one of its folders: test, training"):
+    with pytest.raises(DataError, match=r"its folders do: test, training\. Give the one to learn from: .*/training"):
         scan(tmp_path / "split", NONE)
 
 

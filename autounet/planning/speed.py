@@ -18,6 +18,10 @@ from autounet.schema.plan import Configuration, NetworkSpec
 BOLD = 4
 """times the voxels of a quick step that the next one may have, whatever is expected of it: it takes little more than
 four times as long"""
+BEARABLE = 4
+"""times a quick step that a slow one may have taken for another to follow"""
+TELLING = 2.0
+"""times the seconds of the smallest input that tell more than overhead and noise"""
 LEAST_BOTTOM = 2
 """voxels of the smallest stage: a norm over one value has no variance"""
 LEAST_BATCH = 2
@@ -122,11 +126,14 @@ def next_size(sizes: Sequence[Size], timed: Mapping[int, float], quick: float) -
 
     The largest that is expected to take at most `quick` seconds, or one of up to `BOLD` times the voxels of the last
     while that one was quick: on a busy machine a small step takes as long as a larger one, and a line through it alone
-    would let nothing larger be expected quick.
+    would let nothing larger be expected quick. Slow steps go on, while they take seconds, until one is clearly slower
+    than the first: with small inputs a deep network's step is mostly overhead, of which no slope can be told.
     """
     largest = max(timed)
     if timed[largest] > quick:
-        return None
+        told = timed[largest] >= TELLING * timed[min(timed)] and largest > min(timed)
+        bearable = timed[largest] <= BEARABLE * quick
+        return next((size for size in sizes if bearable and not told and size.voxels >= APART * largest), None)
     line = fit(list(timed.items()))
     wanted = [
         size

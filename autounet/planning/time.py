@@ -27,8 +27,8 @@ FREE_SHARE = 0.8
 idle"""
 FEW_STEPS = 1000
 """steps below which a smaller patch, and so more steps, wins (benchmarks/results/schedule_2026-11-22.md, DRIVE)"""
-LEAST_EDGE = {2: 96, 3: 48}
-"""voxels by dimension; smaller patches see too little"""
+LEAST_PATCH = {2: 96**2, 3: 48**3}
+"""voxels by dimension, whatever the shape, which follows the images'; smaller patches see too little"""
 LEAST_STEPS = 60
 """steps below which a fold has learnt nothing worth packing"""
 INFERENCE_SHARE = 0.2
@@ -99,8 +99,10 @@ class Candidate:
 
     @property
     def steps(self) -> float:
-        """Per fold, with the least batch."""
-        return self.training / self.timing.step(self.least_batch)
+        """Per fold, with the least batch. Validation that takes more than its share will be cut to it."""
+        fold = self.frame.seconds / self.frame.folds
+        training = fold - min(self.validation, INFERENCE_SHARE * fold) - FOLD_OVERHEAD_SECONDS
+        return training / self.timing.step(self.least_batch)
 
 
 Configure = Callable[[PlannerOptions], Configuration]
@@ -158,14 +160,14 @@ def _widest(attempt: Callable[..., Candidate], frame: Frame, given: int | None) 
 
 def _smaller_patch(attempt: Callable[..., Candidate], best: Candidate) -> Candidate:
     """Half of the voxels, again and again, while steps are few and the patch stays useful."""
+    least = LEAST_PATCH[best.configuration.network.dims]
     while best.steps < best.frame.wanted(FEW_STEPS):
         voxels = math.prod(best.configuration.patch_size)
         try:
             smaller = attempt(base_features=best.options.base_features, patch_limit=voxels // 2)
         except PlanError:
             break  # nothing smaller is a U-Net
-        least = LEAST_EDGE[smaller.configuration.network.dims]
-        if min(smaller.configuration.patch_size) < least or smaller.steps <= best.steps:
+        if math.prod(smaller.configuration.patch_size) < least or smaller.steps <= best.steps:
             break
         best = smaller
     return best

@@ -37,7 +37,7 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One command at a time works in an output folder. Raises OptionError while another does."""
+    """One command at a time works in an output folder. Raises OptionError while another does, or where no locks are."""
     with open(folder / LOCK, "a", encoding="utf-8") as file:
         try:
             import fcntl
@@ -45,8 +45,12 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except ImportError:  # no such lock on this system
             pass
-        except OSError:
+        except BlockingIOError:
             raise OptionError(f"another autounet is working in {folder}. Wait for it, or give another --out") from None
+        except OSError as error:
+            raise OptionError(
+                f"{folder} lies on a file system without locks ({error.strerror}). Give an --out on another one"
+            ) from None
         file.truncate(0)
         file.write(f"{socket.gethostname()} {os.getpid()}\n")
         file.flush()

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 STEP_SECONDS = 0.5
 """after which no further step is timed"""
-QUICK_STEP = 0.3
+QUICK_STEP = 0.8
 """seconds; a step expected to take no longer is timed as planned, a slower one on a smaller input"""
 STEPS = 3
 """timed per size, beside the warm-up"""
