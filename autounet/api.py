@@ -14,8 +14,8 @@ from autounet.datasets import Match, image_files, pair
 from autounet.evaluation import DEFAULT_METRICS, chosen_metrics, distance_unit, evaluate_case, summarise
 from autounet.images import read_geometry, read_labels, stem
 from autounet.ops.label_values import values_in
-from autounet.running.predictor import Predictor
-from autounet.running.progress import progress
+from autounet.running.predicting.predictor import Predictor
+from autounet.running.watching.progress import progress
 from autounet.schema.errors import DataError
 from autounet.schema.labels import LabelClass, Labels, Region
 from autounet.schema.plan import Average

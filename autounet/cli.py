@@ -54,7 +54,7 @@ def calibrate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")] = "auto",
 ) -> None:
     """Measure how much more memory a device takes than tracing says; later plans on it reckon with that."""
-    from autounet.running.calibrating import calibrate as measure
+    from autounet.running.plans.calibrating import calibrate as measure
     from autounet.schema.quantities import format_size
 
     margin, path = measure(device)
@@ -82,9 +82,9 @@ def check(
 ) -> None:
     """Say what was understood and every defect at once; exit 1 if any is fatal."""
     given = dict(locals())
-    from autounet.running import finding_lines
     from autounet.running.parsing import data_options
     from autounet.running.reading import check_data, fix_data
+    from autounet.running.watching import finding_lines
     from autounet.schema.errors import OptionError
 
     if fix != (out is not None):
@@ -102,8 +102,8 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Look again every 5 seconds for as long as it runs")] = False,
 ) -> None:
     """What is done, what runs, time left."""
-    from autounet.running import status_lines
-    from autounet.running.status import read_status
+    from autounet.running.watching import status_lines
+    from autounet.running.watching.status import read_status
 
     looks = status_lines.watch(read_status, out) if watch else iter([read_status(out)])
     if not json_:
@@ -124,7 +124,7 @@ def compare(
     json_: Json = False,
 ) -> None:
     """This run's cross-validation beside published results with their sources, or beside another run."""
-    from autounet.running import comparing
+    from autounet.running.judging import comparing
     from autounet.schema.errors import OptionError
 
     if test and other:

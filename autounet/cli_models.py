@@ -43,10 +43,10 @@ def predict(
 
     from autounet.api import load
     from autounet.device import choose_devices
-    from autounet.running.folder_prediction import Request
     from autounet.running.parsing import averaged, integers
-    from autounet.running.prediction_maps import Wanted
-    from autounet.running.several_devices import predict_on
+    from autounet.running.predicting.folder_prediction import Request
+    from autounet.running.predicting.prediction_maps import Wanted
+    from autounet.running.predicting.several_devices import predict_on
 
     chosen = None if folds in (None, "all") else integers(str(folds), "--folds")
     loading = partial(
@@ -70,7 +70,8 @@ def ensemble(
     probabilities: option.Probabilities = False,
 ) -> None:
     """Average the probabilities that several models have written of the same images, matching classes by name."""
-    from autounet.running import averaging, parsing
+    from autounet.running import parsing
+    from autounet.running.predicting import averaging
 
     cases = averaging.ensemble(
         folders, out, parsing.weights(weights), parsing.averaged(average) or "probabilities", probabilities
@@ -87,7 +88,7 @@ def submit(
 ) -> None:
     """Segment test images, check each result, and write the zip that a challenge takes."""
     from autounet.api import load
-    from autounet.running.submission import submit as write
+    from autounet.running.predicting.submission import submit as write
 
     submission = write(load(model, device=device), input_, out, template)
     typer.echo(f"submission: {out} with {len(submission.files)} cases, sha256 {submission.sha256}")

@@ -123,7 +123,7 @@ def _until(stage: str) -> Callable[[Path, Path, Any, bool], None]:
 
 def _plan(data: Path, out: Path, options: Any, replan: bool, explain: bool) -> None:
     from autounet.pipeline import Pipeline
-    from autounet.running.run_lengths import described
+    from autounet.running.plans.run_lengths import described
 
     pipeline = Pipeline(data, out, options, replan)
     path = pipeline.run("plan")

@@ -13,17 +13,20 @@ from functools import cached_property
 from pathlib import Path
 
 from autounet.report import write_report
-from autounet.running.calibrating import calibrated
 from autounet.running.context import Context, Setup
 from autounet.running.deadline import Deadline
 from autounet.running.fold_jobs import FoldJobs
 from autounet.running.folder import locked, require_output_folder
-from autounet.running.guard import MOST_ATTEMPTS, try_configurations
 from autounet.running.jobs import SequentialExecutor
-from autounet.running.out_of_fold import OutOfFoldEntropy
+from autounet.running.judging.out_of_fold import OutOfFoldEntropy
 from autounet.running.parsing import with_stored
-from autounet.running.plan_file import PlanFile
-from autounet.running.plan_making import PlanMaker
+from autounet.running.plans.calibrating import calibrated
+from autounet.running.plans.guard import MOST_ATTEMPTS, try_configurations
+from autounet.running.plans.plan_file import PlanFile
+from autounet.running.plans.plan_making import PlanMaker
+from autounet.running.plans.run_lengths import timed
+from autounet.running.plans.starting import Starting, known_weights
+from autounet.running.plans.starting_model import network_source
 from autounet.running.reading import Known, read_data
 from autounet.running.recipes import (
     check_options,
@@ -32,10 +35,7 @@ from autounet.running.recipes import (
     promised_seconds,
     step_limit,
 )
-from autounet.running.run_lengths import timed
-from autounet.running.starting import Starting, known_weights
-from autounet.running.starting_model import network_source
-from autounet.running.tracked import NO_TRACKER, tracking
+from autounet.running.watching.tracked import NO_TRACKER, tracking
 from autounet.schema.errors import AutoUNetError, BudgetExceeded, OptionError, PlanError, RecordError
 from autounet.schema.options import PlannerOptions, RunOptions
 from autounet.schema.plan import Plan

@@ -13,9 +13,9 @@ from autounet.datasets import load_case
 from autounet.evaluation import evaluate_case, summarise
 from autounet.images import read_labels, write_image, write_labels
 from autounet.preprocessing import PooledScores, export, pooled_maps, prepare_case
-from autounet.running.aftercare import POSTPROCESSED, Aftercare
-from autounet.running.out_of_fold import OutOfFoldEntropy
-from autounet.running.selecting import Selecting
+from autounet.running.judging.aftercare import POSTPROCESSED, Aftercare
+from autounet.running.judging.out_of_fold import OutOfFoldEntropy
+from autounet.running.judging.selecting import Selecting
 from autounet.schema.dataset import Case, Channel, Dataset
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels, Region

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from autounet.cli import app
 from autounet.images import read_image, read_labels, write_labels
 from autounet.preprocessing import decision_for
-from autounet.running.averaging import ensemble
-from autounet.running.prediction_maps import CHANNELS_FILE, write_probabilities
+from autounet.running.predicting.averaging import ensemble
+from autounet.running.predicting.prediction_maps import CHANNELS_FILE, write_probabilities
 from autounet.schema.aftercare import ProbabilityChannels
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry

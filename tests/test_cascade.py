@@ -27,7 +27,7 @@ from autounet.ops.label_values import encode
 from autounet.pipeline import Pipeline
 from autounet.preprocessing import append_one_hot, export, labels_for_next_stage, prepare_case
 from autounet.running.handing_over import hand_over_cases
-from autounet.running.status import read_status
+from autounet.running.watching.status import read_status
 from autounet.schema.dataset import Dataset, Splits
 from autounet.schema.errors import ModelError, OptionError, PlanError
 from autounet.schema.geometry import Geometry

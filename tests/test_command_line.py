@@ -12,7 +12,7 @@ from autounet.datasets import InputCase
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.images import write_image, write_labels
 from autounet.running.case_work import segmentation_name
-from autounet.running.folder_prediction import require_new
+from autounet.running.predicting.folder_prediction import require_new
 from autounet.schema.dataset import Case
 from autounet.schema.errors import OptionError
 from autounet.schema.geometry import Geometry

@@ -29,11 +29,11 @@ from autounet.images import read_labels, write_image, write_labels
 from autounet.inference import out_of_memory, sliding
 from autounet.inference.sliding import predict_scores
 from autounet.nets import FAMILIES
-from autounet.running import claims, folder_prediction
-from autounet.running.claims import Claims
-from autounet.running.folder_prediction import Request, predict_folder
-from autounet.running.predictor import Predictor
-from autounet.running.several_devices import predict_on
+from autounet.running.predicting import claims, folder_prediction
+from autounet.running.predicting.claims import Claims
+from autounet.running.predicting.folder_prediction import Request, predict_folder
+from autounet.running.predicting.predictor import Predictor
+from autounet.running.predicting.several_devices import predict_on
 from autounet.schema.errors import AutoUNetError, OptionError, OutOfMemory
 from autounet.schema.geometry import Geometry
 

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from autounet.report import write_report
-from autounet.running.finding_lines import SHOWN, described, is_fatal, told
+from autounet.running.watching.finding_lines import SHOWN, described, is_fatal, told
 from autounet.schema.dataset import Channel, Finding, Severity
 from autounet.schema.labels import LabelClass, Labels, Region
 from autounet.schema.run import CheckResult, Repair, RepairResult

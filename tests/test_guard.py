@@ -12,7 +12,7 @@ from training_cases import configuration
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.pipeline import Pipeline
 from autounet.running import fold_jobs
-from autounet.running.guard import corrected, trial_peak
+from autounet.running.plans.guard import corrected, trial_peak
 from autounet.schema.errors import BudgetExceeded, OutOfMemory, PlanError
 from autounet.schema.options import GIB, RunOptions
 from autounet.schema.plan import Plan
@@ -57,7 +57,7 @@ def answers(monkeypatch, *peaks):
             raise answer
         return answer
 
-    monkeypatch.setattr("autounet.running.guard.trial_peak", peak)
+    monkeypatch.setattr("autounet.running.plans.guard.trial_peak", peak)
     return tried
 
 

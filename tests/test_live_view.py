@@ -20,9 +20,9 @@ from autounet.cli import app
 from autounet.running.deadline import Clock
 from autounet.running.folder import locked, owner
 from autounet.running.jobs import write_key
-from autounet.running.status import read_status
-from autounet.running.status_lines import watch
-from autounet.running.time_left import FoldTime, seconds_left
+from autounet.running.watching.status import read_status
+from autounet.running.watching.status_lines import watch
+from autounet.running.watching.time_left import FoldTime, seconds_left
 from autounet.schema.dataset import Splits
 from autounet.schema.errors import OptionError
 from autounet.schema.options import PlannerOptions, RunOptions

@@ -10,7 +10,7 @@ from broken_sets import NONE
 
 from autounet import api, pipeline
 from autounet.pipeline import Pipeline
-from autounet.running.status import read_status
+from autounet.running.watching.status import read_status
 from autounet.schema.dataset import Splits
 from autounet.schema.errors import OptionError
 from autounet.schema.options import RunOptions

@@ -23,7 +23,7 @@ from autounet.inference.bundle import load_bundle
 from autounet.inference.bundle_export import export_bundle
 from autounet.inference.bundle_files import sealed
 from autounet.inference.card import card_text
-from autounet.running.predictor import Predictor
+from autounet.running.predicting.predictor import Predictor
 from autounet.schema.dataset import Channel
 from autounet.schema.errors import AutoUNetError, DataError, ModelError, OptionError
 from autounet.schema.geometry import Geometry

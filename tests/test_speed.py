@@ -24,7 +24,7 @@ from autounet.planning.speed import (
 )
 from autounet.planning.time import FOLD_OVERHEAD_SECONDS
 from autounet.planning.timing import Timing
-from autounet.running.run_lengths import length_lines, with_step_times
+from autounet.running.plans.run_lengths import length_lines, with_step_times
 from autounet.schema.options import PlannerOptions, TrainOptions
 from autounet.schema.plan import Plan
 from autounet.training.sample_rates import measure_sample_rates

@@ -22,9 +22,9 @@ from autounet.inference.bundle import file_checksum
 from autounet.nets import FAMILIES
 from autounet.nets.mednext import propose as propose_mednext
 from autounet.pipeline import Pipeline
-from autounet.running.plan_making import PlanMaker
+from autounet.running.plans.plan_making import PlanMaker
+from autounet.running.plans.starting import Starting, known_weights
 from autounet.running.recipes import check_options, planner_options
-from autounet.running.starting import Starting, known_weights
 from autounet.schema.errors import ModelError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.options import DataOptions, PlannerOptions, RunOptions, TrainOptions, WeightsSource

@@ -19,9 +19,9 @@ from autounet import api
 from autounet.cli import main
 from autounet.datasets import InputCase
 from autounet.images import read_geometry, read_labels, stored_type, write_image
-from autounet.running import submission as module
-from autounet.running.submission import geometry_difference, submit
-from autounet.running.submission_names import TASKS, submitted_names, template_for
+from autounet.running.predicting import submission as module
+from autounet.running.predicting.submission import geometry_difference, submit
+from autounet.running.predicting.submission_names import TASKS, submitted_names, template_for
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.submission import Submission

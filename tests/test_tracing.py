@@ -13,8 +13,8 @@ from training_cases import configuration as small_configuration
 from training_cases import labels
 
 from autounet.nets import FAMILIES
-from autounet.running import calibrating
-from autounet.running.calibrating import Found, calibrated, calibration_file, fit_margin
+from autounet.running.plans import calibrating
+from autounet.running.plans.calibrating import Found, calibrated, calibration_file, fit_margin
 from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autounet.schema.options import TrainOptions
 from autounet.schema.plan import NetworkSpec

@@ -12,8 +12,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from autounet import tracking
-from autounet.running.tracked import Tracked, metric_values
-from autounet.running.tracked import tracking as tracking_of
+from autounet.running.watching.tracked import Tracked, metric_values
+from autounet.running.watching.tracked import tracking as tracking_of
 from autounet.schema.errors import OptionError
 from autounet.schema.options import RunOptions
 from autounet.schema.run import ClassMetrics, EpochLog, Metrics

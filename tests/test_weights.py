@@ -17,9 +17,9 @@ from autounet import api
 from autounet.evaluation import summarise
 from autounet.images import read_image, read_labels
 from autounet.preprocessing import decision_for, export
-from autounet.running.aftercare import Aftercare
 from autounet.running.case_work import ensemble_cases
-from autounet.running.weighing import Weighing
+from autounet.running.judging.aftercare import Aftercare
+from autounet.running.judging.weighing import Weighing
 from autounet.schema.aftercare import Weighting
 from autounet.schema.plan import InferenceSpec
 from autounet.schema.run import WEIGHTED, Metrics, Selection

@@ -13,12 +13,12 @@ from autounet.running.context import Context
 from autounet.running.graph import JobGraph
 from autounet.running.handing_over import hand_over_cases
 from autounet.running.jobs import Job, move_aside, read_key, write_key
-from autounet.running.progress import progress
-from autounet.running.selecting import Selecting, fold_metrics
-from autounet.running.starting import Starting
-from autounet.running.time_shares import TimeShares
-from autounet.running.tracked import Tracked
+from autounet.running.judging.selecting import Selecting, fold_metrics
+from autounet.running.plans.starting import Starting
+from autounet.running.plans.time_shares import TimeShares
 from autounet.running.validated import ValidatedCases, validation_keys
+from autounet.running.watching.progress import progress
+from autounet.running.watching.tracked import Tracked
 from autounet.schema.log import read_log
 from autounet.schema.plan import Configuration
 from autounet.schema.presence import combinations, partly_present

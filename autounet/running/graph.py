@@ -17,8 +17,8 @@ from autounet.evaluation import DEFAULT_METRICS
 from autounet.running import case_work
 from autounet.running.context import Context
 from autounet.running.jobs import Job
-from autounet.running.measuring import wanted_metrics
-from autounet.running.selecting import fold_metrics
+from autounet.running.judging.measuring import wanted_metrics
+from autounet.running.judging.selecting import fold_metrics
 from autounet.schema.annotated import partly_annotated
 from autounet.schema.errors import OptionError
 from autounet.schema.plan import Configuration

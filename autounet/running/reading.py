@@ -11,8 +11,8 @@ from autounet.datasets import complete_labels, make_splits, scan
 from autounet.datasets.fixes.fixing import fix
 from autounet.datasets.stamps import FileHashes
 from autounet.fingerprint import build_fingerprint, check, examine
-from autounet.running.finding_lines import described
-from autounet.running.progress import progress
+from autounet.running.watching.finding_lines import described
+from autounet.running.watching.progress import progress
 from autounet.schema.dataset import CaseFacts, Dataset, Finding, Severity, Splits
 from autounet.schema.errors import DataError, OptionError, RecordError
 from autounet.schema.fingerprint import Fingerprint

@@ -10,9 +10,9 @@ from autounet.planning.explain import explain, with_double_memory
 from autounet.planning.run_length import Work, run_length, total_length, work_of
 from autounet.planning.timing import case_seconds
 from autounet.running.context import Context
-from autounet.running.explaining import explanation
+from autounet.running.plans.explaining import explanation
+from autounet.running.plans.time_shaping import Clock
 from autounet.running.recipes import FULL_STEPS, train_options
-from autounet.running.time_shaping import Clock
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.options import PlannerOptions, TrainOptions
 from autounet.schema.plan import Configuration, Plan

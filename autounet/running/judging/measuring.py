@@ -9,10 +9,10 @@ from typing import NamedTuple
 from autounet.datasets import read_reference
 from autounet.evaluation import DEFAULT_METRICS, distance_unit, evaluate_case, summarise
 from autounet.images import read_labels
-from autounet.running.aftercare import POSTPROCESSED
 from autounet.running.case_work import segmentation_name
 from autounet.running.context import Context
-from autounet.running.progress import progress
+from autounet.running.judging.aftercare import POSTPROCESSED
+from autounet.running.watching.progress import progress
 from autounet.schema.annotated import annotated_classes
 from autounet.schema.dataset import Dataset
 from autounet.schema.options import RunOptions

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from autounet.images import is_image, stem
 from autounet.running import case_work
-from autounet.running.aftercare import Aftercare
 from autounet.running.context import Context
-from autounet.running.measuring import measured
+from autounet.running.judging.aftercare import Aftercare
+from autounet.running.judging.measuring import measured
+from autounet.running.judging.weighing import Weighing
 from autounet.running.validated import ValidatedCases, ensemble_keys
-from autounet.running.weighing import Weighing
 from autounet.schema.run import Metrics, Selection, fold_name
 from autounet.schema.stages import with_previous_stages
 from autounet.schema.targets import counted_targets

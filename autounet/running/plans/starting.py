@@ -17,8 +17,8 @@ from autounet.nets import FAMILIES
 from autounet.nets.efficient_weights import encoder_weights
 from autounet.nets.transfer import class_tensors, differences, input_tensors
 from autounet.running.context import Context
+from autounet.running.plans.starting_model import loaded
 from autounet.running.recipes import PRETRAINED_FAMILY
-from autounet.running.starting_model import loaded
 from autounet.schema.dataset import Channel
 from autounet.schema.errors import ModelError, OptionError
 from autounet.schema.options import RunOptions, WeightsSource

@@ -17,8 +17,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
-from autounet.running.folder_prediction import Outcome, Request, predict_folder
-from autounet.running.predictor import Predictor
+from autounet.running.predicting.folder_prediction import Outcome, Request, predict_folder
+from autounet.running.predicting.predictor import Predictor
 from autounet.schema.errors import AutoUNetError, OutOfMemory
 from autounet.workers import available_cores
 

@@ -11,10 +11,10 @@ from autounet.planning import validate as validate_plan
 from autounet.planning.memory import MeasuredMemory
 from autounet.planning.taking_over import options_for
 from autounet.running.context import Setup
-from autounet.running.guard import corrected
+from autounet.running.plans.guard import corrected
+from autounet.running.plans.starting_model import require_model, starting_model, transfer_reason
+from autounet.running.plans.time_shaping import TimeFrame, shape_to_device
 from autounet.running.recipes import FULL_STEPS, planner_options, step_limit, train_options, trained_names
-from autounet.running.starting_model import require_model, starting_model, transfer_reason
-from autounet.running.time_shaping import TimeFrame, shape_to_device
 from autounet.schema.annotated import partly_annotated
 from autounet.schema.errors import BudgetExceeded, PlanError
 from autounet.schema.options import PlannerOptions, TrainOptions

@@ -17,8 +17,8 @@ from autounet.ops.label_values import encode
 from autounet.preprocessing import PooledScores, decision_for
 from autounet.running.case_work import ensemble_cases, segmentation_name
 from autounet.running.context import Context
-from autounet.running.drawn import draw
-from autounet.running.progress import progress
+from autounet.running.judging.drawn import draw
+from autounet.running.watching.progress import progress
 from autounet.schema.aftercare import Weighting
 from autounet.schema.annotated import annotated_classes
 from autounet.schema.dataset import Dataset

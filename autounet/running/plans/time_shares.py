@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from autounet.planning.time import CLOSING_SECONDS, FOLD_OVERHEAD_SECONDS, LEAST_STEPS
 from autounet.running.deadline import Deadline
 from autounet.running.jobs import Job
-from autounet.running.time_shaping import CLOSING_SECONDS_PER_CASE
+from autounet.running.plans.time_shaping import CLOSING_SECONDS_PER_CASE
 from autounet.schema.errors import DeadlineError
 from autounet.schema.plan import Configuration
 from autounet.schema.quantities import format_time

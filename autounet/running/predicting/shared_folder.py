@@ -17,7 +17,7 @@ from typing import Self
 
 from autounet.datasets import InputCase
 from autounet.images import files_of
-from autounet.running.claims import Claims
+from autounet.running.predicting.claims import Claims
 from autounet.schema.errors import RecordError
 from autounet.schema.prediction import PredictedCase, PredictedFile
 from autounet.schema.record import digest

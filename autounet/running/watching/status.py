@@ -18,8 +18,8 @@ from autounet.running.recipes import (
     trained_folds,
     trained_names,
 )
-from autounet.running.status_lines import status_lines
-from autounet.running.time_left import FoldTime, seconds_left
+from autounet.running.watching.status_lines import status_lines
+from autounet.running.watching.time_left import FoldTime, seconds_left
 from autounet.schema.dataset import Splits
 from autounet.schema.errors import OptionError, RecordError
 from autounet.schema.log import read_log

@@ -19,10 +19,10 @@ from autounet.preprocessing import (
     prepare_case,
 )
 from autounet.preprocessing.maps import export_map
-from autounet.running.family_prediction import Scored, pruned
-from autounet.running.folder_prediction import OnCase, Request, predict_folder
-from autounet.running.one_image import Files, from_array, from_files
-from autounet.running.prediction_maps import Pooling, Wanted, pooling_for, write_map, write_pooled
+from autounet.running.predicting.family_prediction import Scored, pruned
+from autounet.running.predicting.folder_prediction import OnCase, Request, predict_folder
+from autounet.running.predicting.one_image import Files, from_array, from_files
+from autounet.running.predicting.prediction_maps import Pooling, Wanted, pooling_for, write_map, write_pooled
 from autounet.schema.errors import ModelError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.plan import Average, Configuration

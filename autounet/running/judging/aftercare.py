@@ -17,9 +17,9 @@ from autounet.ops.label_values import NO_LOSS, encode
 from autounet.preprocessing import PooledScores, decision_for
 from autounet.running.case_work import segmentation_name, summarise_cases
 from autounet.running.context import Context
-from autounet.running.drawn import draw
-from autounet.running.out_of_fold import relative_entropy
-from autounet.running.progress import progress
+from autounet.running.judging.drawn import draw
+from autounet.running.judging.out_of_fold import relative_entropy
+from autounet.running.watching.progress import progress
 from autounet.schema.aftercare import PostprocessStep
 from autounet.schema.annotated import annotated_classes, is_certain
 from autounet.schema.dataset import Dataset

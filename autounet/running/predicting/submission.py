@@ -16,7 +16,7 @@ from autounet import __version__
 from autounet.atomic import replacing
 from autounet.datasets import InputCase, find_inputs
 from autounet.images import output_suffix, read_geometry, read_labels, stored_type, suffix, write_labels
-from autounet.running.submission_names import submitted_names, template_for
+from autounet.running.predicting.submission_names import submitted_names, template_for
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import Labels
@@ -24,7 +24,7 @@ from autounet.schema.run import ModelBundle
 from autounet.schema.submission import Submission, SubmittedFile
 
 if TYPE_CHECKING:
-    from autounet.running.predictor import Predictor
+    from autounet.running.predicting.predictor import Predictor
 
 log = logging.getLogger(__name__)
 

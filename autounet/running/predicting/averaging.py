@@ -17,9 +17,9 @@ from autounet.datasets import image_files
 from autounet.images import read_geometry, read_image, stem, write_labels
 from autounet.ops.label_values import decode
 from autounet.preprocessing import Decision, decision_for
-from autounet.running.prediction_maps import CHANNELS_FILE, write_probabilities
-from autounet.running.progress import progress
-from autounet.running.submission import geometry_difference
+from autounet.running.predicting.prediction_maps import CHANNELS_FILE, write_probabilities
+from autounet.running.predicting.submission import geometry_difference
+from autounet.running.watching.progress import progress
 from autounet.schema.aftercare import ProbabilityChannels
 from autounet.schema.errors import DataError, OptionError, RecordError
 from autounet.schema.geometry import Geometry

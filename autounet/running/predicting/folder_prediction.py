@@ -15,17 +15,17 @@ from autounet import __version__
 from autounet.allocator import keep_freed_memory
 from autounet.datasets import InputCase, find_inputs, load_input
 from autounet.preprocessing import Prepared
-from autounet.running.family_prediction import require_gates, write_gates
-from autounet.running.prediction_files import prediction_path, write_prediction
-from autounet.running.prediction_maps import Wanted
-from autounet.running.shared_folder import SharedFolder
+from autounet.running.predicting.family_prediction import require_gates, write_gates
+from autounet.running.predicting.prediction_files import prediction_path, write_prediction
+from autounet.running.predicting.prediction_maps import Wanted
+from autounet.running.predicting.shared_folder import SharedFolder
 from autounet.schema.errors import AutoUNetError, DataError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.record import digest
 from autounet.workers import one_ahead
 
 if TYPE_CHECKING:
-    from autounet.running.predictor import Predictor
+    from autounet.running.predicting.predictor import Predictor
 
 log = logging.getLogger(__name__)
 

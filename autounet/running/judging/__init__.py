@@ -1,0 +1,1 @@
+"""What follows the folds: selection, weights, postprocessing, calibration, further metrics, comparison."""

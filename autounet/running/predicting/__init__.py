@@ -1,0 +1,1 @@
+"""New images through packed models: one image, a folder, several devices, several models, a submission."""

@@ -1,0 +1,1 @@
+"""What tells how far a run is: progress, status, trackers, findings as lines."""
