@@ -79,11 +79,7 @@ class Fitting:
 
         Raises PlanError when images are too small for a U-Net or the budget too small for any patch.
         """
-        sizes = self._sizes()
-        first = self._first(sizes)
-        fitting = sizes[first]
-        # a given width is the time's choice, or a person's: there what was asked for counts, not the voxels
-        size, batch, limit = self._most_voxels(fitting, [] if self.width else sizes[first + 1 :])
+        fitting, (size, batch, limit) = self._chosen()
         patch_limited = patch_limit(self.task, size.patch) if size is fitting else limit
         widened = self.width is None and "memory" in (patch_limited, limit)
         network = self._widest(size, batch) if widened else size.network
@@ -106,9 +102,15 @@ class Fitting:
         )
 
     def patch(self) -> tuple[int, ...]:
-        """The largest that fits, with less work than `find`; raises PlanError as it does."""
+        """That of `find`, with less work; raises PlanError as it does."""
+        return self._chosen()[1][0].patch
+
+    def _chosen(self) -> tuple[Size, tuple[Size, int, Limit]]:
+        """The largest size that fits, and the size and batch that are taken."""
         sizes = self._sizes()
-        return sizes[self._first(sizes)].patch
+        first = self._first(sizes)
+        # a given width is the time's choice, or a person's: there what was asked for counts, not the voxels
+        return sizes[first], self._most_voxels(sizes[first], [] if self.width else sizes[first + 1 :])
 
     def _first(self, sizes: Sequence[Size]) -> int:
         """Index of the largest that fits, from few questions: each topology is a network of its own to the model.
