@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from pathlib import Path
 
 import pytest
@@ -69,10 +68,10 @@ def test_elapsed_time_is_remembered(tmp_path):
     given = task(tmp_path, Horizon(steps=10_000, seconds=1.5))
     with pytest.raises(Interrupted):
         train_fold(given, lambda line: stop_at(0)(line) if line.seconds > 0.8 else None)
-    began = time.monotonic()
     record = train_fold(given)
-    assert record.seconds >= 1.5
-    assert time.monotonic() - began < 1.4
+    seconds = [line.seconds for line in record.curve]
+    assert seconds == sorted(seconds)  # the second training counts on from the first
+    assert seconds[0] < 0.8 < 1.5 <= seconds[-1]
 
 
 def test_a_finished_fold_returns_at_once(tmp_path):
