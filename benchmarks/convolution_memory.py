@@ -22,12 +22,12 @@ from torch import nn
 
 from autounet.nets.convolution import Conv3d
 
-CHANNELS = ((1, 16), (16, 16), (32, 16), (16, 32), (32, 32), (64, 32), (64, 64), (8, 8), (16, 8))
+CHANNELS = ((1, 16), (16, 16), (16, 32), (32, 32))
 PLANES = (
     *((16, 16), (40, 40), (56, 40), (64, 64), (64, 128), (72, 112), (96, 160)),
     *((128, 64), (128, 128), (128, 256), (192, 48), (256, 224), (320, 320)),
 )
-DEPTHS = (1, 4, 6)
+DEPTHS = (1, 4)
 BATCH = 2
 MOST_VOXELS = 500_000
 """of a sample: larger ones only take longer"""
