@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from autounet.nets import convolution
+from autounet.nets import FAMILIES, convolution
 from autounet.nets.convolution import Conv3d
 
 ROUNDING = 0.02
@@ -82,3 +83,28 @@ def test_without_training_it_is_torchs_own() -> None:
     layer, x = Conv3d(2, 4, 3), torch.randn(1, 2, 4, 6, 6)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer(x), nn.Conv3d.forward(layer, x))
+
+
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if 3 in family.dims])
+def test_no_family_asks_for_the_kernels_gradient_in_3d(family: str) -> None:
+    """Whatever the family builds its convolutions from; groups of one channel go other ways in oneDNN."""
+    asked = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.convolution_backward.default:
+                weight, groups, wanted = args[2], args[9], args[10]
+                if weight.ndim == 5 and groups == 1 and wanted[1] and args[1].dtype == torch.bfloat16:
+                    asked.append(tuple(weight.shape))
+            return function(*args, **(kwargs or {}))
+
+    strides = [(1, 1, 1), (1, 2, 2), (2, 2, 2)]
+    spec = FAMILIES[family].propose(3, 1, 3, strides, [(1, 3, 3), (3, 3, 3), (3, 3, 3)], 8)
+    network = FAMILIES[family].build(spec).to(memory_format=torch.channels_last_3d)
+    size = FAMILIES[family].valid_size(spec, (16, 32, 32))
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = network(torch.randn(2, 1, *size).to(memory_format=torch.channels_last_3d))
+    outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
+    with Watch():
+        sum(each.float().square().mean() for each in outputs).backward()
+    assert asked == []

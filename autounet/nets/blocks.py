@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from autounet.nets.convolution import Conv3d
+from autounet.nets.convolution import Conv3d, number_format
 
 SLOPE = 0.01
 """negative slope of leaky ReLU (nnU-Net)"""
@@ -166,7 +166,9 @@ class UpConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, inputs, *S) -> (B, outputs, *S x stride)
         dims = len(self.stride)
-        if x.device.type == "cpu" and torch.is_grad_enabled() and x.is_contiguous(memory_format=CHANNELS_LAST[dims]):
+        last = x.is_contiguous(memory_format=CHANNELS_LAST[dims])
+        # in bf16 oneDNN's gradient is not to be trusted, see `convolution`
+        if x.device.type == "cpu" and torch.is_grad_enabled() and (last or number_format(x) == torch.bfloat16):
             return self._as_product(x)
         transposed = functional.conv_transpose2d if dims == 2 else functional.conv_transpose3d
         return transposed(x, self.weight, self.bias, self.stride)

@@ -27,23 +27,31 @@ class Conv3d(nn.Conv3d):
     """torch's without these faults; the parameters are the same. Padding is given as numbers."""
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, Z, Y, X)
-        if x.device.type != "cpu" or number_format(x) != torch.bfloat16 or self.groups != 1:
+        if self.groups != 1:
             return super().forward(x)
-        if self._is_thin(x):
-            with torch.autocast("cpu", enabled=False):
-                y = functional.conv3d(
-                    x.float(), self.weight.float(), as_type(self.bias, torch.float32), self.stride, self.padding
-                )
-            return y.to(torch.bfloat16)
-        if not (torch.is_grad_enabled() and self.weight.requires_grad):
-            return super().forward(x)
-        weight, bias = self.weight.to(torch.bfloat16), as_type(self.bias, torch.bfloat16)
-        return _Convolution.apply(x.to(torch.bfloat16), weight, bias, self.stride, self.padding)
+        return conv3d(x, self.weight, self.bias, self.stride, self.padding)
 
-    def _is_thin(self, x: Tensor) -> bool:
-        """Whether oneDNN's result may be wrong."""
-        columns = (x.shape[-1] + 2 * int(self.padding[-1]) - self.kernel_size[-1]) // self.stride[-1] + 1
-        return min(x.shape[2:]) < LEAST_EDGE or (columns == 1 and self.stride[-1] > 1)
+
+def conv3d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = (1, 1, 1), padding: Any = (0, 0, 0)
+) -> Tensor:
+    """torch's function of the same name without these faults."""
+    if x.device.type != "cpu" or number_format(x) != torch.bfloat16:
+        return functional.conv3d(x, weight, bias, tuple(stride), padding)
+    if _is_thin(x, weight, stride, padding):
+        with torch.autocast("cpu", enabled=False):
+            y = functional.conv3d(x.float(), weight.float(), as_type(bias, torch.float32), tuple(stride), padding)
+        return y.to(torch.bfloat16)
+    if not (torch.is_grad_enabled() and weight.requires_grad):
+        return functional.conv3d(x, weight, bias, tuple(stride), padding)
+    low = torch.bfloat16
+    return _Convolution.apply(x.to(low), weight.to(low), as_type(bias, low), tuple(stride), tuple(padding))
+
+
+def _is_thin(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> bool:
+    """Whether oneDNN's result may be wrong."""
+    columns = (x.shape[-1] + 2 * padding[-1] - weight.shape[-1]) // stride[-1] + 1
+    return min(x.shape[2:]) < LEAST_EDGE or (columns == 1 and stride[-1] > 1)
 
 
 def as_type(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

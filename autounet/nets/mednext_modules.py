@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autounet.nets.blocks import CONVOLUTIONS, InstanceNorm
+from autounet.nets.convolution import conv3d
 from autounet.nets.depthwise import depthwise, depthwise_transposed, spread
 from autounet.nets.mednext import at_stage
 from autounet.nets.plain_modules import decode
@@ -64,7 +65,7 @@ class PointwiseTranspose2d(nn.ConvTranspose2d):
 
 class PointwiseTranspose3d(nn.ConvTranspose3d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        return pointwise_transposed(functional.conv3d(x, self.weight.transpose(0, 1)), self.bias, self.stride)
+        return pointwise_transposed(conv3d(x, self.weight.transpose(0, 1)), self.bias, self.stride)
 
 
 POINTWISE_TRANSPOSED: dict[int, type[nn.Module]] = {2: PointwiseTranspose2d, 3: PointwiseTranspose3d}
