@@ -3,8 +3,8 @@
 oneDNN 3.12 (torch 2.13) has two faults in 3-D convolutions in bf16 on CPUs with AMX, none of them in 2-D:
 
 - The gradient of the kernel (`brgconv_bwd_w:avx10_1_512_amx`) writes beyond its memory wherever a plane is large enough
-  to be worked on in parts: the process crashes, or trains on what it has overwritten. That is so for two in five of the
-  sizes that `benchmarks/convolution_memory.py` tries. So it is put together from planes here, by 2-D convolutions.
+  to be worked on in parts: the process crashes, or trains on what it has overwritten. That is so for half of the sizes
+  that `benchmarks/convolution_memory.py` tries. So it is put together from planes here, by 2-D convolutions.
 - The result (`brg_conv_fwd:avx10_1_512_amx`) is wrong where an axis has one or two voxels, and where a stride leaves a
   single column (github.com/pytorch/pytorch/issues/169688). Such small inputs are convolved in float32.
 """
