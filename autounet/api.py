@@ -18,8 +18,8 @@ from autounet.running.predicting.predictor import Predictor
 from autounet.running.watching.progress import progress
 from autounet.schema.errors import DataError
 from autounet.schema.labels import LabelClass, Labels, Region
+from autounet.schema.metrics import CaseMetrics, Metrics
 from autounet.schema.plan import Average
-from autounet.schema.run import CaseMetrics, Metrics
 from autounet.workers import map_parallel
 
 log = logging.getLogger(__name__)

@@ -133,8 +133,8 @@ def _plan(data: Path, out: Path, options: Any, replan: bool, explain: bool) -> N
 
 def show_dice(out: Path) -> None:
     """The Dice per class; nothing when all cases were trained on."""
+    from autounet.schema.metrics import Metrics
     from autounet.schema.quantities import format_number
-    from autounet.schema.run import Metrics
 
     if not (out / "metrics.json").exists():
         return

@@ -36,12 +36,13 @@ from autounet.running.recipes import (
     step_limit,
 )
 from autounet.running.watching.tracked import NO_TRACKER, tracking
+from autounet.schema.device import DeviceProfile
 from autounet.schema.errors import AutoUNetError, BudgetExceeded, OptionError, PlanError, RecordError
 from autounet.schema.options import PlannerOptions, RunOptions
 from autounet.schema.plan import Plan
 from autounet.schema.quantities import format_time
 from autounet.schema.record import digest
-from autounet.schema.run import DeviceProfile, Selection
+from autounet.schema.selection import Selection
 from autounet.schema.swaps import swapped_classes
 from autounet.schema.targets import overlapping_targets
 from autounet.tracking import require_tracker

@@ -24,7 +24,8 @@ from autounet.losses import Batch
 from autounet.schema.dataset import Dataset, Splits
 from autounet.schema.options import DataOptions, TrainOptions
 from autounet.schema.plan import Configuration, Plan
-from autounet.schema.run import RunRecord, Selection
+from autounet.schema.run import RunRecord
+from autounet.schema.selection import Selection
 from autounet.step import Precision, configuration_loss, train_step
 
 CONFIGURATION = "3d_fullres"

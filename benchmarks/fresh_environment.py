@@ -58,8 +58,13 @@ def main() -> None:
     images = given.images.resolve()
     first = run([here, "predict", given.model.resolve(), images, "--out", out / "here"], logs / "here.log")
     second = run([fresh, "predict", model, images, "--out", out / "fresh"], logs / "fresh.log")
-    differing, count = same(out / "here", out / "fresh"), len(list((out / "fresh").iterdir()))
-    verdict = "all files are equal, byte for byte" if not differing else f"DIFFERENT: {', '.join(differing)}"
+    differing = same(out / "here", out / "fresh")
+    count = len([path for path in (out / "fresh").iterdir() if path.is_file()])
+    verdict = (
+        "all files are equal, byte for byte"
+        if count and not differing
+        else f"DIFFERENT: {', '.join(differing) or 'none'}"
+    )
     text = "\n".join(
         [
             "# A copied model in a fresh environment\n",
@@ -72,7 +77,7 @@ def main() -> None:
     )
     write_results("fresh_environment", text, given.results)
     sys.stdout.write(text)
-    if differing:
+    if differing or not count:
         sys.exit(1)
 
 

@@ -22,7 +22,7 @@ from measuring import commit, public_command, table, write_results
 from autounet.evaluation.boundaries import Overlap, overlap, pooled
 from autounet.images import output_suffix, read_labels
 from autounet.schema.dataset import Dataset
-from autounet.schema.run import Selection
+from autounet.schema.selection import Selection
 
 COLUMNS = ("V_Rand", "split", "merge", "V_Info", "split", "merge")
 ALPHAS = (0.5, 0.0, 1.0)

@@ -19,10 +19,10 @@ from planning_parity import our_fingerprint, our_labels
 from planning_questions import Question, questions
 
 from autounet.planning import plan
+from autounet.schema.device import DeviceProfile
 from autounet.schema.errors import PlanError
 from autounet.schema.options import PlannerOptions, TrainOptions
 from autounet.schema.quantities import parse_size
-from autounet.schema.run import DeviceProfile
 from autounet.tracing import training_memory
 
 LONGEST_SECONDS = 10.0

@@ -18,10 +18,10 @@ from autounet.running.context import Context
 from autounet.running.deadline import Deadline
 from autounet.running.reading import Known
 from autounet.schema.dataset import Dataset, Splits
+from autounet.schema.device import DeviceProfile
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.options import RunOptions
 from autounet.schema.plan import Plan
-from autounet.schema.run import DeviceProfile
 from autounet.workers import available_cores, wait_politely
 
 FOLD = 0

@@ -18,9 +18,9 @@ from typing import Any
 
 from autounet.pipeline import Pipeline
 from autounet.running import case_work
+from autounet.schema.metrics import Metrics
 from autounet.schema.options import DataOptions, RunOptions, TrainOptions
 from autounet.schema.plan import Configuration
-from autounet.schema.run import Metrics
 
 BASE = {
     "optimiser": "adamw",

@@ -11,7 +11,7 @@ from autounet.evaluation import evaluate_case, summarise
 from autounet.ops.components import components
 from autounet.schema.aftercare import PostprocessStep
 from autounet.schema.labels import LabelClass, Labels, Region
-from autounet.schema.run import CaseMetrics, ClassMetrics, Metrics
+from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics
 from autounet.schema.targets import counted_targets
 from autounet.selection import Sample, apply_steps, calibrate, held_out, judge, select, tabulate
 from autounet.selection.bootstrap import dice_table, mean_dice, standard_error

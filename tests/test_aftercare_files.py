@@ -19,8 +19,9 @@ from autounet.running.judging.selecting import Selecting
 from autounet.schema.dataset import Case, Channel, Dataset
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels, Region
+from autounet.schema.metrics import CaseMetrics, Metrics
 from autounet.schema.plan import Configuration, PreprocessSpec
-from autounet.schema.run import CaseMetrics, Metrics, Selection
+from autounet.schema.selection import Selection
 from autounet.schema.targets import TargetKind, targets_of
 from autounet.store import read_properties, read_scores, scores_file, write_prepared, write_scores
 

@@ -12,7 +12,7 @@ from autounet.evaluation import compare_models, summarise
 from autounet.ops.bootstrap import bootstrap_interval, intervals, resampled_means
 from autounet.schema.errors import DataError
 from autounet.schema.labels import LabelClass, Labels
-from autounet.schema.run import CaseMetrics, ClassMetrics, Metrics
+from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics
 
 FEW = settings(max_examples=30, deadline=None)
 values = st.lists(st.floats(0, 1, width=16), min_size=2, max_size=30)

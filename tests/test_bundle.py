@@ -17,12 +17,14 @@ from autounet.inference.bundle_files import sealed
 from autounet.inference.loading import load_network
 from autounet.inference.sliding import predict_scores
 from autounet.nets import FAMILIES
+from autounet.schema.bundle import ModelBundle
 from autounet.schema.dataset import Channel, Dataset
 from autounet.schema.errors import ModelError, RecordError
 from autounet.schema.labels import LabelClass, Labels
 from autounet.schema.options import DataOptions, TrainOptions
 from autounet.schema.plan import ChannelNormalisation, Configuration, PreprocessSpec
-from autounet.schema.run import ModelBundle, RunRecord, Selection
+from autounet.schema.run import RunRecord
+from autounet.schema.selection import Selection
 from autounet.store.weights import save_weights
 
 LABELS = Labels(classes=(LabelClass(name="background", value=0), LabelClass(name="organ", value=255)))

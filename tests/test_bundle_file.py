@@ -25,9 +25,11 @@ from autounet.inference.bundle_export import export_bundle
 from autounet.inference.bundle_files import sealed
 from autounet.inference.card import card_text
 from autounet.inference.describing import describe
+from autounet.schema.bundle import ModelBundle
 from autounet.schema.errors import ModelError
 from autounet.schema.fingerprint import Fingerprint
-from autounet.schema.run import Metrics, ModelBundle, RunRecord
+from autounet.schema.metrics import Metrics
+from autounet.schema.run import RunRecord
 
 Change = Callable[[dict[str, bytes]], None]
 

@@ -28,12 +28,16 @@ from autounet.pipeline import Pipeline
 from autounet.preprocessing import append_one_hot, export, labels_for_next_stage, prepare_case
 from autounet.running.handing_over import hand_over_cases
 from autounet.running.watching.status import read_status
+from autounet.schema.bundle import ModelBundle
 from autounet.schema.dataset import Dataset, Splits
+from autounet.schema.device import DeviceProfile
 from autounet.schema.errors import ModelError, OptionError, PlanError
 from autounet.schema.geometry import Geometry
+from autounet.schema.metrics import Metrics
 from autounet.schema.options import DataOptions, PlannerOptions, RunOptions
 from autounet.schema.plan import Configuration, InferenceSpec, Plan, PreprocessSpec
-from autounet.schema.run import DeviceProfile, Metrics, ModelBundle, RunRecord, Selection
+from autounet.schema.run import RunRecord
+from autounet.schema.selection import Selection
 from autounet.schema.stages import with_previous_stages
 from autounet.store import (
     open_prepared,

@@ -15,8 +15,8 @@ from autounet.datasets import stamps
 from autounet.images import read_image, read_labels, write_image, write_labels
 from autounet.pipeline import Pipeline
 from autounet.running import case_work
+from autounet.schema.metrics import Metrics
 from autounet.schema.options import DataOptions, RunOptions
-from autounet.schema.run import Metrics
 
 FOLDS = (("c0", "c1"), ("c2", "c3", "c4", "c5"))
 MODEL = "3d_fullres"

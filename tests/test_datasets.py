@@ -16,12 +16,12 @@ from autounet.datasets.labels import left_right_pairs
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.images import write_image, write_labels
 from autounet.ops.label_values import decode, encode
+from autounet.schema.bundle import ModelBundle
 from autounet.schema.dataset import Channel, ChannelKind, Dataset
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels
 from autounet.schema.options import DataOptions
-from autounet.schema.run import ModelBundle
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 NONE = DataOptions()

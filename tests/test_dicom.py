@@ -14,10 +14,10 @@ from scipy.spatial.transform import Rotation
 
 from autounet.datasets import find_inputs, load_case, scan
 from autounet.images import files_of, is_series, output_suffix, read_header, read_image, write_labels
+from autounet.schema.bundle import ModelBundle
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 from autounet.schema.options import DataOptions
-from autounet.schema.run import ModelBundle
 
 
 def voxels(shape: tuple[int, ...] = (5, 6, 7)) -> np.ndarray:

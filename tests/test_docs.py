@@ -20,7 +20,8 @@ from autounet.nets import FAMILIES
 from autounet.schema.dataset import Dataset
 from autounet.schema.options import DataOptions, TrainOptions
 from autounet.schema.plan import ChannelNormalisation, Configuration, PreprocessSpec
-from autounet.schema.run import RunRecord, Selection
+from autounet.schema.run import RunRecord
+from autounet.schema.selection import Selection
 from autounet.store.weights import save_weights
 
 sys.path.insert(0, str(ROOT / "docs"))

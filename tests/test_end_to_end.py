@@ -14,8 +14,11 @@ from doc_pages import undocumented
 
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.images import read_image, read_labels
+from autounet.schema.bundle import ModelBundle
+from autounet.schema.metrics import Metrics
 from autounet.schema.plan import Plan
-from autounet.schema.run import Metrics, ModelBundle, RunRecord, Selection
+from autounet.schema.run import RunRecord
+from autounet.schema.selection import Selection
 
 CASES, FOLDS, STEPS = 6, 2, 50
 

@@ -14,7 +14,7 @@ from autounet.ops.distances import surface, surface_distances
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels, Region
-from autounet.schema.run import CaseMetrics, ClassMetrics
+from autounet.schema.metrics import CaseMetrics, ClassMetrics
 
 ONE = Labels(classes=(LabelClass(name="background", value=0), LabelClass(name="organ", value=255)))
 TWO = Labels(

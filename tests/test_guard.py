@@ -13,10 +13,11 @@ from autounet.datasets.synthetic import make_demo_dataset
 from autounet.pipeline import Pipeline
 from autounet.running import fold_jobs
 from autounet.running.plans.guard import corrected, trial_peak
+from autounet.schema.device import DeviceProfile
 from autounet.schema.errors import BudgetExceeded, OutOfMemory, PlanError
 from autounet.schema.options import GIB, RunOptions
 from autounet.schema.plan import Plan
-from autounet.schema.run import DeviceProfile, RunRecord
+from autounet.schema.run import RunRecord
 
 MIB = 2**20
 BUDGET = 700 * MIB

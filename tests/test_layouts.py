@@ -17,11 +17,11 @@ from autounet.datasets import complete_labels, examine, find_inputs, load_case, 
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.images import write_image, write_labels
 from autounet.running.reading import check_data
+from autounet.schema.bundle import ModelBundle
 from autounet.schema.dataset import Channel, Dataset, Finding
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 from autounet.schema.options import DataOptions
-from autounet.schema.run import ModelBundle
 
 NONE = DataOptions()
 SHAPE = (3, 4, 5)

@@ -25,9 +25,10 @@ from autounet.running.watching.status_lines import watch
 from autounet.running.watching.time_left import FoldTime, seconds_left
 from autounet.schema.dataset import Splits
 from autounet.schema.errors import OptionError
+from autounet.schema.metrics import ClassMetrics, Metrics
 from autounet.schema.options import PlannerOptions, RunOptions
 from autounet.schema.plan import Plan
-from autounet.schema.run import ClassMetrics, EpochLog, Metrics
+from autounet.schema.run import EpochLog
 from autounet.schema.status import RunStatus
 from autounet.training import journal as journal_module
 from autounet.training.journal import Journal

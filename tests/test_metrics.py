@@ -22,7 +22,7 @@ from autounet.report.tables import class_table
 from autounet.running.parsing import run_options
 from autounet.schema.errors import OptionError
 from autounet.schema.labels import LabelClass, Labels
-from autounet.schema.run import CaseMetrics, ClassMetrics, Metrics
+from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics
 
 LABELS = Labels(classes=(LabelClass(name="background", value=0), LabelClass(name="organ", value=1)))
 OVERLAPS = ("dice", "iou", "sensitivity", "precision", "nsd", "nsd_subvoxel", "boundary_iou", "lesion_f1",

@@ -18,6 +18,7 @@ from autounet.images import write_image, write_labels
 from autounet.preprocessing import prepare_case
 from autounet.running import reading
 from autounet.running.reading import check_data, fix_data
+from autounet.schema.bundle import ModelBundle
 from autounet.schema.dataset import Case, Channel, Dataset
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
@@ -25,7 +26,6 @@ from autounet.schema.labels import Labels
 from autounet.schema.options import DataOptions
 from autounet.schema.plan import ChannelNormalisation, PreprocessSpec
 from autounet.schema.presence import combinations, partly_present, presence
-from autounet.schema.run import ModelBundle
 from autounet.training.augment import Augmentation
 from autounet.training.cases import TrainCase
 from autounet.training.presence import ChannelDropout, drop_channels

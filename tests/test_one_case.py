@@ -14,7 +14,8 @@ from autounet.running.watching.status import read_status
 from autounet.schema.dataset import Splits
 from autounet.schema.errors import OptionError
 from autounet.schema.options import RunOptions
-from autounet.schema.run import RunRecord, Selection
+from autounet.schema.run import RunRecord
+from autounet.schema.selection import Selection
 
 
 def test_one_case_is_trained_without_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,8 @@ from autounet.schema.errors import DataError
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels, Region
+from autounet.schema.metrics import Metrics
 from autounet.schema.options import DataOptions, RunOptions, TrainOptions
-from autounet.schema.run import Metrics
 from autounet.step import Precision, configuration_loss
 from autounet.store import open_prepared, write_prepared
 from autounet.training import Horizon, train_fold

@@ -8,7 +8,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,12 +23,12 @@ from autounet.planning.spacing import find_grid, target_spacing
 from autounet.planning.topology import find_topology
 from autounet.running import recipes
 from autounet.schema.dataset import ChannelKind
+from autounet.schema.device import DeviceProfile
 from autounet.schema.errors import AutoUNetError, OptionError, PlanError
 from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autounet.schema.labels import LabelClass, Labels
 from autounet.schema.options import GIB, PlannerOptions, RunOptions, TrainOptions
 from autounet.schema.plan import NetworkSpec, Plan
-from autounet.schema.run import DeviceProfile
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
@@ -377,8 +376,6 @@ def test_a_measure_decides_when_it_is_given() -> None:
     assert configuration.predicted_memory_bytes == 1000 * 64**3 * 7
 
 
-SECONDS = 10.0
-"""of processor time in which any data set is planned or refused; the machine may be busy"""
 EXTREME_SHAPES = [(1500, 2000, 1), (1, 256, 256), (256, 256, 2), (1, 2, 2), (1, 1, 4), (2000, 2000, 2000)]
 extremes = st.builds(
     make_fingerprint,
@@ -398,7 +395,7 @@ extremes = st.builds(
 @example(make_fingerprint((35, 148, 1), (0.3, 38.0, 2.0), cases=11), 1, False)
 def test_any_data_set_is_planned_or_refused(fingerprint: Fingerprint, gigabytes: int, measured: bool) -> None:
     options = PlannerOptions(memory_bytes=gigabytes * GIB)
-    started, refused = time.process_time(), ""
+    refused = ""
     try:
         made = plan(fingerprint, LABELS, options, TrainOptions(), None, synthetic_measure if measured else None)
         validate(made, fingerprint, LABELS)
@@ -406,7 +403,6 @@ def test_any_data_set_is_planned_or_refused(fingerprint: Fingerprint, gigabytes:
     except PlanError as error:
         refused = str(error)
     assert not refused or "too small" in refused
-    assert time.process_time() - started < SECONDS
 
 
 def test_spacings_that_leave_no_voxel_are_refused() -> None:

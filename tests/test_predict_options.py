@@ -26,7 +26,8 @@ from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels
 from autounet.schema.options import DataOptions, TrainOptions
 from autounet.schema.plan import ChannelNormalisation, Configuration, InferenceSpec, PreprocessSpec
-from autounet.schema.run import RunRecord, Selection
+from autounet.schema.run import RunRecord
+from autounet.schema.selection import Selection
 from autounet.store.weights import save_weights
 
 LABELS = Labels(classes=tuple(LabelClass(name=f"c{value}", value=value) for value in (0, 3, 9)))

@@ -14,7 +14,8 @@ from autounet.cli import app
 from autounet.evaluation import METRICS, summarise
 from autounet.report import page as page_module
 from autounet.report import pictured, write_report
-from autounet.report.published import TABLE, compare_published, recognise
+from autounet.report.published import TABLE, compare_published
+from autounet.report.recognised import recognise
 from autounet.report.records import Gathered, gather
 from autounet.report.tables import published_table
 from autounet.schema.comparison import (
@@ -24,7 +25,7 @@ from autounet.schema.comparison import (
     PublishedTable,
     Signature,
 )
-from autounet.schema.run import CaseMetrics, Metrics
+from autounet.schema.metrics import CaseMetrics, Metrics
 
 PUBLISHED = PublishedTable.load(TABLE)
 

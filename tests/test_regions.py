@@ -26,9 +26,10 @@ from autounet.schema.errors import PlanError
 from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels, Region
+from autounet.schema.metrics import Metrics
 from autounet.schema.options import DataOptions, PlannerOptions, RunOptions, TrainOptions
 from autounet.schema.plan import ChannelNormalisation, Plan, PreprocessSpec
-from autounet.schema.run import Metrics, RunRecord
+from autounet.schema.run import RunRecord
 from autounet.schema.targets import counted_targets, overlapping_targets, targets_of
 from autounet.step import Precision, configuration_loss
 from autounet.tracing.traced import step_loss

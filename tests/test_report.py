@@ -26,10 +26,10 @@ from autounet.report.ranking import Ranked, rank, shown
 from autounet.report.style import FOUND, PREDICTION, TRUTH, Picture
 from autounet.report.volumes import CaseVolume, whole, window
 from autounet.schema.errors import RecordError
+from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics
 from autounet.schema.options import DataOptions, RunOptions
 from autounet.schema.plan import Plan
 from autounet.schema.quantities import parse_time
-from autounet.schema.run import CaseMetrics, ClassMetrics, Metrics
 
 SAID = (
     "Synthetic & small",

@@ -19,7 +19,7 @@ from autounet.report.style import BITMAP_LIMIT, MOST_MARKS, as_bitmap, as_svg, c
 from autounet.report.viewer import LONGEST, WIDEST_SHEET, _sheet, pack, strides
 from autounet.report.volumes import CaseVolume, whole
 from autounet.schema.dataset import Finding
-from autounet.schema.run import CaseMetrics, ClassMetrics
+from autounet.schema.metrics import CaseMetrics, ClassMetrics
 
 SIZES = st.tuples(*[st.integers(1, 5000)] * 3)
 SPACINGS = st.tuples(*[st.floats(0.1, 10)] * 3)

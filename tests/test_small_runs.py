@@ -14,9 +14,11 @@ from autounet.pipeline import Pipeline
 from autounet.running.deadline import Clock
 from autounet.schema.errors import DeadlineError, OptionError
 from autounet.schema.geometry import Geometry
+from autounet.schema.metrics import Metrics
 from autounet.schema.options import DataOptions, RunOptions
 from autounet.schema.plan import Plan
-from autounet.schema.run import Metrics, RunRecord, Selection
+from autounet.schema.run import RunRecord
+from autounet.schema.selection import Selection
 
 
 def options(**changes):

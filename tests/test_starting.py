@@ -25,11 +25,12 @@ from autounet.pipeline import Pipeline
 from autounet.running.plans.plan_making import PlanMaker
 from autounet.running.plans.starting import Starting, known_weights
 from autounet.running.recipes import check_options, planner_options
+from autounet.schema.device import DeviceProfile
 from autounet.schema.errors import ModelError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.options import DataOptions, PlannerOptions, RunOptions, TrainOptions, WeightsSource
 from autounet.schema.plan import Configuration, InferenceSpec, NetworkSpec, Plan
-from autounet.schema.run import DeviceProfile, RunRecord
+from autounet.schema.run import RunRecord
 from autounet.step import Precision
 from autounet.store.weights import load_weights, save_weights
 from autounet.training import Horizon

@@ -15,10 +15,10 @@ from training_cases import labels
 from autounet.nets import FAMILIES
 from autounet.running.plans import calibrating
 from autounet.running.plans.calibrating import Found, calibrated, calibration_file, fit_margin
+from autounet.schema.device import CalibratedMargin, Calibration, DeviceProfile
 from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autounet.schema.options import TrainOptions
 from autounet.schema.plan import NetworkSpec
-from autounet.schema.run import CalibratedMargin, Calibration, DeviceProfile
 from autounet.step import Precision
 from autounet.tracing import Margin, TrainingMemory, inference_memory, memory_margin, training_memory
 from autounet.tracing.replay import Event, alive_peak

@@ -15,8 +15,9 @@ from autounet import tracking
 from autounet.running.watching.tracked import Tracked, metric_values
 from autounet.running.watching.tracked import tracking as tracking_of
 from autounet.schema.errors import OptionError
+from autounet.schema.metrics import ClassMetrics, Metrics
 from autounet.schema.options import RunOptions
-from autounet.schema.run import ClassMetrics, EpochLog, Metrics
+from autounet.schema.run import EpochLog
 from autounet.tracking import TRACKERS, Background, TrackedRun, require_tracker
 
 FOLD, RESULTS = TrackedRun("2d fold_0", "abcdef12", "out"), TrackedRun("results", "0123abcd", "out")

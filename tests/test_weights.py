@@ -21,8 +21,9 @@ from autounet.running.case_work import ensemble_cases
 from autounet.running.judging.aftercare import Aftercare
 from autounet.running.judging.weighing import Weighing
 from autounet.schema.aftercare import Weighting
+from autounet.schema.metrics import Metrics
 from autounet.schema.plan import InferenceSpec
-from autounet.schema.run import WEIGHTED, Metrics, Selection
+from autounet.schema.selection import WEIGHTED, Selection
 from autounet.selection.weights import dice_by_weights, judge_weights, weight_options
 from autounet.store import read_properties, read_scores, write_scores
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from autounet.datasets.layouts.pairing import strip_channel
 from autounet.images import stem
+from autounet.schema.bundle import ModelBundle
 from autounet.schema.errors import DataError
-from autounet.schema.run import ModelBundle
 
 log = logging.getLogger(__name__)
 

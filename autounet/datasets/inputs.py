@@ -25,10 +25,10 @@ from autounet.datasets.layouts.pairs import join_channels
 from autounet.datasets.layouts.table_file import CASE, find_table
 from autounet.datasets.loading import read_present
 from autounet.images import DICOM, SUFFIXES, file_kind, is_image, is_series, read_frames, stem
+from autounet.schema.bundle import ModelBundle
 from autounet.schema.dataset import Channel
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry
-from autounet.schema.run import ModelBundle
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from autounet.schema.annotated import NOT_ANNOTATED, is_certain
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import Labels
-from autounet.schema.run import ClassMetrics
+from autounet.schema.metrics import ClassMetrics
 
 Unit = Literal["mm", "pixels"]
 Box = tuple[slice, ...]

@@ -14,7 +14,7 @@ from autounet.evaluation.summary import SEED, values_of
 from autounet.ops.bootstrap import bootstrap_interval
 from autounet.schema.comparison import PairedDifference
 from autounet.schema.errors import DataError
-from autounet.schema.run import Metrics
+from autounet.schema.metrics import Metrics
 
 NO_CASE = "no case in which both have a value"
 NO_DIFFERENCE = "both have the same value in every case"

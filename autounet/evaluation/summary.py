@@ -10,7 +10,7 @@ import numpy as np
 from autounet.evaluation.metrics import DEFAULT_METRICS
 from autounet.ops.bootstrap import bootstrap_interval, intervals
 from autounet.schema.labels import Labels
-from autounet.schema.run import CaseMetrics, ClassMetrics, Metrics
+from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics
 from autounet.schema.targets import counted_targets
 
 SEED = 0

@@ -22,8 +22,8 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from autounet.atomic import replacing
 from autounet.inference.bundle_files import BUNDLE_FILE, CARD_FILE
+from autounet.schema.bundle import ModelBundle
 from autounet.schema.errors import ModelError, RecordError
-from autounet.schema.run import ModelBundle
 
 SUFFIX = ".autounet"
 EPOCH = (1980, 1, 1, 0, 0, 0)

@@ -34,14 +34,17 @@ from autounet.inference.bundle_files import (
 from autounet.inference.card import card_text
 from autounet.inference.describing import describe
 from autounet.inference.loading import load_network
+from autounet.schema.bundle import BundleMember, ModelBundle
 from autounet.schema.dataset import Dataset
 from autounet.schema.errors import ModelError, PlanError
 from autounet.schema.fingerprint import Fingerprint
+from autounet.schema.metrics import Metrics
 from autounet.schema.options import DataOptions
 from autounet.schema.plan import Configuration
 from autounet.schema.presence import combinations
 from autounet.schema.record import write_text
-from autounet.schema.run import BundleMember, Metrics, ModelBundle, RunRecord, Selection
+from autounet.schema.run import RunRecord
+from autounet.schema.selection import Selection
 from autounet.schema.stages import with_previous_stages
 
 if TYPE_CHECKING:

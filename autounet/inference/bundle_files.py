@@ -13,9 +13,9 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from autounet.inference.card import card_text
+from autounet.schema.bundle import ModelBundle
 from autounet.schema.errors import ModelError
 from autounet.schema.record import digest
-from autounet.schema.run import ModelBundle
 
 BUNDLE_FILE = "bundle.json"
 CARD_FILE = "model_card.md"

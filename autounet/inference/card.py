@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from autounet.schema.bundle import ModelBundle
 from autounet.schema.card import NO_LICENCE, DataSummary, ModelCard, ScoreSummary, TrainingSummary
 from autounet.schema.quantities import format_time
-from autounet.schema.run import ModelBundle
 
 INTENDED = (
     "Segmenting images like those described under *Training data*: the same structures, channels, modality and "

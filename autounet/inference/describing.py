@@ -17,7 +17,8 @@ from autounet.schema.card import (
 )
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.labels import Labels
-from autounet.schema.run import Metrics, RunRecord
+from autounet.schema.metrics import Metrics
+from autounet.schema.run import RunRecord
 
 METRICS = ("dice", "hd95", "nsd")
 """on the card; all that were measured are in metrics.json"""

@@ -31,9 +31,10 @@ from autounet.interop.exported import (
 )
 from autounet.interop.onnx import require_onnx, run_onnx, write_onnx
 from autounet.nets import FAMILIES
+from autounet.schema.bundle import ModelBundle
 from autounet.schema.errors import ModelError, OptionError
 from autounet.schema.plan import Configuration, NetworkSpec
-from autounet.schema.run import ModelBundle, fold_name
+from autounet.schema.run import fold_name
 from autounet.schema.stages import with_previous_stages
 from autounet.schema.swaps import prediction_swap
 from autounet.schema.targets import targets_of

@@ -27,12 +27,14 @@ from autounet.interop.nnunet_files import (
 )
 from autounet.interop.nnunet_labels import read_channels, read_labels
 from autounet.interop.nnunet_plans import TheirPlans, our_configuration, read_plans, their_configuration
+from autounet.schema.bundle import ModelBundle
 from autounet.schema.dataset import Channel, ChannelKind, Dataset
 from autounet.schema.errors import DataError, ModelError
 from autounet.schema.labels import Labels
 from autounet.schema.options import DataOptions, TrainOptions
 from autounet.schema.plan import Configuration
-from autounet.schema.run import ModelBundle, RunRecord, Selection, fold_name
+from autounet.schema.run import RunRecord, fold_name
+from autounet.schema.selection import Selection
 from autounet.schema.targets import planned_targets, targets_of
 from autounet.store.weights import save_weights
 

@@ -26,13 +26,13 @@ from autounet.planning.presets import PRESETS, NominalMemory
 from autounet.planning.setting import Setting
 from autounet.planning.spacing import Grid, find_grid, numbers
 from autounet.planning.taking_over import taken_grid, taken_normalisation
+from autounet.schema.device import DeviceProfile
 from autounet.schema.errors import OptionError, PlanError
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.labels import Labels
 from autounet.schema.options import PlannerOptions, TrainOptions
 from autounet.schema.plan import Configuration, Plan
 from autounet.schema.quantities import format_size
-from autounet.schema.run import DeviceProfile
 from autounet.schema.starting import USUAL_NAMES, StartingModel
 from autounet.schema.targets import planned_targets, targets_of
 

@@ -16,11 +16,11 @@ from autounet.planning.search import LARGEST_SHARE, Found, Task, find_patch, sea
 from autounet.planning.spacing import Grid
 from autounet.planning.taking_over import Taking
 from autounet.planning.topology import Topology
+from autounet.schema.device import DeviceProfile
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.labels import Labels
 from autounet.schema.options import PlannerOptions
 from autounet.schema.plan import ChannelNormalisation, NetworkSpec
-from autounet.schema.run import DeviceProfile
 from autounet.schema.starting import StartingModel
 from autounet.schema.targets import TargetKind, planned_targets, targets_of
 

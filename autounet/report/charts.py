@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from autounet.report.ranking import Ranked
 from autounet.report.style import GRID, INK, MOST_MARKS, MUTED, SERIES, Picture, as_svg, chart, two_charts
 from autounet.schema.aftercare import ReliabilityBin, TemperatureScaling
-from autounet.schema.run import Metrics
+from autounet.schema.metrics import Metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

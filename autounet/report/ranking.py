@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from autounet.schema.labels import Labels
-from autounet.schema.run import CaseMetrics, Metrics
+from autounet.schema.metrics import CaseMetrics, Metrics
 from autounet.schema.targets import counted_targets
 
 

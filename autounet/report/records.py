@@ -11,12 +11,15 @@ from pydantic import ValidationError
 
 from autounet.images import output_suffix, suffix
 from autounet.schema.dataset import Dataset, Finding, Splits
+from autounet.schema.device import DeviceProfile
 from autounet.schema.errors import RecordError
 from autounet.schema.fingerprint import Fingerprint
+from autounet.schema.metrics import CaseMetrics, Metrics
 from autounet.schema.options import RunOptions
 from autounet.schema.plan import Plan
 from autounet.schema.record import Record
-from autounet.schema.run import CaseMetrics, DeviceProfile, Metrics, RunRecord, Selection
+from autounet.schema.run import RunRecord
+from autounet.schema.selection import Selection
 
 R = TypeVar("R", bound=Record)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autounet.report.table import DASH, Table, number
-from autounet.schema.run import Candidate, Selection
+from autounet.schema.selection import Candidate, Selection
 
 
 def candidates_table(selection: Selection) -> Table:

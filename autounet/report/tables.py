@@ -9,7 +9,7 @@ from autounet.report.table import DASH, Link, Table, between, number, plain_list
 from autounet.schema.annotated import is_certain
 from autounet.schema.comparison import ComparedFigure, PublishedComparison
 from autounet.schema.labels import Labels
-from autounet.schema.run import CaseMetrics, ClassMetrics, Metrics
+from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics
 from autounet.schema.targets import overlapping_targets, targets_of
 
 MOST_COLUMNS = 60

@@ -19,10 +19,10 @@ from autounet.preprocessing import (
 )
 from autounet.schema.annotated import annotated_classes
 from autounet.schema.dataset import Case, Dataset
+from autounet.schema.metrics import CaseMetrics, Metrics
 from autounet.schema.plan import Configuration, PreprocessSpec
 from autounet.schema.prepared import CaseProperties
 from autounet.schema.presence import presence
-from autounet.schema.run import CaseMetrics, Metrics
 from autounet.schema.swaps import prediction_swap
 from autounet.store import (
     is_prepared,

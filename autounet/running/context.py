@@ -17,9 +17,9 @@ from autounet.running.recipes import (
     trained_folds,
     trained_names,
 )
+from autounet.schema.device import DeviceProfile
 from autounet.schema.options import RunOptions, TrainOptions
 from autounet.schema.plan import Configuration, Plan
-from autounet.schema.run import DeviceProfile
 from autounet.workers import available_cores
 
 

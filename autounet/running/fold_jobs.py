@@ -20,10 +20,11 @@ from autounet.running.validated import ValidatedCases, validation_keys
 from autounet.running.watching.progress import progress
 from autounet.running.watching.tracked import Tracked
 from autounet.schema.log import read_log
+from autounet.schema.metrics import Metrics
 from autounet.schema.plan import Configuration
 from autounet.schema.presence import combinations, partly_present
 from autounet.schema.quantities import format_number
-from autounet.schema.run import EpochLog, Metrics, fold_name
+from autounet.schema.run import EpochLog, fold_name
 
 log = logging.getLogger(__name__)
 

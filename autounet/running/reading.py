@@ -13,12 +13,12 @@ from autounet.datasets.stamps import FileHashes
 from autounet.fingerprint import build_fingerprint, check, examine
 from autounet.running.watching.finding_lines import described
 from autounet.running.watching.progress import progress
+from autounet.schema.check import CheckResult, RepairResult
 from autounet.schema.dataset import CaseFacts, Dataset, Finding, Severity, Splits
 from autounet.schema.errors import DataError, OptionError, RecordError
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.labels import Labels
 from autounet.schema.options import DataOptions, RunOptions
-from autounet.schema.run import CheckResult, RepairResult
 from autounet.workers import available_cores
 
 log = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from autounet.nets import FAMILIES
 from autounet.nets.efficient import STEM_FEATURES
 from autounet.planning import PRESETS
+from autounet.schema.device import DeviceProfile
 from autounet.schema.errors import OptionError
 from autounet.schema.options import GIB, NO_WEIGHTS, PlannerOptions, RunOptions, TrainOptions
 from autounet.schema.plan import Configuration, Plan
-from autounet.schema.run import DeviceProfile
 from autounet.schema.stages import with_previous_stages
 
 EPOCH_STEPS = 250

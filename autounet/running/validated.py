@@ -10,9 +10,9 @@ from autounet.running.case_work import segmentation_name
 from autounet.schema.annotated import annotated_classes
 from autounet.schema.dataset import Dataset
 from autounet.schema.errors import RecordError
+from autounet.schema.metrics import CaseMetrics
 from autounet.schema.plan import Configuration
 from autounet.schema.record import Record, digest
-from autounet.schema.run import CaseMetrics
 from autounet.store import read_properties, scores_file, stage_labels_file
 
 STAGE_VERSION = 2

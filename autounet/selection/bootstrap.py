@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from autounet.ops.bootstrap import LEAST_VALUES, resampled_means
-from autounet.schema.run import CaseMetrics
+from autounet.schema.metrics import CaseMetrics
 
 SEED = 0
 """of the draws: equal cases have equal errors"""

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from autounet.schema.run import Candidate, Metrics, Selection
+from autounet.schema.metrics import Metrics
+from autounet.schema.selection import Candidate, Selection
 from autounet.selection.bootstrap import dice_table, standard_error
 
 EQUAL_DICE = 1e-3

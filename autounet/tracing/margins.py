@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from autounet.schema.run import DeviceProfile
+from autounet.schema.device import DeviceProfile
 
 MIB = 1024**2
 

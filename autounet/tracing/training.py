@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from autounet.nets import FAMILIES
+from autounet.schema.device import DeviceProfile
 from autounet.schema.labels import Labels
 from autounet.schema.options import TrainOptions
 from autounet.schema.plan import NetworkSpec
-from autounet.schema.run import DeviceProfile
 from autounet.tracing.margins import Margin, memory_margin
 from autounet.tracing.replay import alive_peak, correspond, scaled
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autounet.allocator import keep_freed_memory
-from autounet.schema.run import DeviceProfile
+from autounet.schema.device import DeviceProfile
 from autounet.step import Precision
 from autounet.training.memory import free_memory
 from autounet.training.sample_rates import measure_sample_rates

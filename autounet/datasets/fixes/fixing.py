@@ -18,10 +18,10 @@ from typing import Any
 from autounet.datasets.checks.set_checks import duplicates
 from autounet.datasets.fixes.repairs import Repaired, RepairTask, repair_case
 from autounet.images import suffix
+from autounet.schema.check import Repair
 from autounet.schema.dataset import CaseFacts, Dataset, Finding, Severity
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.record import write_text
-from autounet.schema.run import Repair
 from autounet.workers import map_parallel
 
 LEAST_KEPT = 0.5

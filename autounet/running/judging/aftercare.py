@@ -23,8 +23,9 @@ from autounet.running.watching.progress import progress
 from autounet.schema.aftercare import PostprocessStep
 from autounet.schema.annotated import annotated_classes, is_certain
 from autounet.schema.dataset import Dataset
+from autounet.schema.metrics import CaseMetrics, Metrics
 from autounet.schema.plan import Configuration
-from autounet.schema.run import WEIGHTED, CaseMetrics, Metrics, Selection
+from autounet.schema.selection import WEIGHTED, Selection
 from autounet.schema.targets import counted_targets, targets_of
 from autounet.selection import CaseTable, Judgement, Sample, apply_steps, calibrate, held_out, judge, tabulate
 from autounet.store import read_properties, read_scores

@@ -8,7 +8,7 @@ from pathlib import Path
 from autounet.evaluation import METRICS, compare_models
 from autounet.schema.comparison import PairedDifference, PublishedComparison
 from autounet.schema.errors import DataError, OptionError
-from autounet.schema.run import Metrics
+from autounet.schema.metrics import Metrics
 
 LEVEL = 0.05
 """p from which on a difference may be chance"""

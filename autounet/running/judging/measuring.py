@@ -15,8 +15,9 @@ from autounet.running.judging.aftercare import POSTPROCESSED
 from autounet.running.watching.progress import progress
 from autounet.schema.annotated import annotated_classes
 from autounet.schema.dataset import Dataset
+from autounet.schema.metrics import CaseMetrics, Metrics
 from autounet.schema.options import RunOptions
-from autounet.schema.run import CaseMetrics, Metrics, Selection
+from autounet.schema.selection import Selection
 from autounet.workers import map_parallel
 
 

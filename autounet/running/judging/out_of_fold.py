@@ -10,7 +10,7 @@ import numpy as np
 from autounet.preprocessing import Decision, PooledScores
 from autounet.schema.dataset import Dataset
 from autounet.schema.plan import Configuration
-from autounet.schema.run import Selection
+from autounet.schema.selection import Selection
 from autounet.schema.targets import TargetKind
 from autounet.store import read_properties, read_scores, scores_file
 

@@ -13,7 +13,9 @@ from autounet.running.judging.aftercare import Aftercare
 from autounet.running.judging.measuring import measured
 from autounet.running.judging.weighing import Weighing
 from autounet.running.validated import ValidatedCases, ensemble_keys
-from autounet.schema.run import Metrics, Selection, fold_name
+from autounet.schema.metrics import Metrics
+from autounet.schema.run import fold_name
+from autounet.schema.selection import Selection
 from autounet.schema.stages import with_previous_stages
 from autounet.schema.targets import counted_targets
 from autounet.selection import select

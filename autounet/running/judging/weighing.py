@@ -22,8 +22,9 @@ from autounet.running.watching.progress import progress
 from autounet.schema.aftercare import Weighting
 from autounet.schema.annotated import annotated_classes
 from autounet.schema.dataset import Dataset
+from autounet.schema.metrics import Metrics
 from autounet.schema.quantities import format_time
-from autounet.schema.run import WEIGHTED, Metrics, Selection
+from autounet.schema.selection import WEIGHTED, Selection
 from autounet.schema.targets import TargetKind, counted_targets
 from autounet.selection import held_out
 from autounet.selection.bootstrap import dice_table, mean_dice, standard_error

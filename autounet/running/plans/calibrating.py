@@ -14,10 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from autounet.schema.device import CalibratedMargin, Calibration, DeviceProfile
 from autounet.schema.labels import LabelClass, Labels
 from autounet.schema.options import TrainOptions
 from autounet.schema.quantities import format_size
-from autounet.schema.run import CalibratedMargin, Calibration, DeviceProfile
 from autounet.tracing import Margin, TrainingMemory
 
 log = logging.getLogger(__name__)

@@ -11,11 +11,12 @@ import logging
 from autounet.running.context import Context
 from autounet.running.jobs import read_key, write_key
 from autounet.schema.annotated import partly_annotated
+from autounet.schema.device import DeviceProfile
 from autounet.schema.errors import BudgetExceeded, OutOfMemory
 from autounet.schema.plan import Configuration
 from autounet.schema.quantities import format_size
 from autounet.schema.record import digest
-from autounet.schema.run import DeviceProfile, fold_name
+from autounet.schema.run import fold_name
 from autounet.tracing import memory_margin
 
 log = logging.getLogger(__name__)

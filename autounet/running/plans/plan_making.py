@@ -16,11 +16,11 @@ from autounet.running.plans.starting_model import require_model, starting_model,
 from autounet.running.plans.time_shaping import TimeFrame, shape_to_device
 from autounet.running.recipes import FULL_STEPS, planner_options, step_limit, train_options, trained_names
 from autounet.schema.annotated import partly_annotated
+from autounet.schema.device import DeviceProfile
 from autounet.schema.errors import BudgetExceeded, PlanError
 from autounet.schema.options import PlannerOptions, TrainOptions
 from autounet.schema.plan import Configuration, Limits, NetworkSpec, Plan
 from autounet.schema.quantities import format_size
-from autounet.schema.run import DeviceProfile
 from autounet.schema.starting import StartingModel
 from autounet.tracing import TRACING_ERRORS, TrainingMemory, inference_memory, memory_margin, training_memory
 

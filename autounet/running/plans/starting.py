@@ -19,12 +19,12 @@ from autounet.nets.transfer import class_tensors, differences, input_tensors
 from autounet.running.context import Context
 from autounet.running.plans.starting_model import loaded
 from autounet.running.recipes import PRETRAINED_FAMILY
+from autounet.schema.bundle import BundleMember, ModelBundle
 from autounet.schema.dataset import Channel
 from autounet.schema.errors import ModelError, OptionError
 from autounet.schema.options import RunOptions, WeightsSource
 from autounet.schema.plan import Configuration
 from autounet.schema.record import digest
-from autounet.schema.run import BundleMember, ModelBundle
 from autounet.schema.starting import StartingModel
 from autounet.store.pretrained import read_pretrained
 

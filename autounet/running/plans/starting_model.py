@@ -7,9 +7,9 @@ from pathlib import Path
 
 from autounet.inference.bundle import load_bundle
 from autounet.running.recipes import TRANSFERRED_RATE
+from autounet.schema.bundle import ModelBundle
 from autounet.schema.errors import OptionError
 from autounet.schema.options import RunOptions, WeightsSource
-from autounet.schema.run import ModelBundle
 from autounet.schema.starting import StartingModel
 
 

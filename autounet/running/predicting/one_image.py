@@ -12,10 +12,10 @@ from autounet.datasets import InputCase, find_inputs, load_input
 from autounet.datasets.input_case import require_trained
 from autounet.images import stem
 from autounet.images.formats import VOLUME_KINDS
+from autounet.schema.bundle import ModelBundle
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import IDENTITY, Geometry
 from autounet.schema.presence import Presence
-from autounet.schema.run import ModelBundle
 
 Files: TypeAlias = "str | Path | Sequence[str | Path | None]"
 """a file or DICOM series, or those of one case in the order of the model's channels, None for one that it lacks"""

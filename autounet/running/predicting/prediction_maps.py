@@ -12,10 +12,10 @@ from autounet.atomic import replacing
 from autounet.images import file_kind, stem, suffix, write_channels, write_image
 from autounet.preprocessing import PooledScores, pooled_maps
 from autounet.schema.aftercare import ProbabilityChannels
+from autounet.schema.bundle import ModelBundle
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import Labels
 from autounet.schema.plan import Average
-from autounet.schema.run import ModelBundle
 from autounet.schema.targets import TargetKind, targets_of
 
 CHANNELS_FILE = "classes.json"

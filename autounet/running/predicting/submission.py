@@ -17,10 +17,10 @@ from autounet.atomic import replacing
 from autounet.datasets import InputCase, find_inputs
 from autounet.images import output_suffix, read_geometry, read_labels, stored_type, suffix, write_labels
 from autounet.running.predicting.submission_names import submitted_names, template_for
+from autounet.schema.bundle import ModelBundle
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import Labels
-from autounet.schema.run import ModelBundle
 from autounet.schema.submission import Submission, SubmittedFile
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from autounet.schema.check import CheckResult, RepairResult
 from autounet.schema.dataset import Finding, Severity
-from autounet.schema.run import CheckResult, RepairResult
 
 SHOWN = 10
 """findings of one kind that a person is shown; programs get all of them"""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,22 +9,23 @@ from pathlib import Path
 from autounet.running.deadline import Clock
 from autounet.running.folder import LOCK, Owner, owner
 from autounet.running.recipes import (
-    FULL_STEPS,
     is_every_fold,
     parse_folds,
     step_limit,
     trained_folds,
     trained_names,
 )
+from autounet.running.watching.fold_files import FoldFiles, age
 from autounet.running.watching.status_lines import status_lines
-from autounet.running.watching.time_left import FoldTime, seconds_left
+from autounet.running.watching.time_left import seconds_left
+from autounet.schema.check import CheckResult
 from autounet.schema.dataset import Splits
 from autounet.schema.errors import OptionError, RecordError
-from autounet.schema.log import read_log
+from autounet.schema.metrics import Metrics
 from autounet.schema.options import RunOptions
-from autounet.schema.plan import Configuration, Plan
-from autounet.schema.run import CheckResult, EpochLog, Metrics, fold_name
-from autounet.schema.status import FoldState, FoldStatus, RunState, RunStatus
+from autounet.schema.plan import Plan
+from autounet.schema.run import fold_name
+from autounet.schema.status import RunState, RunStatus
 
 RUNNING_SECONDS = 120.0
 """a run on another machine counts as running while it has written something within this time"""
@@ -87,10 +86,10 @@ class _Folder:
         if self.owner.state != "elsewhere":
             return self.owner.state == "working"
         files = [self.out / "clock.json", *self.out.glob("models/*/fold_*/*"), *self.out.glob("crossval/*/*.json")]
-        return any(_age(file) < RUNNING_SECONDS for file in files)
+        return any(age(file) < RUNNING_SECONDS for file in files)
 
     @cached_property
-    def folds(self) -> tuple[_Fold, ...]:
+    def folds(self) -> tuple[FoldFiles, ...]:
         try:
             plan, splits, options = (
                 Plan.load(self.out / "plan.json"),
@@ -106,7 +105,7 @@ class _Folder:
         trained = trained or list(trained_names(plan, options, limited, is_every_fold(folds, count)))
         configurations = {name: plan.configurations[name] for name in trained}
         return tuple(
-            _Fold(self.out, name, fold, configurations[name], step_limit(options), self.running)
+            FoldFiles(self.out, name, fold, configurations[name], step_limit(options), self.running)
             for name in trained
             for fold in trained_folds(name, configurations, folds, count)
         )
@@ -151,7 +150,7 @@ class _Folder:
             return None
         if clock.promised_seconds is None:
             return None
-        spent = clock.spent_seconds + (_age(file) if self.running else 0.0)
+        spent = clock.spent_seconds + (age(file) if self.running else 0.0)
         return max(0.0, clock.promised_seconds - spent)
 
     def _folds_left(self) -> float | None:
@@ -160,91 +159,8 @@ class _Folder:
         if not times or all(each.trained and each.validated for each in times):
             return None
         left = seconds_left(times)
-        since = min((_age(fold.log_file) for fold in self.folds if fold.status.state == "running"), default=0.0)
+        since = min((age(fold.log_file) for fold in self.folds if fold.status.state == "running"), default=0.0)
         return None if left is None else max(0.0, left - since)
-
-
-@dataclass(frozen=True)
-class _Fold:
-    """One fold of one configuration, as its files tell."""
-
-    out: Path
-    name: str
-    fold: int | None
-    configuration: Configuration
-    steps: int | None
-    """that were asked for; None: by the time, or the full recipe"""
-    run_goes_on: bool
-
-    @property
-    def folder(self) -> Path:
-        return self.out / "models" / self.name / fold_name(self.fold)
-
-    @property
-    def log_file(self) -> Path:
-        return self.folder / "log.jsonl"
-
-    @cached_property
-    def log(self) -> Sequence[EpochLog]:
-        return read_log(self.log_file) if self._begun else ()
-
-    @property
-    def _begun(self) -> bool:
-        return (self.folder / "started.json").exists()
-
-    @cached_property
-    def status(self) -> FoldStatus:
-        metrics, last = self.out / "crossval" / self.name / f"fold_{self.fold}.json", self.log[-1] if self.log else None
-        measured = [line.validation_dice for line in self.log if line.validation_dice]
-        state = self._state()
-        return FoldStatus(
-            configuration=self.name,
-            fold="all" if self.fold is None else self.fold,
-            state=state,
-            progress=1.0 if state == "done" else last.progress if last else 0.0,
-            dice=Metrics.load(metrics).mean_dice if metrics.exists() else None,
-            patch_dice=sum(measured[-1].values()) / len(measured[-1]) if measured else None,
-            validated=state == "done" and (self.fold is None or self._validated.exists()),
-            seconds=last.seconds if last else 0.0,
-            peak_memory_bytes=last.peak_memory_bytes if last else None,
-            predicted_memory_bytes=self.configuration.predicted_memory_bytes,
-        )
-
-    def _state(self) -> FoldState:
-        if (self.folder / "done.json").exists():
-            return "done"
-        if not self._begun:
-            return "waiting"
-        return "running" if self.run_goes_on else "interrupted"
-
-    @property
-    def _validated(self) -> Path:
-        return self.out / "crossval" / self.name / f"fold_{self.fold}.done.json"
-
-    @property
-    def time(self) -> FoldTime:
-        planned, status = self.configuration.predicted_step_seconds, self.status
-        steps = self.steps or self.configuration.predicted_steps or FULL_STEPS
-        done = self.folder / "done.json"
-        measured = self._validated.exists() and done.exists() and _age(done) > _age(self._validated)
-        return FoldTime(
-            configuration=self.name,
-            trained=status.state == "done",
-            validated=status.validated,
-            progress=status.progress,
-            spent=status.seconds,
-            validation=_age(done) - _age(self._validated) if measured else None,
-            planned_training=None if planned is None else planned * steps,
-            planned_validation=self.configuration.predicted_validation_seconds,
-        )
-
-
-def _age(file: Path) -> float:
-    """Seconds since it was written; infinite where it is not there."""
-    try:
-        return max(0.0, time.time() - file.stat().st_mtime)
-    except OSError:
-        return float("inf")
 
 
 def resident_bytes(process: int | None) -> int | None:

@@ -10,10 +10,11 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from autounet.schema.errors import RecordError
+from autounet.schema.metrics import ClassMetrics, Metrics
 from autounet.schema.options import RunOptions, TrainOptions
 from autounet.schema.plan import Configuration, Plan
 from autounet.schema.record import Record, digest
-from autounet.schema.run import ClassMetrics, EpochLog, Metrics
+from autounet.schema.run import EpochLog
 from autounet.tracking import TrackedRun, Tracker, open_tracker
 
 NO_TRACKER = "none"
