@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autounet.api import evaluate as evaluate
-    from autounet.api import load as load
+    from .api import evaluate as evaluate
+    from .api import load as load
 
 __version__ = "0.1.0"
 __all__ = ["evaluate", "load"]
@@ -19,7 +19,7 @@ __all__ = ["evaluate", "load"]
 def __getattr__(name: str) -> Any:
     """`load` and `evaluate` come with their libraries only when used: importing the package stays instant."""
     if name in __all__:
-        from autounet import api
+        from . import api
 
         return getattr(api, name)
     raise AttributeError(f"module 'autounet' has no attribute '{name}'")

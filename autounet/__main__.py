@@ -1,3 +1,3 @@
-from autounet.cli import main
+from .cli.app import main
 
 main()

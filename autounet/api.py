@@ -10,17 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from autounet.datasets import Match, image_files, pair
-from autounet.evaluation import DEFAULT_METRICS, chosen_metrics, distance_unit, evaluate_case, summarise
-from autounet.images import read_geometry, read_labels, stem
-from autounet.ops.label_values import values_in
-from autounet.running.predicting.predictor import Predictor
-from autounet.running.watching.progress import progress
-from autounet.schema.errors import DataError
-from autounet.schema.labels import LabelClass, Labels, Region
-from autounet.schema.metrics import CaseMetrics, Metrics
-from autounet.schema.plan import Average
-from autounet.workers import map_parallel
+from .datasets import Match, image_files, pair
+from .evaluation import DEFAULT_METRICS, chosen_metrics, distance_unit, evaluate_case, summarise
+from .imageio import read_geometry, read_labels, stem
+from .ops.label_values import values_in
+from .prediction.predictor import Predictor
+from .progress import progress
+from .schema.errors import DataError
+from .schema.labels import LabelClass, Labels, Region
+from .schema.metrics import CaseMetrics, Metrics
+from .schema.plan import Average
+from .workers import map_parallel
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def evaluate(
     wanted = chosen_metrics(metrics)
     pairs = _evaluation_pairs(Path(predictions), Path(references))
     if model is not None:
-        from autounet.inference.bundle import load_bundle
+        from .inference.bundle import load_bundle
 
         labels = load_bundle(Path(model))[0].labels
     else:

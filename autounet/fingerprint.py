@@ -10,18 +10,17 @@ from typing import Literal
 
 import numpy as np
 
-from autounet.datasets.checks.annotation_checks import annotation_findings
-from autounet.datasets.checks.examine import CaseTask, examine, examine_case
-from autounet.datasets.checks.set_checks import grey_findings, set_findings
-from autounet.datasets.checks.symmetry import pair_findings, unlike_pairs
-from autounet.datasets.labels import label_findings
-from autounet.images import VOLUME_KINDS
-from autounet.ops.orient import IDENTITY_AXES, canonical_axes, permute
-from autounet.ops.quantiles import quantiles_of_samples, weighted_quantiles
-from autounet.schema.annotated import partly_annotated
-from autounet.schema.dataset import CaseFacts, Channel, Dataset, Finding, IntensitySample, Severity
-from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
-from autounet.schema.geometry import Geometry
+from .datasets.checks.case_checks import annotation_findings
+from .datasets.checks.examine import CaseTask, examine, examine_case
+from .datasets.checks.set_checks import grey_findings, set_findings
+from .datasets.checks.symmetry import pair_findings, unlike_pairs
+from .datasets.labels import label_findings
+from .imageio import VOLUME_KINDS
+from .ops.orient import IDENTITY_AXES, canonical_axes, permute
+from .ops.statistics import quantiles_of_samples, weighted_quantiles
+from .schema.dataset import CaseFacts, Channel, Dataset, Finding, IntensitySample, Severity, partly_annotated
+from .schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
+from .schema.geometry import Geometry
 
 __all__ = ["CaseTask", "build_fingerprint", "check", "examine", "examine_case", "weighted_quantiles"]
 

@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from autounet.losses import Batch, Loss, build_loss
-from autounet.schema.labels import Labels
-from autounet.schema.options import TrainOptions
-from autounet.schema.plan import Configuration
+from .losses import Batch, Loss, build_loss
+from .schema.labels import Labels
+from .schema.options import TrainOptions
+from .schema.plan import Configuration
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -5,8 +5,10 @@ Spawned, because a fork after torch has used OpenMP hangs.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -120,3 +122,20 @@ def one_ahead(items: Iterable[Item], function: Callable[[Item], Result]) -> Iter
             del ahead
         if pending is not None:
             yield pending[0], pending[1].result
+
+
+TRIM_THRESHOLD, MMAP_MAX = -1, -4
+"""option numbers of glibc's mallopt (malloc.h)"""
+
+
+def keep_freed_memory() -> bool:
+    """Stop glibc from returning large blocks to the system, for the rest of this process.
+
+    Returns whether it took effect; on other C libraries nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(TRIM_THRESHOLD, 2**31 - 1)) and bool(mallopt(MMAP_MAX, 0))

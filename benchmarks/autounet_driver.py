@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 
-from autounet.allocator import keep_freed_memory
 from autounet.losses import Batch
 from autounet.schema.dataset import Dataset, Splits
 from autounet.schema.options import DataOptions, TrainOptions
@@ -27,6 +26,7 @@ from autounet.schema.plan import Configuration, Plan
 from autounet.schema.run import RunRecord
 from autounet.schema.selection import Selection
 from autounet.step import Precision, configuration_loss, train_step
+from autounet.workers import keep_freed_memory
 
 CONFIGURATION = "3d_fullres"
 WARM_UP = 1
@@ -125,7 +125,7 @@ def make_bundle(out: Path, weights: Path, model: Path) -> None:
 
 def agreement(first: Path, second: Path, result: Path) -> None:
     """Share of voxels with equal labels over the files of the same name: {"cases": N, "equal": 0..1}."""
-    from autounet.images import read_labels
+    from autounet.imageio import read_labels
 
     names = sorted(path.name for path in first.glob("*.nii.gz") if (second / path.name).exists())
     equal = total = 0

@@ -24,8 +24,7 @@ from measuring import CommandFailed, commit, machine, public_command, run, secon
 
 from autounet.report.published import MEAN, TABLE, compare_published
 from autounet.report.records import Gathered, gather
-from autounet.schema.comparison import ComparedFigure, KnownDataSet, PublishedTable
-from autounet.schema.metrics import Metrics
+from autounet.schema.metrics import ComparedFigure, KnownDataSet, Metrics, PublishedTable
 
 log = logging.getLogger("benchmark")
 

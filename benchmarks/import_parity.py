@@ -35,7 +35,7 @@ from import_parity_jobs import (
 )
 from measuring import CommandFailed, commit, machine, public_command, run, seconds_text, table, write_results
 
-from autounet.images import read_labels
+from autounet.imageio import read_labels
 
 log = logging.getLogger("benchmark")
 

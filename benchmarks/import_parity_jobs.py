@@ -18,7 +18,7 @@ import numpy as np
 from scipy import ndimage
 
 from autounet.datasets.synthetic import make_case
-from autounet.images import write_image, write_labels
+from autounet.imageio import write_image, write_labels
 from autounet.schema.geometry import Geometry
 
 HIPPOCAMPUS, HEARTS = "Dataset004_Hippocampus", "Dataset027_ACDC"

@@ -20,7 +20,7 @@ import numpy as np
 from measuring import commit, public_command, table, write_results
 
 from autounet.evaluation.boundaries import Overlap, overlap, pooled
-from autounet.images import output_suffix, read_labels
+from autounet.imageio import output_suffix, read_labels
 from autounet.schema.dataset import Dataset
 from autounet.schema.selection import Selection
 

@@ -18,11 +18,11 @@ from typing import Literal
 
 from measuring import commit, machine, median, memory_text, public_command, table, write_results
 
+from autounet.memory_model import Margin, TrainingMemory
 from autounet.nets import FAMILIES
 from autounet.schema.labels import LabelClass, Labels
 from autounet.schema.options import TrainOptions
 from autounet.schema.plan import NetworkSpec
-from autounet.tracing import Margin, TrainingMemory
 
 log = logging.getLogger("benchmark")
 
@@ -91,10 +91,10 @@ def combinations() -> list[Combination]:
 
 def compare(combination: Combination, device: str) -> tuple[int, int]:
     """(predicted, measured) bytes."""
+    from autounet.memory_model.peak import CODE_BYTES, DEFAULTS
+    from autounet.memory_model.real_steps import Question, measure
+    from autounet.memory_model.traced import StepSetting
     from autounet.step import Precision
-    from autounet.tracing.margins import CODE_BYTES, DEFAULTS
-    from autounet.tracing.measured import Question, measure
-    from autounet.tracing.traced import StepSetting
 
     names = ("background", *(f"class {index}" for index in range(1, combination.classes)))
     labels = Labels(classes=tuple(LabelClass(name=name, value=value) for value, name in enumerate(names)))

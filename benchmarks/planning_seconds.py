@@ -18,12 +18,12 @@ from measuring import commit, machine, median, public_command, table, write_resu
 from planning_parity import our_fingerprint, our_labels
 from planning_questions import Question, questions
 
+from autounet.memory_model import training_memory
 from autounet.planning import plan
-from autounet.schema.device import DeviceProfile
 from autounet.schema.errors import PlanError
 from autounet.schema.options import PlannerOptions, TrainOptions
 from autounet.schema.quantities import parse_size
-from autounet.tracing import training_memory
+from autounet.schema.run import DeviceProfile
 
 LONGEST_SECONDS = 10.0
 DEVICES = ("cpu", "cuda")

@@ -12,17 +12,17 @@ import tempfile
 import time
 from pathlib import Path
 
+from autounet.crossval import validate as case_work
 from autounet.datasets.synthetic import make_demo_dataset
-from autounet.running import case_work
-from autounet.running.context import Context
-from autounet.running.deadline import Deadline
-from autounet.running.reading import Known
 from autounet.schema.dataset import Dataset, Splits
-from autounet.schema.device import DeviceProfile
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.options import RunOptions
 from autounet.schema.plan import Plan
+from autounet.schema.run import DeviceProfile
+from autounet.time_budget.deadline import Deadline
 from autounet.workers import available_cores, wait_politely
+from autounet.workflow.context import Context
+from autounet.workflow.dataset_stage import Known
 
 FOLD = 0
 WARM_UP = 0.2

@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autounet.pipeline import Pipeline
-from autounet.running import case_work
+from autounet.crossval import validate as case_work
 from autounet.schema.metrics import Metrics
 from autounet.schema.options import DataOptions, RunOptions, TrainOptions
 from autounet.schema.plan import Configuration
+from autounet.workflow.pipeline import Pipeline
 
 BASE = {
     "optimiser": "adamw",

@@ -10,7 +10,7 @@ from typing import Any
 
 from typer.main import get_command
 
-from autounet.cli import app
+from autounet.cli.app import app
 
 PAGE = Path(__file__).with_name("commands.md")
 HEAD = """\

@@ -22,7 +22,7 @@ from broken_sets import (
 )
 from PIL import Image
 
-from autounet.images import read_image, write_image, write_labels
+from autounet.imageio import read_image, write_image, write_labels
 from autounet.schema.geometry import Geometry
 from autounet.schema.options import DataOptions
 

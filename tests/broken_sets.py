@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from autounet.images import read_image, read_labels, write_image, write_labels
+from autounet.imageio import read_image, read_labels, write_image, write_labels
 from autounet.schema.geometry import Geometry
 from autounet.schema.options import DataOptions
 

@@ -7,17 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from autounet.evaluation import evaluate_case, summarise
-from autounet.images import write_image, write_labels
-from autounet.schema.check import CheckResult
+from autounet.imageio import write_image, write_labels
 from autounet.schema.dataset import Case, Channel, Dataset, Finding, Splits
-from autounet.schema.device import DeviceProfile
-from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
+from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, CheckResult, Fingerprint
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels
 from autounet.schema.metrics import CaseMetrics
 from autounet.schema.options import DataOptions, PlannerOptions, RunOptions, TrainOptions
 from autounet.schema.plan import ChannelNormalisation, Configuration, NetworkSpec, Plan, PreprocessSpec
-from autounet.schema.run import EpochLog, RunRecord
+from autounet.schema.run import DeviceProfile, EpochLog, RunRecord
 from autounet.schema.selection import Candidate, Selection
 
 FOLDS = 5

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from autounet.losses import Batch
-from autounet.schema.labels import LabelClass, Labels, Region
-from autounet.schema.targets import overlapping_targets
+from autounet.schema.labels import LabelClass, Labels, Region, overlapping_targets
 
 PATCH = (6, 4, 5)
 

@@ -7,22 +7,22 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from autounet.evaluation import evaluate_case, summarise
-from autounet.ops.components import components
-from autounet.schema.aftercare import PostprocessStep
-from autounet.schema.labels import LabelClass, Labels, Region
-from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics
-from autounet.schema.targets import counted_targets
-from autounet.selection import Sample, apply_steps, calibrate, held_out, judge, select, tabulate
-from autounet.selection.bootstrap import dice_table, mean_dice, standard_error
-from autounet.selection.calibrate import (
+from autounet.crossval import calibrate
+from autounet.crossval.calibrate import (
+    Sample,
     calibration_error,
     fit_temperature,
     judged,
     negative_log_likelihood,
     reliability,
 )
-from autounet.selection.postprocess import CaseTable, dice_after, scopes
+from autounet.crossval.choose import dice_table, mean_dice, select, standard_error
+from autounet.crossval.postprocess import CaseTable, apply_steps, dice_after, held_out, judge, scopes, tabulate
+from autounet.evaluation import evaluate_case, summarise
+from autounet.ops.components import components
+from autounet.schema.labels import LabelClass, Labels, Region, counted_targets
+from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics
+from autounet.schema.selection import PostprocessStep
 
 LABELS = Labels(classes=tuple(LabelClass(name=f"c{value}", value=value) for value in (0, 3, 9)))
 REGIONS = LABELS.model_copy(update={"regions": (Region(name="whole", values=(3, 9)),)})
@@ -261,7 +261,7 @@ def test_the_fit_is_the_least_and_decisions_stay(seed: int, temperature: float) 
 
 
 def test_the_error_by_hand() -> None:
-    from autounet.selection.calibrate import Judged
+    from autounet.crossval.calibrate import Judged
 
     sure = Judged(np.array([0.9, 0.9, 0.9, 0.9, 0.55, 0.55]), np.array([True, True, True, False, True, False]))
     assert calibration_error(sure) == pytest.approx((4 * 0.15 + 2 * 0.05) / 6)

@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 from fake_output import configuration
 
+from autounet.crossval.calibrate import OutOfFoldEntropy
+from autounet.crossval.final_steps import POSTPROCESSED, Aftercare
+from autounet.crossval.select import Selecting
 from autounet.datasets import load_case
 from autounet.evaluation import evaluate_case, summarise
-from autounet.images import read_labels, write_image, write_labels
+from autounet.imageio import read_labels, write_image, write_labels
 from autounet.preprocessing import PooledScores, export, pooled_maps, prepare_case
-from autounet.running.judging.aftercare import POSTPROCESSED, Aftercare
-from autounet.running.judging.out_of_fold import OutOfFoldEntropy
-from autounet.running.judging.selecting import Selecting
 from autounet.schema.dataset import Case, Channel, Dataset
 from autounet.schema.geometry import Geometry
-from autounet.schema.labels import LabelClass, Labels, Region
+from autounet.schema.labels import LabelClass, Labels, Region, TargetKind, targets_of
 from autounet.schema.metrics import CaseMetrics, Metrics
 from autounet.schema.plan import Configuration, PreprocessSpec
 from autounet.schema.selection import Selection
-from autounet.schema.targets import TargetKind, targets_of
 from autounet.store import read_properties, read_scores, scores_file, write_prepared, write_scores
 
 SHAPE = (6, 14, 16)

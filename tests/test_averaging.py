@@ -10,16 +10,15 @@ import pytest
 from orientations import direction_of
 from typer.testing import CliRunner
 
-from autounet.cli import app
-from autounet.images import read_image, read_labels, write_labels
+from autounet.cli.app import app
+from autounet.imageio import read_image, read_labels, write_labels
+from autounet.prediction.ensemble import ensemble
+from autounet.prediction.maps import CHANNELS_FILE, write_probabilities
 from autounet.preprocessing import decision_for
-from autounet.running.predicting.averaging import ensemble
-from autounet.running.predicting.prediction_maps import CHANNELS_FILE, write_probabilities
-from autounet.schema.aftercare import ProbabilityChannels
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry
-from autounet.schema.labels import LabelClass, Labels, Region
-from autounet.schema.targets import TargetKind, targets_of
+from autounet.schema.labels import LabelClass, Labels, Region, TargetKind, targets_of
+from autounet.schema.selection import ProbabilityChannels
 
 TURNED = direction_of((1, 0, 2), (-1.0, 1.0, -1.0))
 SHAPE = (3, 5, 4)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap, wilcoxon
 
 from autounet.evaluation import compare_models, summarise
-from autounet.ops.bootstrap import bootstrap_interval, intervals, resampled_means
+from autounet.ops.statistics import bootstrap_interval, intervals, resampled_means
 from autounet.schema.errors import DataError
 from autounet.schema.labels import LabelClass, Labels
 from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics
@@ -46,7 +46,7 @@ def test_one_case_has_no_interval() -> None:
 def test_memory_bounds_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     table = np.random.default_rng(0).random((30, 2))
     whole = resampled_means(table, seed=3)
-    monkeypatch.setattr("autounet.ops.bootstrap.PICKS", 100)
+    monkeypatch.setattr("autounet.ops.statistics.PICKS", 100)
     np.testing.assert_allclose(resampled_means(table, seed=3), whole)
 
 

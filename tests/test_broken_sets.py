@@ -8,9 +8,9 @@ import pytest
 from broken_gallery import GALLERY, Broken
 from broken_sets import NONE, pictures, volumes
 
-from autounet.running import reading
-from autounet.running.reading import check_data
 from autounet.schema.dataset import Finding
+from autounet.workflow import dataset_stage as reading
+from autounet.workflow.dataset_stage import check_data
 
 
 @pytest.fixture(autouse=True)

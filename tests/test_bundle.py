@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from autounet.inference.archive import sealed
 from autounet.inference.bundle import build_models, load_bundle, pack
-from autounet.inference.bundle_files import sealed
 from autounet.inference.loading import load_network
-from autounet.inference.sliding import predict_scores
+from autounet.inference.sliding_window import predict_scores
 from autounet.nets import FAMILIES
 from autounet.schema.bundle import ModelBundle
 from autounet.schema.dataset import Channel, Dataset

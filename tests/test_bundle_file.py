@@ -18,13 +18,11 @@ from fake_output import make_output
 from test_bundle import DATASET, LABELS, packed, trained
 from typer.testing import CliRunner
 
-from autounet.cli import app
+from autounet.cli.app import app
 from autounet.inference import archive
-from autounet.inference.bundle import build_models, load_bundle
-from autounet.inference.bundle_export import export_bundle
-from autounet.inference.bundle_files import sealed
-from autounet.inference.card import card_text
-from autounet.inference.describing import describe
+from autounet.inference.archive import sealed
+from autounet.inference.bundle import build_models, export_bundle, load_bundle
+from autounet.inference.card import card_text, describe
 from autounet.schema.bundle import ModelBundle
 from autounet.schema.errors import ModelError
 from autounet.schema.fingerprint import Fingerprint

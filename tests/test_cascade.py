@@ -17,28 +17,24 @@ from training_cases import configuration as tiny
 from training_cases import task, write_case
 
 from autounet import api
+from autounet.crossval.cascade_labels import hand_over_cases
 from autounet.datasets.synthetic import make_demo_dataset
-from autounet.images import read_image, read_labels
+from autounet.imageio import read_image, read_labels
+from autounet.inference.archive import sealed
 from autounet.inference.bundle import pack
-from autounet.inference.bundle_files import sealed
 from autounet.inference.loading import load_network
-from autounet.inference.sliding import predict_scores
+from autounet.inference.sliding_window import predict_scores
 from autounet.ops.label_values import encode
-from autounet.pipeline import Pipeline
 from autounet.preprocessing import append_one_hot, export, labels_for_next_stage, prepare_case
-from autounet.running.handing_over import hand_over_cases
-from autounet.running.watching.status import read_status
 from autounet.schema.bundle import ModelBundle
 from autounet.schema.dataset import Dataset, Splits
-from autounet.schema.device import DeviceProfile
 from autounet.schema.errors import ModelError, OptionError, PlanError
 from autounet.schema.geometry import Geometry
 from autounet.schema.metrics import Metrics
 from autounet.schema.options import DataOptions, PlannerOptions, RunOptions
-from autounet.schema.plan import Configuration, InferenceSpec, Plan, PreprocessSpec
-from autounet.schema.run import RunRecord
+from autounet.schema.plan import Configuration, InferenceSpec, Plan, PreprocessSpec, with_previous_stages
+from autounet.schema.run import DeviceProfile, RunRecord
 from autounet.schema.selection import Selection
-from autounet.schema.stages import with_previous_stages
 from autounet.store import (
     open_prepared,
     open_stage_labels,
@@ -48,10 +44,13 @@ from autounet.store import (
     write_scores,
     write_stage_labels,
 )
-from autounet.training import Horizon, one_hot
+from autounet.training import Horizon
+from autounet.training import transforms as one_hot
 from autounet.training.augment import Augmentation
 from autounet.training.cases import CaseStore
 from autounet.training.samples import SampleSource
+from autounet.workflow.pipeline import Pipeline
+from autounet.workflow.status import read_status
 
 FIRST, SECOND = "3d_lowres", "3d_cascade_fullres"
 

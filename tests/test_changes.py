@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from broken_sets import image_file, label_file, volumes
 
-from autounet import pipeline
+from autounet.crossval import validate as case_work
 from autounet.datasets import stamps
-from autounet.images import read_image, read_labels, write_image, write_labels
-from autounet.pipeline import Pipeline
-from autounet.running import case_work
+from autounet.imageio import read_image, read_labels, write_image, write_labels
 from autounet.schema.metrics import Metrics
 from autounet.schema.options import DataOptions, RunOptions
+from autounet.workflow import pipeline
+from autounet.workflow.pipeline import Pipeline
 
 FOLDS = (("c0", "c1"), ("c2", "c3", "c4", "c5"))
 MODEL = "3d_fullres"

@@ -15,7 +15,7 @@ from PIL import Image
 from autounet.datasets import load_case, scan
 from autounet.datasets.checks.examine import examine
 from autounet.datasets.labels import complete_labels
-from autounet.images import read_labels, write_image
+from autounet.imageio import read_labels, write_image
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelCode

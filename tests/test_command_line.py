@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autounet.cli import main
+from autounet.cli.app import main
+from autounet.crossval.validate import segmentation_name
 from autounet.datasets import InputCase
 from autounet.datasets.synthetic import make_demo_dataset
-from autounet.images import write_image, write_labels
-from autounet.running.case_work import segmentation_name
-from autounet.running.predicting.folder_prediction import require_new
+from autounet.imageio import write_image, write_labels
+from autounet.prediction.folder import require_new
 from autounet.schema.dataset import Case
 from autounet.schema.errors import OptionError
 from autounet.schema.geometry import Geometry

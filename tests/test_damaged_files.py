@@ -16,7 +16,7 @@ import pytest
 from dicom_series import write_series
 from PIL import Image
 
-from autounet.images import SUFFIXES, is_series, read_header, read_image, read_labels, write_image
+from autounet.imageio import SUFFIXES, is_series, read_header, read_image, read_labels, write_image
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from autounet.datasets import find_inputs, load_case, scan
-from autounet.images import files_of, is_series, output_suffix, read_header, read_image, write_labels
+from autounet.imageio import files_of, is_series, output_suffix, read_header, read_image, write_labels
 from autounet.schema.bundle import ModelBundle
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry

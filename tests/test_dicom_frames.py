@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from autounet.images import read_header, read_image, series_files
+from autounet.imageio import read_header, read_image, series_files
 from autounet.schema.errors import DataError
 
 pydicom = pytest.importorskip("pydicom")

@@ -12,8 +12,8 @@ from scipy.spatial.transform import Rotation
 from test_predict_options import configuration, model
 
 from autounet import api
-from autounet.images import read_geometry, read_image, read_labels
-from autounet.interop.dicom_seg import write_dicom_seg
+from autounet.imageio import read_geometry, read_image, read_labels
+from autounet.prediction.dicom_seg import write_dicom_seg
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.labels import LabelClass, Labels
 

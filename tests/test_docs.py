@@ -13,7 +13,7 @@ import torch
 from doc_pages import ROOT, Command, Page, pages, program_texts
 from typer.main import get_command
 
-from autounet.cli import app, main
+from autounet.cli.app import app, main
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.inference.bundle import pack
 from autounet.nets import FAMILIES

@@ -15,8 +15,7 @@ from autounet.nets.efficient_modules import BatchNorm
 from autounet.nets.efficient_weights import for_channels, load_pretrained
 from autounet.schema.errors import ModelError, PlanError
 from autounet.schema.plan import NetworkSpec
-from autounet.store.pretrained import read_pretrained
-from autounet.store.weights import save_weights
+from autounet.store.weights import read_pretrained, save_weights
 
 FULL = [(1, 1)] + [(2, 2)] * 5
 KERNELS = [(3, 3)] * 6

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autounet.running.recipes import train_options
 from autounet.schema.options import RunOptions
-from autounet.training.elastic import DEVIATION, bend_by, displacement, draw_bend
+from autounet.training.transforms import DEVIATION, bend_by, displacement, draw_bend
+from autounet.workflow.defaults import train_options
 
 SIZES = st.one_of(st.tuples(*[st.integers(3, 40)] * 2), st.tuples(*[st.integers(3, 14)] * 3))
 

@@ -13,7 +13,7 @@ import pytest
 from doc_pages import undocumented
 
 from autounet.datasets.synthetic import make_demo_dataset
-from autounet.images import read_image, read_labels
+from autounet.imageio import read_image, read_labels
 from autounet.schema.bundle import ModelBundle
 from autounet.schema.metrics import Metrics
 from autounet.schema.plan import Plan

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.ndimage import binary_erosion, distance_transform_edt, generate_binary_structure
 
 from autounet.evaluation import METRICS, distance_unit, evaluate_case, summarise
-from autounet.ops.distances import surface, surface_distances
+from autounet.ops.surfaces import surface, surface_distances
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels, Region

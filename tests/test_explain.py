@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from test_records import configuration
 
 from autounet.planning.explain import WORDS, explain, with_double_memory
-from autounet.running.plans.explaining import explanation
 from autounet.schema.options import GIB, PlannerOptions
 from autounet.schema.plan import Limits, Plan
+from autounet.workflow.plan_summary import explanation
 
 OPTIONS = PlannerOptions(memory_bytes=4 * GIB)
 

@@ -12,10 +12,10 @@ import torch
 from nnunet_folders import configuration, network, plans, trained
 
 from autounet.inference.bundle import build_models, load_bundle
-from autounet.interop import exporting
-from autounet.interop.exporting import ExportedModel, export_model
+from autounet.interop import export as exporting
+from autounet.interop.export import ExportedModel, export_model
+from autounet.interop.exported import NEEDED, run_onnx
 from autounet.interop.nnunet import import_model
-from autounet.interop.onnx import NEEDED, run_onnx
 from autounet.nets import FAMILIES
 from autounet.schema.errors import ModelError, OptionError
 

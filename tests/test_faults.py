@@ -23,17 +23,19 @@ import torch
 from test_predict_options import LABELS, configuration, model
 
 from autounet import api, workers
-from autounet.cli import main
-from autounet.device import choose_devices
-from autounet.images import read_labels, write_image, write_labels
-from autounet.inference import out_of_memory, sliding
-from autounet.inference.sliding import predict_scores
+from autounet.cli.app import main
+from autounet.imageio import read_labels, write_image, write_labels
+from autounet.inference import loading as out_of_memory
+from autounet.inference import sliding_window as sliding
+from autounet.inference.sliding_window import predict_scores
 from autounet.nets import FAMILIES
-from autounet.running.predicting import claims, folder_prediction
-from autounet.running.predicting.claims import Claims
-from autounet.running.predicting.folder_prediction import Request, predict_folder
-from autounet.running.predicting.predictor import Predictor
-from autounet.running.predicting.several_devices import predict_on
+from autounet.ops.device import choose_devices
+from autounet.prediction import folder as folder_prediction
+from autounet.prediction import work_queue as claims
+from autounet.prediction.folder import Request, predict_folder
+from autounet.prediction.predictor import Predictor
+from autounet.prediction.several_devices import predict_on
+from autounet.prediction.work_queue import Claims
 from autounet.schema.errors import AutoUNetError, OptionError, OutOfMemory
 from autounet.schema.geometry import Geometry
 

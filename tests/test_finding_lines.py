@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from autounet.report import write_report
-from autounet.running.watching.finding_lines import SHOWN, described, is_fatal, told
-from autounet.schema.check import CheckResult, Repair, RepairResult
 from autounet.schema.dataset import Channel, Finding, Severity
+from autounet.schema.fingerprint import CheckResult, Repair, RepairResult
 from autounet.schema.labels import LabelClass, Labels, Region
+from autounet.workflow.dataset_stage import SHOWN, described, is_fatal, told
 
 
 def finding(case: str | None, code: str, severity: Severity = Severity.warning) -> Finding:

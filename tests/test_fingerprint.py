@@ -14,8 +14,8 @@ from autounet.datasets import complete_labels, scan
 from autounet.datasets.checks.contents import SAMPLES, count_values
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.fingerprint import build_fingerprint, check, examine, weighted_quantiles
-from autounet.images import read_geometry, read_image, read_labels, write_image, write_labels
-from autounet.ops.quantiles import quantiles_of_samples
+from autounet.imageio import read_geometry, read_image, read_labels, write_image, write_labels
+from autounet.ops.statistics import quantiles_of_samples
 from autounet.schema.dataset import CaseFacts, Finding, Severity
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry

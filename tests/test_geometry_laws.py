@@ -14,12 +14,20 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from autounet import api
-from autounet.images import read_geometry, read_image, read_labels, write_image, write_labels
+from autounet.imageio import read_geometry, read_image, read_labels, write_image, write_labels
 from autounet.inference.bundle import pack
 from autounet.nets import FAMILIES
 from autounet.ops.label_values import encode
-from autounet.ops.orient import canonical_axes, orient, permute
-from autounet.ops.regrid import regrid_image, regrid_labels, share_inside, voxel_map, world_matrix
+from autounet.ops.orient import (
+    canonical_axes,
+    orient,
+    permute,
+    regrid_image,
+    regrid_labels,
+    share_inside,
+    voxel_map,
+    world_matrix,
+)
 from autounet.preprocessing import export, prepare_case
 from autounet.schema.dataset import Channel, Dataset
 from autounet.schema.geometry import Geometry

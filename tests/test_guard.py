@@ -10,14 +10,13 @@ from quick_runs import one_probe  # noqa: F401 - used by every test here
 from training_cases import configuration
 
 from autounet.datasets.synthetic import make_demo_dataset
-from autounet.pipeline import Pipeline
-from autounet.running import fold_jobs
-from autounet.running.plans.guard import corrected, trial_peak
-from autounet.schema.device import DeviceProfile
 from autounet.schema.errors import BudgetExceeded, OutOfMemory, PlanError
 from autounet.schema.options import GIB, RunOptions
 from autounet.schema.plan import Plan
-from autounet.schema.run import RunRecord
+from autounet.schema.run import DeviceProfile, RunRecord
+from autounet.workflow import stages as fold_jobs
+from autounet.workflow.pipeline import Pipeline
+from autounet.workflow.trial_steps import corrected, trial_peak
 
 MIB = 2**20
 BUDGET = 700 * MIB
@@ -58,7 +57,7 @@ def answers(monkeypatch, *peaks):
             raise answer
         return answer
 
-    monkeypatch.setattr("autounet.running.plans.guard.trial_peak", peak)
+    monkeypatch.setattr("autounet.workflow.trial_steps.trial_peak", peak)
     return tried
 
 

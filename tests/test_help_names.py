@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from typer.main import get_command
 
-from autounet.cli import app
+from autounet.cli.app import app
 from autounet.losses import LOSSES
 from autounet.nets import FAMILIES
 from autounet.planning import CONFIGURATIONS, PRESETS

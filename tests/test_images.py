@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from autounet.images import (
+from autounet.imageio import (
     SUFFIXES,
     file_kind,
     output_suffix,

@@ -19,7 +19,7 @@ from nnunet_folders import configuration, description, network, plans, tensors, 
 from typer.testing import CliRunner
 
 from autounet.api import load
-from autounet.cli import app
+from autounet.cli.app import app
 from autounet.inference.bundle import build_models, load_bundle
 from autounet.interop.nnunet import import_model
 from autounet.interop.nnunet_checkpoint import our_weights, read_checkpoint
@@ -28,8 +28,8 @@ from autounet.ops.orient import network_axes
 from autounet.preprocessing import labels_by_file, labels_for_next_stage, prepare_case
 from autounet.schema.errors import ModelError
 from autounet.schema.geometry import Geometry
+from autounet.schema.labels import overlapping_targets
 from autounet.schema.plan import ChannelNormalisation, PreprocessSpec
-from autounet.schema.targets import overlapping_targets
 
 ROOT = Path(__file__).parent.parent
 

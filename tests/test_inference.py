@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autounet.inference.sliding import default_batch, predict_scores
+from autounet.inference.sliding_window import default_batch, predict_scores
 from autounet.schema.plan import ChannelNormalisation, Configuration, InferenceSpec, NetworkSpec, PreprocessSpec
 
 CHANNELS, CLASSES = 2, 3

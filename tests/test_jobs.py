@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from autounet.running.deadline import Deadline
-from autounet.running.jobs import Job, SequentialExecutor, move_aside
+from autounet.time_budget.deadline import Deadline
+from autounet.workflow.jobs import Job, SequentialExecutor, move_aside
 
 
 def job(tmp_path, name, needs=(), key="1"):

@@ -1,13 +1,15 @@
-"""The house rules that imports can break: they only go down, and some packages live in one place only.
+"""The house rules that imports can break: they go down, in no circle, and some packages live in one place only.
 
 Layers are those of the design. Every import counts, also inside functions and for type checking: a dependency is a
-dependency. Packages of one layer do not import each other; inside one package there is no order.
+dependency. Folders of one layer do not import each other, and inside a folder, whatever its depth, files do not import
+each other in a circle.
 """
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,27 +19,28 @@ import autounet
 ROOT = Path(autounet.__file__).parent
 
 LAYERS = (
+    ("workers",),
     ("schema",),
-    ("images", "store", "nets", "losses", "ops"),
+    ("imageio", "store", "nets", "losses", "ops", "progress"),
     ("datasets", "step"),
-    ("planning", "preprocessing", "evaluation", "report", "fingerprint", "tracing", "tracking"),
-    ("inference", "selection"),
+    ("planning", "preprocessing", "evaluation", "fingerprint"),
+    ("time_budget", "memory_model"),
+    ("inference",),
     ("training",),
+    ("prediction", "crossval", "report", "tracking", "interop"),
+    ("workflow",),
+    ("api", "cli"),
+    ("__main__",),
 )
-TOP = ("__main__", "api", "cli", "cli_models", "cli_options", "cli_stages", "device", "pipeline", "running")
-"""layer 7: the modules that join the stages; they may import each other, never in a circle (but for type checking)"""
-FREE = ("allocator", "atomic", "workers")
-"""modules that import nothing of ours, so that anything may use them"""
-SIDE = ("interop",)
-"""may use anything, and only the top may use it"""
-
-RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer} | dict.fromkeys(TOP, len(LAYERS))
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+UPWARDS = {("cli", "api"), ("", "api")}
+"""the command line uses the Python interface, and `import autounet` offers it"""
 
 ONLY_IN = {
-    "SimpleITK": ("images",),
-    "PIL": ("images", "report"),
-    "tifffile": ("images",),
-    "matplotlib": ("report", "training"),
+    "SimpleITK": ("imageio",),
+    "PIL": ("imageio", "report"),
+    "tifffile": ("imageio",),
+    "matplotlib": ("ops", "report", "training"),
     "skimage": ("ops",),
     "jinja2": ("report",),
     "tensorboard": ("tracking",),
@@ -45,24 +48,27 @@ ONLY_IN = {
     "mlflow": ("tracking",),
     "blosc2": ("store",),
     "safetensors": ("store",),
-    "highdicom": ("interop",),
-    "pydicom": ("interop",),
-    "typer": ("cli", "cli_models", "cli_options", "cli_stages"),
+    "highdicom": ("prediction",),
+    "pydicom": ("imageio", "prediction"),
+    "nrrd": ("imageio",),
+    "nibabel": ("imageio",),
+    "typer": ("cli",),
 }
 WITHOUT_TORCH = {
     "schema",
     "planning",
-    "images",
+    "imageio",
     "datasets",
     "store",
     "ops",
     "report",
     "evaluation",
     "preprocessing",
-    "selection",
+    "crossval",
     "fingerprint",
     "tracking",
     "workers",
+    "progress",
 }
 """these import torch inside functions at most"""
 
@@ -71,49 +77,45 @@ def files() -> list[Path]:
     return sorted(ROOT.rglob("*.py"))
 
 
-def part(path: Path) -> str:
-    """The package or module directly below autounet that a file belongs to; '' for autounet itself."""
-    relative = path.relative_to(ROOT)
-    name = relative.parts[0].removesuffix(".py")
-    return "" if name == "__init__" else name
+def module(path: Path) -> str:
+    """Dotted name below autounet; '' for autounet itself."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+
+
+MODULES = {module(path): path for path in files()}
 
 
 def imported(path: Path, tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """(line, absolute dotted name) of every import below a node of a file."""
+    """(line, absolute dotted name) of every import below a node of a file; a name imported from a module counts with
+    the module, a module imported from a package with its own name."""
     package = ("autounet", *path.relative_to(ROOT).parts[:-1])
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = list(package[: len(package) - node.level + 1]) if node.level else []
-            module = ".".join(base + ([node.module] if node.module else []))
-            if module == "autounet":
-                yield from ((node.lineno, f"autounet.{alias.name}") for alias in node.names)
-            else:
-                yield node.lineno, module
-
-
-class WithoutTypes(ast.NodeTransformer):
-    """Drops what stands under `if TYPE_CHECKING:`."""
-
-    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-        return node.orelse if "TYPE_CHECKING" in ast.unparse(node.test) else self.generic_visit(node)
+            name = ".".join(base + ([node.module] if node.module else []))
+            for alias in node.names:
+                longer = f"{name}.{alias.name}"
+                yield node.lineno, longer if longer.removeprefix("autounet.") in MODULES else name
 
 
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def own_imports(path: Path, tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """(line, package or module below autounet) for each import of our own below a node."""
-    for line, name in imported(path, tree):
-        words = name.split(".")
-        if words[0] == "autounet" and len(words) > 1 and not words[1].startswith("__version__"):
-            yield line, words[1]
+def own_imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, module below autounet) for each import of our own in a file."""
+    for line, name in imported(path, parse(path)):
+        if name.startswith("autounet."):
+            yield line, name.removeprefix("autounet.")
 
 
-class WithoutFunctions(WithoutTypes):
+class WithoutFunctions(ast.NodeTransformer):
     """Leaves what runs when the module is imported."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        return node.orelse if "TYPE_CHECKING" in ast.unparse(node.test) else self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         return None
@@ -122,56 +124,44 @@ class WithoutFunctions(WithoutTypes):
 
 
 def test_every_module_has_a_layer():
-    unknown = {part(path) for path in files()} - set(RANK) - set(FREE) - set(SIDE) - {""}
-    assert not unknown, f"say in LAYERS or TOP of this test where {sorted(unknown)} belong"
+    unknown = {name.split(".")[0] for name in MODULES} - set(RANK) - {""}
+    assert not unknown, f"say in LAYERS of this test where {sorted(unknown)} belong"
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_down(path):
-    here = part(path)
-    for line, there in own_imports(path, parse(path)):
-        if there == here or there in FREE or (here, there) == ("", "api"):
+    here = module(path).split(".")[0]
+    for line, name in own_imports(path):
+        there = name.split(".")[0]
+        if there == here or (here, there) in UPWARDS:
             continue
-        place = f"{path.relative_to(ROOT.parent)}:{line}"
-        assert here not in ("", *FREE), (
-            f"{place}: {here or 'autounet'} must import nothing of ours, but imports {there}"
-        )
-        if here == "interop":
-            continue
-        assert there != "interop" or here in TOP, f"{place}: only the top imports interop"
-        if here in TOP:
-            continue
-        assert RANK[there] < RANK[here], f"{place}: {here} (layer {RANK[here] + 1}) imports {there}"
+        assert here, f"autounet/__init__.py:{line} imports {there}"
+        assert RANK[there] < RANK[here], f"{path.relative_to(ROOT.parent)}:{line}: {here} imports {there}"
 
 
-def test_the_top_has_no_circles():
-    graph: dict[str, set[str]] = {name: set() for name in TOP}
-    for path in files():
-        if part(path) in TOP:
-            found = {there for _, there in own_imports(path, WithoutTypes().visit(parse(path)))}
-            graph[part(path)] |= (found & set(TOP)) - {part(path)}
-    while graph:
-        free = [name for name, needs in graph.items() if not needs & set(graph)]
-        assert free, f"these import each other in a circle: {sorted(graph)}"
-        for name in free:
-            del graph[name]
+def test_no_files_import_each_other_in_a_circle():
+    graph = {name: {to for _, to in own_imports(path)} - {name} for name, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"these import each other in a circle: {' <- '.join(error.args[1])}")
 
 
 @pytest.mark.parametrize("library", sorted(ONLY_IN))
 def test_a_library_is_known_in_its_place_only(library):
-    for path in files():
-        if part(path) in ONLY_IN[library]:
+    for name, path in MODULES.items():
+        if name.split(".")[0] in ONLY_IN[library]:
             continue
-        for line, name in imported(path, parse(path)):
-            assert name.split(".")[0] != library, f"{path.relative_to(ROOT.parent)}:{line} imports {library}"
+        for line, there in imported(path, parse(path)):
+            assert there.split(".")[0] != library, f"{path.relative_to(ROOT.parent)}:{line} imports {library}"
 
 
 def test_torch_stays_out_of_the_light_packages():
-    for path in files():
-        if part(path) not in WITHOUT_TORCH:
+    for name, path in MODULES.items():
+        if name.split(".")[0] not in WITHOUT_TORCH:
             continue
-        for line, name in imported(path, WithoutFunctions().visit(parse(path))):
-            assert name.split(".")[0] != "torch", f"{path.relative_to(ROOT.parent)}:{line} imports torch"
+        for line, there in imported(path, WithoutFunctions().visit(parse(path))):
+            assert there.split(".")[0] != "torch", f"{path.relative_to(ROOT.parent)}:{line} imports torch"
 
 
 def test_nothing_prints():

@@ -12,16 +12,16 @@ import pytest
 import SimpleITK as sitk
 from typer.testing import CliRunner
 
-from autounet.cli import app
+from autounet.cli.app import app
 from autounet.datasets import complete_labels, examine, find_inputs, load_case, load_input, make_splits, scan
 from autounet.datasets.synthetic import make_demo_dataset
-from autounet.images import write_image, write_labels
-from autounet.running.reading import check_data
+from autounet.imageio import write_image, write_labels
 from autounet.schema.bundle import ModelBundle
 from autounet.schema.dataset import Channel, Dataset, Finding
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 from autounet.schema.options import DataOptions
+from autounet.workflow.dataset_stage import check_data
 
 NONE = DataOptions()
 SHAPE = (3, 4, 5)

@@ -14,18 +14,16 @@ from torch import nn
 from training_cases import configuration, task, write_case
 
 from autounet.datasets.labels import left_right_pairs
-from autounet.inference.sliding import predict_scores
+from autounet.inference.sliding_window import predict_scores
 from autounet.planning import plan, validate
 from autounet.schema.dataset import ChannelKind
 from autounet.schema.errors import PlanError
 from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autounet.schema.labels import LabelClass, Labels, Region
 from autounet.schema.options import PlannerOptions, TrainOptions
-from autounet.schema.plan import InferenceSpec
-from autounet.schema.swaps import Swap, prediction_swap, swapped_classes, swapped_outputs
+from autounet.schema.plan import InferenceSpec, Swap, prediction_swap, swapped_classes, swapped_outputs
 from autounet.training import Horizon
-from autounet.training.augment import Augmentation
-from autounet.training.mirroring import ClassSwap
+from autounet.training.augment import Augmentation, ClassSwap
 from autounet.training.sources import train_source
 
 SIDES = Labels(
@@ -132,8 +130,8 @@ def test_samples_are_mirrored_with_their_classes(seed, kind, staged):
 
 
 def test_what_a_previous_stage_hands_over_changes_places_too(monkeypatch):
-    monkeypatch.setattr("autounet.training.one_hot.P_OPERATOR", 0)
-    monkeypatch.setattr("autounet.training.one_hot.P_REMOVAL", 0)
+    monkeypatch.setattr("autounet.training.transforms.P_OPERATOR", 0)
+    monkeypatch.setattr("autounet.training.transforms.P_REMOVAL", 0)
     augmentation = Augmentation("light", (4, 5, 6), (2,), 3, ClassSwap(2, swapped_classes(SIDES)))
     labels = torch.randint(0, 4, (4, 5, 6), generator=torch.Generator().manual_seed(0)).short()
     seen = set()

@@ -16,23 +16,20 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from autounet.cli import app
-from autounet.running.deadline import Clock
-from autounet.running.folder import locked, owner
-from autounet.running.jobs import write_key
-from autounet.running.watching.status import read_status
-from autounet.running.watching.status_lines import watch
-from autounet.running.watching.time_left import FoldTime, seconds_left
+from autounet.cli.app import app
 from autounet.schema.dataset import Splits
 from autounet.schema.errors import OptionError
 from autounet.schema.metrics import ClassMetrics, Metrics
 from autounet.schema.options import PlannerOptions, RunOptions
 from autounet.schema.plan import Plan
-from autounet.schema.run import EpochLog
-from autounet.schema.status import RunStatus
+from autounet.schema.run import EpochLog, RunStatus
+from autounet.time_budget.deadline import Clock
 from autounet.training import journal as journal_module
-from autounet.training.journal import Journal
-from autounet.training.progress_chart import MOST_CLASSES, draw_progress, smoothed
+from autounet.training.journal import MOST_CLASSES, Journal, draw_progress, smoothed
+from autounet.workflow.jobs import write_key
+from autounet.workflow.output_folder import locked, owner
+from autounet.workflow.status import FoldTime, read_status, seconds_left
+from autounet.workflow.status_lines import watch
 
 NAME = "3d_fullres"
 
@@ -83,7 +80,7 @@ def test_drawing_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
         now[0] += 0.5
 
     monkeypatch.setattr(journal_module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr("autounet.training.progress_chart.draw_progress", draw)
+    monkeypatch.setattr("autounet.training.journal.draw_progress", draw)
     journal = Journal(tmp_path, 0)
     for step in range(1, 200):
         now[0] += 1

@@ -14,8 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from autounet.losses import BORDER_WEIGHTED, LOSSES, Batch, ProcessGroup, build_loss
-from autounet.schema.labels import Labels, Region
-from autounet.schema.targets import overlapping_targets
+from autounet.schema.labels import Labels, Region, overlapping_targets
 
 FLAGS = (False, True)
 every_loss = pytest.mark.parametrize("name", sorted(LOSSES))

@@ -9,10 +9,10 @@ from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss, FocalLoss, Tversky
 from torch.nn import functional
 
 from autounet.losses import Batch, build_loss
-from autounet.losses.combined import VoxelLoss
-from autounet.losses.focal import Focal
+from autounet.losses.cross_entropy import Focal
+from autounet.losses.overlap import VoxelLoss
 from autounet.losses.voxels import Exclusive
-from autounet.schema.targets import overlapping_targets
+from autounet.schema.labels import overlapping_targets
 
 SHAPES = [(2, 6, 4), (2, 6, 4, 5)]
 TVERSKY = {"alpha": 0.3, "beta": 0.7}

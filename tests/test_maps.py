@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_preprocessing import NONE, cases, same_grid
 
 from autounet.preprocessing import prepare_case
-from autounet.preprocessing.maps import export_map
+from autounet.preprocessing.export import export_map
 from autounet.schema.geometry import Geometry
 from autounet.schema.plan import PreprocessSpec
 

@@ -11,18 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autounet.cli import app
+from autounet.cli.app import app
 from autounet.evaluation import DEFAULT_METRICS, METRICS, chosen_metrics, evaluate_case, summarise
-from autounet.evaluation.lesions import objects
-from autounet.evaluation.mask_pair import EMPTY_IN_BOTH, EMPTY_IN_PREDICTION, EMPTY_IN_REFERENCE
-from autounet.ops.distances import distances_to_outside, surface, surface_distances
+from autounet.evaluation.structures import objects
+from autounet.evaluation.surfaces import EMPTY_IN_BOTH, EMPTY_IN_PREDICTION, EMPTY_IN_REFERENCE
 from autounet.ops.label_values import values_in
-from autounet.ops.subvoxel import element_sizes, surface_elements
+from autounet.ops.surfaces import distances_to_outside, element_sizes, surface, surface_distances, surface_elements
 from autounet.report.tables import class_table
-from autounet.running.parsing import run_options
 from autounet.schema.errors import OptionError
 from autounet.schema.labels import LabelClass, Labels
 from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics
+from autounet.workflow.parsing import run_options
 
 LABELS = Labels(classes=(LabelClass(name="background", value=0), LabelClass(name="organ", value=1)))
 OVERLAPS = ("dice", "iou", "sensitivity", "precision", "nsd", "nsd_subvoxel", "boundary_iou", "lesion_f1",
@@ -376,7 +375,7 @@ def test_means_have_intervals() -> None:
 def test_the_command_measures_what_was_asked_for(tmp_path) -> None:
     from typer.testing import CliRunner
 
-    from autounet.images import write_labels
+    from autounet.imageio import write_labels
     from autounet.schema.geometry import Geometry
 
     geometry = Geometry(shape=(6, 8, 8), spacing=(2.0, 1.0, 1.0))

@@ -14,22 +14,20 @@ from hypothesis import strategies as st
 
 from autounet.datasets import find_inputs, load_case, load_input, scan
 from autounet.fingerprint import build_fingerprint, check, examine
-from autounet.images import write_image, write_labels
+from autounet.imageio import write_image, write_labels
 from autounet.preprocessing import prepare_case
-from autounet.running import reading
-from autounet.running.reading import check_data, fix_data
 from autounet.schema.bundle import ModelBundle
-from autounet.schema.dataset import Case, Channel, Dataset
+from autounet.schema.dataset import Case, Channel, Dataset, combinations, partly_present, presence
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import Labels
 from autounet.schema.options import DataOptions
 from autounet.schema.plan import ChannelNormalisation, PreprocessSpec
-from autounet.schema.presence import combinations, partly_present, presence
 from autounet.training.augment import Augmentation
 from autounet.training.cases import TrainCase
-from autounet.training.presence import ChannelDropout, drop_channels
-from autounet.training.samples import SampleSource
+from autounet.training.samples import ChannelDropout, SampleSource, drop_channels
+from autounet.workflow import dataset_stage as reading
+from autounet.workflow.dataset_stage import check_data, fix_data
 
 ALLOWED = DataOptions(missing_channels=True)
 CHANNELS = ("T1", "T2", "FLAIR")

@@ -10,8 +10,8 @@ import torch
 from test_inference import configuration
 from torch.nn import functional
 
-from autounet.images import read_image
-from autounet.inference.gate_maps import predict_gate_maps, write_gate_maps
+from autounet.imageio import read_image
+from autounet.inference.maps import predict_gate_maps, write_gate_maps
 from autounet.nets import FAMILIES
 from autounet.nets.attention import gated_stages
 from autounet.nets.attention_modules import recorded_gates

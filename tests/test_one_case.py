@@ -8,14 +8,15 @@ import pytest
 from broken_contents import one_case
 from broken_sets import NONE
 
-from autounet import api, pipeline
-from autounet.pipeline import Pipeline
-from autounet.running.watching.status import read_status
+from autounet import api
 from autounet.schema.dataset import Splits
 from autounet.schema.errors import OptionError
 from autounet.schema.options import RunOptions
 from autounet.schema.run import RunRecord
 from autounet.schema.selection import Selection
+from autounet.workflow import pipeline
+from autounet.workflow.pipeline import Pipeline
+from autounet.workflow.status import read_status
 
 
 def test_one_case_is_trained_without_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

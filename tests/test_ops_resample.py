@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.transform import resize
 
-from autounet.ops.interpolation import apply_taps, taps
-from autounet.ops.resample import resample_image, resample_labels, resampled_shape, separate_axis
+from autounet.ops.resample import apply_taps, resample_image, resample_labels, resampled_shape, separate_axis, taps
 
 sizes = st.tuples(*(st.integers(1, 24),) * 3)
 spacings = st.tuples(*(st.floats(0.3, 6),) * 3)

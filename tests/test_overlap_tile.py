@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from training_cases import task, write_case
 
-from autounet.inference.sliding import output_field, predict_scores
+from autounet.inference.sliding_window import output_field, predict_scores
 from autounet.nets import FAMILIES
 from autounet.ops.mirror import mirrored_indices
 from autounet.planning import plan, validate

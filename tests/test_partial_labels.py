@@ -13,13 +13,20 @@ from training_cases import configuration, labels, task
 
 from autounet.evaluation import evaluate_case
 from autounet.fingerprint import build_fingerprint, check
-from autounet.images import read_labels, write_image, write_labels
+from autounet.imageio import read_labels, write_image, write_labels
 from autounet.losses import Batch
-from autounet.pipeline import Pipeline
 from autounet.preprocessing.prepare import class_locations
-from autounet.running import reading
-from autounet.schema.annotated import NOT_ANNOTATED, annotated_classes, is_certain, partly_annotated
-from autounet.schema.dataset import Case, CaseFacts, Channel, Dataset, IntensitySample
+from autounet.schema.dataset import (
+    NOT_ANNOTATED,
+    Case,
+    CaseFacts,
+    Channel,
+    Dataset,
+    IntensitySample,
+    annotated_classes,
+    is_certain,
+    partly_annotated,
+)
 from autounet.schema.errors import DataError
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.geometry import Geometry
@@ -31,6 +38,8 @@ from autounet.store import open_prepared, write_prepared
 from autounet.training import Horizon, train_fold
 from autounet.training.monitor import PatchMonitor
 from autounet.training.sources import train_source, validation_source
+from autounet.workflow import dataset_stage as reading
+from autounet.workflow.pipeline import Pipeline
 
 ORGANS = Labels(
     classes=tuple(

@@ -17,18 +17,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from autounet.planning import CONFIGURATIONS, PRESETS, plan, validate
-from autounet.planning.lowres import ENOUGH_CONTEXT
+from autounet.planning.configurations import ENOUGH_CONTEXT
 from autounet.planning.memory import convolution_outputs
 from autounet.planning.spacing import find_grid, target_spacing
 from autounet.planning.topology import find_topology
-from autounet.running import recipes
 from autounet.schema.dataset import ChannelKind
-from autounet.schema.device import DeviceProfile
 from autounet.schema.errors import AutoUNetError, OptionError, PlanError
 from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autounet.schema.labels import LabelClass, Labels
 from autounet.schema.options import GIB, PlannerOptions, RunOptions, TrainOptions
 from autounet.schema.plan import NetworkSpec, Plan
+from autounet.schema.run import DeviceProfile
+from autounet.workflow import defaults as recipes
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"

@@ -12,11 +12,11 @@ from orientations import direction_of
 from torch import Tensor, nn
 
 from autounet import api
-from autounet.cli import main
-from autounet.images import read_geometry, read_image, read_labels, write_image, write_labels
+from autounet.cli.app import main
+from autounet.imageio import read_geometry, read_image, read_labels, write_image, write_labels
 from autounet.inference.bundle import pack
 from autounet.inference.loading import load_network
-from autounet.inference.sliding import predict_scores
+from autounet.inference.sliding_window import predict_scores
 from autounet.nets import FAMILIES
 from autounet.nets.attention_modules import recorded_gates
 from autounet.preprocessing import export, prepare_case

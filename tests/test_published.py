@@ -10,22 +10,22 @@ from fake_output import make_output
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from autounet.cli import app
+from autounet.cli.app import app
 from autounet.evaluation import METRICS, summarise
 from autounet.report import page as page_module
 from autounet.report import pictured, write_report
-from autounet.report.published import TABLE, compare_published
-from autounet.report.recognised import recognise
+from autounet.report.published import TABLE, compare_published, recognise
 from autounet.report.records import Gathered, gather
 from autounet.report.tables import published_table
-from autounet.schema.comparison import (
+from autounet.schema.metrics import (
+    CaseMetrics,
     KnownDataSet,
+    Metrics,
     PublishedFigure,
     PublishedResults,
     PublishedTable,
     Signature,
 )
-from autounet.schema.metrics import CaseMetrics, Metrics
 
 PUBLISHED = PublishedTable.load(TABLE)
 

@@ -18,12 +18,11 @@ from orientations import ALL_48, direction_of
 from test_predict_options import LABELS, TURNED, configuration, model
 
 import autounet
-from autounet.images import read_image, read_labels, write_image
-from autounet.inference.bundle import load_bundle
-from autounet.inference.bundle_export import export_bundle
-from autounet.inference.bundle_files import sealed
+from autounet.imageio import read_image, read_labels, write_image
+from autounet.inference.archive import sealed
+from autounet.inference.bundle import export_bundle, load_bundle
 from autounet.inference.card import card_text
-from autounet.running.predicting.predictor import Predictor
+from autounet.prediction.predictor import Predictor
 from autounet.schema.dataset import Channel
 from autounet.schema.errors import AutoUNetError, DataError, ModelError, OptionError
 from autounet.schema.geometry import Geometry

@@ -14,28 +14,27 @@ from quick_runs import no_trials, one_probe  # noqa: F401 - used by every test h
 from training_cases import configuration, labels, task
 
 from autounet import api
-from autounet.images import read_labels, write_image, write_labels
+from autounet.imageio import read_labels, write_image, write_labels
+from autounet.memory_model.traced import step_loss
 from autounet.nets import FAMILIES
 from autounet.ops.label_values import decode, encode
-from autounet.pipeline import Pipeline
 from autounet.planning import plan, validate
 from autounet.preprocessing import decision_for, export, labels_for_next_stage, prepare_case
-from autounet.preprocessing.deciding import Painted
+from autounet.preprocessing.decisions import Painted
 from autounet.schema.dataset import ChannelKind
 from autounet.schema.errors import PlanError
 from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autounet.schema.geometry import Geometry
-from autounet.schema.labels import LabelClass, Labels, Region
+from autounet.schema.labels import LabelClass, Labels, Region, counted_targets, overlapping_targets, targets_of
 from autounet.schema.metrics import Metrics
 from autounet.schema.options import DataOptions, PlannerOptions, RunOptions, TrainOptions
 from autounet.schema.plan import ChannelNormalisation, Plan, PreprocessSpec
 from autounet.schema.run import RunRecord
-from autounet.schema.targets import counted_targets, overlapping_targets, targets_of
 from autounet.step import Precision, configuration_loss
-from autounet.tracing.traced import step_loss
 from autounet.training import Horizon, train_fold
 from autounet.training.monitor import PatchMonitor
 from autounet.training.sources import validation_source
+from autounet.workflow.pipeline import Pipeline
 
 NONE = (ChannelNormalisation(scheme="none"),)
 TUMOUR = Labels(

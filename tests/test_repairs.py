@@ -15,13 +15,13 @@ from broken_gallery import GALLERY, Broken
 from broken_sets import NONE
 from PIL import Image
 
-from autounet.cli import main
+from autounet.cli.app import main
 from autounet.datasets import scan
-from autounet.images import read_geometry, read_image, read_labels
-from autounet.running import reading
-from autounet.running.reading import check_data, fix_data
+from autounet.imageio import read_geometry, read_image, read_labels
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.options import DataOptions
+from autounet.workflow import dataset_stage as reading
+from autounet.workflow.dataset_stage import check_data, fix_data
 
 
 @pytest.fixture(autouse=True)

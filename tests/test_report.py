@@ -16,14 +16,13 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from autounet.ops.chart_style import FOUND, PREDICTION, TRUTH, Picture
 from autounet.ops.orient import orient
 from autounet.report import page as page_module
 from autounet.report import pictured, write_report
-from autounet.report.command import duration_option, run_command
-from autounet.report.overlays import differences
-from autounet.report.panels import Panel, case_panels
-from autounet.report.ranking import Ranked, rank, shown
-from autounet.report.style import FOUND, PREDICTION, TRUTH, Picture
+from autounet.report.facts import duration_option, run_command
+from autounet.report.overlays import Panel, case_panels, differences
+from autounet.report.pictured import Ranked, rank, shown
 from autounet.report.volumes import CaseVolume, whole, window
 from autounet.schema.errors import RecordError
 from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics

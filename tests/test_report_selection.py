@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 
 from autounet.report import pictured, write_report
 from autounet.report.records import gather
-from autounet.schema.aftercare import PostprocessStep, PostprocessTrial, TemperatureScaling
-from autounet.schema.selection import Candidate, Selection
+from autounet.schema.selection import Candidate, PostprocessStep, PostprocessTrial, Selection, TemperatureScaling
 
 
 @pytest.fixture

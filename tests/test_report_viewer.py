@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from autounet.ops.chart_style import BITMAP_LIMIT, MOST_MARKS, as_bitmap, as_svg, chart
 from autounet.report import tables
 from autounet.report.charts import strips
-from autounet.report.findings import MOST_LINES, grouped
-from autounet.report.ranking import Ranked, least_sure, most_contested
-from autounet.report.style import BITMAP_LIMIT, MOST_MARKS, as_bitmap, as_svg, chart
+from autounet.report.facts import MOST_LINES, grouped
+from autounet.report.pictured import Ranked, least_sure, most_contested
 from autounet.report.viewer import LONGEST, WIDEST_SHEET, _sheet, pack, strides
 from autounet.report.volumes import CaseVolume, whole
 from autounet.schema.dataset import Finding

@@ -15,8 +15,7 @@ from autounet.schema.run import EpochLog
 from autounet.step import Precision
 from autounet.store.weights import load_weights
 from autounet.training import Horizon, train_fold
-from autounet.training.checkpoint import Checkpoint
-from autounet.training.state import new_state
+from autounet.training.state import Checkpoint, new_state
 
 
 class Interrupted(Exception):
@@ -33,8 +32,8 @@ def stop_at(step: int):
 
 @pytest.fixture(autouse=True)
 def _checkpoint_always(monkeypatch):
-    monkeypatch.setattr("autounet.training.checkpoint.LEAST_SECONDS", 0.0)
-    monkeypatch.setattr("autounet.training.checkpoint.TIME_SHARE", 1e9)
+    monkeypatch.setattr("autounet.training.state.LEAST_SECONDS", 0.0)
+    monkeypatch.setattr("autounet.training.state.TIME_SHARE", 1e9)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autounet.datasets.checks.robust import outliers
+from autounet.datasets.checks.set_checks import outliers
 
 numbers = st.lists(st.floats(-1, 1), min_size=6, max_size=30)
 

@@ -14,8 +14,7 @@ from training_cases import write_case
 
 from autounet.schema.errors import RecordError
 from autounet.training.augment import Augmentation, Spatial, reached_size, seeded
-from autounet.training.cases import CaseStore
-from autounet.training.patches import corner_limits
+from autounet.training.cases import CaseStore, corner_limits
 from autounet.training.samples import SampleSource, batches
 
 NAMES = ("a", "b", "c")

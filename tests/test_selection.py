@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autounet.crossval.choose import select
 from autounet.schema.metrics import CaseMetrics, Metrics
 from autounet.schema.selection import Selection
-from autounet.selection import select
 
 NAMES = ("2d", "3d_fullres", "2d+3d_fullres")
 

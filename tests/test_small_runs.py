@@ -9,9 +9,7 @@ from quick_runs import no_trials, one_probe  # noqa: F401 - used by every test h
 from autounet import api
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.evaluation import DEFAULT_METRICS
-from autounet.images import read_labels, write_image, write_labels
-from autounet.pipeline import Pipeline
-from autounet.running.deadline import Clock
+from autounet.imageio import read_labels, write_image, write_labels
 from autounet.schema.errors import DeadlineError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.metrics import Metrics
@@ -19,6 +17,8 @@ from autounet.schema.options import DataOptions, RunOptions
 from autounet.schema.plan import Plan
 from autounet.schema.run import RunRecord
 from autounet.schema.selection import Selection
+from autounet.time_budget.deadline import Clock
+from autounet.workflow.pipeline import Pipeline
 
 
 def options(**changes):
@@ -151,7 +151,7 @@ def test_impossible_options_are_refused_before_anything_is_trained(volumes, tmp_
 
 
 def test_two_commands_in_one_folder_are_refused(volumes, tmp_path):
-    from autounet.running.folder import locked
+    from autounet.workflow.output_folder import locked
 
     with locked(tmp_path), pytest.raises(OptionError, match="another autounet is working"):
         Pipeline(volumes, tmp_path, options(iterations=1)).run("fingerprint")

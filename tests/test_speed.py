@@ -10,25 +10,24 @@ from training_cases import configuration as trainable
 from training_cases import labels
 
 from autounet.nets import FAMILIES
-from autounet.planning.run_length import LOOP_SHARE, RunLength, Work, run_length, total_length
-from autounet.planning.speed import (
+from autounet.schema.options import PlannerOptions, TrainOptions
+from autounet.schema.plan import Plan
+from autounet.time_budget.benchmark import QUICK_STEP, StepTimer, StepTimes, measure_speed
+from autounet.time_budget.cost_model import (
     BEARABLE,
     BOLD,
     LEAST_BATCH,
     SAMPLE_RATES,
     Linear,
+    Timing,
     fit,
     making_seconds,
     next_size,
     probe_sizes,
 )
-from autounet.planning.time import FOLD_OVERHEAD_SECONDS
-from autounet.planning.timing import Timing
-from autounet.running.plans.run_lengths import length_lines, with_step_times
-from autounet.schema.options import PlannerOptions, TrainOptions
-from autounet.schema.plan import Plan
-from autounet.training.sample_rates import measure_sample_rates
-from autounet.training.timing import QUICK_STEP, StepTimer, StepTimes, measure_speed
+from autounet.time_budget.shape import FOLD_OVERHEAD_SECONDS, LOOP_SHARE, RunLength, Work, run_length, total_length
+from autounet.training.probe import measure_sample_rates
+from autounet.workflow.plan_summary import length_lines, with_step_times
 
 
 def spec(dims=3, stages=4, family="plain"):

@@ -15,27 +15,26 @@ from test_cascade import FIRST, SECOND, packed
 from test_cascade import STAGES as CASCADE
 from training_cases import task
 
-from autounet.cli import main
+from autounet.cli.app import main
 from autounet.datasets.synthetic import make_demo_dataset
-from autounet.images import read_labels, write_image, write_labels
+from autounet.imageio import read_labels, write_image, write_labels
 from autounet.inference.bundle import file_checksum
 from autounet.nets import FAMILIES
 from autounet.nets.mednext import propose as propose_mednext
-from autounet.pipeline import Pipeline
-from autounet.running.plans.plan_making import PlanMaker
-from autounet.running.plans.starting import Starting, known_weights
-from autounet.running.recipes import check_options, planner_options
-from autounet.schema.device import DeviceProfile
 from autounet.schema.errors import ModelError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.options import DataOptions, PlannerOptions, RunOptions, TrainOptions, WeightsSource
 from autounet.schema.plan import Configuration, InferenceSpec, NetworkSpec, Plan
-from autounet.schema.run import RunRecord
+from autounet.schema.run import DeviceProfile, RunRecord
 from autounet.step import Precision
 from autounet.store.weights import load_weights, save_weights
 from autounet.training import Horizon
-from autounet.training.start import Start
 from autounet.training.state import new_state
+from autounet.training.task import Start
+from autounet.workflow.defaults import check_options, planner_options
+from autounet.workflow.fine_tuning import Starting, known_weights
+from autounet.workflow.make_plan import PlanMaker
+from autounet.workflow.pipeline import Pipeline
 
 CPU = DeviceProfile(device="cpu", name="test", cores=1, memory_bytes=2**32, precision="fp32", channels_last=False)
 CLOSE = 4e-3

@@ -11,14 +11,7 @@ from autounet.schema.errors import RecordError
 from autounet.schema.geometry import Geometry
 from autounet.schema.plan import ChannelNormalisation, PreprocessSpec
 from autounet.schema.prepared import CaseProperties
-from autounet.store import (
-    is_prepared,
-    open_prepared,
-    read_properties,
-    read_scores,
-    write_prepared,
-    write_scores,
-)
+from autounet.store import is_prepared, open_prepared, read_properties, read_scores, write_prepared, write_scores
 from autounet.store.weights import save_weights
 
 

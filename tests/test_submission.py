@@ -16,15 +16,13 @@ from orientations import direction_of
 from test_predict_options import LABELS, configuration, model
 
 from autounet import api
-from autounet.cli import main
+from autounet.cli.app import main
 from autounet.datasets import InputCase
-from autounet.images import read_geometry, read_labels, stored_type, write_image
-from autounet.running.predicting import submission as module
-from autounet.running.predicting.submission import geometry_difference, submit
-from autounet.running.predicting.submission_names import TASKS, submitted_names, template_for
+from autounet.imageio import read_geometry, read_labels, stored_type, write_image
+from autounet.prediction import submission as module
+from autounet.prediction.submission import TASKS, Submission, geometry_difference, submit, submitted_names, template_for
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry
-from autounet.schema.submission import Submission
 
 SHAPE = (6, 8, 7)
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
-from autounet.nets.drop_path import DropPath, rising_rates
+from autounet.nets.depthwise import DropPath, rising_rates
 from autounet.nets.swin import SWIN, heads, propose
-from autounet.nets.window_attention import WindowAttention, WindowGrid, from_blocks, into_blocks
+from autounet.nets.swin_modules import WindowAttention, WindowGrid, from_blocks, into_blocks
 from autounet.schema.plan import NetworkSpec
 
 

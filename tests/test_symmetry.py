@@ -12,12 +12,12 @@ from orientations import ALL_48, direction_of
 from autounet.datasets import complete_labels, examine, scan
 from autounet.datasets.checks.symmetry import describe_pairs
 from autounet.fingerprint import build_fingerprint
-from autounet.images import write_labels
+from autounet.imageio import write_labels
 from autounet.planning import plan
-from autounet.running import reading
-from autounet.running.reading import check_data
 from autounet.schema.geometry import Geometry
 from autounet.schema.options import PlannerOptions, TrainOptions
+from autounet.workflow import dataset_stage as reading
+from autounet.workflow.dataset_stage import check_data
 
 SHAPE = (6, 10, 8)
 LEFT, RIGHT = 1, 2

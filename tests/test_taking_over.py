@@ -11,13 +11,12 @@ from test_planning import LABELS, make_fingerprint, synthetic_measure
 
 from autounet.nets import FAMILIES
 from autounet.planning import plan, validate
-from autounet.planning.taking_over import options_for
+from autounet.planning.plan_transfer import StartingModel, options_for
 from autounet.schema.dataset import Channel, ChannelKind
 from autounet.schema.errors import OptionError, PlanError
 from autounet.schema.fingerprint import ChannelFingerprint, Fingerprint
 from autounet.schema.options import GIB, PlannerOptions, TrainOptions
 from autounet.schema.plan import Plan
-from autounet.schema.starting import StartingModel
 
 CT = ChannelFingerprint(
     name="CT", kind=ChannelKind.ct, mean=40.0, std=20.0, percentile_00_5=-10.0, percentile_99_5=90.0

@@ -10,14 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from autounet.ops.tiles import (
-    WEIGHTINGS,
-    axis_starts,
-    centred_padding,
-    gaussian_weights,
-    tile_starts,
-    tile_windows,
-)
+from autounet.ops.tiles import WEIGHTINGS, axis_starts, centred_padding, gaussian_weights, tile_starts, tile_windows
 
 overlaps = st.floats(0, 0.95)
 

@@ -8,20 +8,12 @@ from hypothesis import strategies as st
 from test_planning import make_fingerprint
 from test_records import configuration
 
-from autounet.planning.speed import Linear, Speed
-from autounet.planning.time import (
-    FEW_STEPS,
-    LEAST_STEPS,
-    WIDER_STEPS,
-    WIDTHS,
-    Frame,
-    shape_to_time,
-)
-from autounet.planning.timing import Timing, case_seconds
-from autounet.planning.timing import timing_of as timing_by
 from autounet.schema.errors import DeadlineError
 from autounet.schema.options import PlannerOptions
 from autounet.schema.plan import InferenceSpec
+from autounet.time_budget.cost_model import Linear, Speed, Timing, case_seconds
+from autounet.time_budget.cost_model import timing_of as timing_by
+from autounet.time_budget.shape import FEW_STEPS, LEAST_STEPS, WIDER_STEPS, WIDTHS, Frame, shape_to_time
 
 WHOLE = 64**3
 """voxels of the patch that memory allows"""

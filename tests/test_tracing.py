@@ -12,18 +12,17 @@ from hypothesis import strategies as st
 from training_cases import configuration as small_configuration
 from training_cases import labels
 
+from autounet.memory_model import Margin, TrainingMemory, inference_memory, memory_margin, training_memory
+from autounet.memory_model.fake_tensors import Event, alive_peak
+from autounet.memory_model.traced import StepSetting, Trace, saved_peak, trace_forward, trace_step
 from autounet.nets import FAMILIES
-from autounet.running.plans import calibrating
-from autounet.running.plans.calibrating import Found, calibrated, calibration_file, fit_margin
-from autounet.schema.device import CalibratedMargin, Calibration, DeviceProfile
 from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autounet.schema.options import TrainOptions
 from autounet.schema.plan import NetworkSpec
+from autounet.schema.run import CalibratedMargin, Calibration, DeviceProfile
 from autounet.step import Precision
-from autounet.tracing import Margin, TrainingMemory, inference_memory, memory_margin, training_memory
-from autounet.tracing.replay import Event, alive_peak
-from autounet.tracing.saved import saved_peak
-from autounet.tracing.traced import StepSetting, Trace, trace_forward, trace_step
+from autounet.workflow import calibrate as calibrating
+from autounet.workflow.calibrate import Found, calibrated, calibration_file, fit_margin
 
 LABELS = labels(3)
 NO_MARGIN = Margin(0, 0.0)
@@ -114,8 +113,8 @@ def test_bytes_are_those_of_torchs_own_fake_tensors():
     from torch.utils._pytree import tree_leaves
 
     from autounet.losses import Batch
+    from autounet.memory_model.traced import step_loss
     from autounet.step import build_optimiser, train_step
-    from autounet.tracing.traced import step_loss
 
     alive: dict[int, object] = {}
     bytes_now = [0, 0]
@@ -172,7 +171,7 @@ class _Square(torch.nn.Module):
 
 def test_peak_of_three_products_by_hand():
     """x * w is kept for the square; the square, its gradient and the gradient of the product are alive together."""
-    from autounet.tracing.fake import fake_module, played
+    from autounet.memory_model.fake_tensors import fake_module, played
 
     with torch.device("meta"):
         module = _Square()
@@ -217,7 +216,7 @@ def test_the_fallback_takes_over_and_says_so(monkeypatch, caplog):
     def fails(*_: object) -> Trace:
         raise RuntimeError("no such thing")
 
-    monkeypatch.setattr("autounet.tracing.traced.trace_step", fails)
+    monkeypatch.setattr("autounet.memory_model.traced.trace_step", fails)
     model = memory()
     assert model.traced(network(2, 2), (16, 16), 2) > 0
     assert model.method == "saved tensors"
@@ -269,7 +268,7 @@ def test_no_trial_lies_above_the_fitted_margin(pairs):
 def test_calibration_is_kept_per_device(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr(calibrating, "_try", lambda trial, _: Found(trial.batch * math.prod(trial.patch), 10**6))
-    monkeypatch.setattr("autounet.device.choose_device", lambda asked: asked)
+    monkeypatch.setattr("autounet.ops.device.choose_device", lambda asked: asked)
     monkeypatch.setattr("autounet.training.probe.probe_device", lambda device: profile(device=device))
     other = CalibratedMargin(memory_margin_bytes=1, memory_margin_fraction=0.1, torch="0.0")
     assert calibrated(profile()) == profile()

@@ -12,13 +12,13 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from autounet import tracking
-from autounet.running.watching.tracked import Tracked, metric_values
-from autounet.running.watching.tracked import tracking as tracking_of
 from autounet.schema.errors import OptionError
 from autounet.schema.metrics import ClassMetrics, Metrics
 from autounet.schema.options import RunOptions
 from autounet.schema.run import EpochLog
 from autounet.tracking import TRACKERS, Background, TrackedRun, require_tracker
+from autounet.workflow.tracked import Tracked, metric_values
+from autounet.workflow.tracked import tracking as tracking_of
 
 FOLD, RESULTS = TrackedRun("2d fold_0", "abcdef12", "out"), TrackedRun("results", "0123abcd", "out")
 LINE = EpochLog(

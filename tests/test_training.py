@@ -14,13 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_cases import configuration, labels, task
 
-from autounet.allocator import keep_freed_memory
 from autounet.losses import Batch, build_loss
 from autounet.nets import FAMILIES
 from autounet.schema.errors import AutoUNetError, BudgetExceeded, ModelError, OptionError
-from autounet.schema.log import read_log
 from autounet.schema.options import TrainOptions
-from autounet.schema.run import EpochLog, RunRecord
+from autounet.schema.run import EpochLog, RunRecord, read_log
 from autounet.step import Precision, algorithms, build_optimiser, clip_gradients, train_step
 from autounet.store.weights import load_weights, save_weights
 from autounet.training import Horizon, probe_device, time_steps, train_fold
@@ -30,6 +28,7 @@ from autounet.training.memory import ControlGroup, free_memory, group_available,
 from autounet.training.probe import best_measured, usual_precision
 from autounet.training.schedule import SCHEDULES, learning_rate
 from autounet.training.state import TrainState
+from autounet.workers import keep_freed_memory
 
 
 @pytest.fixture(autouse=True)

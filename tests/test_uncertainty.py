@@ -16,20 +16,19 @@ from hypothesis import strategies as st
 from test_predict_options import LABELS, STAGES, model, networks, volume
 
 from autounet import api
-from autounet.cli import main
-from autounet.images import read_geometry, read_image, read_labels, write_image
+from autounet.cli.app import main
+from autounet.imageio import read_geometry, read_image, read_labels, write_image
 from autounet.inference.bundle import load_bundle, pack
-from autounet.inference.disagreement import fold_disagreement
-from autounet.inference.pooling import PROBABILITIES, pooling_of
-from autounet.inference.sliding import predict_scores
+from autounet.inference.ensembling import PROBABILITIES, pooling_of
+from autounet.inference.maps import fold_disagreement
+from autounet.inference.sliding_window import predict_scores
 from autounet.nets import FAMILIES
 from autounet.preprocessing import PooledScores, export, pooled_maps, prepare_case
-from autounet.preprocessing.deciding import HIGHEST, Painted
-from autounet.schema.aftercare import PostprocessStep, ProbabilityChannels, TemperatureScaling
+from autounet.preprocessing.decisions import HIGHEST, Painted
 from autounet.schema.geometry import Geometry
-from autounet.schema.labels import Labels, Region
+from autounet.schema.labels import Labels, Region, TargetKind, targets_of
 from autounet.schema.plan import ChannelNormalisation, Configuration, InferenceSpec, PreprocessSpec
-from autounet.schema.targets import TargetKind, targets_of
+from autounet.schema.selection import PostprocessStep, ProbabilityChannels, TemperatureScaling
 
 REGIONS = LABELS.model_copy(update={"regions": (Region(name="whole", values=(3, 9)),)})
 BOTH = {"probabilities": True, "uncertainty": True}
@@ -225,7 +224,7 @@ def test_components_are_removed_as_selected_and_only_then(tmp_path: Path) -> Non
         np.testing.assert_array_equal(predictor.segment(prepared), found[name])
     np.testing.assert_array_equal(found["plain"], found["other"])
     assert (found["as selected"] != found["plain"]).any()
-    from autounet.selection import apply_steps
+    from autounet.crossval.postprocess import apply_steps
 
     np.testing.assert_array_equal(found["as selected"], apply_steps(found["plain"], geometry.spacing, (step,)))
 

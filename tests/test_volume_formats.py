@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from autounet.images import files_of, read_frames, read_header, read_image, read_labels, stem, write_image
+from autounet.imageio import files_of, read_frames, read_header, read_image, read_labels, stem, write_image
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 

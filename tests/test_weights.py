@@ -14,17 +14,15 @@ from test_predict_options import configuration, volume
 from test_uncertainty import repacked
 
 from autounet import api
+from autounet.crossval.ensemble_weights import Weighing, dice_by_weights, judge_weights, weight_options
+from autounet.crossval.final_steps import Aftercare
+from autounet.crossval.validate import ensemble_cases
 from autounet.evaluation import summarise
-from autounet.images import read_image, read_labels
+from autounet.imageio import read_image, read_labels
 from autounet.preprocessing import decision_for, export
-from autounet.running.case_work import ensemble_cases
-from autounet.running.judging.aftercare import Aftercare
-from autounet.running.judging.weighing import Weighing
-from autounet.schema.aftercare import Weighting
 from autounet.schema.metrics import Metrics
 from autounet.schema.plan import InferenceSpec
-from autounet.schema.selection import WEIGHTED, Selection
-from autounet.selection.weights import dice_by_weights, judge_weights, weight_options
+from autounet.schema.selection import WEIGHTED, Selection, Weighting
 from autounet.store import read_properties, read_scores, write_scores
 
 

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autounet.datasets.layouts.found import Found, read_description, read_object
-from autounet.images import is_nrrd_segmentation, read_segments, segment_sets
-from autounet.schema.dataset import Case
-from autounet.schema.errors import DataError, OptionError
-from autounet.schema.labels import LabelCode
-from autounet.schema.options import DataOptions
+from ..imageio import is_nrrd_segmentation, read_segments, segment_sets
+from ..schema.dataset import Case
+from ..schema.errors import DataError, OptionError
+from ..schema.labels import LabelCode
+from ..schema.options import DataOptions
+from .layouts.detected_layout import Found, read_description, read_object
 
 log = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from autounet.images import label_limits, output_suffix
-from autounet.schema.dataset import CaseFacts, Dataset, Finding, Severity
-from autounet.schema.errors import DataError, OptionError
-from autounet.schema.labels import LabelClass, Labels, Region
-from autounet.schema.options import DataOptions
+from ..imageio import label_limits, output_suffix
+from ..schema.dataset import CaseFacts, Dataset, Finding, Severity
+from ..schema.errors import DataError, OptionError
+from ..schema.labels import LabelClass, Labels, Region
+from ..schema.options import DataOptions
 
 MOST_UNNAMED = 100
 """more unnamed values than this in label files: they are pictures, or spoilt by interpolation"""

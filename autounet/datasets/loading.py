@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autounet.datasets.checks.alignment import differences
-from autounet.images import read_image, read_labels
-from autounet.ops.label_values import encode
-from autounet.schema.dataset import Case, Dataset
-from autounet.schema.errors import DataError
-from autounet.schema.geometry import Geometry
+from ..imageio import read_image, read_labels
+from ..ops.label_values import encode
+from ..schema.dataset import Case, Dataset
+from ..schema.errors import DataError
+from ..schema.geometry import Geometry
+from .checks.case_checks import differences
 
 
 class LoadedCase(NamedTuple):

@@ -8,20 +8,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from autounet.datasets.channels import find_channels
-from autounet.datasets.coding import coded
-from autounet.datasets.frames import split_frames
-from autounet.datasets.labels import build_labels
-from autounet.datasets.layouts import bids, cases, msd, nnunet, pairs, table
-from autounet.datasets.layouts.annotated import annotate
-from autounet.datasets.layouts.described import with_description
-from autounet.datasets.layouts.folders import existing_folder
-from autounet.datasets.layouts.found import Found, read_description
-from autounet.datasets.layouts.presence import without_missing_channels
-from autounet.images import file_kind, suffix
-from autounet.schema.dataset import Case, Dataset, Finding
-from autounet.schema.errors import DataError, OptionError
-from autounet.schema.options import DataOptions
+from ..imageio import file_kind, suffix
+from ..schema.dataset import Case, Dataset, Finding
+from ..schema.errors import DataError, OptionError
+from ..schema.options import DataOptions
+from .channels import find_channels, split_frames
+from .coding import coded
+from .labels import build_labels
+from .layouts import bids, cases, msd, nnunet, pairs, table
+from .layouts.declarations import annotate, with_description
+from .layouts.detected_layout import Found, read_description, without_missing_channels
+from .layouts.files import existing_folder
 
 
 class Layout(NamedTuple):

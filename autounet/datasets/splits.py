@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from autounet.datasets.checks.set_checks import duplicates
-from autounet.datasets.layouts.table import table_folds
-from autounet.schema.dataset import CaseFacts, Dataset, Splits
-from autounet.schema.errors import DataError, OptionError
-from autounet.schema.options import DataOptions
+from ..schema.dataset import CaseFacts, Dataset, Splits
+from ..schema.errors import DataError, OptionError
+from ..schema.options import DataOptions
+from .checks.set_checks import duplicates
+from .layouts.table import table_folds
 
 log = logging.getLogger(__name__)
 

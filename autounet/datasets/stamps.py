@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from autounet.schema.errors import RecordError
-from autounet.schema.record import Part, Record
+from ..schema.errors import RecordError
+from ..schema.record import Part, Record
 
 SETTLED_NS = 10_000_000_000
 """A file may be written again within one tick of its clock, leaving size and time as they were: up to 2 s on FAT. So a

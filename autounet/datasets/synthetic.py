@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from scipy import ndimage
 
-from autounet.images import write_image, write_labels
-from autounet.schema.geometry import Geometry, Shape3
-from autounet.schema.record import write_text
+from ..imageio import write_image, write_labels
+from ..schema.geometry import Geometry, Shape3
+from ..schema.record import write_text
 
 SHAPES: tuple[Shape3, ...] = ((20, 40, 40), (24, 40, 36), (24, 44, 40), (28, 36, 44))
 """(z, y, x) voxels; the spacing is about 2 x 1 x 1 mm"""

@@ -19,8 +19,8 @@ from typing import Final
 import cc3d
 import numpy as np
 
-from autounet.evaluation.metrics import EMPTY_IN_REFERENCE, Undefined
-from autounet.schema.errors import DataError
+from ..schema.errors import DataError
+from .metrics import EMPTY_IN_REFERENCE, Undefined
 
 PIXEL_NEIGHBOURS: Final = 4
 """objects that touch at a corner only are two, as in the challenge"""

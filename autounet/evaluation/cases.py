@@ -8,13 +8,13 @@ from typing import Literal
 import numpy as np
 from scipy.ndimage import find_objects
 
-from autounet.evaluation.mask_pair import MaskPair, Undefined
-from autounet.evaluation.metrics import DEFAULT_METRICS, METRICS
-from autounet.schema.annotated import NOT_ANNOTATED, is_certain
-from autounet.schema.errors import DataError
-from autounet.schema.geometry import Geometry
-from autounet.schema.labels import Labels
-from autounet.schema.metrics import ClassMetrics
+from ..schema.dataset import NOT_ANNOTATED, is_certain
+from ..schema.errors import DataError
+from ..schema.geometry import Geometry
+from ..schema.labels import Labels
+from ..schema.metrics import ClassMetrics
+from .metrics import DEFAULT_METRICS, METRICS
+from .surfaces import MaskPair, Undefined
 
 Unit = Literal["mm", "pixels"]
 Box = tuple[slice, ...]

@@ -11,17 +11,20 @@ from typing import Final
 
 import numpy as np
 
-from autounet.evaluation.centre_lines import cl_dice
-from autounet.evaluation.lesions import lesion_f1, panoptic_quality
-from autounet.evaluation.mask_pair import (
+from ..schema.errors import OptionError
+from .structures import cl_dice, lesion_f1, panoptic_quality
+from .surfaces import (
     EMPTY_IN_BOTH,
     EMPTY_IN_PREDICTION,
     EMPTY_IN_REFERENCE,
     MaskPair,
     Undefined,
+    assd,
+    boundary_iou,
+    hd95,
+    nsd,
+    nsd_subvoxel,
 )
-from autounet.evaluation.surfaces import assd, boundary_iou, hd95, nsd, nsd_subvoxel
-from autounet.schema.errors import OptionError
 
 __all__ = [
     "DEFAULT_METRICS",

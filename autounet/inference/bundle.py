@@ -19,33 +19,33 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import JsonValue
 
-from autounet import __version__
-from autounet.inference.archive import unpacked
-from autounet.inference.bundle_files import (
+from .. import __version__
+from ..schema.bundle import BundleMember, ModelBundle, ModelCard
+from ..schema.dataset import Dataset, combinations
+from ..schema.errors import ModelError, PlanError
+from ..schema.fingerprint import Fingerprint
+from ..schema.metrics import Metrics
+from ..schema.options import DataOptions
+from ..schema.plan import Configuration, with_previous_stages
+from ..schema.record import write_text
+from ..schema.run import RunRecord
+from ..schema.selection import Selection
+from .archive import (
     BUNDLE_FILE,
     CARD_FILE,
+    SUFFIX,
     copy_file,
     file_checksum,
     record_checksum,
+    record_text,
     replace_folder,
     require_replaceable,
     sealed,
+    unpacked,
+    write_archive,
 )
-from autounet.inference.card import card_text
-from autounet.inference.describing import describe
-from autounet.inference.loading import load_network
-from autounet.schema.bundle import BundleMember, ModelBundle
-from autounet.schema.dataset import Dataset
-from autounet.schema.errors import ModelError, PlanError
-from autounet.schema.fingerprint import Fingerprint
-from autounet.schema.metrics import Metrics
-from autounet.schema.options import DataOptions
-from autounet.schema.plan import Configuration
-from autounet.schema.presence import combinations
-from autounet.schema.record import write_text
-from autounet.schema.run import RunRecord
-from autounet.schema.selection import Selection
-from autounet.schema.stages import with_previous_stages
+from .card import card_text, describe
+from .loading import load_network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -225,3 +225,38 @@ def _check_file(path: Path, checksum: str) -> None:
         raise ModelError(f"{path} is missing. Copy the whole model folder again.")
     if file_checksum(path) != checksum:
         raise ModelError(f"{path} is damaged or was changed: its checksum differs. Copy the model again.")
+
+
+def export_bundle(model: Path, out: Path, licence: str | None = None) -> ModelCard:
+    """Write the bundle of `model` to `out`: a file where that ends in `.autounet`, else a folder; returns its card.
+
+    `licence` is written into the card; None keeps what is there. Everything in it is checked first. A folder replaces
+    an older bundle. Raises ModelError for a damaged model, and for a folder with other things in it.
+    """
+    out = Path(out)
+    as_file = out.name.lower().endswith(SUFFIX)
+    if as_file and out.is_dir():
+        raise ModelError(f"{out} is a folder. Give the name of a new file.")
+    if not as_file:
+        require_replaceable(out)
+    bundle, folder = load_bundle(Path(model))
+    card = bundle.card or ModelCard()
+    card = card.model_copy(update={"licence": licence or card.licence})
+    bundle = sealed(bundle.model_copy(update={"card": card}))
+    weights = {member.path: folder / member.path for member in bundle.members}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if as_file:
+        records = {BUNDLE_FILE: record_text(bundle).encode(), CARD_FILE: card_text(bundle).encode()}
+        write_archive(out, {**records, **weights})
+        return card
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        for name, path in weights.items():
+            copy_file(path, temporary / name)
+        write_text(temporary / CARD_FILE, card_text(bundle))
+        write_text(temporary / BUNDLE_FILE, record_text(bundle))
+        replace_folder(temporary, out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return card

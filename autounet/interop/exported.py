@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 from pydantic import Field
 
-from autounet.schema.aftercare import PostprocessStep
-from autounet.schema.dataset import Channel
-from autounet.schema.labels import Labels
-from autounet.schema.plan import InferenceSpec, PreprocessSpec
-from autounet.schema.record import Part, Record
-from autounet.schema.targets import TargetKind
+from ..schema.dataset import Channel
+from ..schema.errors import OptionError
+from ..schema.labels import Labels, TargetKind
+from ..schema.plan import InferenceSpec, PreprocessSpec
+from ..schema.record import Part, Record
+from ..schema.selection import PostprocessStep
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 RECORD = "preprocessing.json"
 
@@ -91,3 +99,39 @@ class ExportedModel(Record):
     """that logits are divided by where probabilities are told; it changes no segmentation of classes"""
     configurations: dict[str, ExportedConfiguration]
     versions: dict[str, str]
+
+
+INPUT, OUTPUT = "image", "logits"
+TALKATIVE = ("torch.onnx", "onnxscript", "onnx_ir")
+"""loggers that tell of each step and of packages that nothing here uses"""
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+def require_onnx() -> None:
+    """Raises OptionError when the extra is not installed."""
+    from importlib.util import find_spec
+
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise OptionError(f"ONNX needs {', '.join(missing)}. Install them: pip install 'autounet[onnx]'")
+
+
+def write_onnx(program: ExportedProgram, path: Path) -> None:
+    """The input is called `image`, the output `logits`; sizes that the program leaves open stay open."""
+    import torch
+
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    written = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
+    assert written is not None
+    written.save(path)
+
+
+def run_onnx(path: Path, image: np.ndarray) -> np.ndarray:
+    """Logits (B, K, *T) float32 of an image (B, C, *P) float32, on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run([OUTPUT], {INPUT: image})[0])

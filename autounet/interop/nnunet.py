@@ -13,30 +13,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from autounet.images.formats import file_kind
-from autounet.inference.bundle import pack
-from autounet.interop.nnunet_checkpoint import Checkpoint, our_weights
-from autounet.interop.nnunet_choice import finished_folds, opened_checkpoint, wanted_folders, with_first_stages
-from autounet.interop.nnunet_files import (
-    DATASET,
-    PLANS,
-    ModelFolder,
-    Source,
-    opened,
-    read_json,
+from ..imageio.formats import file_kind
+from ..inference.bundle import pack
+from ..schema.bundle import ModelBundle
+from ..schema.dataset import Channel, ChannelKind, Dataset
+from ..schema.errors import DataError, ModelError
+from ..schema.labels import Labels, planned_targets, targets_of
+from ..schema.options import DataOptions, TrainOptions
+from ..schema.plan import Configuration
+from ..schema.run import RunRecord, fold_name
+from ..schema.selection import Selection
+from ..store.weights import save_weights
+from .nnunet_checkpoint import (
+    Checkpoint,
+    finished_folds,
+    opened_checkpoint,
+    our_weights,
+    wanted_folders,
+    with_first_stages,
 )
-from autounet.interop.nnunet_labels import read_channels, read_labels
-from autounet.interop.nnunet_plans import TheirPlans, our_configuration, read_plans, their_configuration
-from autounet.schema.bundle import ModelBundle
-from autounet.schema.dataset import Channel, ChannelKind, Dataset
-from autounet.schema.errors import DataError, ModelError
-from autounet.schema.labels import Labels
-from autounet.schema.options import DataOptions, TrainOptions
-from autounet.schema.plan import Configuration
-from autounet.schema.run import RunRecord, fold_name
-from autounet.schema.selection import Selection
-from autounet.schema.targets import planned_targets, targets_of
-from autounet.store.weights import save_weights
+from .nnunet_files import DATASET, PLANS, ModelFolder, Source, opened, read_json
+from .nnunet_plans import TheirPlans, our_configuration, read_channels, read_labels, read_plans, their_configuration
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
-from autounet.schema.errors import ModelError
+from ..schema.errors import ModelError
 
 PLANS, DATASET, CHECKPOINT = "plans.json", "dataset.json", "checkpoint_final.pth"
 FOLD = re.compile(r"fold_(\d+|all)")

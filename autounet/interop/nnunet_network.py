@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from autounet.schema.errors import ModelError
-from autounet.schema.plan import NetworkSpec
+from ..schema.errors import ModelError
+from ..schema.plan import NetworkSpec
 
 CLASSES = {"PlainConvUNet": ("plain", "n_conv_per_stage"), "ResidualEncoderUNet": ("residual", "n_blocks_per_stage")}
 """their class -> our family, and their argument for the length of encoder stages"""

@@ -8,22 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from autounet.losses.batch import Batch
-from autounet.losses.combined import VoxelLoss
-from autounet.losses.cross_entropy import CrossEntropy
-from autounet.losses.deep_supervision import DeepSupervision, Pixelwise
-from autounet.losses.dice import Dice
-from autounet.losses.dice_ce import DiceCrossEntropy
-from autounet.losses.focal import Focal
-from autounet.losses.focal_tversky import FocalTversky
-from autounet.losses.ranks import ProcessGroup, Ranks
-from autounet.losses.top_k import TopKCrossEntropy
-from autounet.losses.tversky import Tversky
-from autounet.losses.voxels import Encoding, Exclusive, Overlapping
-from autounet.losses.weighted_ce import WeightedCrossEntropy
-from autounet.schema.errors import OptionError
-from autounet.schema.labels import Labels
-from autounet.schema.targets import overlapping_targets
+from ..schema.errors import OptionError
+from ..schema.labels import Labels, overlapping_targets
+from .cross_entropy import CrossEntropy, Focal, TopKCrossEntropy, WeightedCrossEntropy
+from .deep_supervision import Batch, DeepSupervision, Pixelwise
+from .dice_ce import DiceCrossEntropy
+from .overlap import Dice, FocalTversky, Tversky, VoxelLoss
+from .ranks import ProcessGroup, Ranks
+from .voxels import Encoding, Exclusive, Overlapping
 
 __all__ = [
     "BORDER_WEIGHTED",

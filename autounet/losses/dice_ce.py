@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from autounet.losses.overlap import SMOOTH, shared_count
-from autounet.losses.ranks import Ranks, mean_total
-from autounet.losses.voxels import SMALLEST_TOTAL, flat_logits, known_weight, merge_unannotated
+from .overlap import SMOOTH, shared_count
+from .ranks import Ranks, mean_total
+from .voxels import SMALLEST_TOTAL, flat_logits, known_weight, merge_unannotated
 
 
 class DiceCrossEntropy:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
-from autounet.losses.ranks import Ranks, mean_total, total
-from autounet.losses.voxels import Voxels
+from .ranks import Ranks, mean_total, total
+from .voxels import Encoding, Voxels
 
 SMOOTH = 1e-5
 """added to numerators and denominators (nnU-Net, MONAI): a class that is nowhere, and predicted nowhere, scores 1"""
@@ -44,3 +46,85 @@ def shared_count(annotated: Tensor, ranks: Ranks | None) -> Tensor:
     """How many (sample, channel) pairs are annotated, as the mean over all ranks; at least the smallest that is > 0."""
     count = mean_total(annotated.sum(), ranks)
     return count.clamp(min=1 if ranks is None else 1 / ranks.size)
+
+
+@dataclass(frozen=True)
+class Dice:
+    """Minus the mean over channels of (2 I + s) / (P + Y + s): -1 for a perfect prediction, as nnU-Net counts.
+
+    Milletari et al. 2016 (V-Net) with the sums in the denominator (Drozdzal et al. 2016). With `batch` the sums go over
+    the whole batch and all ranks, else each sample has its own.
+    """
+
+    batch: bool = False
+    ranks: Ranks | None = None
+
+    def __call__(self, voxels: Voxels) -> Tensor:
+        found = overlap(voxels, self.batch, self.ranks)
+        return -found.mean((2 * found.both + SMOOTH) / (found.predicted + found.true + SMOOTH))
+
+
+@dataclass(frozen=True)
+class Tversky:
+    """Mean over channels of 1 - (I + s) / (I + fp FP + fn FN + s); both weights 1/2 make it 1 - Dice.
+
+    Salehi, Erdogmus, Gholipour 2017, Tversky loss function for image segmentation using 3D fully convolutional deep
+    networks, MLMI: false positives 0.3, false negatives 0.7 gave their best result.
+    """
+
+    batch: bool = False
+    ranks: Ranks | None = None
+    false_positives: float = 0.3
+    false_negatives: float = 0.7
+
+    def __call__(self, voxels: Voxels) -> Tensor:
+        found = overlap(voxels, self.batch, self.ranks)
+        return found.mean(tversky_error(found, self.false_positives, self.false_negatives))
+
+
+def tversky_error(found: Overlap, false_positives: float, false_negatives: float) -> Tensor:
+    """1 - Tversky index of each channel, written so that small errors are not lost beside the 1."""
+    errors = false_positives * (found.predicted - found.both) + false_negatives * (found.true - found.both)
+    return errors / (found.both + errors + SMOOTH)
+
+
+LEAST_ERROR = 1e-7
+"""the power's slope is infinite at 0; an error below counts as this and has no gradient"""
+
+
+@dataclass(frozen=True)
+class FocalTversky:
+    """Mean over channels of (1 - Tversky index)^(1 / gamma).
+
+    Abraham, Khan 2019, A novel focal Tversky loss function with improved attention U-Net for lesion segmentation, ISBI:
+    gamma 4/3, false negatives 0.7, false positives 0.3.
+    """
+
+    batch: bool = False
+    ranks: Ranks | None = None
+    false_positives: float = 0.3
+    false_negatives: float = 0.7
+    gamma: float = 4 / 3
+
+    def __call__(self, voxels: Voxels) -> Tensor:
+        found = overlap(voxels, self.batch, self.ranks)
+        errors = tversky_error(found, self.false_positives, self.false_negatives)
+        return found.mean(errors.clamp(min=LEAST_ERROR) ** (1 / self.gamma))
+
+
+Term = Callable[[Voxels], Tensor]
+
+
+class VoxelLoss:
+    """`loss(logits, labels, weight, annotated) -> scalar`, the sum of `terms`, which share one softmax or sigmoid."""
+
+    def __init__(self, encoding: Encoding, *terms: Term) -> None:
+        self.encoding = encoding
+        self.terms = terms
+
+    def __call__(
+        self, logits: Tensor, labels: Tensor, weight: Tensor | None = None, annotated: Tensor | None = None
+    ) -> Tensor:
+        voxels = self.encoding(logits, labels, weight, annotated)
+        first, *others = (term(voxels) for term in self.terms)
+        return sum(others, start=first)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from autounet.nets.attention import ATTENTION
-from autounet.nets.efficient import EFFICIENT
-from autounet.nets.family import Family
-from autounet.nets.mednext import MEDNEXT
-from autounet.nets.nested import NESTED
-from autounet.nets.original import ORIGINAL
-from autounet.nets.plain import PLAIN
-from autounet.nets.residual import RESIDUAL
-from autounet.nets.swin import SWIN
-from autounet.nets.unet3d import UNET3D
+from .attention import ATTENTION
+from .efficient import EFFICIENT
+from .family import Family
+from .mednext import MEDNEXT
+from .nested import NESTED
+from .original import ORIGINAL
+from .plain import PLAIN
+from .residual import RESIDUAL
+from .swin import SWIN
+from .unet3d import UNET3D
 
 FAMILIES: dict[str, Family] = {
     "plain": PLAIN,

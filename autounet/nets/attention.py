@@ -14,18 +14,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from autounet.nets.family import (
-    Family,
-    Steps,
-    as_steps,
-    checked_options,
-    divisible_size,
-    same_size,
-    stage_features,
-)
-from autounet.nets.unpadded import Normalisation
-from autounet.schema.plan import NetworkSpec
-from autounet.schema.record import Part
+from ..schema.plan import NetworkSpec
+from ..schema.record import Part
+from .family import Family, Steps, as_steps, checked_options, divisible_size, same_size, stage_features
+from .unpadded import Normalisation
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,7 +60,7 @@ def gated_stages(spec: NetworkSpec) -> tuple[int, ...]:
 
 def build(spec: NetworkSpec) -> nn.Module:
     """The network with He initialisation from torch's global generator. Raises ValueError for one stage only."""
-    from autounet.nets.attention_modules import AttentionUNet
+    from .attention_modules import AttentionUNet
 
     return AttentionUNet(spec, checked_options(AttentionOptions, spec))
 

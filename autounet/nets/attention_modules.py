@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autounet.nets.attention import AttentionOptions, gated_stages
-from autounet.nets.blocks import CONVOLUTIONS, UpConvolution, initialise
-from autounet.nets.units import Unit, max_pool, norm_slope, unit_row, upsample_linear
-from autounet.schema.plan import NetworkSpec
+from ..schema.plan import NetworkSpec
+from .attention import AttentionOptions, gated_stages
+from .blocks import CONVOLUTIONS, UpConvolution, initialise
+from .units import Unit, max_pool, norm_slope, unit_row, upsample_linear
 
 
 class AttentionGate(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from autounet.nets.convolution import Conv3d, number_format
+from .convolution import Conv3d, number_format
 
 SLOPE = 0.01
 """negative slope of leaky ReLU (nnU-Net)"""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from autounet.nets.blocks import CONVOLUTIONS, UpConvolution
-from autounet.nets.units import centre, he_initialise, max_pool, unit_row
-from autounet.nets.unpadded import Normalisation
-from autounet.schema.plan import NetworkSpec
+from ..schema.plan import NetworkSpec
+from .blocks import CONVOLUTIONS, UpConvolution
+from .units import centre, he_initialise, max_pool, unit_row
+from .unpadded import Normalisation
 
 
 class ExpandingStage(nn.Module):

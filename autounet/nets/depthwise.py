@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from autounet.nets.blocks import CHANNELS_LAST
-from autounet.nets.convolution import plane_pairs
+from .blocks import CHANNELS_LAST
+from .convolution import plane_pairs
 
 FAST_IN_BF16 = 3
 """largest kernel whose weight gradient oneDNN computes fast in bf16"""
@@ -165,3 +165,22 @@ def _planes(x: Tensor, gradient: Tensor, weight: Tensor, step: int) -> Iterator[
         return
     for place, read, given in plane_pairs(x, gradient, weight.shape[2], step, weight.shape[2] // 2):
         yield (slice(None), slice(None), place), read, given, weight[:, :, place]
+
+
+class DropPath(nn.Module):
+    """In training sets a residual branch to zero for a share `rate` of the samples, and scales the others up."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, ...) -> (B, ...)
+        if not self.training or self.rate == 0:
+            return x
+        kept = x.new_empty((len(x), *(1 for _ in x.shape[1:]))).bernoulli_(1 - self.rate)
+        return x * (kept / (1 - self.rate))
+
+
+def rising_rates(highest: float, count: int) -> list[float]:
+    """From 0 for the first block to `highest` for the last, linearly (Sec. 3 of the paper)."""
+    return [highest * index / max(1, count - 1) for index in range(count)]

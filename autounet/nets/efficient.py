@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from autounet.nets.family import Family, Steps, as_steps, checked_options, divisible_size, same_size
-from autounet.schema.errors import PlanError
-from autounet.schema.plan import NetworkSpec
-from autounet.schema.record import Part
+from ..schema.errors import PlanError
+from ..schema.plan import NetworkSpec
+from ..schema.record import Part
+from .family import Family, Steps, as_steps, checked_options, divisible_size, same_size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -181,7 +181,7 @@ def build(spec: NetworkSpec) -> nn.Module:
         raise ValueError("a U-Net needs at least two stages")
     if found := problems(spec):
         raise PlanError("\n".join(found))
-    from autounet.nets.efficient_modules import EfficientUNet
+    from .efficient_modules import EfficientUNet
 
     return EfficientUNet(spec, checked_options(EfficientOptions, spec))
 

@@ -12,20 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autounet.nets.blocks import CONVOLUTIONS, conv_blocks, initialise
-from autounet.nets.depthwise import depthwise
-from autounet.nets.drop_path import DropPath
-from autounet.nets.efficient import (
-    STEM_FEATURES,
-    EfficientOptions,
-    MBStage,
-    round_features,
-    scaled_stages,
-    stage_rows,
-    total_width,
-)
-from autounet.nets.plain_modules import DecoderStage, decode
-from autounet.schema.plan import NetworkSpec
+from ..schema.plan import NetworkSpec
+from .blocks import CONVOLUTIONS, conv_blocks, initialise
+from .depthwise import DropPath, depthwise
+from .efficient import STEM_FEATURES, EfficientOptions, MBStage, round_features, scaled_stages, stage_rows, total_width
+from .plain_modules import DecoderStage, decode
 
 SQUEEZE = 0.25
 """features inside squeeze-and-excitation as a share of the block's inputs (MnasNet, as the paper takes it over)"""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from autounet.schema.errors import ModelError
+from ..schema.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from autounet.schema.plan import NetworkSpec
-from autounet.schema.record import Part
+from ..schema.plan import NetworkSpec
+from ..schema.record import Part
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from autounet.nets.family import Family, Steps, as_steps, checked_options, divisible_size, same_size
-from autounet.schema.plan import NetworkSpec
-from autounet.schema.record import Part
+from ..schema.plan import NetworkSpec
+from ..schema.record import Part
+from .family import Family, Steps, as_steps, checked_options, divisible_size, same_size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,7 +74,7 @@ def build(spec: NetworkSpec) -> nn.Module:
 
     Raises ValueError for one stage only.
     """
-    from autounet.nets.mednext_modules import MedNeXt
+    from .mednext_modules import MedNeXt
 
     return MedNeXt(spec, EXPANSIONS[checked_options(MedNeXtOptions, spec).size])
 

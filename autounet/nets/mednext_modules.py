@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autounet.nets.blocks import CONVOLUTIONS, InstanceNorm
-from autounet.nets.convolution import conv3d
-from autounet.nets.depthwise import depthwise, depthwise_transposed, spread
-from autounet.nets.mednext import at_stage
-from autounet.nets.plain_modules import decode
-from autounet.schema.errors import ModelError
-from autounet.schema.plan import NetworkSpec
+from ..schema.errors import ModelError
+from ..schema.plan import NetworkSpec
+from .blocks import CONVOLUTIONS, InstanceNorm
+from .convolution import conv3d
+from .depthwise import depthwise, depthwise_transposed, spread
+from .mednext import at_stage
+from .plain_modules import decode
 
 INTERPOLATION = {4: "bilinear", 5: "trilinear"}
 """by the dimensions of a convolution's weight"""

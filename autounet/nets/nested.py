@@ -16,18 +16,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from autounet.nets.family import (
-    Family,
-    Steps,
-    as_steps,
-    checked_options,
-    divisible_size,
-    same_size,
-    stage_features,
-)
-from autounet.nets.unpadded import Normalisation
-from autounet.schema.plan import NetworkSpec
-from autounet.schema.record import Part
+from ..schema.plan import NetworkSpec
+from ..schema.record import Part
+from .family import Family, Steps, as_steps, checked_options, divisible_size, same_size, stage_features
+from .unpadded import Normalisation
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,7 +83,7 @@ def build(spec: NetworkSpec) -> nn.Module:
 
     Raises ValueError for one stage only, and for a `prune` that the network cannot have.
     """
-    from autounet.nets.nested_modules import NestedUNet
+    from .nested_modules import NestedUNet
 
     options = checked_options(NestedOptions, spec)
     if found := problems(spec):

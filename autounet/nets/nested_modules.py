@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from autounet.nets.blocks import CONVOLUTIONS, UpConvolution, initialise
-from autounet.nets.nested import NestedOptions
-from autounet.nets.units import max_pool, norm_slope, unit_row
-from autounet.nets.unpadded import Normalisation
-from autounet.schema.plan import NetworkSpec
+from ..schema.plan import NetworkSpec
+from .blocks import CONVOLUTIONS, UpConvolution, initialise
+from .nested import NestedOptions
+from .units import max_pool, norm_slope, unit_row
+from .unpadded import Normalisation
 
 
 class Node(nn.Module):

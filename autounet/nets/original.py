@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from autounet.nets.family import Family, Steps, as_steps, checked_options
-from autounet.nets.unpadded import Normalisation, UnpaddedOptions, output_size, valid_size
-from autounet.schema.plan import NetworkSpec
+from ..schema.plan import NetworkSpec
+from .family import Family, Steps, as_steps, checked_options
+from .unpadded import Normalisation, UnpaddedOptions, output_size, valid_size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,7 +66,7 @@ def build(spec: NetworkSpec) -> nn.Module:
 
     Raises ValueError for one stage only, and for deep supervision.
     """
-    from autounet.nets.cropping_modules import CroppingUNet
+    from .cropping_modules import CroppingUNet
 
     options = checked_options(OriginalOptions, spec)
     return CroppingUNet(

@@ -8,17 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autounet.nets.family import (
-    Family,
-    NoOptions,
-    Steps,
-    as_steps,
-    checked_options,
-    divisible_size,
-    same_size,
-    stage_features,
-)
-from autounet.schema.plan import NetworkSpec
+from ..schema.plan import NetworkSpec
+from .family import Family, NoOptions, Steps, as_steps, checked_options, divisible_size, same_size, stage_features
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +42,7 @@ def propose(
 
 def build(spec: NetworkSpec) -> nn.Module:
     """The network with He initialisation from torch's global generator. Raises ValueError for one stage only."""
-    from autounet.nets.plain_modules import PlainUNet
+    from .plain_modules import PlainUNet
 
     checked_options(NoOptions, spec)
     return PlainUNet(spec)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from autounet.nets.blocks import CONVOLUTIONS, UpConvolution, conv_blocks, initialise
-from autounet.schema.plan import NetworkSpec
+from ..schema.plan import NetworkSpec
+from .blocks import CONVOLUTIONS, UpConvolution, conv_blocks, initialise
 
 
 class EncoderStage(nn.Module):

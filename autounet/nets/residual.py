@@ -8,18 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autounet.nets.family import (
-    Family,
-    NoOptions,
-    Steps,
-    as_steps,
-    checked_options,
-    divisible_size,
-    same_size,
-    stage_features,
-)
-from autounet.nets.plain import nnunet_name as plain_name
-from autounet.schema.plan import NetworkSpec
+from ..schema.plan import NetworkSpec
+from .family import Family, NoOptions, Steps, as_steps, checked_options, divisible_size, same_size, stage_features
+from .plain import nnunet_name as plain_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +49,7 @@ def build(spec: NetworkSpec) -> nn.Module:
 
     Raises ValueError for one stage only.
     """
-    from autounet.nets.residual_modules import ResidualUNet
+    from .residual_modules import ResidualUNet
 
     checked_options(NoOptions, spec)
     return ResidualUNet(spec)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autounet.nets.blocks import SLOPE, ConvBlock, average_pool, initialise
-from autounet.nets.plain_modules import DecoderStage, decode
-from autounet.schema.plan import NetworkSpec
+from ..schema.plan import NetworkSpec
+from .blocks import SLOPE, ConvBlock, average_pool, initialise
+from .plain_modules import DecoderStage, decode
 
 
 class ResidualBlock(nn.Module):

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from autounet.nets.family import Family, Steps, as_steps, checked_options, divisible_size, same_size
-from autounet.schema.plan import NetworkSpec
-from autounet.schema.record import Part
+from ..schema.plan import NetworkSpec
+from ..schema.record import Part
+from .family import Family, Steps, as_steps, checked_options, divisible_size, same_size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,7 +90,7 @@ def heads(features: int) -> int:
 
 def build(spec: NetworkSpec) -> nn.Module:
     """The network, initialised from torch's global generator. Raises ValueError for one stage only."""
-    from autounet.nets.swin_modules import SwinUNet
+    from .swin_modules import SwinUNet
 
     return SwinUNet(spec, checked_options(SwinOptions, spec))
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from autounet.nets import FAMILIES
-from autounet.schema.errors import ModelError
-from autounet.schema.plan import PREDICTION_OPTIONS, NetworkSpec
+from ..schema.errors import ModelError
+from ..schema.plan import PREDICTION_OPTIONS, NetworkSpec
+from . import FAMILIES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -106,7 +106,7 @@ def transfer(
             if tensor in weights and tensor not in new:
                 given[tensor] = _rearranged(tensor, state[tensor], weights[tensor], channels)
     if spec.kernel_sizes != trained.kernel_sizes:
-        from autounet.nets.mednext_modules import upkern
+        from .mednext_modules import upkern
 
         upkern(network, given)
         return

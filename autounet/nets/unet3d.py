@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autounet.nets.family import Family, Steps, as_steps, checked_options
-from autounet.nets.unpadded import Normalisation, UnpaddedOptions, output_size, valid_size
-from autounet.schema.plan import NetworkSpec
+from ..schema.plan import NetworkSpec
+from .family import Family, Steps, as_steps, checked_options
+from .unpadded import Normalisation, UnpaddedOptions, output_size, valid_size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,7 +69,7 @@ def build(spec: NetworkSpec) -> nn.Module:
 
     Raises ValueError for one stage only, for two dimensions and for deep supervision.
     """
-    from autounet.nets.cropping_modules import CroppingUNet
+    from .cropping_modules import CroppingUNet
 
     options = checked_options(UNet3dOptions, spec)
     if spec.dims not in UNET3D.dims:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autounet.nets.blocks import CONVOLUTIONS, SLOPE, InstanceNorm, UpConvolution
-from autounet.nets.unpadded import Normalisation
+from .blocks import CONVOLUTIONS, SLOPE, InstanceNorm, UpConvolution
+from .unpadded import Normalisation
 
 BATCH_NORMS: dict[int, type[nn.Module]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 

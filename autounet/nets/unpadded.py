@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from autounet.nets.family import divisible_size
-from autounet.schema.plan import NetworkSpec
-from autounet.schema.record import Part
+from ..schema.plan import NetworkSpec
+from ..schema.record import Part
+from .family import divisible_size
 
 Normalisation = Literal["none", "batch", "instance"]
 

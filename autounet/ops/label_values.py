@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autounet.schema.labels import Labels
+from ..schema.labels import Labels
 
 NO_LOSS = -1
 """dense index of voxels with the ignore value"""

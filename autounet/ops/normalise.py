@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from autounet.ops.crop import filled_mask
-from autounet.schema.plan import ChannelNormalisation
+from ..schema.plan import ChannelNormalisation
+from .orient import filled_mask
 
 SMALLEST_STD = 1e-8
 """a constant channel becomes zero instead of a division by zero"""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from autounet.planning.memory import Measure
-from autounet.planning.planner import CONFIGURATIONS, plan
-from autounet.planning.presets import PRESETS
-from autounet.planning.validation import validate
+from .memory import Measure
+from .planner import CONFIGURATIONS, plan
+from .presets import PRESETS
+from .validation import validate
 
 __all__ = ["CONFIGURATIONS", "PRESETS", "Measure", "plan", "validate"]

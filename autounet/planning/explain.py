@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from autounet.schema.options import GIB, PlannerOptions
-from autounet.schema.plan import Configuration, Limit, Limits, Plan
-from autounet.schema.quantities import format_seconds, format_time
+from ..schema.options import GIB, PlannerOptions
+from ..schema.plan import Configuration, Limit, Limits, Plan
+from ..schema.quantities import format_seconds, format_time
 
 WORDS: dict[Limit | None, str] = {
     "memory": "memory",

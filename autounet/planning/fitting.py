@@ -13,8 +13,11 @@ from itertools import takewhile
 
 import numpy as np
 
-from autounet.planning.memory import Memory
-from autounet.planning.search import (
+from ..schema.errors import PlanError
+from ..schema.plan import Limit, Limits, NetworkSpec
+from ..schema.quantities import format_size
+from .memory import Memory
+from .search import (
     Found,
     Task,
     batch_reason,
@@ -27,10 +30,7 @@ from autounet.planning.search import (
     shrink,
     start_topology,
 )
-from autounet.planning.topology import Topology
-from autounet.schema.errors import PlanError
-from autounet.schema.plan import Limit, Limits, NetworkSpec
-from autounet.schema.quantities import format_size
+from .topology import Topology
 
 WIDTH = 32
 """features of the first stage before what memory is left is filled with wider ones (nnU-Net's)"""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
-from autounet.schema.options import GIB
-from autounet.schema.plan import NetworkSpec
+from ..schema.options import GIB
+from ..schema.plan import NetworkSpec
 
 Measure = Callable[[NetworkSpec, tuple[int, ...], int], int]
 """(network, patch, batch) -> peak bytes of a training step"""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from autounet.schema.dataset import ChannelKind
-from autounet.schema.errors import PlanError
-from autounet.schema.fingerprint import ChannelFingerprint, Fingerprint
-from autounet.schema.plan import ChannelNormalisation
+from ..schema.dataset import ChannelKind
+from ..schema.errors import PlanError
+from ..schema.fingerprint import ChannelFingerprint, Fingerprint
+from ..schema.plan import ChannelNormalisation
 
 CROPPED_ENOUGH = 3 / 4
 """z-score looks at non-zero voxels only when the crop leaves less than this share of the median image (nnU-Net)"""

@@ -10,31 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autounet.nets import FAMILIES
-from autounet.planning.configurations import (
-    CASCADE,
-    LOWRES,
-    NEEDS_LOWRES,
-    VOLUMES,
-    Volumes,
-    find_volumes,
-    plan_2d,
-)
-from autounet.planning.memory import Measure, MeasuredMemory, Memory, ProxyMemory
-from autounet.planning.normalisation import find_normalisation
-from autounet.planning.presets import PRESETS, NominalMemory
-from autounet.planning.setting import Setting
-from autounet.planning.spacing import Grid, find_grid, numbers
-from autounet.planning.taking_over import taken_grid, taken_normalisation
-from autounet.schema.device import DeviceProfile
-from autounet.schema.errors import OptionError, PlanError
-from autounet.schema.fingerprint import Fingerprint
-from autounet.schema.labels import Labels
-from autounet.schema.options import PlannerOptions, TrainOptions
-from autounet.schema.plan import Configuration, Plan
-from autounet.schema.quantities import format_size
-from autounet.schema.starting import USUAL_NAMES, StartingModel
-from autounet.schema.targets import planned_targets, targets_of
+from ..nets import FAMILIES
+from ..schema.errors import OptionError, PlanError
+from ..schema.fingerprint import Fingerprint
+from ..schema.labels import Labels, planned_targets, targets_of
+from ..schema.options import PlannerOptions, TrainOptions
+from ..schema.plan import Configuration, Plan
+from ..schema.quantities import format_size
+from ..schema.run import DeviceProfile
+from .configurations import CASCADE, LOWRES, NEEDS_LOWRES, VOLUMES, Volumes, find_volumes, plan_2d
+from .memory import Measure, MeasuredMemory, Memory, ProxyMemory
+from .normalisation import find_normalisation
+from .plan_transfer import USUAL_NAMES, StartingModel, taken_grid, taken_normalisation
+from .presets import PRESETS, NominalMemory
+from .setting import Setting
+from .spacing import Grid, find_grid, numbers
 
 CONFIGURATIONS = USUAL_NAMES
 """in the order of plan.json: a previous stage comes before the one that needs it"""

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
-from autounet.planning.memory import REFERENCE_BATCH, REFERENCE_OUTPUTS, convolution_outputs
-from autounet.planning.search import LARGEST_SHARE
-from autounet.schema.options import GIB, Preset
-from autounet.schema.plan import NetworkSpec
+from ..schema.options import GIB, Preset
+from ..schema.plan import NetworkSpec
+from .memory import REFERENCE_BATCH, REFERENCE_OUTPUTS, convolution_outputs
+from .search import LARGEST_SHARE
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autounet.planning.memory import Memory
-from autounet.planning.topology import Topology, find_topology
-from autounet.schema.errors import PlanError
-from autounet.schema.plan import Limit, Limits, NetworkSpec
-from autounet.schema.quantities import format_size
+from ..schema.errors import PlanError
+from ..schema.plan import Limit, Limits, NetworkSpec
+from ..schema.quantities import format_size
+from .memory import Memory
+from .topology import Topology, find_topology
 
 START_EDGE = {2: 2048, 3: 256}
 """the search starts from a patch with the volume of this cube (square), shaped to be isotropic in mm"""

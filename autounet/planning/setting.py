@@ -7,22 +7,20 @@ from functools import partial
 
 import numpy as np
 
-from autounet.nets import FAMILIES
-from autounet.nets.family import covering_size
-from autounet.planning.fitting import WIDTH, Fitting
-from autounet.planning.memory import Measure, Memory
-from autounet.planning.presets import PRESETS, PresetRules
-from autounet.planning.search import LARGEST_SHARE, Found, Task, find_patch, search
-from autounet.planning.spacing import Grid
-from autounet.planning.taking_over import Taking
-from autounet.planning.topology import Topology
-from autounet.schema.device import DeviceProfile
-from autounet.schema.fingerprint import Fingerprint
-from autounet.schema.labels import Labels
-from autounet.schema.options import PlannerOptions
-from autounet.schema.plan import ChannelNormalisation, NetworkSpec
-from autounet.schema.starting import StartingModel
-from autounet.schema.targets import TargetKind, planned_targets, targets_of
+from ..nets import FAMILIES
+from ..nets.family import covering_size
+from ..schema.fingerprint import Fingerprint
+from ..schema.labels import Labels, TargetKind, planned_targets, targets_of
+from ..schema.options import PlannerOptions
+from ..schema.plan import ChannelNormalisation, NetworkSpec
+from ..schema.run import DeviceProfile
+from .fitting import WIDTH, Fitting
+from .memory import Measure, Memory
+from .plan_transfer import StartingModel, Taking
+from .presets import PRESETS, PresetRules
+from .search import LARGEST_SHARE, Found, Task, find_patch, search
+from .spacing import Grid
+from .topology import Topology
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autounet.schema.fingerprint import Fingerprint
+from ..schema.fingerprint import Fingerprint
 
 ANISOTROPY = 3.0
 """an axis this many times coarser than the others, and with that many times fewer voxels, is anisotropic"""

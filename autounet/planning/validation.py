@@ -8,15 +8,13 @@ from collections.abc import Iterator
 
 from pydantic import ValidationError
 
-from autounet.nets import FAMILIES
-from autounet.planning.memory import Memory
-from autounet.schema.errors import PlanError
-from autounet.schema.fingerprint import Fingerprint
-from autounet.schema.labels import Labels
-from autounet.schema.plan import Configuration, NetworkSpec, Plan
-from autounet.schema.quantities import format_size
-from autounet.schema.swaps import LEFT_RIGHT, swapped_outputs
-from autounet.schema.targets import planned_targets, targets_of
+from ..nets import FAMILIES
+from ..schema.errors import PlanError
+from ..schema.fingerprint import Fingerprint
+from ..schema.labels import Labels, planned_targets, targets_of
+from ..schema.plan import LEFT_RIGHT, Configuration, NetworkSpec, Plan, swapped_outputs
+from ..schema.quantities import format_size
+from .memory import Memory
 
 
 def validate(plan: Plan, fingerprint: Fingerprint, labels: Labels, fits: Memory | None = None) -> tuple[str, ...]:

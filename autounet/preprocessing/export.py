@@ -14,13 +14,14 @@ from itertools import product
 import numpy as np
 from scipy.sparse import csr_array
 
-from autounet.ops.label_values import decode
-from autounet.preprocessing.deciding import Decision, decision_for
-from autounet.preprocessing.grids import View, stored_view
-from autounet.schema.labels import Labels
-from autounet.schema.plan import Average
-from autounet.schema.prepared import CaseProperties
-from autounet.schema.targets import TargetKind, targets_of
+from ..ops.label_values import decode
+from ..ops.orient import crop, orient
+from ..ops.resample import apply_taps, resample_labels, separate_axis
+from ..schema.labels import Labels, TargetKind, targets_of
+from ..schema.plan import Average
+from ..schema.prepared import CaseProperties
+from .decisions import HIGHEST, Decision, decision_for
+from .prepare import View, grid_view, prepared_spacing, stored_view
 
 ROWS = 1 << 14
 """file voxels interpolated at a time: their scores fit the cache"""
@@ -178,3 +179,62 @@ def interpolate(table: np.ndarray, view: View, y: np.ndarray, x: np.ndarray) -> 
     cells = table.reshape(-1, table.shape[2])
     ends = np.arange(0, 4 * len(y) + 1, 4, dtype=np.int32)
     return csr_array((weights.ravel(), indices.ravel(), ends), shape=(len(y), len(cells))) @ cells
+
+
+def export_map(values: np.ndarray, properties: CaseProperties) -> np.ndarray:
+    """(Z, Y, X) float32 in the shape of the original file, from `values` (*S) on the case's prepared grid.
+
+    Interpolated as scores are, slice by slice; 0 outside the crop. Raises ValueError when the values are not on the
+    case's prepared grid.
+    """
+    view = stored_view(values[None], properties)
+    along_z, along_y, along_x = view.taps
+    result = np.zeros(properties.geometry.shape, np.float32)
+    inside = result[tuple(slice(start, stop) for start, stop in view.box)]
+    for z, plane in enumerate(inside):
+        below, above = (view.scores[0, end[z]].astype(np.float32, copy=False) for end in along_z[:2])
+        plane[...] = apply_taps(apply_taps(below + along_z.weight[z] * (above - below), 0, along_y), 1, along_x)
+    return result
+
+
+LARGEST_INT8 = 127
+
+
+def labels_for_next_stage(
+    scores: np.ndarray, source: CaseProperties, target: CaseProperties, decision: Decision = HIGHEST
+) -> np.ndarray:
+    """Dense labels (*S) on the prepared grid of `target` from scores (C, *S') on that of `source`.
+
+    The scores are interpolated and then decided on, as nnU-Net does: labels interpolated from the coarse grid would
+    have its steps. int8, or int16 when a class is beyond 127. Raises ValueError when the two are not the same case.
+    """
+    result = np.empty(target.shape, np.int16)
+    classify([grid_view(scores, source, target)], decision, np.ones(1), 1.0, result)
+    highest = len(scores) - 1 if decision.classes is None else int(decision.classes.max())
+    return result.astype(np.int8) if highest <= LARGEST_INT8 else result
+
+
+def labels_by_file(
+    scores: np.ndarray, source: CaseProperties, target: CaseProperties, decision: Decision = HIGHEST
+) -> np.ndarray:
+    """As `labels_for_next_stage`, by way of a label image in the file's own voxels, which is prepared like any other.
+
+    So nnU-Net does where the second stage reads the first one's files: each label is resampled by itself.
+    """
+    view = stored_view(scores, source)
+    dense = np.zeros(source.geometry.shape, np.int16)
+    inside = dense[tuple(slice(start, stop) for start, stop in view.box)]
+    classify([view], decision, np.ones(1), 1.0, inside)
+    rules = target.spec.resampling
+    axis = separate_axis(target.network_spacing, prepared_spacing(target), rules.separate_z_ratio)
+    seen = crop(orient(dense, target.axes, target.flips), target.box)
+    return resample_labels(np.ascontiguousarray(seen), target.shape, rules.label_order, axis, rules.z_order)
+
+
+def append_one_hot(image: np.ndarray, segmentation: np.ndarray, classes: int) -> np.ndarray:
+    """Image (C, *S) and dense labels (*S) to (C + classes - 1, *S) float32: one channel a class but the background."""
+    joined = np.empty((len(image) + classes - 1, *image.shape[1:]), np.float32)
+    joined[: len(image)] = image
+    for index, channel in enumerate(joined[len(image) :], 1):
+        np.equal(segmentation, index, out=channel, casting="unsafe")
+    return joined

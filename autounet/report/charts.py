@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from autounet.report.ranking import Ranked
-from autounet.report.style import GRID, INK, MOST_MARKS, MUTED, SERIES, Picture, as_svg, chart, two_charts
-from autounet.schema.aftercare import ReliabilityBin, TemperatureScaling
-from autounet.schema.metrics import Metrics
+from ..ops.chart_style import GRID, INK, MOST_MARKS, MUTED, SERIES, Picture, as_svg, chart, two_charts
+from ..schema.metrics import Metrics
+from ..schema.selection import ReliabilityBin, TemperatureScaling
+from .pictured import Ranked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

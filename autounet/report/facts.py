@@ -3,14 +3,102 @@
 from __future__ import annotations
 
 import platform
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import autounet
-from autounet.report import tables
-from autounet.report.command import run_command
-from autounet.report.records import Gathered
-from autounet.report.table import Table, spread
-from autounet.schema.annotated import partly_annotated
-from autounet.schema.quantities import format_size
+
+from ..schema.dataset import Finding, Severity, partly_annotated
+from ..schema.options import GIB, DataOptions, RunOptions
+from ..schema.quantities import format_size
+from . import tables
+from .records import Gathered
+from .table import Table, spread
+
+OPEN = 5
+"""findings up to which a kind is shown without a click"""
+MOST_LINES = 200
+"""of one kind on the page; findings.json holds all"""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Findings with one code and severity, in their order."""
+
+    severity: str
+    code: str
+    lines: Sequence[tuple[str, str]]
+    """(case, or "" for the whole data set; finding and remedy); at most MOST_LINES"""
+    total: int
+
+    @property
+    def open(self) -> bool:
+        return self.total <= OPEN
+
+
+def grouped(findings: Sequence[Finding]) -> list[Group]:
+    """Fatal kinds first, each kind where its first finding stands."""
+    kinds: dict[tuple[bool, str], list[Finding]] = {}
+    for finding in findings:
+        kinds.setdefault((finding.severity is not Severity.fatal, finding.code), []).append(finding)
+    ordered = sorted(kinds.items(), key=lambda kind: kind[0][0])
+    return [
+        Group(
+            str(found[0].severity),
+            code,
+            [(each.case or "", f"{each.message}. {each.remedy}") for each in found[:MOST_LINES]],
+            len(found),
+        )
+        for (_, code), found in ordered
+    ]
+
+
+def run_command(data: str, out: str, options: RunOptions) -> str:
+    """`autounet run ...` with every option that was given, quoted for a POSIX shell."""
+    words = ["autounet", "run", data, "--out", out, *_data_words(options.data)]
+    if options.memory_bytes is not None:
+        words += ["--memory", f"{options.memory_bytes / GIB:.10g}GB"]
+    if options.seconds is not None:
+        words += ["--time", duration_option(options.seconds)]
+    if options.configurations is not None:
+        words += ["--configurations", ",".join(options.configurations)]
+    for name in ("family", "loss", "preset", "folds", "epochs", "iterations", "device", "workers", "seed"):
+        value = getattr(options, name)
+        if value is not None:
+            words += [f"--{name}", str(value)]
+    if options.metrics is not None:
+        words += ["--metrics", ",".join(options.metrics)]
+    if options.deterministic:
+        words.append("--deterministic")
+    return shlex.join(words)
+
+
+def duration_option(seconds: float) -> str:
+    """30m, 2h, 90s: the largest unit that keeps it a whole number."""
+    for unit, size in (("h", 3600), ("m", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.10g}s"
+
+
+def _data_words(data: DataOptions) -> list[str]:
+    words: list[str] = []
+    pairs: tuple[tuple[str, dict[str, str]], ...] = (
+        ("--channel", data.channels),
+        ("--kind", data.kinds),
+        ("--class", {name: str(value) for name, value in data.classes.items()}),
+        ("--region", {name: ",".join(map(str, values)) for name, values in data.regions.items()}),
+    )
+    for option, entries in pairs:
+        for name, value in entries.items():
+            words += [option, f"{name}={value}"]
+    for name in ("label", "ignore", "group", "splits", "palette", "frames"):
+        value = getattr(data, name)
+        if value is not None:
+            words += [f"--{name}", str(value)]
+    return [*words, "--missing-channels"] if data.missing_channels else words
+
 
 Facts = list[tuple[str, str]]
 

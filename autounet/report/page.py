@@ -12,18 +12,18 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 import autounet
-from autounet.report import charts, facts, run_tables, selection, tables
-from autounet.report.data_charts import data_charts
-from autounet.report.findings import grouped
-from autounet.report.overlays import NUMBERED
-from autounet.report.pictured import Shown, pictured
-from autounet.report.published import compare_published
-from autounet.report.ranking import Ranked, counted, rank, shown
-from autounet.report.records import Gathered, gather
-from autounet.report.style import Picture
-from autounet.report.training_charts import memory_chart, training_curves
-from autounet.report.volumes import Entropy
-from autounet.schema.record import write_text
+
+from ..ops.chart_style import Picture
+from ..schema.record import write_text
+from . import charts, facts, run_tables, tables
+from . import run_tables as selection
+from .facts import grouped
+from .overlays import NUMBERED
+from .pictured import Ranked, Shown, counted, pictured, rank, shown
+from .published import compare_published
+from .records import Gathered, gather
+from .run_charts import data_charts, memory_chart, training_curves
+from .volumes import Entropy
 
 MOST_BYTES = 9_900_000
 """of the page, which people send by mail"""

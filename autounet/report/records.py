@@ -9,17 +9,16 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from autounet.images import output_suffix, suffix
-from autounet.schema.dataset import Dataset, Finding, Splits
-from autounet.schema.device import DeviceProfile
-from autounet.schema.errors import RecordError
-from autounet.schema.fingerprint import Fingerprint
-from autounet.schema.metrics import CaseMetrics, Metrics
-from autounet.schema.options import RunOptions
-from autounet.schema.plan import Plan
-from autounet.schema.record import Record
-from autounet.schema.run import RunRecord
-from autounet.schema.selection import Selection
+from ..imageio import output_suffix, suffix
+from ..schema.dataset import Dataset, Finding, Splits
+from ..schema.errors import RecordError
+from ..schema.fingerprint import Fingerprint
+from ..schema.metrics import CaseMetrics, Metrics
+from ..schema.options import RunOptions
+from ..schema.plan import Plan
+from ..schema.record import Record
+from ..schema.run import DeviceProfile, RunRecord
+from ..schema.selection import Selection
 
 R = TypeVar("R", bound=Record)
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from autounet.report.ranking import Ranked
-from autounet.report.table import DASH, Link, Table, between, number, plain_list
-from autounet.schema.annotated import is_certain
-from autounet.schema.comparison import ComparedFigure, PublishedComparison
-from autounet.schema.labels import Labels
-from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics
-from autounet.schema.targets import overlapping_targets, targets_of
+from ..schema.dataset import is_certain
+from ..schema.labels import Labels, overlapping_targets, targets_of
+from ..schema.metrics import CaseMetrics, ClassMetrics, ComparedFigure, Metrics, PublishedComparison
+from .pictured import Ranked
+from .table import DASH, Link, Table, between, number, plain_list
 
 MOST_COLUMNS = 60
 """classes of the table of cases"""

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from autounet.report.panels import TITLES
-from autounet.report.style import address, jpeg
-from autounet.report.volumes import CaseVolume
+from ..ops.chart_style import address, jpeg
+from .overlays import TITLES
+from .volumes import CaseVolume
 
 CASE_BYTES = 1_100_000
 """of one packed case, as text"""

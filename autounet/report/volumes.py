@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from autounet.datasets import read_reference
-from autounet.images import output_suffix, read_image, read_labels, suffix
-from autounet.ops.orient import Axes, Flips, canonical_axes, orient, permute
-from autounet.schema.dataset import Case, Dataset
-from autounet.schema.errors import AutoUNetError
+from ..datasets import read_reference
+from ..imageio import output_suffix, read_image, read_labels, suffix
+from ..ops.orient import Axes, Flips, canonical_axes, orient, permute
+from ..schema.dataset import Case, Dataset
+from ..schema.errors import AutoUNetError
 
 Entropy = Callable[[str, np.ndarray, np.ndarray, np.ndarray], np.ndarray | None]
 """(case, z, y, x) -> (len(z), len(y), len(x)) 0..1 at these indices of the file's array; None: nothing was kept"""

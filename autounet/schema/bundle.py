@@ -4,12 +4,101 @@ from __future__ import annotations
 
 from pydantic import JsonValue
 
-from autounet.schema.card import ModelCard
-from autounet.schema.dataset import Channel
-from autounet.schema.labels import Labels
-from autounet.schema.plan import Configuration
-from autounet.schema.record import Part, Record
-from autounet.schema.selection import Selection
+from .dataset import Channel
+from .geometry import Shape3, Spacing3
+from .labels import Labels
+from .plan import Configuration
+from .record import Part, Record
+from .selection import Selection
+
+NO_LICENCE = "not stated"
+
+
+class ChannelSummary(Part):
+    """Of one channel; intensities are those of the foreground of all cases, None where there is none."""
+
+    name: str
+    kind: str
+    median: float | None = None
+    percentile_00_5: float | None = None
+    percentile_99_5: float | None = None
+
+
+class ClassSummary(Part):
+    """Of one class, over the cases of the data set."""
+
+    name: str
+    cases: int
+    """in which it occurs"""
+    share: float
+    """0..1 of all labelled voxels of the data set"""
+
+
+class DataSummary(Part):
+    """The fingerprint in short. Shapes and spacings are (z, y, x), each axis by itself, over cases."""
+
+    cases: int
+    dimension: int
+    shape: Shape3
+    """median voxels"""
+    smallest: Shape3
+    largest: Shape3
+    spacing: Spacing3
+    """median mm; pictures have 1"""
+    finest: Spacing3
+    coarsest: Spacing3
+    channels: tuple[ChannelSummary, ...]
+    classes: tuple[ClassSummary, ...]
+
+
+class Score(Part):
+    """One metric of one class in cross-validation."""
+
+    name: str
+    """of the class or region"""
+    metric: str
+    mean: float | None
+    """over cases where it is defined"""
+    interval: tuple[float, float] | None = None
+    """95 %, by bootstrap over cases"""
+
+
+class ScoreSummary(Part):
+    """Of the selected out-of-fold result."""
+
+    cases: int
+    unit: str
+    """of distances"""
+    mean_dice: float | None
+    interval: tuple[float, float] | None = None
+    scores: tuple[Score, ...]
+
+
+class TrainingSummary(Part):
+    """Of the folds of one configuration."""
+
+    configuration: str
+    folds: tuple[int | None, ...]
+    """None: trained on all cases"""
+    cases: tuple[int, ...]
+    """trained on, by fold"""
+    steps: tuple[int, ...]
+    seconds: float
+    """of all folds"""
+    parameters: int
+    loss: str
+    optimiser: str
+    devices: tuple[str, ...]
+
+
+class ModelCard(Part):
+    """What is not known, as of an imported model, is None or empty."""
+
+    licence: str = NO_LICENCE
+    """of the weights, in the words of who gave them away"""
+    data: DataSummary | None = None
+    scores: ScoreSummary | None = None
+    trainings: tuple[TrainingSummary, ...] = ()
 
 
 class BundleMember(Part):

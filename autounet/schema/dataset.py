@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from array import array
 from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from autounet.schema.geometry import Box3, Geometry, Shape3
-from autounet.schema.labels import Labels
-from autounet.schema.record import Part, Record
+from .errors import DataError
+from .geometry import Box3, Geometry, Shape3
+from .labels import Labels
+from .record import Part, Record
 
 
 class Severity(StrEnum):
@@ -204,3 +206,64 @@ class Splits(Record):
     def training(self, fold: int) -> tuple[str, ...]:
         """All cases of the other folds, in fold order."""
         return tuple(case for index, cases in enumerate(self.folds) if index != fold for case in cases)
+
+
+NOT_ANNOTATED = "not annotated in this case"
+
+
+def annotated_classes(case: Case, labels: Labels) -> tuple[bool, ...] | None:
+    """(K) whether each dense class was annotated in the case, the background always; None: all were.
+
+    Raises DataError for a value that no class has.
+    """
+    if case.annotated is None:
+        return None
+    unknown = sorted(set(case.annotated) - {0, *labels.values})
+    if unknown:
+        known = ", ".join(f"{each.name}={each.value}" for each in labels.classes)
+        raise DataError(
+            f"case {case.identifier}: its annotated classes name the value {unknown[0]}, which no class has. "
+            f"The classes are {known}"
+        )
+    found = tuple(index == 0 or value in case.annotated for index, value in enumerate(labels.values))
+    return None if all(found) else found
+
+
+def partly_annotated(dataset: Dataset) -> dict[str, tuple[bool, ...]]:
+    """`annotated_classes` of the cases where some class was not; empty in most data sets. Raises DataError."""
+    found = {case.identifier: annotated_classes(case, dataset.labels) for case in dataset.cases}
+    return {name: classes for name, classes in found.items() if classes is not None}
+
+
+def is_certain(members: Sequence[int], annotated: Sequence[bool]) -> bool:
+    """Whether a case's label tells where the union of `members` (dense classes) is.
+
+    Voxels of the classes that were not annotated (`annotated` (K) is False) are labelled 0: the union is known where
+    they lie on the same side of it as the background.
+    """
+    inside = 0 in members
+    return all(known or (index in members) == inside for index, known in enumerate(annotated))
+
+
+Presence = tuple[bool, ...]
+"""(C) whether a case has each channel"""
+
+
+def presence(case: Case, channels: int) -> Presence | None:
+    """None where the case has all of them."""
+    if case.present is None or len(case.present) == channels:
+        return None
+    return tuple(index in case.present for index in range(channels))
+
+
+def partly_present(dataset: Dataset) -> dict[str, Presence]:
+    """`presence` of the cases that lack a channel; empty in most data sets."""
+    found = {case.identifier: presence(case, len(dataset.channels)) for case in dataset.cases}
+    return {name: present for name, present in found.items() if present is not None}
+
+
+def combinations(dataset: Dataset) -> tuple[Presence, ...]:
+    """The combinations of channels that occur, sorted; empty where every case has all channels."""
+    lacking = partly_present(dataset)
+    whole = [(True,) * len(dataset.channels)] if len(lacking) < len(dataset.cases) else []
+    return tuple(sorted({*lacking.values(), *whole})) if lacking else ()

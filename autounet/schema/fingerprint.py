@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from autounet.schema.dataset import ChannelKind
-from autounet.schema.geometry import Shape3, Spacing3
-from autounet.schema.record import Part, Record, digest
+from .dataset import Channel, ChannelKind, Finding
+from .geometry import Shape3, Spacing3
+from .labels import Labels
+from .record import Part, Record, digest
 
 
 class CaseFingerprint(Part):
@@ -58,3 +59,35 @@ class Fingerprint(Record):
     def class_voxels(self) -> tuple[int, ...]:
         """Of all cases, per dense class."""
         return tuple(map(sum, zip(*(case.voxels for case in self.cases), strict=True)))
+
+
+class CheckResult(Record):
+    """`autounet check --json`."""
+
+    layout: str
+    channels: tuple[Channel, ...]
+    labels: Labels
+    cases: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+
+class Repair(Part):
+    """What `autounet check --fix` did with one case."""
+
+    case: str
+    done: tuple[str, ...] = ()
+    """a sentence each"""
+    dropped: str | None = None
+    """why the case is not in the new folder"""
+
+    def __str__(self) -> str:
+        return f"case {self.case}: " + (f"left out: {self.dropped}" if self.dropped else "; ".join(self.done))
+
+
+class RepairResult(Record):
+    """`autounet check --fix --json`: what was done, and what the check of the new folder found."""
+
+    folder: str
+    repairs: tuple[Repair, ...]
+    """of the cases that were changed or left out"""
+    result: CheckResult

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from autounet.schema.record import Part
+from .record import Part
 
 Shape3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from autounet.schema.aftercare import TemperatureScaling
-from autounet.schema.record import Part, Record
+from .record import Part, Record
+from .selection import TemperatureScaling
 
 
 class ClassMetrics(Part):
@@ -67,3 +67,109 @@ class Metrics(Record):
     """class or region -> metric -> the same of its mean in `per_class`"""
     calibration: TemperatureScaling | None = None
     """of the selected out-of-fold probabilities"""
+
+
+class PairedDifference(Part):
+    """One class, two models, the cases in which the metric is defined for both."""
+
+    name: str
+    """of the class or region"""
+    cases: int
+    difference: float | None = None
+    """mean over these cases of the first model's value less the second's"""
+    interval: tuple[float, float] | None = None
+    """95 % of it, by bootstrap over cases; None with fewer than two cases"""
+    p: float | None = None
+    """two-sided, of the Wilcoxon signed-rank test"""
+    p_corrected: float | None = None
+    """the same after Holm's correction for the number of classes tested"""
+    undefined: str | None = None
+    """why there is no p"""
+
+
+Comparability = Literal["same", "similar", "other"]
+"""same: the same cases, split and metric in kind; similar: one of them may differ; other: for orientation only"""
+
+
+class PublishedFigure(Part):
+    """One number somebody published."""
+
+    method: str
+    value: float = Field(ge=0, le=1)
+    """in 0..1, whatever the source writes"""
+    target: str | None = None
+    """class; None: the mean over the classes"""
+
+
+class PublishedResults(Part):
+    """Figures of one source on one data set, measured in one way."""
+
+    protocol: str
+    """which cases were trained and tested on"""
+    metric: str
+    """as the source calls it"""
+    source: str
+    comparability: Comparability
+    comparable: str
+    """how a cross-validation of this program relates to it, in a sentence"""
+    test_cases: int | None = Field(default=None, ge=1)
+    """that the data set's makers set apart and the figures are of; None: measured otherwise, or not told"""
+    figures: tuple[PublishedFigure, ...] = Field(min_length=1)
+
+
+class Signature(Part):
+    """What the fingerprint of a public data set looks like, so that it is known under any name."""
+
+    dimension: int = Field(ge=2, le=3)
+    cases: int
+    channels: int
+    classes: int
+    """that are segmented, background left out; of a set with regions, the regions"""
+    median_shape: tuple[int, int, int] | None = None
+    """(z, y, x); None: the set is known by its name alone"""
+    median_spacing: tuple[float, float, float] | None = None
+    """(z, y, x) mm, to 1 %"""
+
+
+class KnownDataSet(Part):
+    """A public data set with published results."""
+
+    name: str
+    aliases: tuple[str, ...] = Field(min_length=1)
+    """words of which one occurs in the data set's name, lower-case letters and digits only"""
+    signature: Signature
+    results: tuple[PublishedResults, ...] = Field(min_length=1)
+
+
+class PublishedTable(Record):
+    """`report/published.json`, which comes with the package."""
+
+    data_sets: tuple[KnownDataSet, ...]
+
+
+class ComparedFigure(Part):
+    """A published figure with this run's value for the same target."""
+
+    method: str
+    target: str
+    published: float
+    ours: float | None
+    measured_on: str = "out-of-fold cases"
+    """which cases `ours` is of"""
+    interval: tuple[float, float] | None
+    verdict: Literal["ahead", "level", "behind", "not comparable"]
+    protocol: str
+    metric: str
+    source: str
+    comparable: str
+
+
+class PublishedComparison(Part):
+    """What `autounet compare OUT` says."""
+
+    data_set: str | None
+    """None: no published results are known"""
+    recognised: str
+    """how the data set was recognised, or why not"""
+    rows: tuple[ComparedFigure, ...] = ()
+    sentences: tuple[str, ...] = ()

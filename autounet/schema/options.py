@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from autounet.schema.record import Part, Record, digest
+from .record import Part, Record, digest
 
 GIB = 1024**3
 

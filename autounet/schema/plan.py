@@ -7,13 +7,15 @@ predicted (`InferenceSpec`). How the weights are reached is not here: see `Train
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, JsonValue, computed_field, model_validator
 
-from autounet.schema.options import PlannerOptions
-from autounet.schema.record import Part, Record, digest
-from autounet.schema.targets import TargetKind
+from .errors import PlanError
+from .labels import Labels, TargetKind, targets_of
+from .options import PlannerOptions
+from .record import Part, Record, digest
 
 
 class ChannelNormalisation(Part):
@@ -231,3 +233,84 @@ class Plan(Record):
     def edition(self) -> str:
         """Digest that a person's edit changes; fields that a later version adds, at their defaults, do not."""
         return digest(self.model_dump(mode="json", exclude_defaults=True))
+
+
+def with_previous_stages(names: Iterable[str], configurations: Mapping[str, Configuration]) -> tuple[str, ...]:
+    """`names` and every previous stage they need, each once and after what it needs, else in the order given.
+
+    Raises PlanError for a name or a previous stage that is not there, and for stages that need each other.
+    """
+    ordered: list[str] = []
+    for name in names:
+        chain = [name]
+        while (previous := _configuration(chain, configurations).previous_stage) is not None:
+            if previous in chain:
+                raise PlanError(f"{previous} needs itself as its previous stage. Correct previous_stage in the plan")
+            chain.append(previous)
+        ordered += [each for each in reversed(chain) if each not in ordered]
+    return tuple(ordered)
+
+
+def _configuration(chain: list[str], configurations: Mapping[str, Configuration]) -> Configuration:
+    """The last of a chain of stages, of which each needs the next."""
+    if chain[-1] in configurations:
+        return configurations[chain[-1]]
+    wanted = f" as the previous stage of {chain[-2]}" if len(chain) > 1 else ""
+    raise PlanError(f"no configuration {chain[-1]}{wanted}; there are {', '.join(configurations)}")
+
+
+LEFT_RIGHT = 2
+"""array axis (z, y, x) of the canonical orientation that runs from one side of the body to the other"""
+
+
+class Swap(NamedTuple):
+    """For each channel the one whose place it takes in a view mirrored along the spatial axis `axis` of a network."""
+
+    axis: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+def swapped_classes(labels: Labels) -> tuple[int, ...]:
+    """(K) the dense class that each one becomes when left and right are exchanged; without pairs itself."""
+    places = {each.name: index for index, each in enumerate(labels.classes)}
+    swapped = list(range(labels.count))
+    for left, right in labels.pairs:
+        swapped[places[left]], swapped[places[right]] = places[right], places[left]
+    return tuple(swapped)
+
+
+def swapped_outputs(labels: Labels, kind: TargetKind) -> tuple[int, ...] | None:
+    """The output channel that each one becomes when left and right are exchanged.
+
+    None where there is no such channel: a region of which the mirror image is no target.
+    """
+    classes = swapped_classes(labels)
+    members = [frozenset(target.members) for target in targets_of(labels, kind)]
+    mirrored = [frozenset(classes[member] for member in each) for each in members]
+    if mirrored == members:
+        return tuple(range(len(members)))
+    if not set(mirrored) <= set(members) or len(set(members)) < len(members):
+        return None
+    return tuple(members.index(each) for each in mirrored)
+
+
+def prediction_swap(configuration: Configuration, labels: Labels) -> Swap | None:
+    """The channels that the mirrored views of a prediction exchange; None where no view does.
+
+    Inputs are the image's channels and, in a cascade, the previous stage's classes without the background. Raises
+    PlanError where a region has no mirror image among the outputs: such an axis must not be mirrored.
+    """
+    axis = configuration.swap_axis
+    if axis is None or axis not in configuration.inference.mirror_axes:
+        return None
+    outputs = swapped_outputs(labels, configuration.targets)
+    if outputs is None:
+        raise PlanError(
+            f"inference.mirror_axes holds the axis {axis} from left to right, and a region has no mirror image among "
+            "the targets. Take the axis out"
+        )
+    handed = swapped_classes(labels)[1:] if configuration.previous_stage is not None else ()
+    first = configuration.network.in_channels - len(handed)
+    inputs = (*range(first), *(first + index - 1 for index in handed))
+    return Swap(axis, inputs, outputs)

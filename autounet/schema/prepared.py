@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from autounet.schema.geometry import Box3, Geometry, Shape3
-from autounet.schema.plan import PreprocessSpec
-from autounet.schema.record import Record
+from .geometry import Box3, Geometry, Shape3
+from .plan import PreprocessSpec
+from .record import Record
 
 
 class CaseProperties(Record):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from autounet.schema.errors import OptionError
+from .errors import OptionError
 
 SIZE_UNITS = {"KB": 1024, "MB": 1024**2, "GB": 1024**3, "TB": 1024**4}
 TIME_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

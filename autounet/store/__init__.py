@@ -1,6 +1,6 @@
 """Prepared cases, scores and weights on disk."""
 
-from autounet.store.prepared import (
+from .prepared import (
     SCORES,
     STAGE_LABELS,
     StoredCase,

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import blosc2
 import numpy as np
 
-from autounet.atomic import replacing
-from autounet.schema.errors import RecordError
-from autounet.schema.prepared import CaseProperties
+from ..schema.errors import RecordError
+from ..schema.prepared import CaseProperties
+from ..schema.record import replacing
 
 CHUNK_BYTES = 1024**2
 """uncompressed size that a chunk's slices are gathered to"""

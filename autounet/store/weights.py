@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autounet.atomic import replacing
-from autounet.schema.errors import ModelError
+from ..schema.errors import ModelError
+from ..schema.record import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,3 +35,29 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"the weights {path} cannot be read: {error}") from None
+
+
+WRAPPERS = ("state_dict", "model")
+"""keys under which training programs keep the tensors beside other things"""
+
+
+def read_pretrained(path: Path) -> dict[str, Tensor]:
+    """The tensors by name, on the CPU, of a safetensors file or of a file that `torch.save` wrote.
+
+    Raises ModelError naming the file when it is missing, damaged, holds anything but tensors by name, or would need
+    code of its own to be read.
+    """
+    if path.suffix == ".safetensors":
+        return load_weights(path)
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling raises whatever a damaged file leads to
+        raise ModelError(f"the weights {path} cannot be read: {error}") from None
+    for wrapper in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ModelError(f"{path} does not hold tensors by name. Give a state dict, as safetensors or by torch.save")
+    return content

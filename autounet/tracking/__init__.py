@@ -10,12 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from autounet.schema.errors import OptionError
-from autounet.tracking.background import Background
-from autounet.tracking.mlflow_runs import MLflow
-from autounet.tracking.tensorboard_files import TensorBoard
-from autounet.tracking.tracker import TrackedRun, Tracker
-from autounet.tracking.wandb_runs import WeightsAndBiases
+from ..schema.errors import OptionError
+from .services import MLflow, TensorBoard, WeightsAndBiases
+from .tracker import Background, TrackedRun, Tracker
 
 __all__ = ["LIBRARIES", "TRACKERS", "Background", "TrackedRun", "Tracker", "open_tracker", "require_tracker"]
 

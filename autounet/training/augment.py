@@ -12,11 +12,12 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import (
     SpatialTransform,
     create_affine_matrix_2d,
@@ -24,9 +25,36 @@ from batchgeneratorsv2.transforms.spatial.spatial import (
 )
 from torch import Tensor
 
-from autounet.training.elastic import Bend, draw_bend
-from autounet.training.intensity import intensity_transforms
-from autounet.training.mirroring import ClassSwap, Mirror
+from .transforms import Bend, draw_bend, intensity_transforms
+
+
+class ClassSwap(NamedTuple):
+    """What changes places in a mirror along one of the spatial axes."""
+
+    axis: int
+    classes: tuple[int, ...]
+    """(K) the dense class that each one becomes"""
+
+
+class Mirror(MirrorTransform):
+    """Mirrors image and labels at random; along the axis of `swap` left and right classes change places.
+
+    Made anew for every sample: `swapped` tells afterwards what was drawn.
+    """
+
+    def __init__(self, axes: tuple[int, ...], swap: ClassSwap | None) -> None:
+        super().__init__(axes)
+        self.swap = swap
+        self.swapped = False
+
+    def _apply_to_segmentation(self, segmentation: Tensor, **params: Any) -> Tensor:
+        mirrored = super()._apply_to_segmentation(segmentation, **params)
+        if self.swap is None or self.swap.axis not in params["axes"]:
+            return mirrored
+        self.swapped = True
+        table = torch.tensor((*self.swap.classes, -1), dtype=mirrored.dtype)  # label -1 reads the last
+        return table[mirrored.long()]
+
 
 P_ROTATION = 0.2
 P_SCALING = 0.2
@@ -129,7 +157,7 @@ class Augmentation:
             yield from intensity_transforms(self.kind, self.flat)
             yield mirror
         if self.previous_classes:
-            from autounet.training.one_hot import one_hot_transforms  # slow to import
+            from .transforms import one_hot_transforms
 
             yield from one_hot_transforms(self.previous_classes, augmented=self.kind != "none")
 

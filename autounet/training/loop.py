@@ -8,21 +8,20 @@ from collections.abc import Callable
 
 import torch
 
-from autounet.allocator import keep_freed_memory
-from autounet.schema.errors import AutoUNetError
-from autounet.schema.run import EpochLog, RunRecord, fold_name
-from autounet.step import Precision, algorithms, configuration_loss, train_step
-from autounet.store.weights import save_weights
-from autounet.training.checkpoint import Checkpoint
-from autounet.training.journal import Journal
-from autounet.training.memory import budget_errors, peak_memory
-from autounet.training.monitor import PatchMonitor
-from autounet.training.record import finished_record, run_record
-from autounet.training.samples import batches
-from autounet.training.schedule import learning_rate
-from autounet.training.sources import train_source, validation_source
-from autounet.training.state import new_state
-from autounet.training.task import FoldTask
+from ..schema.errors import AutoUNetError
+from ..schema.run import EpochLog, RunRecord, fold_name
+from ..step import Precision, algorithms, configuration_loss, train_step
+from ..store.weights import save_weights
+from ..workers import keep_freed_memory
+from .journal import Journal
+from .memory import budget_errors, peak_memory
+from .monitor import PatchMonitor
+from .record import finished_record, run_record
+from .samples import batches
+from .schedule import learning_rate
+from .sources import train_source, validation_source
+from .state import Checkpoint, new_state
+from .task import FoldTask
 
 
 def train_fold(task: FoldTask, on_log: Callable[[EpochLog], None] | None = None) -> RunRecord:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-from autounet.schema.errors import BudgetExceeded
-from autounet.schema.quantities import format_size
-from autounet.training.task import FoldTask
+from ..schema.errors import BudgetExceeded
+from ..schema.quantities import format_size
+from .task import FoldTask
 
 
 def free_memory(device: torch.device) -> int:

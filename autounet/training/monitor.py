@@ -7,13 +7,12 @@ import time
 import torch
 from torch import Tensor, nn
 
-from autounet.losses import Batch
-from autounet.losses.deep_supervision import centre_crop
-from autounet.schema.annotated import is_certain
-from autounet.schema.labels import Labels
-from autounet.schema.targets import TargetKind, targets_of
-from autounet.step import Precision
-from autounet.training.samples import SampleSource
+from ..losses import Batch
+from ..losses.deep_supervision import centre_crop
+from ..schema.dataset import is_certain
+from ..schema.labels import Labels, TargetKind, targets_of
+from ..step import Precision
+from .samples import SampleSource
 
 TIME_SHARE = 0.02
 """of the training time, at most"""

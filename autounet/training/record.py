@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 import autounet
-from autounet.schema.errors import AutoUNetError, RecordError
-from autounet.schema.run import EpochLog, RunRecord
-from autounet.training.memory import peak_memory
-from autounet.training.state import TrainState
-from autounet.training.task import FoldTask
+
+from ..schema.errors import AutoUNetError, RecordError
+from ..schema.run import EpochLog, RunRecord
+from .memory import peak_memory
+from .state import TrainState
+from .task import FoldTask
 
 
 def run_record(task: FoldTask, state: TrainState, curve: Sequence[EpochLog], events: Sequence[str]) -> RunRecord:

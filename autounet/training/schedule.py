@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from autounet.schema.errors import OptionError
+from ..schema.errors import OptionError
 
 POLY_EXPONENT = 0.9
 """nnU-Net's"""

@@ -8,18 +8,15 @@ from functools import partial
 import numpy as np
 import torch
 
-from autounet.losses import BORDER_WEIGHTED
-from autounet.nets import FAMILIES
-from autounet.ops.weight_map import balance_weights, border_weight
-from autounet.schema.plan import Configuration
-from autounet.schema.swaps import swapped_classes
-from autounet.training.augment import Augmentation
-from autounet.training.cases import CaseStore
-from autounet.training.memory import free_memory
-from autounet.training.mirroring import ClassSwap
-from autounet.training.presence import ChannelDropout
-from autounet.training.samples import SampleSource
-from autounet.training.task import FoldTask
+from ..losses import BORDER_WEIGHTED
+from ..nets import FAMILIES
+from ..ops.weight_map import balance_weights, border_weight
+from ..schema.plan import Configuration, swapped_classes
+from .augment import Augmentation, ClassSwap
+from .cases import CaseStore
+from .memory import free_memory
+from .samples import ChannelDropout, SampleSource
+from .task import FoldTask
 
 MONITORED_CASES = 16
 """validation cases that the patches shown while training come from, at most"""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from autounet.atomic import replacing
-from autounet.nets import FAMILIES
-from autounet.step import Precision, build_optimiser
-from autounet.training.task import FoldTask
+from ..nets import FAMILIES
+from ..schema.record import replacing
+from ..step import Precision, build_optimiser
+from .task import FoldTask
 
 
 @dataclass
@@ -111,3 +113,47 @@ def new_state(task: FoldTask, precision: Precision, device: torch.device) -> Tra
     if task.options.ema_decay is not None:
         average = copy.deepcopy(model).eval().requires_grad_(False)
     return TrainState(model, build_optimiser(task.options, model.parameters()), precision.scaler(device), average)
+
+
+logger = logging.getLogger(__name__)
+
+LEAST_SECONDS = 15.0
+"""between two checkpoints"""
+TIME_SHARE = 0.02
+"""of a training that writing checkpoints may take"""
+
+
+class Checkpoint:
+    """`state.pt` in the task's folder."""
+
+    def __init__(self, task: FoldTask) -> None:
+        self.path = task.folder / "state.pt"
+        self.key = task.key
+        self._saved = time.monotonic()
+        self._wait = LEAST_SECONDS
+
+    def restore(self, state: TrainState) -> str | None:
+        """Continue from the file where it is of this task. Returns a sentence on what was done, None without a file."""
+        if not self.path.exists():
+            return None
+        try:
+            restored = state.restore(self.path, self.key)
+        except Exception as error:
+            logger.warning("%s cannot be read and is not used: %s", self.path, error)
+            return f"the state of an interrupted training could not be read and was not used: {error}"
+        if not restored:
+            return "the state of an interrupted training with other settings was not used"
+        logger.info("%s: training continues at step %d", self.path.parent, state.step)
+        return f"continued at step {state.step} after an interruption"
+
+    def due(self) -> bool:
+        return time.monotonic() - self._saved >= self._wait
+
+    def save(self, state: TrainState) -> None:
+        began = time.monotonic()
+        state.save(self.path, self.key)
+        self._saved = time.monotonic()
+        self._wait = max(LEAST_SECONDS, (self._saved - began) / TIME_SHARE)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)

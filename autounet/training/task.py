@@ -5,14 +5,45 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from autounet.schema.labels import Labels
-from autounet.schema.options import TrainOptions
-from autounet.schema.plan import Configuration
-from autounet.schema.presence import Presence
-from autounet.schema.record import digest
-from autounet.training.schedule import Horizon
-from autounet.training.start import Start
+from ..nets.efficient_weights import load_pretrained
+from ..nets.transfer import transfer
+from ..schema.dataset import Presence
+from ..schema.errors import ModelError
+from ..schema.labels import Labels
+from ..schema.options import TrainOptions
+from ..schema.plan import Configuration, NetworkSpec
+from ..schema.record import digest
+from ..store.weights import read_pretrained
+from .schedule import Horizon
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights in a file."""
+
+    weights: Path
+    trained: NetworkSpec | None = None
+    """the network whose weights they are; None: they are those of an encoder, in timm's naming"""
+    new: tuple[str, ...] = ()
+    """tensors of the network that stay as drawn"""
+    channels: tuple[int | None, ...] | None = None
+    """for each input channel the trained network's, None where it had none; None for all: they are the same"""
+
+    def set(self, network: nn.Module, spec: NetworkSpec) -> None:
+        """Put the weights into `network`, as built from `spec`. Raises ModelError naming the file."""
+        content = read_pretrained(self.weights)
+        try:
+            if self.trained is None:
+                load_pretrained(network, content)
+            else:
+                transfer(network, spec, content, self.trained, self.new, self.channels)
+        except ModelError as error:
+            raise ModelError(f"{self.weights}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from autounet.datasets.checks.alignment import differences
-from autounet.ops.crop import nonzero_mask
-from autounet.schema.dataset import Case, ChannelFacts, Finding, Severity
-from autounet.schema.errors import DataError
-from autounet.schema.geometry import Box3, Geometry
+from ...imageio import VOLUME_KINDS
+from ...ops.orient import nonzero_mask
+from ...schema.dataset import Case, CaseFacts, ChannelFacts, Dataset, Finding, Severity
+from ...schema.errors import DataError
+from ...schema.geometry import Box3, Geometry
+
+
+def annotation_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
+    """Listed values that no class has (fatal); a warning for each class that occurs without being listed."""
+    names = {label.value: label.name for label in dataset.labels.classes}
+    listed = {case.identifier: case.annotated for case in dataset.cases if case.annotated is not None}
+    known = sorted({0, *names, *(value for fact in facts for value in fact.value_counts)} - {dataset.labels.ignore})
+    findings = [
+        Finding(
+            case=case,
+            code="unknown-annotation",
+            message=f"its annotated classes name the value {value}, which no class has ({', '.join(map(str, known))})",
+            remedy="Correct the list, or name the class: --class NAME=VALUE",
+        )
+        for case, values in listed.items()
+        for value in values
+        if value not in known
+    ]
+    for fact in facts:
+        annotated = listed.get(fact.identifier)
+        if annotated is None:
+            continue
+        for value, voxels in fact.value_counts.items():
+            if value not in (0, dataset.labels.ignore, *annotated):
+                name = names.get(value, f"label_{value}")
+                findings.append(
+                    Finding(
+                        case=fact.identifier,
+                        code="unlisted-class",
+                        severity=Severity.warning,
+                        message=f"its label holds {voxels} voxels of {name} (value {value}), which is not among its "
+                        "annotated classes",
+                        remedy="They are not learned from; add the class to the list if all of it is labelled",
+                    )
+                )
+    return findings
+
+
+GEOMETRY_TOLERANCE = 1e-3
+"""mm, or direction cosine, that the headers of one case may differ by: what rounding in the formats leaves"""
+
+
+def differences(own: Geometry, image: Geometry) -> list[str]:
+    """How a file's spacing, origin and direction differ from the image's, in words; none within the tolerance.
+
+    Only volume formats say where their voxels lie, and a flat image says less than a volume: others never differ.
+    """
+    if own.kind not in VOLUME_KINDS or image.kind not in VOLUME_KINDS or own.dimension != image.dimension:
+        return []
+    return [
+        f"{field} {_rounded(getattr(own, field))} instead of {_rounded(getattr(image, field))}"
+        for field in ("spacing", "origin", "direction")
+        if np.abs(np.subtract(getattr(own, field), getattr(image, field))).max() > GEOMETRY_TOLERANCE
+    ]
+
+
+def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(round(value, 4) + 0.0 for value in values)
+
 
 FIX = "autounet check DATA --fix --out NEW"
 MOST_OUTSIDE = 0.01

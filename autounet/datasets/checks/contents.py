@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import cc3d
 import numpy as np
 
-from autounet.ops.crop import crop, nonzero_box
-from autounet.schema.dataset import ChannelFacts, Components, IntensitySample
-from autounet.schema.geometry import Box3
+from ...ops.orient import crop, nonzero_box
+from ...schema.dataset import ChannelFacts, Components, IntensitySample
+from ...schema.geometry import Box3
 
 SAMPLES = 10_000
 """intensities kept per case and channel"""

@@ -9,7 +9,15 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from autounet.datasets.checks.case_checks import (
+from ...imageio import files_of, read_image, read_labels
+from ...ops.orient import nonzero_box
+from ...schema.dataset import Case, CaseFacts, ChannelFacts, Components, Dataset, Finding, PairFacts
+from ...schema.errors import DataError
+from ...schema.geometry import Geometry
+from ...schema.labels import LabelCode
+from ...workers import map_parallel
+from ..stamps import FileHashes
+from .case_checks import (
     channel_findings,
     finding,
     intensity_findings,
@@ -19,23 +27,8 @@ from autounet.datasets.checks.case_checks import (
     spoilt_label,
     unreadable,
 )
-from autounet.datasets.checks.contents import (
-    NO_SAMPLE,
-    count_components,
-    count_values,
-    describe_channels,
-    image_hash,
-    sample_intensities,
-)
-from autounet.datasets.checks.symmetry import describe_pairs
-from autounet.datasets.stamps import FileHashes
-from autounet.images import files_of, read_image, read_labels
-from autounet.ops.crop import nonzero_box
-from autounet.schema.dataset import Case, CaseFacts, ChannelFacts, Components, Dataset, Finding, PairFacts
-from autounet.schema.errors import DataError
-from autounet.schema.geometry import Geometry
-from autounet.schema.labels import LabelCode
-from autounet.workers import map_parallel
+from .contents import NO_SAMPLE, count_components, count_values, describe_channels, image_hash, sample_intensities
+from .symmetry import describe_pairs
 
 __all__ = ["CaseTask", "content_hash", "examine", "examine_case", "unreadable"]
 

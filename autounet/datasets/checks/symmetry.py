@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from autounet.images import VOLUME_KINDS
-from autounet.ops.orient import canonical_axes
-from autounet.schema.dataset import CaseFacts, Dataset, Finding, PairFacts, Severity
-from autounet.schema.geometry import Geometry
-from autounet.schema.labels import Labels
-from autounet.schema.swaps import LEFT_RIGHT
+from ...imageio import VOLUME_KINDS
+from ...ops.orient import canonical_axes
+from ...schema.dataset import CaseFacts, Dataset, Finding, PairFacts, Severity
+from ...schema.geometry import Geometry
+from ...schema.labels import Labels
+from ...schema.plan import LEFT_RIGHT
 
 LEAST_OVERLAP = 0.5
 """median Dice of the right class and the mirrored left one, centre on centre, from which on they are a pair. The

@@ -13,14 +13,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from autounet.datasets.labels import parse_labels
-from autounet.datasets.layouts.folders import glob_images
-from autounet.datasets.layouts.found import Found, case_of, missing_label, read_description, relative
-from autounet.datasets.layouts.presence import lacks, with_channels
-from autounet.images import is_image, stem, suffix
-from autounet.schema.dataset import Finding
-from autounet.schema.errors import DataError
-from autounet.schema.options import DataOptions
+from ...imageio import is_image, stem, suffix
+from ...schema.dataset import Finding
+from ...schema.errors import DataError
+from ...schema.options import DataOptions
+from ..labels import parse_labels
+from .detected_layout import Found, case_of, lacks, missing_label, read_description, relative, with_channels
+from .files import glob_images
 
 _OWNERS = ("sub", "ses")
 """entities that name the case; all others name the kind of image"""

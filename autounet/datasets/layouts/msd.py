@@ -5,21 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from autounet.datasets.labels import parse_labels
-from autounet.datasets.layouts.folders import image_files
-from autounet.datasets.layouts.found import (
-    Found,
-    case_of,
-    channel_names,
-    missing_label,
-    override_labels,
-    read_description,
-)
-from autounet.datasets.layouts.pairing import strip_channel
-from autounet.images import stem, suffix
-from autounet.schema.dataset import Case, Finding
-from autounet.schema.errors import DataError
-from autounet.schema.options import DataOptions
+from ...imageio import stem, suffix
+from ...schema.dataset import Case, Finding
+from ...schema.errors import DataError
+from ...schema.options import DataOptions
+from ..labels import parse_labels
+from .detected_layout import Found, case_of, channel_names, missing_label, override_labels, read_description
+from .files import image_files
+from .pairing import strip_channel
 
 
 def detect(root: Path, options: DataOptions) -> bool:

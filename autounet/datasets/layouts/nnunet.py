@@ -6,23 +6,24 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from autounet.datasets.labels import parse_labels
-from autounet.datasets.layouts.folders import image_files, listing
-from autounet.datasets.layouts.found import (
+from ...imageio import stem, suffix
+from ...schema.dataset import Finding
+from ...schema.errors import DataError
+from ...schema.options import DataOptions
+from ..labels import parse_labels
+from .detected_layout import (
     Found,
     case_of,
     channel_names,
+    missing_channel,
     missing_image,
     missing_label,
     override_labels,
     read_description,
+    with_channels,
 )
-from autounet.datasets.layouts.pairing import strip_channel
-from autounet.datasets.layouts.presence import missing_channel, with_channels
-from autounet.images import stem, suffix
-from autounet.schema.dataset import Finding
-from autounet.schema.errors import DataError
-from autounet.schema.options import DataOptions
+from .files import image_files, listing
+from .pairing import strip_channel
 
 
 def detect(root: Path, options: DataOptions) -> bool:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from autounet.images import stem
-from autounet.schema.errors import DataError
+from ...imageio import stem
+from ...schema.errors import DataError
 
 _CHANNEL = re.compile(r"^(.+)_(\d{4})$")
 

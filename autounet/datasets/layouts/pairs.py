@@ -6,23 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from autounet.datasets.labels import parse_labels
-from autounet.datasets.layouts.folders import (
-    glob_images,
-    image_files,
-    is_held_out,
-    listing,
-    looks_like_images,
-    looks_like_labels,
-    subfolders,
-)
-from autounet.datasets.layouts.found import Found, channel_names, match_labels, read_description, relative
-from autounet.datasets.layouts.pairing import names, pair, strip_channel
-from autounet.datasets.layouts.presence import lacks, with_channels
-from autounet.images import stem, suffix
-from autounet.schema.dataset import Finding
-from autounet.schema.errors import DataError
-from autounet.schema.options import DataOptions
+from ...imageio import stem, suffix
+from ...schema.dataset import Finding
+from ...schema.errors import DataError
+from ...schema.options import DataOptions
+from ..labels import parse_labels
+from .detected_layout import Found, channel_names, lacks, match_labels, read_description, relative, with_channels
+from .files import glob_images, image_files, is_held_out, listing, looks_like_images, looks_like_labels, subfolders
+from .pairing import names, pair, strip_channel
 
 EXAMPLE = "--label '{}/*'"
 

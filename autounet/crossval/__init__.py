@@ -1,0 +1,1 @@
+"""What follows the folds: validation, selection, ensemble weights, postprocessing and calibration."""

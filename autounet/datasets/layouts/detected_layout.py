@@ -1,0 +1,142 @@
+"""What a layout tells of a folder, before any image is opened."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...imageio import stem
+from ...schema.dataset import Case, Finding
+from ...schema.errors import DataError
+from ...schema.labels import LabelCode
+from .files import glob_images
+from .pairing import pair
+
+
+@dataclass
+class Found:
+    """Cases with absolute paths turned relative, and whatever the layout declares."""
+
+    cases: list[Case]
+    image_pattern: str
+    channels: list[str] | None = None
+    """one name per channel, or None when the layout names none"""
+    classes: dict[str, int] = field(default_factory=dict)
+    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    ignore: int | None = None
+    labels_declared: bool = False
+    findings: list[Finding] = field(default_factory=list)
+    channel_patterns: dict[str, str] = field(default_factory=dict)
+    """channel name -> glob pattern, where channels are told apart by file names"""
+    codes: tuple[LabelCode, ...] = ()
+
+
+def read_description(root: Path) -> dict[str, Any]:
+    """dataset.json of the folder, {} when there is none. Raises DataError when it is no JSON object."""
+    path = root / "dataset.json"
+    return read_object(path) if path.is_file() else {}
+
+
+def read_object(path: Path, form: str = "an object") -> dict[str, Any]:
+    """A JSON object. Raises DataError, which names the `form` that is wanted."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not readable JSON: {error}. Correct it") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds {type(content).__name__}, not {form}. Correct it")
+    return content
+
+
+def channel_names(description: dict[str, Any]) -> list[str] | None:
+    """Names under `channel_names` or `modality`, ordered by their numbers."""
+    declared = description.get("channel_names", description.get("modality"))
+    if isinstance(declared, list):
+        return [str(name) for name in declared]
+    if not isinstance(declared, dict) or not declared:
+        return None
+    try:
+        return [str(declared[key]) for key in sorted(declared, key=int)]
+    except ValueError:
+        raise DataError(f"dataset.json: the channels {list(declared)} are not numbered. Number them from 0") from None
+
+
+def relative(root: Path, path: Path) -> str:
+    return Path(os.path.relpath(path, root)).as_posix()
+
+
+def match_labels(
+    root: Path, images: Mapping[str, Sequence[Path]], labels: Sequence[Path]
+) -> tuple[list[Case], list[Finding]]:
+    """Cases from image files by identifier and loose label files, paired by their names.
+
+    Findings: images without label, labels without image.
+    """
+    first = {files[0]: name for name, files in images.items()}
+    partner = {first[match.first]: match.second for match in pair(list(first), labels)}
+    findings = [
+        missing_label(root, name, files[0], labels[0].parent) for name, files in images.items() if name not in partner
+    ]
+    used = set(partner.values())
+    findings += [missing_image(root, path) for path in labels if path not in used]
+    return [case_of(root, name, files, partner.get(name)) for name, files in images.items()], findings
+
+
+def override_labels(root: Path, cases: Iterable[Case], pattern: str) -> tuple[list[Case], list[Finding]]:
+    """The cases with other labels: those that `--label PATTERN` names."""
+    images = {case.identifier: [root / path for path in case.images] for case in cases}
+    return match_labels(root, images, glob_images(root, pattern, "--label"))
+
+
+def case_of(root: Path, identifier: str, images: Sequence[Path], label: Path | None) -> Case:
+    return Case(
+        identifier=identifier,
+        images=tuple(relative(root, path) for path in images),
+        label=relative(root, label) if label else None,
+    )
+
+
+def missing_label(root: Path, identifier: str, image: Path, folder: Path) -> Finding:
+    return Finding(
+        case=identifier,
+        code="missing-label",
+        message=f"{relative(root, image)} has no label file in {relative(root, folder)}/",
+        remedy="Add its label, or take the image out of the folder",
+    )
+
+
+def missing_image(root: Path, label: Path) -> Finding:
+    return Finding(
+        case=stem(label),
+        code="missing-image",
+        message=f"{relative(root, label)} has no image",
+        remedy="Add its image, or take the label out of the folder",
+    )
+
+
+CODE = "missing-channel"
+
+
+def missing_channel(case: str, message: str) -> Finding:
+    remedy = "Add the file, take the case out, or give --missing-channels to train with the channels that are there"
+    return Finding(case=case, code=CODE, message=message, remedy=remedy)
+
+
+def lacks(case: str, channels: Sequence[str]) -> Finding:
+    """A case that has no file for these channels."""
+    return missing_channel(case, f"it has no file for channel {', '.join(channels)}")
+
+
+def with_channels(case: Case, present: Iterable[int], count: int) -> Case:
+    """The case with the indices of the channels that it has files for, of `count` in the data set."""
+    own = tuple(present)
+    return case if len(own) == count else case.model_copy(update={"present": own})
+
+
+def without_missing_channels(findings: Iterable[Finding]) -> list[Finding]:
+    """What is left to tell where cases may lack channels."""
+    return [finding for finding in findings if finding.code != CODE]

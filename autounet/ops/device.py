@@ -1,0 +1,32 @@
+"""Which device to use."""
+
+from __future__ import annotations
+
+from ..schema.errors import OptionError
+
+
+def choose_devices(asked: str) -> list[str]:
+    """One or more, separated by commas; cuda:all is every GPU. One named twice gets two processes. OptionError."""
+    import torch
+
+    if asked == "cuda:all" and torch.cuda.is_available():
+        return [f"cuda:{gpu}" for gpu in range(torch.cuda.device_count())]
+    return [choose_device(each.strip()) for each in asked.split(",")]
+
+
+def choose_device(asked: str) -> str:
+    """'auto' becomes cuda:0, mps or cpu, what there is; anything else is checked. Raises OptionError."""
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    if asked == "auto":
+        return "cuda:0" if gpus else "mps" if mps else "cpu"
+    kind, _, number = asked.partition(":")
+    index = int(number) if number.isdigit() else 0
+    if kind == "cuda" and index < gpus:
+        return f"cuda:{index}"
+    if (kind == "mps" and mps) or asked == "cpu":
+        return kind
+    found = ["cpu", *(["mps"] if mps else []), *(f"cuda:{gpu}" for gpu in range(gpus))]
+    raise OptionError(f"--device {asked} is not here; there is {', '.join(found)}")

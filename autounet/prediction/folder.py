@@ -1,0 +1,194 @@
+"""A file or folder of images through a model, one after another: read ahead, predicted, written, remembered.
+
+Nothing is kept of a case but its name; what is finished lies in the output folder (`shared_folder`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from .. import __version__
+from ..datasets import InputCase, find_inputs, load_input
+from ..imageio import is_series, output_suffix, suffix, write_labels
+from ..preprocessing import Prepared
+from ..schema.errors import AutoUNetError, DataError, OptionError
+from ..schema.geometry import Geometry
+from ..schema.labels import Labels
+from ..schema.record import digest
+from ..workers import keep_freed_memory, one_ahead
+from .maps import Wanted, require_gates, write_gates
+from .work_queue import SharedFolder
+
+if TYPE_CHECKING:
+    from .predictor import Predictor
+
+DICOM_SEG = "dicom-seg"
+
+
+def prediction_path(out: Path, case: InputCase, form: str | None) -> Path:
+    """`<case>.<ext>` in the format of the image (NIfTI for a DICOM series), or `<case>.dcm`.
+
+    Raises OptionError for an unknown format, for DICOM-SEG of other images than DICOM, and without its extra.
+    """
+    if form is None:
+        return out / f"{case.identifier}{output_suffix(suffix(case.images[0]))}"
+    if form != DICOM_SEG:
+        raise OptionError(f"--format {form} is unknown. Write {DICOM_SEG}, or leave it out for the image's own format")
+    if not is_series(case.images[0]):
+        raise OptionError(f"--format {form}: {case.images[0]} is no folder with a DICOM series. Leave it out")
+    from .dicom_seg import require_highdicom
+
+    require_highdicom()
+    return out / f"{case.identifier}.dcm"
+
+
+def write_prediction(path: Path, values: np.ndarray, geometry: Geometry, case: InputCase, labels: Labels) -> None:
+    """(Z, Y, X) label values in the geometry of the case's image. Raises DataError."""
+    if path.suffix == ".dcm":
+        from .dicom_seg import write_dicom_seg
+
+        write_dicom_seg(path, values, case.images[0], labels)
+    else:
+        write_labels(path, values, geometry)
+
+
+log = logging.getLogger(__name__)
+
+OnCase = Callable[[str], None]
+Read = tuple[list[Prepared], Geometry]
+
+
+class Request(NamedTuple):
+    """What is written of each case."""
+
+    form: str | None = None
+    """None: the image's own format, or dicom-seg"""
+    wanted: Wanted = Wanted(False, False)
+    gate_maps: bool = False
+
+
+class Outcome(NamedTuple):
+    """Of one process."""
+
+    predicted: int
+    kept: int
+    """finished before, or meanwhile by other commands, with the same model and options"""
+    failures: list[str]
+    """a message for each case that could not be predicted"""
+
+    def told(self) -> Outcome:
+        """The same, after saying it in the log."""
+        counts = (self.predicted, self.kept, len(self.failures))
+        log.info("%d cases predicted, %d predicted already and kept, %d not predicted", *counts)
+        return self
+
+
+def predict_folder(
+    predictor: Predictor,
+    source: Path,
+    out: Path,
+    request: Request,
+    on_case: OnCase | None = None,
+    overwrite: bool = False,
+    run: str | None = None,
+) -> Outcome:
+    """Predict what is not yet finished in `out`, side by side with other processes that do the same.
+
+    `overwrite` predicts the finished ones again, too. `run` names the command of which this is one of several
+    processes. An AutoUNetError, as of a bad image, and memory that runs out concern one case: they are logged, and
+    the next case follows. Every other error ends the work: OSError where something cannot be written, and whatever a
+    mistake in the program raises, with the case in its notes. Raises OptionError as `Predictor.predict_files` does.
+    """
+    require_gates({name: predictor.configurations[name] for name in predictor.names} if request.gate_maps else {})
+    keep_freed_memory()
+    cases = find_inputs(source, predictor.bundle)
+    require_new({case: prediction_path(out, case, request.form) for case in cases})
+    predicted, failures = 0, []
+    with SharedFolder(out, request_key(predictor, request), run, overwrite) as shared:
+        remaining = cases
+        while remaining:
+            for case, read in one_ahead(shared.claimed(remaining), partial(_load_and_prepare, predictor)):
+                problem = _attempt(predictor, case, read, shared, request)
+                if problem:
+                    failures.append(problem)
+                predicted += not problem
+                if on_case:
+                    on_case(case.identifier)
+            remaining = shared.postponed
+            if remaining:
+                shared.wait()
+        kept = shared.kept
+    return Outcome(predicted, kept, failures)
+
+
+def request_key(predictor: Predictor, request: Request) -> str:
+    """Of all that decides what is written for an image, apart from the device."""
+    configurations = {name: each.model_dump(mode="json") for name, each in predictor.configurations.items()}
+    steps = [step.model_dump(mode="json") for step in predictor.steps]
+    chosen = [predictor.names, predictor.folds, predictor.pooling, steps]
+    return digest([__version__, predictor.bundle.checksum, configurations, chosen, request])
+
+
+def _attempt(
+    predictor: Predictor, case: InputCase, read: Callable[[], Read], shared: SharedFolder, request: Request
+) -> str | None:
+    """Predict and remember one case; None, or why it could not be."""
+    from ..inference.loading import is_out_of_memory
+
+    try:
+        shared.finished(case, _predicted(predictor, case, read, shared.out, request))
+        return None
+    except AutoUNetError as error:
+        problem = str(error)
+    except OSError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            error.add_note(f"case {case.identifier} was being predicted")
+            raise
+        problem = f"memory ran out ({str(error).splitlines()[0] if str(error) else type(error).__name__}). Free some"
+    if not problem.startswith(f"case {case.identifier}: "):
+        problem = f"case {case.identifier}: {problem}"
+    log.error("%s", problem)
+    shared.failed(case, problem)
+    return problem
+
+
+def _predicted(
+    predictor: Predictor, case: InputCase, read: Callable[[], Read], out: Path, request: Request
+) -> list[Path]:
+    """Everything that belongs to the case, written."""
+    prepared, geometry = read()
+    scored = predictor.scored(prepared, as_seen=request.gate_maps or request.wanted.uncertainty)
+    paths = [prediction_path(out, case, request.form)]
+    write_prediction(paths[0], predictor.decided(scored), geometry, case, predictor.bundle.labels)
+    beside = prediction_path(out, case, None)
+    if any(request.wanted):
+        paths += predictor.write_maps(scored, request.wanted, beside, geometry)
+    if request.gate_maps:
+        gated = {name: predictor.configurations[name] for name in predictor.names}
+        paths += write_gates(gated, predictor.models, scored, predictor.device, beside, geometry)
+    return paths
+
+
+def require_new(paths: Mapping[InputCase, Path]) -> None:
+    """Raises OptionError where a segmentation would take the place of an image."""
+    images = {image.resolve() for case in paths for image in case.images}
+    for case, path in paths.items():
+        if path.resolve() in images:
+            raise OptionError(f"case {case.identifier}: {path} is an image to be predicted. Give another --out")
+
+
+def _load_and_prepare(predictor: Predictor, case: InputCase) -> Read:
+    try:
+        image, geometry = load_input(case, predictor.bundle.channels)
+    except OSError as error:
+        raise DataError(f"case {case.identifier}: {error.filename or case.images[0]} cannot be read: {error}") from None
+    present = None if case.present is None else tuple(index in case.present for index in range(len(image)))
+    return predictor.prepare(image, geometry, present), geometry

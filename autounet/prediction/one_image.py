@@ -1,0 +1,137 @@
+"""One image as a program has it: an array with where it lies in space, or the files of one case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from ..datasets import InputCase, find_inputs, load_input
+from ..datasets.inputs import require_trained
+from ..imageio import stem
+from ..imageio.formats import VOLUME_KINDS
+from ..schema.bundle import ModelBundle
+from ..schema.dataset import Presence
+from ..schema.errors import DataError, OptionError
+from ..schema.geometry import IDENTITY, Geometry
+
+Files: TypeAlias = "str | Path | Sequence[str | Path | None]"
+"""a file or DICOM series, or those of one case in the order of the model's channels, None for one that it lacks"""
+
+
+class OneImage(NamedTuple):
+    array: np.ndarray
+    """(C, Z, Y, X) float32"""
+    geometry: Geometry
+    present: Presence | None
+    """which of C it has; None: all"""
+
+
+def from_files(files: Files, bundle: ModelBundle) -> OneImage:
+    """Read as `autounet predict` reads them. Raises DataError."""
+    case = _case(files, bundle)
+    array, geometry = load_input(case, bundle.channels)
+    present = None if case.present is None else tuple(index in case.present for index in range(len(array)))
+    return OneImage(array, geometry, present)
+
+
+def _case(files: Files, bundle: ModelBundle) -> InputCase:
+    """A single file may stand for its case: other channels that lie beside it under its name are found."""
+    if isinstance(files, str | Path):
+        found = find_inputs(Path(files), bundle)
+        if len(found) != 1:
+            raise DataError(f"{files} is {len(found)} cases. Give one image, or use predict_files for all of them")
+        return found[0]
+    given = [None if file is None else Path(file).expanduser().resolve() for file in files]
+    paths = tuple(file for file in given if file is not None)
+    if not paths:
+        raise DataError("no file was given. Give one for each of the model's channels")
+    if missing := [path for path in paths if not path.exists()]:
+        raise DataError(f"{missing[0]} does not exist. Check the path")
+    if len(paths) == len(given):
+        return InputCase(stem(paths[0]), paths)
+    _require_channels(bundle, len(given), "files")
+    present = tuple(index for index, file in enumerate(given) if file is not None)
+    require_trained(bundle, stem(paths[0]), present)
+    return InputCase(stem(paths[0]), paths, present=present)
+
+
+def from_array(
+    image: np.ndarray,
+    bundle: ModelBundle,
+    spacing: Sequence[float] | None = None,
+    direction: Sequence[float] | np.ndarray | None = None,
+    geometry: Geometry | None = None,
+    present: Sequence[bool] | None = None,
+) -> OneImage:
+    """An array (C, Z, Y, X), or (Z, Y, X) and (Y, X) of one channel. See `Predictor.predict`. Raises DataError."""
+    array = np.asarray(image, dtype=np.float32)
+    while array.ndim < 3:
+        array = array[None]
+    array = array[None] if array.ndim == 3 else array
+    channels = len(bundle.channels)
+    if array.ndim != 4 or array.shape[0] != channels:
+        names = ", ".join(channel.name for channel in bundle.channels)
+        raise DataError(
+            f"the array has shape {tuple(np.shape(image))}; the model needs ({channels}, Z, Y, X) for {names}"
+        )
+    wrong = int(array.size - np.count_nonzero(np.isfinite(array)))
+    if wrong or not array.size:
+        raise DataError(f"the array has {wrong or 'no'} voxels" + (" that are NaN or infinite" if wrong else ""))
+    z, y, x = array.shape[1:]
+    if geometry is None:
+        geometry = _geometry((z, y, x), bundle, spacing, direction)
+    elif spacing is not None or direction is not None:
+        raise OptionError("geometry holds spacing and direction. Give it alone, or those two")
+    elif geometry.shape != (z, y, x):
+        raise DataError(f"the array has shape {tuple(np.shape(image))}, and its geometry {geometry.shape} voxels")
+    return OneImage(array, geometry, _presence(bundle, present))
+
+
+def _geometry(
+    shape: tuple[int, int, int],
+    bundle: ModelBundle,
+    spacing: Sequence[float] | None,
+    direction: Sequence[float] | np.ndarray | None,
+) -> Geometry:
+    """Pictures have no patient axes, so a single slice without a direction has none where they were trained on."""
+    picture = shape[0] == 1 and direction is None and bundle.file_kind not in VOLUME_KINDS
+    flat = np.asarray(IDENTITY if direction is None else direction, dtype=float).ravel()
+    steps = [float(step) for step in (spacing if spacing is not None else (1.0, 1.0, 1.0))]
+    steps = [1.0, *steps] if len(steps) == 2 else steps
+    if len(steps) != 3 or not all(np.isfinite(steps)) or min(steps) <= 0:
+        raise OptionError(f"spacing is {spacing}. Give three lengths in mm above 0, in the order z, y, x")
+    if len(flat) != 9 or not np.allclose(_gram(flat), np.eye(3), atol=1e-2):
+        raise OptionError(
+            f"direction is {direction}. Give a 3x3 matrix, row by row, whose columns are the directions of the axes x, "
+            "y and z: at right angles and of length 1"
+        )
+    a, b, c, d, e, f, g, h, i = (float(value) for value in flat)
+    return Geometry(
+        shape=shape,
+        spacing=(steps[0], steps[1], steps[2]),
+        direction=(a, b, c, d, e, f, g, h, i),
+        kind="array",
+        dimension=2 if picture else 3,
+    )
+
+
+def _gram(flat: np.ndarray) -> np.ndarray:
+    matrix = flat.reshape(3, 3)
+    return matrix.T @ matrix
+
+
+def _presence(bundle: ModelBundle, present: Sequence[bool] | None) -> Presence | None:
+    if present is None or all(present):
+        return None
+    _require_channels(bundle, len(present), "entries of present")
+    require_trained(bundle, "array", [index for index, there in enumerate(present) if there])
+    return tuple(bool(there) for there in present)
+
+
+def _require_channels(bundle: ModelBundle, count: int, what: str) -> None:
+    if count != len(bundle.channels):
+        names = ", ".join(channel.name for channel in bundle.channels)
+        raise DataError(f"{count} {what} for the channels {names}. Give one for each")

@@ -1,0 +1,265 @@
+"""From a folder of test images to a zip that a challenge takes: predicted, checked file by file, hashed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from string import Formatter
+from typing import TYPE_CHECKING, NamedTuple
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
+
+import numpy as np
+
+from .. import __version__
+from ..datasets import InputCase, find_inputs
+from ..imageio import output_suffix, read_geometry, read_labels, stored_type, suffix, write_labels
+from ..schema.bundle import ModelBundle
+from ..schema.errors import DataError, OptionError
+from ..schema.geometry import Geometry
+from ..schema.labels import Labels
+from ..schema.record import Part, Record, replacing
+
+if TYPE_CHECKING:
+    from .predictor import Predictor
+
+TASKS = (
+    "Task01_BrainTumour", "Task02_Heart", "Task03_Liver", "Task04_Hippocampus", "Task05_Prostate", "Task06_Lung",
+    "Task07_Pancreas", "Task08_HepaticVessel", "Task09_Spleen", "Task10_Colon",
+)  # fmt: skip
+"""of the Medical Segmentation Decathlon; its evaluation reads `<task>/<case>.nii.gz` of all ten from one zip"""
+FIELDS = frozenset({"case", "ext"})
+
+
+class Template(NamedTuple):
+    pattern: str
+    """with {case} and, for the ending of the image's own format, {ext}"""
+    text: str
+    """as it was asked for"""
+
+
+def template_for(text: str, source: Path, trained_on: str) -> Template:
+    """`files`, `decathlon[:TASK]`, `grand-challenge[:SLUG]`, or a pattern with {case}.
+
+    files: `<case>.<ext>` as `predict` names them. decathlon: `<task>/<case>.nii.gz`; the task is looked for in the path
+    of the images and in `trained_on`, the name of the model's data set. grand-challenge: `.mha`, one of the two formats
+    that grand-challenge.org keeps images in, in `images/<slug>/` where the slug of the output's interface is given, as
+    the containers of its algorithms have it. Raises OptionError.
+    """
+    name, _, argument = text.partition(":")
+    if "{" in text:
+        return Template(_checked_pattern(text), text)
+    if name == "files" and not argument:
+        return Template("{case}{ext}", text)
+    if name == "decathlon":
+        return Template(f"{_task(argument, source, trained_on)}/{{case}}.nii.gz", text)
+    if name == "grand-challenge":
+        if argument and not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", argument):
+            raise OptionError(
+                f"--template {text}: a slug is lower case words joined by '-'. Copy it from the interface"
+            )
+        return Template(f"images/{argument}/{{case}}.mha" if argument else "{case}.mha", text)
+    raise OptionError(
+        f"--template {text} is unknown. Give files, decathlon, grand-challenge, or a pattern such as "
+        "'{case}_segmentation.nii.gz'"
+    )
+
+
+def _task(argument: str, source: Path, trained_on: str) -> str:
+    if argument:
+        if argument not in TASKS:
+            raise OptionError(f"--template decathlon:{argument} is no task. The tasks are {', '.join(TASKS)}")
+        return argument
+    named = [part for part in (*reversed(Path(source).resolve().parts), trained_on) if part in TASKS]
+    if not named:
+        raise OptionError(
+            f"--template decathlon: neither the path {source} nor the model names the task. "
+            f"Give --template decathlon:TASK, with one of {', '.join(TASKS)}"
+        )
+    return named[0]
+
+
+def _checked_pattern(pattern: str) -> str:
+    try:
+        fields = {field for _, field, form, _ in Formatter().parse(pattern) if field is not None or form}
+    except ValueError as error:
+        raise OptionError(f"--template {pattern}: {error}") from None
+    path = Path(pattern)
+    if "case" not in fields or fields - FIELDS or path.is_absolute() or ".." in path.parts:
+        raise OptionError(
+            f"--template {pattern}: a pattern is a path inside the zip with {{case}} and perhaps {{ext}}, the ending "
+            "of the image's format"
+        )
+    return pattern
+
+
+def submitted_names(template: Template, cases: Sequence[InputCase]) -> dict[str, str]:
+    """The name in the zip of each case. Raises OptionError where two are the same, or no image format."""
+    names = {
+        case.identifier: template.pattern.format(case=case.identifier, ext=output_suffix(suffix(case.images[0])))
+        for case in cases
+    }
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        raise OptionError(f"--template {template.text} gives {twice[0]} to more than one case. Use {{case}}")
+    unknown = [name for name in names.values() if not suffix(name) or output_suffix(suffix(name)) != suffix(name)]
+    if unknown:
+        raise OptionError(
+            f"--template {template.text} gives {unknown[0]}, which is no format that segmentations are written in. "
+            "End it with {ext}, .nii.gz, .mha, .nrrd, .tif or .png"
+        )
+    return names
+
+
+class SubmittedFile(Part):
+    case: str
+    name: str
+    """in the zip"""
+    sha256: str
+    bytes: int
+    type: str
+    """number type of the voxels as stored"""
+    values: tuple[int, ...]
+    """label values that occur"""
+
+
+class Submission(Record):
+    """`<zip without its ending>.manifest.json`."""
+
+    archive: str
+    sha256: str
+    """of the zip"""
+    template: str
+    model: str
+    """name of the data set that the model was trained on"""
+    model_checksum: str | None
+    """of its `bundle.json`"""
+    configurations: tuple[str, ...]
+    files: tuple[SubmittedFile, ...]
+    versions: dict[str, str]
+    """that predicted"""
+
+
+log = logging.getLogger(__name__)
+
+SAME_PLACE = 1e-3
+"""mm: formats round what they store, NIfTI to float32"""
+SAME_DIRECTION = 1e-4
+EPOCH = (1980, 1, 1, 0, 0, 0)
+"""time of every file in a zip: equal segmentations make an equal zip"""
+
+
+def submit(predictor: Predictor, source: Path, out: Path, template: str = "files") -> Submission:
+    """Predict `source` and write the zip `out`, and beside it its manifest.
+
+    Each file is read again as it will be submitted: it has the geometry of its image, an integer type and declared
+    label values alone. Raises OptionError for a template or a name that cannot be, DataError that names every case that
+    could not be predicted or fails a check; then nothing is written.
+    """
+    out = Path(out)
+    if out.suffix.lower() != ".zip":
+        raise OptionError(f"--out {out}: a submission is a zip. Give a name that ends in .zip")
+    cases = find_inputs(source, predictor.bundle)
+    chosen = template_for(template, source, predictor.bundle.name)
+    names = submitted_names(chosen, cases)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as work:
+        predicted, named = Path(work, "predicted"), Path(work, "named")
+        problems = list(predictor.predict_files(source, predicted))
+        files = []
+        for case in cases:
+            try:
+                path = _named(case, predicted, named / names[case.identifier])
+                files.append(_checked_file(case, path, names[case.identifier], predictor.bundle.labels))
+            except DataError as error:
+                problems.append(str(error))
+        if problems:
+            raise DataError(f"nothing was written, since {len(problems)} checks failed:\n" + "\n".join(problems))
+        _write_zip(out, named, names)
+    submission = _manifest(out, template, predictor.bundle, predictor.names, files)
+    submission.save(out.with_suffix(".manifest.json"))
+    log.info("%d cases in %s", len(files), out)
+    return submission
+
+
+def _named(case: InputCase, predicted: Path, path: Path) -> Path:
+    """The segmentation under its name in the zip; written again where that is another format."""
+    own = predicted / f"{case.identifier}{output_suffix(suffix(case.images[0]))}"
+    if not own.is_file():
+        raise DataError(f"case {case.identifier}: there is no segmentation. Look at the messages above")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if suffix(own) == suffix(path):
+        own.replace(path)
+    else:
+        values, geometry = read_labels(own)
+        write_labels(path, values, geometry)
+    return path
+
+
+def _checked_file(case: InputCase, path: Path, name: str, labels: Labels) -> SubmittedFile:
+    """Raises DataError that names the case, what is wrong and what to do."""
+    values, geometry = read_labels(path)
+    expected, kind = read_geometry(case.images[0]), stored_type(path)
+    if difference := geometry_difference(geometry, expected):
+        raise DataError(
+            f"case {case.identifier}: {name} differs from its image in {difference}. "
+            "Give a template whose format keeps it"
+        )
+    if not np.issubdtype(kind, np.integer):
+        raise DataError(f"case {case.identifier}: {name} holds {kind}, not integers. Give another format")
+    found = tuple(int(value) for value in np.unique(values))
+    if unknown := sorted(set(found) - set(labels.values)):
+        raise DataError(
+            f"case {case.identifier}: {name} holds the value {unknown[0]}, which the model does not declare. "
+            "Pack the model again"
+        )
+    content = path.read_bytes()
+    return SubmittedFile(
+        case=case.identifier,
+        name=name,
+        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+        type=str(kind),
+        values=found,
+    )
+
+
+def geometry_difference(found: Geometry, expected: Geometry) -> str:
+    """What differs, with both values; empty where nothing does. The kind of file may differ."""
+    if found.shape != expected.shape:
+        return f"shape: {found.shape}, not {expected.shape}"
+    for name, tolerance in (("spacing", SAME_PLACE), ("origin", SAME_PLACE), ("direction", SAME_DIRECTION)):
+        own, wanted = getattr(found, name), getattr(expected, name)
+        if not np.allclose(own, wanted, rtol=0, atol=tolerance):
+            return f"{name}: {own}, not {wanted}"
+    return ""
+
+
+def _write_zip(out: Path, folder: Path, names: Mapping[str, str]) -> None:
+    """Sorted by name; what is compressed already is stored."""
+    with replacing(out, ".zip") as temporary, ZipFile(temporary, "w") as archive:
+        for name in sorted(names.values()):
+            entry = ZipInfo(name, EPOCH)
+            entry.compress_type = ZIP_STORED if name.lower().endswith((".gz", ".png")) else ZIP_DEFLATED
+            archive.writestr(entry, (folder / name).read_bytes())
+
+
+def _manifest(
+    out: Path, template: str, bundle: ModelBundle, configurations: Sequence[str], files: Sequence[SubmittedFile]
+) -> Submission:
+    with open(out, "rb") as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    return Submission(
+        archive=out.name,
+        sha256=checksum,
+        template=template,
+        model=bundle.name,
+        model_checksum=bundle.checksum,
+        configurations=tuple(configurations),
+        files=tuple(files),
+        versions={"autounet": __version__},
+    )

@@ -1,0 +1,287 @@
+"""An output folder of `predict`: which cases are finished, and which are this process's to do.
+
+OUT/.predicted/<case>.json    what was written for the case, by which model and options, from which files
+OUT/.predicted/<case>.claim   while a process works on it
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import socket
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from ..datasets import InputCase
+from ..imageio import files_of
+from ..schema.errors import RecordError
+from ..schema.record import Part, Record, digest
+
+BEAT_SECONDS = 20.0
+"""between two signs of life of a claim: its time of modification is renewed"""
+STALE_SECONDS = 300.0
+"""without a sign of life after which a claim counts as abandoned: a suspended process or a slow file server may miss
+a few beats, and a wrong guess costs no more than one case predicted twice"""
+EMPTY_SECONDS = 10.0
+"""the same for a claim without content, whose owner ended between making and filling it"""
+
+
+class Claims:
+    """Claims `<name>.claim` in a folder; a context that gives back at its end what it holds.
+
+    A claim is made with O_EXCL, which one process only can do, also over NFS (version 3 and later). It is stale when
+    its owner ran on this host and is gone, or when it has given no sign of life for `STALE_SECONDS` by the clock of the
+    file system. Two processes that break the same stale claim at the same moment may both get it: they then write the
+    same files, each whole.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self._held: set[Path] = set()
+        self._guard = threading.Lock()
+        self._ended = threading.Event()
+        self._pulse = threading.Thread(target=self._beat, name="claims", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._pulse.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._pulse.join()
+        for path in list(self._held):
+            self._drop(path)
+
+    def take(self, name: str) -> bool:
+        """Whether the case is this process's now. Another's claim that is stale is broken by `broken` first."""
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            return False
+        with self._guard:
+            self._held.add(path)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump({"host": _host(), "pid": os.getpid()}, file)
+        return True
+
+    def break_stale(self, name: str) -> int | None:
+        """Remove the claim if it is stale; the process number of its dead owner, 0 where unknown. None: it lives."""
+        path = self._path(name)
+        try:
+            silent = self._now() - path.stat().st_mtime
+            owner = json.loads(path.read_text(encoding="utf-8") or "{}")
+        except (FileNotFoundError, ValueError):  # given back, or being written at this moment
+            return None
+        pid = int(owner.get("pid", 0))
+        gone = owner.get("host") == _host() and not _is_alive(pid)
+        if gone or silent > (STALE_SECONDS if owner else EMPTY_SECONDS):
+            path.unlink(missing_ok=True)
+            return pid
+        return None
+
+    def release(self, name: str) -> None:
+        self._drop(self._path(name))
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.claim"
+
+    def _drop(self, path: Path) -> None:
+        with self._guard:
+            self._held.discard(path)
+        with suppress(OSError):  # a claim that stays behind is stale as soon as this process ends
+            path.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            with self._guard:
+                held = list(self._held)
+            for path in held:
+                with suppress(OSError):
+                    os.utime(path)
+
+    def _now(self) -> float:
+        """By the clock that stamps the claims, which on a file server is not this machine's."""
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+
+
+def _host() -> str:
+    """Machine and, on Linux, namespace of process numbers: containers of one machine may share its name."""
+    namespace = ""
+    with suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return f"{socket.gethostname()} {namespace}"
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process of this number runs on this host; on Windows, where asking is not harmless, always True."""
+    if sys.platform == "win32" or pid <= 0:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+class PredictedFile(Part):
+    name: str
+    """relative to the output folder"""
+    bytes: int
+
+
+class PredictedCase(Record):
+    """`OUT/.predicted/<case>.json`, written after all files of the case."""
+
+    key: str
+    """of the model, the options and the image files, see `running.shared_folder`"""
+    run: str
+    """of the command that predicted it; several processes of one command share it"""
+    files: tuple[PredictedFile, ...] = ()
+    problem: str | None = None
+    """why it could not be predicted; the processes of the same command leave it, a later command tries again"""
+
+
+log = logging.getLogger(__name__)
+
+RECORDS = ".predicted"
+WAIT_SECONDS = 0.5
+"""between two looks at the cases that others work on"""
+
+
+class SharedFolder:
+    """A context: `claimed` gives cases to predict, each of which ends with `finished` or `failed`.
+
+    `key` is of the model and the options, `run` of the command. A case is finished when its record has the same key,
+    also of its image files by name, size and time of modification, and its files have the sizes of the record; with
+    `overwrite`, when this command wrote it.
+    """
+
+    def __init__(self, out: Path, key: str, run: str | None = None, overwrite: bool = False) -> None:
+        self.out, self.key = Path(out), key
+        self.run = run or uuid.uuid4().hex
+        self.overwrite = overwrite
+        self.claims = Claims(self.out / RECORDS)
+        self.postponed: list[InputCase] = []
+        """of the last `claimed`: those that others work on"""
+        self.kept = 0
+        """cases that other commands have finished, before or meanwhile"""
+        self._keys: dict[str, str] = {}
+        """by case, of what is claimed: as its files were before they were read"""
+        self._told = False
+
+    def __enter__(self) -> Self:
+        self.claims.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.claims.__exit__()
+
+    def claimed(self, cases: Sequence[InputCase]) -> Iterator[InputCase]:
+        """Those of `cases` that are still to be done and that no other process works on, claimed one by one."""
+        self.postponed = []
+        for case in cases:
+            key = self._case_key(case)
+            if self._is_settled(case, key):
+                continue
+            if not self._taken(case):
+                self.postponed.append(case)
+            elif self._is_settled(case, key):  # by another process, between the look and the claim
+                self.claims.release(case.identifier)
+            else:
+                self._record(case).unlink(missing_ok=True)
+                self._keys[case.identifier] = key
+                yield case
+
+    def wait(self) -> None:
+        """Until it is worth to look again at what was postponed."""
+        if not self._told:
+            log.info("%d cases are being predicted by other processes; waiting for them", len(self.postponed))
+            self._told = True
+        time.sleep(WAIT_SECONDS)
+
+    def finished(self, case: InputCase, paths: Sequence[Path]) -> None:
+        """All files of the case are written."""
+        files = tuple(
+            PredictedFile(name=path.relative_to(self.out).as_posix(), bytes=path.stat().st_size) for path in paths
+        )
+        self._save(case, PredictedCase(key=self._keys.pop(case.identifier), run=self.run, files=files))
+
+    def failed(self, case: InputCase, problem: str) -> None:
+        self._save(case, PredictedCase(key=self._keys.pop(case.identifier), run=self.run, problem=problem))
+
+    def _save(self, case: InputCase, record: PredictedCase) -> None:
+        record.save(self._record(case))
+        self.claims.release(case.identifier)
+
+    def _record(self, case: InputCase) -> Path:
+        return self.out / RECORDS / f"{case.identifier}.json"
+
+    def _is_settled(self, case: InputCase, key: str) -> bool:
+        path = self._record(case)
+        if not path.exists():
+            return False
+        try:
+            found = PredictedCase.load(path)
+        except RecordError:  # of another version, or removed since: the case is predicted again
+            return False
+        if found.problem is not None or self.overwrite:
+            settled = found.run == self.run
+        else:
+            settled = found.key == key and all(_is_there(self.out, file) for file in found.files)
+        self.kept += settled and found.run != self.run
+        return settled
+
+    def _taken(self, case: InputCase) -> bool:
+        name = case.identifier
+        if self.claims.take(name):
+            return True
+        dead = self.claims.break_stale(name)
+        if dead is None:
+            return False
+        log.info("case %s: an interrupted command had begun it", name)
+        self._remove_leftovers(name, dead)
+        return self.claims.take(name)
+
+    def _remove_leftovers(self, name: str, pid: int) -> None:
+        """Files that a dead process had begun under their temporary names (`atomic.replacing`)."""
+        pattern = re.compile(rf"\.{re.escape(Path(name).name)}\..+\.{pid}(\.\D.*)?")
+        for folder in (self.out / name, self.out / RECORDS / name):
+            for path in folder.parent.iterdir():
+                if pattern.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+
+    def _case_key(self, case: InputCase) -> str:
+        return digest([self.key, case.frame, case.present, [_state(image) for image in case.images]])
+
+
+def _is_there(out: Path, file: PredictedFile) -> bool:
+    try:
+        return (out / file.name).stat().st_size == file.bytes
+    except OSError:
+        return False
+
+
+def _state(image: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of modification of all files of an image; without those that are missing."""
+    files = sorted(image.iterdir()) if image.is_dir() else files_of(image)
+    found = []
+    for file in files:
+        with suppress(OSError):
+            status = file.stat()
+            found.append((file.name, status.st_size, status.st_mtime_ns))
+    return found

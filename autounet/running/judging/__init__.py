@@ -1,1 +1,0 @@
-"""What follows the folds: selection, weights, postprocessing, calibration, further metrics, comparison."""

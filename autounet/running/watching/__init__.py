@@ -1,1 +1,0 @@
-"""What tells how far a run is: progress, status, trackers, findings as lines."""

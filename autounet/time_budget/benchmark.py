@@ -1,0 +1,139 @@
+"""Seconds of real training steps on random numbers, at the planned size or scaled from smaller ones."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from ..losses import Batch, even_weight
+from ..nets import FAMILIES
+from ..schema.labels import Labels
+from ..schema.options import TrainOptions
+from ..schema.plan import Configuration
+from ..step import Precision, algorithms, build_optimiser, configuration_loss, train_step
+from ..workers import keep_freed_memory
+from .cost_model import Linear, Size, Speed, fit, next_size, probe_sizes
+
+log = logging.getLogger(__name__)
+
+STEP_SECONDS = 0.5
+"""after which no further step is timed"""
+QUICK_STEP = 0.8
+"""seconds; a step expected to take no longer is timed as planned, a slower one on a smaller input"""
+STEPS = 3
+"""timed per size, beside the warm-up"""
+
+
+class StepTimes(NamedTuple):
+    train: float
+    """seconds of one training step of the whole batch"""
+    forward: float
+    """seconds of one patch through the network in evaluation, where the whole batch goes through together"""
+
+
+class StepTimer:
+    """One network with its loss and optimiser on a device; steps of any size are timed with it.
+
+    Making the batches is not included.
+    """
+
+    def __init__(self, configuration: Configuration, labels: Labels, options: TrainOptions, device: str) -> None:
+        keep_freed_memory()
+        self.configuration, self.labels, self.options = configuration, labels, options
+        self.device = torch.device(device)
+        self.precision = Precision(configuration.precision, configuration.channels_last)
+        spec = configuration.network
+        with torch.random.fork_rng():
+            self.model = self.precision.place(FAMILIES[spec.family].build(spec), self.device)
+        self.loss = configuration_loss(configuration, labels, options)
+        self.optimiser = build_optimiser(options, self.model.parameters())
+        self.scaler = self.precision.scaler(self.device)
+
+    def times(self, size: Size, steps: int) -> StepTimes:
+        """Median over `steps`, after a warm-up; slow ones are run fewer times, for about `STEP_SECONDS` together."""
+        batch = self._batch(size)
+
+        def train() -> None:
+            train_step(
+                self.model, self.loss, self.optimiser, self.scaler, batch, self.precision, self.options.gradient_clip
+            )
+
+        def forward() -> None:
+            with torch.inference_mode(), self.precision.autocast(self.device.type):
+                self.model(batch.image)
+
+        self.model.train()
+        train_seconds = median_seconds(train, self.device, steps, STEP_SECONDS)
+        self.optimiser.zero_grad(set_to_none=True)
+        self.model.eval()
+        return StepTimes(train_seconds, median_seconds(forward, self.device, steps, STEP_SECONDS) / size.batch)
+
+    def _batch(self, size: Size) -> Batch:
+        with torch.random.fork_rng():
+            image = torch.randn(size.batch, self.configuration.network.in_channels, *size.patch)
+            target = torch.randint(self.labels.count, (size.batch, *size.patch), dtype=torch.int16)
+        weight = even_weight(self.options.loss, target.shape)
+        return Batch(image, target, weight=weight).to(self.device, self.precision.channels_last)
+
+
+def time_steps(
+    configuration: Configuration, labels: Labels, options: TrainOptions, device: str, steps: int = 3
+) -> StepTimes:
+    """Seconds of a configuration's steps at its own patch and batch; see `StepTimer.times`."""
+    with algorithms(options.deterministic):
+        size = Size(configuration.patch_size, configuration.batch_size)
+        return StepTimer(configuration, labels, options, device).times(size, steps)
+
+
+def measure_speed(configuration: Configuration, labels: Labels, options: TrainOptions, device: str) -> Speed:
+    """What the configuration's network costs per step and voxel, without a step that is much slower than `QUICK_STEP`.
+
+    From the smallest input on, the largest that the sizes timed so far let expect to be quick is timed, until that is
+    the planned one or a step was slow. Where memory ends before, what was timed until then decides.
+    """
+    with algorithms(options.deterministic):
+        timer = StepTimer(configuration, labels, options, device)
+        sizes = probe_sizes(configuration.network, configuration.patch_size, configuration.batch_size)
+        trained: dict[int, float] = {}
+        passed: dict[int, float] = {}
+        size: Size | None = sizes[0]
+        while size is not None:
+            try:
+                found = timer.times(size, STEPS)
+            except torch.OutOfMemoryError:
+                log.warning("%d x %s does not fit into the device's memory: timed on less", size.batch, size.patch)
+                if not trained:
+                    raise
+                break
+            trained[size.voxels], passed[size.voxels] = found.train, size.batch * found.forward
+            size = next_size(sizes, trained, QUICK_STEP)
+        speed = Speed(_line(trained), _line(passed))
+    if timer.device.type == "cuda":
+        del timer
+        torch.cuda.empty_cache()
+    return speed
+
+
+def _line(seconds: dict[int, float]) -> Linear:
+    return fit(list(seconds.items()))
+
+
+def median_seconds(
+    work: Callable[[], None], device: torch.device, steps: int, limit: float = float("inf"), warm_up: int = 1
+) -> float:
+    """Median over `steps` runs, fewer when they take more than `limit` seconds together."""
+    taken: list[float] = []
+    for number in range(warm_up + steps):
+        began = time.monotonic()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if number >= warm_up:
+            taken.append(time.monotonic() - began)
+        if taken and sum(taken) > limit:
+            break
+    return sorted(taken)[len(taken) // 2]

@@ -1,0 +1,247 @@
+"""How long a planned configuration takes, from seconds that were measured on smaller inputs. Arithmetic only.
+
+A step of one network costs an overhead (starting kernels, updating the weights) and a time for every voxel that goes
+in. Both follow from two measured sizes; a third gives the planned one. Making the samples comes on top, or beside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..nets import FAMILIES
+from ..ops.resample import prepared_shape
+from ..ops.tiles import axis_starts
+from ..schema.fingerprint import Fingerprint
+from ..schema.options import TrainOptions
+from ..schema.plan import Configuration, NetworkSpec
+
+BOLD = 4
+"""times the voxels of a quick step that the next one may have, whatever is expected of it: it takes little more than
+four times as long"""
+BEARABLE = 4
+"""times a quick step that a slow one may have taken for another to follow"""
+TELLING = 2.0
+"""times the seconds of the smallest input that tell more than overhead and noise"""
+LEAST_BOTTOM = 2
+"""voxels of the smallest stage: a norm over one value has no variance"""
+LEAST_BATCH = 2
+"""samples that are timed, where the plan has as many: libraries take other, on a CPU much slower, ways for a single one
+(plain U-Net of 16 features in fp32 on one thread: 12 us a voxel instead of 3.7)"""
+LEAST_VOXELS = 2**15
+"""of the smallest input: less says more about starting kernels than about the network"""
+APART = 1.9
+"""times that the voxels of two sizes differ at least, so that noise does not decide on the slope"""
+SAMPLE_RATES = {"light_2d": 5.0e7, "light_3d": 2.4e7, "full_2d": 4.0e7, "full_3d": 2.2e7, "reading": 2.0e8}
+"""voxels a second, where a device was probed before these were measured (one core of a server of 2023)"""
+FIXED_MAPS, MEASURED_MAPS = 2, 3
+"""Augmenting costs as if there were this many maps more than channels and foreground classes; the rates hold for one
+channel and two classes. Fitted to 1 to 4 channels with 2 to 7 classes: within 25 % (light and full, 2-D and 3-D)"""
+ELASTIC_SHARE = {"2d": 1.7, "3d": 3.3}
+WEIGHT_MAP_SHARE = 4.0
+"""what bending a sample, and its weight map, cost beside the light augmentation of one channel and two classes; the
+second depends on the number of objects (256 x 256 and 512 x 512: 4.1 and 4.7; 40^3 and 64^3: 1.1 and 2.8)"""
+FLAT_RATIO = 3.0
+"""a 3-D patch this much thinner than long is augmented plane by plane, at the rate of 2-D (as the training does)"""
+LABEL_SHARE = 0.25
+"""reading the labels takes this share of reading one channel"""
+
+
+class Size(NamedTuple):
+    """An input of a network."""
+
+    patch: tuple[int, ...]
+    batch: int
+
+    @property
+    def voxels(self) -> int:
+        return self.batch * math.prod(self.patch)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Seconds as a function of input voxels, all samples of the batch counted, channels not."""
+
+    overhead: float
+    """seconds whatever the size"""
+    per_voxel: float
+    """seconds"""
+
+    def seconds(self, voxels: float) -> float:
+        return self.overhead + self.per_voxel * voxels
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one network needs on one device."""
+
+    step: Linear
+    """forward, loss, backward and update"""
+    forward: Linear
+    """in evaluation"""
+
+
+def fit(points: Sequence[tuple[int, float]]) -> Linear:
+    """The line through the largest of (voxels, seconds) and the largest that is `APART` from it.
+
+    With no such second point the seconds are proportional to the voxels. Neither overhead nor slope is negative:
+    where noise says so, the largest point alone decides. Raises ValueError without a point.
+    """
+    if not points:
+        raise ValueError("nothing was measured")
+    *smaller, (voxels, seconds) = sorted(points)
+    smaller = [point for point in smaller if APART * point[0] <= voxels]
+    if not smaller:
+        return Linear(0.0, seconds / voxels)
+    less, lower = smaller[-1]
+    slope = (seconds - lower) / (voxels - less)
+    per_voxel = min(max(slope, 0.0), seconds / voxels)
+    return Linear(seconds - per_voxel * voxels, per_voxel)
+
+
+def probe_sizes(network: NetworkSpec, patch: Sequence[int], batch: int) -> tuple[Size, ...]:
+    """Inputs from small to large, the last the planned one, each about half of the next.
+
+    First the batch becomes smaller, since then every layer keeps its shape; then the patch, along the axis with most
+    voxels at the lowest stage, in sizes that the network takes. None has less than `LEAST_VOXELS`, unless the planned
+    one has.
+    """
+    batches = [batch]
+    while batches[-1] > LEAST_BATCH:
+        batches.append(max(LEAST_BATCH, batches[-1] // 2))
+    sizes = [Size(tuple(patch), each) for each in batches]
+    valid_size, divisor = FAMILIES[network.family].valid_size, network.divisor
+    multiples = [max(1, length // step) for length, step in zip(patch, divisor, strict=True)]
+    while math.prod(multiples) > LEAST_BOTTOM:
+        axis = max(range(len(multiples)), key=lambda index: multiples[index])
+        multiples[axis] = math.ceil(multiples[axis] / 2)
+        smaller = valid_size(network, [count * step for count, step in zip(multiples, divisor, strict=True)])
+        if math.prod(smaller) < math.prod(sizes[-1].patch):
+            sizes.append(Size(smaller, batches[-1]))
+    large = [size for size in sizes if size.voxels >= LEAST_VOXELS]
+    return tuple(reversed(large or sizes[:1]))
+
+
+def next_size(sizes: Sequence[Size], timed: Mapping[int, float], quick: float) -> Size | None:
+    """Which of `sizes` (from small to large) to time after those in `timed` (voxels -> seconds); None: none.
+
+    The largest that is expected to take at most `quick` seconds, or one of up to `BOLD` times the voxels of the last
+    while that one was quick: on a busy machine a small step takes as long as a larger one, and a line through it alone
+    would let nothing larger be expected quick. Slow steps go on, while they take seconds, until one is clearly slower
+    than the first: with small inputs a deep network's step is mostly overhead, of which no slope can be told.
+    """
+    largest = max(timed)
+    if timed[largest] > quick:
+        told = timed[largest] >= TELLING * timed[min(timed)] and largest > min(timed)
+        bearable = timed[largest] <= BEARABLE * quick
+        return next((size for size in sizes if bearable and not told and size.voxels >= APART * largest), None)
+    line = fit(list(timed.items()))
+    wanted = [
+        size
+        for size in sizes
+        if size.voxels > largest and (line.seconds(size.voxels) <= quick or size.voxels <= BOLD * largest)
+    ]
+    return wanted[-1] if wanted else next((size for size in sizes if size.voxels > largest), None)
+
+
+def making_seconds(
+    configuration: Configuration,
+    classes: int,
+    options: TrainOptions,
+    rates: Mapping[str, float],
+    read: bool,
+    weighted: bool = False,
+) -> float:
+    """Seconds of one core for one sample: augmenting, and reading where `read` says that the cases are on disk.
+
+    `weighted` says that the loss needs a weight map.
+
+    `classes` counts the background; `rates` are a device's `sample_rates`. Reading decompresses whole planes of the
+    axes it stands on (`store.prepared`), here those of the median image.
+    """
+    patch, channels = configuration.patch_size, configuration.network.in_channels
+    rates = {**SAMPLE_RATES, **rates}
+    seconds = 0.0
+    dims = "2d" if len(patch) == 2 or max(patch) / patch[0] > FLAT_RATIO else "3d"
+    light = math.prod(patch) / rates[f"light_{dims}"]
+    if options.augmentation != "none":
+        maps = FIXED_MAPS + channels + classes - 1
+        bending = ELASTIC_SHARE[dims] * light if options.elastic else 0.0
+        rate = rates[f"{options.augmentation}_{dims}"]
+        seconds += (math.prod(patch) / rate + bending) * maps / (FIXED_MAPS + MEASURED_MAPS)
+    if weighted:
+        seconds += WEIGHT_MAP_SHARE * light
+    if read:
+        planes = patch[0] if len(patch) == 3 else 1
+        decompressed = planes * math.prod(configuration.median_shape[-2:])
+        seconds += decompressed * (channels + LABEL_SHARE) / rates["reading"]
+    return seconds
+
+
+LEAST_SECONDS = 1e-9
+"""of a sample: a clock that saw none is not divided by"""
+EXPORT_SECONDS_PER_VOXEL = 5e-7
+"""back to the file's grid, writing, surface distances; generous, since what is left over goes to training"""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Measured seconds of one configuration at one width."""
+
+    step_overhead: float
+    """of a training step, whatever its batch"""
+    step_per_sample: float
+    forward: float
+    """one patch through the network in evaluation"""
+    making: float = 0.0
+    """of one core for one sample"""
+    makers: int = 0
+    """processes that make samples beside the steps; 0: the training's own process, between them"""
+
+    def step(self, batch: int) -> float:
+        computing = self.step_overhead + batch * self.step_per_sample
+        if not self.makers:
+            return computing + batch * self.making
+        return max(computing, batch * self.making / self.makers)
+
+    def largest_batch(self, seconds: float) -> int:
+        """The largest whose step takes at most `seconds`; may be 0 or less."""
+        per_sample = self.step_per_sample + (0.0 if self.makers else self.making)
+        largest = (seconds - self.step_overhead) / max(per_sample, LEAST_SECONDS)
+        if self.makers and self.making:
+            largest = min(largest, seconds * self.makers / self.making)
+        return math.floor(largest)
+
+
+def timing_of(configuration: Configuration, speed: Speed, making: float, makers: int) -> Timing:
+    """A configuration's timing by what its network costs; `making` seconds a sample, see `Timing`."""
+    voxels, batch = math.prod(configuration.patch_size), configuration.batch_size
+    forward = speed.forward.seconds(batch * voxels) / batch
+    return Timing(speed.step.overhead, speed.step.per_voxel * voxels, forward, making, makers)
+
+
+def case_seconds(configuration: Configuration, timing: Timing, fingerprint: Fingerprint | None) -> float:
+    """Mean over the cases of predicting, exporting and evaluating one with one model.
+
+    Without a fingerprint, of one of median size: too little where the median image fits into one patch and others do
+    not.
+    """
+    if fingerprint is None:
+        return volume_seconds(configuration, timing, configuration.median_shape)
+    spec = configuration.preprocess
+    shapes = (prepared_shape(spec, case.cropped_shape, case.spacing) for case in fingerprint.cases)
+    return sum(volume_seconds(configuration, timing, shape) for shape in shapes) / len(fingerprint.cases)
+
+
+def volume_seconds(configuration: Configuration, timing: Timing, shape: Sequence[int]) -> float:
+    """Of one case of `shape` (3 axes of the network) on the prepared grid."""
+    dims = configuration.network.dims
+    tiles = 1 if dims == 3 else shape[0]
+    overlap, network = configuration.inference.overlap, configuration.network
+    output = FAMILIES[network.family].output_size(network, configuration.patch_size)
+    for size, length in zip(shape[-dims:], output, strict=True):
+        tiles *= len(axis_starts(max(size, length), length, overlap))
+    forward = tiles * 2 ** len(configuration.inference.mirror_axes) * timing.forward
+    return forward + EXPORT_SECONDS_PER_VOXEL * math.prod(shape)

@@ -1,0 +1,1 @@
+"""One run of one output folder: its stages, their order, and what is done already."""

@@ -1,0 +1,153 @@
+"""`autounet calibrate`: how much more memory a device takes than tracing says; kept for all later plans on it.
+
+Three networks of different size are traced and trained for a few steps. What a process needs beyond the traced bytes
+becomes a margin: bytes + fraction x traced, on no trial less than what was measured.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from ..memory_model import Margin, TrainingMemory
+from ..schema.labels import LabelClass, Labels
+from ..schema.options import TrainOptions
+from ..schema.quantities import format_size
+from ..schema.run import CalibratedMargin, Calibration, DeviceProfile
+
+log = logging.getLogger(__name__)
+
+CHANGED = 64 * 1024**2
+"""bytes of free GPU memory that other programs may take or give back without spoiling a measurement"""
+
+
+class Trial(NamedTuple):
+    dims: int
+    stages: int
+    features: int
+    patch: tuple[int, ...]
+    batch: int
+
+
+TRIALS = {
+    "cpu": (
+        Trial(3, 3, 8, (16, 16, 16), 2), Trial(3, 4, 16, (48, 48, 48), 2), Trial(2, 5, 32, (192, 192), 6),
+    ),
+    "cuda": (
+        Trial(3, 3, 16, (32, 32, 32), 2), Trial(3, 5, 32, (96, 96, 96), 2), Trial(2, 7, 32, (512, 512), 8),
+    ),
+}  # fmt: skip
+"""well under a gigabyte on a CPU, up to about four on a GPU"""
+LABELS = Labels(classes=tuple(LabelClass(name=str(value), value=value) for value in range(3)))
+
+
+class Found(NamedTuple):
+    """Bytes of one trial."""
+
+    traced: int
+    measured: int
+    """of the whole process, its start or context included"""
+
+
+def calibrate(device: str) -> tuple[Margin, Path]:
+    """Measure on a device ('auto': the best there is), keep the margin in `calibration_file()`, and return both.
+
+    Raises OptionError when there is no such device, AutoUNetError when a trial runs out of memory.
+    """
+    from ..ops.device import choose_device
+    from ..training.probe import probe_device
+
+    profile = probe_device(choose_device(device))
+    found = [_try(trial, profile) for trial in TRIALS["cpu" if profile.device == "cpu" else "cuda"]]
+    margin = fit_margin(found)
+    path = calibration_file()
+    entry = CalibratedMargin(
+        memory_margin_bytes=margin.bytes, memory_margin_fraction=margin.fraction, torch=version("torch")
+    )
+    known = Calibration.load(path).devices if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Calibration(devices={**known, profile.name: entry}).save(path)
+    log.info(
+        "%s: %s and %.1f %% beyond what is traced; written to %s",
+        profile.name, format_size(margin.bytes), 100 * margin.fraction, path,
+    )  # fmt: skip
+    return margin, path
+
+
+def calibrated(profile: DeviceProfile) -> DeviceProfile:
+    """`profile` with the margin that was measured on its device with this version of torch, if it was."""
+    path = calibration_file()
+    entry = Calibration.load(path).devices.get(profile.name) if path.exists() else None
+    if entry is None or entry.torch != version("torch"):
+        return profile
+    return profile.model_copy(update=entry.model_dump(exclude={"torch"}))
+
+
+def calibration_file() -> Path:
+    """In the user's folder for settings: %APPDATA% on Windows, else $XDG_CONFIG_HOME or ~/.config (XDG)."""
+    if sys.platform == "win32":
+        base = os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming"
+    else:
+        base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "autounet" / "calibration.json"
+
+
+def fit_margin(found: Sequence[Found]) -> Margin:
+    """The steepest line that a least-squares fit gives, moved up until no trial lies above; never below the trace."""
+    mean = sum(each.traced for each in found) / len(found)
+    mean_measured = sum(each.measured for each in found) / len(found)
+    spread = sum((each.traced - mean) ** 2 for each in found)
+    slope = sum((each.traced - mean) * (each.measured - mean_measured) for each in found) / spread
+    fraction = round(max(0.0, slope - 1), 4)
+    beyond = max(each.measured - (1 + fraction) * each.traced for each in found)
+    return Margin(max(0, round(beyond)), fraction)
+
+
+def _try(trial: Trial, profile: DeviceProfile) -> Found:
+    from ..memory_model.real_steps import Question, measure
+    from ..memory_model.traced import StepSetting
+    from ..nets import FAMILIES
+    from ..step import Precision
+
+    ones, twos = (1,) * trial.dims, (2,) * trial.dims
+    strides = [ones, *[twos] * (trial.stages - 1)]
+    spec = FAMILIES["plain"].propose(trial.dims, 1, 3, strides, [(3,) * trial.dims] * trial.stages, trial.features)
+    kind = profile.device.partition(":")[0]
+    memory = TrainingMemory(
+        LABELS, TrainOptions(), profile.precision, profile.channels_last, kind, Margin(0, 0.0)  # type: ignore[arg-type]
+    )  # fmt: skip
+    traced = memory.traced_fully(spec, trial.patch, trial.batch)
+    precision = Precision(profile.precision, profile.channels_last)  # type: ignore[arg-type]
+    setting = StepSetting(LABELS, TrainOptions(), precision, kind)
+    question = Question(spec, trial.patch, trial.batch, setting, profile.device)
+    if kind != "cuda":
+        measured = measure(question)
+        total = measured.before + measured.peak
+    else:
+        total = _taken_from_gpu(question)
+    log.info(
+        "%d-D, patch %s, batch %d: traced %s, measured %s",
+        trial.dims, "x".join(map(str, trial.patch)), trial.batch, format_size(traced), format_size(total),
+    )  # fmt: skip
+    return Found(traced, total)
+
+
+def _taken_from_gpu(question) -> int:  # type: ignore[no-untyped-def]
+    """What the process really takes away: its allocator's peak, and the context that this process sees missing."""
+    import torch
+
+    from ..memory_model.real_steps import measure
+
+    device = torch.device(question.device)
+    before = torch.cuda.mem_get_info(device)[0]
+    held: list[int] = []
+    measured = measure(question, lambda: held.append(torch.cuda.mem_get_info(device)[0]))
+    after = torch.cuda.mem_get_info(device)[0]
+    if abs(after - before) > CHANGED:
+        log.warning("another program took or gave back memory of %s while it was measured", question.device)
+    return max(before - held[0], measured.reserved)

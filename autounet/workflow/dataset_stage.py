@@ -1,0 +1,227 @@
+"""From a folder of files to the records that planning starts from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from ..datasets import complete_labels, make_splits, scan
+from ..datasets.repair.dataset import fix
+from ..datasets.stamps import FileHashes
+from ..fingerprint import build_fingerprint, check, examine
+from ..progress import progress
+from ..schema.dataset import CaseFacts, Dataset, Finding, Severity, Splits
+from ..schema.errors import DataError, OptionError, RecordError
+from ..schema.fingerprint import CheckResult, Fingerprint, RepairResult
+from ..schema.labels import Labels
+from ..schema.options import DataOptions, RunOptions
+from ..workers import available_cores
+
+SHOWN = 10
+"""findings of one kind that a person is shown; programs get all of them"""
+
+
+def described(findings: Sequence[Finding]) -> list[str]:
+    """One line for each, fatal ones first; of many of one kind the first, and how many more there are."""
+    kinds: dict[tuple[bool, str], list[Finding]] = {}
+    for finding in findings:
+        kinds.setdefault((finding.severity is not Severity.fatal, finding.code), []).append(finding)
+    lines = []
+    for (_, code), found in sorted(kinds.items(), key=lambda item: item[0][0]):
+        shown = found if len(found) <= SHOWN + 1 else found[:SHOWN]
+        lines += [str(finding) for finding in shown]
+        if len(found) > len(shown):
+            lines.append(f"and {len(found) - len(shown)} more of the kind {code}; autounet check --json lists all")
+    return lines
+
+
+def is_fatal(found: CheckResult | RepairResult) -> bool:
+    """Whether nothing can be trained on the data; of repaired ones, on what was written."""
+    result = found.result if isinstance(found, RepairResult) else found
+    return any(finding.severity is Severity.fatal for finding in result.findings)
+
+
+def told(found: CheckResult | RepairResult) -> list[str]:
+    """What `autounet check` prints: what was repaired if anything was, what was understood, and every defect."""
+    if isinstance(found, CheckResult):
+        return _result_lines(found)
+    lines = [str(repair) for repair in found.repairs] or ["there was nothing to repair"]
+    return [*lines, f"written to {found.folder}, which needs no option:", *_result_lines(found.result)]
+
+
+def _result_lines(result: CheckResult) -> list[str]:
+    lines = [f"layout: {result.layout}, {_counted(len(result.cases), 'case')}"]
+    lines.append("channels: " + ", ".join(f"{channel.name} ({channel.kind})" for channel in result.channels))
+    lines.append("labels: " + ", ".join(f"{label.value} {label.name}" for label in result.labels.classes))
+    if result.labels.regions:
+        regions = (f"{region.name} ({', '.join(map(str, region.values))})" for region in result.labels.regions)
+        lines.append("regions: " + ", ".join(regions))
+    if result.labels.pairs:
+        lines.append("left and right: " + ", ".join(f"{left} and {right}" for left, right in result.labels.pairs))
+    if result.labels.ignore is not None:
+        lines.append(f"not annotated: {result.labels.ignore}")
+    for severity in (Severity.fatal, Severity.warning):
+        lines += [f"{severity}: {line}" for line in described([f for f in result.findings if f.severity is severity])]
+    lines.append(_counted(len(result.findings), "finding") if result.findings else "nothing to complain about")
+    return lines
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+log = logging.getLogger(__name__)
+
+
+class Known(NamedTuple):
+    """What is known of the data."""
+
+    dataset: Dataset
+    facts: list[CaseFacts]
+    splits: Splits
+    fingerprint: Fingerprint
+
+
+def read_data(
+    data: Path, out: Path, options: RunOptions, orientation: Literal["canonical", "as_stored"], workers: int
+) -> Known:
+    """Scan, read every case once, check, split; each record is saved in `out`. Raises DataError with every finding.
+
+    Facts of cases whose files have not changed are taken from `out/facts`, hashes of files that have not been touched
+    from `out/hashes.json`.
+    """
+    findings: list[Finding] = []
+    scanned = scan(data, options.data, findings)
+    facts = _examine(scanned, out, workers)
+    findings += _checked(scanned, facts, options.data, findings)
+    fatal = [finding for finding in findings if finding.severity is Severity.fatal]
+    if fatal:
+        raise DataError.of(fatal)
+    for line in described(findings):
+        log.warning("%s", line)
+    dataset = complete_labels(scanned, facts)
+    splits = _split(dataset, facts, options, out / "splits.json")
+    fingerprint = build_fingerprint(dataset, facts, orientation)
+    _result(dataset, findings).save(out / "findings.json")
+    dataset.save(out / "dataset.json")
+    splits.save(out / "splits.json")
+    fingerprint.save(out / "fingerprint.json")
+    return Known(dataset, facts, splits, fingerprint)
+
+
+def check_data(data: Path, options: DataOptions) -> CheckResult:
+    """Everything `autounet check` tells; nothing is written."""
+    findings: list[Finding] = []
+    try:
+        dataset = scan(data, options, findings)
+    except DataError as error:
+        return _unscanned(error)
+    facts = _examined(dataset)
+    findings += [*_checked(dataset, facts, options, findings), *_split_findings(dataset, facts, options)]
+    if not any(finding.severity is Severity.fatal for finding in findings):
+        dataset = complete_labels(dataset, facts)
+    return _result(dataset, findings)
+
+
+def fix_data(data: Path, options: DataOptions, folder: Path) -> RepairResult:
+    """Everything that can be repaired, repaired into a new `folder`, which is then checked without any option.
+
+    Raises DataError when the files cannot be put in order or too few cases can be kept, OptionError for a folder that
+    is not new.
+    """
+    missing: list[Finding] = []
+    dataset = scan(data, options, missing)
+    contradictory = [each for each in missing if not each.code.startswith("missing")]
+    if contradictory:  # lists of cases, which only a person can correct
+        raise DataError.of(contradictory)
+    facts = _examined(dataset)
+    with progress("repairing", len(dataset.cases)) as meter:
+        repairs = fix(dataset, facts, missing, folder, available_cores(), on_done=lambda _: meter.advance())
+    found = RepairResult(folder=str(folder), repairs=tuple(repairs), result=check_data(folder, DataOptions()))
+    found.save(Path(folder) / "repairs.json")
+    return found
+
+
+def _checked(
+    dataset: Dataset, facts: Sequence[CaseFacts], options: DataOptions, missing: Sequence[Finding]
+) -> list[Finding]:
+    """What `check` finds; too few cases are no finding where others lack files, or the folds are given."""
+    known = missing or _has_folds(dataset, options)
+    return [finding for finding in check(dataset, facts) if not (known and finding.code == "too-few-cases")]
+
+
+def _has_folds(dataset: Dataset, options: DataOptions) -> bool:
+    """Whether an option or a table says what they are."""
+    return bool(options.splits) or any(case.fold for case in dataset.cases)
+
+
+def _examined(dataset: Dataset) -> list[CaseFacts]:
+    with progress("reading", len(dataset.cases)) as meter:
+        return examine(dataset, available_cores(), on_done=lambda _: meter.advance())
+
+
+def _split_findings(dataset: Dataset, facts: Sequence[CaseFacts], options: DataOptions) -> list[Finding]:
+    """Folds that were asked for and do not fit the cases."""
+    if not _has_folds(dataset, options):
+        return []
+    try:
+        make_splits(dataset, facts, options)
+    except (DataError, OptionError) as error:
+        message, _, remedy = str(error).rpartition(". ")
+        return [Finding(code="splits", message=message, remedy=remedy)]
+    return []
+
+
+def _examine(dataset: Dataset, out: Path, workers: int) -> list[CaseFacts]:
+    folder = out / "facts"
+    known = {facts.identifier: facts for facts in _load_facts(folder)}
+    hashes = FileHashes.load(out / "hashes.json")
+    with progress("reading", len(dataset.cases)) as meter:
+
+        def on_done(facts: CaseFacts | None) -> None:
+            if facts is not None:  # saved at once: an interrupted reading continues
+                facts.save(folder / f"{facts.identifier}.json")
+            meter.advance()
+
+        found = examine(dataset, workers, known=known, on_done=on_done, hashes=hashes)
+    hashes.save(out / "hashes.json")
+    return found
+
+
+def _load_facts(folder: Path) -> list[CaseFacts]:
+    facts = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            facts.append(CaseFacts.load(file))
+        except RecordError:
+            log.warning("%s is damaged: the case is read again", file)
+    return facts
+
+
+def _split(dataset: Dataset, facts: Sequence[CaseFacts], options: RunOptions, file: Path) -> Splits:
+    """`--folds full` has folds too, for the first stage of a cascade."""
+    try:
+        existing = Splits.load(file)
+    except RecordError as error:
+        if file.exists():
+            log.warning("%s: the cases are split anew", error)
+        existing = None
+    return make_splits(dataset, facts, options.data, options.seed or 0, existing)
+
+
+def _result(dataset: Dataset, findings: Sequence[Finding]) -> CheckResult:
+    return CheckResult(
+        layout=dataset.layout,
+        channels=dataset.channels,
+        labels=dataset.labels,
+        cases=tuple(case.identifier for case in dataset.cases),
+        findings=tuple(findings),
+    )
+
+
+def _unscanned(error: DataError) -> CheckResult:
+    """The files cannot be put in order, so that no case could be read."""
+    whole = Finding(code="layout", message=str(error).rstrip("."), remedy="Mend this first; then every case is read")
+    return CheckResult(layout="unknown", channels=(), labels=Labels(), cases=(), findings=error.findings or (whole,))

@@ -1,0 +1,182 @@
+"""From what a person asked for to what the planner and the training are told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..nets import FAMILIES
+from ..nets.efficient import STEM_FEATURES
+from ..planning import PRESETS
+from ..schema.errors import OptionError
+from ..schema.options import GIB, NO_WEIGHTS, PlannerOptions, RunOptions, TrainOptions
+from ..schema.plan import Configuration, Plan, with_previous_stages
+from ..schema.run import DeviceProfile
+
+EPOCH_STEPS = 250
+"""steps of an epoch, as in nnU-Net"""
+FULL_STEPS = 1000 * EPOCH_STEPS
+"""nnU-Net's full recipe"""
+CPU_SECONDS = 3600.0
+"""what a CPU gets when nothing is said"""
+SHORT_STEPS = 25_000
+"""below this many steps AdamW with a short warm-up and averaged weights is used: at equal time, some 700 steps, it gets
+0.846 where SGD with polynomial decay gets 0.637 (Task04, benchmarks/results/schedule_2026-11-22.md). Where the two
+cross was not measured"""
+TRANSFERRED_RATE = 1e-3
+"""highest learning rate of a training from a model's weights, after a linear rise over 5 % of it, by either optimiser.
+With SGD a tenth of the usual: so nnU-Net's authors fine-tune (Wald et al. 2024, arXiv 2412.17041, and the trainers of
+their code: 1e-3 instead of 1e-2, rising over 50 of 1000 epochs). With AdamW a third, as theirs for transformers (1e-4
+instead of 3e-4)"""
+PRETRAINED_FAMILY = "efficient"
+"""whose encoder there are weights for, in timm"""
+AVERAGED_PART = 10
+"""the averaged weights look back over a tenth of the training"""
+
+
+def asked_configurations(options: RunOptions) -> tuple[str, ...] | None:
+    """Names given; None for 'auto', which is kept as said so that it can take back names given earlier."""
+    return None if options.configurations == ("auto",) else options.configurations
+
+
+def memory_budget(options: RunOptions, profile: DeviceProfile) -> int:
+    """Bytes: as asked, else the preset's target, else 90 % of a free GPU, or half of a CPU's memory, at most 8 GB."""
+    if options.memory_bytes:
+        return options.memory_bytes
+    if options.preset:
+        return PRESETS[options.preset].memory_bytes
+    if profile.device == "cpu":
+        return min(8 * GIB, profile.memory_bytes // 2)
+    return int(0.9 * profile.memory_bytes)
+
+
+def planner_options(options: RunOptions, profile: DeviceProfile) -> PlannerOptions:
+    """Pretrained weights have their width."""
+    return PlannerOptions(
+        memory_bytes=memory_budget(options, profile),
+        preset=options.preset,
+        family=asked_family(options),
+        configurations=asked_configurations(options),
+        base_features=STEM_FEATURES if options.start and options.start is options.pretrained else None,
+    )
+
+
+def asked_family(options: RunOptions) -> str:
+    """The preset's, the one given, or plain."""
+    return PRESETS[options.preset].family if options.preset else options.family or "plain"
+
+
+def step_limit(options: RunOptions) -> int | None:
+    """Steps per fold that were asked for; the smaller of epochs and iterations."""
+    asked = [EPOCH_STEPS * options.epochs if options.epochs else None, options.iterations]
+    given = [steps for steps in asked if steps]
+    return min(given) if given else None
+
+
+def promised_seconds(options: RunOptions, profile: DeviceProfile) -> float | None:
+    """The time limit of the command: as asked, or one hour on a CPU when neither time nor steps are given."""
+    if options.seconds:
+        return options.seconds
+    if profile.device == "cpu" and step_limit(options) is None:
+        return CPU_SECONDS
+    return None
+
+
+def train_options(options: RunOptions, expected_steps: int, dims: int, family: str | None = None) -> TrainOptions:
+    """SGD with nnU-Net's schedule for the full recipe; AdamW, warm-up and averaged weights for a short one.
+
+    `family` is that of the network, where the options do not say it. Weights of a model are trained on more slowly. On
+    images of `dims` 2 the first U-Net is trained as published. In volumes its balance of rare classes makes them far
+    too large: Dice of 0.24 instead of 0.81 on Task04 (benchmarks/results/families_task04_2026-11-22.md).
+    """
+    published = dims in FAMILIES[family or asked_family(options)].weighs_borders
+    full = TrainOptions(
+        loss=options.loss or ("weighted_ce" if published else "dice_ce"),
+        elastic=published,
+        seed=options.seed or 0,
+        deterministic=bool(options.deterministic),
+        start=options.start.checksum if options.start else None,
+    )
+    transferred = options.start is not None and options.start is options.init
+    if options.preset or expected_steps > SHORT_STEPS:
+        slow = {"learning_rate": TRANSFERRED_RATE, "schedule": "warmup_poly"}
+        return full.model_copy(update=slow) if transferred else full
+    short = {
+        "optimiser": "adamw",
+        "learning_rate": TRANSFERRED_RATE if transferred else 3e-3,
+        "weight_decay": 1e-2,
+        "schedule": "warmup_cosine",
+        "ema_decay": round(min(0.999, max(0.9, 1 - AVERAGED_PART / max(AVERAGED_PART, expected_steps))), 4),
+        "augmentation": "light",
+    }
+    return full.model_copy(update=short)
+
+
+def check_options(options: RunOptions) -> None:
+    """Raises OptionError for options that contradict each other."""
+    if options.preset and options.family not in (None, PRESETS[options.preset].family):
+        raise OptionError(
+            f"--preset {options.preset} has networks of the family {PRESETS[options.preset].family}, not "
+            f"{options.family}. Give that family too, or another preset"
+        )
+    pretrained, init = (each and each.path != NO_WEIGHTS for each in (options.pretrained, options.init))
+    if pretrained and init:
+        raise OptionError("--pretrained and --init both say what weights start from. Give none for one of them")
+    if pretrained and asked_family(options) != PRETRAINED_FAMILY:
+        raise OptionError(
+            f"--pretrained is for --family {PRETRAINED_FAMILY}, not {asked_family(options)}. Give that family, or "
+            "--pretrained none"
+        )
+    if options.deterministic and not step_limit(options):
+        raise OptionError(
+            "--deterministic needs --epochs or --iterations: a time limit never gives the same steps twice"
+        )
+
+
+def parse_folds(text: str | None, count: int) -> tuple[int | None, ...]:
+    """'all', 'full' (one model on all cases: None) or '0,1'; with a `count` of 1 all is full. Raises OptionError."""
+    if text == "full" or (count == 1 and text in (None, "all")):
+        return (None,)
+    if text in (None, "all"):
+        return tuple(range(count))
+    if count == 1:
+        raise OptionError(f"--folds {text}: there is one case or group, which cannot be split. Give all or full")
+    try:
+        folds = tuple(sorted({int(part) for part in str(text).split(",")}))
+    except ValueError:
+        raise OptionError(f"--folds {text}: give all, full, or indices such as 0,1") from None
+    if not folds or folds[0] < 0 or folds[-1] >= count:
+        raise OptionError(f"--folds {text}: there are {count} folds, 0 to {count - 1}")
+    return folds
+
+
+def trained_names(plan: Plan, options: RunOptions, limited: bool, every_fold: bool = True) -> tuple[str, ...]:
+    """Which configurations are trained: those asked for; with a time limit the main one; else all of the plan.
+
+    The previous stage of each comes before it. Where not `every_fold` is trained, stages that need one are left out
+    unless asked for. Raises PlanError for a name that the plan does not have.
+    """
+    asked = asked_configurations(options)
+    if asked:
+        names = asked
+    elif limited:
+        names = ("3d_fullres",) if "3d_fullres" in plan.configurations else tuple(plan.configurations)[:1]
+    else:
+        names = tuple(name for name, each in plan.configurations.items() if every_fold or each.previous_stage is None)
+    return with_previous_stages(names, plan.configurations)
+
+
+def is_every_fold(folds: tuple[int | None, ...], count: int) -> bool:
+    """Whether these are all folds of a cross-validation; `full` is none."""
+    return None not in folds and len(folds) == count
+
+
+def trained_folds(
+    name: str, configurations: Mapping[str, Configuration], folds: tuple[int | None, ...], count: int
+) -> tuple[int | None, ...]:
+    """The folds of one configuration: those asked for, and every cross-validation fold of a previous stage.
+
+    The next stage learns from segmentations of cases that the network had not seen. A previous stage trained on all
+    cases would hand on segmentations better than any of a new image, so `full` cross-validates it all the same.
+    """
+    needed = any(each.previous_stage == name for each in configurations.values())
+    return tuple(range(count)) if needed else folds

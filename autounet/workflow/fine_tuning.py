@@ -1,0 +1,274 @@
+"""What trainings start from where `--pretrained` or `--init` is given: checked before anything is trained.
+
+A model's fold k starts fold k here, so that its validation cases stay unseen where data and folds are the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..inference.bundle import BUNDLE_FILE, file_checksum, load_bundle
+from ..nets import FAMILIES
+from ..nets.efficient_weights import encoder_weights
+from ..nets.transfer import class_tensors, differences, input_tensors
+from ..planning.plan_transfer import StartingModel
+from ..schema.bundle import BundleMember, ModelBundle
+from ..schema.dataset import Channel
+from ..schema.errors import ModelError, OptionError
+from ..schema.options import RunOptions, WeightsSource
+from ..schema.plan import Configuration
+from ..schema.record import digest
+from ..store.weights import read_pretrained
+from .context import Context
+from .defaults import PRETRAINED_FAMILY, TRANSFERRED_RATE
+
+if TYPE_CHECKING:
+    from ..training.task import Start
+
+
+def network_source(options: RunOptions) -> WeightsSource | None:
+    """The model whose networks a plan takes over; None: there is none, or a preset says what the networks are."""
+    source = options.start
+    return source if source is not None and source is options.init and not options.preset else None
+
+
+def starting_model(options: RunOptions) -> StartingModel | None:
+    """None also where the model is gone since: what was planned and trained from it stays.
+
+    Raises OptionError where the options ask for another family, and ModelError for a damaged model.
+    """
+    source = network_source(options)
+    if source is None or not Path(source.path).exists():
+        return None
+    bundle, folder = loaded(source)
+    families = {each.network.family for each in bundle.configurations.values()}
+    if options.family not in (None, *families):
+        raise OptionError(
+            f"--init {folder}: the networks of the model are of the family {', '.join(sorted(families))}, and "
+            f"--family is {options.family}. Give --family {min(families)}, or --init none"
+        )
+    return StartingModel(name=str(folder), channels=bundle.channels, configurations=bundle.configurations)
+
+
+def loaded(source: WeightsSource) -> tuple[ModelBundle, Path]:
+    """The bundle and its folder, read once for each checksum. Raises ModelError as `load_bundle` does."""
+    return _loaded(source.path, source.checksum)
+
+
+@lru_cache(maxsize=1)
+def _loaded(path: str, checksum: str | None) -> tuple[ModelBundle, Path]:
+    return load_bundle(Path(path))
+
+
+def require_model(options: RunOptions, starting: StartingModel | None) -> None:
+    """Raises OptionError where a plan is to be made from a model that is gone."""
+    source = network_source(options)
+    if source is not None and starting is None:
+        raise OptionError(
+            f"--init {source.path} is gone, and a new plan needs its network. Give the path where it is now, or "
+            "--init none"
+        )
+
+
+def transfer_reason(model: StartingModel) -> str:
+    return (
+        f"Training starts from the weights of {model.name}, so its learning rate rises to {TRANSFERRED_RATE:g} at most "
+        "(0.01 with SGD, 0.003 with AdamW where nothing is transferred), from 0 over the first 5 %."
+    )
+
+
+log = logging.getLogger(__name__)
+
+
+def known_weights(options: RunOptions, out: Path) -> RunOptions:
+    """With the checksum of what weights start from, so that another file of the same name is noticed.
+
+    A file of an earlier command may be gone: what was trained from it is kept. Raises OptionError for one that was
+    never there, and for the model of this very output folder, and ModelError for a damaged one.
+    """
+    source = options.start
+    if source is None:
+        return options
+    if not Path(source.path).exists():
+        if source.checksum is None:
+            raise OptionError(f"{_option(options)} {source.path} does not exist. Give the path of what is there")
+        log.warning("%s %s is gone: what was trained from it is kept", _option(options), source.path)
+        return options
+    checksum = _model_checksum(source, out) if source is options.init else _file_checksum(source)
+    if source.checksum not in (None, checksum):
+        log.warning("%s %s has changed since: folds are trained again", _option(options), source.path)
+    changed = source.model_copy(update={"checksum": checksum})
+    return options.model_copy(update={_option(options).removeprefix("--"): changed})
+
+
+def _option(options: RunOptions) -> str:
+    return "--pretrained" if options.start is options.pretrained else "--init"
+
+
+def _file_checksum(source: WeightsSource) -> str:
+    if not Path(source.path).is_file():
+        raise OptionError(f"--pretrained {source.path} is a folder. Give a file of weights")
+    return file_checksum(Path(source.path))
+
+
+def _model_checksum(source: WeightsSource, out: Path) -> str:
+    """Of the weights alone: a model that is packed again with the same ones is the same."""
+    bundle, folder = load_bundle(Path(source.path))
+    if folder.resolve().is_relative_to(out.resolve()):
+        raise OptionError(f"--init {source.path} is the model of --out {out} itself. Give another --out")
+    return digest(sorted((member.configuration, str(member.fold), member.checksum) for member in bundle.members))
+
+
+@dataclass(frozen=True)
+class Starting:
+    """The weights that the trainings of one run start from."""
+
+    context: Context
+
+    @property
+    def source(self) -> WeightsSource | None:
+        return self.context.options.start
+
+    @cached_property
+    def model(self) -> tuple[ModelBundle, Path] | None:
+        """What `--init` names."""
+        source = self.source
+        return loaded(source) if source and source is self.context.options.init else None
+
+    @property
+    def _starting(self) -> StartingModel:
+        assert self.model is not None
+        bundle, folder = self.model
+        return StartingModel(name=str(folder), channels=bundle.channels, configurations=bundle.configurations)
+
+    def check(self) -> None:
+        """Raises OptionError or ModelError where what is to be trained cannot start from the given weights."""
+        if self.source is None or not Path(self.source.path).exists():
+            return
+        for name, configuration in self.context.configurations.items():
+            if self.model is None:
+                self._check_encoder(name, configuration)
+            else:
+                self._check_model(name, configuration)
+        if self.model is not None:
+            here, there = (tuple(each.name for each in channels) for channels in self._channels)
+            if here != there:
+                log.warning("the channels are %s here and %s in the model of --init", ", ".join(here), ", ".join(there))
+
+    @property
+    def _channels(self) -> tuple[tuple[Channel, ...], tuple[Channel, ...]]:
+        """Here, and of the model."""
+        assert self.model is not None
+        return self.context.known.dataset.channels, self.model[0].channels
+
+    def of(self, name: str, fold: int | None) -> tuple[Start | None, tuple[str, ...]]:
+        """For one training, and sentences for its record."""
+        from ..training.task import Start
+
+        if self.source is None:
+            return None, ()
+        if self.model is None:
+            path = Path(self.source.path)
+            return Start(path), (f"the encoder starts from {path} ({self.source.checksum})",)
+        bundle, folder = self.model
+        source = self._starting.source(name) or name
+        configuration, trained = self.context.plan.configurations[name], bundle.configurations[source]
+        member = _member(bundle, source, fold)
+        channels = self._matched(configuration, trained)
+        start = Start(folder / member.path, trained.network, _new_heads(configuration, trained), channels)
+        return start, tuple(self._sentences(name, fold, member, start))
+
+    def _matched(self, configuration: Configuration, trained: Configuration) -> tuple[int | None, ...] | None:
+        """For each input channel the model's, None where it has none; None: they are the same ones in the same order.
+
+        A previous stage's classes follow the image's channels. They are the same where their number is.
+        """
+        (here, there), known = self._channels, self._starting
+        matched = known.matched(tuple(each.name for each in here))
+        further, theirs = configuration.network.in_channels - len(here), trained.network.in_channels - len(there)
+        matched += tuple(len(there) + k if further == theirs else None for k in range(further))
+        return None if matched == tuple(range(trained.network.in_channels)) else matched
+
+    def _sentences(self, name: str, fold: int | None, member: BundleMember, start: Start) -> Iterator[str]:
+        assert self.model is not None
+        bundle, folder = self.model
+        of_fold = "the training on all cases" if member.fold is None else f"fold {member.fold}"
+        yield f"the weights start from {of_fold} of {member.configuration} in {folder} ({member.checksum})"
+        configuration = self.context.plan.configurations[name]
+        if start.new:
+            yield f"new, since the classes differ: {', '.join(start.new)}"
+        if start.channels is not None:
+            yield self._channel_sentence(configuration, start.channels)
+        if start.trained is not None and configuration.network.kernel_sizes != start.trained.kernel_sizes:
+            yield "kernels were interpolated to their larger size (UpKern)"
+        rate = self.context.train_options(configuration).learning_rate
+        yield f"the learning rate rises to {rate:g} at most, after a warm-up, since weights are transferred"
+        if fold is not None and member.fold != fold and bundle.name == self.context.known.dataset.name:
+            yield "the model may have been trained on validation cases of this fold: its Dice may be too good"
+
+    def _channel_sentence(self, configuration: Configuration, channels: tuple[int | None, ...]) -> str:
+        names = [each.name for each in self._channels[0]]
+        names += [f"class {k + 1} of the previous stage" for k in range(len(channels) - len(names))]
+        new = [name for name, index in zip(names, channels, strict=True) if index is None]
+        kept = [name for name, index in zip(names, channels, strict=True) if index is not None]
+        tensors = ", ".join(input_tensors(configuration.network))
+        said = f"{tensors}: trained for {', '.join(kept)}" if kept else f"{tensors}:"
+        return f"{said}{', ' if kept and new else ' ' if new else ''}{'new for ' + ', '.join(new) if new else ''}"
+
+    def _check_encoder(self, name: str, configuration: Configuration) -> None:
+        import torch
+
+        assert self.source is not None
+        network, place = configuration.network, f"--pretrained {self.source.path}: {name}"
+        if network.family != PRETRAINED_FAMILY:
+            raise OptionError(
+                f"{place} is of the family {network.family}, and the weights are those of an encoder of "
+                f"{PRETRAINED_FAMILY}. Give --family {PRETRAINED_FAMILY}"
+            )
+        if network.dims != 2:
+            raise OptionError(
+                f"{place} is three-dimensional, and pretrained weights are for images of two dimensions. "
+                "Give --configurations 2d"
+            )
+        with torch.device("meta"):
+            built = FAMILIES[network.family].build(network)
+        try:
+            encoder_weights(built, read_pretrained(Path(self.source.path)))
+        except ModelError as error:
+            raise ModelError(f"{place}: {error}") from None
+
+    def _check_model(self, name: str, configuration: Configuration) -> None:
+        assert self.model is not None
+        bundle, folder = self.model
+        source = self._starting.source(name)
+        trained = bundle.configurations.get(source or name)
+        if trained is None:
+            known = ",".join(bundle.configurations)
+            raise OptionError(
+                f"--init {folder}: the model has no configuration {name}; it has {known}. Give --configurations {known}"
+            )
+        matched = self._matched(configuration, trained) is not None
+        if found := differences(configuration.network, trained.network, matched):
+            raise ModelError(
+                f"--init {folder}: {name} cannot start from the model's {source}, whose network is another one: "
+                f"{'; '.join(found)}. Plan with the options that the model was planned with, or edit network of "
+                f"{name} in {self.context.out / 'plan.json'} to be that of {folder / BUNDLE_FILE}, and run again"
+            )
+
+
+def _member(bundle: ModelBundle, name: str, fold: int | None) -> BundleMember:
+    """The same fold where there is one; else they take turns."""
+    members = [member for member in bundle.members if member.configuration == name]
+    same = (member for member in members if member.fold == fold)
+    return next(same, members[(fold or 0) % len(members)])
+
+
+def _new_heads(configuration: Configuration, trained: Configuration) -> tuple[str, ...]:
+    """Classes are told apart by their number alone: a new name never trains anything again."""
+    same = configuration.network.out_channels == trained.network.out_channels
+    return () if same and configuration.targets == trained.targets else class_tensors(configuration.network)

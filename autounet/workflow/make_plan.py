@@ -1,0 +1,288 @@
+"""How the plan of one output folder is made: judged by traced memory, shaped to the promised time, made again."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..memory_model import TRACING_ERRORS, TrainingMemory, inference_memory, memory_margin, training_memory
+from ..planning import plan as make_plan
+from ..planning import validate as validate_plan
+from ..planning.memory import MeasuredMemory
+from ..planning.plan_transfer import StartingModel, options_for
+from ..schema.dataset import partly_annotated
+from ..schema.errors import BudgetExceeded, PlanError, RecordError
+from ..schema.options import PlannerOptions, TrainOptions
+from ..schema.plan import Configuration, Limits, NetworkSpec, Plan
+from ..schema.quantities import format_size
+from ..schema.run import DeviceProfile
+from .context import Setup
+from .defaults import FULL_STEPS, planner_options, step_limit, train_options, trained_names
+from .fine_tuning import require_model, starting_model, transfer_reason
+from .jobs import read_key, write_key
+from .time_shaping import TimeFrame, shape_to_device
+from .trial_steps import corrected
+
+log = logging.getLogger(__name__)
+
+MOST_EXCESS = 1.5
+"""factor at which a plan whose full trace still exceeds the budget is left to the trial steps"""
+SCALING_ERROR = 1.004
+"""memory that is scaled from two traces is within this factor of a full trace, but for networks with large kernels"""
+
+
+@dataclass(frozen=True)
+class PlanMaker:
+    setup: Setup
+    seconds: float | None
+    """promised for the whole command"""
+    memory: TrainingMemory
+    excess: float = SCALING_ERROR
+    """factor of predictions, raised where a full trace of a plan exceeded its budget"""
+    starting: StartingModel | None = None
+    """whose networks the plan takes over"""
+
+    @classmethod
+    def of(cls, setup: Setup, seconds: float | None) -> PlanMaker:
+        """With the memory model of the device and of the training that the options ask for."""
+        starting = starting_model(setup.options)
+        options = _train_options(setup, seconds, starting)
+        dataset = setup.known.dataset
+        partial = bool(partly_annotated(dataset))
+        memory = training_memory(dataset.labels, options, setup.profile, partial)
+        return cls(setup, seconds, memory, starting=starting)
+
+    @property
+    def profile(self) -> DeviceProfile:
+        return self.setup.profile
+
+    @property
+    def train_options(self) -> TrainOptions:
+        return self.memory.options
+
+    def measure(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
+        """Peak bytes of a training step, as traced and corrected by what trial steps have shown."""
+        return round(self.memory(spec, patch, batch) * self.profile.memory_correction * self.excess)
+
+    def measure_fully(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
+        """The same by a trace of this very patch and batch: quicker than scaling where one answer is wanted."""
+        return round(self.memory.verify(spec, patch, batch) * self.profile.memory_correction)
+
+    def with_options(self, options: PlannerOptions) -> Plan:
+        """The plan of this data set for given planner options, without regard to time.
+
+        A preset's is nnU-Net's; else the networks are those of the model that training starts from, if there is one.
+        """
+        known, measure = self.setup.known, self.measure_fully if options.preset else self.measure
+        starting = None if options.preset else self.starting
+        if not options.preset:
+            require_model(self.setup.options, starting)
+        if starting is not None:
+            options = options_for(options, starting)
+        made = make_plan(
+            known.fingerprint, known.dataset.labels, options, self.train_options, self.profile, measure, starting
+        )
+        if starting is None:
+            return made
+        return made.model_copy(update={"reasons": (*made.reasons, transfer_reason(starting))})
+
+    def check(self, plan: Plan, edited: bool) -> None:
+        """Raises PlanError for a plan that cannot hold; what is only doubtful is logged.
+
+        Memory is asked about for an edited plan. Ours was made to fit, and what was trained by it stays good when
+        trial steps have raised the predictions since.
+        """
+        known = self.setup.known
+        judge = MeasuredMemory(self.setup.with_plan(plan).budget, self.measure) if edited else None
+        for warning in validate_plan(plan, known.fingerprint, known.dataset.labels, judge):
+            log.warning("%s", warning)
+
+    def new(self) -> Plan:
+        """Shaped to the promised time, if any; its memory traced in full, of a training step and of predicting."""
+        plan = self.traced(self._planned())
+        share = max(each.predicted_memory_bytes for each in plan.configurations.values()) / plan.options.memory_bytes
+        if share > 1 and not plan.options.preset and self.excess < MOST_EXCESS:
+            return replace(self, excess=self.excess * share).new()
+        estimates, sentences = {}, []
+        for name, configuration in plan.configurations.items():
+            predicting, sentence = self._predicting(name, configuration)
+            estimates[name] = configuration.model_copy(update={"predicted_inference_bytes": predicting})
+            sentences.append(sentence)
+        return plan.model_copy(update={"configurations": estimates, "reasons": (*plan.reasons, *sentences)})
+
+    def traced(self, plan: Plan) -> Plan:
+        """With the training memory of each configuration as it stands, by a full trace."""
+
+        def estimated(each: Configuration) -> Configuration:
+            peak = self.measure_fully(each.network, each.patch_size, each.batch_size)
+            return each.model_copy(update={"predicted_memory_bytes": peak})
+
+        configurations = {name: estimated(each) for name, each in plan.configurations.items()}
+        return plan.model_copy(update={"configurations": configurations})
+
+    def _predicting(self, name: str, configuration: Configuration) -> tuple[int | None, str]:
+        """Bytes on the device for predicting the largest case with the networks of all folds, and a sentence."""
+        import torch
+
+        from ..inference.sliding_window import default_batch
+
+        known, device = self.setup.known, self.profile.device
+        try:
+            found = inference_memory(
+                configuration,
+                known.fingerprint,
+                configuration.network.out_channels,
+                device,
+                default_batch(configuration, torch.device(device)),
+                networks=len(known.splits.folds),
+                margin=memory_margin(self.profile),
+                free_bytes=self.profile.memory_bytes,
+            )
+        except TRACING_ERRORS as error:
+            log.warning("%s: the memory of predicting could not be traced: %s", name, error)
+            return None, f"{name}: how much memory predicting takes is not known: its network could not be traced."
+        beside = "" if found.shared else f", and {format_size(found.host_bytes)} of main memory"
+        sentence = (
+            f"{name}: predicting the largest case is predicted to take {format_size(found.device_bytes)}{beside}."
+        )
+        budget = self.setup.asked_bytes
+        if found.device_bytes > budget:
+            sentence = f"Warning: {sentence[:-1]}, more than the {format_size(budget)} that training may take."
+        return found.device_bytes, sentence
+
+    def _planned(self) -> Plan:
+        whole = self.with_options(planner_options(self.setup.options, self.profile))
+        if self.seconds is None:
+            return whole
+        configurations, reasons = dict(whole.configurations), list(whole.reasons)
+        names = trained_names(whole, self.setup.options, limited=True)
+        for name in names:
+            configurations[name], shaped = self._shaped(whole, name, 1 / len(names))
+            reasons += [f"{name} is shaped to the time: {shaped[0]}", *shaped[1:]]
+        return whole.model_copy(update={"configurations": configurations, "reasons": tuple(reasons)})
+
+    def smaller(self, plan: Plan, error: BudgetExceeded) -> tuple[Plan, DeviceProfile]:
+        """The configuration that needed too much memory planned again, and the profile it is planned by.
+
+        Raises PlanError when nothing smaller can be planned.
+        """
+        name, before = error.configuration, plan.configurations[error.configuration]
+        profile = corrected(self.profile, before, error)
+        again = PlanMaker.of(replace(self.setup, profile=profile), self.seconds).new()
+        after = again.configurations.get(name)
+        if after is None or after.key == before.key:
+            raise PlanError(
+                f"{error}. Nothing smaller can be planned: give more --memory, or another --family"
+            ) from None
+        reason = f"{name} was planned again: {error}. Predictions are raised by {profile.memory_correction - 1:.0%}."
+        log.warning("%s", reason)
+        log.warning("%s: %s instead of %s", name, _size(after), _size(before))
+        # other configurations keep what they were trained with, and all that was said about them
+        said = f"{name}: ", f"{name} is ", f"Warning: {name}: "
+        reasons = [*(each for each in plan.reasons if not each.startswith(said)), reason]
+        reasons += [each for each in again.reasons if each.startswith(said)]
+        changes = {
+            "configurations": {**plan.configurations, name: after},
+            "reasons": tuple(reasons),
+            "events": {**plan.events, name: (*plan.events.get(name, ()), reason)},
+        }
+        return plan.model_copy(update=changes), profile
+
+    def _shaped(self, whole: Plan, name: str, share: float) -> tuple[Configuration, tuple[str, ...]]:
+        """One configuration as it fits its share of the time, and why."""
+        setup, known = self.setup, self.setup.known
+        folds = setup.with_plan(whole).folds_of(name)
+        frame = TimeFrame(
+            promised=self.seconds or 0.0,
+            seconds=setup.deadline.remaining() or 0.0,
+            share=share,
+            folds=len(folds),
+            cases_per_fold=0.0 if folds == (None,) else len(known.dataset.cases) / len(known.splits.folds),
+            workers=setup.workers,
+        )
+        lowres = whole.configurations.get("3d_lowres")
+        coarse = lowres.preprocess.spacing if lowres else None
+        largest = math.prod(whole.configurations[name].patch_size)
+
+        def alone(options: PlannerOptions) -> Configuration:
+            # a narrower network, which needs less memory, is no reason for a larger patch
+            limit = min(largest, options.patch_limit or largest)
+            kept = {"configurations": (name,), "lowres_spacing": coarse, "patch_limit": limit}
+            return self.with_options(options.model_copy(update=kept)).configurations[name]
+
+        shape = shape_to_device(
+            frame,
+            known.fingerprint,
+            known.dataset.labels,
+            whole.options,
+            self.train_options,
+            alone,
+            self.profile.device,
+            step_limit(setup.options),
+            self.profile.sample_rates,
+            setup.loader_workers,
+        )
+        found = alone(shape.options)
+        decided = {limit: value for limit, value in shape.limits.model_dump().items() if value}
+        estimates = {
+            "prepared": whole.configurations[name].prepared if shape.options.spacing_scale == 1 else f"{name}_coarse",
+            "predicted_steps": shape.steps,
+            "predicted_step_seconds": shape.step_seconds,
+            "predicted_validation_seconds": shape.validation_seconds,
+            "limited_by": Limits(**{**found.limited_by.model_dump(), **decided}),
+        }
+        return found.model_copy(update=estimates), shape.reasons
+
+
+def _train_options(setup: Setup, seconds: float | None, starting: StartingModel | None) -> TrainOptions:
+    """Of a training without a time limit, else of a short one, which takes more memory."""
+    steps = 0 if seconds else step_limit(setup.options) or FULL_STEPS
+    family = next(iter(starting.configurations.values())).network.family if starting else None
+    return train_options(setup.options, steps, setup.known.fingerprint.dimension, family)
+
+
+def _size(configuration: Configuration) -> str:
+    patch = " x ".join(map(str, configuration.patch_size))
+    memory = format_size(configuration.predicted_memory_bytes)
+    features = configuration.network.features[0]
+    return f"patch {patch}, batch {configuration.batch_size}, {features} features ({memory} predicted)"
+
+
+class PlanFile:
+    """The plan as written by the program or edited by a person, who may do so at any time between two commands."""
+
+    def __init__(self, out: Path) -> None:
+        self.path, self._key = out / "plan.json", out / "plan.key"
+
+    def load(self) -> Plan | None:
+        """None where there is none. Raises RecordError for a file that cannot be read, with the remedy."""
+        if not self.path.exists():
+            return None
+        try:
+            return Plan.load(self.path)
+        except RecordError as error:
+            raise RecordError(f"{error}. To go on, make a new plan with --replan") from None
+
+    def keep(self, plan: Plan, asked: str) -> None:
+        """`asked` stands for all that the plan was made for."""
+        plan.save(self.path)
+        write_key(self._key, f"{plan.edition}:{asked}")
+
+    def keep_changed(self, plan: Plan) -> None:
+        """The program's own plan, made for the same as before."""
+        self.keep(plan, self.asked)
+
+    def is_edited(self, plan: Plan) -> bool:
+        """Whether it differs from the one that the program wrote."""
+        return self._known[0] != plan.edition
+
+    @property
+    def asked(self) -> str:
+        return self._known[1]
+
+    @property
+    def _known(self) -> tuple[str, str]:
+        edition, _, asked = (read_key(self._key) or "").partition(":")
+        return edition, asked
