@@ -38,7 +38,7 @@ UPWARDS = {("cli", "api"), ("", "api")}
 
 ONLY_IN = {
     "SimpleITK": ("imageio",),
-    "PIL": ("imageio", "report"),
+    "PIL": ("imageio", "ops", "report"),
     "tifffile": ("imageio",),
     "matplotlib": ("ops", "report", "training"),
     "skimage": ("ops",),

@@ -8,6 +8,7 @@ AutoUNetError                 a user's mistake or a limit met; exit code 1, no t
 ├── ModelError                a bundle that is damaged, mixed or does not fit the input
 ├── DeadlineError             the promised time cannot be kept; carries the least time
 ├── BudgetExceeded            trial steps needed more memory than planned; carries the bytes
+└── OutOfMemory               memory ran out although all was tried
 """
 
 from __future__ import annotations
@@ -17,7 +18,29 @@ from typing import Any
 
 
 class AutoUNetError(Exception):
-    """Base of every error that is shown to the user without a traceback."""
+    """Base of every error that is shown to the user without a traceback.
+
+    `message` says what happened and `remedy` what to do, both without a full stop at their end; `case` is the case it
+    happened in, None where it concerns all. They stay apart, so that nobody has to look for one in the other.
+    """
+
+    def __init__(self, message: str, remedy: str = "", case: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.remedy, self.case = message, remedy, case
+
+    def __str__(self) -> str:
+        text = f"{self.message}. {self.remedy}" if self.remedy else self.message
+        return text if self.case is None else f"case {self.case}: {text}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors cross processes; subclasses take other arguments than the message."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[AutoUNetError], args: tuple[Any, ...], attributes: dict[str, Any]) -> AutoUNetError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class DataError(AutoUNetError):
@@ -55,15 +78,15 @@ class ModelError(AutoUNetError):
 
 
 class DeadlineError(AutoUNetError):
-    def __init__(self, message: str, least_seconds: float) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, least_seconds: float, remedy: str = "") -> None:
+        super().__init__(message, remedy)
         self.least_seconds = least_seconds
 
 
 class BudgetExceeded(AutoUNetError):
-    def __init__(self, message: str, configuration: str, measured_bytes: int | None) -> None:
+    def __init__(self, message: str, configuration: str, measured_bytes: int | None, remedy: str = "") -> None:
         """`measured_bytes` None: memory ran out, so that nobody knows how much would have sufficed."""
-        super().__init__(message)
+        super().__init__(message, remedy)
         self.configuration = configuration
         self.measured_bytes = measured_bytes
 
