@@ -17,9 +17,9 @@ from autounet.crossval.calibrate import (
     reliability,
 )
 from autounet.crossval.choose import dice_table, mean_dice, select, standard_error
-from autounet.crossval.postprocess import CaseTable, apply_steps, dice_after, held_out, judge, scopes, tabulate
+from autounet.crossval.postprocess import CaseTable, dice_after, held_out, judge, scopes, tabulate
 from autounet.evaluation import evaluate_case, summarise
-from autounet.ops.components import components
+from autounet.ops.components import apply_steps, components
 from autounet.schema.labels import LabelClass, Labels, Region, counted_targets
 from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics
 from autounet.schema.selection import PostprocessStep

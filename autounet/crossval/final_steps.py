@@ -13,6 +13,7 @@ import numpy as np
 from ..datasets import read_reference
 from ..evaluation import DEFAULT_METRICS, distance_unit, evaluate_case, summarise
 from ..imageio import read_labels, write_labels
+from ..ops.components import apply_steps
 from ..ops.label_values import NO_LOSS, encode
 from ..preprocessing import PooledScores, decision_for
 from ..progress import progress
@@ -27,7 +28,7 @@ from ..workers import map_parallel
 from ..workflow.context import Context
 from . import calibrate
 from .calibrate import Sample, relative_entropy
-from .postprocess import CaseTable, Judgement, apply_steps, held_out, judge, tabulate
+from .postprocess import CaseTable, Judgement, held_out, judge, tabulate
 from .sampled_voxels import draw
 from .validate import segmentation_name, summarise_cases
 

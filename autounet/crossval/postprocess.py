@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..ops.components import components, largest
+from ..ops.components import components, kept_components
 from ..ops.orient import crop, nonzero_box
 from ..schema.labels import Labels, counted_targets
 from ..schema.selection import PostprocessStep, PostprocessTrial
@@ -60,16 +60,6 @@ def scopes(labels: Labels) -> tuple[Scope, ...]:
     return (everything, *(scope for scope in single if set(scope.values) != set(everything.values)))
 
 
-def apply_steps(segmentation: np.ndarray, spacing: Sequence[float], steps: Sequence[PostprocessStep]) -> np.ndarray:
-    """A segmentation (Z, Y, X) of file values with components removed, in the order of the steps; spacing (z, y, x)."""
-    for step in steps:
-        found = components(np.isin(segmentation, step.values))
-        removed = ~_kept(step, found.voxels * float(np.prod(spacing)))
-        if removed.any():
-            segmentation = np.where(np.concatenate([[False], removed])[found.numbers], 0, segmentation)
-    return segmentation
-
-
 def tabulate(
     segmentation: np.ndarray, reference: np.ndarray, spacing: Sequence[float], labels: Labels, told: Sequence[bool]
 ) -> dict[str, CaseTable]:
@@ -110,15 +100,11 @@ def dice_after(table: CaseTable, step: PostprocessStep | None) -> np.ndarray:
     """(T,) Dice of each counted target; NaN where it is empty in both, or not told."""
     predicted, common, true = table.totals
     if step is not None:
-        removed = ~_kept(step, table.volumes)
+        removed = ~kept_components(step, table.volumes)
         predicted = predicted - table.predicted[removed].sum(axis=0)
         common = common - table.common[removed].sum(axis=0)
     size = predicted + true
     return np.divide(2 * common, size, out=np.full(len(size), np.nan), where=size > 0)
-
-
-def _kept(step: PostprocessStep, volumes: np.ndarray) -> np.ndarray:
-    return largest(volumes) if step.minimum is None else volumes >= step.minimum
 
 
 class Judgement(NamedTuple):

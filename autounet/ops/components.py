@@ -1,10 +1,13 @@
-"""Connected components of masks."""
+"""Connected components of masks, and postprocessing: removing them from a segmentation."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from ..schema.selection import PostprocessStep
 
 NEIGHBOURS = {2: 8, 3: 26}
 """voxels that touch at a corner belong together, as in nnU-Net"""
@@ -39,6 +42,21 @@ def largest(voxels: np.ndarray) -> np.ndarray:
     if len(voxels):
         kept[int(np.argmax(voxels))] = True
     return kept
+
+
+def kept_components(step: PostprocessStep, volumes: np.ndarray) -> np.ndarray:
+    """(N,) bool: which components of these volumes (in the unit of `step.minimum`) the step keeps."""
+    return largest(volumes) if step.minimum is None else volumes >= step.minimum
+
+
+def apply_steps(segmentation: np.ndarray, spacing: Sequence[float], steps: Sequence[PostprocessStep]) -> np.ndarray:
+    """A segmentation (Z, Y, X) of file values with components removed, in the order of the steps; spacing (z, y, x)."""
+    for step in steps:
+        found = components(np.isin(segmentation, step.values))
+        removed = ~kept_components(step, found.voxels * float(np.prod(spacing)))
+        if removed.any():
+            segmentation = np.where(np.concatenate([[False], removed])[found.numbers], 0, segmentation)
+    return segmentation
 
 
 def skeleton(mask: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from threading import Lock
 
 import numpy as np
 
-from ..crossval.postprocess import apply_steps
+from ..ops.components import apply_steps
 from ..preprocessing import (
     PooledScores,
     Prepared,
