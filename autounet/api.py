@@ -14,6 +14,8 @@ from .datasets import Match, image_files, pair
 from .evaluation import DEFAULT_METRICS, chosen_metrics, distance_unit, evaluate_case, summarise
 from .imageio import read_geometry, read_labels, stem
 from .ops.label_values import values_in
+from .prediction.folder import OnCase, Request, predict_folder
+from .prediction.maps import Wanted
 from .prediction.predictor import Predictor
 from .progress import progress
 from .schema.errors import DataError
@@ -23,6 +25,34 @@ from .schema.plan import Average
 from .workers import map_parallel
 
 log = logging.getLogger(__name__)
+
+
+class Model(Predictor):
+    """A trained model: `predict` takes one image, `predict_files` a file or folder."""
+
+    def predict_files(
+        self,
+        source: str | Path,
+        out: str | Path,
+        on_case: OnCase | None = None,
+        gate_maps: bool = False,
+        form: str | None = None,
+        probabilities: bool = False,
+        uncertainty: bool = False,
+        overwrite: bool = False,
+    ) -> list[str]:
+        """Predict a file or folder into `out`. A bad image is reported and skipped; returns the messages of those.
+
+        What `out` holds already of this model, with these options and from the same image files is kept, unless
+        `overwrite`; several processes that predict into one `out` share the work (docs/predicting.md). `form` is None
+        for the image's own format, or dicom-seg. `gate_maps` also writes what the attention gates let pass,
+        `probabilities` and `uncertainty` the maps of docs/predicting.md. Raises OptionError for an unknown `form` and
+        for gate maps of networks without gates.
+        """
+        request = Request(form, Wanted(probabilities, uncertainty), gate_maps)
+        outcome = predict_folder(self, Path(source), Path(out), request, on_case, overwrite)
+        outcome.log_counts()
+        return outcome.failures
 
 
 def load(
@@ -36,7 +66,7 @@ def load(
     prune: int | None = None,
     average: Average | None = None,
     postprocess: bool = True,
-) -> Predictor:
+) -> Model:
     """Load a packed model, `OUT/model` or a file `.autounet`, once; its `predict` then takes one image after another.
 
     `device` is auto, cpu, cuda, cuda:1 or mps. `configuration` is one instead of those selected, `folds` some of its
@@ -44,7 +74,7 @@ def load(
     For `prune`, `average` and `postprocess` see `Predictor`. Nothing in a model is executed. Raises ModelError for one
     that is damaged or does not hold what is asked for, OptionError for a device that is not here.
     """
-    return Predictor(
+    return Model(
         Path(model),
         device=device,
         configuration=configuration,

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from autounet.crossval import calibrate
 from autounet.crossval.calibrate import (
     Sample,
+    calibrate,
     calibration_error,
     fit_temperature,
     judged,

@@ -15,7 +15,9 @@ from autounet.crossval.select import Selecting
 from autounet.datasets import load_case
 from autounet.evaluation import evaluate_case, summarise
 from autounet.imageio import read_labels, write_image, write_labels
-from autounet.preprocessing import PooledScores, export, pooled_maps, prepare_case
+from autounet.inference.export import export
+from autounet.inference.probabilities import PooledScores, pooled_maps
+from autounet.preprocessing import prepare_case
 from autounet.schema.dataset import Case, Channel, Dataset
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels, Region, TargetKind, targets_of

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from autounet.cli.app import app
 from autounet.imageio import read_image, read_labels, write_labels
+from autounet.inference.decisions import decision_for
 from autounet.prediction.ensemble import ensemble
 from autounet.prediction.maps import CHANNELS_FILE, write_probabilities
-from autounet.preprocessing import decision_for
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels, Region, TargetKind, targets_of

@@ -22,10 +22,11 @@ from autounet.datasets.synthetic import make_demo_dataset
 from autounet.imageio import read_image, read_labels
 from autounet.inference.archive import sealed
 from autounet.inference.bundle import pack
+from autounet.inference.export import append_one_hot, export, labels_for_next_stage
 from autounet.inference.loading import load_network
 from autounet.inference.sliding_window import predict_scores
 from autounet.ops.label_values import encode
-from autounet.preprocessing import append_one_hot, export, labels_for_next_stage, prepare_case
+from autounet.preprocessing import prepare_case
 from autounet.schema.bundle import ModelBundle
 from autounet.schema.dataset import Dataset, Splits
 from autounet.schema.errors import ModelError, OptionError, PlanError

@@ -23,6 +23,7 @@ import torch
 from test_predict_options import LABELS, configuration, model
 
 from autounet import api, workers
+from autounet.api import Model
 from autounet.cli.app import main
 from autounet.imageio import read_labels, write_image, write_labels
 from autounet.inference import loading as out_of_memory
@@ -49,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def predictor(folder: Path) -> Iterator[Predictor]:
+def predictor(folder: Path) -> Iterator[Model]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield api.load(folder, device="cpu", mirror=False)
@@ -104,7 +105,7 @@ def test_a_corrupt_image_among_twenty_is_reported_and_the_others_are_written(
 
 
 def test_memory_does_not_grow_with_the_number_of_images(
-    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At any time the arrays of two images live: the one that is predicted and the one that is read ahead."""
     live: list[weakref.ref[np.ndarray]] = []
@@ -133,7 +134,7 @@ def test_memory_does_not_grow_with_the_number_of_images(
 
 
 def test_a_mistake_in_the_program_ends_the_work_as_what_it_is(
-    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out = images(tmp_path / "in", 5), tmp_path / "out"
     for place in ("decided", "prepare"):  # in this thread, and in the one that reads ahead
@@ -156,10 +157,10 @@ def test_a_mistake_in_the_program_ends_the_work_as_what_it_is(
     assert done == ["c02", "c03", "c04"]
 
 
-def test_only_what_may_differ_is_predicted_again(folder: Path, predictor: Predictor, tmp_path: Path) -> None:
+def test_only_what_may_differ_is_predicted_again(folder: Path, predictor: Model, tmp_path: Path) -> None:
     source, out = images(tmp_path / "in", 3), tmp_path / "out"
 
-    def again(by: Predictor = predictor, **options: bool) -> list[str]:
+    def again(by: Model = predictor, **options: bool) -> list[str]:
         done: list[str] = []
         assert by.predict_files(source, out, done.append, **options) == []  # type: ignore[arg-type]
         return done
@@ -182,7 +183,7 @@ def test_only_what_may_differ_is_predicted_again(folder: Path, predictor: Predic
     assert again() == ["c01"]
 
 
-def test_two_at_work_in_one_folder_predict_each_case_once(predictor: Predictor, tmp_path: Path) -> None:
+def test_two_at_work_in_one_folder_predict_each_case_once(predictor: Model, tmp_path: Path) -> None:
     source, done = images(tmp_path / "in", 12), []
     alone = predict_folder(predictor, source, tmp_path / "alone", Request())
     assert (alone.predicted, alone.kept) == (12, 0)
@@ -232,9 +233,7 @@ def test_a_claim_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyP
             time.sleep(0.01)
 
 
-def test_killed_at_a_random_moment_the_next_command_completes(
-    folder: Path, predictor: Predictor, tmp_path: Path
-) -> None:
+def test_killed_at_a_random_moment_the_next_command_completes(folder: Path, predictor: Model, tmp_path: Path) -> None:
     source, out = images(tmp_path / "in", 12), tmp_path / "out"
     code = (
         "import autounet;"
@@ -255,7 +254,7 @@ def test_killed_at_a_random_moment_the_next_command_completes(
     assert left_behind(out) == []
 
 
-def test_several_devices_share_a_folder(folder: Path, predictor: Predictor, tmp_path: Path) -> None:
+def test_several_devices_share_a_folder(folder: Path, predictor: Model, tmp_path: Path) -> None:
     source = images(tmp_path / "in", 8)
     (source / "c03.nii").write_bytes(b"no image")
     load = partial(api.load, folder, mirror=False)
@@ -424,7 +423,7 @@ def test_scores_move_to_the_memory_of_the_cpu(network: torch.nn.Module, monkeypa
 
 
 def test_a_case_that_is_too_large_for_the_memory_is_skipped(
-    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = images(tmp_path / "in", 3)
     original = predictor.scored

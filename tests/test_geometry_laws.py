@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation
 from autounet import api
 from autounet.imageio import read_geometry, read_image, read_labels, write_image, write_labels
 from autounet.inference.bundle import pack
+from autounet.inference.export import export
 from autounet.nets import FAMILIES
 from autounet.ops.label_values import encode
 from autounet.ops.orient import (
@@ -28,7 +29,7 @@ from autounet.ops.orient import (
     voxel_map,
     world_matrix,
 )
-from autounet.preprocessing import export, prepare_case
+from autounet.preprocessing import prepare_case
 from autounet.schema.dataset import Channel, Dataset
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels

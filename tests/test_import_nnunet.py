@@ -21,11 +21,12 @@ from typer.testing import CliRunner
 from autounet.api import load
 from autounet.cli.app import app
 from autounet.inference.bundle import build_models, load_bundle
+from autounet.inference.export import labels_by_file, labels_for_next_stage
 from autounet.interop.nnunet import import_model
 from autounet.interop.nnunet_checkpoint import our_weights, read_checkpoint
 from autounet.ops.normalise import normalise
 from autounet.ops.orient import network_axes
-from autounet.preprocessing import labels_by_file, labels_for_next_stage, prepare_case
+from autounet.preprocessing import prepare_case
 from autounet.schema.errors import ModelError
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import overlapping_targets

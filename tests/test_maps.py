@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_preprocessing import NONE, cases, same_grid
 
+from autounet.inference.export import export_map
 from autounet.preprocessing import prepare_case
-from autounet.preprocessing.export import export_map
 from autounet.schema.geometry import Geometry
 from autounet.schema.plan import PreprocessSpec
 

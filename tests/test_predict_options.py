@@ -15,11 +15,12 @@ from autounet import api
 from autounet.cli.app import main
 from autounet.imageio import read_geometry, read_image, read_labels, write_image, write_labels
 from autounet.inference.bundle import pack
+from autounet.inference.export import export
 from autounet.inference.loading import load_network
 from autounet.inference.sliding_window import predict_scores
 from autounet.nets import FAMILIES
 from autounet.nets.attention_modules import recorded_gates
-from autounet.preprocessing import export, prepare_case
+from autounet.preprocessing import prepare_case
 from autounet.schema.dataset import Channel, Dataset
 from autounet.schema.errors import OptionError
 from autounet.schema.geometry import Geometry

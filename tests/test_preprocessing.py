@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from orientations import ALL_48, direction_of
 from skimage.transform import resize
 
+from autounet.inference.export import export
 from autounet.ops.label_values import encode
-from autounet.preprocessing import case_key, export, prepare_case
+from autounet.preprocessing import case_key, prepare_case
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels
 from autounet.schema.plan import ChannelNormalisation, PreprocessSpec

@@ -18,6 +18,7 @@ from orientations import ALL_48, direction_of
 from test_predict_options import LABELS, TURNED, configuration, model
 
 import autounet
+from autounet.api import Model
 from autounet.imageio import read_image, read_labels, write_image
 from autounet.inference.archive import sealed
 from autounet.inference.bundle import export_bundle, load_bundle
@@ -45,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def predictor(folder: Path) -> Predictor:
+def predictor(folder: Path) -> Model:
     return autounet.load(folder, device="cpu")
 
 
@@ -71,7 +72,7 @@ def volume(path: Path, direction: tuple[float, ...], spacing: tuple[float, float
 @settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(way=st.sampled_from(ALL_48), ending=st.sampled_from([".nii.gz", ".mha", ".nrrd"]))
 def test_an_array_gives_what_its_file_gives_in_any_orientation(
-    predictor: Predictor, tmp_path: Path, way: tuple[tuple[int, ...], tuple[float, ...]], ending: str
+    predictor: Model, tmp_path: Path, way: tuple[tuple[int, ...], tuple[float, ...]], ending: str
 ) -> None:
     path = volume(tmp_path / f"a{ending}", direction_of(*way))
     from_path = predictor.predict(path)
@@ -85,7 +86,7 @@ def test_an_array_gives_what_its_file_gives_in_any_orientation(
 
 
 def test_it_is_what_the_command_writes_also_of_an_oblique_file_and_from_one_file(
-    folder: Path, predictor: Predictor, tmp_path: Path
+    folder: Path, predictor: Model, tmp_path: Path
 ) -> None:
     cosine, sine = np.cos(0.3), np.sin(0.3)
     turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]]) @ np.reshape(TURNED, (3, 3))
@@ -147,20 +148,20 @@ def test_the_files_of_one_case_come_in_the_order_of_the_channels(tmp_path: Path)
         ({"image": "nowhere.nii.gz", "spacing": (1, 1, 1)}, "files tell their own"),
     ],
 )
-def test_what_does_not_fit_is_told(predictor: Predictor, arguments: dict[str, typing.Any], message: str) -> None:
+def test_what_does_not_fit_is_told(predictor: Model, arguments: dict[str, typing.Any], message: str) -> None:
     with pytest.raises(AutoUNetError, match=message) as raised:
         predictor.predict(**arguments)
     assert isinstance(raised.value, DataError | OptionError)
 
 
-def test_a_folder_of_several_images_is_for_predict_files(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_folder_of_several_images_is_for_predict_files(predictor: Model, tmp_path: Path) -> None:
     for name in "ab":
         volume(tmp_path / f"{name}.nii.gz", TURNED)
     with pytest.raises(DataError, match="is 2 cases"):
         predictor.predict(tmp_path)
 
 
-def test_several_threads_use_one_model_at_once(predictor: Predictor, tmp_path: Path) -> None:
+def test_several_threads_use_one_model_at_once(predictor: Model, tmp_path: Path) -> None:
     paths = [volume(tmp_path / ("v" * (index + 1) + ".nii.gz"), TURNED) for index in range(4)]
     alone = [predictor.predict(path) for path in paths]
     found: dict[int, np.ndarray] = {}
@@ -208,7 +209,7 @@ def test_a_script_without_a_main_guard_loads_and_predicts_in_a_thread_and_starts
 
 def test_the_interface_is_typed() -> None:
     """Every parameter has a type, none is hidden, and the package says that it is typed."""
-    for function in (autounet.load, autounet.evaluate, Predictor.predict, Predictor.predict_files, Predictor.__init__):
+    for function in (autounet.load, autounet.evaluate, Predictor.predict, Model.predict_files, Predictor.__init__):
         parameters = [each for each in inspect.signature(function).parameters.values() if each.name != "self"]
         assert all(each.annotation not in (inspect.Parameter.empty, "Any") for each in parameters), function
         assert all(each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL) for each in parameters), function

@@ -15,12 +15,13 @@ from training_cases import configuration, labels, task
 
 from autounet import api
 from autounet.imageio import read_labels, write_image, write_labels
+from autounet.inference.decisions import Painted, decision_for
+from autounet.inference.export import export, labels_for_next_stage
 from autounet.memory_model.traced import step_loss
 from autounet.nets import FAMILIES
 from autounet.ops.label_values import decode, encode
 from autounet.planning import plan, validate
-from autounet.preprocessing import decision_for, export, labels_for_next_stage, prepare_case
-from autounet.preprocessing.decisions import Painted
+from autounet.preprocessing import prepare_case
 from autounet.schema.dataset import ChannelKind
 from autounet.schema.errors import PlanError
 from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint

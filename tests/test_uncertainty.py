@@ -19,12 +19,14 @@ from autounet import api
 from autounet.cli.app import main
 from autounet.imageio import read_geometry, read_image, read_labels, write_image
 from autounet.inference.bundle import load_bundle, pack
+from autounet.inference.decisions import HIGHEST, Painted
 from autounet.inference.ensembling import PROBABILITIES, pooling_of
+from autounet.inference.export import export
 from autounet.inference.maps import fold_disagreement
+from autounet.inference.probabilities import PooledScores, pooled_maps
 from autounet.inference.sliding_window import predict_scores
 from autounet.nets import FAMILIES
-from autounet.preprocessing import PooledScores, export, pooled_maps, prepare_case
-from autounet.preprocessing.decisions import HIGHEST, Painted
+from autounet.preprocessing import prepare_case
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import Labels, Region, TargetKind, targets_of
 from autounet.schema.plan import ChannelNormalisation, Configuration, InferenceSpec, PreprocessSpec

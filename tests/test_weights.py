@@ -19,7 +19,8 @@ from autounet.crossval.final_steps import Aftercare
 from autounet.crossval.validate import ensemble_cases
 from autounet.evaluation import summarise
 from autounet.imageio import read_image, read_labels
-from autounet.preprocessing import decision_for, export
+from autounet.inference.decisions import decision_for
+from autounet.inference.export import export
 from autounet.schema.metrics import Metrics
 from autounet.schema.plan import InferenceSpec
 from autounet.schema.selection import WEIGHTED, Selection, Weighting

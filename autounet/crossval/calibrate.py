@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..preprocessing import Decision, PooledScores
+from ..inference.decisions import Decision
+from ..inference.probabilities import PooledScores
 from ..schema.dataset import Dataset
 from ..schema.labels import TargetKind
 from ..schema.plan import Configuration

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..datasets.stamps import FileHashes
-from ..preprocessing import Decision, decision_for, labels_for_next_stage
+from ..inference.decisions import Decision, decision_for
+from ..inference.export import labels_for_next_stage
 from ..schema.dataset import Dataset
 from ..schema.labels import overlapping_targets
 from ..schema.plan import Configuration

@@ -15,8 +15,9 @@ import numpy as np
 
 from ..datasets import read_reference
 from ..imageio import read_labels
+from ..inference.decisions import decision_for
+from ..inference.probabilities import PooledScores
 from ..ops.label_values import encode
-from ..preprocessing import PooledScores, decision_for
 from ..progress import progress
 from ..schema.dataset import Dataset, annotated_classes
 from ..schema.labels import TargetKind, counted_targets

@@ -13,9 +13,10 @@ import numpy as np
 from ..datasets import read_reference
 from ..evaluation import DEFAULT_METRICS, distance_unit, evaluate_case, summarise
 from ..imageio import read_labels, write_labels
+from ..inference.decisions import decision_for
+from ..inference.probabilities import PooledScores
 from ..ops.components import apply_steps
 from ..ops.label_values import NO_LOSS, encode
-from ..preprocessing import PooledScores, decision_for
 from ..progress import progress
 from ..schema.dataset import Dataset, annotated_classes, is_certain
 from ..schema.labels import counted_targets, targets_of

@@ -7,9 +7,9 @@ from zlib import crc32
 
 import numpy as np
 
+from ..inference.probabilities import PooledScores
 from ..ops.label_values import NO_LOSS
 from ..ops.orient import nonzero_box
-from ..preprocessing import PooledScores
 from ..schema.geometry import Box3
 
 MARGIN = 8

@@ -12,7 +12,8 @@ from ..datasets import load_case, read_reference
 from ..datasets.stamps import FileHashes
 from ..evaluation import distance_unit, evaluate_case, summarise
 from ..imageio import output_suffix, read_geometry, suffix, write_labels
-from ..preprocessing import append_one_hot, case_key, export, prepare_case
+from ..inference.export import append_one_hot, export
+from ..preprocessing import case_key, prepare_case
 from ..schema.dataset import Case, Dataset, annotated_classes, presence
 from ..schema.errors import RecordError
 from ..schema.metrics import CaseMetrics, Metrics

@@ -11,11 +11,11 @@ from torch import nn
 
 from ..imageio import write_image
 from ..nets.attention import gated_stages
-from ..preprocessing.decisions import decision_for
 from ..schema.errors import ModelError
 from ..schema.geometry import Geometry
 from ..schema.labels import Labels
 from ..schema.plan import Configuration, prediction_swap
+from .decisions import decision_for
 from .sliding_window import predict_scores
 
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from ..datasets import image_files
 from ..imageio import read_geometry, read_image, stem, write_labels
+from ..inference.decisions import Decision, decision_for
 from ..ops.label_values import decode
-from ..preprocessing import Decision, decision_for
 from ..progress import progress
 from ..schema.errors import DataError, OptionError, RecordError
 from ..schema.geometry import Geometry

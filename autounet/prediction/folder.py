@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,10 +23,8 @@ from ..schema.labels import Labels
 from ..schema.record import digest
 from ..workers import keep_freed_memory, one_ahead
 from .maps import Wanted, require_gates, write_gates
+from .predictor import Predictor
 from .work_queue import SharedFolder
-
-if TYPE_CHECKING:
-    from .predictor import Predictor
 
 DICOM_SEG = "dicom-seg"
 
@@ -82,11 +80,9 @@ class Outcome(NamedTuple):
     failures: list[str]
     """a message for each case that could not be predicted"""
 
-    def told(self) -> Outcome:
-        """The same, after saying it in the log."""
+    def log_counts(self) -> None:
         counts = (self.predicted, self.kept, len(self.failures))
         log.info("%d cases predicted, %d predicted already and kept, %d not predicted", *counts)
-        return self
 
 
 def predict_folder(
@@ -103,7 +99,8 @@ def predict_folder(
     `overwrite` predicts the finished ones again, too. `run` names the command of which this is one of several
     processes. An AutoUNetError, as of a bad image, and memory that runs out concern one case: they are logged, and
     the next case follows. Every other error ends the work: OSError where something cannot be written, and whatever a
-    mistake in the program raises, with the case in its notes. Raises OptionError as `Predictor.predict_files` does.
+    mistake in the program raises, with the case in its notes. Raises OptionError for an unknown format and for
+    gate maps of networks without gates.
     """
     require_gates({name: predictor.configurations[name] for name in predictor.names} if request.gate_maps else {})
     keep_freed_memory()

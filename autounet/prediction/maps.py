@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..imageio import file_kind, stem, suffix, write_channels, write_image
+from ..inference.export import export_map
+from ..inference.probabilities import PooledScores, pooled_maps
 from ..nets import FAMILIES
-from ..preprocessing import PooledScores, pooled_maps
-from ..preprocessing.export import export_map
 from ..schema.bundle import ModelBundle
 from ..schema.errors import OptionError
 from ..schema.geometry import Geometry

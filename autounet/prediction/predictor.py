@@ -8,24 +8,16 @@ from threading import Lock
 
 import numpy as np
 
+from ..inference.decisions import decision_for
+from ..inference.export import append_one_hot, export, export_map, labels_by_file, labels_for_next_stage
+from ..inference.probabilities import PooledScores
 from ..ops.components import apply_steps
-from ..preprocessing import (
-    PooledScores,
-    Prepared,
-    append_one_hot,
-    decision_for,
-    export,
-    labels_by_file,
-    labels_for_next_stage,
-    prepare_case,
-)
-from ..preprocessing.export import export_map
+from ..preprocessing import Prepared, prepare_case
 from ..schema.dataset import Presence
 from ..schema.errors import ModelError, OptionError
 from ..schema.geometry import Geometry
 from ..schema.plan import Average, Configuration, prediction_swap, with_previous_stages
 from ..schema.prepared import CaseProperties
-from .folder import OnCase, Request, predict_folder
 from .maps import Pooling, Scored, Wanted, pooling_for, pruned, write_map, write_pooled
 from .one_image import Files, from_array, from_files
 
@@ -182,28 +174,6 @@ class Predictor:
         else:
             given = from_files(image, self.bundle)
         return self.segment(self.prepare(given.array, given.geometry, given.present))
-
-    def predict_files(
-        self,
-        source: str | Path,
-        out: str | Path,
-        on_case: OnCase | None = None,
-        gate_maps: bool = False,
-        form: str | None = None,
-        probabilities: bool = False,
-        uncertainty: bool = False,
-        overwrite: bool = False,
-    ) -> list[str]:
-        """Predict a file or folder into `out`. A bad image is reported and skipped; returns the messages of those.
-
-        What `out` holds already of this model, with these options and from the same image files is kept, unless
-        `overwrite`; several processes that predict into one `out` share the work (docs/predicting.md).
-        `form` is None for the image's own format, or dicom-seg. With `gate_maps` also what the gates of the family
-        attention let pass, see `write_gates`; with `probabilities` and `uncertainty` the maps of `write_maps`. Raises
-        OptionError for networks without gates.
-        """
-        request = Request(form, Wanted(probabilities, uncertainty), gate_maps)
-        return predict_folder(self, Path(source), Path(out), request, on_case, overwrite).told().failures
 
 
 def _adjusted(

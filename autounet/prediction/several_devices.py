@@ -49,7 +49,9 @@ def predict_on(
     """
     task = partial(predict_folder, source=source, out=out, request=request, overwrite=overwrite, run=uuid.uuid4().hex)
     if len(devices) == 1:
-        return task(_loaded(load, devices[0])).told()
+        outcome = task(_loaded(load, devices[0]))
+        outcome.log_counts()
+        return outcome
     context = multiprocessing.get_context("spawn")
     waiting: dict[Connection, tuple[str, BaseProcess]] = {}
     threads = max(1, available_cores() // max(1, devices.count("cpu")))
@@ -66,11 +68,13 @@ def predict_on(
             ended.join(END_SECONDS)
     finally:
         _end([process for _, process in waiting.values()])
-    return Outcome(
+    together = Outcome(
         predicted=sum(outcome.predicted for outcome in outcomes),
         kept=max(outcome.kept for outcome in outcomes),
         failures=[failure for outcome in outcomes for failure in outcome.failures],
-    ).told()
+    )
+    together.log_counts()
+    return together
 
 
 def _loaded(load: Load, device: str) -> Predictor:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Formatter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
@@ -23,9 +23,8 @@ from ..schema.errors import DataError, OptionError
 from ..schema.geometry import Geometry
 from ..schema.labels import Labels
 from ..schema.record import Part, Record, replacing
-
-if TYPE_CHECKING:
-    from .predictor import Predictor
+from .folder import Request, predict_folder
+from .predictor import Predictor
 
 TASKS = (
     "Task01_BrainTumour", "Task02_Heart", "Task03_Liver", "Task04_Hippocampus", "Task05_Prostate", "Task06_Lung",
@@ -169,7 +168,7 @@ def submit(predictor: Predictor, source: Path, out: Path, template: str = "files
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as work:
         predicted, named = Path(work, "predicted"), Path(work, "named")
-        problems = list(predictor.predict_files(source, predicted))
+        problems = list(predict_folder(predictor, source, predicted, Request()).failures)
         files = []
         for case in cases:
             try:

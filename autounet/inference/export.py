@@ -17,11 +17,11 @@ from scipy.sparse import csr_array
 from ..ops.label_values import decode
 from ..ops.orient import crop, orient
 from ..ops.resample import apply_taps, resample_labels, separate_axis
+from ..preprocessing.prepare import View, grid_view, prepared_spacing, stored_view
 from ..schema.labels import Labels, TargetKind, targets_of
 from ..schema.plan import Average
 from ..schema.prepared import CaseProperties
 from .decisions import HIGHEST, Decision, decision_for
-from .prepare import View, grid_view, prepared_spacing, stored_view
 
 ROWS = 1 << 14
 """file voxels interpolated at a time: their scores fit the cache"""
