@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .losses import Batch, Loss, build_loss
 from .schema.labels import Labels
 from .schema.options import TrainOptions
-from .schema.plan import Configuration
+from .schema.plan import TrainedConfiguration
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -67,7 +67,7 @@ def algorithms(deterministic: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
-def configuration_loss(configuration: Configuration, labels: Labels, options: TrainOptions) -> Loss:
+def configuration_loss(configuration: TrainedConfiguration, labels: Labels, options: TrainOptions) -> Loss:
     """The loss `options` name, for as many outputs as the configuration's network has in training, and its targets."""
     network = configuration.network
     levels = len(network.decoder_blocks) if network.deep_supervision else 1

@@ -16,8 +16,8 @@ from autounet.crossval.calibrate import (
     negative_log_likelihood,
     reliability,
 )
-from autounet.crossval.choose import dice_table, mean_dice, select, standard_error
 from autounet.crossval.postprocess import CaseTable, dice_after, held_out, judge, scopes, tabulate
+from autounet.crossval.select import dice_table, mean_dice, select, standard_error
 from autounet.evaluation import evaluate_case, summarise
 from autounet.ops.components import apply_steps, components
 from autounet.schema.labels import LabelClass, Labels, Region, counted_targets

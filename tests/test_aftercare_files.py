@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from autounet.crossval.final_steps import POSTPROCESSED, Aftercare
 from fake_output import configuration
 
 from autounet.crossval.calibrate import OutOfFoldEntropy
-from autounet.crossval.final_steps import POSTPROCESSED, Aftercare
 from autounet.crossval.select import Selecting
 from autounet.datasets import load_case
 from autounet.evaluation import evaluate_case, summarise

@@ -45,12 +45,12 @@ from autounet.store import (
     write_scores,
     write_stage_labels,
 )
-from autounet.training import Horizon
+from autounet.training import Horizon, train_fold
 from autounet.training import transforms as one_hot
 from autounet.training.augment import Augmentation
 from autounet.training.cases import CaseStore
 from autounet.training.samples import SampleSource
-from autounet.workflow.pipeline import Pipeline
+from autounet.workflow.pipeline import run_pipeline
 from autounet.workflow.status import read_status
 
 FIRST, SECOND = "3d_lowres", "3d_cascade_fullres"
@@ -213,9 +213,10 @@ def test_one_whole_small_component_of_a_class_is_removed_at_most(seed, shape):
 
 def test_a_task_has_both_a_previous_stage_and_its_labels_or_neither(tmp_path):
     with pytest.raises(ValueError, match="go together"):
-        task(tmp_path, Horizon(steps=1), previous=tmp_path)
+        train_fold(*task(tmp_path, Horizon(steps=1), previous=tmp_path))
+    second = tiny().model_copy(update={"previous_stage": "other"})
     with pytest.raises(ValueError, match="go together"):
-        task(tmp_path, Horizon(steps=1), configuration=tiny().model_copy(update={"previous_stage": "other"}))
+        train_fold(*task(tmp_path, Horizon(steps=1), configuration=second))
 
 
 # both stages, end to end
@@ -262,7 +263,7 @@ def start(out: Path, stages: dict[str, Configuration] = STAGES) -> Path:
 
 def run(folder: Path, out: Path, **changes) -> None:
     given = {"iterations": 8, "data": DataOptions(splits=str(folder.parent / "splits.json"))}
-    Pipeline(folder, out, RunOptions(device="cpu", workers=0, **{**given, **changes})).run("select")
+    run_pipeline(folder, out, RunOptions(device="cpu", workers=0, **{**given, **changes}), until="select")
 
 
 @pytest.fixture(scope="module")

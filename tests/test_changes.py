@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from broken_sets import image_file, label_file, volumes
 
-from autounet.crossval import validate as case_work
+from autounet.crossval import validate as validation
 from autounet.datasets import stamps
 from autounet.imageio import read_image, read_labels, write_image, write_labels
+from autounet.preprocessing import dataset as preparation
 from autounet.schema.metrics import Metrics
 from autounet.schema.options import DataOptions, RunOptions
 from autounet.workflow import pipeline
-from autounet.workflow.pipeline import Pipeline
+from autounet.workflow.pipeline import run_pipeline
 
 FOLDS = (("c0", "c1"), ("c2", "c3", "c4", "c5"))
 MODEL = "3d_fullres"
@@ -38,8 +39,8 @@ def run(folder: Path) -> None:
         configurations=(MODEL,), device="cpu", workers=0, memory_bytes=600 * 2**20, iterations=3,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "try_configurations", lambda context: None)  # starts a process for a trial
-        Pipeline(folder / "data", folder / "out", options).run("select")
+        patch.setattr(pipeline, "try_configurations", lambda *_: None)  # starts a process for a trial
+        run_pipeline(folder / "data", folder / "out", options, until="select")
 
 
 class Done:
@@ -55,8 +56,8 @@ class Done:
         self.predicted: list[str] = []
         examining = sys.modules["autounet.datasets.checks.examine"]  # the package has a function of that name
         stamp, examine = stamps.FileHashes._stamp, examining.examine_case
-        prepare, train = case_work._prepare_one, autounet.training.train_fold
-        evaluate = case_work._write_and_evaluate
+        prepare, train = preparation._prepare_one, autounet.training.train_fold
+        evaluate = validation._write_and_evaluate
 
         def count(list_: list, name: Callable, function: Callable) -> Callable:
             def counting(*given, **named):
@@ -68,10 +69,11 @@ class Done:
         monkeypatch.setattr(stamps, "SETTLED_NS", 0)
         monkeypatch.setattr(stamps.FileHashes, "_stamp", count(self.hashed, lambda _, path, status: path.name, stamp))
         monkeypatch.setattr(examining, "examine_case", count(self.examined, lambda task: task.case.identifier, examine))
-        monkeypatch.setattr(case_work, "_prepare_one", count(self.prepared, lambda task: task.identifier, prepare))
-        monkeypatch.setattr(autounet.training, "train_fold", count(self.trained, lambda task, *_: task.fold, train))
+        prepared = count(self.prepared, lambda task: task.dataset.cases[0].identifier, prepare)
+        monkeypatch.setattr(preparation, "_prepare_one", prepared)
+        monkeypatch.setattr(autounet.training, "train_fold", count(self.trained, lambda inputs, *_: inputs.fold, train))
         evaluated = count(self.predicted, lambda dataset, properties, *_: properties.identifier, evaluate)
-        monkeypatch.setattr(case_work, "_write_and_evaluate", evaluated)
+        monkeypatch.setattr(validation, "_write_and_evaluate", evaluated)
 
 
 def test_nothing_changed(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

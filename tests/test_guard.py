@@ -7,15 +7,15 @@ import shutil
 import pytest
 import torch
 from quick_runs import one_probe  # noqa: F401 - used by every test here
-from training_cases import configuration
+from training_cases import configuration, labels
 
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.schema.errors import BudgetExceeded, OutOfMemory, PlanError
-from autounet.schema.options import GIB, RunOptions
+from autounet.schema.options import GIB, RunOptions, TrainOptions
 from autounet.schema.plan import Plan
 from autounet.schema.run import DeviceProfile, RunRecord
-from autounet.workflow import stages as fold_jobs
-from autounet.workflow.pipeline import Pipeline
+from autounet.workflow import stages
+from autounet.workflow.pipeline import run_pipeline
 from autounet.workflow.trial_steps import corrected, trial_peak
 
 MIB = 2**20
@@ -27,16 +27,16 @@ def volumes(tmp_path_factory):
     return make_demo_dataset(tmp_path_factory.mktemp("volumes") / "data", cases=4)
 
 
-def pipeline(volumes, out, **changes):
+def run(volumes, out, until, **changes):
     fixed = {"device": "cpu", "workers": 0, "iterations": 1, "folds": "0,1", "configurations": ("3d_fullres",)}
-    return Pipeline(volumes, out, RunOptions(**{**fixed, "memory_bytes": BUDGET, **changes}))
+    return run_pipeline(volumes, out, RunOptions(**{**fixed, "memory_bytes": BUDGET, **changes}), until)
 
 
 @pytest.fixture(scope="module")
 def planned(volumes, tmp_path_factory):
     """An output folder with everything up to the plan; `folds` play no part in it."""
     out = tmp_path_factory.mktemp("planned")
-    pipeline(volumes, out).run("plan")
+    run(volumes, out, "plan")
     return out
 
 
@@ -50,7 +50,7 @@ def answers(monkeypatch, *peaks):
     """Trial steps that give these peaks, one after the other; an exception is raised. Returns what was tried."""
     tried, left = [], list(peaks)
 
-    def peak(context, configuration):
+    def peak(configuration, *_):
         tried.append(configuration)
         answer = left.pop(0)
         if isinstance(answer, Exception):
@@ -62,18 +62,16 @@ def answers(monkeypatch, *peaks):
 
 
 def test_the_peak_is_that_of_a_process_of_its_own(volumes, out):
-    run = pipeline(volumes, out)
-    run.known, run.plan = run.fingerprint_stage(), Plan.load(out / "plan.json")
+    profile, given = DeviceProfile.load(out / "device.json"), (labels(), TrainOptions(), False)
     ballast = torch.ones(600 * MIB // 4)
-    small = trial_peak(run.context, configuration())
+    small = trial_peak(configuration(), *given, profile)
     assert 50 * MIB < small < ballast.nbytes
-    assert trial_peak(run.context, configuration(patch=(64, 96, 96))) > small + 20 * MIB
+    assert trial_peak(configuration(patch=(64, 96, 96)), *given, profile) > small + 20 * MIB
 
 
 def test_a_configuration_that_exceeds_its_budget_is_planned_smaller_and_the_run_goes_on(volumes, out, monkeypatch):
     tried = answers(monkeypatch, BUDGET + 1, BUDGET)
-    run = pipeline(volumes, out)
-    run.run("train")
+    run(volumes, out, "train")
     before, after = tried
     assert after.predicted_memory_bytes <= BUDGET
     assert after.key != before.key
@@ -87,13 +85,13 @@ def test_a_configuration_that_exceeds_its_budget_is_planned_smaller_and_the_run_
     assert "planned again" in record.events[0]
     files = [out / "plan.json", *sorted(out.glob("models/*/*/record.json"))]
     written = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
-    pipeline(volumes, out).run("train")  # keeps what was trained
+    run(volumes, out, "train")  # keeps what was trained
     assert [(file.read_bytes(), file.stat().st_mtime_ns) for file in files] == written
 
 
 def test_memory_that_ends_in_the_trial_is_not_asked_for_again(volumes, out, monkeypatch):
     tried = answers(monkeypatch, OutOfMemory("full"), BUDGET)
-    pipeline(volumes, out, folds="0").run("train")
+    run(volumes, out, "train", folds="0")
     before, after = tried
     assert after.predicted_memory_bytes / DeviceProfile.load(out / "device.json").memory_correction < (
         before.predicted_memory_bytes
@@ -102,16 +100,16 @@ def test_memory_that_ends_in_the_trial_is_not_asked_for_again(volumes, out, monk
 
 def test_memory_that_ends_in_a_training_moves_finished_folds_aside(volumes, out, monkeypatch):
     answers(monkeypatch, BUDGET, BUDGET)
-    train, failed = fold_jobs.FoldJobs.train, []
+    train, failed = stages.train, []
 
-    def fails_once(self, name, fold, folder, key):
-        if fold == 1 and not failed:
-            failed.append(fold)
-            raise BudgetExceeded("3d_fullres: memory ran out", "3d_fullres", None)
-        train(self, name, fold, folder, key)
+    def fails_once(inputs, *others):
+        if inputs.fold == 1 and not failed:
+            failed.append(inputs.fold)
+            raise BudgetExceeded("memory ran out", "3d_fullres", None)
+        return train(inputs, *others)
 
-    monkeypatch.setattr(fold_jobs.FoldJobs, "train", fails_once)
-    pipeline(volumes, out).run("train")
+    monkeypatch.setattr(stages, "train", fails_once)
+    run(volumes, out, "train")
     models = out / "models" / "3d_fullres"
     assert (models / "fold_0.old_1" / "record.json").exists()
     assert all((models / f"fold_{fold}" / "record.json").exists() for fold in (0, 1))
@@ -119,8 +117,8 @@ def test_memory_that_ends_in_a_training_moves_finished_folds_aside(volumes, out,
 
 def test_a_passed_trial_is_not_repeated(volumes, out, monkeypatch):
     tried = answers(monkeypatch, BUDGET)
-    pipeline(volumes, out, folds="0").run("train")
-    pipeline(volumes, out, folds="0,1").run("train")
+    run(volumes, out, "train", folds="0")
+    run(volumes, out, "train", folds="0,1")
     assert len(tried) == 1
 
 
@@ -129,7 +127,7 @@ def test_an_edited_plan_is_tried_by_what_it_needs_and_not_by_what_it_says(volume
     plan = Plan.load(out / "plan.json")
     edited = plan.configurations["3d_fullres"].model_copy(update={"predicted_memory_bytes": 1})
     plan.model_copy(update={"configurations": {"3d_fullres": edited}}).save(out / "plan.json")
-    pipeline(volumes, out, folds="0").run("train")
+    run(volumes, out, "train", folds="0")
     assert [each.predicted_memory_bytes > 1 for each in tried] == [True]
 
 
@@ -138,15 +136,15 @@ def test_a_plan_of_a_person_and_a_preset_stay_as_they_are(volumes, out, monkeypa
     edited = plan.configurations["3d_fullres"].model_copy(update={"mirror_axes": (1,)})
     plan.model_copy(update={"configurations": {"3d_fullres": edited}}).save(out / "plan.json")
     answers(monkeypatch, 2 * BUDGET)
-    with pytest.raises(BudgetExceeded, match="3d_fullres: training steps need"):
-        pipeline(volumes, out).run("train")
+    with pytest.raises(BudgetExceeded, match="training steps need"):
+        run(volumes, out, "train")
     assert Plan.load(out / "plan.json").configurations["3d_fullres"].mirror_axes == (1,)
 
 
 def test_what_cannot_become_smaller_is_an_error(volumes, out, monkeypatch):
     answers(monkeypatch, *[1000 * BUDGET] * 9)
     with pytest.raises(PlanError, match="--memory"):
-        pipeline(volumes, out).run("train")
+        run(volumes, out, "train")
 
 
 def test_a_correction_only_grows():

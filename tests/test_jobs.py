@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 
 from autounet.time_budget.deadline import Deadline
-from autounet.workflow.jobs import Job, SequentialExecutor, move_aside
+from autounet.workflow.cache import move_aside
+from autounet.workflow.jobs import Job, SequentialExecutor
 
 
 def job(tmp_path, name, needs=(), key="1"):

@@ -155,7 +155,7 @@ def test_annotated_classes_change_places_with_their_labels(tmp_path):
         tmp_path, Horizon(steps=1), configuration=configuration().model_copy(update={"swap_axis": 2}), labels=of,
         train_cases=("case0",), validation_cases=(), annotated={"case0": (True, True, False)},
     )  # fmt: skip
-    source, seen = train_source(given), set()
+    source, seen = train_source(given.inputs, given.place), set()
     for step in range(6):
         batch = source.batch(step)
         swapped = [source.sample(step, index).swapped for index in range(2)]

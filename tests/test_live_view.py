@@ -26,7 +26,7 @@ from autounet.schema.run import EpochLog, RunStatus
 from autounet.time_budget.deadline import Clock
 from autounet.training import journal as journal_module
 from autounet.training.journal import MOST_CLASSES, Journal, draw_progress, smoothed
-from autounet.workflow.jobs import write_key
+from autounet.workflow.cache import mark_done
 from autounet.workflow.output_folder import locked, owner
 from autounet.workflow.status import FoldTime, read_status, seconds_left
 from autounet.workflow.status_lines import watch
@@ -106,16 +106,16 @@ def out(tmp_path):
 def train(out, fold: int, step: int, done: bool = False, dice: float | None = None) -> None:
     folder, crossval = out / "models" / NAME / f"fold_{fold}", out / "crossval" / NAME
     folder.mkdir(parents=True)
-    write_key(folder / "started.json", "key")
+    mark_done(folder / "started.json", "key")
     lines = [line(each, peak_memory_bytes=2**30) for each in range(10, step + 1, 10)]
     (folder / "log.jsonl").write_text("".join(each.model_dump_json() + "\n" for each in lines) + '{"cut off')
     if done:
-        write_key(folder / "done.json", "key")
+        mark_done(folder / "done.json", "key")
     if dice is not None:
         crossval.mkdir(parents=True, exist_ok=True)
         metrics = Metrics(mean_dice=dice, per_class={"organ 0": ClassMetrics(dice=dice)}, cases=())
         metrics.save(crossval / f"fold_{fold}.json")
-        write_key(crossval / f"fold_{fold}.done.json", "key")
+        mark_done(crossval / f"fold_{fold}.done.json", "key")
 
 
 def test_an_empty_folder_and_others(tmp_path):

@@ -15,16 +15,16 @@ from autounet.schema.options import RunOptions
 from autounet.schema.run import RunRecord
 from autounet.schema.selection import Selection
 from autounet.workflow import pipeline
-from autounet.workflow.pipeline import Pipeline
+from autounet.workflow.pipeline import run_pipeline
 from autounet.workflow.status import read_status
 
 
 def test_one_case_is_trained_without_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "try_configurations", lambda context: None)  # starts a process for a trial
+    monkeypatch.setattr(pipeline, "try_configurations", lambda *_: None)  # starts a process for a trial
     data, out = tmp_path / "data", tmp_path / "out"
     one_case(data)
     options = RunOptions(device="cpu", workers=0, memory_bytes=600 * 2**20, iterations=2, data=NONE)
-    report = Pipeline(data, out, options).run().read_text(encoding="utf-8")
+    report = run_pipeline(data, out, options).written.read_text(encoding="utf-8")
     assert Splits.load(out / "splits.json") == Splits(source="full", folds=(("c0",),))
     record = RunRecord.load(out / "models" / "2d" / "fold_all" / "record.json")
     assert (record.train_cases, record.validation_cases) == (("c0",), ())
@@ -37,4 +37,4 @@ def test_one_case_is_trained_without_validation(tmp_path: Path, monkeypatch: pyt
     assert "warnings about the data: 1 (findings.json, and in the report)" in status.lines
     assert api.load(out / "model", device="cpu").predict_files(data / "images", tmp_path / "predicted") == []
     with pytest.raises(OptionError, match="there is one case or group, which cannot be split"):
-        Pipeline(data, out, options.model_copy(update={"folds": "0"})).run("train")
+        run_pipeline(data, out, options.model_copy(update={"folds": "0"}), until="train")

@@ -203,7 +203,7 @@ def test_unpadded_networks_train_and_predict(tmp_path: Path, family: str, dims: 
     output = smaller_output(given.configuration)
     assert output is not None
     assert output == output_field(given.configuration)
-    record = train_fold(given)
+    record = train_fold(*given)
     assert record.curve[-1].validation_dice
     network = load_network(given.configuration, given.folder / "weights.safetensors", "cpu")
     image = np.random.default_rng(0).normal(size=(1, 5, 14, 11)).astype(np.float32)

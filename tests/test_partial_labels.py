@@ -39,7 +39,7 @@ from autounet.training import Horizon, train_fold
 from autounet.training.monitor import PatchMonitor
 from autounet.training.sources import train_source, validation_source
 from autounet.workflow import dataset_stage as reading
-from autounet.workflow.pipeline import Pipeline
+from autounet.workflow.pipeline import run_pipeline
 
 ORGANS = Labels(
     classes=tuple(
@@ -79,7 +79,7 @@ def test_samples_of_scribbles_show_a_labelled_voxel(tmp_path, patch):
     """Also those that need no foreground: a patch holds one voxel in thirty, and ten tries would miss all three."""
     chosen = configuration(patch).model_copy(update={"mirror_axes": ()})
     given = sparse_task(tmp_path, (1, 2, 3, 4), configuration=chosen, options=TrainOptions(augmentation="none"))
-    source = train_source(given)
+    source = train_source(given.inputs, given.place)
     found = [source.batch(step).labels for step in range(40)]
     assert all((each >= 0).any() for batch in found for each in batch)
     assert any((each == 0).any() for batch in found for each in batch)
@@ -97,7 +97,7 @@ def test_places_of_the_background_are_kept_where_labels_are_missing():
 def test_a_training_on_next_to_nothing_stays_finite(tmp_path):
     """Two cases without any labelled voxel, whose patches have no loss and no gradient."""
     given = sparse_task(tmp_path, (0, 0, 5, 0))
-    record = train_fold(given)
+    record = train_fold(*given)
     assert all(math.isfinite(line.loss) for line in record.curve)
     unseen = Batch(torch.zeros(2, 1, 8, 12, 8), torch.full((2, 8, 12, 8), -1, dtype=torch.int16))
     outputs = [torch.randn(2, 3, *(n >> level for n in (8, 12, 8)), requires_grad=True) for level in range(2)]
@@ -137,7 +137,7 @@ def dice(first: np.ndarray, second: np.ndarray) -> float:
 
 def test_scribbles_train_and_validate_on_what_they_say(drawings, tmp_path):
     data = DataOptions(label="scribbles/*", ignore=4)
-    Pipeline(drawings, tmp_path, options(iterations=60, folds="0", data=data)).run("select")
+    run_pipeline(drawings, tmp_path, options(iterations=60, folds="0", data=data), until="select")
     fingerprint = Fingerprint.load(tmp_path / "fingerprint.json")
     assert all(0 < sum(case.voxels) < 0.1 * 33 * 48 for case in fingerprint.cases)
     metrics = Metrics.load(tmp_path / "metrics.json")
@@ -154,7 +154,7 @@ def test_scribbles_train_and_validate_on_what_they_say(drawings, tmp_path):
 
 def test_an_ignore_value_and_regions_together(drawings, tmp_path):
     data = DataOptions(label="scribbles/*", ignore=4, regions={"both": (1, 2)})
-    Pipeline(drawings, tmp_path, options(iterations=3, folds="0", data=data)).run("select")
+    run_pipeline(drawings, tmp_path, options(iterations=3, folds="0", data=data), until="select")
     metrics = Metrics.load(tmp_path / "metrics.json")
     assert list(metrics.per_class) == ["label_1", "label_2", "both"]
 
@@ -235,24 +235,25 @@ def test_samples_say_what_was_annotated_and_show_only_that(tmp_path):
         configuration=configuration((4, 4, 4)).model_copy(update={"mirror_axes": ()}),
         options=TrainOptions(foreground_fraction=1.0, augmentation="none"),
     )  # fmt: skip
-    source = train_source(given)
+    source = train_source(given.inputs, given.place)
     for step in range(12):
         batch = source.batch(step)
         for row, case in enumerate(batch.cases):
-            known = given.annotated.get(case, (True, True, True))
+            known = given.place.annotated.get(case, (True, True, True))
             if batch.annotated is not None:
                 assert batch.annotated[row].tolist() == list(known)
             else:
                 assert all(known)
             middle = int(batch.labels[row][2, 2, 2])
-            if case in given.annotated:
+            if case in given.place.annotated:
                 assert middle == (2 if case == "case0" else 1)
-    assert given.key != task(tmp_path, Horizon(steps=1), configuration=given.configuration, options=given.options).key
+    others = task(tmp_path, Horizon(steps=1), configuration=given.configuration, options=given.options)
+    assert given.inputs.key != others.inputs.key
 
 
 def test_the_monitor_leaves_out_what_was_not_annotated(tmp_path):
     given = task(tmp_path, Horizon(steps=1), annotated={"case3": (True, True, False)})
-    source = validation_source(given)
+    source = validation_source(given.inputs, given.place)
     assert source is not None
 
     class Second(torch.nn.Module):
@@ -276,7 +277,7 @@ def test_cases_with_one_class_each_teach_both(drawings, tmp_path, monkeypatch):
 
     monkeypatch.setattr(reading, "scan", scan)
     data = DataOptions(label="half/*")
-    Pipeline(drawings, tmp_path, options(iterations=60, folds="0,1", data=data)).run()
+    run_pipeline(drawings, tmp_path, options(iterations=60, folds="0,1", data=data))
     metrics = Metrics.load(tmp_path / "metrics.json")
     assert len(metrics.cases) >= 2
     for case in metrics.cases:

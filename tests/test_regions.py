@@ -35,7 +35,7 @@ from autounet.step import Precision, configuration_loss
 from autounet.training import Horizon, train_fold
 from autounet.training.monitor import PatchMonitor
 from autounet.training.sources import validation_source
-from autounet.workflow.pipeline import Pipeline
+from autounet.workflow.pipeline import run_pipeline
 
 NONE = (ChannelNormalisation(scheme="none"),)
 TUMOUR = Labels(
@@ -248,7 +248,7 @@ def regional(of: Labels = NESTED):
 def test_a_fold_learns_regions(tmp_path, ignore):
     of = NESTED.model_copy(update={"ignore": ignore})
     given = task(tmp_path, Horizon(steps=30), configuration=regional(of), labels=of, options=TrainOptions())
-    record = train_fold(given)
+    record = train_fold(*given)
     assert np.isfinite([line.loss for line in record.curve]).all()
     assert set(record.curve[-1].validation_dice or {}) == {"both", "organ2"}
     assert isinstance(RunRecord.load(given.folder / "record.json"), RunRecord)
@@ -256,7 +256,7 @@ def test_a_fold_learns_regions(tmp_path, ignore):
 
 def test_the_monitor_thresholds_each_channel(tmp_path):
     given = task(tmp_path, Horizon(steps=1), configuration=regional(), labels=NESTED)
-    source = validation_source(given)
+    source = validation_source(given.inputs, given.place)
     assert source is not None
 
     class Oracle(torch.nn.Module):
@@ -302,7 +302,7 @@ def pictures(tmp_path_factory) -> Path:
 def test_regions_from_the_option_to_the_prediction(pictures, tmp_path):
     data = DataOptions(classes={"rim": 100, "core": 200}, regions={"disc": (100, 200)})
     given = RunOptions(device="cpu", workers=0, memory_bytes=2 * 2**30, iterations=50, folds="0", seed=1, data=data)
-    Pipeline(pictures, tmp_path, given).run()
+    run_pipeline(pictures, tmp_path, given)
     made = Plan.load(tmp_path / "plan.json").configurations["2d"]
     assert (made.targets, made.network.out_channels) == ("regions", 2)
     metrics = Metrics.load(tmp_path / "metrics.json")
@@ -324,12 +324,12 @@ def test_regions_from_the_option_to_the_prediction(pictures, tmp_path):
 
 def test_other_regions_make_another_plan_and_train_again(pictures, tmp_path):
     common = {"device": "cpu", "workers": 0, "memory_bytes": 2 * 2**30, "iterations": 1, "folds": "0"}
-    Pipeline(pictures, tmp_path, RunOptions(**common)).run("plan")
+    run_pipeline(pictures, tmp_path, RunOptions(**common), until="plan")
     assert Plan.load(tmp_path / "plan.json").configurations["2d"].targets == "classes"
     data = DataOptions(regions={"disc": (100, 200)})
-    Pipeline(pictures, tmp_path, RunOptions(**common, data=data)).run("train")
+    run_pipeline(pictures, tmp_path, RunOptions(**common, data=data), until="train")
     assert Plan.load(tmp_path / "plan.json").configurations["2d"].targets == "regions"
     assert not (tmp_path / "models" / "2d" / "fold_0.old_1").exists()
     turned = DataOptions(regions={"inside": (200,)})
-    Pipeline(pictures, tmp_path, RunOptions(**common, data=turned)).run("train")
+    run_pipeline(pictures, tmp_path, RunOptions(**common, data=turned), until="train")
     assert (tmp_path / "models" / "2d" / "fold_0.old_1").exists()

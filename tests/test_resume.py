@@ -1,4 +1,4 @@
-"""An interrupted training continues where it was; a finished one is not repeated; another one is not overwritten."""
+"""An interrupted training continues where it was; another one's state is not used."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_cases import configuration, task
+from training_cases import task
 
-from autounet.schema.errors import AutoUNetError
 from autounet.schema.options import TrainOptions
 from autounet.schema.run import EpochLog
 from autounet.step import Precision
@@ -48,13 +47,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_interruptions_change_nothing(tmp_path, optimiser):
     options = TrainOptions(optimiser=optimiser, learning_rate=3e-3, ema_decay=0.9)
     straight = task(tmp_path, Horizon(steps=12), options=options, folder=tmp_path / "straight")
-    expected = train_fold(straight)
+    expected = train_fold(*straight)
     broken = task(tmp_path, Horizon(steps=12), options=options, folder=tmp_path / "broken")
     for step in (3, 8):
         with pytest.raises(Interrupted):
-            train_fold(broken, stop_at(step))
+            train_fold(*broken, stop_at(step))
         assert (broken.folder / "state.pt").exists()
-    record = train_fold(broken)
+    record = train_fold(*broken)
     assert [line.step for line in record.curve] == [line.step for line in expected.curve]
     assert [line.loss for line in record.curve] == [line.loss for line in expected.curve]
     assert record.events == ("continued at step 8 after an interruption",)
@@ -66,48 +65,25 @@ def test_interruptions_change_nothing(tmp_path, optimiser):
 def test_elapsed_time_is_remembered(tmp_path):
     given = task(tmp_path, Horizon(steps=10_000, seconds=1.5))
     with pytest.raises(Interrupted):
-        train_fold(given, lambda line: stop_at(0)(line) if line.seconds > 0.8 else None)
-    record = train_fold(given)
+        train_fold(*given, lambda line: stop_at(0)(line) if line.seconds > 0.8 else None)
+    record = train_fold(*given)
     seconds = [line.seconds for line in record.curve]
     assert seconds == sorted(seconds)  # the second training counts on from the first
     assert seconds[0] < 0.8 < 1.5 <= seconds[-1]
-
-
-def test_a_finished_fold_returns_at_once(tmp_path):
-    given = task(tmp_path, Horizon(steps=3))
-    record = train_fold(given)
-    before = (given.folder / "weights.safetensors").stat().st_mtime_ns
-    assert train_fold(given, stop_at(0)) == record
-    assert (given.folder / "weights.safetensors").stat().st_mtime_ns == before
-
-
-def test_another_training_does_not_overwrite_a_finished_one(tmp_path):
-    first = task(tmp_path, Horizon(steps=3))
-    train_fold(first)
-    before = {path.name: path.read_bytes() for path in first.folder.iterdir()}
-    other = task(tmp_path, Horizon(steps=2), configuration=configuration((8, 8, 8)))
-    with pytest.raises(AutoUNetError, match="fold_0 holds a finished training with another configuration"):
-        train_fold(other)
-    assert {path.name: path.read_bytes() for path in first.folder.iterdir()} == before
-    (first.folder / "record.json").write_text("{}")
-    with pytest.raises(AutoUNetError, match="fold_0 holds a training that cannot be told apart"):
-        train_fold(first)
-    first.folder.rename(tmp_path / "aside")
-    assert train_fold(other).steps == 2
 
 
 @pytest.mark.parametrize("broken", ["optimiser", "average", "generator"])
 def test_a_state_restored_in_part_is_not_used_at_all(tmp_path, broken):
     given = task(tmp_path, Horizon(steps=4), options=TrainOptions(ema_decay=0.9))
     with pytest.raises(Interrupted):
-        train_fold(given, stop_at(2))
+        train_fold(*given, stop_at(2))
     path = given.folder / "state.pt"
     content = torch.load(path, weights_only=True)
     content[broken] = {"unknown": 1} if broken != "generator" else None
     torch.save(content, path)
-    state = new_state(given, Precision(), torch.device("cpu"))
+    state = new_state(given.inputs, None, Precision(), torch.device("cpu"))
     before = copy.deepcopy(state.content())
-    assert "not used" in (Checkpoint(given).restore(state) or "")
+    assert "not used" in (Checkpoint(path, given.inputs.key).restore(state) or "")
     after = state.content()
     for name in ("model", "average"):
         assert all(torch.equal(tensor, after[name][key]) for key, tensor in before[name].items())
@@ -119,14 +95,14 @@ def test_a_state_restored_in_part_is_not_used_at_all(tmp_path, broken):
 def test_a_state_that_does_not_fit_is_not_used(tmp_path, damage):
     given = task(tmp_path, Horizon(steps=4))
     with pytest.raises(Interrupted):
-        train_fold(given, stop_at(2))
+        train_fold(*given, stop_at(2))
     state = given.folder / "state.pt"
     if damage == "truncated":
         state.write_bytes(state.read_bytes()[:1000])
         again = given
     else:
         again = task(tmp_path, Horizon(steps=4), options=TrainOptions(seed=1))
-    record = train_fold(again)
+    record = train_fold(*again)
     assert [line.step for line in record.curve] == [1, 2, 3, 4]
     assert len(record.events) == 1
     assert "not used" in record.events[0]

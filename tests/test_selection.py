@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autounet.crossval.choose import select
+from autounet.crossval.select import select
 from autounet.schema.metrics import CaseMetrics, Metrics
 from autounet.schema.selection import Selection
 

@@ -18,7 +18,7 @@ from autounet.schema.plan import Plan
 from autounet.schema.run import RunRecord
 from autounet.schema.selection import Selection
 from autounet.time_budget.deadline import Clock
-from autounet.workflow.pipeline import Pipeline
+from autounet.workflow.pipeline import run_pipeline
 
 
 def options(**changes):
@@ -48,7 +48,7 @@ def volumes(tmp_path_factory):
 
 def test_pictures_train_and_come_back_with_their_values(pictures, tmp_path):
     data = DataOptions(classes={"disc": 255})
-    Pipeline(pictures, tmp_path, options(iterations=60, folds="0,1", data=data)).run()
+    run_pipeline(pictures, tmp_path, options(iterations=60, folds="0,1", data=data))
     metrics = Metrics.load(tmp_path / "metrics.json")
     assert set(metrics.per_class) == {"disc"}
     assert metrics.mean_dice > 0.7
@@ -68,27 +68,27 @@ def check_other_metrics(pictures, out, before):
     """They are measured on what is there: nothing is trained or predicted for them."""
     watched = [*out.glob("models/*/*/weights.safetensors"), *out.glob("crossval/2d/fold_*.json")]
     times = [path.stat().st_mtime_ns for path in watched]
-    Pipeline(pictures, out, options(metrics=("dice", "assd", "cl_dice"))).run("select")
+    run_pipeline(pictures, out, options(metrics=("dice", "assd", "cl_dice")), until="select")
     found = Metrics.load(out / "metrics.json")
     assert (found.mean_dice, found.mean_dice_interval) == (before.mean_dice, before.mean_dice_interval)
     for case in found.cases:
         assert case.per_class["disc"].assd is not None or "assd" in case.per_class["disc"].undefined
         assert case.per_class["disc"].iou is None
-    Pipeline(pictures, out, options(metrics=DEFAULT_METRICS)).run("select")
+    run_pipeline(pictures, out, options(metrics=DEFAULT_METRICS), until="select")
     assert Metrics.load(out / "metrics.json") == before
     assert [path.stat().st_mtime_ns for path in watched] == times
 
 
 def test_a_named_background_is_reported_and_not_counted(pictures, tmp_path):
     data = DataOptions(classes={"ground": 0, "disc": 255})
-    Pipeline(pictures, tmp_path, options(iterations=3, folds="0", data=data)).run("select")
+    run_pipeline(pictures, tmp_path, options(iterations=3, folds="0", data=data), until="select")
     metrics = Metrics.load(tmp_path / "metrics.json")
     assert list(metrics.per_class) == ["ground", "disc"]
     assert metrics.mean_dice == metrics.per_class["disc"].dice
 
 
 def test_configurations_and_their_ensemble_are_compared(volumes, tmp_path):
-    Pipeline(volumes, tmp_path, options(iterations=2, folds="0")).run("select")
+    run_pipeline(volumes, tmp_path, options(iterations=2, folds="0"), until="select")
     selection = Selection.load(tmp_path / "selection.json")
     compared = {candidate.configurations for candidate in selection.compared}
     assert compared == {("2d",), ("3d_fullres",), ("2d", "3d_fullres")}
@@ -103,7 +103,7 @@ SHORT = {"iterations": 2, "folds": "0", "configurations": ("3d_fullres",)}
 @pytest.fixture(scope="module")
 def finished(volumes, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained")
-    Pipeline(volumes, out, options(**SHORT)).run("select")
+    run_pipeline(volumes, out, options(**SHORT), until="select")
     return out
 
 
@@ -118,7 +118,7 @@ def weights(out):
 
 
 def test_full_trains_one_model_on_all_cases_and_claims_nothing(volumes, trained):
-    Pipeline(volumes, trained, options(folds="full")).run()
+    run_pipeline(volumes, trained, options(folds="full"))
     record = RunRecord.load(trained / "models" / "3d_fullres" / "fold_all" / "record.json")
     assert len(record.train_cases) == 4
     assert record.validation_cases == ()
@@ -128,7 +128,7 @@ def test_full_trains_one_model_on_all_cases_and_claims_nothing(volumes, trained)
 
 
 def test_other_options_train_again_and_lose_nothing(volumes, trained):
-    Pipeline(volumes, trained, options(**{**SHORT, "iterations": 3})).run("train")
+    run_pipeline(volumes, trained, options(**{**SHORT, "iterations": 3}), until="train")
     models = trained / "models" / "3d_fullres"
     assert RunRecord.load(models / "fold_0" / "record.json").steps == 3
     assert RunRecord.load(models / "fold_0.old_1" / "record.json").steps == 2
@@ -146,7 +146,7 @@ def test_other_options_train_again_and_lose_nothing(volumes, trained):
 )
 def test_impossible_options_are_refused_before_anything_is_trained(volumes, tmp_path, changes, message):
     with pytest.raises(OptionError, match=message):
-        Pipeline(volumes, tmp_path, options(**{"iterations": 1, **changes})).run("train")
+        run_pipeline(volumes, tmp_path, options(**{"iterations": 1, **changes}), until="train")
     assert not (tmp_path / "models").exists()
 
 
@@ -154,13 +154,13 @@ def test_two_commands_in_one_folder_are_refused(volumes, tmp_path):
     from autounet.workflow.output_folder import locked
 
     with locked(tmp_path), pytest.raises(OptionError, match="another autounet is working"):
-        Pipeline(volumes, tmp_path, options(iterations=1)).run("fingerprint")
+        run_pipeline(volumes, tmp_path, options(iterations=1), until="fingerprint")
 
 
 def test_options_that_only_say_the_default_change_nothing(volumes, trained):
     before = weights(trained).stat().st_mtime_ns
     said = options(**SHORT, seed=0, family="plain", preset=None)
-    Pipeline(volumes, trained, said).run("select")
+    run_pipeline(volumes, trained, said, until="select")
     assert weights(trained).stat().st_mtime_ns == before
     assert not list((trained / "models" / "3d_fullres").glob("*.old_*"))
 
@@ -168,7 +168,7 @@ def test_options_that_only_say_the_default_change_nothing(volumes, trained):
 def test_a_deleted_fold_is_trained_validated_and_packed_again(volumes, trained):
     shutil.rmtree(weights(trained).parent)
     old = {path: path.stat().st_mtime_ns for path in (trained / "metrics.json", trained / "model" / "bundle.json")}
-    Pipeline(volumes, trained, options(**SHORT)).run("select")
+    run_pipeline(volumes, trained, options(**SHORT), until="select")
     assert weights(trained).exists()
     assert all(path.stat().st_mtime_ns > before for path, before in old.items())
 
@@ -176,22 +176,22 @@ def test_a_deleted_fold_is_trained_validated_and_packed_again(volumes, trained):
 def test_deleted_prepared_cases_come_back_and_nothing_is_trained_again(volumes, trained):
     before = weights(trained).stat().st_mtime_ns
     shutil.rmtree(trained / "prepared")
-    Pipeline(volumes, trained, options(**SHORT)).run("select")
+    run_pipeline(volumes, trained, options(**SHORT), until="select")
     assert len(list((trained / "prepared" / "3d_fullres").glob("*.json"))) == 4
     assert weights(trained).stat().st_mtime_ns == before
 
 
 def test_a_refused_option_does_not_stick(volumes, trained):
     with pytest.raises(OptionError):
-        Pipeline(volumes, trained, options(loss="imaginary")).run("select")
-    Pipeline(volumes, trained, options(**SHORT)).run("select")
+        run_pipeline(volumes, trained, options(loss="imaginary"), until="select")
+    run_pipeline(volumes, trained, options(**SHORT), until="select")
 
 
 @pytest.fixture(scope="module")
 def promised(volumes, tmp_path_factory):
     """The options of a command that has an hour, and its folder with a plan."""
     out, given = tmp_path_factory.mktemp("promised"), options(seconds=3600.0, folds="0")
-    Pipeline(volumes, out, given).run("plan")
+    run_pipeline(volumes, out, given, until="plan")
     return given, out
 
 
@@ -203,7 +203,7 @@ def test_a_resumed_command_without_time_left_says_so_and_trains_nothing(volumes,
     given, out = promised[0], shutil.copytree(promised[1], tmp_path / "out")
     Clock(promised_seconds=3600.0, spent_seconds=3595.0).save(out / "clock.json")
     with pytest.raises(DeadlineError, match="are left, and 1 folds need at least"):
-        Pipeline(volumes, out, given).run("train")
+        run_pipeline(volumes, out, given, until="train")
     assert not (out / "models").exists()
 
 
@@ -211,7 +211,7 @@ def test_new_names_reach_the_metrics_and_train_nothing_again(volumes, trained):
     before = weights(trained).stat().st_mtime_ns
     stale = trained / "crossval" / "3d_fullres" / "gone.nii.gz"  # of a case that was taken out
     stale.write_bytes(b"")
-    Pipeline(volumes, trained, options(data=DataOptions(classes={"spleen": 1, "gland": 2}))).run("select")
+    run_pipeline(volumes, trained, options(data=DataOptions(classes={"spleen": 1, "gland": 2})), until="select")
     assert not stale.exists()
     assert weights(trained).stat().st_mtime_ns == before
     assert not list((trained / "models" / "3d_fullres").glob("*.old_*"))

@@ -26,15 +26,16 @@ from autounet.schema.geometry import Geometry
 from autounet.schema.options import DataOptions, PlannerOptions, RunOptions, TrainOptions, WeightsSource
 from autounet.schema.plan import Configuration, InferenceSpec, NetworkSpec, Plan
 from autounet.schema.run import DeviceProfile, RunRecord
+from autounet.schema.stage_inputs import InitialWeights
 from autounet.step import Precision
+from autounet.store.run_folder import RunFolder
 from autounet.store.weights import load_weights, save_weights
 from autounet.training import Horizon
 from autounet.training.state import new_state
-from autounet.training.task import Start
 from autounet.workflow.defaults import check_options, planner_options
 from autounet.workflow.fine_tuning import Starting, known_weights
 from autounet.workflow.make_plan import PlanMaker
-from autounet.workflow.pipeline import Pipeline
+from autounet.workflow.pipeline import run_pipeline
 
 CPU = DeviceProfile(device="cpu", name="test", cores=1, memory_bytes=2**32, precision="fp32", channels_last=False)
 CLOSE = 4e-3
@@ -86,7 +87,7 @@ def begin(out: Path, configurations: dict[str, Configuration]) -> Path:
 
 def run(folder: Path, out: Path, until: str = "train", **changes: object) -> None:
     given: dict[str, object] = {"device": "cpu", "workers": 0, "iterations": 1, "folds": "0"}
-    Pipeline(folder, out, RunOptions(**{**given, **changes})).run(until)
+    run_pipeline(folder, out, RunOptions(**{**given, **changes}), until=until)
 
 
 def source(path: Path | str) -> WeightsSource:
@@ -193,7 +194,9 @@ def checked(out: Path, configurations: dict[str, Configuration], **given: object
     options = known_weights(RunOptions(**{"family": "efficient", **given}), out)  # type: ignore[arg-type]
     check_options(options)
     known = SimpleNamespace(dataset=SimpleNamespace(channels=()))
-    Starting(SimpleNamespace(out=out, options=options, configurations=configurations, known=known)).check()  # type: ignore[arg-type]
+    Starting(
+        SimpleNamespace(folder=RunFolder(out), options=options, configurations=configurations, known=known)
+    ).check()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -376,7 +379,7 @@ def test_a_plan_takes_over_the_network_and_channels_are_matched_by_name(one_orga
     run(folder, out)  # as stored
     assert Plan.load(out / "plan.json") == plan
     with pytest.raises(OptionError, match="is gone, and a new plan needs its network"):
-        Pipeline(folder, out, RunOptions(device="cpu"), replan=True).run("plan")
+        run_pipeline(folder, out, RunOptions(device="cpu"), replan=True, until="plan")
 
 
 def test_both_stages_of_a_cascade_start_from_those_of_a_model(volumes, tmp_path) -> None:
@@ -406,10 +409,10 @@ def test_larger_kernels_start_from_smaller_ones(tmp_path) -> None:
     save_weights(tmp_path / "small.safetensors", before)
     base = task(tmp_path, Horizon(steps=1)).configuration
     asked = task(
-        tmp_path, Horizon(steps=1), start=Start(tmp_path / "small.safetensors", small),
+        tmp_path, Horizon(steps=1), weights=tmp_path / "small.safetensors", initial=InitialWeights(trained=small),
         configuration=base.model_copy(update={"network": large}), options=TrainOptions(ema_decay=0.9, start="any"),
     )  # fmt: skip
-    state = new_state(asked, Precision(), torch.device("cpu"))
+    state = new_state(asked.inputs, asked.place.initial, Precision(), torch.device("cpu"))
     for network in (state.model, state.average):
         found = network.state_dict()
         kernel = "encoder.0.blocks.0.depthwise.weight"
@@ -419,6 +422,7 @@ def test_larger_kernels_start_from_smaller_ones(tmp_path) -> None:
 
 
 def test_a_damaged_file_is_named_when_a_training_needs_it(tmp_path) -> None:
-    asked = task(tmp_path, Horizon(steps=1), start=Start(tmp_path / "gone.safetensors", spec("plain", 3, 3)))
+    start = InitialWeights(trained=spec("plain", 3, 3))
+    asked = task(tmp_path, Horizon(steps=1), weights=tmp_path / "gone.safetensors", initial=start)
     with pytest.raises(ModelError, match=r"gone\.safetensors cannot be read"):
-        new_state(asked, Precision(), torch.device("cpu"))
+        new_state(asked.inputs, asked.place.initial, Precision(), torch.device("cpu"))

@@ -96,7 +96,7 @@ def test_a_training_writes_what_it_promises(tmp_path):
     lines: list[EpochLog] = []
     options = TrainOptions(optimiser="adamw", learning_rate=5e-3, ema_decay=0.9, augmentation="light")
     given_task = task(tmp_path, Horizon(steps=40), options=options)
-    record = train_fold(given_task, lines.append)
+    record = train_fold(*given_task, lines.append)
     folder = given_task.folder
     assert {path.name for path in folder.iterdir()} == {
         "weights.safetensors", "record.json", "log.jsonl", "progress.png",
@@ -115,19 +115,19 @@ def test_a_training_writes_what_it_promises(tmp_path):
 
 
 def test_a_2d_training_on_slices(tmp_path):
-    record = train_fold(task(tmp_path, Horizon(steps=8), configuration=configuration((12, 16)), fold=None))
+    record = train_fold(*task(tmp_path, Horizon(steps=8), configuration=configuration((12, 16)), fold=None))
     assert record.steps == 8
     assert record.fold is None
 
 
 def test_a_training_ends_in_time(tmp_path):
-    record = train_fold(task(tmp_path, Horizon(seconds=1.0)))
+    record = train_fold(*task(tmp_path, Horizon(seconds=1.0)))
     assert 1.0 <= record.seconds < 2.0
     assert record.curve[-1].progress == 1
 
 
 def test_without_validation_cases_nothing_is_measured(tmp_path):
-    record = train_fold(task(tmp_path, Horizon(steps=2), validation_cases=()))
+    record = train_fold(*task(tmp_path, Horizon(steps=2), validation_cases=()))
     assert all(line.validation_dice is None for line in record.curve)
 
 
@@ -136,7 +136,7 @@ def test_deterministic_trainings_agree_and_leave_the_switch(tmp_path):
     weights = []
     for name in ("a", "b"):
         given_task = task(tmp_path, Horizon(steps=3), options=options, folder=tmp_path / name)
-        train_fold(given_task)
+        train_fold(*given_task)
         weights.append(load_weights(given_task.folder / "weights.safetensors"))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not torch.are_deterministic_algorithms_enabled()
@@ -160,9 +160,8 @@ def test_algorithms_are_chosen_inside_only(monkeypatch):
     ("precision", "remedy"), [("fp32", "another --loss"), ("bf16", '"precision" of 3d_fullres to "fp32" in plan.json')]
 )
 def test_a_loss_that_is_no_number_is_an_error(tmp_path, precision, remedy):
-    given_task = task(tmp_path, Horizon(steps=9), configuration=configuration(precision=precision))
     with pytest.raises(AutoUNetError, match=f"nan before step 7.*{remedy}"):
-        mean_loss([torch.tensor(1.0), torch.tensor(float("nan"))], given_task, 7)
+        mean_loss([torch.tensor(1.0), torch.tensor(float("nan"))], "3d_fullres", precision, 7)
 
 
 def test_a_full_gpu_is_said_with_a_remedy(tmp_path, monkeypatch):
@@ -170,9 +169,9 @@ def test_a_full_gpu_is_said_with_a_remedy(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("autounet.training.loop.train_step", full)
-    monkeypatch.setattr("autounet.training.memory.peak_memory", lambda device: 3 * 1024**3)
-    with pytest.raises(BudgetExceeded, match=r"3d_fullres .*3\.0 GB were in use.*--memory smaller") as caught:
-        train_fold(task(tmp_path, Horizon(steps=2)))
+    monkeypatch.setattr("autounet.training.loop.peak_memory", lambda device: 3 * 1024**3)
+    with pytest.raises(BudgetExceeded, match=r"3\.0 GB were in use.*smaller --memory") as caught:
+        train_fold(*task(tmp_path, Horizon(steps=2)))
     assert (caught.value.configuration, caught.value.measured_bytes) == ("3d_fullres", None)
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from autounet.crossval.final_steps import Aftercare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_aftercare_files import CHOSEN, run  # noqa: F401  a fixture
@@ -15,7 +16,6 @@ from test_uncertainty import repacked
 
 from autounet import api
 from autounet.crossval.ensemble_weights import Weighing, dice_by_weights, judge_weights, weight_options
-from autounet.crossval.final_steps import Aftercare
 from autounet.crossval.validate import ensemble_cases
 from autounet.evaluation import summarise
 from autounet.imageio import read_image, read_labels

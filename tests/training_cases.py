@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,9 @@ from autounet.schema.labels import LabelClass, Labels
 from autounet.schema.options import TrainOptions
 from autounet.schema.plan import ChannelNormalisation, Configuration, PreprocessSpec
 from autounet.schema.prepared import CaseProperties
+from autounet.schema.stage_inputs import TrainingCase, TrainingInputs, TrainingPlace
 from autounet.store import write_prepared
 from autounet.training.schedule import Horizon
-from autounet.training.task import FoldTask
 
 SPEC = PreprocessSpec(spacing=(1.0, 1.0, 1.0), normalisation=(ChannelNormalisation(scheme="zscore"),))
 
@@ -67,23 +69,53 @@ def configuration(patch: tuple[int, ...] = (8, 12, 8), batch: int = 2, precision
     )
 
 
-def task(root: Path, horizon: Horizon, workers: int = 0, **changes: object) -> FoldTask:
-    """Four small cases, prepared below `root`."""
+@dataclass(frozen=True)
+class Training:
+    """What `train_fold` takes, and the configuration and labels that it was made from."""
+
+    inputs: TrainingInputs
+    place: TrainingPlace
+    horizon: Horizon
+    configuration: Configuration
+
+    def __iter__(self) -> Iterator[TrainingInputs | TrainingPlace | Horizon]:
+        return iter((self.inputs, self.place, self.horizon))
+
+    @property
+    def options(self) -> TrainOptions:
+        return self.inputs.options
+
+    @property
+    def labels(self) -> Labels:
+        return self.place.labels
+
+    @property
+    def folder(self) -> Path:
+        return self.place.folder
+
+
+def task(root: Path, horizon: Horizon, workers: int = 0, **changes: object) -> Training:
+    """A training on four small cases, prepared below `root`; `changes` are fields of its inputs or its place."""
     names = tuple(f"case{number}" for number in range(4))
     for number, name in enumerate(names):
         if not (root / "prepared" / f"{name}.json").exists():
             write_case(root / "prepared", name, (12, 10 + 2 * number, 12), number)
-    given: dict[str, object] = {
-        "configuration_name": "3d_fullres",
-        "configuration": configuration(),
-        "labels": labels(),
-        "options": TrainOptions(),
-        "prepared": root / "prepared",
-        "train_cases": names[:3],
-        "validation_cases": names[3:],
-        "fold": 0,
-        "folder": root / "models" / "fold_0",
-        "horizon": horizon,
-        "workers": workers,
-    }
-    return FoldTask(**{**given, **changes})  # type: ignore[arg-type]
+    given = {"labels": labels(), "configuration": configuration(), "train_cases": names[:3], "annotated": {}, **changes}
+    present, annotated = given.pop("present", {}), given["annotated"]
+    cases = tuple(
+        TrainingCase(identifier=name, prepared="test", annotated=annotated.get(name), present=present.get(name))
+        for name in given.pop("train_cases")
+    )
+    inputs: dict[str, object] = {
+        "options": TrainOptions(), "fold": 0, "steps": horizon.steps, "promised_seconds": horizon.seconds,
+        "cases": cases, "labels": given["labels"].nameless,
+    }  # fmt: skip
+    place: dict[str, object] = {
+        "configuration_name": "3d_fullres", "prepared": root / "prepared", "validation_cases": names[3:],
+        "folder": root / "models" / "fold_0", "workers": workers,
+    }  # fmt: skip
+    inputs |= {name: value for name, value in given.items() if name in TrainingInputs.model_fields and name != "labels"}
+    inputs["configuration"] = given["configuration"].trained
+    place |= {name: value for name, value in given.items() if name in TrainingPlace.model_fields and name != "initial"}
+    place |= {"initial": given["weights"]} if "weights" in given else {}
+    return Training(TrainingInputs(**inputs), TrainingPlace(**place), horizon, given["configuration"])

@@ -39,12 +39,12 @@ def demo(
     from ..datasets.synthetic import make_demo_dataset
     from ..schema.options import RunOptions
     from ..schema.quantities import parse_time
-    from ..workflow.pipeline import Pipeline
+    from ..workflow.pipeline import run_pipeline
 
     if not (out / "data").exists():  # made under another name first: an interruption leaves no half of it
         shutil.rmtree(out / ".data", ignore_errors=True)
         make_demo_dataset(out / ".data").rename(out / "data")
-    report = Pipeline(out / "data", out, RunOptions(seconds=parse_time(time))).run()
+    report = run_pipeline(out / "data", out, RunOptions(seconds=parse_time(time))).written
     show_dice(out)
     typer.echo(f"report: {report}")
 

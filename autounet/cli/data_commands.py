@@ -111,9 +111,9 @@ def _data_command(
 
 def _until(stage: str) -> Callable[[Path, Path, Any, bool], None]:
     def action(data: Path, out: Path, options: Any, replan: bool) -> None:
-        from ..workflow.pipeline import Pipeline
+        from ..workflow.pipeline import run_pipeline
 
-        path = Pipeline(data, out, options, replan).run(stage)
+        path = run_pipeline(data, out, options, stage, replan).written
         if stage in ("select", "report"):
             show_dice(out)
         typer.echo(f"{stage}: {path}")
@@ -122,13 +122,10 @@ def _until(stage: str) -> Callable[[Path, Path, Any, bool], None]:
 
 
 def _plan(data: Path, out: Path, options: Any, replan: bool, explain: bool) -> None:
-    from ..workflow.pipeline import Pipeline
-    from ..workflow.plan_summary import described
+    from ..workflow.pipeline import describe_plan, run_pipeline
 
-    pipeline = Pipeline(data, out, options, replan)
-    path = pipeline.run("plan")
-    typer.echo(described(pipeline.context, pipeline.plan_with, explain), nl=False)
-    typer.echo(f"plan: {path}")
+    typer.echo(describe_plan(run_pipeline(data, out, options, "plan", replan), explain), nl=False)
+    typer.echo(f"plan: {out / 'plan.json'}")
 
 
 def show_dice(out: Path) -> None:

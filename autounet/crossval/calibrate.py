@@ -7,7 +7,6 @@ negative log-likelihood. It changes no segmentation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from ..schema.labels import TargetKind
 from ..schema.plan import Configuration
 from ..schema.selection import ReliabilityBin, Selection, TemperatureScaling
 from ..store import read_properties, read_scores, scores_file
+from ..store.run_folder import RunFolder
 
 BINS = 15
 """of equal width, as in Guo et al."""
@@ -155,16 +155,18 @@ class OutOfFoldEntropy:
     """Of any voxels of a case, from the kept scores; the case asked for last is held."""
 
     def __init__(
-        self, out: Path, dataset: Dataset, configurations: Mapping[str, Configuration], selection: Selection
+        self,
+        folder: RunFolder,
+        dataset: Dataset,
+        configurations: Mapping[str, Configuration],
+        selection: Selection,
     ) -> None:
         self._dataset, self._temperature, self._weights = dataset, 1.0, selection.weights or None
         if selection.calibration:
             self._temperature = selection.calibration.temperature
-        chosen = [configurations[name] for name in selection.chosen]
-        self._targets = chosen[0].targets
+        self._targets = configurations[selection.chosen[0]].targets
         self._sources = [
-            (out / "crossval" / name / "scores", out / "prepared" / configuration.prepared)
-            for name, configuration in zip(selection.chosen, chosen, strict=True)
+            (folder.crossval(name).scores, folder.prepared(configurations[name].prepared)) for name in selection.chosen
         ]
         self._held: tuple[str, PooledScores] | None = None
 

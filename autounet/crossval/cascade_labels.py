@@ -1,4 +1,4 @@
-"""What one stage of a cascade hands to the next, case by case: a case whose scores and grids are as before is kept."""
+"""Out-of-fold labels of one stage of a cascade on the grid of the next one."""
 
 from __future__ import annotations
 
@@ -6,64 +6,46 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..datasets.stamps import FileHashes
 from ..inference.decisions import Decision, decision_for
 from ..inference.export import labels_for_next_stage
-from ..schema.dataset import Dataset
-from ..schema.labels import overlapping_targets
-from ..schema.plan import Configuration
-from ..schema.record import digest
-from ..store import read_properties, read_scores, scores_file, stage_labels_file, write_stage_labels
+from ..schema.labels import Labels, TargetKind
+from ..store import read_properties, read_scores, write_stage_labels
 from ..workers import map_parallel
-from ..workflow.jobs import read_key, write_key
-
-STAGE_VERSION = 1
-"""raised whenever the same scores would be handed over differently"""
 
 
-class _Task(NamedTuple):
+class _CascadeTask(NamedTuple):
     identifier: str
     scores: Path
     grid: Path
     next_grid: Path
     folder: Path
     decision: Decision
-    depends: str
-    """digest of how scores become classes"""
 
 
-def hand_over_cases(
-    dataset: Dataset,
-    configuration: Configuration,
+def write_cascade_labels(
+    cases: Sequence[str],
+    labels: Labels,
+    targets: TargetKind,
     scores: Path,
     grid: Path,
     next_grid: Path,
     folder: Path,
-    cases: Sequence[str],
     workers: int,
-    on_case: Callable[[str], None] | None = None,
+    on_case: Callable[[str], None],
 ) -> None:
-    """Kept out-of-fold scores by `configuration` on its grid to labels on the next stage's, into `folder`, in parallel.
+    """Kept out-of-fold scores on their grid to labels on the next stage's, into `folder`, in parallel.
 
-    `grid` and `next_grid` are the folders of the cases as prepared for the two stages. A case is left as it is where
-    `folder/keys/<case>.json` says that its labels came from the same scores, grids and classes.
+    `grid` and `next_grid` are the folders of the cases as prepared for the two stages. `on_case` is called with each
+    case when its labels are written.
     """
-    targets = [each.members for each in overlapping_targets(dataset.labels)]
-    depends = digest([STAGE_VERSION, targets if configuration.targets == "regions" else None])
-    decision = decision_for(dataset.labels, configuration.targets)
-    tasks = [_Task(case, scores, grid, next_grid, folder, decision, depends) for case in cases]
-    map_parallel(_hand_over_one, tasks, workers, on_case)
+    decision = decision_for(labels, targets)
+    tasks = [_CascadeTask(case, scores, grid, next_grid, folder, decision) for case in cases]
+    map_parallel(_write_one, tasks, workers, on_case)
 
 
-def _hand_over_one(task: _Task) -> str:
+def _write_one(task: _CascadeTask) -> str:
     name = task.identifier
     source, target = (read_properties(folder, name) for folder in (task.grid, task.next_grid))
-    content = FileHashes().of(scores_file(task.scores, name))
-    key = digest([task.depends, content, source.key, target.key])
-    done = task.folder / "keys" / f"{name}.json"
-    if read_key(done) != key or not stage_labels_file(task.folder, name).exists():
-        done.unlink(missing_ok=True)  # until the end the case counts as not handed over
-        labels = labels_for_next_stage(read_scores(task.scores, name), source, target, task.decision)
-        write_stage_labels(task.folder, name, labels)
-        write_key(done, key)
+    labels = labels_for_next_stage(read_scores(task.scores, name), source, target, task.decision)
+    write_stage_labels(task.folder, name, labels)
     return name

@@ -1,4 +1,4 @@
-"""Weights for the selected ensemble, from the kept out-of-fold scores: fitted, judged, and used where they help."""
+"""Weights for the selected ensemble, fitted on the kept out-of-fold scores and used where they help."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from ..progress import progress
 from ..schema.dataset import Dataset, annotated_classes
 from ..schema.labels import TargetKind, counted_targets
 from ..schema.metrics import Metrics
+from ..schema.plan import Configuration
 from ..schema.quantities import format_time
-from ..schema.selection import WEIGHTED, Selection, Weighting
+from ..schema.selection import Selection, Weighting
 from ..store import read_properties, read_scores
+from ..store.run_folder import RunFolder
 from ..workers import map_parallel
-from ..workflow.context import Context
-from .choose import dice_table, mean_dice, standard_error
 from .postprocess import held_out
-from .sampled_voxels import draw
-from .validate import ensemble_cases, segmentation_name
+from .sampled_voxels import sample_voxels
+from .select import dice_table, mean_dice, standard_error
+from .validate import ensemble_cases, score_sources, segmentation_name, summarise_cases
 
 MOST_OPTIONS = 300
 """weights that are tried: finer steps would only be chance, and each costs as much"""
@@ -66,9 +67,9 @@ def dice_by_weights(
     decide: Callable[[np.ndarray], np.ndarray],
     targets: Sequence[Sequence[int]],
 ) -> np.ndarray:
-    """(G, T) Dice of one case for each option, over voxels that were drawn of it; NaN where a target is in neither.
+    """(G, T) Dice of one case for each option, over voxels sampled of it; NaN where a target is in neither.
 
-    `shares` (M, N, C) is what M configurations say of N voxels, of which the weighted mean is decided on: `decide`
+    `shares` (M, N, C) is the shares of M configurations at N voxels, of which the weighted mean is decided on: `decide`
     gives dense classes (N,) of (N, C). `truth` (N,) holds the true ones, `targets` the dense classes of T targets.
     """
     result = np.full((len(options), len(targets)), np.nan)
@@ -97,7 +98,7 @@ def judge_weights(
     chosen = {group: _best(tables[:, member != group]) for group in present}
     held = np.array([tables[chosen[group], row] for row, group in enumerate(member)])
     gain, noise = mean_dice(held) - mean_dice(tables[0]), standard_error(held, tables[0]) or 0.0
-    return judged(
+    return decided(
         Weighting(
             fitted=_weights(fitted),
             by_group={group: _weights(options[index]) for group, index in chosen.items()},
@@ -109,7 +110,7 @@ def judge_weights(
     )
 
 
-def judged(weighting: Weighting, gain: float | None, noise: float, names: Sequence[str]) -> Weighting:
+def decided(weighting: Weighting, gain: float | None, noise: float, names: Sequence[str]) -> Weighting:
     """With the verdict, and a sentence that says it."""
     uniform = all(abs(weight - 1 / len(names)) < 1e-9 for weight in weighting.fitted)
     kept = gain is not None and gain > noise and not uniform
@@ -142,97 +143,107 @@ log = logging.getLogger(__name__)
 
 MOST_VOXELS = 20_000
 """of a case: the standard error of a Dice of 0.9 is then below 0.005, and the same voxels judge all weights"""
-SHARE = 0.2
-"""of the promised time that is left, which weighing may take; postprocessing and calibration come after it"""
+TIME_SHARE = 0.2
+"""of the promised time that is left, which the fit may take; postprocessing and calibration come after it"""
 
 
-class _Task(NamedTuple):
+class _CaseTask(NamedTuple):
     dataset: Dataset
     """of this case alone"""
-    identifier: str
     segmentations: Path
     sources: tuple[tuple[Path, Path], ...]
     """folder of the scores and of the prepared cases, of each configuration"""
     targets: TargetKind
 
 
-class Weighing:
-    """Of one run; writes `crossval/<selected>/weighted/` where weights are kept."""
+def fit_weights(
+    selection: Selection,
+    metrics: Metrics,
+    dataset: Dataset,
+    configurations: Mapping[str, Configuration],
+    folder: RunFolder,
+    workers: int,
+    seconds_left: float | None,
+) -> tuple[Selection, Metrics]:
+    """The selection with the weights of its ensemble, and the metrics of its result; `metrics` are of equal weights.
 
-    def __init__(self, context: Context) -> None:
-        self.context, self.dataset = context, context.known.dataset
-        self.crossval = context.out / "crossval"
-
-    def of(self, selection: Selection, metrics: Metrics) -> tuple[Selection, Metrics]:
-        """The selection with the weights, and the metrics of its result; `metrics` are those of equal weights.
-
-        Each case is averaged with weights that were fitted without it, so that the metrics flatter nothing.
-        """
-        for former in self.crossval.glob(f"*/{WEIGHTED}"):
-            shutil.rmtree(former)
-        if len(selection.chosen) < 2:
-            return selection, metrics
-        groups = held_out({case.case: case.fold or 0 for case in metrics.cases})
-        weighting = self._judged(selection, groups)
-        if weighting.kept:
-            weighting, metrics = self._proved(selection, weighting, groups, metrics)
-        log.info("%s", weighting.reason)
-        weights = weighting.fitted if weighting.kept else ()
-        return selection.model_copy(update={"weights": weights, "weighting": weighting}), metrics
-
-    def _judged(self, selection: Selection, groups: Mapping[str, int]) -> Weighting:
-        """On drawn voxels. Partly annotated cases tell too little."""
-        labels = self.dataset.labels
-        known = [case for case in groups if annotated_classes(self.dataset.case(case), labels) is None]
-        if not known:
-            return Weighting(fitted=(), reason="Equal weights: no case is wholly annotated, to fit others on.")
-        first, *others = (self._task(selection, case) for case in known)
-        started = time.monotonic()
-        found = [_look_one(first)]
-        needed = (time.monotonic() - started) * len(others) / max(1, min(self.context.workers, len(others)))
-        left = self.context.deadline.remaining()
-        if left is not None and needed > SHARE * left:
-            told = f"{format_time(needed)} of the {format_time(left)} left"
-            return Weighting(fitted=(), reason=f"Equal weights: fitting others would take {told}.")
-        with progress("weighing configurations", len(others)) as meter:
-            found += map_parallel(_look_one, others, self.context.workers, lambda _: meter.advance())
-        dice = dict(zip(known, found, strict=True))
-        return judge_weights(dice, groups, weight_options(len(selection.chosen)), selection.chosen)
-
-    def _task(self, selection: Selection, case: str) -> _Task:
-        configurations = [self.context.configurations[name] for name in selection.chosen]
-        prepared = self.context.out / "prepared"
-        sources = tuple(
-            (self.crossval / name / "scores", prepared / configuration.prepared)
-            for name, configuration in zip(selection.chosen, configurations, strict=True)
-        )
-        only = self.dataset.model_copy(update={"cases": (self.dataset.case(case),)})
-        return _Task(only, case, self.crossval / "+".join(selection.chosen), sources, configurations[0].targets)
-
-    def _proved(
-        self, selection: Selection, weighting: Weighting, groups: Mapping[str, int], equal: Metrics
-    ) -> tuple[Weighting, Metrics]:
-        """On whole segmentations, which drawn voxels only estimate; those of weights that fail are removed."""
-        folder = self.crossval / "+".join(selection.chosen) / WEIGHTED
-        sources = {
-            name: (self.context.configurations[name], self.crossval / name / "scores") for name in selection.chosen
-        }
-        folds = {case.case: case.fold or 0 for case in equal.cases}
-        weights = {case: weighting.by_group[groups[case]] for case in folds}
-        with progress("averaging with weights", 1):
-            weighted = ensemble_cases(self.dataset, sources, self.context.out / "prepared", folds, folder, weights)
-        names = [target.name for target in counted_targets(self.dataset.labels)]
-        tables = [dice_table(each.cases, names) for each in (weighted, equal)]
-        gain, noise = mean_dice(tables[0]) - mean_dice(tables[1]), standard_error(*tables) or 0.0
-        weighting = judged(weighting, None if np.isnan(gain) else gain, noise, selection.chosen)
-        if weighting.kept:
-            return weighting, weighted
-        shutil.rmtree(folder)
-        return weighting, equal
+    Each case is averaged with weights that were fitted without it, so that the metrics flatter nothing. Nothing is
+    fitted where it would take more than a fifth of `seconds_left`. Writes `crossval/<selected>/weighted/` where weights
+    are kept, and removes any other.
+    """
+    for former in folder.former_results("weighted"):
+        shutil.rmtree(former)
+    if len(selection.chosen) < 2:
+        return selection, metrics
+    groups = held_out({case.case: case.fold or 0 for case in metrics.cases})
+    weighting = _fitted(selection, groups, dataset, configurations, folder, workers, seconds_left)
+    if weighting.kept:
+        weighting, metrics = _confirmed(selection, weighting, groups, metrics, dataset, configurations, folder)
+    log.info("%s", weighting.reason)
+    weights = weighting.fitted if weighting.kept else ()
+    return selection.model_copy(update={"weights": weights, "weighting": weighting}), metrics
 
 
-def _look_one(task: _Task) -> np.ndarray:
-    """(G, T) Dice of each option of weights, over drawn voxels of a case."""
+def _fitted(
+    selection: Selection,
+    groups: Mapping[str, int],
+    dataset: Dataset,
+    configurations: Mapping[str, Configuration],
+    folder: RunFolder,
+    workers: int,
+    seconds_left: float | None,
+) -> Weighting:
+    """On sampled voxels of the cases that are annotated completely."""
+    complete = [case for case in groups if annotated_classes(dataset.case(case), dataset.labels) is None]
+    if not complete:
+        return Weighting(fitted=(), reason="Equal weights: no case is annotated completely, to fit others on.")
+    segmentations = folder.crossval(*selection.chosen).path
+    sources = score_sources(folder, configurations, selection.chosen)
+    targets = configurations[selection.chosen[0]].targets
+    first, *others = (_CaseTask(dataset.only(case), segmentations, sources, targets) for case in complete)
+    started = time.monotonic()
+    found = [_dice_of_case(first)]
+    needed = (time.monotonic() - started) * len(others) / max(1, min(workers, len(others)))
+    if seconds_left is not None and needed > TIME_SHARE * seconds_left:
+        costs = f"{format_time(needed)} of the {format_time(seconds_left)} left"
+        return Weighting(fitted=(), reason=f"Equal weights: fitting others would take {costs}.")
+    with progress("fitting ensemble weights", len(others)) as meter:
+        found += map_parallel(_dice_of_case, others, workers, lambda _: meter.advance())
+    dice = dict(zip(complete, found, strict=True))
+    return judge_weights(dice, groups, weight_options(len(selection.chosen)), selection.chosen)
+
+
+def _confirmed(
+    selection: Selection,
+    weighting: Weighting,
+    groups: Mapping[str, int],
+    equal: Metrics,
+    dataset: Dataset,
+    configurations: Mapping[str, Configuration],
+    folder: RunFolder,
+) -> tuple[Weighting, Metrics]:
+    """On whole segmentations, which sampled voxels only estimate; those of weights that fail are removed."""
+    place = folder.crossval(*selection.chosen).weighted
+    folds = {case.case: case.fold or 0 for case in equal.cases}
+    weights = {case: weighting.by_group[groups[case]] for case in folds}
+    sources, targets = (
+        score_sources(folder, configurations, selection.chosen),
+        configurations[selection.chosen[0]].targets,
+    )
+    with progress("averaging with weights", 1):
+        weighted = summarise_cases(ensemble_cases(dataset, sources, targets, folds, place.path, weights), dataset)
+    names = [target.name for target in counted_targets(dataset.labels)]
+    tables = [dice_table(each.cases, names) for each in (weighted, equal)]
+    gain, noise = mean_dice(tables[0]) - mean_dice(tables[1]), standard_error(*tables) or 0.0
+    weighting = decided(weighting, None if np.isnan(gain) else gain, noise, selection.chosen)
+    if weighting.kept:
+        return weighting, weighted
+    shutil.rmtree(place.path)
+    return weighting, equal
+
+
+def _dice_of_case(task: _CaseTask) -> np.ndarray:
+    """(G, T) Dice of each option of weights, over sampled voxels of a case."""
     dataset, labels = task.dataset, task.dataset.labels
     case = dataset.cases[0]
     segmentation, _ = read_labels(task.segmentations / segmentation_name(case))
@@ -240,14 +251,14 @@ def _look_one(task: _Task) -> np.ndarray:
     decision = decision_for(labels, task.targets)
     pooled = [
         PooledScores(
-            [(read_scores(scores, task.identifier).astype(np.float32), read_properties(prepared, task.identifier))],
+            [(read_scores(scores, case.identifier).astype(np.float32), read_properties(prepared, case.identifier))],
             labels,
             targets=task.targets,
         )
         for scores, prepared in task.sources
     ]
     structures = (reference != 0) | (segmentation != 0)
-    voxels = draw(task.identifier, encode(reference, labels), structures, pooled[0].box, MOST_VOXELS)
+    voxels = sample_voxels(case.identifier, encode(reference, labels), structures, pooled[0].box, MOST_VOXELS)
     shares = np.stack([decision.shares(voxels.logits(own)) for own in pooled])
 
     def decide(mean: np.ndarray) -> np.ndarray:

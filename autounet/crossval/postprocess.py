@@ -16,7 +16,7 @@ from ..ops.components import components, kept_components
 from ..ops.orient import crop, nonzero_box
 from ..schema.labels import Labels, counted_targets
 from ..schema.selection import PostprocessStep, PostprocessTrial
-from .choose import mean_dice, standard_error
+from .select import mean_dice, standard_error
 
 FOREGROUND = "foreground"
 SMALLEST, LARGEST = 1e-3, 0.3

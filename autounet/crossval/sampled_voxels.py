@@ -1,4 +1,4 @@
-"""Voxels drawn of an out-of-fold case, evenly around its structures: what calibration and weights are judged on."""
+"""Voxels sampled evenly around the structures of a case, which calibration and ensemble weights are fitted on."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..ops.orient import nonzero_box
 from ..schema.geometry import Box3
 
 MARGIN = 8
-"""voxels around the structures, referenced or predicted: farther out all is sure"""
+"""voxels around the structures, referenced or predicted: farther out nothing is uncertain"""
 
 
-class Drawn(NamedTuple):
+class SampledVoxels(NamedTuple):
     """N voxels, sorted by slice."""
 
     inside: np.ndarray
@@ -33,7 +33,7 @@ class Drawn(NamedTuple):
         return found
 
 
-def draw(identifier: str, dense: np.ndarray, structures: np.ndarray, crop: Box3, most: int) -> Drawn:
+def sample_voxels(identifier: str, dense: np.ndarray, structures: np.ndarray, crop: Box3, most: int) -> SampledVoxels:
     """Up to `most` voxels of a case, the same for the same name; those without a label are left out.
 
     `dense` (Z, Y, X) is the reference as dense classes, `structures` (Z, Y, X) bool where it or the segmentation is
@@ -41,11 +41,11 @@ def draw(identifier: str, dense: np.ndarray, structures: np.ndarray, crop: Box3,
     """
     box = _around(structures, crop)
     starts, sizes = [start for start, _ in box], [stop - start for start, stop in box]
-    draws = np.random.default_rng(crc32(identifier.encode())).integers(0, np.prod(sizes), most)
-    found = np.stack(np.unravel_index(np.unique(draws), sizes), axis=1) + starts
+    chosen = np.random.default_rng(crc32(identifier.encode())).integers(0, np.prod(sizes), most)
+    found = np.stack(np.unravel_index(np.unique(chosen), sizes), axis=1) + starts
     classes = dense[tuple(found.T)]
     found, classes = found[classes != NO_LOSS], classes[classes != NO_LOSS]
-    return Drawn(found - [start for start, _ in crop], classes)
+    return SampledVoxels(found - [start for start, _ in crop], classes)
 
 
 def _around(structures: np.ndarray, crop: Box3) -> Box3:

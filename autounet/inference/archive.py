@@ -26,9 +26,9 @@ from pydantic import JsonValue
 from ..schema.bundle import ModelBundle
 from ..schema.errors import ModelError, RecordError
 from ..schema.record import digest, replacing
+from ..store.run_folder import BUNDLE_FILE
 from .card import card_text
 
-BUNDLE_FILE = "bundle.json"
 CARD_FILE = "model_card.md"
 
 

@@ -1,5 +1,5 @@
-"""Cases as read to cases as trained on, and back to the file's own grid. Works on arrays only."""
+"""Cases as read to cases as trained on."""
 
-from .prepare import Prepared, case_key, prepare_case
+from .prepare import Prepared, prepare_case
 
-__all__ = ["Prepared", "case_key", "prepare_case"]
+__all__ = ["Prepared", "prepare_case"]

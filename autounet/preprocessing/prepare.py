@@ -15,7 +15,6 @@ from ..schema.dataset import Presence
 from ..schema.geometry import Box3, Geometry, Spacing3
 from ..schema.plan import PreprocessSpec
 from ..schema.prepared import CaseProperties
-from ..schema.record import digest
 
 
 class View(NamedTuple):
@@ -110,8 +109,6 @@ def _stored_box(properties: CaseProperties) -> Box3:
     return unpermute(box, properties.axes)
 
 
-STAGE_VERSION = 2
-"""raised whenever the same input would be prepared differently"""
 MOST_LOCATIONS = 10_000
 """per class, as in nnU-Net"""
 
@@ -124,11 +121,6 @@ class Prepared(NamedTuple):
     """(*S) int8, or int16 when a class is beyond 127"""
     locations: dict[int, np.ndarray]
     """dense class -> (N, 3) int32 voxels of the prepared grid, in their order; see `class_locations`"""
-
-
-def case_key(spec: PreprocessSpec, content_hash: str) -> str:
-    """Digest of everything that prepared data depend on; equal keys mean equal prepared files."""
-    return digest([spec.model_dump(mode="json"), content_hash, STAGE_VERSION])
 
 
 def prepare_case(

@@ -95,6 +95,10 @@ class Dataset(Record):
     def case(self, identifier: str) -> Case:
         return next(case for case in self.cases if case.identifier == identifier)
 
+    def only(self, identifier: str) -> Dataset:
+        """The same with this case alone, which is cheap to send to another process."""
+        return self.model_copy(update={"cases": (self.case(identifier),)})
+
 
 class IntensitySample(Part):
     """Seeded sample of one channel's foreground intensities in one case, kept so that one changed case is cheap."""

@@ -79,6 +79,18 @@ class Labels(Part):
         return tuple(label.value for label in self.classes)
 
     @property
+    def nameless(self) -> Labels:
+        """The same with file values in place of names, which change nothing that is prepared or trained."""
+        names = {each.name: f"value {each.value}" for each in self.classes}
+        regions = (Region(name=f"region {index}", values=each.values) for index, each in enumerate(self.regions))
+        return Labels(
+            classes=tuple(LabelClass(name=names[each.name], value=each.value) for each in self.classes),
+            regions=tuple(regions),
+            ignore=self.ignore,
+            pairs=tuple((names[left], names[right]) for left, right in self.pairs),
+        )
+
+    @property
     def foreground(self) -> tuple[LabelClass, ...]:
         """The classes that count: all but index 0."""
         return self.classes[1:]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from .record import Part, Record, digest
+from .record import Part, Record
 
 GIB = 1024**3
 
@@ -86,12 +86,6 @@ class TrainOptions(Part):
     deterministic: bool = False
     start: str | None = None
     """checksum of the weights that training starts from; None: drawn from the seed"""
-
-    def digest(self) -> str:
-        """Without fields that came later at their defaults, so that what was trained before stays known."""
-        later = {"elastic", "start"}
-        kept = {name for name in later if getattr(self, name) == type(self).model_fields[name].default}
-        return digest(self.model_dump(mode="json", exclude=kept))
 
 
 NO_WEIGHTS = "none"

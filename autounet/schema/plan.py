@@ -8,14 +8,14 @@ predicted (`InferenceSpec`). How the weights are reached is not here: see `Train
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, JsonValue, computed_field, model_validator
 
 from .errors import PlanError
 from .labels import Labels, TargetKind, targets_of
 from .options import PlannerOptions
-from .record import Part, Record, digest
+from .record import Part, Record
 
 
 class ChannelNormalisation(Part):
@@ -121,12 +121,7 @@ class InferenceSpec(Part):
     """how a previous stage's scores become labels on this one's grid when new images are predicted: interpolated
     straight to it, or decided on in the image's own voxels and resampled as labels, as between nnU-Net's commands"""
     average: Average = "logits"
-    """logits: as nnU-Net does, and models from before this field"""
-
-    def digest(self) -> str:
-        """Without `average` at its default: results from before this field stay good."""
-        later = {"average"} if self.average == "logits" else set()
-        return digest(self.model_dump(mode="json", exclude=later))
+    """logits: as nnU-Net does"""
 
 
 Limit = Literal["memory", "image", "data", "time", "option", "search", "minimum"]
@@ -143,16 +138,16 @@ class Limits(Part):
     width: Limit | None = None
 
 
-class Configuration(Part):
+class TrainedConfiguration(Part):
+    """What weights depend on in a configuration."""
+
     preprocess: PreprocessSpec
-    prepared: str
-    """name of the folder below prepared/; configurations with equal specs share one"""
     patch_size: tuple[int, ...]
     """network axis order, as many entries as the network has dimensions"""
     batch_size: int = Field(ge=1)
     network: NetworkSpec
     targets: TargetKind = "classes"
-    """classes: a softmax over all of them; regions: a sigmoid for each of `schema.targets.overlapping_targets`"""
+    """classes: a softmax over all of them; regions: a sigmoid for each of `schema.labels.overlapping_targets`"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     mirror_axes: tuple[int, ...] = ()
@@ -162,6 +157,34 @@ class Configuration(Part):
     batch_dice: bool = False
     previous_stage: str | None = None
     """configuration whose segmentation, one-hot without the background, is appended to the channels (cascade)"""
+
+    @property
+    def network_spacing(self) -> tuple[float, ...]:
+        """Spacing of the network's axes, mm."""
+        return tuple(value for value in self.preprocess.spacing[-self.network.dims :] if value is not None)
+
+    @property
+    def key(self) -> str:
+        """Digest that the weights of equal configurations share."""
+        return self.trained.digest()
+
+    @property
+    def trained(self) -> TrainedConfiguration:
+        """This part alone, without the options of the network that only prediction reads."""
+        options = {name: value for name, value in self.network.options.items() if name not in PREDICTION_OPTIONS}
+        content = {name: getattr(self, name) for name in TrainedConfiguration.model_fields}
+        return TrainedConfiguration(**{**content, "network": self.network.model_copy(update={"options": options})})
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(self.patch_size) != self.network.dims:
+            raise ValueError(f"patch_size needs {self.network.dims} entries")
+        return self
+
+
+class Configuration(TrainedConfiguration):
+    prepared: str
+    """name of the folder below prepared/; configurations with equal specs share one"""
     inference: InferenceSpec = InferenceSpec()
     median_shape: tuple[int, ...]
     """median image size on the prepared grid, network axis order (3 entries)"""
@@ -176,23 +199,11 @@ class Configuration(Part):
     predicted_validation_seconds: float | None = None
     """of a fold"""
 
-    @property
-    def key(self) -> str:
-        """Digest of what the weights depend on: estimates and the way of predicting lie outside."""
-        estimates = (name for name in type(self).model_fields if name.startswith("predicted_"))
-        outside = {"inference", "spacing", "median_shape", "prepared", "limited_by", *estimates}
-        later = {"targets", "swap_axis"}  # fields that came later: weights trained before keep their key
-        kept = {name for name in later if getattr(self, name) == type(self).model_fields[name].default}
-        content = self.model_dump(mode="json", exclude=outside | kept)
-        options = content["network"]["options"]
-        content["network"]["options"] = {name: options[name] for name in options if name not in PREDICTION_OPTIONS}
-        return digest(content)
-
     @computed_field  # type: ignore[prop-decorator]
     @property
     def spacing(self) -> tuple[float, ...]:
         """Spacing of the network's axes, mm; written into plan.json for readers, its home is `preprocess`."""
-        return tuple(value for value in self.preprocess.spacing[-self.network.dims :] if value is not None)
+        return self.network_spacing
 
     @model_validator(mode="before")
     @classmethod
@@ -210,12 +221,6 @@ class Configuration(Part):
             raise ValueError("spacing differs from preprocess.spacing; edit preprocess.spacing and both stay equal")
         return content
 
-    @model_validator(mode="after")
-    def _fits(self) -> Configuration:
-        if len(self.patch_size) != self.network.dims:
-            raise ValueError(f"patch_size needs {self.network.dims} entries")
-        return self
-
 
 class Plan(Record):
     """`plan.json`."""
@@ -231,8 +236,8 @@ class Plan(Record):
 
     @property
     def edition(self) -> str:
-        """Digest that a person's edit changes; fields that a later version adds, at their defaults, do not."""
-        return digest(self.model_dump(mode="json", exclude_defaults=True))
+        """Digest that a person's edit changes."""
+        return self.digest()
 
 
 def with_previous_stages(names: Iterable[str], configurations: Mapping[str, Configuration]) -> tuple[str, ...]:

@@ -106,10 +106,6 @@ class ProbabilityChannels(Record):
     """of the model; None: written before they were kept"""
 
 
-WEIGHTED = "weighted"
-"""folder of the selected out-of-fold segmentations where configurations have weights, beside those of equal ones"""
-
-
 class Candidate(Part):
     """One configuration, or several whose probabilities are averaged. See `selection.choose` for the numbers."""
 
@@ -146,8 +142,3 @@ class Selection(Record):
     postprocessing_reason: str = ""
     calibration: TemperatureScaling | None = None
     """of the probabilities that are written; None: they are as the networks give them"""
-
-    @property
-    def folder(self) -> str:
-        """Of the selected out-of-fold segmentations before postprocessing, in `crossval/`."""
-        return "+".join(self.chosen) + (f"/{WEIGHTED}" if self.weights else "")

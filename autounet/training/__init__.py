@@ -6,6 +6,5 @@ from ..time_budget.benchmark import measure_speed, time_steps
 from .loop import train_fold
 from .probe import probe_device
 from .schedule import Horizon
-from .task import FoldTask
 
-__all__ = ["FoldTask", "Horizon", "measure_speed", "probe_device", "time_steps", "train_fold"]
+__all__ = ["Horizon", "measure_speed", "probe_device", "time_steps", "train_fold"]

@@ -3,61 +3,74 @@
 from __future__ import annotations
 
 import math
+import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
-from ..schema.errors import AutoUNetError
+import autounet
+
+from ..schema.errors import AutoUNetError, BudgetExceeded
+from ..schema.quantities import format_size
 from ..schema.run import EpochLog, RunRecord, fold_name
+from ..schema.stage_inputs import TrainingInputs, TrainingPlace
 from ..step import Precision, algorithms, configuration_loss, train_step
+from ..store.run_folder import FoldFolder
 from ..store.weights import save_weights
 from ..workers import keep_freed_memory
 from .journal import Journal
-from .memory import budget_errors, peak_memory
+from .memory import peak_memory
 from .monitor import PatchMonitor
-from .record import finished_record, run_record
 from .samples import batches
-from .schedule import learning_rate
+from .schedule import Horizon, learning_rate
 from .sources import train_source, validation_source
-from .state import Checkpoint, new_state
-from .task import FoldTask
+from .state import Checkpoint, TrainState, new_state
 
 
-def train_fold(task: FoldTask, on_log: Callable[[EpochLog], None] | None = None) -> RunRecord:
-    """Train one fold to its horizon; continue where an interrupted run left off; return at once when it is finished.
+def train_fold(
+    inputs: TrainingInputs,
+    place: TrainingPlace,
+    horizon: Horizon,
+    on_log: Callable[[EpochLog], None] | None = None,
+) -> RunRecord:
+    """Train one fold to its horizon; continue where an interrupted training by the same inputs left off.
 
     Writes `weights.safetensors`, `record.json`, `log.jsonl`, `progress.png` and, while running, `state.pt` into the
-    task's folder. `on_log` is called with every line of the log. Raises AutoUNetError when the folder holds another
-    finished training, and BudgetExceeded when the device has too little memory.
+    place's folder. `on_log` is called with every line of the log. Raises AutoUNetError when the loss is no number any
+    more, BudgetExceeded when the device has too little memory, and ValueError where of a previous stage and the folder
+    of its labels only one is given.
     """
-    finished = finished_record(task)
-    if finished is not None:
-        return finished
-    with algorithms(task.options.deterministic), budget_errors(task):
-        return _train(task, on_log)
+    if (place.previous is None) != (inputs.configuration.previous_stage is None):
+        raise ValueError(f"{place.configuration_name}: previous stage and the folder of its labels go together")
+    with algorithms(inputs.options.deterministic), budget_errors(place):
+        return _train(inputs, place, horizon, on_log)
 
 
-def _train(task: FoldTask, on_log: Callable[[EpochLog], None] | None) -> RunRecord:
+def _train(
+    inputs: TrainingInputs, place: TrainingPlace, horizon: Horizon, on_log: Callable[[EpochLog], None] | None
+) -> RunRecord:
     # what is trained, on what, towards what
     began = time.monotonic()
     keep_freed_memory()
-    task.folder.mkdir(parents=True, exist_ok=True)
-    device = torch.device(task.device)
-    configuration, options = task.configuration, task.options
+    folder, device = FoldFolder(place.folder), torch.device(place.device)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    configuration, options = inputs.configuration, inputs.options
     precision = Precision(configuration.precision, configuration.channels_last)
-    state = new_state(task, precision, device)
-    checkpoint = Checkpoint(task)
+    state = new_state(inputs, place.initial, precision, device)
+    checkpoint = Checkpoint(folder.state, inputs.key)
     event = checkpoint.restore(state)
     earlier = state.elapsed
-    loss = configuration_loss(configuration, task.labels, options)
-    loader = batches(train_source(task), state.step, task.workers, pin_memory=device.type == "cuda")
-    monitor = PatchMonitor(validation_source(task), task.labels, precision, device, configuration.targets)
-    journal = Journal(task.folder, state.step, on_log, f"{task.configuration_name} {fold_name(task.fold)}")
+    loss = configuration_loss(configuration, inputs.labels, options)
+    loader = batches(train_source(inputs, place), state.step, place.workers, pin_memory=device.type == "cuda")
+    monitor = PatchMonitor(validation_source(inputs, place), place.labels, precision, device, configuration.targets)
+    journal = Journal(folder.path, state.step, on_log, f"{place.configuration_name} {fold_name(inputs.fold)}")
     losses: list[torch.Tensor] = []  # since the last line of the journal, as are the next two
     line_began, waited = time.monotonic(), 0.0
 
-    progress = task.horizon.progress(state.step, state.elapsed)
+    progress = horizon.progress(state.step, state.elapsed)
     while progress < 1:
         asked = time.monotonic()
         batch = next(loader).to(device, precision.channels_last)
@@ -71,7 +84,7 @@ def _train(task: FoldTask, on_log: Callable[[EpochLog], None] | None) -> RunReco
         state.step += 1
         state.update_average(options.ema_decay)
         state.elapsed = earlier + time.monotonic() - began
-        progress = task.horizon.progress(state.step, state.elapsed)
+        progress = horizon.progress(state.step, state.elapsed)
         if not journal.due(state.step, progress):
             continue
 
@@ -80,7 +93,7 @@ def _train(task: FoldTask, on_log: Callable[[EpochLog], None] | None) -> RunReco
             progress=progress,
             seconds=state.elapsed,
             learning_rate=rate,
-            loss=mean_loss(losses, task, state.step),
+            loss=mean_loss(losses, place.configuration_name, configuration.precision, state.step),
             step_seconds=(time.monotonic() - line_began) / len(losses),
             data_wait_seconds=waited / len(losses),
             peak_memory_bytes=peak_memory(device),
@@ -96,23 +109,68 @@ def _train(task: FoldTask, on_log: Callable[[EpochLog], None] | None) -> RunReco
     loader.close()
 
     # the record comes last: a fold with a record is finished
-    save_weights(task.folder / "weights.safetensors", state.evaluated.state_dict())
+    save_weights(folder.weights, state.evaluated.state_dict())
     journal.draw()
-    record = run_record(task, state, journal.curve, [*task.events, *([event] if event else [])])
-    record.save(task.folder / "record.json")
+    record = run_record(inputs, place, state, journal.curve, (*place.events, *([event] if event else [])))
+    record.save(folder.record)
     checkpoint.remove()
     return record
 
 
-def mean_loss(losses: list[torch.Tensor], task: FoldTask, step: int) -> float:
+def mean_loss(losses: list[torch.Tensor], name: str, precision: str, step: int) -> float:
     """Raises AutoUNetError when it is not a number any more: nothing trained after that is of use."""
     mean = float(torch.stack(losses).mean())
     if math.isfinite(mean):
         return mean
-    name, precision = task.configuration_name, task.configuration.precision
     remedy = (
         "Give another --loss or --seed"
         if precision == "fp32"
         else f'Set "precision" of {name} to "fp32" in plan.json (it is {precision}) and run again'
     )
-    raise AutoUNetError(f"{name}: the loss became {mean} before step {step}. {remedy}")
+    raise AutoUNetError(f"{name}: the loss became {mean} before step {step}", remedy)
+
+
+def run_record(
+    inputs: TrainingInputs, place: TrainingPlace, state: TrainState, curve: Sequence[EpochLog], events: Sequence[str]
+) -> RunRecord:
+    return RunRecord(
+        configuration_name=place.configuration_name,
+        configuration=inputs.configuration.key,
+        fold=inputs.fold,
+        options=inputs.options,
+        train_cases=tuple(case.identifier for case in inputs.cases),
+        validation_cases=place.validation_cases,
+        device=place.device,
+        steps=state.step,
+        seconds=state.elapsed,
+        curve=tuple(curve),
+        parameters=sum(parameter.numel() for parameter in state.model.parameters()),
+        peak_memory_bytes=peak_memory(torch.device(place.device)),
+        versions={
+            "autounet": autounet.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        events=tuple(events),
+    )
+
+
+@contextmanager
+def budget_errors(place: TrainingPlace) -> Iterator[None]:
+    """torch's error of a full GPU becomes BudgetExceeded, which says what to do.
+
+    Nothing is made smaller here: a training that quietly differs from its plan could not be compared with the others.
+    The pipeline plans again.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        used = peak_memory(torch.device(place.device)) or 0
+        raise BudgetExceeded(
+            f"the training does not fit into the memory of {place.device}: {format_size(used)} were in use when it "
+            f"needed more, and the plan expected {format_size(place.planned_bytes)}",
+            place.configuration_name,
+            None,
+            "Give a smaller --memory, so that patch and batch become smaller",
+        ) from error

@@ -1,18 +1,12 @@
-"""Memory: what is free, what was used, and what is said when it does not suffice."""
+"""Memory: what is free and what was used."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-
-from ..schema.errors import BudgetExceeded
-from ..schema.quantities import format_size
-from .task import FoldTask
 
 
 def free_memory(device: torch.device) -> int:
@@ -78,24 +72,3 @@ def peak_memory(device: torch.device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-@contextmanager
-def budget_errors(task: FoldTask) -> Iterator[None]:
-    """torch's error of a full GPU becomes BudgetExceeded, which says what to do.
-
-    Nothing is made smaller here: a training that quietly differs from its plan could not be compared with the others.
-    The pipeline plans again.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        measured = peak_memory(torch.device(task.device)) or 0
-        planned = task.configuration.predicted_memory_bytes
-        raise BudgetExceeded(
-            f"{task.configuration_name} does not fit into the memory of {task.device}: {format_size(measured)} were in "
-            f"use when it needed more, and the plan expected {format_size(planned)}. Give a --memory smaller than what "
-            "the plan was made for, so that patch and batch become smaller",
-            task.configuration_name,
-            None,
-        ) from error

@@ -1,4 +1,4 @@
-"""Where a task's samples come from."""
+"""Where the samples of a training and of its monitoring come from."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from ..losses import BORDER_WEIGHTED
 from ..nets import FAMILIES
 from ..ops.weight_map import balance_weights, border_weight
-from ..schema.plan import Configuration, swapped_classes
+from ..schema.plan import TrainedConfiguration, swapped_classes
+from ..schema.stage_inputs import TrainingInputs, TrainingPlace
 from .augment import Augmentation, ClassSwap
 from .cases import CaseStore
 from .memory import free_memory
 from .samples import ChannelDropout, SampleSource
-from .task import FoldTask
 
 MONITORED_CASES = 16
 """validation cases that the patches shown while training come from, at most"""
@@ -28,74 +28,77 @@ CASE_MEMORY_SHARE = 0.25
 """of the machine's free memory, likewise"""
 
 
-def train_source(task: FoldTask) -> SampleSource:
-    configuration, options = task.configuration, task.options
+def train_source(inputs: TrainingInputs, place: TrainingPlace) -> SampleSource:
+    configuration, options, cases = inputs.configuration, inputs.options, inputs.cases
+    names = tuple(case.identifier for case in cases)
     memory = min(CASE_MEMORY, int(CASE_MEMORY_SHARE * free_memory(torch.device("cpu"))))
     return SampleSource(
-        cases=CaseStore(task.prepared, task.train_cases, memory // max(1, task.workers), task.previous),
+        cases=CaseStore(place.prepared, names, memory // max(1, place.workers), place.previous),
         patch=configuration.patch_size,
         batch_size=configuration.batch_size,
         seed=options.seed,
-        fold=task.fold_number,
+        fold=inputs.fold_number,
         foreground_fraction=options.foreground_fraction,
         augmentation=Augmentation(
             options.augmentation,
             configuration.patch_size,
             configuration.mirror_axes,
-            task.previous_classes,
-            class_swap(task),
+            inputs.previous_classes,
+            class_swap(inputs),
             options.elastic,
         ),
-        sparse=task.labels.ignore is not None,
-        annotated=task.annotated,
-        weigh=voxel_weight(task),
-        dropout=ChannelDropout(task.channel_combinations, task.present),
+        sparse=inputs.labels.ignore is not None,
+        annotated={case.identifier: case.annotated for case in cases if case.annotated is not None},
+        weigh=voxel_weight(inputs),
+        dropout=ChannelDropout(
+            inputs.channel_combinations, {case.identifier: case.present for case in cases if case.present is not None}
+        ),
         output=smaller_output(configuration),
     )
 
 
-def validation_source(task: FoldTask) -> SampleSource | None:
+def validation_source(inputs: TrainingInputs, place: TrainingPlace) -> SampleSource | None:
     """Patches as they are, each with foreground; None without validation cases.
 
     Its cases are read where they are cut: they are looked at seldom, and the training's fill the memory.
     """
-    if not task.validation_cases:
+    if not place.validation_cases:
         return None
-    configuration = task.configuration
+    configuration = inputs.configuration
     return SampleSource(
-        cases=CaseStore(task.prepared, task.validation_cases[:MONITORED_CASES], memory=0, previous=task.previous),
+        cases=CaseStore(place.prepared, place.validation_cases[:MONITORED_CASES], memory=0, previous=place.previous),
         patch=configuration.patch_size,
         batch_size=min(configuration.batch_size, MONITORED_CASES),
-        seed=task.options.seed,
-        fold=task.fold_number,
+        seed=inputs.options.seed,
+        fold=inputs.fold_number,
         foreground_fraction=1.0,
-        augmentation=Augmentation("none", configuration.patch_size, (), task.previous_classes),
-        sparse=task.labels.ignore is not None,
-        annotated=task.annotated,
+        augmentation=Augmentation("none", configuration.patch_size, (), inputs.previous_classes),
+        sparse=inputs.labels.ignore is not None,
+        annotated=place.annotated,
         output=smaller_output(configuration),
     )
 
 
-def class_swap(task: FoldTask) -> ClassSwap | None:
+def class_swap(inputs: TrainingInputs) -> ClassSwap | None:
     """What left and right exchange where samples are mirrored."""
-    axis = task.configuration.swap_axis
-    return None if axis is None else ClassSwap(axis, swapped_classes(task.labels))
+    axis = inputs.configuration.swap_axis
+    return None if axis is None else ClassSwap(axis, swapped_classes(inputs.labels))
 
 
-def smaller_output(configuration: Configuration) -> tuple[int, ...] | None:
+def smaller_output(configuration: TrainedConfiguration) -> tuple[int, ...] | None:
     """Size of the network's output in the middle of a patch; None where it is the whole patch."""
     network, patch = configuration.network, configuration.patch_size
     output = FAMILIES[network.family].output_size(network, patch)
     return None if output == tuple(patch) else output
 
 
-def voxel_weight(task: FoldTask) -> Callable[[np.ndarray], np.ndarray] | None:
+def voxel_weight(inputs: TrainingInputs) -> Callable[[np.ndarray], np.ndarray] | None:
     """What makes the weight map of a sample's labels, for losses that need one.
 
     Distances count in voxels of the finest axis of the patch. Classes are balanced over the whole data set.
     """
-    if task.options.loss not in BORDER_WEIGHTED:
+    if inputs.options.loss not in BORDER_WEIGHTED:
         return None
-    spacing = np.array(task.configuration.spacing[-len(task.configuration.patch_size) :])
-    balance = balance_weights(task.class_voxels) if task.class_voxels else None
+    spacing = np.array(inputs.configuration.network_spacing[-len(inputs.configuration.patch_size) :])
+    balance = balance_weights(inputs.class_voxels) if inputs.class_voxels else None
     return partial(border_weight, spacing=tuple(spacing / spacing.min()), balance=balance)

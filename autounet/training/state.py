@@ -14,9 +14,14 @@ import torch
 from torch import nn
 
 from ..nets import FAMILIES
+from ..nets.efficient_weights import load_pretrained
+from ..nets.transfer import transfer
+from ..schema.errors import ModelError
+from ..schema.plan import NetworkSpec
 from ..schema.record import replacing
+from ..schema.stage_inputs import InitialWeights, TrainingInputs
 from ..step import Precision, build_optimiser
-from .task import FoldTask
+from ..store.weights import read_pretrained
 
 
 @dataclass
@@ -98,21 +103,34 @@ class TrainState:
         return True
 
 
-def new_state(task: FoldTask, precision: Precision, device: torch.device) -> TrainState:
-    """Weights drawn from the task's seed, or those it starts from; torch's global generator is left seeded by it.
+def new_state(inputs: TrainingInputs, initial: Path | None, precision: Precision, device: torch.device) -> TrainState:
+    """Random weights by the training's seed, or those of the file `initial`; torch's global generator is left seeded.
 
     Raises ModelError where the weights to start from do not fit.
     """
-    torch.manual_seed(task.seed)
-    spec = task.configuration.network
+    torch.manual_seed(inputs.seed)
+    spec = inputs.configuration.network
     built = FAMILIES[spec.family].build(spec)
-    if task.start is not None:
-        task.start.set(built, spec)
+    if inputs.initial is not None:
+        assert initial is not None
+        set_weights(built, spec, initial, inputs.initial)
     model = precision.place(built, device).train()
     average = None
-    if task.options.ema_decay is not None:
+    if inputs.options.ema_decay is not None:
         average = copy.deepcopy(model).eval().requires_grad_(False)
-    return TrainState(model, build_optimiser(task.options, model.parameters()), precision.scaler(device), average)
+    return TrainState(model, build_optimiser(inputs.options, model.parameters()), precision.scaler(device), average)
+
+
+def set_weights(network: nn.Module, spec: NetworkSpec, file: Path, how: InitialWeights) -> None:
+    """Put the weights of a file into `network`, as built from `spec`. Raises ModelError naming the file."""
+    content = read_pretrained(file)
+    try:
+        if how.trained is None:
+            load_pretrained(network, content)
+        else:
+            transfer(network, spec, content, how.trained, how.new, how.channels)
+    except ModelError as error:
+        raise ModelError(f"{file}: {error.message}", error.remedy) from None
 
 
 logger = logging.getLogger(__name__)
@@ -124,16 +142,15 @@ TIME_SHARE = 0.02
 
 
 class Checkpoint:
-    """`state.pt` in the task's folder."""
+    """`state.pt` of an unfinished training with the key `key`."""
 
-    def __init__(self, task: FoldTask) -> None:
-        self.path = task.folder / "state.pt"
-        self.key = task.key
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
         self._saved = time.monotonic()
         self._wait = LEAST_SECONDS
 
     def restore(self, state: TrainState) -> str | None:
-        """Continue from the file where it is of this task. Returns a sentence on what was done, None without a file."""
+        """Continue from the file where it is of this training. Returns what was done in words, None without a file."""
         if not self.path.exists():
             return None
         try:

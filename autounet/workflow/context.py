@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..schema.options import RunOptions, TrainOptions
 from ..schema.plan import Configuration, Plan
 from ..schema.run import DeviceProfile
+from ..store.run_folder import RunFolder
 from ..time_budget.deadline import Deadline
 from ..workers import available_cores
 from .dataset_stage import Known
@@ -27,7 +27,7 @@ from .defaults import (
 class Setup:
     """What is known of one output folder before there is a plan."""
 
-    out: Path
+    folder: RunFolder
     options: RunOptions
     workers: int
     """processes for reading and preprocessing"""
@@ -48,7 +48,7 @@ class Setup:
         return 0 if self.profile.device == "cpu" else min(12, max(1, available_cores() - 1))
 
     def with_plan(self, plan: Plan) -> Context:
-        return Context(self.out, self.options, self.workers, self.deadline, self.profile, self.known, plan)
+        return Context(self.folder, self.options, self.workers, self.deadline, self.profile, self.known, plan)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ..schema.errors import DataError, OptionError, RecordError
 from ..schema.fingerprint import CheckResult, Fingerprint, RepairResult
 from ..schema.labels import Labels
 from ..schema.options import DataOptions, RunOptions
+from ..store.run_folder import RunFolder
 from ..workers import available_cores
 
 SHOWN = 10
@@ -85,16 +86,16 @@ class Known(NamedTuple):
 
 
 def read_data(
-    data: Path, out: Path, options: RunOptions, orientation: Literal["canonical", "as_stored"], workers: int
+    data: Path, folder: RunFolder, options: RunOptions, orientation: Literal["canonical", "as_stored"], workers: int
 ) -> Known:
-    """Scan, read every case once, check, split; each record is saved in `out`. Raises DataError with every finding.
+    """Scan, read every case once, check, split; each record is saved in `folder`. Raises DataError with every finding.
 
-    Facts of cases whose files have not changed are taken from `out/facts`, hashes of files that have not been touched
-    from `out/hashes.json`.
+    Facts of cases whose files have not changed are taken from its `facts`, hashes of files that have not been touched
+    from its `hashes.json`.
     """
     findings: list[Finding] = []
     scanned = scan(data, options.data, findings)
-    facts = _examine(scanned, out, workers)
+    facts = _examine(scanned, folder, workers)
     findings += _checked(scanned, facts, options.data, findings)
     fatal = [finding for finding in findings if finding.severity is Severity.fatal]
     if fatal:
@@ -102,12 +103,12 @@ def read_data(
     for line in described(findings):
         log.warning("%s", line)
     dataset = complete_labels(scanned, facts)
-    splits = _split(dataset, facts, options, out / "splits.json")
+    splits = _split(dataset, facts, options, folder.splits)
     fingerprint = build_fingerprint(dataset, facts, orientation)
-    _result(dataset, findings).save(out / "findings.json")
-    dataset.save(out / "dataset.json")
-    splits.save(out / "splits.json")
-    fingerprint.save(out / "fingerprint.json")
+    _result(dataset, findings).save(folder.findings)
+    dataset.save(folder.dataset)
+    splits.save(folder.splits)
+    fingerprint.save(folder.fingerprint)
     return Known(dataset, facts, splits, fingerprint)
 
 
@@ -174,19 +175,18 @@ def _split_findings(dataset: Dataset, facts: Sequence[CaseFacts], options: DataO
     return []
 
 
-def _examine(dataset: Dataset, out: Path, workers: int) -> list[CaseFacts]:
-    folder = out / "facts"
-    known = {facts.identifier: facts for facts in _load_facts(folder)}
-    hashes = FileHashes.load(out / "hashes.json")
+def _examine(dataset: Dataset, folder: RunFolder, workers: int) -> list[CaseFacts]:
+    known = {facts.identifier: facts for facts in _load_facts(folder.facts)}
+    hashes = FileHashes.load(folder.hashes)
     with progress("reading", len(dataset.cases)) as meter:
 
         def on_done(facts: CaseFacts | None) -> None:
             if facts is not None:  # saved at once: an interrupted reading continues
-                facts.save(folder / f"{facts.identifier}.json")
+                facts.save(folder.facts / f"{facts.identifier}.json")
             meter.advance()
 
         found = examine(dataset, workers, known=known, on_done=on_done, hashes=hashes)
-    hashes.save(out / "hashes.json")
+    hashes.save(folder.hashes)
     return found
 
 

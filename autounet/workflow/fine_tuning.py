@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..inference.bundle import BUNDLE_FILE, file_checksum, load_bundle
 from ..nets import FAMILIES
@@ -23,12 +22,11 @@ from ..schema.errors import ModelError, OptionError
 from ..schema.options import RunOptions, WeightsSource
 from ..schema.plan import Configuration
 from ..schema.record import digest
+from ..schema.stage_inputs import InitialWeights
 from ..store.weights import read_pretrained
 from .context import Context
 from .defaults import PRETRAINED_FAMILY, TRANSFERRED_RATE
-
-if TYPE_CHECKING:
-    from ..training.task import Start
+from .jobs import InitialFold
 
 
 def network_source(options: RunOptions) -> WeightsSource | None:
@@ -166,22 +164,20 @@ class Starting:
         assert self.model is not None
         return self.context.known.dataset.channels, self.model[0].channels
 
-    def of(self, name: str, fold: int | None) -> tuple[Start | None, tuple[str, ...]]:
-        """For one training, and sentences for its record."""
-        from ..training.task import Start
-
+    def of(self, name: str, fold: int | None) -> InitialFold | None:
+        """For one training; None where it starts from random numbers."""
         if self.source is None:
-            return None, ()
+            return None
         if self.model is None:
             path = Path(self.source.path)
-            return Start(path), (f"the encoder starts from {path} ({self.source.checksum})",)
+            return InitialFold(path, InitialWeights(), (f"the encoder starts from {path} ({self.source.checksum})",))
         bundle, folder = self.model
         source = self._starting.source(name) or name
         configuration, trained = self.context.plan.configurations[name], bundle.configurations[source]
         member = _member(bundle, source, fold)
         channels = self._matched(configuration, trained)
-        start = Start(folder / member.path, trained.network, _new_heads(configuration, trained), channels)
-        return start, tuple(self._sentences(name, fold, member, start))
+        weights = InitialWeights(trained=trained.network, new=_new_heads(configuration, trained), channels=channels)
+        return InitialFold(folder / member.path, weights, tuple(self._sentences(name, fold, member, weights)))
 
     def _matched(self, configuration: Configuration, trained: Configuration) -> tuple[int | None, ...] | None:
         """For each input channel the model's, None where it has none; None: they are the same ones in the same order.
@@ -194,7 +190,7 @@ class Starting:
         matched += tuple(len(there) + k if further == theirs else None for k in range(further))
         return None if matched == tuple(range(trained.network.in_channels)) else matched
 
-    def _sentences(self, name: str, fold: int | None, member: BundleMember, start: Start) -> Iterator[str]:
+    def _sentences(self, name: str, fold: int | None, member: BundleMember, start: InitialWeights) -> Iterator[str]:
         assert self.model is not None
         bundle, folder = self.model
         of_fold = "the training on all cases" if member.fold is None else f"fold {member.fold}"
@@ -257,7 +253,7 @@ class Starting:
             raise ModelError(
                 f"--init {folder}: {name} cannot start from the model's {source}, whose network is another one: "
                 f"{'; '.join(found)}. Plan with the options that the model was planned with, or edit network of "
-                f"{name} in {self.context.out / 'plan.json'} to be that of {folder / BUNDLE_FILE}, and run again"
+                f"{name} in {self.context.folder.plan} to be that of {folder / BUNDLE_FILE}, and run again"
             )
 
 

@@ -1,62 +1,76 @@
 """Which jobs come after the plan, what each depends on and what it leaves.
 
-    prepare (per spec) -> train -> validate (per configuration and fold) -> select
+    prepare (per grid) -> train -> validate (per configuration and fold) -> select
                                       |
-                                      +-> hand over -> train the next stage of a cascade
+                                      +-> cascade labels -> train the next stage of a cascade
 
-Out-of-fold results lie in `crossval/<configuration>/`, what is handed over in its `next/<next stage>/`.
+A job is plain data: its function is a name in `stages.FUNCTIONS`, its arguments are records and paths.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..crossval import validate as case_work
-from ..crossval.final_steps import wanted_metrics
-from ..crossval.select import fold_metrics
-from ..evaluation import DEFAULT_METRICS
-from ..schema.dataset import combinations, partly_annotated
+from ..crossval.validate import segmentation_name
+from ..schema.dataset import Dataset, annotated_classes, combinations, partly_annotated, presence
 from ..schema.errors import OptionError
-from ..schema.labels import overlapping_targets
-from ..schema.plan import Configuration, swapped_classes
-from ..schema.record import digest, write_text
+from ..schema.fingerprint import Fingerprint
+from ..schema.options import DataOptions
 from ..schema.run import fold_name
+from ..schema.stage_inputs import (
+    CascadeInputs,
+    InitialWeights,
+    PreparationInputs,
+    PreparedCaseInputs,
+    SelectionInputs,
+    TrainingCase,
+    TrainingInputs,
+    TrainingPlace,
+    ValidationInputs,
+)
 from ..store import scores_file, stage_labels_file
-from .context import Context
+from ..store.run_folder import BUNDLE_FILE, RunFolder
+from . import cache
+from .schedule import TrainingSchedule
 
 log = logging.getLogger(__name__)
+
+CLASS_BALANCED = frozenset({"weighted_ce"})
+"""losses whose weight map balances the classes over the whole data set; a test holds it equal to
+`losses.BORDER_WEIGHTED`, which would load torch"""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One unit of work that owns what it writes.
-
-    `key` is a digest of all that the result depends on; `done` is the file written last, holding the key.
-    A job whose done file holds its key, and whose `writes` are all there, is kept. `args` are records and paths.
-    """
+    """One unit of work that owns what it writes."""
 
     name: str
     needs: tuple[str, ...]
+    """jobs that come before"""
     key: str
+    """of the inputs that the result is a function of"""
     done: Path
+    """written last, with the key"""
     function: str
     args: dict[str, Any] = field(default_factory=dict)
+    configuration: str = ""
+    """whose time it takes"""
     follows: tuple[str, ...] = ()
     """jobs whose running makes this one run again, although no key says so: their results are new"""
     writes: tuple[Path, ...] = ()
     """files that must be there for the job to count as done"""
 
     def is_done(self) -> bool:
-        return read_key(self.done) == self.key and all(path.exists() for path in self.writes)
+        return cache.is_done(self.done, self.key, self.writes)
 
 
 class SequentialExecutor:
-    """Runs jobs one after the other in this process, in the order given, which must respect `needs`."""
+    """One job after the other in this process, in the order given, which must respect `needs`."""
 
     def __init__(self, work: Callable[[Job], None], on_finished: Callable[[], None]) -> None:
         self.work, self.on_finished = work, on_finished
@@ -72,184 +86,232 @@ class SequentialExecutor:
             if job.is_done() and not ran & set(job.follows):
                 log.info("%s: already done", job.name)
                 continue
-            job.done.unlink(missing_ok=True)
+            cache.forget(job.done)
             self.work(job)
-            write_key(job.done, job.key)
+            cache.mark_done(job.done, job.key)
             ran.add(job.name)
             self.on_finished()
 
 
-def read_key(done: Path) -> str | None:
-    """The key in a done file; None when it is absent or damaged."""
-    try:
-        return json.loads(done.read_text(encoding="utf-8"))["key"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+@dataclass(frozen=True)
+class InitialFold:
+    """What the training of one fold starts from, where that is not random numbers."""
+
+    file: Path
+    weights: InitialWeights
+    events: tuple[str, ...] = ()
+    """for its record"""
 
 
-def write_key(done: Path, key: str) -> None:
-    write_text(done, json.dumps({"key": key}) + "\n")
-
-
-def move_aside(folder: Path) -> Path | None:
-    """Rename a folder to the first free `<name>.old_<n>`; None when there is nothing to move."""
-    if not folder.exists():
-        return None
-    number = 1
-    while (target := folder.with_name(f"{folder.name}.old_{number}")).exists():
-        number += 1
-    folder.rename(target)
-    return target
-
-
-STAGE_VERSION = 1
-SELECTION_VERSION = 3
-"""raised whenever selection or packing would come out differently"""
-
-
+@dataclass(frozen=True)
 class JobGraph:
     """Builds the jobs of one run; nothing is run or written here."""
 
-    def __init__(self, context: Context) -> None:
-        self.context, self.out, self.dataset = context, context.out, context.known.dataset
-        self.configurations = context.configurations
-        labels = self.dataset.labels
-        encoded = [labels.values, labels.ignore]  # names change nothing that is prepared or trained
-        self.partial = partly_annotated(self.dataset)
-        self.hashes = {facts.identifier: digest([facts.content_hash, encoded]) for facts in context.known.facts}
+    folder: RunFolder
+    dataset: Dataset
+    content: Mapping[str, str]
+    """case -> hash of its files"""
+    class_voxels: tuple[int, ...]
+    """of the whole data set, per dense class"""
+    schedule: TrainingSchedule
+    device: str
+    workers: int
+    """processes that read and prepare cases"""
+    loader_workers: int
+    """processes that make batches beside a training"""
+    initial: Callable[[str, int | None], InitialFold | None]
+    """of the training of a configuration and fold"""
+    events: Mapping[str, tuple[str, ...]]
+    """what happened to each configuration since it was planned"""
 
-    def preprocess_jobs(self) -> list[Job]:
-        jobs = {}
-        for configuration in self.configurations.values():
-            folder = self.out / "prepared" / configuration.prepared
-            done = folder.with_name(f"{folder.name}.done.json")  # beside it: a case may be called done
-            key = digest([STAGE_VERSION, configuration.preprocess.digest(), sorted(self.hashes.items())])
-            jobs[configuration.prepared] = Job(
-                f"prepare {configuration.prepared}", (), key, done, "prepare",
-                {"configuration": configuration, "folder": folder},
-                writes=tuple(folder / f"{case.identifier}.image.b2nd" for case in self.dataset.cases),
+    @cached_property
+    def prepared_keys(self) -> dict[str, dict[str, str]]:
+        """Name of a folder of prepared cases -> case -> key of the case."""
+        labels, channels = self.dataset.labels, len(self.dataset.channels)
+        return {
+            configuration.prepared: {
+                case.identifier: PreparedCaseInputs(
+                    preprocess=configuration.preprocess,
+                    content=self.content[case.identifier],
+                    values=labels.values,
+                    ignore=labels.ignore,
+                    present=presence(case, channels),
+                ).key
+                for case in self.dataset.cases
+            }
+            for configuration in self.schedule.configurations.values()
+        }
+
+    def preparation(self) -> list[Job]:
+        specs = {each.prepared: each.preprocess for each in self.schedule.configurations.values()}
+        jobs = []
+        for name, keys in self.prepared_keys.items():
+            place = self.folder.prepared(name)
+            args = {"dataset": self.dataset, "preprocess": specs[name], "folder": place, "keys": keys}
+            job = Job(
+                f"prepare {name}", (), PreparationInputs(cases=keys).key, self.folder.prepared_done(name),
+                "prepare", {**args, "workers": self.workers},
+                writes=tuple(place / f"{case}.image.b2nd" for case in keys),
             )  # fmt: skip
-        return list(jobs.values())
+            jobs.append(job)
+        return jobs
 
-    def train_jobs(self) -> list[Job]:
-        """Trainings and validations, and what one stage of a cascade hands to the next.
+    def training(self) -> list[Job]:
+        """Trainings and validations, and the labels of one stage of a cascade for the next.
 
         Raises OptionError where a next stage needs folds that are neither asked for nor there.
         """
         jobs: list[Job] = []
-        handed: dict[str, list[Job]] = {name: [] for name in self.configurations}  # by who receives
-        for name, configuration in self.configurations.items():
-            for fold in self.context.folds_of(name):
-                train = self._train_job(name, fold, handed[name])
+        received: dict[str, dict[int, Job]] = {name: {} for name in self.schedule.configurations}
+        for name, configuration in self.schedule.configurations.items():
+            previous = received[name]  # by fold, whose cases it is about
+            for fold in self.schedule.folds_of(name):
+                train = self._training(name, fold, previous)
                 jobs.append(train)
                 if fold is None:
                     continue
-                validate = self._validate_job(train, name, fold, handed[name])
+                validate, inputs = self._validation(name, fold, train, previous)
                 jobs.append(validate)
-                for next_name, following in self.configurations.items():
-                    if following.previous_stage == name:
-                        handed[next_name].append(self._hand_over_job(train, validate, name, fold, next_name))
-                        jobs.append(handed[next_name][-1])
+                for following, other in self.schedule.configurations.items():
+                    if other.previous_stage == name:
+                        received[following][fold] = self._cascade_labels(name, fold, validate, inputs, following)
+                        jobs.append(received[following][fold])
             if configuration.previous_stage:
-                self._require_every_fold(name, configuration.previous_stage, jobs)
+                _require_every_fold(name, configuration.previous_stage, self.schedule.folds, jobs)
         return jobs
 
-    def select_job(self, before: list[Job]) -> Job:
-        described = [self.dataset.labels.digest(), *(each.digest() for each in self.configurations.values())]
-        wanted = wanted_metrics(self.context.options)
-        others = [] if wanted == DEFAULT_METRICS else [wanted]
-        key = digest([STAGE_VERSION, SELECTION_VERSION, described, [job.key for job in before], *others])
-        names = tuple(job.name for job in before)
-        follows = tuple(job.name for job in before if job.function != "prepare")
-        files = ["selection.json", "model/bundle.json", *([] if self.context.folds == (None,) else ["metrics.json"])]
-        writes = tuple(self.out / file for file in files)
-        return Job("select", names, key, self.out / "model" / "done.json", "select", follows=follows, writes=writes)
-
-    def handed_labels(self, name: str) -> Path | None:
-        """Folder of the labels that a configuration gets from its previous stage."""
-        previous = self.configurations[name].previous_stage
-        return None if previous is None else self.out / "crossval" / previous / "next" / name
-
-    def _train_job(self, name: str, fold: int | None, handed: list[Job]) -> Job:
-        """A next stage does not follow the jobs that hand to it: weights reached from equal keys stay good."""
-        configuration = self.configurations[name]
-        folder = self.out / "models" / name / fold_name(fold)
-        cases = self.context.cases(fold)[0]
-        content = [(case, self.hashes[case]) for case in cases]
-        depends = [STAGE_VERSION, self._training_key(configuration), content, *self._annotated(cases)]
-        key = digest([*depends, [job.key for job in handed]] if handed else depends)
+    def selection(self, before: Sequence[Job], data_options: DataOptions, fingerprint: Fingerprint,
+                  metrics: tuple[str, ...]) -> Job:  # fmt: skip
+        schedule, folder = self.schedule, self.folder
+        inputs = SelectionInputs(
+            labels=self.dataset.labels,
+            configurations={name: each.trained for name, each in schedule.configurations.items()},
+            inference={name: each.inference for name, each in schedule.configurations.items()},
+            folds=schedule.folds,
+            metrics=metrics,
+            jobs={job.name: job.key for job in before},
+        )
+        args = {
+            "folder": folder, "dataset": self.dataset, "schedule": schedule, "data_options": data_options,
+            "fingerprint": fingerprint, "metrics": metrics, "workers": self.workers,
+        }  # fmt: skip
+        files = [folder.selection, folder.bundle / BUNDLE_FILE]
         return Job(
-            f"train {name} {fold_name(fold)}",
-            (f"prepare {configuration.prepared}", *(job.name for job in handed)), key, folder / "done.json",
-            "train", {"name": name, "fold": fold, "folder": folder, "key": key},
-            writes=(folder / "weights.safetensors", folder / "record.json"),
+            "select", tuple(job.name for job in before), inputs.key, folder.bundle_done, "select", args,
+            follows=tuple(job.name for job in before if job.function != "prepare"),
+            writes=(*files, *([] if schedule.folds == (None,) else [folder.metrics])),
         )  # fmt: skip
 
-    def _validate_job(self, train: Job, name: str, fold: int, handed: list[Job]) -> Job:
-        folder = self.out / "crossval" / name
-        cases = self.context.cases(fold)[1]
-        files = [folder / case_work.segmentation_name(self.dataset.case(case)) for case in cases]
-        files += [scores_file(folder / "scores", case) for case in cases]
-        labels = self.dataset.labels.digest()
-        return Job(
-            f"validate {name} fold_{fold}", (train.name,),
-            digest([STAGE_VERSION, *self._predicted_from(train, name, fold), labels, *self._annotated(cases)]),
-            folder / f"fold_{fold}.done.json", "validate",
-            {"name": name, "fold": fold, "weights": train.done.parent / "weights.safetensors"},
-            follows=(train.name, *(job.name for job in handed)),
-            writes=(fold_metrics(self.out, name, fold), *files),
-        )  # fmt: skip
-
-    def _hand_over_job(self, train: Job, validate: Job, name: str, fold: int, next_name: str) -> Job:
-        """Not keyed by the validation, whose key holds the names of classes: they change no segmentation."""
-        following = self.configurations[next_name]
-        folder = self.out / "crossval" / name / "next" / next_name
-        depends = [STAGE_VERSION, *self._predicted_from(train, name, fold), following.preprocess.digest()]
-        return Job(
-            f"hand {name} fold_{fold} to {next_name}", (validate.name, f"prepare {following.prepared}"),
-            digest(depends), folder / f"fold_{fold}.done.json", "hand_over",
-            {"name": name, "fold": fold, "next_name": next_name, "folder": folder}, follows=(validate.name,),
-            writes=tuple(stage_labels_file(folder, case) for case in self.context.cases(fold)[1]),
-        )  # fmt: skip
-
-    def _predicted_from(self, train: Job, name: str, fold: int) -> list[object]:
-        """What the out-of-fold scores of a fold depend on."""
-        cases = [(case, self.hashes[case]) for case in self.context.cases(fold)[1]]
-        return [train.key, cases, self.configurations[name].inference.digest()]
-
-    def _training_key(self, configuration: Configuration) -> list[object]:
-        """What a training depends on beside its cases."""
-        options = self.context.train_options(configuration).digest()
-        depends: list[object] = [configuration.key, options, self.context.steps, self.context.deadline.promised]
-        if configuration.targets == "regions":
-            depends.append([target.members for target in overlapping_targets(self.dataset.labels)])
-        if configuration.swap_axis is not None:
-            depends.append(swapped_classes(self.dataset.labels))
-        depends += combinations(self.dataset)
-        return depends
-
-    def _annotated(self, cases: Sequence[str]) -> list[object]:
-        """Which of their classes were annotated; nothing where all were, as in most data sets."""
-        found = [(case, self.partial[case]) for case in cases if case in self.partial]
-        return [found] if found else []
-
-    def _require_every_fold(self, name: str, previous: str, jobs: list[Job]) -> None:
-        """Folds that were not asked for are not trained behind a person's back; `full` asks for what it needs."""
-        asked = self.context.folds
-        if len(self.context.known.splits.folds) < 2:
-            raise OptionError(
-                f"{name} learns from segmentations by {previous} of cases that it was not trained on, and one case or "
-                f"group cannot be split. Give more cases, or --configurations without {name}"
+    def _cases(self, name: str, identifiers: Sequence[str], previous: Mapping[int, Job]) -> tuple[TrainingCase, ...]:
+        keys = self.prepared_keys[self.schedule.configurations[name].prepared]
+        received = {case: job.key for fold, job in previous.items() for case in self.schedule.validation_cases(fold)}
+        return tuple(
+            TrainingCase(
+                identifier=each,
+                prepared=keys[each],
+                annotated=annotated_classes(self.dataset.case(each), self.dataset.labels),
+                present=presence(self.dataset.case(each), len(self.dataset.channels)),
+                previous=received.get(each),
             )
-        missing = [
-            job.args["fold"]
-            for job in jobs
-            if job.function == "validate" and job.args["name"] == previous and job.args["fold"] not in asked
-            if not job.is_done()
-        ]
-        if missing and asked != (None,):
-            raise OptionError(
-                f"{name} learns from out-of-fold segmentations of every case by {previous}, and fold "
-                f"{', '.join(map(str, missing))} of {previous} is neither asked for nor trained. "
-                f"Give --folds all, or --configurations without {name}"
-            )
+            for each in identifiers
+        )
+
+    def _previous_folder(self, name: str) -> Path | None:
+        """Of the labels that a configuration gets from its previous stage."""
+        previous = self.schedule.configurations[name].previous_stage
+        return None if previous is None else self.folder.crossval(previous).cascade_labels(name).path
+
+    def _training(self, name: str, fold: int | None, previous: Mapping[int, Job]) -> Job:
+        """A next stage does not follow the jobs that its labels come from: weights of equal keys stay good."""
+        configuration, options = self.schedule.configurations[name], self.schedule.train_options[name]
+        place, start = self.folder.fold(name, fold), self.initial(name, fold)
+        validated, partial = self.schedule.validation_cases(fold), partly_annotated(self.dataset)
+        inputs = TrainingInputs(
+            configuration=configuration.trained,
+            options=options,
+            fold=fold,
+            labels=self.dataset.labels.nameless,
+            cases=self._cases(name, self.schedule.training_cases(fold), previous),
+            class_voxels=self.class_voxels if options.loss in CLASS_BALANCED else (),
+            channel_combinations=combinations(self.dataset),
+            steps=self.schedule.steps,
+            promised_seconds=self.schedule.promised_seconds,
+            initial=start.weights if start else None,
+        )
+        training = TrainingPlace(
+            configuration_name=name,
+            folder=place.path,
+            prepared=self.folder.prepared(configuration.prepared),
+            previous=self._previous_folder(name),
+            initial=start.file if start else None,
+            labels=self.dataset.labels,
+            validation_cases=validated,
+            annotated={case: partial[case] for case in validated if case in partial},
+            device=self.device,
+            workers=self.loader_workers,
+            planned_bytes=configuration.predicted_memory_bytes,
+            events=(*self.events.get(name, ()), *(start.events if start else ())),
+        )
+        needs = (f"prepare {configuration.prepared}", *(job.name for job in previous.values()))
+        return Job(
+            f"train {name} {fold_name(fold)}", needs, inputs.key, place.done, "train",
+            {"inputs": inputs, "place": training}, name, writes=(place.weights, place.record),
+        )  # fmt: skip
+
+    def _validation(
+        self, name: str, fold: int, train: Job, previous: Mapping[int, Job]
+    ) -> tuple[Job, ValidationInputs]:
+        configuration, place = self.schedule.configurations[name], self.folder.crossval(name)
+        cases = self.schedule.validation_cases(fold)
+        inputs = ValidationInputs(
+            training=train.key,
+            fold=fold,
+            inference=configuration.inference,
+            labels=self.dataset.labels,
+            cases=self._cases(name, cases, previous),
+        )
+        args = {
+            "dataset": self.dataset, "configuration": configuration, "fold": fold, "cases": inputs.cases,
+            "weights": self.folder.fold(name, fold).weights, "prepared": self.folder.prepared(configuration.prepared),
+            "previous": self._previous_folder(name), "folder": place, "device": self.device,
+        }  # fmt: skip
+        written = [place.path / segmentation_name(self.dataset.case(case)) for case in cases]
+        job = Job(
+            f"validate {name} fold_{fold}", (train.name,), inputs.key, place.done(fold), "validate", args, name,
+            follows=(train.name, *(job.name for job in previous.values())),
+            writes=(place.metrics(fold), *written, *(scores_file(place.scores, case) for case in cases)),
+        )  # fmt: skip
+        return job, inputs
+
+    def _cascade_labels(self, name: str, fold: int, validate: Job, scores: ValidationInputs, following: str) -> Job:
+        """Names of classes, which the validation depends on, change no label."""
+        configuration, next_one = self.schedule.configurations[name], self.schedule.configurations[following]
+        place, cases = self.folder.crossval(name).cascade_labels(following), self.schedule.validation_cases(fold)
+        nameless = scores.model_copy(update={"labels": self.dataset.labels.nameless})
+        inputs = CascadeInputs(validation=nameless.key, following=next_one.preprocess)
+        args = {
+            "labels": self.dataset.labels, "targets": configuration.targets, "cases": cases,
+            "scores": self.folder.crossval(name).scores, "grid": self.folder.prepared(configuration.prepared),
+            "next_grid": self.folder.prepared(next_one.prepared), "folder": place, "workers": self.workers,
+        }  # fmt: skip
+        return Job(
+            f"cascade labels of {name} fold_{fold} for {following}",
+            (validate.name, f"prepare {next_one.prepared}"), inputs.key, place.done(fold), "cascade_labels", args, name,
+            follows=(validate.name,), writes=tuple(stage_labels_file(place.path, case) for case in cases),
+        )  # fmt: skip
+
+
+def _require_every_fold(name: str, previous: str, asked: Sequence[int | None], jobs: Sequence[Job]) -> None:
+    """Folds that were not asked for are not trained behind a person's back; `full` asks for what it needs."""
+    missing = [
+        job.args["fold"]
+        for job in jobs
+        if job.function == "validate" and job.configuration == previous and job.args["fold"] not in asked
+        if not job.is_done()
+    ]
+    if missing and tuple(asked) != (None,):
+        raise OptionError(
+            f"{name} learns from out-of-fold segmentations of every case by {previous}, and fold "
+            f"{', '.join(map(str, missing))} of {previous} is neither asked for nor trained",
+            f"Give --folds all, or --configurations without {name}",
+        )

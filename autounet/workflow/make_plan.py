@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ..memory_model import TRACING_ERRORS, TrainingMemory, inference_memory, memory_margin, training_memory
 from ..planning import plan as make_plan
@@ -14,14 +13,17 @@ from ..planning.memory import MeasuredMemory
 from ..planning.plan_transfer import StartingModel, options_for
 from ..schema.dataset import partly_annotated
 from ..schema.errors import BudgetExceeded, PlanError, RecordError
+from ..schema.labels import overlapping_targets
 from ..schema.options import PlannerOptions, TrainOptions
-from ..schema.plan import Configuration, Limits, NetworkSpec, Plan
+from ..schema.plan import Configuration, Limits, NetworkSpec, Plan, swapped_classes
 from ..schema.quantities import format_size
+from ..schema.record import digest
 from ..schema.run import DeviceProfile
+from ..store.run_folder import RunFolder
+from .cache import mark_done, stored_key
 from .context import Setup
-from .defaults import FULL_STEPS, planner_options, step_limit, train_options, trained_names
-from .fine_tuning import require_model, starting_model, transfer_reason
-from .jobs import read_key, write_key
+from .defaults import FULL_STEPS, parse_folds, planner_options, step_limit, train_options, trained_names
+from .fine_tuning import network_source, require_model, starting_model, transfer_reason
 from .time_shaping import TimeFrame, shape_to_device
 from .trial_steps import corrected
 
@@ -253,8 +255,8 @@ def _size(configuration: Configuration) -> str:
 class PlanFile:
     """The plan as written by the program or edited by a person, who may do so at any time between two commands."""
 
-    def __init__(self, out: Path) -> None:
-        self.path, self._key = out / "plan.json", out / "plan.key"
+    def __init__(self, folder: RunFolder) -> None:
+        self.path, self._key = folder.plan, folder.plan_key
 
     def load(self) -> Plan | None:
         """None where there is none. Raises RecordError for a file that cannot be read, with the remedy."""
@@ -268,7 +270,7 @@ class PlanFile:
     def keep(self, plan: Plan, asked: str) -> None:
         """`asked` stands for all that the plan was made for."""
         plan.save(self.path)
-        write_key(self._key, f"{plan.edition}:{asked}")
+        mark_done(self._key, f"{plan.edition}:{asked}")
 
     def keep_changed(self, plan: Plan) -> None:
         """The program's own plan, made for the same as before."""
@@ -284,5 +286,70 @@ class PlanFile:
 
     @property
     def _known(self) -> tuple[str, str]:
-        edition, _, asked = (read_key(self._key) or "").partition(":")
+        edition, _, asked = (stored_key(self._key) or "").partition(":")
         return edition, asked
+
+
+def plan_stage(setup: Setup, promised: float | None, replan: bool) -> Plan:
+    """The plan of the output folder, shaped to the promised seconds.
+
+    A plan.json that differs from the one written is a person's: validated and kept. A plan made from the same options
+    is kept, also when data change and it is still valid; other options make a new one.
+    """
+    made_for, maker, file = _made_for(setup, promised), PlanMaker.of(setup, promised), PlanFile(setup.folder)
+    existing = None if replan else file.load()
+    if existing:
+        edited = file.is_edited(existing)
+        if (edited or file.asked == made_for) and (kept := _kept(maker, existing, edited)):
+            return kept
+    plan = maker.new()
+    maker.check(plan, edited=False)
+    file.keep(plan, made_for)
+    return plan
+
+
+def _made_for(setup: Setup, promised: float | None) -> str:
+    """Digest of what a plan is made for; an option that only says the default changes nothing."""
+    options, known = setup.options, setup.known
+    depends: list[object] = [planner_options(options, setup.profile).digest(), setup.profile.precision, promised]
+    if promised:
+        depends += [step_limit(options), parse_folds(options.folds, len(known.splits.folds))]
+    labels = known.dataset.labels
+    if labels.regions:
+        depends.append([target.members for target in overlapping_targets(labels)])
+    if labels.pairs:
+        depends.append(swapped_classes(labels))
+    if source := network_source(options):
+        depends.append(f"init {source.checksum}")
+    return digest(depends)
+
+
+def _kept(maker: PlanMaker, plan: Plan, edited: bool) -> Plan | None:
+    """The plan that is there; None when it no longer fits the data. Raises PlanError when a person edited it."""
+    try:
+        maker.check(plan, edited)
+    except PlanError as error:
+        if edited:
+            raise PlanError(f"the edited plan.json cannot be used: {error}", "--replan makes a new one") from None
+        log.info("the plan no longer fits the data (%s): a new one is made", error)
+        return None
+    if edited:
+        log.info("plan.json was edited: validated and kept (--replan makes a new one)")
+        return maker.traced(plan)
+    if plan.fingerprint != maker.setup.known.fingerprint.digest():
+        log.info("the data changed and the plan is still valid: kept (--replan makes a new one)")
+    return plan
+
+
+def plan_smaller(setup: Setup, plan: Plan, promised: float | None, error: BudgetExceeded) -> tuple[Setup, Plan]:
+    """With the configuration that needed too much memory planned again, and the corrected profile of the device.
+
+    Only a plan of our own: a preset is nnU-Net's, and an edited plan a person's; then the error is raised.
+    """
+    file = PlanFile(setup.folder)
+    if plan.options.preset or file.is_edited(plan):
+        raise error
+    plan, profile = PlanMaker.of(setup, promised).smaller(plan, error)
+    profile.save(setup.folder.device)
+    file.keep_changed(plan)
+    return replace(setup, profile=profile), plan

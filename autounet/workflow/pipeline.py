@@ -1,7 +1,7 @@
-"""The stages of `autounet run`: fingerprint, plan, preprocess, train, select, report.
+"""One run of one output folder: fingerprint, plan, preprocess, train, select, report.
 
-One `Pipeline` per output folder. Each stage runs those before it; whatever is done and still valid is kept.
-The first two stages make the records; from the plan on, the work is a graph of jobs (`running/fold_jobs.py`).
+Each stage needs those before it; whatever is done and still valid is kept. The first two make records; from the plan
+on the work is a list of jobs (`jobs.py`), whose functions are in `stages.py`.
 """
 
 from __future__ import annotations
@@ -9,34 +9,37 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..crossval.calibrate import OutOfFoldEntropy
+from ..evaluation import DEFAULT_METRICS
 from ..report import write_report
-from ..schema.errors import AutoUNetError, BudgetExceeded, OptionError, PlanError, RecordError
-from ..schema.labels import overlapping_targets
+from ..schema.errors import AutoUNetError, BudgetExceeded, OptionError, RecordError
 from ..schema.options import PlannerOptions, RunOptions
-from ..schema.plan import Plan, swapped_classes
+from ..schema.plan import Plan
 from ..schema.quantities import format_time
-from ..schema.record import digest
 from ..schema.run import DeviceProfile
 from ..schema.selection import Selection
+from ..store.run_folder import RunFolder
 from ..time_budget.deadline import Deadline
+from ..time_budget.shape import work_of
 from ..tracking import require_tracker
 from ..workers import available_cores
 from .calibrate import calibrated
-from .context import Context, Setup
+from .context import Setup
 from .dataset_stage import Known, read_data
-from .defaults import check_options, parse_folds, planner_options, promised_seconds, step_limit
-from .fine_tuning import Starting, known_weights, network_source
-from .jobs import SequentialExecutor
-from .make_plan import PlanFile, PlanMaker
+from .defaults import check_options, parse_folds, promised_seconds
+from .fine_tuning import Starting, known_weights
+from .jobs import Job, JobGraph, SequentialExecutor
+from .make_plan import PlanMaker, plan_smaller, plan_stage
 from .output_folder import locked, require_output_folder
 from .parsing import with_stored
-from .plan_summary import timed
-from .stages import FoldJobs
-from .tracked import NO_TRACKER, tracking
+from .plan_summary import described, time_plan
+from .schedule import TrainingSchedule, training_schedule
+from .stages import run_job
+from .time_shares import TimeShares
+from .tracked import NO_TRACKER, Tracked, tracking
 from .trial_steps import MOST_ATTEMPTS, try_configurations
 
 log = logging.getLogger(__name__)
@@ -44,208 +47,184 @@ log = logging.getLogger(__name__)
 STAGES = ("fingerprint", "plan", "preprocess", "train", "select", "report")
 
 
-class Pipeline:
-    """Paths and records of one output folder, and the stages over them."""
+@dataclass(frozen=True)
+class RunOutcome:
+    """What a command with DATA leaves."""
 
-    def __init__(self, data: Path, out: Path, options: RunOptions, replan: bool = False) -> None:
-        self.data, self.out, self.replan = Path(data), Path(out), replan
-        self.options = with_stored(options, self.out / "options.json")
-        check_options(self.options)
-        self.options = known_weights(self.options, self.out)
-        self.workers = available_cores() if self.options.workers is None else self.options.workers
-        # the clock starts with the command; a CPU's default hour is known only once the device is
-        self.deadline = Deadline(self.options.seconds, self.out / "clock.json")
-        self.plan_file = PlanFile(self.out)
+    written: Path
+    """by the last stage"""
+    known: Known
+    plan: Plan | None = None
+    schedule: TrainingSchedule | None = None
+    maker: PlanMaker | None = None
+    """plans the same data set for other options"""
 
-    def run(self, until: str = "report") -> Path:
-        """Everything up to and including a stage. Returns the path of what that stage wrote."""
-        require_output_folder(self.out, self.data)
-        with locked(self.out), self._clock():
-            self.known = self.fingerprint_stage()
-            if until == "fingerprint":
-                return self.out / "fingerprint.json"
-            self.plan = self.plan_stage()
-            Starting(self.context).check()
-            self.options.save(self.out / "options.json")  # only now: they have proved possible
-            if until == "plan":
-                self._time_plan()
-                return self.out / "plan.json"
-            with tracking(self.options, self.out, self.known.dataset.name) as self.tracked:
-                self.job_stages(until)
-                path = self._report() if until == "report" else self.out
-                self.tracked.finish(self.plan, path if until == "report" else None)
-            return path
 
-    def _report(self) -> Path:
-        """With the uncertainty of the out-of-fold scores, where these are kept."""
-        selection = Selection.load(self.out / "selection.json")
-        context = self.context
-        return write_report(
-            self.out, OutOfFoldEntropy(self.out, context.known.dataset, context.configurations, selection)
+def run_pipeline(data: Path, out: Path, options: RunOptions, until: str = "report", replan: bool = False) -> RunOutcome:
+    """Everything up to and including the stage `until`, into the folder `out`.
+
+    Raises AutoUNetError; what was done until then is kept.
+    """
+    data, folder = Path(data), RunFolder(Path(out))
+    options = with_stored(options, folder.options)
+    check_options(options)
+    options = known_weights(options, folder.path)
+    workers = available_cores() if options.workers is None else options.workers
+    # the clock starts with the command; a CPU's default hour is known only once the device is
+    deadline = Deadline(options.seconds, folder.clock)
+    require_output_folder(folder.path, data)
+    with locked(folder.path), _clock(deadline):
+        known = read_data(data, folder, options, PlannerOptions(preset=options.preset).orientation, workers)
+        if until == "fingerprint":
+            return RunOutcome(folder.fingerprint, known)
+
+        profile = device_profile(folder, options.device or "auto")
+        _check_names(options, len(known.splits.folds))
+        promised = promised_seconds(options, profile)
+        if promised and not options.seconds:
+            log.info("no time given: a CPU gets %s (say --time, --epochs or --iterations)", format_time(promised))
+            deadline.promise(promised)
+        setup = Setup(folder, options, workers, deadline, profile, known)
+        plan = plan_stage(setup, promised, replan)
+        schedule = _schedule(setup, plan)
+        Starting(setup.with_plan(plan)).check()
+        options.save(folder.options)  # only now: they have proved possible
+        if until == "plan":
+            plan = time_plan(setup, plan)
+            return RunOutcome(folder.plan, known, plan, schedule, PlanMaker.of(setup, promised))
+
+        with tracking(options, folder.path, known.dataset.name) as tracked:
+            plan, schedule = _run_jobs(setup, plan, promised, until, tracked)
+            written = folder.path
+            if until == "report":
+                entropy = OutOfFoldEntropy(
+                    folder, known.dataset, schedule.configurations, Selection.load(folder.selection)
+                )
+                written = write_report(folder.path, entropy)
+            tracked.finish(plan, written if until == "report" else None)
+        return RunOutcome(written, known, plan, schedule)
+
+
+def describe_plan(outcome: RunOutcome, explained: bool) -> str:
+    """What `plan` prints once the plan is made: the length of the run, and with `explained` the table before it."""
+    assert outcome.plan is not None
+    assert outcome.schedule is not None
+    assert outcome.maker is not None
+    work = work_of(outcome.known.fingerprint, outcome.maker.setup.workers)
+    return described(outcome.plan, outcome.schedule, work, outcome.maker.with_options, explained)
+
+
+@contextmanager
+def _clock(deadline: Deadline) -> Iterator[None]:
+    """The deadline is cleared when the command succeeds or fails; an interrupted command keeps it."""
+    try:
+        yield
+    except AutoUNetError:
+        deadline.end()
+        raise
+    except BaseException:
+        deadline.save()
+        raise
+    deadline.end()
+
+
+def _run_jobs(
+    setup: Setup, plan: Plan, promised: float | None, until: str, tracked: Tracked
+) -> tuple[Plan, TrainingSchedule]:
+    """Preprocess, then train and validate, then select and pack: as far as `until`.
+
+    Where a configuration needs more memory than it may, it is planned again, smaller, and the rest goes on. Returns the
+    plan as it is then, and what was trained.
+    """
+    for attempt in range(MOST_ATTEMPTS + 1):
+        schedule = _schedule(setup, plan)
+        try:
+            _execute(setup, plan, schedule, until, tracked)
+            break
+        except BudgetExceeded as error:
+            if attempt == MOST_ATTEMPTS:
+                raise
+            setup, plan = plan_smaller(setup, plan, promised, error)
+    setup.deadline.save()
+    return plan, schedule
+
+
+def _execute(setup: Setup, plan: Plan, schedule: TrainingSchedule, until: str, tracked: Tracked) -> None:
+    known, options = setup.known, setup.options
+    context = setup.with_plan(plan)
+    graph = JobGraph(
+        folder=setup.folder,
+        dataset=known.dataset,
+        content={facts.identifier: facts.content_hash for facts in known.facts},
+        class_voxels=known.fingerprint.class_voxels,
+        schedule=schedule,
+        device=setup.profile.device,
+        workers=setup.workers,
+        loader_workers=setup.loader_workers,
+        initial=Starting(context).of,
+        events=plan.events,
+    )
+    jobs = graph.preparation()
+    trainings: list[Job] = []
+    if STAGES.index(until) >= STAGES.index("train"):
+        _require_device(setup.folder, setup.profile)
+        for name in schedule.left_out:
+            log.warning("%s is left out: it needs every fold of its previous stage. Give --folds all, or name it", name)
+        trainings = graph.training()
+    shares = TimeShares(setup.deadline, schedule.configurations, len(known.dataset.cases), trainings)
+    if trainings:
+        shares.check()
+        try_configurations(
+            schedule, setup.folder, known.dataset, setup.profile, context.budget, plan.options.preset is not None
         )
+    jobs += trainings
+    if STAGES.index(until) >= STAGES.index("select"):
+        jobs.append(graph.selection(jobs, options.data, known.fingerprint, options.metrics or DEFAULT_METRICS))
+    SequentialExecutor(lambda job: run_job(job, shares, tracked, setup.deadline), setup.deadline.save).run(jobs)
 
-    @contextmanager
-    def _clock(self) -> Iterator[None]:
-        """The promise ends with the command, whether well or with an error; an interrupted command keeps its clock."""
-        try:
-            yield
-        except AutoUNetError:
-            self.deadline.end()
-            raise
-        except BaseException:
-            self.deadline.save()
-            raise
-        self.deadline.end()
 
-    def fingerprint_stage(self) -> Known:
-        """Scan, read every case once, check, split: dataset.json, splits.json, fingerprint.json, findings.json."""
-        orientation = PlannerOptions(preset=self.options.preset).orientation
-        return read_data(self.data, self.out, self.options, orientation, self.workers)
+def _schedule(setup: Setup, plan: Plan) -> TrainingSchedule:
+    known = setup.known
+    return training_schedule(
+        plan, setup.options, known.dataset, known.splits, known.fingerprint.dimension, setup.deadline.promised
+    )
 
-    def plan_stage(self) -> Plan:
-        """Probe the device, plan, and shape the plan to the time: device.json, plan.json.
 
-        A plan.json that differs from the one written is a person's: validated and kept. A plan made from the same
-        options is kept, also when data change and it is still valid; other options make a new one.
-        """
-        self._check_names()
-        seconds = promised_seconds(self.options, self.profile)
-        if seconds and not self.options.seconds:
-            log.info("no time given: a CPU gets %s (say --time, --epochs or --iterations)", format_time(seconds))
-            self.deadline.promise(seconds)
-        asked, maker = self._asked(seconds), self._maker(seconds)
-        existing = None if self.replan else self.plan_file.load()
-        if existing:
-            edited = self.plan_file.is_edited(existing)
-            if (edited or self.plan_file.asked == asked) and (kept := self._kept(maker, existing, edited)):
-                return kept
-        plan = maker.new()
-        maker.check(plan, edited=False)
-        self.plan_file.keep(plan, asked)
-        return plan
+def device_profile(folder: RunFolder, device: str) -> DeviceProfile:
+    """The device, probed once per output folder and device that is asked for."""
+    try:
+        known = DeviceProfile.load(folder.device)
+        if device in ("auto", known.device) or (device, known.device) == ("cuda", "cuda:0"):
+            return known  # without loading torch
+    except RecordError:
+        pass
+    from ..ops.device import choose_device
+    from ..training.probe import probe_device
 
-    def job_stages(self, until: str) -> None:
-        """Preprocess, then train and validate, then select and pack: as far as `until`.
+    profile = calibrated(probe_device(choose_device(device)))
+    profile.save(folder.device)
+    return profile
 
-        Where a configuration needs more memory than it may, it is planned again, smaller, and the rest goes on.
-        """
-        for _ in range(MOST_ATTEMPTS):
-            try:
-                self._run_jobs(until)
-                return
-            except BudgetExceeded as error:
-                self._plan_smaller(error)
-        self._run_jobs(until)
 
-    def _run_jobs(self, until: str) -> None:
-        context = self.context
-        work = FoldJobs(context, self.tracked)
-        jobs = work.preprocess_jobs()
-        if STAGES.index(until) >= STAGES.index("train"):
-            self._require_device()
-            jobs += work.train_jobs()
-            try_configurations(context)
-        if STAGES.index(until) >= STAGES.index("select"):
-            jobs.append(work.select_job(jobs))
-        SequentialExecutor(lambda job: work.functions[job.function](**job.args), self.deadline.save).run(jobs)
-        self.deadline.save()
+def _require_device(folder: RunFolder, profile: DeviceProfile) -> None:
+    """The device of the plan must still be there."""
+    from ..ops.device import choose_device
 
-    def _plan_smaller(self, error: BudgetExceeded) -> None:
-        """Only a plan of our own: a preset is nnU-Net's, and an edited plan a person's."""
-        if self.plan.options.preset or self.plan_file.is_edited(self.plan):
-            raise error
-        seconds = promised_seconds(self.options, self.profile)
-        self.plan, self.profile = self._maker(seconds).smaller(self.plan, error)
-        self.profile.save(self.out / "device.json")
-        self.plan_file.keep_changed(self.plan)
+    try:
+        choose_device(profile.device)
+    except OptionError as error:
+        raise OptionError(
+            f"{folder.device} was probed elsewhere: {error.message}", "Delete it to probe this machine"
+        ) from None
 
-    def _maker(self, seconds: float | None) -> PlanMaker:
-        return PlanMaker.of(self.setup, seconds)
 
-    @property
-    def setup(self) -> Setup:
-        return Setup(self.out, self.options, self.workers, self.deadline, self.profile, self.known)
+def _check_names(options: RunOptions, folds: int) -> None:
+    """Names that only the training would stumble over, hours later."""
+    if options.track not in (None, NO_TRACKER):
+        require_tracker(str(options.track))
+    if options.loss:
+        from ..losses import LOSSES
 
-    @property
-    def context(self) -> Context:
-        """What jobs see, once there is a plan."""
-        return self.setup.with_plan(self.plan)
-
-    @cached_property
-    def profile(self) -> DeviceProfile:
-        """The device, probed once per output folder and asked-for device."""
-        asked = self.options.device or "auto"
-        try:
-            known = DeviceProfile.load(self.out / "device.json")
-            if asked in ("auto", known.device) or (asked, known.device) == ("cuda", "cuda:0"):
-                return known  # without loading torch
-        except RecordError:
-            pass
-        from ..ops.device import choose_device
-        from ..training.probe import probe_device
-
-        profile = calibrated(probe_device(choose_device(asked)))
-        profile.save(self.out / "device.json")
-        return profile
-
-    def _require_device(self) -> None:
-        """The device of the plan must still be there."""
-        from ..ops.device import choose_device
-
-        try:
-            choose_device(self.profile.device)
-        except OptionError as error:
-            file = self.out / "device.json"
-            raise OptionError(f"{file} was probed elsewhere: {error}. Delete it to probe this machine") from None
-
-    def plan_with(self, options: PlannerOptions) -> Plan:
-        """The plan of this data set for given planner options, without regard to time."""
-        return self._maker(promised_seconds(self.options, self.profile)).with_options(options)
-
-    def _check_names(self) -> None:
-        """Names that only the training would stumble over, hours later."""
-        if self.options.track not in (None, NO_TRACKER):
-            require_tracker(str(self.options.track))
-        if self.options.loss:
-            from ..losses import LOSSES
-
-            if self.options.loss not in LOSSES:
-                raise OptionError(f"--loss {self.options.loss} is unknown; choose one of {', '.join(sorted(LOSSES))}")
-        parse_folds(self.options.folds, len(self.known.splits.folds))
-
-    def _asked(self, seconds: float | None) -> str:
-        """Digest of what a plan is made for; an option that only says the default changes nothing."""
-        made_for: list[object] = [planner_options(self.options, self.profile).digest(), self.profile.precision, seconds]
-        if seconds:
-            made_for += [step_limit(self.options), parse_folds(self.options.folds, len(self.known.splits.folds))]
-        labels = self.known.dataset.labels
-        if labels.regions:
-            made_for.append([target.members for target in overlapping_targets(labels)])
-        if labels.pairs:
-            made_for.append(swapped_classes(labels))
-        if source := network_source(self.options):
-            made_for.append(f"init {source.checksum}")
-        return digest(made_for)
-
-    def _time_plan(self) -> None:
-        """Add how long steps and validation take, for people who decide whether to start; a person's plan stays."""
-        ours = not self.plan_file.is_edited(self.plan)
-        self.plan = timed(self.context)
-        if ours:
-            self.plan_file.keep_changed(self.plan)
-
-    def _kept(self, maker: PlanMaker, plan: Plan, edited: bool) -> Plan | None:
-        """The plan that is there; None when it no longer fits the data. Raises PlanError when a person edited it."""
-        try:
-            maker.check(plan, edited)
-        except PlanError as error:
-            if edited:
-                raise PlanError(f"the edited plan.json cannot be used: {error}. --replan makes a new one") from None
-            log.info("the plan no longer fits the data (%s): a new one is made", error)
-            return None
-        if edited:
-            log.info("plan.json was edited: validated and kept (--replan makes a new one)")
-            return maker.traced(plan)
-        if plan.fingerprint != self.known.fingerprint.digest():
-            log.info("the data changed and the plan is still valid: kept (--replan makes a new one)")
-        return plan
+        if options.loss not in LOSSES:
+            raise OptionError(f"--loss {options.loss} is unknown", f"Choose one of {', '.join(sorted(LOSSES))}")
+    parse_folds(options.folds, folds)

@@ -18,9 +18,11 @@ from ..schema.options import PlannerOptions, TrainOptions
 from ..schema.plan import Configuration, Plan
 from ..schema.quantities import format_seconds, format_size, format_time
 from ..time_budget.cost_model import case_seconds
-from ..time_budget.shape import Work, run_length, total_length, work_of
-from .context import Context
+from ..time_budget.shape import Work, run_length, total_length
+from .context import Context, Setup
 from .defaults import FULL_STEPS, train_options
+from .make_plan import PlanFile
+from .schedule import TrainingSchedule
 from .time_shaping import Clock
 
 TITLES = {
@@ -108,6 +110,16 @@ def _wrapped(text: str, width: int) -> list[str]:
 log = logging.getLogger(__name__)
 
 
+def time_plan(setup: Setup, plan: Plan) -> Plan:
+    """The plan with how long steps and validation take, for people who decide whether to start; saved if it is ours."""
+    file = PlanFile(setup.folder)
+    ours = not file.is_edited(plan)
+    plan = timed(setup.with_plan(plan))
+    if ours:
+        file.keep_changed(plan)
+    return plan
+
+
 def timed(context: Context) -> Plan:
     """The context's plan with the times of what it trains, measured on its device, for a run without a time limit."""
     known, steps = context.known, context.steps or FULL_STEPS
@@ -175,17 +187,22 @@ def _length_line(name: str, configuration: Configuration, folds: int, work: Work
     )
 
 
-def described(context: Context, make: Callable[[PlannerOptions], Plan], explained: bool) -> str:
+def described(
+    plan: Plan,
+    schedule: TrainingSchedule,
+    work: Work,
+    make: Callable[[PlannerOptions], Plan],
+    explained: bool,
+) -> str:
     """What `plan` prints once the plan is made: the length of the run, and with `explained` the table before it.
 
     `make` plans the same data set for other planner options.
     """
-    plan, work = context.plan, work_of(context.known.fingerprint, context.workers)
-    folds = {name: len(context.folds_of(name)) for name in context.configurations}
+    folds = {name: len(schedule.folds_of(name)) for name in schedule.configurations}
     text = "\n".join(length_lines(plan, folds, work)) + "\n"
     if not explained:
         return text
-    count = len(context.folds)
+    count = len(schedule.folds)
     lengths = {name: run_length(each, work, folds.get(name, count)) for name, each in plan.configurations.items()}
     seconds = {name: length.total for name, length in lengths.items() if length is not None}
     rows = explain(plan, with_double_memory(plan, make), seconds)

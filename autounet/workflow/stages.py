@@ -1,180 +1,210 @@
-"""What the jobs of `graph.py` do: prepare, train, validate, hand over to the next stage, select and pack."""
+"""What the jobs of a run do, as functions of named values: prepare, train, validate, cascade labels, select."""
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ..crossval import validate as case_work
-from ..crossval.cascade_labels import hand_over_cases
-from ..crossval.select import Selecting, fold_metrics
-from ..crossval.validate import ValidatedCases, validation_keys
+from ..crossval.cascade_labels import write_cascade_labels
+from ..crossval.validate import segmentation_name, summarise_cases, validate_cases
+from ..datasets.stamps import FileHashes
+from ..preprocessing.dataset import prepare_cases
 from ..progress import progress
-from ..schema.dataset import combinations, partly_present
-from ..schema.metrics import Metrics
-from ..schema.plan import Configuration
+from ..schema.dataset import Dataset
+from ..schema.labels import Labels, TargetKind, overlapping_targets
+from ..schema.metrics import CaseMetrics, Metrics
+from ..schema.plan import Configuration, PreprocessSpec
 from ..schema.quantities import format_number
-from ..schema.run import EpochLog, fold_name, read_log
-from .context import Context
-from .fine_tuning import Starting
-from .jobs import Job, JobGraph, move_aside, read_key, write_key
+from ..schema.run import EpochLog, RunRecord, fold_name, read_log
+from ..schema.stage_inputs import (
+    CascadeCaseInputs,
+    TrainingCase,
+    TrainingInputs,
+    TrainingPlace,
+    ValidatedCaseInputs,
+)
+from ..store import is_prepared, read_properties, scores_file, stage_labels_file
+from ..store.run_folder import CascadeLabelsFolder, CrossvalFolder, FoldFolder
+from ..time_budget.deadline import Deadline
+from . import cache
+from .jobs import Job
+from .select_stage import select
 from .time_shares import TimeShares
 from .tracked import Tracked
 
 log = logging.getLogger(__name__)
 
 
-class FoldJobs:
-    """Builds the jobs of one run and holds the functions they name."""
+def prepare(dataset: Dataset, preprocess: PreprocessSpec, folder: Path, keys: Mapping[str, str], workers: int) -> None:
+    """Every case that is not there with its key."""
+    missing = {case: key for case, key in keys.items() if not is_prepared(folder, case, key)}
+    with progress("preprocessing", len(keys)) as meter:
+        meter.advance(len(keys) - len(missing))
+        prepare_cases(dataset, preprocess, folder, missing, workers, lambda _: meter.advance())
 
-    def __init__(self, context: Context, tracked: Tracked) -> None:
-        self.context, self.out, self.tracked = context, context.out, tracked
-        self.graph = JobGraph(context)
-        self.starting = Starting(context)
-        self.dataset, self.configurations = context.known.dataset, self.graph.configurations
-        self.shares = self._shares([])
-        self.functions: dict[str, Callable[..., None]] = {
-            "prepare": self.prepare,
-            "train": self.train,
-            "validate": self.validate,
-            "hand_over": self.hand_over,
-            "select": self.select,
-        }
 
-    def preprocess_jobs(self) -> list[Job]:
-        return self.graph.preprocess_jobs()
+def train(
+    inputs: TrainingInputs,
+    place: TrainingPlace,
+    seconds: float | None,
+    on_log: Callable[[EpochLog], None],
+) -> RunRecord:
+    """For the inputs' steps or for `seconds`, whichever ends first. Another training in the folder is moved aside."""
+    from ..training import Horizon, train_fold
 
-    def train_jobs(self) -> list[Job]:
-        """Raises OptionError and DeadlineError for what is known to be impossible before anything is trained."""
-        for name in self.context.left_out:
-            log.warning("%s is left out: it needs every fold of its previous stage. Give --folds all, or name it", name)
-        jobs = self.graph.train_jobs()
-        self.shares = self._shares(jobs)
-        self.shares.check()
-        return jobs
-
-    def select_job(self, before: list[Job]) -> Job:
-        return self.graph.select_job(before)
-
-    def _shares(self, jobs: list[Job]) -> TimeShares:
-        return TimeShares(self.context.deadline, self.configurations, len(self.dataset.cases), jobs)
-
-    # the functions of jobs
-
-    def prepare(self, configuration: Configuration, folder: Path) -> None:
-        dataset = self.dataset
-        with progress("preprocessing", len(dataset.cases)) as meter:
-            case_work.prepare_cases(
-                dataset, self.graph.hashes, configuration.preprocess, folder, self.context.workers,
-                on_case=lambda _: meter.advance(),
-            )  # fmt: skip
-
-    def train(self, name: str, fold: int | None, folder: Path, key: str) -> None:
-        from ..training import FoldTask, Horizon, train_fold
-
-        started = time.monotonic()
-        configuration = self.configurations[name]
-        if read_key(folder / "started.json") != key:
-            self._begin(folder, key)
-        spent = _elapsed(folder / "log.jsonl")
-        seconds = self.shares.training_seconds(name, spent)
-        training, validation = self.context.cases(fold)
-        start, said = self.starting.of(name, fold)
-        for sentence in said:
-            log.info("%s %s: %s", name, fold_name(fold), sentence)
-        task = FoldTask(
-            configuration_name=name,
-            configuration=configuration,
-            labels=self.dataset.labels,
-            options=self.context.train_options(configuration),
-            prepared=self.out / "prepared" / configuration.prepared,
-            train_cases=training,
-            validation_cases=validation,
-            fold=fold,
-            folder=folder,
-            horizon=Horizon(steps=self.context.steps, seconds=seconds),
-            device=self.context.profile.device,
-            workers=self.context.loader_workers,
-            class_voxels=self.context.known.fingerprint.class_voxels,
-            events=(*self.context.plan.events.get(name, ()), *said),
-            annotated=self.graph.partial,
-            present=partly_present(self.dataset),
-            channel_combinations=combinations(self.dataset),
-            previous=self.graph.handed_labels(name),
-            start=start,
-        )
-        run = self.tracked.begin(name, fold_name(fold), key, configuration, task.options)
-        with progress(f"training {name} {fold_name(fold)}", 1.0) as meter:
-
-            def on_log(entry: EpochLog) -> None:
-                meter.update(entry.progress, f"loss {entry.loss:.3f}")
-                self.context.deadline.save()
-                self.tracked.line(run, entry)
-
-            record = train_fold(task, on_log)
-        self.shares.finished("train", name, time.monotonic() - started, record.seconds - spent)
-
-    def _begin(self, folder: Path, key: str) -> None:
-        moved = move_aside(folder)
+    folder = FoldFolder(place.folder)
+    if cache.stored_key(folder.started) != inputs.key:
+        moved = cache.move_aside(folder.path)
         if moved:
-            log.warning("%s was trained with other options or data: moved to %s", folder.name, moved)
-        write_key(folder / "started.json", key)
+            log.warning("%s was trained with other options or data: moved to %s", folder.path.name, moved)
+        cache.mark_done(folder.started, inputs.key)
+    title = f"{place.configuration_name} {fold_name(inputs.fold)}"
+    for event in place.events:
+        log.info("%s: %s", title, event)
+    with progress(f"training {title}", 1.0) as meter:
 
-    def validate(self, name: str, fold: int, weights: Path) -> None:
-        """Predict and evaluate the cases whose earlier results no longer hold."""
-        from ..inference.loading import load_network
+        def on_line(entry: EpochLog) -> None:
+            meter.update(entry.progress, f"loss {entry.loss:.3f}")
+            on_log(entry)
 
-        started = time.monotonic()
-        configuration, previous = self.configurations[name], self.graph.handed_labels(name)
-        device, folder, prepared = self.context.profile.device, self.out / "crossval" / name, self.out / "prepared"
-        cases = self.context.cases(fold)[1]
-        keys = validation_keys(
-            self.dataset, configuration, fold, cases, weights, prepared / configuration.prepared, previous
-        )
-        earlier = ValidatedCases(self.dataset, folder, keys, keep_scores=True)
-        found = earlier.kept()
-        if changed := [case for case in cases if case not in found]:
-            model = load_network(configuration, weights, device)
-            with progress(f"validating {name} fold_{fold}", len(changed)) as meter:
-                metrics = case_work.validate_cases(
-                    self.dataset, configuration, [model], prepared, changed, fold, folder, device,
-                    keep_scores=True, on_case=lambda _: meter.advance(), previous=previous,
-                )  # fmt: skip
-            earlier.keep(metrics.cases)
-            found |= {each.case: each for each in metrics.cases}
-        metrics = case_work.summarise_cases([found[case] for case in cases], self.dataset)
-        metrics.save(fold_metrics(self.out, name, fold))
-        self._track(name, fold, weights.parent, metrics)
-        log.info("%s fold_%d: mean Dice %s", name, fold, format_number(metrics.mean_dice))
-        self.shares.finished("validate", name, time.monotonic() - started)
+        return train_fold(inputs, place, Horizon(steps=inputs.steps, seconds=seconds), on_line)
 
-    def _track(self, name: str, fold: int, folder: Path, metrics: Metrics) -> None:
-        """The Dice of a fold, at the end of its curves."""
-        lines = read_log(folder / "log.jsonl")
-        run = self.tracked.run(f"{name} {fold_name(fold)}", read_key(folder / "started.json") or "")
-        self.tracked.fold(run, metrics, lines[-1].step if lines else 0)
 
-    def hand_over(self, name: str, fold: int, next_name: str, folder: Path) -> None:
-        started = time.monotonic()
-        grids = [self.out / "prepared" / self.configurations[each].prepared for each in (name, next_name)]
-        cases = self.context.cases(fold)[1]
-        with progress(f"handing {name} fold_{fold} to {next_name}", len(cases)) as meter:
-            hand_over_cases(
-                self.dataset, self.configurations[name], self.out / "crossval" / name / "scores", grids[0], grids[1],
-                folder, cases, self.context.workers, on_case=lambda _: meter.advance(),
+def validate(
+    dataset: Dataset,
+    configuration: Configuration,
+    fold: int,
+    cases: Sequence[TrainingCase],
+    weights: Path,
+    prepared: Path,
+    previous: Path | None,
+    folder: CrossvalFolder,
+    device: str,
+) -> Metrics:
+    """Predict and evaluate the cases whose earlier results no longer hold. `weights` are those of the fold."""
+    from ..inference.loading import load_network
+
+    hashes, identifiers = FileHashes(), [case.identifier for case in cases]
+    keys = {
+        case.identifier: ValidatedCaseInputs(
+            weights=hashes.of(weights) or "",
+            configuration=configuration.trained,
+            inference=configuration.inference,
+            fold=fold,
+            labels=dataset.labels,
+            prepared=read_properties(prepared, case.identifier).key,
+            annotated=case.annotated,
+            previous=None if previous is None else hashes.of(stage_labels_file(previous, case.identifier)),
+        ).key
+        for case in cases
+    }
+
+    def files(case: str) -> list[Path]:
+        return [folder.path / segmentation_name(dataset.case(case)), scores_file(folder.scores, case)]
+
+    results = cache.kept_results(keys, folder.case_result, files)
+    if changed := [case for case in identifiers if case not in results]:
+        model = load_network(configuration, weights, device)
+        with progress(f"validating {folder.path.name} fold_{fold}", len(changed)) as meter:
+
+            def on_case(metrics: CaseMetrics) -> None:
+                cache.keep_result(folder.case_result(metrics.case), keys[metrics.case], metrics)
+                results[metrics.case] = metrics
+                meter.advance()
+
+            for case in changed:
+                cache.forget(folder.case_result(case))
+            validate_cases(
+                dataset, configuration, [model], prepared, changed, fold, folder, device, on_case=on_case,
+                previous=previous,
             )  # fmt: skip
-        self.shares.finished("hand_over", name, time.monotonic() - started)
+    metrics = summarise_cases([results[case] for case in identifiers], dataset)
+    metrics.save(folder.metrics(fold))
+    log.info("%s fold_%d: mean Dice %s", folder.path.name, fold, format_number(metrics.mean_dice))
+    return metrics
 
-    def select(self) -> None:
-        Selecting(self.context).run()
+
+def cascade_labels(
+    labels: Labels,
+    targets: TargetKind,
+    cases: Sequence[str],
+    scores: Path,
+    grid: Path,
+    next_grid: Path,
+    folder: CascadeLabelsFolder,
+    workers: int,
+) -> None:
+    """Labels of one stage on the next one's grid, of the cases whose scores or grids have changed."""
+    hashes = FileHashes()
+    members = tuple(each.members for each in overlapping_targets(labels)) if targets == "regions" else ()
+    keys = {
+        case: CascadeCaseInputs(
+            scores=hashes.of(scores_file(scores, case)) or "",
+            prepared=read_properties(grid, case).key,
+            following=read_properties(next_grid, case).key,
+            targets=targets,
+            members=members,
+        ).key
+        for case in cases
+    }
+    changed = [
+        case
+        for case, key in keys.items()
+        if not cache.is_done(folder.case_key(case), key, [stage_labels_file(folder.path, case)])
+    ]
+    for case in changed:
+        cache.forget(folder.case_key(case))
+    with progress(f"labels for {folder.path.name}", len(changed)) as meter:
+
+        def on_case(case: str) -> None:
+            cache.mark_done(folder.case_key(case), keys[case])
+            meter.advance()
+
+        write_cascade_labels(changed, labels, targets, scores, grid, next_grid, folder.path, workers, on_case)
 
 
-def _elapsed(log_file: Path) -> float:
-    """Training seconds in the last whole line of log.jsonl."""
-    try:
-        return float(json.loads(log_file.read_text().splitlines()[-1])["seconds"])
-    except (OSError, ValueError, IndexError, KeyError):
-        return 0.0
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "prepare": prepare,
+    "validate": validate,
+    "cascade_labels": cascade_labels,
+}
+"""what a job's function names, but for train and select, whose work depends on the time that is left"""
+
+
+def run_job(job: Job, shares: TimeShares, tracked: Tracked, deadline: Deadline) -> None:
+    """Run one job in this process, with its share of the time; its costs are learnt and tracked."""
+    started = time.monotonic()
+    if job.function == "train":
+        inputs, place = job.args["inputs"], job.args["place"]
+        lines = read_log(FoldFolder(place.folder).log) if _continues(job) else []
+        spent = lines[-1].seconds if lines else 0.0
+        run = tracked.begin(
+            place.configuration_name, fold_name(inputs.fold), job.key, inputs.configuration, inputs.options
+        )
+
+        def on_log(entry: EpochLog) -> None:
+            deadline.save()
+            tracked.line(run, entry)
+
+        record = train(inputs, place, shares.training_seconds(job.configuration, spent), on_log)
+        shares.finished("train", job.configuration, time.monotonic() - started, record.seconds - spent)
+        return
+    if job.function == "select":
+        select(**job.args, seconds_left=deadline.remaining())
+        return
+    result = FUNCTIONS[job.function](**job.args)
+    if isinstance(result, Metrics):  # the Dice of a fold, at the end of its curves
+        folder = FoldFolder(job.args["weights"].parent)
+        lines = read_log(folder.log)
+        name = f"{job.configuration} {fold_name(job.args['fold'])}"
+        tracked.fold(tracked.run(name, cache.stored_key(folder.started) or ""), result, lines[-1].step if lines else 0)
+    if job.configuration:
+        shares.finished(job.function, job.configuration, time.monotonic() - started)
+
+
+def _continues(job: Job) -> bool:
+    """Whether the folder holds an unfinished training by the same inputs."""
+    return cache.stored_key(FoldFolder(job.args["place"].folder).started) == job.key

@@ -27,7 +27,7 @@ class TimeShares:
         self, deadline: Deadline, configurations: Mapping[str, Configuration], cases: int, jobs: Iterable[Job]
     ) -> None:
         self.deadline, self.configurations, self.cases = deadline, configurations, cases
-        self.pending = [job for job in jobs if not job.is_done()]
+        self.pending = [(job.function, job.configuration) for job in jobs if not job.is_done()]
         self.overhead = FOLD_OVERHEAD_SECONDS
         self.measured: dict[tuple[str, str], float] = {}
         """seconds of the last job by function and configuration"""
@@ -64,7 +64,7 @@ class TimeShares:
         averaged = validations * (len(self.configurations) - 1) / 2  # of pairs
         judged = AFTERCARE * (2 if len(self.configurations) > 1 else 1)
         averaged += validations * (judged + (len(self.configurations) > 2) / 2)
-        handed = sum(self._estimate("hand_over", name) for name in self._pending("hand_over"))
+        handed = sum(self._estimate("cascade_labels", name) for name in self._pending("cascade_labels"))
         closing = CLOSING_SECONDS + CLOSING_SECONDS_PER_CASE * self.cases
         return closing + validations + averaged + handed + self.overhead * len(self._pending("train"))
 
@@ -74,14 +74,12 @@ class TimeShares:
             self.overhead = max(0.0, seconds - counted)
         else:
             self.measured[function, name] = seconds
-        for job in self.pending:
-            if job.function == function and job.args["name"] == name:
-                self.pending.remove(job)
-                break
+        if (function, name) in self.pending:
+            self.pending.remove((function, name))
 
     def _pending(self, function: str) -> list[str]:
         """The configuration of each job still to do."""
-        return [job.args["name"] for job in self.pending if job.function == function]
+        return [name for kind, name in self.pending if kind == function]
 
     def _estimate(self, function: str, name: str) -> float:
         """Of a job on the cases of one fold. Before one was measured, handing over is taken for a validation's half:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 
 from ..memory_model import memory_margin
-from ..schema.dataset import partly_annotated
+from ..schema.dataset import Dataset, partly_annotated
 from ..schema.errors import BudgetExceeded, OutOfMemory
+from ..schema.labels import Labels
+from ..schema.options import TrainOptions
 from ..schema.plan import Configuration
 from ..schema.quantities import format_size
-from ..schema.record import digest
-from ..schema.run import DeviceProfile, fold_name
-from .context import Context
-from .jobs import read_key, write_key
+from ..schema.run import DeviceProfile
+from ..schema.stage_inputs import TrialInputs
+from ..store.run_folder import RunFolder
+from .cache import is_done, mark_done
+from .schedule import TrainingSchedule
 
 log = logging.getLogger(__name__)
 
@@ -30,62 +33,63 @@ ROUNDING = 1.02
 """a measured peak is repeated within 2 %"""
 
 
-def try_configurations(context: Context) -> None:
-    """Trial steps of every configuration that is still to be trained and could come near its budget.
+def try_configurations(
+    schedule: TrainingSchedule,
+    folder: RunFolder,
+    dataset: Dataset,
+    profile: DeviceProfile,
+    budget: int,
+    preset: bool,
+) -> None:
+    """Trial steps of every configuration that is still to be trained and could come near the budget in bytes.
 
-    A passed trial is remembered beside the folds. Raises BudgetExceeded. Presets are not held to the budget, which is
-    nnU-Net's nominal target there: only running out of memory counts.
+    A passed trial is remembered in the output folder. Raises BudgetExceeded. A `preset` is not held to the budget,
+    which is nnU-Net's nominal target there: only running out of memory counts.
     """
-    for name, configuration in context.configurations.items():
-        folder = context.out / "models" / name
-        folds = [folder / fold_name(fold) for fold in context.folds_of(name)]
-        share = configuration.predicted_memory_bytes / context.budget
-        if share < TRIED_FROM or all((fold / "record.json").exists() for fold in folds):
+    partial = bool(partly_annotated(dataset))
+    for name, configuration in schedule.configurations.items():
+        share = configuration.predicted_memory_bytes / budget
+        if share < TRIED_FROM or all(folder.fold(name, fold).record.exists() for fold in schedule.folds_of(name)):
             continue
-        passed = folder / "trial.json"
-        key = digest([configuration.key, context.train_options(configuration).digest(), context.profile.device])
-        if read_key(passed) != key:
-            _try(context, name, configuration)
-            write_key(passed, key)
+        passed, options = folder.trial(name), schedule.train_options[name]
+        key = TrialInputs(configuration=configuration.trained, options=options, device=profile.device).key
+        if is_done(passed, key):
+            continue
+        planned = configuration.predicted_memory_bytes
+        try:
+            peak = trial_peak(configuration, dataset.labels, options, partial, profile)
+        except OutOfMemory:
+            raise BudgetExceeded(
+                f"memory ran out in the trial steps, where {format_size(planned)} were predicted", name, None
+            ) from None
+        log.info("%s: training steps need %s, %s were predicted", name, format_size(peak), format_size(planned))
+        if peak > budget:
+            message = f"training steps need {format_size(peak)}, more than the {format_size(budget)} that are allowed"
+            if not preset:
+                raise BudgetExceeded(message, name, peak)
+            log.warning("%s: %s; a preset keeps its plan", name, message)
+        mark_done(passed, key)
 
 
-def _try(context: Context, name: str, configuration: Configuration) -> None:
-    budget, planned = context.budget, configuration.predicted_memory_bytes
-    try:
-        peak = trial_peak(context, configuration)
-    except OutOfMemory:
-        raise BudgetExceeded(
-            f"{name}: memory ran out in the trial steps, where {format_size(planned)} were predicted", name, None
-        ) from None
-    log.info("%s: training steps need %s, %s were predicted", name, format_size(peak), format_size(planned))
-    if peak <= budget:
-        return
-    message = f"{name}: training steps need {format_size(peak)}, more than the {format_size(budget)} that are allowed"
-    if context.plan.options.preset:
-        log.warning("%s; a preset keeps its plan", message)
-        return
-    raise BudgetExceeded(message, name, peak)
-
-
-def trial_peak(context: Context, configuration: Configuration) -> int:
+def trial_peak(
+    configuration: Configuration, labels: Labels, options: TrainOptions, partial: bool, profile: DeviceProfile
+) -> int:
     """Bytes that steps of the planned patch and batch need in a process of their own.
 
-    On a CPU of the whole process; on a GPU what was allocated, with the margin for what nobody can count. Raises
-    OutOfMemory.
+    On a CPU of the whole process; on a GPU what was allocated, with the margin for what nobody can count. `partial`:
+    some cases are annotated in part. Raises OutOfMemory.
     """
     from ..memory_model.real_steps import Question, measure
     from ..memory_model.traced import StepSetting
     from ..step import Precision
 
-    device = context.profile.device
+    device = profile.device
     precision = Precision(configuration.precision, configuration.channels_last)
-    labels, options = context.known.dataset.labels, context.train_options(configuration)
-    partial = bool(partly_annotated(context.known.dataset))
     setting = StepSetting(labels, options, precision, "cpu" if device == "cpu" else "cuda", partial)
     found = measure(
         Question(configuration.network, configuration.patch_size, configuration.batch_size, setting, device)
     )
-    return found.before + found.peak if device == "cpu" else memory_margin(context.profile).on(found.peak)
+    return found.before + found.peak if device == "cpu" else memory_margin(profile).on(found.peak)
 
 
 def corrected(profile: DeviceProfile, configuration: Configuration, error: BudgetExceeded) -> DeviceProfile:

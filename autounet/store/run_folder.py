@@ -1,0 +1,233 @@
+"""The paths in the output folder of a run, and in nothing else: whoever reads or writes there asks these classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..schema.run import fold_name
+from ..schema.selection import Selection
+
+BUNDLE_FILE = "bundle.json"
+"""in the folder of a packed model"""
+
+
+@dataclass(frozen=True)
+class FoldFolder:
+    """`models/<configuration>/fold_<k>/`: one training."""
+
+    path: Path
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """Of an unfinished training."""
+        return self.path / "state.pt"
+
+    @property
+    def record(self) -> Path:
+        return self.path / "record.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.jsonl"
+
+    @property
+    def chart(self) -> Path:
+        return self.path / "progress.png"
+
+    @property
+    def started(self) -> Path:
+        """Holds the key of the training that the other files are of."""
+        return self.path / "started.json"
+
+    @property
+    def done(self) -> Path:
+        return self.path / "done.json"
+
+
+@dataclass(frozen=True)
+class CrossvalFolder:
+    """`crossval/<configuration>/`, or of an ensemble `crossval/<configuration>+<configuration>/`: out-of-fold results.
+
+    The segmentations lie in the folder itself, as `<case>.<ext>`.
+    """
+
+    path: Path
+
+    @property
+    def scores(self) -> Path:
+        """Folder of the kept scores."""
+        return self.path / "scores"
+
+    def metrics(self, fold: int) -> Path:
+        return self.path / f"fold_{fold}.json"
+
+    def done(self, fold: int) -> Path:
+        return self.path / f"fold_{fold}.done.json"
+
+    def case_result(self, identifier: str) -> Path:
+        """Metrics of one case, with the key of what they depend on."""
+        return self.path / "cases" / f"{identifier}.json"
+
+    def cascade_labels(self, following: str) -> CascadeLabelsFolder:
+        return CascadeLabelsFolder(self.path / "next" / following)
+
+    @property
+    def weighted(self) -> CrossvalFolder:
+        """Of an ensemble: the result with weights that differ."""
+        return CrossvalFolder(self.path / "weighted")
+
+    @property
+    def postprocessed(self) -> Path:
+        """Folder of the postprocessed segmentations."""
+        return self.path / "postprocessed"
+
+
+@dataclass(frozen=True)
+class CascadeLabelsFolder:
+    """`crossval/<configuration>/next/<following configuration>/`: labels of one stage on the grid of the next."""
+
+    path: Path
+
+    def done(self, fold: int) -> Path:
+        return self.path / f"fold_{fold}.done.json"
+
+    def case_key(self, identifier: str) -> Path:
+        return self.path / "keys" / f"{identifier}.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`--out`."""
+
+    path: Path
+
+    # records, each written by one stage
+
+    @property
+    def options(self) -> Path:
+        return self.path / "options.json"
+
+    @property
+    def device(self) -> Path:
+        return self.path / "device.json"
+
+    @property
+    def dataset(self) -> Path:
+        return self.path / "dataset.json"
+
+    @property
+    def splits(self) -> Path:
+        return self.path / "splits.json"
+
+    @property
+    def fingerprint(self) -> Path:
+        return self.path / "fingerprint.json"
+
+    @property
+    def findings(self) -> Path:
+        return self.path / "findings.json"
+
+    @property
+    def facts(self) -> Path:
+        """Folder of what was read of each case."""
+        return self.path / "facts"
+
+    @property
+    def hashes(self) -> Path:
+        """Of the data set's files."""
+        return self.path / "hashes.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def plan_key(self) -> Path:
+        """What the plan was made for, and which edition of it the program wrote."""
+        return self.path / "plan.key"
+
+    @property
+    def clock(self) -> Path:
+        """Time spent of a promise."""
+        return self.path / "clock.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def selection(self) -> Path:
+        return self.path / "selection.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def bundle(self) -> Path:
+        """Folder of the packed model."""
+        return self.path / "model"
+
+    @property
+    def bundle_done(self) -> Path:
+        return self.bundle / "done.json"
+
+    @property
+    def tracking(self) -> Path:
+        return self.path / "tracking"
+
+    # work of the configurations
+
+    def prepared(self, name: str) -> Path:
+        """Folder of the prepared cases that `Configuration.prepared` names."""
+        return self.path / "prepared" / name
+
+    def prepared_done(self, name: str) -> Path:
+        """Beside the folder: a case may be called done."""
+        return self.path / "prepared" / f"{name}.done.json"
+
+    def any_prepared_done(self) -> Iterator[Path]:
+        return (self.path / "prepared").glob("*.done.json")
+
+    def models(self, name: str) -> Path:
+        """Folder of one configuration's trainings."""
+        return self.path / "models" / name
+
+    def trial(self, name: str) -> Path:
+        """Key of the trial steps that a configuration passed."""
+        return self.models(name) / "trial.json"
+
+    def fold(self, name: str, fold: int | None) -> FoldFolder:
+        return FoldFolder(self.models(name) / fold_name(fold))
+
+    def folds(self, name: str) -> list[FoldFolder]:
+        """The trainings of one configuration that are there, sorted by name."""
+        return [FoldFolder(path) for path in sorted(self.models(name).glob("fold_*")) if ".old_" not in path.name]
+
+    @property
+    def crossval_root(self) -> Path:
+        return self.path / "crossval"
+
+    def crossval(self, *names: str) -> CrossvalFolder:
+        """Of a configuration, or of the ensemble of several."""
+        return CrossvalFolder(self.crossval_root / "+".join(names))
+
+    def selected(self, selection: Selection) -> CrossvalFolder:
+        """Where the out-of-fold segmentations of the selected result lie, before postprocessing."""
+        chosen = self.crossval(*selection.chosen)
+        return chosen.weighted if selection.weights else chosen
+
+    def former_results(self, kind: Literal["weighted", "postprocessed"]) -> list[Path]:
+        """Folders of this name below `crossval/`, whatever was selected when they were written."""
+        return [path for path in self.crossval_root.glob(f"**/{kind}") if path.is_dir()]
