@@ -7,11 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from autounet.crossval.final_steps import POSTPROCESSED, Aftercare
 from fake_output import configuration
 
 from autounet.crossval.calibrate import OutOfFoldEntropy
-from autounet.crossval.select import Selecting
+from autounet.crossval.result import postprocess_and_calibrate
 from autounet.datasets import load_case
 from autounet.evaluation import evaluate_case, summarise
 from autounet.imageio import read_labels, write_image, write_labels
@@ -25,6 +24,8 @@ from autounet.schema.metrics import CaseMetrics, Metrics
 from autounet.schema.plan import Configuration, PreprocessSpec
 from autounet.schema.selection import Selection
 from autounet.store import read_properties, read_scores, scores_file, write_prepared, write_scores
+from autounet.store.run_folder import RunFolder
+from autounet.workflow.select_stage import ensembles
 
 SHAPE = (6, 14, 16)
 FOLDS = {f"c{index}": index % 2 for index in range(6)}
@@ -91,22 +92,28 @@ def run(request, tmp_path: Path) -> SimpleNamespace:
         annotated = (True, True, False) if name == "c5" else None
         scored = evaluate_case(values, truth, geometry.spacing, labels, annotated=annotated)
         results.append(CaseMetrics(case=name, fold=fold, per_class=scored))
-    context = SimpleNamespace(out=out, known=SimpleNamespace(dataset=dataset), configurations=configurations, workers=0)
-    return SimpleNamespace(context=context, metrics=summarise(results, labels), labels=labels, out=out)
+    return SimpleNamespace(
+        dataset=dataset, configurations=configurations, folder=RunFolder(out), metrics=summarise(results, labels),
+        labels=labels, out=out,
+    )  # fmt: skip
+
+
+def refined(run: SimpleNamespace, selection: Selection, metrics: Metrics) -> tuple[Selection, Metrics]:
+    return postprocess_and_calibrate(selection, metrics, run.dataset, run.configurations, run.folder, workers=0)
 
 
 def test_the_selected_result_is_mended_and_calibrated(run) -> None:
     folder = run.out / "crossval" / "a+b"
     before = {path.name: path.read_bytes() for path in folder.glob("*.nii.gz")}
     plain = Selection(chosen=CHOSEN, compared=(), reason="the test's")
-    selection, metrics = Aftercare(run.context).of(plain, run.metrics)
+    selection, metrics = refined(run, plain, run.metrics)
     assert {path.name: path.read_bytes() for path in folder.glob("*.nii.gz")} == before, "the plain ones stay"
     assert selection.postprocessing
     assert metrics.mean_dice > run.metrics.mean_dice
     assert [case.case for case in metrics.cases] == list(FOLDS)
     for case in metrics.cases:
-        values, geometry = read_labels(folder / POSTPROCESSED / f"{case.case}.nii.gz")
-        truth, _ = read_labels(Path(run.context.known.dataset.root) / "labels" / f"{case.case}.nii.gz")
+        values, geometry = read_labels(folder / "postprocessed" / f"{case.case}.nii.gz")
+        truth, _ = read_labels(Path(run.dataset.root) / "labels" / f"{case.case}.nii.gz")
         annotated = (True, True, False) if case.case == "c5" else None
         assert case.per_class == evaluate_case(values, truth, geometry.spacing, run.labels, annotated=annotated)
     found = selection.calibration
@@ -120,14 +127,12 @@ def test_the_selected_result_is_mended_and_calibrated(run) -> None:
 
 def test_uncertainty_is_that_of_the_pooled_scores(run) -> None:
     """Of each case in metrics.json, and of any voxels for the report."""
-    selection, metrics = Aftercare(run.context).of(
-        Selection(chosen=CHOSEN, compared=(), reason="the test's"), run.metrics
-    )
+    selection, metrics = refined(run, Selection(chosen=CHOSEN, compared=(), reason="the test's"), run.metrics)
     told = {case.case: case.uncertainty for case in metrics.cases}
     assert told.pop("c5") is None, "no voxel of it was looked at"
     assert all(value is not None and 0 < value < 1 for value in told.values())
-    dataset, configurations = run.context.known.dataset, run.context.configurations
-    entropy = OutOfFoldEntropy(run.out, dataset, configurations, selection)
+    dataset, configurations = run.dataset, run.configurations
+    entropy = OutOfFoldEntropy(run.folder, dataset, configurations, selection)
     targets = configurations["a"].targets
     pairs = [
         (read_scores(run.out / "crossval" / name / "scores", "c1"), read_properties(run.out / "prepared" / name, "c1"))
@@ -149,24 +154,20 @@ def test_uncertainty_is_that_of_the_pooled_scores(run) -> None:
 
 def test_it_comes_out_the_same_again_and_leaves_nothing_behind(run) -> None:
     plain = Selection(chosen=CHOSEN, compared=(), reason="the test's")
-    first = Aftercare(run.context).of(plain, run.metrics)
-    stale = run.out / "crossval" / "a+b" / POSTPROCESSED / "gone.nii.gz"
+    first = refined(run, plain, run.metrics)
+    stale = run.out / "crossval" / "a+b" / "postprocessed" / "gone.nii.gz"
     stale.write_bytes(b"")
-    assert Aftercare(run.context).of(plain, run.metrics) == first
+    assert refined(run, plain, run.metrics) == first
     assert not stale.exists()
     alone = summarise(run.metrics.cases[:1], run.labels)
-    selection, metrics = Aftercare(run.context).of(plain, alone)
+    selection, metrics = refined(run, plain, alone)
     assert (selection.postprocessing, selection.calibration) == ((), None)
     (case,) = metrics.cases
     assert metrics.model_copy(update={"cases": (case.model_copy(update={"uncertainty": None}),)}) == alone
     assert not stale.parent.exists()
 
 
-def test_every_pair_and_the_whole_are_compared(tmp_path: Path) -> None:
-    def members(*names: str) -> list[str]:
-        context = SimpleNamespace(out=tmp_path, folds=(0,), configurations=dict.fromkeys(names))
-        return ["+".join(each) for each in Selecting(context)._members()]  # type: ignore[arg-type]
-
-    assert members("a") == []
-    assert members("a", "b") == ["a+b"]
-    assert members("a", "b", "c") == ["a+b", "a+c", "b+c", "a+b+c"]
+def test_every_pair_and_the_whole_are_compared() -> None:
+    assert ensembles(("a",)) == []
+    assert ensembles(("a", "b")) == [("a", "b")]
+    assert ensembles(("a", "b", "c")) == [("a", "b"), ("a", "c"), ("b", "c"), ("a", "b", "c")]

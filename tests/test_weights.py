@@ -7,23 +7,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from autounet.crossval.final_steps import Aftercare
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_aftercare_files import CHOSEN, run  # noqa: F401  a fixture
+from test_aftercare_files import CHOSEN, refined, run  # noqa: F401  a fixture
 from test_predict_options import configuration, volume
 from test_uncertainty import repacked
 
 from autounet import api
-from autounet.crossval.ensemble_weights import Weighing, dice_by_weights, judge_weights, weight_options
-from autounet.crossval.validate import ensemble_cases
+from autounet.crossval.ensemble_weights import dice_by_weights, fit_weights, judge_weights, weight_options
+from autounet.crossval.validate import ensemble_cases, score_sources, summarise_cases
 from autounet.evaluation import summarise
 from autounet.imageio import read_image, read_labels
 from autounet.inference.decisions import decision_for
 from autounet.inference.export import export
 from autounet.schema.metrics import Metrics
 from autounet.schema.plan import InferenceSpec
-from autounet.schema.selection import WEIGHTED, Selection, Weighting
+from autounet.schema.selection import Selection, Weighting
 from autounet.store import read_properties, read_scores, write_scores
 
 
@@ -114,80 +113,72 @@ def test_a_verdict_is_always_consistent(best: float, cases: int, noise: float, s
 # ---- from files to files ----------------------------------------------------------------------------------------
 
 
-class Clock:
-    def __init__(self, left: float | None) -> None:
-        self.left = left
-
-    def remaining(self) -> float | None:
-        return self.left
+def weighted(prepared: SimpleNamespace, selection: Selection, metrics: Metrics, left: float | None = None):
+    given = prepared.dataset, prepared.configurations, prepared.folder
+    return fit_weights(selection, metrics, *given, workers=0, seconds_left=left)
 
 
 def plain_metrics(prepared: SimpleNamespace) -> Metrics:
     """Of the ensemble with equal weights, after `b` was made much worse than `a`."""
-    context = prepared.context
     folds = {case.case: case.fold for case in prepared.metrics.cases}
     random = np.random.default_rng(1)
     for case in folds:
         scores = read_scores(prepared.out / "crossval" / "b" / "scores", case).astype(np.float32)
         write_scores(prepared.out / "crossval" / "b" / "scores", case, scores + random.normal(0, 14, scores.shape))
-    sources = {name: (context.configurations[name], prepared.out / "crossval" / name / "scores") for name in CHOSEN}
-    return ensemble_cases(
-        context.known.dataset, sources, prepared.out / "prepared", folds, prepared.out / "crossval" / "a+b"
-    )
+    sources = score_sources(prepared.folder, prepared.configurations, CHOSEN)
+    targets, folder = prepared.configurations["a"].targets, prepared.folder.crossval(*CHOSEN)
+    return summarise_cases(ensemble_cases(prepared.dataset, sources, targets, folds, folder.path), prepared.dataset)
 
 
 def test_weights_are_fitted_kept_and_used_for_what_follows(run: SimpleNamespace) -> None:  # noqa: F811
-    context, plain = run.context, Selection(chosen=CHOSEN, compared=(), reason="the test's")
+    plain = Selection(chosen=CHOSEN, compared=(), reason="the test's")
     equal = plain_metrics(run)
-    context.deadline = Clock(None)
-    selection, metrics = Weighing(context).of(plain, equal)
+    selection, metrics = weighted(run, plain, equal)
     assert selection.weighting is not None
     assert selection.weighting.kept
     assert selection.weights == selection.weighting.fitted
     assert selection.weights[0] > 0.5 > selection.weights[1]
     assert metrics.mean_dice - equal.mean_dice == pytest.approx(selection.weighting.gain)
-    folder = run.out / "crossval" / "a+b" / WEIGHTED
-    assert run.out / "crossval" / selection.folder == folder
+    folder = run.folder.crossval(*CHOSEN).weighted.path
+    assert run.folder.selected(selection).path == folder
     assert Selection.model_validate_json(selection.model_dump_json()) == selection
     for case in metrics.cases:
         values, _ = read_labels(folder / f"{case.case}.nii.gz")
         own = [
             (read_scores(run.out / "crossval" / name / "scores", case.case).astype(np.float32),
-             read_properties(run.out / "prepared" / context.configurations[name].prepared, case.case))
+             read_properties(run.out / "prepared" / run.configurations[name].prepared, case.case))
             for name in CHOSEN
         ]  # fmt: skip
-        weights, targets = selection.weighting.by_group[case.fold], context.configurations["a"].targets
+        weights, targets = selection.weighting.by_group[case.fold], run.configurations["a"].targets
         np.testing.assert_array_equal(values, export(own, run.labels, weights, targets=targets))
-    mended, _ = Aftercare(context).of(selection, metrics)
+    mended, _ = refined(run, selection, metrics)
     assert mended.weights == selection.weights
     assert mended.calibration is not None
     single = plain.model_copy(update={"chosen": ("a",)})
-    assert Weighing(context).of(single, equal) == (single, equal)
+    assert weighted(run, single, equal) == (single, equal)
     assert not folder.exists(), "what is no longer selected goes"
 
 
 def test_no_weights_without_time_without_gain_or_without_cases(run: SimpleNamespace) -> None:  # noqa: F811
-    context, plain = run.context, Selection(chosen=CHOSEN, compared=(), reason="the test's")
-    context.deadline = Clock(0.0)
-    selection, metrics = Weighing(context).of(plain, run.metrics)
+    plain = Selection(chosen=CHOSEN, compared=(), reason="the test's")
+    selection, metrics = weighted(run, plain, run.metrics, left=0.0)
     assert (selection.weights, metrics) == ((), run.metrics)
     assert "would take" in selection.weighting.reason
-    context.deadline = Clock(3600.0)
     alone = summarise(run.metrics.cases[:1], run.labels)
-    selection, _ = Weighing(context).of(plain, alone)
+    selection, _ = weighted(run, plain, alone, left=3600.0)
     assert (selection.weights, selection.weighting.gain) == ((), None)
     lost = run.metrics.model_copy(update={"cases": run.metrics.cases[5:]})
-    assert "wholly annotated" in Weighing(context).of(plain, lost)[0].weighting.reason
-    assert not (run.out / "crossval" / "a+b" / WEIGHTED).exists()
+    assert "annotated completely" in weighted(run, plain, lost, left=3600.0)[0].weighting.reason
+    assert not run.folder.crossval(*CHOSEN).weighted.path.exists()
 
 
 def test_predictions_and_maps_of_a_bundle_have_its_weights(tmp_path: Path) -> None:
     plans = {"a": configuration("plain", 3), "b": configuration("plain", 2)}
     plans = {name: each.model_copy(update={"inference": InferenceSpec(overlap=0)}) for name, each in plans.items()}
     image, geometry = volume(tmp_path / "images")
-    weighted = api.load(repacked(tmp_path / "weighted", plans, weights=(0.9, 0.1)), device="cpu")
-    assert weighted.pooling.weights == (0.9, 0.1)
-    scored = weighted.scored(weighted.prepare(image, geometry))
+    model = api.load(repacked(tmp_path / "weighted", plans, weights=(0.9, 0.1)), device="cpu")
+    assert model.pooling.weights == (0.9, 0.1)
+    scored = model.scored(model.prepare(image, geometry))
     sources = [(scored[name].scores, scored[name].properties) for name in "ab"]
     found = weighted.decided(scored)
     np.testing.assert_array_equal(found, export(sources, weighted.bundle.labels, (0.9, 0.1)))

@@ -26,8 +26,7 @@ from ..schema.selection import PostprocessStep, Selection
 from ..store import read_properties, read_scores
 from ..store.run_folder import CrossvalFolder, RunFolder
 from ..workers import map_parallel
-from . import calibrate
-from .calibrate import Sample, relative_entropy
+from .calibrate import Sample, calibrate, relative_entropy
 from .postprocess import CaseTable, Judgement, held_out, judge, tabulate
 from .sampled_voxels import sample_voxels
 from .validate import score_sources, segmentation_name, summarise_cases

@@ -19,6 +19,7 @@ from ..schema.plan import Plan
 from ..schema.record import Record
 from ..schema.run import DeviceProfile, RunRecord
 from ..schema.selection import Selection
+from ..store.run_folder import RunFolder
 
 R = TypeVar("R", bound=Record)
 
@@ -61,29 +62,27 @@ class Gathered:
         """The folder with the selected out-of-fold segmentations, postprocessed where that was selected."""
         if self.selection is None:
             return None
-        folder = self.out / "crossval" / self.selection.folder
-        return folder / "postprocessed" if self.selection.postprocessing else folder
+        folder = RunFolder(self.out).selected(self.selection)
+        return folder.postprocessed if self.selection.postprocessing else folder.path
 
 
 def gather(out: Path) -> Gathered:
     """Read all records below `out`."""
-    found = Gathered(out=out)
-    found.dataset = _load(found, Dataset, out / "dataset.json")
-    found.splits = _load(found, Splits, out / "splits.json")
-    found.fingerprint = _load(found, Fingerprint, out / "fingerprint.json")
-    found.plan = _load(found, Plan, out / "plan.json")
-    found.selection = _load(found, Selection, out / "selection.json")
-    found.metrics = _load(found, Metrics, out / "metrics.json")
-    found.options = _load(found, RunOptions, out / "options.json")
-    found.device = _load(found, DeviceProfile, out / "device.json")
+    found, folder = Gathered(out=out), RunFolder(out)
+    found.dataset = _load(found, Dataset, folder.dataset)
+    found.splits = _load(found, Splits, folder.splits)
+    found.fingerprint = _load(found, Fingerprint, folder.fingerprint)
+    found.plan = _load(found, Plan, folder.plan)
+    found.selection = _load(found, Selection, folder.selection)
+    found.metrics = _load(found, Metrics, folder.metrics)
+    found.options = _load(found, RunOptions, folder.options)
+    found.device = _load(found, DeviceProfile, folder.device)
     planned = found.plan.configurations if found.plan else {}
-    folders = [path for name in planned for path in sorted((out / "models" / name).glob("fold_*"))]
-    current = [path for path in folders if not path.suffix]  # fold_0.old_1 was moved aside
-    loaded = [_load(found, RunRecord, path / "record.json") for path in current]
+    loaded = [_load(found, RunRecord, fold.record) for name in planned for fold in folder.folds(name)]
     runs = [run for run in loaded if run is not None]
     found.runs = sorted(runs, key=lambda run: (run.configuration_name, -1 if run.fold is None else run.fold))
-    found.singles = {name: cases for name in planned if (cases := _validated(found, out / "crossval" / name))}
-    found.findings = _findings(found, out / "findings.json")
+    found.singles = {name: cases for name in planned if (cases := _validated(found, folder.crossval(name).path))}
+    found.findings = _findings(found, folder.findings)
     return found
 
 

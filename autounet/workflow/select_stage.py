@@ -42,7 +42,7 @@ def select(
     result: Metrics | None = None
     if folds:
         compared = {name: _single(folder, dataset, name, folds) for name in configurations}
-        for members in _ensembles(tuple(configurations)):
+        for members in ensembles(tuple(configurations)):
             compared["+".join(members)] = _ensemble(folder, dataset, schedule, members)
         costs = {name: len(with_previous_stages(name.split("+"), configurations)) for name in compared}
         selection = choose(compared, [target.name for target in counted_targets(dataset.labels)], costs, folds)
@@ -64,7 +64,7 @@ def _single(folder: RunFolder, dataset: Dataset, name: str, folds: Sequence[int]
     return summarise_cases([case for fold in folds for case in Metrics.load(place.metrics(fold)).cases], dataset)
 
 
-def _ensembles(names: tuple[str, ...]) -> list[tuple[str, ...]]:
+def ensembles(names: tuple[str, ...]) -> list[tuple[str, ...]]:
     """Every pair, and all; planning sees to it that all configurations learn the same."""
     return [*combinations(names, 2), *([names] if len(names) > 2 else [])]
 
