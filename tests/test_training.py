@@ -263,7 +263,7 @@ def test_pages_of_files_count_as_free(tmp_path):
 
 
 def test_freed_memory_is_kept_on_linux():
-    script = "from autounet.allocator import keep_freed_memory; print(keep_freed_memory())"
+    script = "from autounet.workers import keep_freed_memory; print(keep_freed_memory())"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() in {"True", "False"}
     assert callable(keep_freed_memory)

@@ -180,13 +180,13 @@ def test_predictions_and_maps_of_a_bundle_have_its_weights(tmp_path: Path) -> No
     assert model.pooling.weights == (0.9, 0.1)
     scored = model.scored(model.prepare(image, geometry))
     sources = [(scored[name].scores, scored[name].properties) for name in "ab"]
-    found = weighted.decided(scored)
-    np.testing.assert_array_equal(found, export(sources, weighted.bundle.labels, (0.9, 0.1)))
-    assert (found != export(sources, weighted.bundle.labels)).any()
-    assert not weighted.predict_files(tmp_path / "images", tmp_path / "out", probabilities=True)
+    found = model.decided(scored)
+    np.testing.assert_array_equal(found, export(sources, model.bundle.labels, (0.9, 0.1)))
+    assert (found != export(sources, model.bundle.labels)).any()
+    assert not model.predict_files(tmp_path / "images", tmp_path / "out", probabilities=True)
     probabilities, _ = read_image(tmp_path / "out" / "a.probabilities.nii.gz")
-    values = np.array(weighted.bundle.labels.values)[probabilities.argmax(axis=0)]
+    values = np.array(model.bundle.labels.values)[probabilities.argmax(axis=0)]
     np.testing.assert_array_equal(values, read_labels(tmp_path / "out" / "a.nii.gz")[0])
-    folder = weighted.folder
+    folder = model.folder
     assert api.load(folder, device="cpu", configuration="a").pooling.weights is None
     assert api.load(folder, device="cpu", average="logits").pooling.weights is None
