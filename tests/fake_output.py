@@ -14,7 +14,7 @@ from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels
 from autounet.schema.metrics import CaseMetrics
 from autounet.schema.options import DataOptions, PlannerOptions, RunOptions, TrainOptions
-from autounet.schema.plan import ChannelNormalisation, Configuration, NetworkSpec, Plan, PreprocessSpec
+from autounet.schema.plan import ChannelNormalisation, Configuration, NetworkSpec, Plan, PreprocessSpec, Reason
 from autounet.schema.run import DeviceProfile, EpochLog, RunRecord
 from autounet.schema.selection import Candidate, Selection
 
@@ -143,8 +143,8 @@ def _write_plan_and_runs(out: Path, dataset: Dataset, splits: Splits, dimension:
         configurations={"3d_fullres": configuration(dimension, len(dataset.channels))},
         options=PlannerOptions(),
         reasons=(
-            "The target spacing is the median of all cases, 2 x 1 x 1 mm.",
-            "Patch <16, 48, 40> is the largest that fits 8 GB with at least 2 samples a batch.",
+            Reason(configuration=None, topic="spacing", text="target spacing 2 x 1 x 1 mm: the median of all cases"),
+            Reason(configuration="3d_fullres", topic="patch", text="patch <16, 48, 40>: the largest that fits 8 GB"),
         ),
         fingerprint="0123456789abcdef",
     )

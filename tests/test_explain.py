@@ -9,7 +9,7 @@ from test_records import configuration
 
 from autounet.planning.explain import WORDS, explain, with_double_memory
 from autounet.schema.options import GIB, PlannerOptions
-from autounet.schema.plan import Limits, Plan
+from autounet.schema.plan import Limits, Plan, Reason
 from autounet.workflow.plan_summary import explanation
 
 OPTIONS = PlannerOptions(memory_bytes=4 * GIB)
@@ -23,7 +23,12 @@ def limited(size=(16, 16, 16), count=2, **limits):
 
 
 def plan(options=OPTIONS, **configurations):
-    return Plan(configurations=configurations, options=options, reasons=("because",), fingerprint="0")
+    return Plan(
+        configurations=configurations,
+        options=options,
+        reasons=(Reason(configuration=None, topic="patch", text="because"),),
+        fingerprint="0",
+    )
 
 
 def row(now, then):

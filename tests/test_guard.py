@@ -77,7 +77,7 @@ def test_a_configuration_that_exceeds_its_budget_is_planned_smaller_and_the_run_
     assert after.key != before.key
     plan = Plan.load(out / "plan.json")
     assert plan.configurations["3d_fullres"].key == after.key
-    assert any("planned again" in reason for reason in plan.reasons)
+    assert any("planned again" in reason.text for reason in plan.reasons)
     correction = DeviceProfile.load(out / "device.json").memory_correction
     assert correction > BUDGET / before.predicted_memory_bytes
     record = RunRecord.load(out / "models" / "3d_fullres" / "fold_1" / "record.json")

@@ -12,7 +12,7 @@ from autounet.schema.errors import DataError, RecordError
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels
 from autounet.schema.options import PlannerOptions, RunOptions
-from autounet.schema.plan import ChannelNormalisation, Configuration, NetworkSpec, Plan, PreprocessSpec
+from autounet.schema.plan import ChannelNormalisation, Configuration, NetworkSpec, Plan, PreprocessSpec, Reason
 from autounet.schema.record import write_text
 
 
@@ -48,7 +48,7 @@ def plan():
     return Plan(
         configurations={"2d": configuration(2), "3d_fullres": configuration(3)},
         options=PlannerOptions(),
-        reasons=("because",),
+        reasons=(Reason(configuration=None, topic="patch", text="because"),),
         fingerprint="0",
     )
 

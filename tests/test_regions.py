@@ -176,11 +176,11 @@ def test_the_plan_has_an_output_for_each_target(options):
     made, fingerprint = make_plan(TUMOUR, **options)
     for each in made.configurations.values():
         assert (each.targets, each.network.out_channels) == ("regions", 3)
-    assert any("sigmoid output for each of whole, core, c" in reason for reason in made.reasons)
+    assert any("sigmoid output for each of whole, core, c" in reason.text for reason in made.reasons)
     validate(made, fingerprint, TUMOUR)
     plain, _ = make_plan(TUMOUR.model_copy(update={"regions": ()}), **options)
     assert {each.targets for each in plain.configurations.values()} == {"classes"}
-    assert not any("sigmoid" in reason for reason in plain.reasons)
+    assert not any("sigmoid" in reason.text for reason in plain.reasons)
 
 
 def test_weights_of_classes_keep_the_key_they_had_before_there_were_targets():

@@ -35,7 +35,7 @@ SAID = (
     "Best: case_000",
     "Worst: case_005",
     "The target spacing is the median",
-    "Patch <16, 48, 40>",
+    "patch <16, 48, 40>",
     "differ in origin",
     "continued after an interruption",
     "not a medical device",

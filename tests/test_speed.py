@@ -11,7 +11,7 @@ from training_cases import labels
 
 from autounet.nets import FAMILIES
 from autounet.schema.options import PlannerOptions, TrainOptions
-from autounet.schema.plan import Plan
+from autounet.schema.plan import Plan, Reason
 from autounet.time_budget.benchmark import QUICK_STEP, StepTimer, StepTimes, measure_speed
 from autounet.time_budget.cost_model import (
     BEARABLE,
@@ -224,7 +224,12 @@ class LinearClock:
 
 
 def plan(**configurations):
-    return Plan(configurations=configurations, options=PlannerOptions(), reasons=("because",), fingerprint="0")
+    return Plan(
+        configurations=configurations,
+        options=PlannerOptions(),
+        reasons=(Reason(configuration=None, topic="patch", text="because"),),
+        fingerprint="0",
+    )
 
 
 def test_step_times_are_added_where_there_are_none():

@@ -362,8 +362,8 @@ def test_a_plan_takes_over_the_network_and_channels_are_matched_by_name(one_orga
     network = plan.configurations["3d_fullres"].network
     assert list(plan.configurations) == ["3d_fullres"]
     assert network == spec("plain", 3, 2, in_channels=2)
-    assert any(reason.startswith("3d_fullres: the network of the model's 3d_fullres") for reason in plan.reasons)
-    assert "learning rate rises to 0.001" in plan.reasons[-2] + plan.reasons[-1]
+    assert any(reason.text.startswith("the network of the model's 3d_fullres") for reason in plan.reasons)
+    assert "learning rate rises to 0.001" in plan.reasons[-2].text + plan.reasons[-1].text
 
     made = record(out, "3d_fullres")
     assert (made.options.learning_rate, made.options.schedule) == (1e-3, "warmup_cosine")

@@ -95,7 +95,7 @@ def test_names_alone_make_no_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     made = plan(fingerprint, dataset.labels, PlannerOptions(), TrainOptions())
     volume = made.configurations["3d_fullres"]
     assert (volume.mirror_axes, volume.swap_axis, volume.inference.mirror_axes) == ((0, 1), None, (0, 1))
-    assert any("left_part and right_part are no mirror images of each other" in reason for reason in made.reasons)
+    assert any("left_part and right_part are no mirror images of each other" in reason.text for reason in made.reasons)
     alike = fingerprint.model_copy(update={"unlike": ()})
     assert plan(alike, dataset.labels, PlannerOptions(), TrainOptions()).configurations["3d_fullres"].swap_axis == 2
     assert fingerprint.digest() != alike.digest()

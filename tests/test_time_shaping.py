@@ -73,7 +73,7 @@ def test_mirroring_and_overlap_go_before_spacing():
     assert not found.options.mirror
     assert found.options.overlap == 0.25
     assert found.options.spacing_scale == 1.0
-    assert any("mirrored" in reason for reason in found.reasons)
+    assert any("mirrored" in reason.text for reason in found.reasons)
 
 
 def test_too_little_time_names_the_least():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..schema.plan import CONFIGURATIONS
 from .memory import Measure
-from .planner import CONFIGURATIONS, plan
+from .planner import plan
 from .presets import PRESETS
 from .validation import validate
 

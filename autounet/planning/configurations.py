@@ -13,10 +13,19 @@ from typing import NamedTuple
 import numpy as np
 
 from ..schema.errors import PlanError
-from ..schema.plan import LEFT_RIGHT, Configuration, InferenceSpec, PreprocessSpec, swapped_outputs
+from ..schema.plan import (
+    LEFT_RIGHT,
+    Configuration,
+    InferenceSpec,
+    NetworkSpec,
+    PreprocessSpec,
+    Reason,
+    Topic,
+    swapped_outputs,
+)
 from ..schema.quantities import format_size
-from .search import Found, Task
-from .setting import Setting
+from .plan_inputs import PlanInputs
+from .search import SearchInputs, SearchResult
 from .spacing import numbers
 
 ENOUGH_CONTEXT = 0.25
@@ -30,7 +39,7 @@ NO_PATCH = (0, 0, 0)
 
 
 @dataclass(frozen=True)
-class Coarser:
+class CoarseGrid:
     """A coarser grid; arrays are (3,) in network axis order."""
 
     spacing: np.ndarray
@@ -41,20 +50,20 @@ class Coarser:
     """of the median image, not rounded"""
 
 
-PatchAt = Callable[[Coarser], tuple[int, ...]]
+PatchAt = Callable[[CoarseGrid], tuple[int, ...]]
 """the patch that the planner finds on a grid; raises PlanError when there is none"""
 
 
 def find_lowres(
     spacing: np.ndarray, median: np.ndarray, patch: tuple[int, ...], patch_at: PatchAt
-) -> tuple[Coarser | None, str]:
-    """The grid of 3d_lowres, or None when full resolution suffices; and why, as the rest of a sentence.
+) -> tuple[CoarseGrid | None, str]:
+    """The grid of 3d_lowres, or None when full resolution suffices; and why.
 
     `spacing`, `median` and `patch` are those of 3d_fullres. The finest axes are coarsened alone until the others are
     within a factor 2.
     """
     full_voxels = np.prod(median, dtype=np.float64)
-    grid = Coarser(spacing, median, float(full_voxels))
+    grid = CoarseGrid(spacing, median, float(full_voxels))
     if _seen(patch, grid) >= ENOUGH_CONTEXT:
         return None, f"a patch of 3d_fullres sees {_seen(patch, grid):.0%} of the median image, at least a quarter"
     while _seen(patch, grid) < ENOUGH_CONTEXT:
@@ -74,122 +83,124 @@ def find_lowres(
     return grid, "a patch of 3d_fullres sees less than a quarter of the median image, and one here at least that"
 
 
-def _seen(patch: tuple[int, ...], grid: Coarser) -> float:
+def _seen(patch: tuple[int, ...], grid: CoarseGrid) -> float:
     """Share of the median image."""
     return float(np.prod(patch, dtype=np.float64) / grid.voxels)
 
 
-def _coarsened(grid: Coarser, spacing: np.ndarray, median: np.ndarray) -> Coarser:
+def _coarsened(grid: CoarseGrid, spacing: np.ndarray, median: np.ndarray) -> CoarseGrid:
     coarse = grid.spacing.copy()
     finer = max(coarse) / coarse > SIMILAR
     coarse[finer if finer.any() else slice(None)] *= COARSENING
     return grid_at(coarse, spacing, median)
 
 
-def grid_at(coarse: np.ndarray, spacing: np.ndarray, median: np.ndarray) -> Coarser:
+def grid_at(coarse: np.ndarray, spacing: np.ndarray, median: np.ndarray) -> CoarseGrid:
     """The grid of spacing `coarse` for images whose median size is `median` at `spacing`."""
     size = spacing / coarse * median
-    return Coarser(coarse, np.array([round(length) for length in size]), float(np.prod(size, dtype=np.float64)))
+    return CoarseGrid(coarse, np.array([round(length) for length in size]), float(np.prod(size, dtype=np.float64)))
 
 
 LOWRES, FULLRES, CASCADE = "3d_lowres", "3d_fullres", "3d_cascade_fullres"
 
-Result = tuple[Configuration, tuple[str, ...]]
+Planned = tuple[Configuration, tuple[Reason, ...]]
 """a configuration, and the reasons for it"""
 
 
 @dataclass(frozen=True)
-class Volumes:
-    """What the 3-D configurations need of each other."""
+class VolumeSearch:
+    """The search for 3d_fullres, and the grid of 3d_lowres."""
 
-    task: Task
-    fullres: Found
-    lowres: Coarser | None
+    inputs: SearchInputs
+    fullres: SearchResult
+    lowres: CoarseGrid | None
     why: str
-    """there is a 3d_lowres, or none; the rest of a sentence"""
+    """there is a 3d_lowres, or none"""
 
 
-def find_volumes(setting: Setting) -> Volumes:
+def find_volumes(inputs: PlanInputs) -> VolumeSearch:
     """Raises PlanError when images are too small or the budget is."""
-    grid = setting.grid
-    task = setting.task(FULLRES, grid.spacing, grid.median, grid.voxels)
-    fullres = setting.search(task)
+    grid = inputs.grid
+    search_inputs = inputs.search_inputs(FULLRES, grid.spacing, grid.median, grid.voxels)
+    fullres = inputs.search(search_inputs)
 
-    def patch_at(coarser: Coarser) -> tuple[int, ...]:
-        return setting.patch(_lowres_task(setting, coarser))
+    def patch_at(coarser: CoarseGrid) -> tuple[int, ...]:
+        return inputs.patch(_lowres_inputs(inputs, coarser))
 
-    given = setting.options.lowres_spacing
+    given = inputs.options.lowres_spacing
     if given is not None:
-        return Volumes(task, fullres, grid_at(np.array(given), grid.spacing, grid.median), "its spacing is given")
+        return VolumeSearch(
+            search_inputs, fullres, grid_at(np.array(given), grid.spacing, grid.median), "its spacing is given"
+        )
     lowres, why = find_lowres(grid.spacing, grid.median, fullres.patch, patch_at)
-    return Volumes(task, fullres, lowres, why)
+    return VolumeSearch(search_inputs, fullres, lowres, why)
 
 
-def plan_2d(setting: Setting) -> Result:
+def plan_2d(inputs: PlanInputs) -> Planned:
     """Slices along the first network axis, through which nothing is resampled."""
-    grid = setting.grid
-    found = setting.search(setting.task("2d", grid.spacing[1:], grid.median[1:], grid.voxels))
+    grid = inputs.grid
+    result = inputs.search(inputs.search_inputs("2d", grid.spacing[1:], grid.median[1:], grid.voxels))
     spacing = (None, float(grid.spacing[1]), float(grid.spacing[2]))
     median = np.array([grid.median_cropped[0], *grid.median[1:]])
-    reason = "2d: batch Dice, since the slices of a batch are seen as one image."
-    return _configuration(setting, "2d", found, spacing, median, batch_dice=True, reasons=(reason,))
+    reason = _reason("2d", "dice", "batch Dice, since the slices of a batch are seen as one image")
+    return _configuration(inputs, "2d", result, spacing, median, batch_dice=True, reasons=(reason,))
 
 
-def plan_3d_lowres(setting: Setting, volumes: Volumes) -> Result:
-    """Volumes on a coarser grid, so that a patch sees more. Only where `volumes.lowres` is given."""
+def plan_3d_lowres(inputs: PlanInputs, volumes: VolumeSearch) -> Planned:
+    """VolumeSearch on a coarser grid, so that a patch sees more. Only where `volumes.lowres` is given."""
     assert volumes.lowres is not None
     coarser = volumes.lowres
-    found = setting.search(_lowres_task(setting, coarser))
+    result = inputs.search(_lowres_inputs(inputs, coarser))
     reasons = (
-        f"{LOWRES}: spacing {numbers(coarser.spacing)} mm, since {volumes.why}.",
-        f"{LOWRES}: Dice per sample, since a patch sees at least a quarter of the median image.",
+        _reason(LOWRES, "spacing", f"spacing {numbers(coarser.spacing)} mm, since {volumes.why}"),
+        _reason(LOWRES, "dice", "Dice per sample, since a patch sees at least a quarter of the median image"),
     )
     spacing = _triple(coarser.spacing)
-    return _configuration(setting, LOWRES, found, spacing, coarser.median, batch_dice=False, reasons=reasons)
+    return _configuration(inputs, LOWRES, result, spacing, coarser.median, batch_dice=False, reasons=reasons)
 
 
-def plan_3d_fullres(setting: Setting, volumes: Volumes) -> Result:
-    """Volumes at the target spacing. Whether there is a 3d_lowres decides on batch Dice."""
-    grid = setting.grid
+def plan_3d_fullres(inputs: PlanInputs, volumes: VolumeSearch) -> Planned:
+    """VolumeSearch at the target spacing. Whether there is a 3d_lowres decides on batch Dice."""
+    grid = inputs.grid
     if volumes.lowres is None:
-        reason = f"{FULLRES}: Dice per sample, since there is no {LOWRES}."
+        text = f"Dice per sample, since there is no {LOWRES}"
     else:
-        reason = f"{FULLRES}: batch Dice, since a patch sees less than a quarter of the median image."
+        text = "batch Dice, since a patch sees less than a quarter of the median image"
     batch_dice = volumes.lowres is not None
     spacing = _triple(grid.spacing)
+    reasons = (_reason(FULLRES, "dice", text),)
     return _configuration(
-        setting, FULLRES, volumes.fullres, spacing, grid.median, batch_dice=batch_dice, reasons=(reason,)
+        inputs, FULLRES, volumes.fullres, spacing, grid.median, batch_dice=batch_dice, reasons=reasons
     )
 
 
-def plan_3d_cascade_fullres(setting: Setting, volumes: Volumes) -> Result:
+def plan_3d_cascade_fullres(inputs: PlanInputs, volumes: VolumeSearch) -> Planned:
     """3d_fullres with the one-hot segmentation of 3d_lowres, without the background, as further channels.
 
     Patch, batch and network are those of 3d_fullres; the default planner searches again where the further channels
     would exceed its budget.
     """
-    extra = setting.labels.count - 1
-    setting = replace(setting, extra_channels=extra)
-    found, grid = volumes.fullres, setting.grid
-    network = found.network.model_copy(update={"in_channels": found.network.in_channels + extra})
-    reasons = [
-        f"{CASCADE}: as {FULLRES}, with the {extra} classes that {LOWRES} finds as further input channels, "
-        "and so trained after it.",
-    ]
-    if setting.rules or setting.memory.fits(network, found.patch, found.batch):
-        used = setting.memory.predicted(network, found.patch, found.batch)
-        told = tuple(reason.replace(f"{FULLRES}:", f"{CASCADE}:", 1) for reason in found.reasons)
-        found = replace(found, network=network, memory_bytes=used, reasons=told)
+    extra = inputs.labels.count - 1
+    inputs = replace(inputs, extra_channels=extra)
+    result, grid = volumes.fullres, inputs.grid
+    network = result.network.model_copy(update={"in_channels": result.network.in_channels + extra})
+    text = f"as {FULLRES}, with the {extra} classes of {LOWRES} as further input channels, so trained after it"
+    reasons = [_reason(CASCADE, "network", text)]
+    if inputs.rules or inputs.memory.fits(network, result.patch, result.batch):
+        used = inputs.memory.predicted(network, result.patch, result.batch)
+        same = tuple(reason.model_copy(update={"configuration": CASCADE}) for reason in result.reasons)
+        result = replace(result, network=network, memory_bytes=used, reasons=same)
     else:
-        found = setting.search(replace(volumes.task, name=CASCADE))
-        reasons.append(f"{CASCADE}: these channels would exceed the memory with {FULLRES}'s patch and batch.")
+        result = inputs.search(replace(volumes.inputs, configuration=CASCADE))
+        text = f"these channels would exceed the memory with {FULLRES}'s patch and batch"
+        reasons.append(_reason(CASCADE, "memory", text))
     configuration, why = _configuration(
-        setting, CASCADE, found, _triple(grid.spacing), grid.median, batch_dice=True, reasons=tuple(reasons)
+        inputs, CASCADE, result, _triple(grid.spacing), grid.median, batch_dice=True, reasons=tuple(reasons)
     )
     return configuration.model_copy(update={"previous_stage": LOWRES, "prepared": FULLRES}), why
 
 
-VOLUMES: dict[str, Callable[[Setting, Volumes], Result]] = {
+VOLUMES: dict[str, Callable[[PlanInputs, VolumeSearch], Planned]] = {
     LOWRES: plan_3d_lowres,
     FULLRES: plan_3d_fullres,
     CASCADE: plan_3d_cascade_fullres,
@@ -197,8 +208,8 @@ VOLUMES: dict[str, Callable[[Setting, Volumes], Result]] = {
 NEEDS_LOWRES = (LOWRES, CASCADE)
 
 
-def _lowres_task(setting: Setting, coarser: Coarser) -> Task:
-    return setting.task(LOWRES, coarser.spacing, coarser.median, coarser.voxels * setting.grid.cases)
+def _lowres_inputs(inputs: PlanInputs, coarser: CoarseGrid) -> SearchInputs:
+    return inputs.search_inputs(LOWRES, coarser.spacing, coarser.median, coarser.voxels * inputs.grid.cases)
 
 
 def _triple(spacing: np.ndarray) -> tuple[float, float, float]:
@@ -206,29 +217,29 @@ def _triple(spacing: np.ndarray) -> tuple[float, float, float]:
 
 
 def _configuration(
-    setting: Setting,
+    inputs: PlanInputs,
     name: str,
-    found: Found,
+    result: SearchResult,
     spacing: tuple[float | None, float, float],
     median: np.ndarray,
     batch_dice: bool,
-    reasons: tuple[str, ...],
-) -> Result:
-    options, profile = setting.options, setting.profile
-    mirroring = _mirroring(setting, found.network.dims)
-    memory_bytes, memory_reasons = _traced(setting, name, found)
+    reasons: tuple[Reason, ...],
+) -> Planned:
+    options, profile = inputs.options, inputs.profile
+    mirroring = _mirroring(inputs, name, result.network.dims)
+    memory_bytes, memory_reasons = _traced(inputs, name, result)
     configuration = Configuration(
         preprocess=PreprocessSpec(
             orientation=options.orientation,
-            transpose=setting.grid.transpose,
+            transpose=inputs.grid.transpose,
             spacing=spacing,
-            normalisation=setting.normalisation,
+            normalisation=inputs.normalisation,
         ),
         prepared=name,
-        patch_size=found.patch,
-        batch_size=found.batch,
-        network=found.network,
-        targets=setting.targets,
+        patch_size=result.patch,
+        batch_size=result.batch,
+        network=result.network,
+        targets=inputs.targets,
         precision=profile.precision if profile else "fp32",  # type: ignore[arg-type]
         channels_last=profile.channels_last if profile else False,
         mirror_axes=mirroring.axes,
@@ -240,41 +251,46 @@ def _configuration(
             average="logits" if options.preset else "probabilities",
         ),
         median_shape=tuple(int(np.ceil(length)) for length in median),
-        limited_by=found.limited_by,
+        limited_by=result.limited_by,
         predicted_memory_bytes=memory_bytes,
     )
     return configuration, (
-        *found.reasons,
-        *_depth_reason(setting, name, found),
+        *result.reasons,
+        *_depth_reason(inputs, name, result.network),
         *reasons,
         *memory_reasons,
         *mirroring.reasons,
     )
 
 
-def _depth_reason(setting: Setting, name: str, found: Found) -> tuple[str, ...]:
-    if setting.starting and setting.starting.source(name):
-        return ()  # said already
-    features = "-".join(str(value) for value in found.network.features)
-    depth = f"{name}: {len(found.network.features)} stages with {features} features; axes are halved while they stay"
-    return (f"{depth} at least 4 voxels long.",)
+def _reason(name: str, topic: Topic, text: str) -> Reason:
+    return Reason(configuration=name, topic=topic, text=text)
 
 
-def _traced(setting: Setting, name: str, found: Found) -> tuple[int, tuple[str, ...]]:
-    """Bytes as the measure finds them; with a preset it only reports, and the plan stays nnU-Net's."""
-    if setting.rules is None or setting.measure is None:
-        return found.memory_bytes, ()
-    peak, target = setting.measure(found.network, found.patch, found.batch), setting.options.memory_bytes
-    said = f"{name}: a training step is predicted to take {format_size(peak)}"
-    if peak <= target:
-        return peak, (f"{said} of the nominal {format_size(target)}.",)
-    return peak, (
-        f"Warning: {said}, more than the nominal {format_size(target)}. Give a smaller --memory, or leave out "
-        f"--preset {setting.options.preset}, if the device does not have that much.",
-    )
+def _depth_reason(inputs: PlanInputs, name: str, network: NetworkSpec) -> tuple[Reason, ...]:
+    if inputs.starting and inputs.starting.source(name):
+        return ()  # the reason for the transferred network says it
+    features = "-".join(str(value) for value in network.features)
+    depth = f"{len(network.features)} stages with {features} features"
+    return (_reason(name, "network", f"{depth}; axes are halved while they stay at least 4 voxels long"),)
 
 
-class _Mirroring(NamedTuple):
+def _traced(inputs: PlanInputs, name: str, result: SearchResult) -> tuple[int, tuple[Reason, ...]]:
+    """Bytes by the measure that is handed in; with a preset it only reports, and the plan stays nnU-Net's."""
+    if inputs.rules is None or inputs.measure is None:
+        return result.memory_bytes, ()
+    peak = inputs.measure(result.network, result.patch, result.batch)
+    target = format_size(inputs.options.memory_bytes)
+    text = f"a training step is predicted to take {format_size(peak)} of the nominal {target}"
+    if peak > inputs.options.memory_bytes:
+        text = (
+            f"warning: a training step is predicted to take {format_size(peak)}, more than the nominal {target}; if "
+            f"the device has less, give a smaller --memory or leave out --preset {inputs.options.preset}"
+        )
+    return peak, (_reason(name, "memory", text),)
+
+
+class MirrorAxes(NamedTuple):
     """Spatial axes of a network."""
 
     axes: tuple[int, ...]
@@ -282,31 +298,38 @@ class _Mirroring(NamedTuple):
     predicted: tuple[int, ...]
     """mirrored at test time"""
     swap_axis: int | None
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
 
 
-def _mirroring(setting: Setting, dims: int) -> _Mirroring:
+def _mirroring(inputs: PlanInputs, name: str, dims: int) -> MirrorAxes:
     """All axes. Along left-right the classes of each pair change places; where that cannot be, it is left out."""
-    axes, pairs = tuple(range(dims)), setting.labels.pairs
+    axes, pairs = tuple(range(dims)), inputs.labels.pairs
     if not pairs:
-        return _Mirroring(axes, axes, None, ())
-    if setting.rules:
-        why = f"{dims}-D: mirrored along every axis, as nnU-Net does, although classes come in left and right pairs."
-        return _Mirroring(axes, axes, None, (why,))
-    order = setting.grid.transpose[-dims:]
+        return MirrorAxes(axes, axes, None, ())
+    if inputs.rules:
+        text = "mirrored along every axis, as nnU-Net does, although classes come in left and right pairs"
+        return MirrorAxes(axes, axes, None, (_reason(name, "mirroring", text),))
+    order = inputs.grid.transpose[-dims:]
     across = next((axis for axis in axes if order[axis] == LEFT_RIGHT), None)
     if across is None:
-        return _Mirroring(axes, axes, None, ())
+        return MirrorAxes(axes, axes, None, ())
     without = tuple(axis for axis in axes if axis != across)
-    left_out = f"{dims}-D: not mirrored from left to right, since classes come in left and right pairs and"
-    if not setting.fingerprint.oriented:
-        return _Mirroring(without, without, None, (f"{left_out} the files do not say where left is.",))
-    if unlike := setting.fingerprint.unlike:
-        told = ", ".join(f"{left} and {right}" for left, right in unlike)
-        return _Mirroring(without, without, None, (f"{left_out} {told} are no mirror images of each other.",))
-    named = ", ".join(f"{left} and {right}" for left, right in pairs)
-    swapped = f"{dims}-D: mirrored from left to right, {named} change places."
-    if swapped_outputs(setting.labels, setting.targets) is None:
-        why = f"{dims}-D: predictions are not, since not every region has a mirror image among the targets."
-        return _Mirroring(axes, without, across, (swapped, why))
-    return _Mirroring(axes, axes, across, (swapped,))
+    obstacle = _mirroring_obstacle(inputs)
+    if obstacle is not None:
+        text = f"not mirrored from left to right, since classes come in left and right pairs and {obstacle}"
+        return MirrorAxes(without, without, None, (_reason(name, "mirroring", text),))
+    names = ", ".join(f"{left} and {right}" for left, right in pairs)
+    swapped = _reason(name, "mirroring", f"mirrored from left to right, {names} change places")
+    if swapped_outputs(inputs.labels, inputs.targets) is None:
+        text = "predictions are not mirrored so, since not every region has a mirror image among the targets"
+        return MirrorAxes(axes, without, across, (swapped, _reason(name, "mirroring", text)))
+    return MirrorAxes(axes, axes, across, (swapped,))
+
+
+def _mirroring_obstacle(inputs: PlanInputs) -> str | None:
+    """Why left and right cannot be exchanged."""
+    if not inputs.fingerprint.oriented:
+        return "the files do not say where left is"
+    if unlike := inputs.fingerprint.unlike:
+        return f"{', '.join(f'{left} and {right}' for left, right in unlike)} are no mirror images of each other"
+    return None

@@ -89,15 +89,15 @@ def with_double_memory(plan: Plan, make: Callable[[PlannerOptions], Plan]) -> di
     A configuration that the rules no longer make is left out.
     """
     made: dict[str, Plan] = {}
-    found = {}
+    doubled = {}
     for name, configuration in plan.configurations.items():
         options = _doubled_options(plan.options, configuration)
         key = options.digest()
         if key not in made:
             made[key] = make(options)
         if name in made[key].configurations:
-            found[name] = made[key].configurations[name]
-    return found
+            doubled[name] = made[key].configurations[name]
+    return doubled
 
 
 def _doubled_options(options: PlannerOptions, configuration: Configuration) -> PlannerOptions:

@@ -20,15 +20,15 @@ REFERENCE_BATCH = {2: 12, 3: 2}
 
 
 class Memory(Protocol):
-    """A budget, and what can be known about keeping it."""
+    """A budget in bytes, and a prediction of what fits into it."""
 
     @property
     def source(self) -> str:
-        """Who judges, for sentences."""
+        """How memory is predicted, for sentences."""
         ...
 
     def within(self, budget: int) -> Self:
-        """The same judge with another budget (bytes)."""
+        """The same prediction with another budget (bytes)."""
         ...
 
     def fits(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> bool: ...
@@ -99,7 +99,7 @@ class ProxyMemory:
 
 @dataclass(frozen=True)
 class MeasuredMemory:
-    """A measure that is handed in, assumed to grow with the batch; each question is asked once."""
+    """A measure that is handed in, assumed to grow with the batch; each value is measured once."""
 
     budget: int
     measure: Measure

@@ -7,7 +7,7 @@ import numpy as np
 from ..schema.dataset import ChannelKind
 from ..schema.errors import PlanError
 from ..schema.fingerprint import ChannelFingerprint, Fingerprint
-from ..schema.plan import ChannelNormalisation
+from ..schema.plan import ChannelNormalisation, Reason
 
 CROPPED_ENOUGH = 3 / 4
 """z-score looks at non-zero voxels only when the crop leaves less than this share of the median image (nnU-Net)"""
@@ -21,15 +21,15 @@ KINDS = {ChannelKind.ct: "ct", ChannelKind.photo: "unit", ChannelKind.mri: "zsco
 
 def find_normalisation(
     fingerprint: Fingerprint, as_nnunet: bool
-) -> tuple[tuple[ChannelNormalisation, ...], tuple[str, ...]]:
-    """One scheme per channel, and the reasons. With `as_nnunet` the name decides, as there; else the kind."""
+) -> tuple[tuple[ChannelNormalisation, ...], tuple[Reason, ...]]:
+    """One scheme and one reason per channel. With `as_nnunet` the channel's name decides, as there; else its kind."""
     cropped = remaining_share(fingerprint) < CROPPED_ENOUGH
     schemes, reasons = [], []
     for channel in fingerprint.channels:
         wanted = NNUNET_NAMES.get(channel.name.casefold(), "zscore") if as_nnunet else KINDS[channel.kind]
         scheme, reason = _scheme(channel, wanted, cropped, as_nnunet)
         schemes.append(scheme)
-        reasons.append(f"Channel {channel.name}: {reason}")
+        reasons.append(Reason(configuration=None, topic="normalisation", text=f"channel {channel.name}: {reason}"))
     return tuple(schemes), tuple(reasons)
 
 
@@ -44,27 +44,27 @@ def _scheme(
     if wanted == "ct" and (scheme := _ct(channel)) is not None:
         return scheme, (
             f"CT, so clipped to the foreground's 0.5th and 99.5th percentile ({scheme.lower:.4g} to "
-            f"{scheme.upper:.4g}) and scaled by its mean {scheme.mean:.4g} and deviation {scheme.std:.4g}."
+            f"{scheme.upper:.4g}) and scaled by its mean {scheme.mean:.4g} and deviation {scheme.std:.4g}"
         )
     if wanted == "rescale":
         raise PlanError(
-            f"channel {channel.name}: nnU-Net's rescale_to_0_1 is not supported. "
-            "Name the channel zscore or rgb_to_0_1 in dataset.json, or leave out --preset nnunet"
+            f"channel {channel.name}: nnU-Net's rescale_to_0_1 is not supported",
+            "Name the channel zscore or rgb_to_0_1 in dataset.json, or leave out --preset nnunet",
         )
     if wanted == "unit":
         largest = UNIT_MAXIMA[1] if as_nnunet else _unit_maximum(channel)
         return ChannelNormalisation(scheme="unit", lower=0.0, upper=largest), (
-            f"a photograph, so divided by {largest:g}."
+            f"a photograph, so divided by {largest:g}"
         )
     if wanted == "none":
-        return ChannelNormalisation(scheme="none"), "left as it is, as its name says."
+        return ChannelNormalisation(scheme="none"), "not normalised, as its name says"
     lack = "CT without foreground statistics, so " if wanted == "ct" else ""
     where = (
         f"over non-zero voxels only, as the crop leaves less than {CROPPED_ENOUGH:.0%} of the images"
         if cropped
         else "over the whole image"
     )
-    return ChannelNormalisation(scheme="zscore", nonzero_only=cropped), f"{lack}z-scored per case, {where}."
+    return ChannelNormalisation(scheme="zscore", nonzero_only=cropped), f"{lack}z-scored per case, {where}"
 
 
 def _ct(channel: ChannelFingerprint) -> ChannelNormalisation | None:
@@ -77,5 +77,5 @@ def _ct(channel: ChannelFingerprint) -> ChannelNormalisation | None:
 
 def _unit_maximum(channel: ChannelFingerprint) -> float:
     """The smallest usual range that holds the foreground."""
-    found = channel.maximum if channel.maximum is not None else UNIT_MAXIMA[1]
-    return next((limit for limit in UNIT_MAXIMA if found <= limit), found)
+    maximum = channel.maximum if channel.maximum is not None else UNIT_MAXIMA[1]
+    return next((limit for limit in UNIT_MAXIMA if maximum <= limit), maximum)

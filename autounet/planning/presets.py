@@ -63,7 +63,7 @@ PRESETS: dict[Preset, PresetRules] = {
 
 @dataclass(frozen=True)
 class NominalMemory:
-    """nnU-Net's judgement: a count of convolution outputs against a constant that stands for a nominal target.
+    """nnU-Net's prediction: a count of convolution outputs against a constant that stands for a nominal target.
 
     The batch is rounded to the nearest whole number, as there, so it may exceed the target by half a sample.
     """

@@ -1,6 +1,7 @@
 """Patch, depth and batch of one configuration: the largest patch for the smallest batch, then the largest batch.
 
-nnU-Net v2's search. `Task` is what it needs to know of the data on one grid.
+`search_as_nnunet` is nnU-Net v2's search, which the presets use; `fill_memory` holds the default planner's. Both walk
+through the same patches and choose the batch and word their reasons by the functions here.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..schema.errors import PlanError
-from ..schema.plan import Limit, Limits, NetworkSpec
+from ..schema.plan import Limit, Limits, NetworkSpec, Reason
 from ..schema.quantities import format_size
 from .memory import Memory
-from .topology import Topology, find_topology
+from .topology import Topology, find_topology, shrink
 
 START_EDGE = {2: 2048, 3: 256}
 """the search starts from a patch with the volume of this cube (square), shaped to be isotropic in mm"""
@@ -23,10 +24,13 @@ LARGEST_SHARE = 0.05
 
 
 @dataclass(frozen=True)
-class Task:
-    """The data on one grid; `spacing` (mm) and `median` size have one entry per dimension of the network."""
+class SearchInputs:
+    """The data on one configuration's grid, and the limits of its patch and batch.
 
-    name: str
+    `spacing` (mm) and `median` (voxels of the median image) have one entry per dimension of the network.
+    """
+
+    configuration: str
     spacing: np.ndarray
     median: np.ndarray
     voxels: float
@@ -48,75 +52,65 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     patch: tuple[int, ...]
     batch: int
     network: NetworkSpec
     memory_bytes: int
+    """predicted peak of a training step"""
     limited_by: Limits
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
 
 
 Propose = Callable[[Topology], NetworkSpec]
 
 
-def search(task: Task, memory: Memory, propose: Propose, budget: int) -> Found:
+def search_as_nnunet(inputs: SearchInputs, memory: Memory, propose: Propose, budget: int) -> SearchResult:
     """Raises PlanError when images are too small for a U-Net or the budget too small for any patch."""
-    patch, network = find_patch(task, memory, propose, budget)
-    batch, batch_limit = choose_batch(task, memory, network, patch)
-    limits = Limits(patch=patch_limit(task, patch), batch=batch_limit)
-    return Found(
+    patch, network = find_patch(inputs, memory, propose, budget)
+    batch, batch_limit = choose_batch(inputs, memory, network, patch)
+    return SearchResult(
         patch=patch,
         batch=batch,
         network=network,
         memory_bytes=memory.predicted(network, patch, batch),
-        limited_by=limits,
-        reasons=(patch_reason(task, patch, memory, budget), batch_reason(task, batch, batch_limit)),
+        limited_by=Limits(patch=patch_limit(inputs, patch), batch=batch_limit),
+        reasons=(patch_reason(inputs, patch, memory, budget), batch_reason(inputs, batch, batch_limit)),
     )
 
 
-def find_patch(task: Task, memory: Memory, propose: Propose, budget: int) -> tuple[tuple[int, ...], NetworkSpec]:
-    """The first patch, from large to small, whose smallest batch fits. Raises PlanError as `search` does."""
-    topology = start_topology(task)
+def find_patch(
+    inputs: SearchInputs, memory: Memory, propose: Propose, budget: int
+) -> tuple[tuple[int, ...], NetworkSpec]:
+    """The first patch, from large to small, whose smallest batch fits. Raises PlanError as `search_as_nnunet` does."""
+    topology = start_topology(inputs)
     if len(topology.strides) < 2:
-        raise PlanError(images_too_small(task))
+        raise images_too_small(inputs)
     seen: set[tuple[int, ...]] = set()
     while topology.patch not in seen and len(topology.strides) > 1:
         network = propose(topology)
-        if task.allows(topology.patch) and memory.fits(network, topology.patch, task.least_batch):
+        if inputs.allows(topology.patch) and memory.fits(network, topology.patch, inputs.least_batch):
             return topology.patch, network
         seen.add(topology.patch)
-        topology = shrink(topology, task)
-    raise PlanError(no_patch_fits(task, memory, budget))
+        topology = shrink(topology, inputs.spacing, inputs.median)
+    raise no_patch_fits(inputs, memory, budget)
 
 
-def start_topology(task: Task) -> Topology:
+def start_topology(inputs: SearchInputs) -> Topology:
     """Larger than most budgets allow, isotropic in mm, no larger than the median image."""
-    dims = len(task.spacing)
-    inverse = 1 / task.spacing
+    dims = len(inputs.spacing)
+    inverse = 1 / inputs.spacing
     edges = inverse * (START_EDGE[dims] ** dims / np.prod(inverse)) ** (1 / dims)
-    return find_topology(task.spacing, [min(max(1, round(a)), b) for a, b in zip(edges, task.median, strict=True)])
+    lengths = [min(max(1, round(edge)), whole) for edge, whole in zip(edges, inputs.median, strict=True)]
+    return find_topology(inputs.spacing, lengths)
 
 
-def shrink(topology: Topology, task: Task) -> Topology:
-    """One step smaller along the axis that is largest beside the median image (the last of equal ones).
-
-    The step is the divisor of the already smaller patch, which may be less than that of the present one: for 256 with
-    divisor 64 the next size is 224, not 192.
-    """
-    relative = [length / median for length, median in zip(topology.patch, task.median, strict=True)]
-    axis = max(range(len(relative)), key=lambda index: (relative[index], index))
-    probe = list(topology.patch)
-    probe[axis] -= topology.divisor[axis]
-    smaller = list(topology.patch)
-    smaller[axis] -= find_topology(task.spacing, probe).divisor[axis]
-    return find_topology(task.spacing, smaller)
-
-
-def choose_batch(task: Task, memory: Memory, network: NetworkSpec, patch: tuple[int, ...]) -> tuple[int, Limit]:
+def choose_batch(
+    inputs: SearchInputs, memory: Memory, network: NetworkSpec, patch: tuple[int, ...]
+) -> tuple[int, Limit]:
     """The largest batch within memory, 5 % of the voxels and the limit, never below the least; and what limits it."""
-    limits = _sample_limits(task, patch)
-    least, most = task.least_batch, most_samples(task, patch)
+    limits = _batch_limits(inputs, patch)
+    least, most = inputs.least_batch, most_samples(inputs, patch)
     batch = memory.largest_batch(network, patch, most)
     if batch < most:
         return (batch, "memory") if batch >= least else (least, "minimum")
@@ -124,61 +118,68 @@ def choose_batch(task: Task, memory: Memory, network: NetworkSpec, patch: tuple[
     return most, limit if limits[limit] >= least else "minimum"
 
 
-def most_samples(task: Task, patch: Sequence[int]) -> int:
+def most_samples(inputs: SearchInputs, patch: Sequence[int]) -> int:
     """The largest batch that anything but memory allows."""
-    return max(task.least_batch, min(_sample_limits(task, patch).values()))
+    return max(inputs.least_batch, min(_batch_limits(inputs, patch).values()))
 
 
-def _sample_limits(task: Task, patch: Sequence[int]) -> dict[Limit, int]:
-    limits: dict[Limit, int] = {"data": round(task.voxels * task.largest_share / np.prod(patch, dtype=np.float64))}
-    if task.batch_limit is not None:
-        limits["option"] = task.batch_limit
+def _batch_limits(inputs: SearchInputs, patch: Sequence[int]) -> dict[Limit, int]:
+    samples = inputs.voxels * inputs.largest_share / np.prod(patch, dtype=np.float64)
+    limits: dict[Limit, int] = {"data": round(samples)}
+    if inputs.batch_limit is not None:
+        limits["option"] = inputs.batch_limit
     return limits
 
 
-def images_too_small(task: Task) -> str:
-    size = " x ".join(f"{length:g}" for length in task.median)
-    return (
-        f"{task.name}: the median image of {size} voxels is too small for a U-Net, which needs at least 12 voxels "
-        "along one axis or 8 along two of similar spacing. Use larger or finer images"
+def images_too_small(inputs: SearchInputs) -> PlanError:
+    size = " x ".join(f"{length:g}" for length in inputs.median)
+    return PlanError(
+        f"the median image of {size} voxels is too small for a U-Net, which needs at least 12 voxels along one axis or "
+        f"8 along two of similar spacing ({inputs.configuration})",
+        "Use larger or finer images",
     )
 
 
-def no_patch_fits(task: Task, memory: Memory, budget: int) -> str:
-    if task.patch_limit is not None:
-        return f"{task.name}: no patch of at most {task.patch_limit} voxels, which is the limit given, fits the data"
-    return (
-        f"{task.name}: no patch fits into {format_size(budget)} by {memory.source}. "
-        "Give more --memory, or a smaller base_features"
+def no_patch_fits(inputs: SearchInputs, memory: Memory, budget: int, alternative: str = "") -> PlanError:
+    """`alternative` follows in the remedy."""
+    if inputs.patch_limit is not None:
+        return PlanError(
+            f"no patch of {inputs.configuration} has at most {inputs.patch_limit} voxels, the limit that is set",
+            f"Allow a larger patch{alternative}",
+        )
+    return PlanError(
+        f"no patch fits into {format_size(budget)} by {memory.source} ({inputs.configuration})",
+        f"Give more --memory, or a smaller base_features{alternative}",
     )
 
 
-def patch_limit(task: Task, patch: Sequence[int]) -> Limit:
+def patch_limit(inputs: SearchInputs, patch: Sequence[int]) -> Limit:
     """What keeps the patch from being larger."""
-    if all(length >= whole for length, whole in zip(patch, task.median, strict=True)):
+    if all(length >= whole for length, whole in zip(patch, inputs.median, strict=True)):
         return "image"
-    if task.patch_limit is not None:
+    if inputs.patch_limit is not None:
         return "option"
-    return "search" if tuple(patch) == start_topology(task).patch else "memory"
+    return "search" if tuple(patch) == start_topology(inputs).patch else "memory"
 
 
-def patch_reason(task: Task, patch: Sequence[int], memory: Memory, budget: int) -> str:
-    size = " x ".join(str(length) for length in patch)
-    median = " x ".join(f"{length:g}" for length in task.median)
+def patch_reason(inputs: SearchInputs, patch: Sequence[int], memory: Memory, budget: int) -> Reason:
+    median = " x ".join(f"{length:g}" for length in inputs.median)
     why = {
-        "image": f"the median image ({median}) rounded up to what the strides divide",
-        "option": f"the largest within the limit of {task.patch_limit} voxels that is given",
+        "image": f"the median image ({median}) rounded up to a size that the strides divide",
+        "option": f"the largest within the limit of {inputs.patch_limit} voxels that is given",
         "search": "the largest considered: of equal length in mm inside the median image",
         "memory": f"the largest that fits into {format_size(budget)} by {memory.source}",
     }
-    return f"{task.name}: patch {size}, {why[patch_limit(task, patch)]}."
+    text = f"patch {' x '.join(map(str, patch))}: {why[patch_limit(inputs, patch)]}"
+    return Reason(configuration=inputs.configuration, topic="patch", text=text)
 
 
-def batch_reason(task: Task, batch: int, limit: Limit) -> str:
-    what = {
-        "data": f"{task.largest_share:.0%} of the data set's voxels",
+def batch_reason(inputs: SearchInputs, batch: int, limit: Limit) -> Reason:
+    limits = {
+        "data": f"{inputs.largest_share:.0%} of the data set's voxels",
         "option": "the limit given",
         "memory": "memory",
         "minimum": "the smallest batch allowed",
     }
-    return f"{task.name}: batch {batch}, limited by {what[limit]}."
+    text = f"batch {batch}, limited by {limits[limit]}"
+    return Reason(configuration=inputs.configuration, topic="batch", text=text)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..schema.fingerprint import Fingerprint
+from ..schema.plan import Reason
 
 ANISOTROPY = 3.0
 """an axis this many times coarser than the others, and with that many times fewer voxels, is anisotropic"""
@@ -33,7 +34,7 @@ class Grid:
     median_cropped: np.ndarray
     """(3,) median image size after crop, before resampling"""
     cases: int
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
 
     @property
     def voxels(self) -> float:
@@ -47,23 +48,25 @@ def find_grid(fingerprint: Fingerprint, scale: float = 1.0) -> Grid:
     return grid_on(fingerprint, target, transpose, reasons, scale)
 
 
-def own_target(fingerprint: Fingerprint) -> tuple[np.ndarray, tuple[int, int, int], list[str]]:
+def own_target(fingerprint: Fingerprint) -> tuple[np.ndarray, tuple[int, int, int], list[Reason]]:
     """The data set's target spacing, (3,) in file axis order, the order of the network's axes, and the reasons."""
     sizes = np.array([case.cropped_shape for case in fingerprint.cases])
     target, reasons = target_spacing(case_spacings(fingerprint), sizes)
     if fingerprint.dimension == 2:
-        reasons = [f"In-plane target spacing {numbers(target[1:])}: the median of the data set."]
+        reasons = [spacing_reason(f"in-plane target spacing {numbers(target[1:])}: the median of the data set")]
     transpose = axis_order(target)
     if transpose != (0, 1, 2):
         reasons.append(
-            f"The axes are reordered to {transpose}: the axis of the largest spacing comes first, so that 2-D slices "
-            "lie in the plane of the finest resolution."
+            spacing_reason(
+                f"the axes are reordered to {transpose}: the axis of the largest spacing comes first, so that 2-D "
+                "slices lie in the plane of the finest resolution"
+            )
         )
     return target, transpose, reasons
 
 
 def grid_on(
-    fingerprint: Fingerprint, target: np.ndarray, transpose: tuple[int, int, int], reasons: list[str], scale: float
+    fingerprint: Fingerprint, target: np.ndarray, transpose: tuple[int, int, int], reasons: list[Reason], scale: float
 ) -> Grid:
     """The data's size at `target` (file axis order) times `scale`."""
     spacings = case_spacings(fingerprint)
@@ -71,7 +74,10 @@ def grid_on(
     if scale != 1:
         # two-dimensional images keep their one slice
         target = target * ([1.0, scale, scale] if fingerprint.dimension == 2 else scale)
-        reasons = [*reasons, f"The target spacing is made {scale:g} times coarser, as asked: {numbers(target)} mm."]
+        reasons = [
+            *reasons,
+            spacing_reason(f"the target spacing is made {scale:g} times coarser: {numbers(target)} mm"),
+        ]
     resampled = np.array([resampled_shape(*pair, target) for pair in zip(sizes, spacings, strict=True)])
     order = list(transpose)
     return Grid(
@@ -92,7 +98,7 @@ def case_spacings(fingerprint: Fingerprint) -> np.ndarray:
     return spacings
 
 
-def target_spacing(spacings: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def target_spacing(spacings: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, list[Reason]]:
     """The median spacing; for an anisotropic axis its 10th percentile, but coarser than the other axes.
 
     `spacings` and `sizes` (after crop) are (cases, 3). Returns (3,) in the same axis order, and the reasons.
@@ -104,14 +110,16 @@ def target_spacing(spacings: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray,
     coarsest_other = max(target[others])
     few_voxels = size[axis] * ANISOTROPY < min(size[others])
     if not (target[axis] > ANISOTROPY * coarsest_other and few_voxels):
-        return target, [f"Target spacing {numbers(target)} mm: the median of the data set along each axis."]
+        return target, [spacing_reason(f"target spacing {numbers(target)} mm: the median of the data set on each axis")]
     median = target[axis]
     finer = np.percentile(spacings[:, axis], ANISOTROPIC_PERCENTILE)
     target[axis] = finer if finer >= coarsest_other else coarsest_other + 1e-5
     return target, [
-        f"Target spacing {numbers(target)} mm: the median of the data set, but along axis {axis}, which is more than "
-        f"{ANISOTROPY:g} times coarser than the others (median {median:.4g} mm), the {ANISOTROPIC_PERCENTILE:g}th "
-        "percentile, so that the finer cases keep their slices."
+        spacing_reason(
+            f"target spacing {numbers(target)} mm: the median of the data set, but along axis {axis}, which is more "
+            f"than {ANISOTROPY:g} times coarser than the others (median {median:.4g} mm), the "
+            f"{ANISOTROPIC_PERCENTILE:g}th percentile, so that the finer cases keep their slices"
+        )
     ]
 
 
@@ -128,6 +136,10 @@ def resampled_shape(shape: np.ndarray, spacing: np.ndarray, target: np.ndarray) 
     `ops.resample.resampled_shape`, by which cases are prepared, keeps at least 1.
     """
     return [round(old / new * length) for old, new, length in zip(spacing, target, shape, strict=True)]
+
+
+def spacing_reason(text: str) -> Reason:
+    return Reason(configuration=None, topic="spacing", text=text)
 
 
 def numbers(values: Sequence[float] | np.ndarray) -> str:

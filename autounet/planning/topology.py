@@ -30,7 +30,7 @@ def find_topology(spacing: Sequence[float] | np.ndarray, size: Sequence[float]) 
     """Halve, stage by stage, the axes that are large enough and about as fine as the finest such axis.
 
     A kernel spans 3 voxels along an axis from the stage on where its spacing is near the finest, before that 1;
-    at the bottleneck 3 everywhere. `size` is the wished patch; halves occur, as medians of shapes have them.
+    at the bottleneck 3 everywhere. `size` is the wanted patch, possibly with halves, as a median shape has.
     """
     steps, edges = [float(value) for value in spacing], [float(value) for value in size]
     axes = range(len(steps))
@@ -48,6 +48,21 @@ def find_topology(spacing: Sequence[float] | np.ndarray, size: Sequence[float]) 
     divisor = tuple(math.prod(stride[axis] for stride in strides) for axis in axes)
     patch = tuple(math.ceil(length / step) * step for length, step in zip(size, divisor, strict=True))
     return Topology(tuple(strides), tuple(kernels), patch, divisor)
+
+
+def shrink(topology: Topology, spacing: np.ndarray, median: np.ndarray) -> Topology:
+    """One step smaller along the axis that is largest relative to the median image (the last of equal ones).
+
+    The step is the divisor of the already smaller patch, which may be less than that of the present one: for 256 with
+    divisor 64 the next size is 224, not 192.
+    """
+    relative = [length / whole for length, whole in zip(topology.patch, median, strict=True)]
+    axis = max(range(len(relative)), key=lambda index: (relative[index], index))
+    probe = list(topology.patch)
+    probe[axis] -= topology.divisor[axis]
+    smaller = list(topology.patch)
+    smaller[axis] -= find_topology(spacing, probe).divisor[axis]
+    return find_topology(spacing, smaller)
 
 
 def _axes_to_halve(spacing: Sequence[float], edges: Sequence[float]) -> list[int]:

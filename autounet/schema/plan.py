@@ -106,7 +106,7 @@ class NetworkSpec(Part):
 
 
 Average = Literal["probabilities", "logits"]
-"""of what the mean over views, networks and tiles is taken"""
+"""Quantity that is averaged over views, folds and tiles"""
 
 
 class InferenceSpec(Part):
@@ -191,8 +191,6 @@ class Configuration(TrainedConfiguration):
     limited_by: Limits = Limits()
     predicted_memory_bytes: int = Field(ge=0)
     """peak of a training step"""
-    predicted_inference_bytes: int | None = None
-    """peak on the device of predicting the largest case of the data set with the networks of all folds"""
     predicted_step_seconds: float | None = None
     predicted_steps: int | None = None
     """steps a fold is expected to get when the time is limited"""
@@ -222,13 +220,36 @@ class Configuration(TrainedConfiguration):
         return content
 
 
+CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
+"""names of all configurations that the planner can make; a previous stage comes before the one that needs it"""
+
+Topic = Literal[
+    "orientation", "targets", "spacing", "normalisation", "memory", "configurations", "patch", "batch", "network",
+    "dice", "mirroring", "time", "prediction", "precision", "fine-tuning", "replanned",
+]  # fmt: skip
+"""what a reason is about"""
+
+
+class Reason(Part):
+    """Why one value of a plan is as it is."""
+
+    configuration: str | None
+    """name of the configuration; None: the reason holds for all"""
+    topic: Topic
+    text: str
+    """a sentence without full stop that does not name the configuration"""
+
+    def __str__(self) -> str:
+        return self.text if self.configuration is None else f"{self.configuration}: {self.text}"
+
+
 class Plan(Record):
     """`plan.json`."""
 
     configurations: dict[str, Configuration] = Field(min_length=1)
     options: PlannerOptions
-    reasons: tuple[str, ...]
-    """a plain sentence for each decision"""
+    reasons: tuple[Reason, ...]
+    """one for each decision"""
     events: dict[str, tuple[str, ...]] = {}
     """what changed a configuration after it was planned, by its name; also in the records of its folds"""
     fingerprint: str
@@ -250,7 +271,7 @@ def with_previous_stages(names: Iterable[str], configurations: Mapping[str, Conf
         chain = [name]
         while (previous := _configuration(chain, configurations).previous_stage) is not None:
             if previous in chain:
-                raise PlanError(f"{previous} needs itself as its previous stage. Correct previous_stage in the plan")
+                raise PlanError(f"{previous} needs itself as its previous stage", "Correct previous_stage in the plan")
             chain.append(previous)
         ordered += [each for each in reversed(chain) if each not in ordered]
     return tuple(ordered)
@@ -261,7 +282,8 @@ def _configuration(chain: list[str], configurations: Mapping[str, Configuration]
     if chain[-1] in configurations:
         return configurations[chain[-1]]
     wanted = f" as the previous stage of {chain[-2]}" if len(chain) > 1 else ""
-    raise PlanError(f"no configuration {chain[-1]}{wanted}; there are {', '.join(configurations)}")
+    names = ", ".join(configurations)
+    raise PlanError(f"there is no configuration {chain[-1]}{wanted}", f"Choose one of {names}")
 
 
 LEFT_RIGHT = 2
@@ -312,8 +334,9 @@ def prediction_swap(configuration: Configuration, labels: Labels) -> Swap | None
     outputs = swapped_outputs(labels, configuration.targets)
     if outputs is None:
         raise PlanError(
-            f"inference.mirror_axes holds the axis {axis} from left to right, and a region has no mirror image among "
-            "the targets. Take the axis out"
+            f"inference.mirror_axes is {configuration.inference.mirror_axes}, where {axis} is the axis from left to "
+            "right, and a region has no mirror image among the targets",
+            f"Remove {axis} from inference.mirror_axes",
         )
     handed = swapped_classes(labels)[1:] if configuration.previous_stage is not None else ()
     first = configuration.network.in_channels - len(handed)

@@ -132,12 +132,13 @@ def shape_to_time(frame: Frame, options: PlannerOptions, configure: Configure, m
     patch = " x ".join(str(length) for length in best.configuration.patch_size)
     width = best.configuration.network.features[0]
     reason = (
-        f"{format_time(frame.seconds)} for {frame.folds} folds leave {format_time(best.training)} of training each: "
+        f"fitted to the time: {format_time(frame.seconds)} for {frame.folds} folds leave "
+        f"{format_time(best.training)} of training each: "
         f"{width} features in the first stage, a patch of {patch} and a batch of {batch} get about "
         f"{steps} steps ({best.timing.step(batch):.2f} s each as measured)"
     )
-    rule = "; the width is given." if given else f"; wider pays from {WIDER_STEPS} steps on."
-    rule = "; the preset keeps its network." if options.preset else rule
+    rule = "; the width is given" if given else f"; wider pays from {WIDER_STEPS} steps on"
+    rule = "; the preset keeps its network" if options.preset else rule
     limits = Limits(
         patch="time" if chosen.patch_limit != options.patch_limit else None,
         batch="time" if batch < best.configuration.batch_size else None,
@@ -213,7 +214,7 @@ def _shape_inference(best: Candidate, configure: Configure) -> tuple[Candidate, 
             break
     if not said:
         return shaped, ()
-    return shaped, (f"To keep validation within {INFERENCE_SHARE:.0%} of the time, {', '.join(said)}.",)
+    return shaped, (f"to keep validation within {INFERENCE_SHARE:.0%} of the time, {', '.join(said)}",)
 
 
 LOOP_SHARE = 1.02

@@ -20,7 +20,7 @@ from ..schema.bundle import BundleMember, ModelBundle
 from ..schema.dataset import Channel
 from ..schema.errors import ModelError, OptionError
 from ..schema.options import RunOptions, WeightsSource
-from ..schema.plan import Configuration
+from ..schema.plan import Configuration, Reason
 from ..schema.record import digest
 from ..schema.stage_inputs import InitialWeights
 from ..store.weights import read_pretrained
@@ -73,11 +73,12 @@ def require_model(options: RunOptions, starting: StartingModel | None) -> None:
         )
 
 
-def transfer_reason(model: StartingModel) -> str:
-    return (
-        f"Training starts from the weights of {model.name}, so its learning rate rises to {TRANSFERRED_RATE:g} at most "
-        "(0.01 with SGD, 0.003 with AdamW where nothing is transferred), from 0 over the first 5 %."
+def transfer_reason(model: StartingModel) -> Reason:
+    text = (
+        f"training starts from the weights of {model.name}, so its learning rate rises to {TRANSFERRED_RATE:g} at most "
+        "(0.01 with SGD, 0.003 with AdamW where nothing is transferred), from 0 over the first 5 %"
     )
+    return Reason(configuration=None, topic="fine-tuning", text=text)
 
 
 log = logging.getLogger(__name__)

@@ -10,12 +10,12 @@ from ..memory_model import TRACING_ERRORS, TrainingMemory, inference_memory, mem
 from ..planning import plan as make_plan
 from ..planning import validate as validate_plan
 from ..planning.memory import MeasuredMemory
-from ..planning.plan_transfer import StartingModel, options_for
+from ..planning.plan_transfer import StartingModel, transfer_options
 from ..schema.dataset import partly_annotated
 from ..schema.errors import BudgetExceeded, PlanError, RecordError
 from ..schema.labels import overlapping_targets
 from ..schema.options import PlannerOptions, TrainOptions
-from ..schema.plan import Configuration, Limits, NetworkSpec, Plan, swapped_classes
+from ..schema.plan import Configuration, Limits, NetworkSpec, Plan, Reason, swapped_classes
 from ..schema.quantities import format_size
 from ..schema.record import digest
 from ..schema.run import DeviceProfile
@@ -82,7 +82,7 @@ class PlanMaker:
         if not options.preset:
             require_model(self.setup.options, starting)
         if starting is not None:
-            options = options_for(options, starting)
+            options = transfer_options(options, starting)
         made = make_plan(
             known.fingerprint, known.dataset.labels, options, self.train_options, self.profile, measure, starting
         )
@@ -107,12 +107,8 @@ class PlanMaker:
         share = max(each.predicted_memory_bytes for each in plan.configurations.values()) / plan.options.memory_bytes
         if share > 1 and not plan.options.preset and self.excess < MOST_EXCESS:
             return replace(self, excess=self.excess * share).new()
-        estimates, sentences = {}, []
-        for name, configuration in plan.configurations.items():
-            predicting, sentence = self._predicting(name, configuration)
-            estimates[name] = configuration.model_copy(update={"predicted_inference_bytes": predicting})
-            sentences.append(sentence)
-        return plan.model_copy(update={"configurations": estimates, "reasons": (*plan.reasons, *sentences)})
+        predictions = [self._prediction_reason(name, each) for name, each in plan.configurations.items()]
+        return plan.model_copy(update={"reasons": (*plan.reasons, *predictions)})
 
     def traced(self, plan: Plan) -> Plan:
         """With the training memory of each configuration as it stands, by a full trace."""
@@ -124,15 +120,15 @@ class PlanMaker:
         configurations = {name: estimated(each) for name, each in plan.configurations.items()}
         return plan.model_copy(update={"configurations": configurations})
 
-    def _predicting(self, name: str, configuration: Configuration) -> tuple[int | None, str]:
-        """Bytes on the device for predicting the largest case with the networks of all folds, and a sentence."""
+    def _prediction_reason(self, name: str, configuration: Configuration) -> Reason:
+        """How much memory predicting the largest case with the networks of all folds takes."""
         import torch
 
         from ..inference.sliding_window import default_batch
 
         known, device = self.setup.known, self.profile.device
         try:
-            found = inference_memory(
+            memory = inference_memory(
                 configuration,
                 known.fingerprint,
                 configuration.network.out_channels,
@@ -144,15 +140,13 @@ class PlanMaker:
             )
         except TRACING_ERRORS as error:
             log.warning("%s: the memory of predicting could not be traced: %s", name, error)
-            return None, f"{name}: how much memory predicting takes is not known: its network could not be traced."
-        beside = "" if found.shared else f", and {format_size(found.host_bytes)} of main memory"
-        sentence = (
-            f"{name}: predicting the largest case is predicted to take {format_size(found.device_bytes)}{beside}."
-        )
-        budget = self.setup.asked_bytes
-        if found.device_bytes > budget:
-            sentence = f"Warning: {sentence[:-1]}, more than the {format_size(budget)} that training may take."
-        return found.device_bytes, sentence
+            text = "the memory that predicting takes is not known: the network could not be traced"
+            return Reason(configuration=name, topic="prediction", text=text)
+        text = f"predicting the largest case is expected to take {format_size(memory.device_bytes)}"
+        text += "" if memory.shared else f", and {format_size(memory.host_bytes)} of main memory"
+        if memory.device_bytes > (budget := self.setup.asked_bytes):
+            text = f"warning: {text}, more than the {format_size(budget)} that training may take"
+        return Reason(configuration=name, topic="prediction", text=text)
 
     def _planned(self) -> Plan:
         whole = self.with_options(planner_options(self.setup.options, self.profile))
@@ -161,8 +155,8 @@ class PlanMaker:
         configurations, reasons = dict(whole.configurations), list(whole.reasons)
         names = trained_names(whole, self.setup.options, limited=True)
         for name in names:
-            configurations[name], shaped = self._shaped(whole, name, 1 / len(names))
-            reasons += [f"{name} is shaped to the time: {shaped[0]}", *shaped[1:]]
+            configurations[name], texts = self._shaped(whole, name, 1 / len(names))
+            reasons += [Reason(configuration=name, topic="time", text=text) for text in texts]
         return whole.model_copy(update={"configurations": configurations, "reasons": tuple(reasons)})
 
     def smaller(self, plan: Plan, error: BudgetExceeded) -> tuple[Plan, DeviceProfile]:
@@ -176,19 +170,21 @@ class PlanMaker:
         after = again.configurations.get(name)
         if after is None or after.key == before.key:
             raise PlanError(
-                f"{error}. Nothing smaller can be planned: give more --memory, or another --family"
+                f"{name}: {error.message}, and nothing smaller can be planned",
+                "Give more --memory, or another --family",
             ) from None
-        reason = f"{name} was planned again: {error}. Predictions are raised by {profile.memory_correction - 1:.0%}."
+        raised = f"{profile.memory_correction - 1:.0%}"
+        text = f"planned again: {error.message}; predictions of memory are raised by {raised}"
+        reason = Reason(configuration=name, topic="replanned", text=text)
         log.warning("%s", reason)
         log.warning("%s: %s instead of %s", name, _size(after), _size(before))
-        # other configurations keep what they were trained with, and all that was said about them
-        said = f"{name}: ", f"{name} is ", f"Warning: {name}: "
-        reasons = [*(each for each in plan.reasons if not each.startswith(said)), reason]
-        reasons += [each for each in again.reasons if each.startswith(said)]
+        # other configurations keep what they were trained with, and the reasons for it
+        kept = [each for each in plan.reasons if each.configuration != name or each.topic == "replanned"]
+        reasons = [*kept, reason, *(each for each in again.reasons if each.configuration == name)]
         changes = {
             "configurations": {**plan.configurations, name: after},
             "reasons": tuple(reasons),
-            "events": {**plan.events, name: (*plan.events.get(name, ()), reason)},
+            "events": {**plan.events, name: (*plan.events.get(name, ()), text)},
         }
         return plan.model_copy(update=changes), profile
 
@@ -265,7 +261,7 @@ class PlanFile:
         try:
             return Plan.load(self.path)
         except RecordError as error:
-            raise RecordError(f"{error}. To go on, make a new plan with --replan") from None
+            raise RecordError(error.message, "Correct it, or make a new plan with --replan") from None
 
     def keep(self, plan: Plan, asked: str) -> None:
         """`asked` stands for all that the plan was made for."""

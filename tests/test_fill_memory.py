@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from autounet.nets import FAMILIES
 from autounet.nets.family import divisible_size
-from autounet.planning.fitting import MOST_WIDTH, WELL_USED, WIDTH, Fitting
+from autounet.planning.fill_memory import MOST_WIDTH, WELL_USED, WIDTH, MemoryFillingSearch
 from autounet.planning.memory import MeasuredMemory, convolution_outputs
-from autounet.planning.search import LARGEST_SHARE, Found, Task, start_topology
+from autounet.planning.search import LARGEST_SHARE, SearchInputs, SearchResult, start_topology
 from autounet.planning.topology import Topology
 from autounet.schema.errors import PlanError
 from autounet.schema.options import GIB
@@ -44,89 +44,95 @@ def training_bytes(spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int
     return 8 * batch * convolution_outputs(spec, patch, 3) + 16 * weights(spec) + 300 * 2**20
 
 
-def make_task(edges: list[int], spacing: list[float], cases: int = 20) -> Task:
+def make_inputs(edges: list[int], spacing: list[float], cases: int = 20) -> SearchInputs:
     median = np.array(edges, dtype=float)
     voxels = float(np.prod(median)) * cases
-    return Task("2d" if len(edges) == 2 else "3d_fullres", np.array(spacing), median, voxels, 2, None)
+    return SearchInputs("2d" if len(edges) == 2 else "3d_fullres", np.array(spacing), median, voxels, 2, None)
 
 
-def find(task: Task, budget: int, width: int | None = None) -> Found:
-    return Fitting(task, MeasuredMemory(budget, training_bytes), propose, divisible_size, budget, width).find()
+def find(inputs: SearchInputs, budget: int, width: int | None = None) -> SearchResult:
+    return MemoryFillingSearch(
+        inputs, MeasuredMemory(budget, training_bytes), propose, divisible_size, budget, width
+    ).find()
 
 
 @st.composite
-def tasks(draw: st.DrawFn) -> Task:
+def search_inputs(draw: st.DrawFn) -> SearchInputs:
     dims = draw(st.sampled_from([2, 3]))
     edges = [draw(st.integers(12, 400 if dims == 3 else 3000)) for _ in range(dims)]
     spacing = [round(draw(st.floats(0.3, 5)), 2) for _ in range(dims)]
-    return make_task(edges, spacing, draw(st.integers(1, 100)))
+    return make_inputs(edges, spacing, draw(st.integers(1, 100)))
 
 
-def found_or_skip(task: Task, budget: int, width: int | None = None) -> Found:
+def found_or_skip(inputs: SearchInputs, budget: int, width: int | None = None) -> SearchResult:
     try:
-        return find(task, budget, width)
+        return find(inputs, budget, width)
     except PlanError:
         assume(False)
         raise
 
 
 @settings(deadline=None, max_examples=80)
-@given(task=tasks(), gigabytes=st.floats(2, 80))
-def test_a_budget_is_filled_and_never_exceeded_or_the_data_are_too_small(task: Task, gigabytes: float) -> None:
+@given(inputs=search_inputs(), gigabytes=st.floats(2, 80))
+def test_a_budget_is_filled_and_never_exceeded_or_the_data_are_too_small(
+    inputs: SearchInputs, gigabytes: float
+) -> None:
     budget = int(gigabytes * GIB)
-    found = found_or_skip(task, budget)
+    found = found_or_skip(inputs, budget)
     assert found.memory_bytes == training_bytes(found.network, found.patch, found.batch) <= budget
-    assert found.batch >= task.minimum_batch
+    assert found.batch >= inputs.minimum_batch
     assert all(length % step == 0 for length, step in zip(found.patch, found.network.divisor, strict=True))
-    assert all(length <= most for length, most in zip(found.patch, start_topology(task).patch, strict=True))
-    assert found.batch <= max(2, round(task.voxels * LARGEST_SHARE / math.prod(found.patch)))
+    assert all(length <= most for length, most in zip(found.patch, start_topology(inputs).patch, strict=True))
+    assert found.batch <= max(2, round(inputs.voxels * LARGEST_SHARE / math.prod(found.patch)))
     if found.memory_bytes < WELL_USED * budget:
         assert found.network.features[0] in (WIDTH, MOST_WIDTH)
         small = found.network.features[0] == WIDTH
-        assert any(("too small to use more" if small else "the most") in reason for reason in found.reasons)
+        assert any(("too small to use more" if small else "the most") in reason.text for reason in found.reasons)
         assert not (small and "memory" in found.limited_by.model_dump().values())
 
 
 def test_what_a_smaller_patch_leaves_is_filled_by_width() -> None:
     """The next larger patch would hold fewer voxels: half of the budget would be idle with 32 features."""
-    task = replace(make_task([49, 769], [1, 0.5]), voxels=2373903.0)
-    found = find(task, 2 * GIB)
+    inputs = replace(make_inputs([49, 769], [1, 0.5]), voxels=2373903.0)
+    found = find(inputs, 2 * GIB)
     assert found.patch == (48, 704)
     assert found.memory_bytes >= WELL_USED * 2 * GIB
 
 
 @settings(deadline=None, max_examples=80)
-@given(task=tasks(), gigabytes=st.floats(2, 60), factor=st.floats(1, 1.5))
-def test_more_memory_never_gives_a_smaller_patch_times_batch(task: Task, gigabytes: float, factor: float) -> None:
+@given(inputs=search_inputs(), gigabytes=st.floats(2, 60), factor=st.floats(1, 1.5))
+def test_more_memory_never_gives_a_smaller_patch_times_batch(
+    inputs: SearchInputs, gigabytes: float, factor: float
+) -> None:
     less, more = (
-        found_or_skip(task, int(gigabytes * scale * GIB)) for scale in (1.0, factor)
+        found_or_skip(inputs, int(gigabytes * scale * GIB)) for scale in (1.0, factor)
     )  # fmt: skip
     assert math.prod(more.patch) * more.batch >= math.prod(less.patch) * less.batch
 
 
 @settings(deadline=None, max_examples=30)
-@given(task=tasks(), gigabytes=st.floats(2, 40))
-def test_the_same_question_has_the_same_answer(task: Task, gigabytes: float) -> None:
-    assert found_or_skip(task, int(gigabytes * GIB)) == find(task, int(gigabytes * GIB))
+@given(inputs=search_inputs(), gigabytes=st.floats(2, 40))
+def test_the_same_question_has_the_same_answer(inputs: SearchInputs, gigabytes: float) -> None:
+    assert found_or_skip(inputs, int(gigabytes * GIB)) == find(inputs, int(gigabytes * GIB))
 
 
 @settings(deadline=None, max_examples=30)
-@given(task=tasks(), gigabytes=st.floats(2, 40), width=st.sampled_from([8, 16, 48]))
-def test_a_given_width_is_kept(task: Task, gigabytes: float, width: int) -> None:
-    assert found_or_skip(task, int(gigabytes * GIB), width).network.features[0] == width
+@given(inputs=search_inputs(), gigabytes=st.floats(2, 40), width=st.sampled_from([8, 16, 48]))
+def test_a_given_width_is_kept(inputs: SearchInputs, gigabytes: float, width: int) -> None:
+    assert found_or_skip(inputs, int(gigabytes * GIB), width).network.features[0] == width
 
 
 def test_steps_of_the_budget_that_change_the_depth_stay_monotone() -> None:
     """Every budget in small steps, where greedily taking the larger patch would lose voxels."""
-    task = make_task([300, 280, 120], [0.8, 0.8, 1.5])
-    held = [math.prod(found.patch) * found.batch for found in (find(task, int(b * 2**27)) for b in range(10, 160))]
+    inputs = make_inputs([300, 280, 120], [0.8, 0.8, 1.5])
+    held = [math.prod(found.patch) * found.batch for found in (find(inputs, int(b * 2**27)) for b in range(10, 160))]
     assert held == sorted(held)
     assert len(set(held)) >= 20
 
 
 def test_the_limits_given_win() -> None:
-    task = replace(make_task([128, 128, 128], [1, 1, 1]), batch_limit=1, patch_limit=64**3)
-    found = find(task, 8 * GIB)
+    inputs = replace(make_inputs([128, 128, 128], [1, 1, 1]), batch_limit=1, patch_limit=64**3)
+    found = find(inputs, 8 * GIB)
     assert found.batch == 1
     assert math.prod(found.patch) <= 64**3
     assert (found.limited_by.patch, found.limited_by.batch) == ("option", "option")
@@ -134,9 +140,9 @@ def test_the_limits_given_win() -> None:
 
 def test_too_small_a_budget_names_the_remedy() -> None:
     with pytest.raises(PlanError, match="--memory"):
-        find(make_task([128, 128, 128], [1, 1, 1]), 2**20)
+        find(make_inputs([128, 128, 128], [1, 1, 1]), 2**20)
 
 
 def test_too_small_images_are_refused() -> None:
     with pytest.raises(PlanError, match="too small for a U-Net"):
-        find(make_task([4, 4, 4], [1, 1, 1]), GIB)
+        find(make_inputs([4, 4, 4], [1, 1, 1]), GIB)

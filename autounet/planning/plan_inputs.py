@@ -14,17 +14,17 @@ from ..schema.labels import Labels, TargetKind, planned_targets, targets_of
 from ..schema.options import PlannerOptions
 from ..schema.plan import ChannelNormalisation, NetworkSpec
 from ..schema.run import DeviceProfile
-from .fitting import WIDTH, Fitting
+from .fill_memory import WIDTH, MemoryFillingSearch
 from .memory import Measure, Memory
-from .plan_transfer import StartingModel, Taking
+from .plan_transfer import StartingModel, search_with_network
 from .presets import PRESETS, PresetRules
-from .search import LARGEST_SHARE, Found, Task, find_patch, search
+from .search import LARGEST_SHARE, SearchInputs, SearchResult, find_patch, search_as_nnunet
 from .spacing import Grid
 from .topology import Topology
 
 
 @dataclass(frozen=True)
-class Setting:
+class PlanInputs:
     fingerprint: Fingerprint
     labels: Labels
     options: PlannerOptions
@@ -34,14 +34,14 @@ class Setting:
     grid: Grid
     normalisation: tuple[ChannelNormalisation, ...]
     extra_channels: int = 0
-    """of a previous stage's segmentation, beside the images"""
+    """input channels that hold a previous stage's segmentation"""
     starting: StartingModel | None = None
-    """whose networks are taken over"""
+    """whose networks are transferred"""
     _specs: dict[tuple[object, ...], NetworkSpec] = field(default_factory=dict, compare=False)
 
     @property
     def rules(self) -> PresetRules | None:
-        """Those of the preset, if one was asked for."""
+        """Those of the preset; None without one."""
         return PRESETS[self.options.preset] if self.options.preset else None
 
     @property
@@ -53,11 +53,11 @@ class Setting:
     def targets(self) -> TargetKind:
         return planned_targets(self.labels)
 
-    def task(self, name: str, spacing: np.ndarray, median: np.ndarray, voxels: float) -> Task:
+    def search_inputs(self, configuration: str, spacing: np.ndarray, median: np.ndarray, voxels: float) -> SearchInputs:
         """`spacing` (mm) and `median` size: one entry per dimension of the network; `voxels` of the whole data set."""
         rules, options = self.rules, self.options
-        return Task(
-            name,
+        return SearchInputs(
+            configuration,
             spacing,
             median,
             voxels,
@@ -84,31 +84,28 @@ class Setting:
             )
         return self._specs[key]
 
-    def search(self, task: Task) -> Found:
+    def search(self, inputs: SearchInputs) -> SearchResult:
         """Patch, batch and network. Raises PlanError when images are too small or the budget is."""
         if self.rules:
-            return search(task, self.memory, self.propose, self.options.memory_bytes)
-        taking = self._taking(task)
-        return taking.find() if taking else self._fitting(task).find()
-
-    def patch(self, task: Task) -> tuple[int, ...]:
-        """The patch alone, as `search` finds it, with less work."""
-        if self.rules:
-            return find_patch(task, self.memory, self.propose, self.options.memory_bytes)[0]
-        return self._fitting(task).patch()
-
-    def _taking(self, task: Task) -> Taking | None:
-        """With the network of the starting model, if it has one for this task."""
-        source = self.starting.source(task.name) if self.starting else None
+            return search_as_nnunet(inputs, self.memory, self.propose, self.options.memory_bytes)
+        source = self.starting.source(inputs.configuration) if self.starting else None
         if self.starting is None or source is None:
-            return None
+            return self._memory_filling(inputs).find()
         trained = self.starting.configurations[source]
         network = trained.network.model_copy(update={
             "in_channels": len(self.fingerprint.channels) + self.extra_channels,
             "out_channels": len(targets_of(self.labels, self.targets)),
         })  # fmt: skip
-        return Taking(task, self.memory, source, trained, network, self.options.memory_bytes)
+        return search_with_network(inputs, self.memory, source, trained, network, self.options.memory_bytes)
 
-    def _fitting(self, task: Task) -> Fitting:
+    def patch(self, inputs: SearchInputs) -> tuple[int, ...]:
+        """The patch alone, as `search` finds it, with less work."""
+        if self.rules:
+            return find_patch(inputs, self.memory, self.propose, self.options.memory_bytes)[0]
+        return self._memory_filling(inputs).patch()
+
+    def _memory_filling(self, inputs: SearchInputs) -> MemoryFillingSearch:
         covering, options = partial(covering_size, FAMILIES[self.family]), self.options
-        return Fitting(task, self.memory, self.propose, covering, options.memory_bytes, options.base_features)
+        return MemoryFillingSearch(
+            inputs, self.memory, self.propose, covering, options.memory_bytes, options.base_features
+        )

@@ -2,7 +2,7 @@
 
 The largest patch whose smallest batch fits comes first, then the largest batch, then the widest network. A data set
 that is too small to use the memory by patch and batch gets no wider network for that: it would cost time and overfit.
-nnU-Net's own search, which the presets use, is in `search.py`; both walk through the same sizes.
+nnU-Net's own search, which the presets use, is `search.search_as_nnunet`; both walk through the same patches.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Literal
 
 import numpy as np
 
-from ..schema.errors import PlanError
-from ..schema.plan import Limit, Limits, NetworkSpec
+from ..schema.plan import Limit, Limits, NetworkSpec, Reason
 from ..schema.quantities import format_size
 from .memory import Memory
 from .search import (
-    Found,
-    Task,
+    SearchInputs,
+    SearchResult,
     batch_reason,
     choose_batch,
     images_too_small,
@@ -27,10 +27,9 @@ from .search import (
     no_patch_fits,
     patch_limit,
     patch_reason,
-    shrink,
     start_topology,
 )
-from .topology import Topology
+from .topology import Topology, shrink
 
 WIDTH = 32
 """features of the first stage before what memory is left is filled with wider ones (nnU-Net's)"""
@@ -41,7 +40,7 @@ MOST_WIDTH = 128
 WELL_USED = 0.85
 """share of the budget from which on nothing needs to be explained"""
 COMPARED_SHARE = 0.25
-"""patches smaller than this share of the chosen one cannot hold more voxels in a batch, and are not asked"""
+"""patches smaller than this share of the chosen one cannot hold more voxels in a batch, and are not tried"""
 
 ProposeWidth = Callable[[Topology, int], NetworkSpec]
 """(topology, features of the first stage) -> network"""
@@ -50,8 +49,8 @@ ValidSize = Callable[[NetworkSpec, tuple[int, ...]], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Size:
-    """One patch that was considered."""
+class PatchCandidate:
+    """One patch that may be chosen, and its network."""
 
     topology: Topology
     network: NetworkSpec
@@ -63,10 +62,10 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Fitting:
+class MemoryFillingSearch:
     """The search of one configuration for `budget` bytes."""
 
-    task: Task
+    inputs: SearchInputs
     memory: Memory
     propose: ProposeWidth
     valid_size: ValidSize
@@ -74,17 +73,17 @@ class Fitting:
     width: int | None
     """features of the first stage; None: `WIDTH`, or more where memory limits patch or batch and some is left"""
 
-    def find(self) -> Found:
+    def find(self) -> SearchResult:
         """More memory never gives fewer voxels in a batch, unless the width is given.
 
         Raises PlanError when images are too small for a U-Net or the budget too small for any patch.
         """
         fitting, (size, batch, limit) = self._chosen()
-        patch_limited = patch_limit(self.task, size.patch) if size is fitting else limit
+        patch_limited = patch_limit(self.inputs, size.patch) if size is fitting else limit
         widened = self.width is None and "memory" in (patch_limited, limit)
         network = self._widest(size, batch) if widened else size.network
         used = self.memory.predicted(network, size.patch, batch)
-        return Found(
+        return SearchResult(
             patch=size.patch,
             batch=batch,
             network=network,
@@ -96,7 +95,7 @@ class Fitting:
             ),
             reasons=(
                 self._patch_reason(size, fitting),
-                batch_reason(self.task, batch, limit),
+                batch_reason(self.inputs, batch, limit),
                 *self._width_reasons(network, used),
             ),
         )
@@ -105,17 +104,17 @@ class Fitting:
         """That of `find`, with less work; raises PlanError as it does."""
         return self._chosen()[1][0].patch
 
-    def _chosen(self) -> tuple[Size, tuple[Size, int, Limit]]:
-        """The largest size that fits, and the size and batch that are taken."""
+    def _chosen(self) -> tuple[PatchCandidate, tuple[PatchCandidate, int, Limit]]:
+        """The largest candidate that fits, and the candidate and batch that are chosen."""
         sizes = self._sizes()
         first = self._first(sizes)
-        # a given width is the time's choice, or a person's: there what was asked for counts, not the voxels
+        # a given width is set by --time or a person and goes with the largest patch, not with the most voxels
         return sizes[first], self._most_voxels(sizes[first], [] if self.width else sizes[first + 1 :])
 
-    def _first(self, sizes: Sequence[Size]) -> int:
-        """Index of the largest that fits, from few questions: each topology is a network of its own to the model.
+    def _first(self, sizes: Sequence[PatchCandidate]) -> int:
+        """Index of the largest that fits, from few predictions, since each topology must be traced by itself.
 
-        Between two sizes memory is taken to be linear in the voxels, which says where to ask next.
+        Between two candidates memory is assumed to be linear in the voxels, which says which one to try next.
         """
         low, high = -1, len(sizes)  # the smallest known not to fit, the largest known to fit
         probe, known = 0, [(0, 0)]
@@ -129,50 +128,52 @@ class Fitting:
             guess = next((index for index in range(low + 1, high) if sizes[index].voxels <= affordable), high - 1)
             probe = min(max(guess, low + 1), high - 1)
         if high == len(sizes):
-            raise PlanError(no_patch_fits(self.task, self.memory, self.budget))
+            raise no_patch_fits(self.inputs, self.memory, self.budget)
         return high
 
-    def _sizes(self) -> list[Size]:
+    def _sizes(self) -> list[PatchCandidate]:
         """From large to small, each patch once."""
-        topology = start_topology(self.task)
+        topology = start_topology(self.inputs)
         if len(topology.strides) < 2:
-            raise PlanError(images_too_small(self.task))
-        sizes: list[Size] = []
+            raise images_too_small(self.inputs)
+        sizes: list[PatchCandidate] = []
         seen: set[tuple[int, ...]] = set()
         while topology.patch not in seen and len(topology.strides) > 1:
             network = self.propose(topology, self.width or WIDTH)
             patch = self.valid_size(network, topology.patch)
-            if self.task.allows(patch):
-                sizes.append(Size(topology, network, patch))
+            if self.inputs.allows(patch):
+                sizes.append(PatchCandidate(topology, network, patch))
             seen.add(topology.patch)
-            topology = shrink(topology, self.task)
+            topology = shrink(topology, self.inputs.spacing, self.inputs.median)
         return sizes
 
-    def _most_voxels(self, first: Size, smaller: Sequence[Size]) -> tuple[Size, int, Limit]:
+    def _most_voxels(
+        self, first: PatchCandidate, smaller: Sequence[PatchCandidate]
+    ) -> tuple[PatchCandidate, int, Limit]:
         """The first size that fits, unless a smaller one held more voxels in a batch with less memory.
 
         That happens where the larger patch needs a deeper network and has just begun to fit. The smaller patch then
         keeps the batch it had before, and memory that is left makes the network wider.
         """
-        best = (first, *choose_batch(self.task, self.memory, first.network, first.patch))
+        best = (first, *choose_batch(self.inputs, self.memory, first.network, first.patch))
         close = list(takewhile(lambda size: size.voxels >= COMPARED_SHARE * first.voxels, smaller))
-        if all(size.voxels * most_samples(self.task, size.patch) <= first.voxels * best[1] for size in close):
+        if all(size.voxels * most_samples(self.inputs, size.patch) <= first.voxels * best[1] for size in close):
             return best
         below = self._least_bytes(first) - 1
         for size in close:
             if self._least_bytes(size) <= below:
-                held = choose_batch(self.task, self.memory.within(below), size.network, size.patch)
+                held = choose_batch(self.inputs, self.memory.within(below), size.network, size.patch)
                 if size.voxels * held[0] > best[0].voxels * best[1]:
                     best = (size, *held)
                 below = self._least_bytes(size) - 1
         return best
 
-    def _least_bytes(self, size: Size) -> int:
+    def _least_bytes(self, size: PatchCandidate) -> int:
         """Of the smallest batch."""
-        return self.memory.predicted(size.network, size.patch, self.task.least_batch)
+        return self.memory.predicted(size.network, size.patch, self.inputs.least_batch)
 
-    def _widest(self, size: Size, batch: int) -> NetworkSpec:
-        """Each width is a network of its own to the memory model, so the first guess is in proportion to memory."""
+    def _widest(self, size: PatchCandidate, batch: int) -> NetworkSpec:
+        """The widest network that fits, from few predictions: the next guess is in proportion to memory."""
         networks = [self.propose(size.topology, width) for width in range(WIDTH, MOST_WIDTH + 1, WIDTH_STEP)]
 
         def used(index: int) -> int:
@@ -194,18 +195,21 @@ class Fitting:
             return "option" if self.width else "data"
         return "search" if network.features[0] + WIDTH_STEP > MOST_WIDTH else "memory"
 
-    def _patch_reason(self, size: Size, fitting: Size) -> str:
-        if size is fitting:
-            return patch_reason(self.task, size.patch, self.memory, self.budget)
-        chosen, larger = (" x ".join(map(str, each.patch)) for each in (size, fitting))
-        return f"{self.task.name}: patch {chosen}; the next larger, {larger}, would hold fewer voxels in a batch."
+    def _reason(self, topic: Literal["patch", "network"], text: str) -> Reason:
+        return Reason(configuration=self.inputs.configuration, topic=topic, text=text)
 
-    def _width_reasons(self, network: NetworkSpec, used: int) -> Iterator[str]:
-        name, width = self.task.name, network.features[0]
+    def _patch_reason(self, size: PatchCandidate, fitting: PatchCandidate) -> Reason:
+        if size is fitting:
+            return patch_reason(self.inputs, size.patch, self.memory, self.budget)
+        chosen, larger = (" x ".join(map(str, each.patch)) for each in (size, fitting))
+        return self._reason("patch", f"patch {chosen}; the next larger, {larger}, would hold fewer voxels in a batch")
+
+    def _width_reasons(self, network: NetworkSpec, used: int) -> Iterator[Reason]:
+        width = network.features[0]
         if self.width is None and width > WIDTH:
-            yield f"{name}: {width} features in the first stage instead of {WIDTH} use memory that was left."
+            yield self._reason("network", f"{width} features in the first stage instead of {WIDTH}: memory was left")
         if used < WELL_USED * self.budget:
             why = "the data set is too small to use more: neither patch nor batch may grow"
             if self.width or width + WIDTH_STEP > MOST_WIDTH:
                 why = f"{width} features in the first stage are {'given' if self.width else 'the most'}"
-            yield f"{name}: {format_size(used)} of {format_size(self.budget)} are used, since {why}."
+            yield self._reason("network", f"{format_size(used)} of {format_size(self.budget)} are used, since {why}")
