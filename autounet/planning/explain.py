@@ -1,14 +1,21 @@
-"""What a plan's configurations are limited by, and what twice the memory would change: rows that people can read."""
+"""What a plan's configurations are limited by, and what twice the memory would change, as plain text."""
 
 from __future__ import annotations
 
+import io
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..schema.options import GIB, PlannerOptions
 from ..schema.plan import Configuration, Limit, Limits, Plan
 from ..schema.quantities import format_seconds, format_time
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 WORDS: dict[Limit | None, str] = {
     "memory": "memory",
@@ -34,8 +41,25 @@ WHY: dict[tuple[str, Limit], str] = {
 }
 
 
+TITLES = {
+    "name": "",
+    "patch": "patch",
+    "batch": "batch",
+    "stages": "stages",
+    "features": "features",
+    "spacing": "spacing mm",
+    "memory": "memory",
+    "step": "step",
+    "length": "whole run",
+}
+"""field of `ExplanationRow` -> heading; the rest are sentences below the table"""
+UNKNOWN = "-"
+WITHOUT_LIMIT = 10_000
+"""characters, to measure a table that nothing narrows"""
+
+
 @dataclass(frozen=True)
-class Row:
+class ExplanationRow:
     """One configuration in words; an empty text where something is not known."""
 
     name: str
@@ -59,14 +83,16 @@ class Row:
     """what would change with twice the memory"""
 
 
-def explain(plan: Plan, doubled: Mapping[str, Configuration], seconds: Mapping[str, float]) -> tuple[Row, ...]:
+def explain(
+    plan: Plan, doubled: Mapping[str, Configuration], seconds: Mapping[str, float]
+) -> tuple[ExplanationRow, ...]:
     """A row for each configuration, in the plan's order.
 
     `doubled` holds what the planner makes of each with twice the memory (`with_double_memory`), `seconds` the predicted
     length of a run with each, where it is known.
     """
     return tuple(
-        Row(
+        ExplanationRow(
             name=name,
             patch=_size(each.patch_size),
             batch=str(each.batch_size),
@@ -148,3 +174,74 @@ def _joined(sentences: Sequence[str]) -> str:
 
 def _size(values: Sequence[int]) -> str:
     return "x".join(str(value) for value in values)
+
+
+def explanation(rows: Sequence[ExplanationRow], width: int, budget: str) -> str:
+    """Plain text of lines of at most `width` characters: a table, then what limits each configuration.
+
+    A configuration has a row; where that does not fit into the width, a column; and where that does not either, a
+    block of lines. `budget` is twice the memory, in words.
+    """
+    table = next((each for each in (_table_of_rows(rows), _table_of_columns(rows)) if _needed(each) <= width), None)
+    lines = _rendered(table, width) if table is not None else _blocks(rows)
+    for row in rows:
+        lines += ["", *_wrapped(f"{row.name}: limited by {row.limited_by}", width)]
+        lines += _wrapped(f"  with {budget}: {row.doubled}", width)
+    return "\n".join(lines) + "\n"
+
+
+def _table_of_rows(rows: Sequence[ExplanationRow]) -> Table:
+    table = _empty()
+    for field, title in TITLES.items():
+        table.add_column(title, justify="left" if field == "name" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*[getattr(row, field) or UNKNOWN for field in TITLES])
+    return table
+
+
+def _table_of_columns(rows: Sequence[ExplanationRow]) -> Table:
+    table = _empty()
+    table.add_column("", no_wrap=True)
+    for row in rows:
+        table.add_column(row.name, justify="right", no_wrap=True)
+    for field, title in list(TITLES.items())[1:]:
+        table.add_row(title, *[getattr(row, field) or UNKNOWN for row in rows])
+    return table
+
+
+def _blocks(rows: Sequence[ExplanationRow]) -> list[str]:
+    lines = []
+    for row in rows:
+        lines.append(row.name)
+        lines += [f"  {title}: {getattr(row, field) or UNKNOWN}" for field, title in list(TITLES.items())[1:]]
+    return lines
+
+
+def _empty() -> Table:
+    from rich.table import Table
+
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+
+
+def _console(width: int) -> Console:
+    from rich.console import Console
+
+    return Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
+
+
+def _needed(table: Table) -> int:
+    from rich.measure import Measurement
+
+    console = _console(WITHOUT_LIMIT)
+    return Measurement.get(console, console.options, table).maximum
+
+
+def _rendered(table: Table, width: int) -> list[str]:
+    console = _console(width)
+    with console.capture() as captured:
+        console.print(table)
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent="    ", drop_whitespace=True) or [text]

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 
-from ..losses import Batch, even_weight
+from ..losses import BORDER_WEIGHTED, Batch, even_weight
 from ..nets import FAMILIES
 from ..schema.labels import Labels
 from ..schema.options import TrainOptions
 from ..schema.plan import Configuration
 from ..step import Precision, algorithms, build_optimiser, configuration_loss, train_step
 from ..workers import keep_freed_memory
-from .cost_model import Linear, Size, Speed, fit, next_size, probe_sizes
+from .cost_model import (
+    InputSize,
+    NetworkSpeed,
+    Timing,
+    fit,
+    next_size,
+    probe_sizes,
+    sample_seconds,
+    timing_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +48,7 @@ class StepTimes(NamedTuple):
 class StepTimer:
     """One network with its loss and optimiser on a device; steps of any size are timed with it.
 
-    Making the batches is not included.
+    Preparing the batches is not included.
     """
 
     def __init__(self, configuration: Configuration, labels: Labels, options: TrainOptions, device: str) -> None:
@@ -53,7 +63,7 @@ class StepTimer:
         self.optimiser = build_optimiser(options, self.model.parameters())
         self.scaler = self.precision.scaler(self.device)
 
-    def times(self, size: Size, steps: int) -> StepTimes:
+    def times(self, size: InputSize, steps: int) -> StepTimes:
         """Median over `steps`, after a warm-up; slow ones are run fewer times, for about `STEP_SECONDS` together."""
         batch = self._batch(size)
 
@@ -72,7 +82,7 @@ class StepTimer:
         self.model.eval()
         return StepTimes(train_seconds, median_seconds(forward, self.device, steps, STEP_SECONDS) / size.batch)
 
-    def _batch(self, size: Size) -> Batch:
+    def _batch(self, size: InputSize) -> Batch:
         with torch.random.fork_rng():
             image = torch.randn(size.batch, self.configuration.network.in_channels, *size.patch)
             target = torch.randint(self.labels.count, (size.batch, *size.patch), dtype=torch.int16)
@@ -85,11 +95,11 @@ def time_steps(
 ) -> StepTimes:
     """Seconds of a configuration's steps at its own patch and batch; see `StepTimer.times`."""
     with algorithms(options.deterministic):
-        size = Size(configuration.patch_size, configuration.batch_size)
+        size = InputSize(configuration.patch_size, configuration.batch_size)
         return StepTimer(configuration, labels, options, device).times(size, steps)
 
 
-def measure_speed(configuration: Configuration, labels: Labels, options: TrainOptions, device: str) -> Speed:
+def measure_speed(configuration: Configuration, labels: Labels, options: TrainOptions, device: str) -> NetworkSpeed:
     """What the configuration's network costs per step and voxel, without a step that is much slower than `QUICK_STEP`.
 
     From the smallest input on, the largest that the sizes timed so far let expect to be quick is timed, until that is
@@ -100,26 +110,47 @@ def measure_speed(configuration: Configuration, labels: Labels, options: TrainOp
         sizes = probe_sizes(configuration.network, configuration.patch_size, configuration.batch_size)
         trained: dict[int, float] = {}
         passed: dict[int, float] = {}
-        size: Size | None = sizes[0]
+        size: InputSize | None = sizes[0]
         while size is not None:
             try:
-                found = timer.times(size, STEPS)
+                seconds = timer.times(size, STEPS)
             except torch.OutOfMemoryError:
                 log.warning("%d x %s does not fit into the device's memory: timed on less", size.batch, size.patch)
                 if not trained:
                     raise
                 break
-            trained[size.voxels], passed[size.voxels] = found.train, size.batch * found.forward
+            trained[size.voxels], passed[size.voxels] = seconds.train, size.batch * seconds.forward
             size = next_size(sizes, trained, QUICK_STEP)
-        speed = Speed(_line(trained), _line(passed))
+        speed = NetworkSpeed(fit(list(trained.items())), fit(list(passed.items())))
     if timer.device.type == "cuda":
         del timer
         torch.cuda.empty_cache()
     return speed
 
 
-def _line(seconds: dict[int, float]) -> Linear:
-    return fit(list(seconds.items()))
+def time_configuration(
+    configuration: Configuration,
+    labels: Labels,
+    options: TrainOptions,
+    device: str,
+    sample_rates: Mapping[str, float],
+    loader_workers: int,
+    cases: int,
+    case_memory: int,
+) -> Timing:
+    """Measured step and predicted sample times of a configuration, mostly by steps of under a third of a second.
+
+    `sample_rates` are those of the `DeviceProfile`, `cases` the number in the data set; where they are larger than
+    `case_memory`, the bytes that a training keeps, samples are read from the disk. Raises torch's OutOfMemoryError
+    where not even a small step fits into the device's memory.
+    """
+    speed = measure_speed(configuration, labels, options, device)
+    case_bytes = math.prod(configuration.median_shape) * (4 * configuration.network.in_channels + 2)
+    read = cases * case_bytes * max(1, loader_workers) > case_memory
+    weighted = options.loss in BORDER_WEIGHTED
+    sample = sample_seconds(configuration, labels.count, options, sample_rates, read, weighted)
+    # on a CPU loader workers take their time from the steps
+    return timing_of(configuration, speed, sample, 0 if device == "cpu" else loader_workers)
 
 
 def median_seconds(

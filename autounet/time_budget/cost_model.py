@@ -1,7 +1,8 @@
 """How long a planned configuration takes, from seconds that were measured on smaller inputs. Arithmetic only.
 
 A step of one network costs an overhead (starting kernels, updating the weights) and a time for every voxel that goes
-in. Both follow from two measured sizes; a third gives the planned one. Making the samples comes on top, or beside.
+in. Both follow from two measured sizes; a third gives the planned one. Augmenting the samples comes on top, or runs in
+parallel in loader workers.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from ..schema.fingerprint import Fingerprint
 from ..schema.options import TrainOptions
 from ..schema.plan import Configuration, NetworkSpec
 
-BOLD = 4
-"""times the voxels of a quick step that the next one may have, whatever is expected of it: it takes little more than
+MAX_GROWTH = 4
+"""times the voxels of a quick step that the next step may have, whatever its predicted time: it takes little more than
 four times as long"""
-BEARABLE = 4
-"""times a quick step that a slow one may have taken for another to follow"""
-TELLING = 2.0
-"""times the seconds of the smallest input that tell more than overhead and noise"""
+MAX_SLOWDOWN = 4
+"""times the limit of a quick step that a slow one may take if another is to follow"""
+MIN_SIGNAL_RATIO = 2.0
+"""times the seconds of the smallest input, above which a step shows more than overhead and noise"""
 LEAST_BOTTOM = 2
 """voxels of the smallest stage: a norm over one value has no variance"""
 LEAST_BATCH = 2
@@ -49,7 +50,7 @@ LABEL_SHARE = 0.25
 """reading the labels takes this share of reading one channel"""
 
 
-class Size(NamedTuple):
+class InputSize(NamedTuple):
     """An input of a network."""
 
     patch: tuple[int, ...]
@@ -61,7 +62,7 @@ class Size(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearTime:
     """Seconds as a function of input voxels, all samples of the batch counted, channels not."""
 
     overhead: float
@@ -74,16 +75,16 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Speed:
+class NetworkSpeed:
     """What one network needs on one device."""
 
-    step: Linear
+    step: LinearTime
     """forward, loss, backward and update"""
-    forward: Linear
+    forward: LinearTime
     """in evaluation"""
 
 
-def fit(points: Sequence[tuple[int, float]]) -> Linear:
+def fit(points: Sequence[tuple[int, float]]) -> LinearTime:
     """The line through the largest of (voxels, seconds) and the largest that is `APART` from it.
 
     With no such second point the seconds are proportional to the voxels. Neither overhead nor slope is negative:
@@ -94,14 +95,14 @@ def fit(points: Sequence[tuple[int, float]]) -> Linear:
     *smaller, (voxels, seconds) = sorted(points)
     smaller = [point for point in smaller if APART * point[0] <= voxels]
     if not smaller:
-        return Linear(0.0, seconds / voxels)
+        return LinearTime(0.0, seconds / voxels)
     less, lower = smaller[-1]
     slope = (seconds - lower) / (voxels - less)
     per_voxel = min(max(slope, 0.0), seconds / voxels)
-    return Linear(seconds - per_voxel * voxels, per_voxel)
+    return LinearTime(seconds - per_voxel * voxels, per_voxel)
 
 
-def probe_sizes(network: NetworkSpec, patch: Sequence[int], batch: int) -> tuple[Size, ...]:
+def probe_sizes(network: NetworkSpec, patch: Sequence[int], batch: int) -> tuple[InputSize, ...]:
     """Inputs from small to large, the last the planned one, each about half of the next.
 
     First the batch becomes smaller, since then every layer keeps its shape; then the patch, along the axis with most
@@ -111,7 +112,7 @@ def probe_sizes(network: NetworkSpec, patch: Sequence[int], batch: int) -> tuple
     batches = [batch]
     while batches[-1] > LEAST_BATCH:
         batches.append(max(LEAST_BATCH, batches[-1] // 2))
-    sizes = [Size(tuple(patch), each) for each in batches]
+    sizes = [InputSize(tuple(patch), each) for each in batches]
     valid_size, divisor = FAMILIES[network.family].valid_size, network.divisor
     multiples = [max(1, length // step) for length, step in zip(patch, divisor, strict=True)]
     while math.prod(multiples) > LEAST_BOTTOM:
@@ -119,34 +120,35 @@ def probe_sizes(network: NetworkSpec, patch: Sequence[int], batch: int) -> tuple
         multiples[axis] = math.ceil(multiples[axis] / 2)
         smaller = valid_size(network, [count * step for count, step in zip(multiples, divisor, strict=True)])
         if math.prod(smaller) < math.prod(sizes[-1].patch):
-            sizes.append(Size(smaller, batches[-1]))
+            sizes.append(InputSize(smaller, batches[-1]))
     large = [size for size in sizes if size.voxels >= LEAST_VOXELS]
     return tuple(reversed(large or sizes[:1]))
 
 
-def next_size(sizes: Sequence[Size], timed: Mapping[int, float], quick: float) -> Size | None:
+def next_size(sizes: Sequence[InputSize], timed: Mapping[int, float], quick: float) -> InputSize | None:
     """Which of `sizes` (from small to large) to time after those in `timed` (voxels -> seconds); None: none.
 
-    The largest that is expected to take at most `quick` seconds, or one of up to `BOLD` times the voxels of the last
-    while that one was quick: on a busy machine a small step takes as long as a larger one, and a line through it alone
-    would let nothing larger be expected quick. Slow steps go on, while they take seconds, until one is clearly slower
-    than the first: with small inputs a deep network's step is mostly overhead, of which no slope can be told.
+    The largest that is expected to take at most `quick` seconds, or one of up to `MAX_GROWTH` times the voxels of the
+    last while that one was quick: on a busy machine a small step takes as long as a larger one, and a line through it alone
+    would predict that nothing larger is quick. Slow steps go on, while they take seconds, until one is clearly slower
+    than the first: with small inputs a deep network's step is mostly overhead, which shows no slope.
     """
     largest = max(timed)
     if timed[largest] > quick:
-        told = timed[largest] >= TELLING * timed[min(timed)] and largest > min(timed)
-        bearable = timed[largest] <= BEARABLE * quick
-        return next((size for size in sizes if bearable and not told and size.voxels >= APART * largest), None)
+        slope_is_known = timed[largest] >= MIN_SIGNAL_RATIO * timed[min(timed)] and largest > min(timed)
+        if slope_is_known or timed[largest] > MAX_SLOWDOWN * quick:
+            return None
+        return next((size for size in sizes if size.voxels >= APART * largest), None)
     line = fit(list(timed.items()))
     wanted = [
         size
         for size in sizes
-        if size.voxels > largest and (line.seconds(size.voxels) <= quick or size.voxels <= BOLD * largest)
+        if size.voxels > largest and (line.seconds(size.voxels) <= quick or size.voxels <= MAX_GROWTH * largest)
     ]
     return wanted[-1] if wanted else next((size for size in sizes if size.voxels > largest), None)
 
 
-def making_seconds(
+def sample_seconds(
     configuration: Configuration,
     classes: int,
     options: TrainOptions,
@@ -180,8 +182,8 @@ def making_seconds(
     return seconds
 
 
-LEAST_SECONDS = 1e-9
-"""of a sample: a clock that saw none is not divided by"""
+SHORTEST_SAMPLE = 1e-9
+"""of a sample; avoids a division by zero where none was measured"""
 EXPORT_SECONDS_PER_VOXEL = 5e-7
 """back to the file's grid, writing, surface distances; generous, since what is left over goes to training"""
 
@@ -195,31 +197,31 @@ class Timing:
     step_per_sample: float
     forward: float
     """one patch through the network in evaluation"""
-    making: float = 0.0
-    """of one core for one sample"""
-    makers: int = 0
-    """processes that make samples beside the steps; 0: the training's own process, between them"""
+    sample: float = 0.0
+    """of one core for reading and augmenting one sample"""
+    loader_workers: int = 0
+    """processes that prepare samples during the steps; 0: the training's own process, between them"""
 
     def step(self, batch: int) -> float:
         computing = self.step_overhead + batch * self.step_per_sample
-        if not self.makers:
-            return computing + batch * self.making
-        return max(computing, batch * self.making / self.makers)
+        if not self.loader_workers:
+            return computing + batch * self.sample
+        return max(computing, batch * self.sample / self.loader_workers)
 
     def largest_batch(self, seconds: float) -> int:
         """The largest whose step takes at most `seconds`; may be 0 or less."""
-        per_sample = self.step_per_sample + (0.0 if self.makers else self.making)
-        largest = (seconds - self.step_overhead) / max(per_sample, LEAST_SECONDS)
-        if self.makers and self.making:
-            largest = min(largest, seconds * self.makers / self.making)
+        per_sample = self.step_per_sample + (0.0 if self.loader_workers else self.sample)
+        largest = (seconds - self.step_overhead) / max(per_sample, SHORTEST_SAMPLE)
+        if self.loader_workers and self.sample:
+            largest = min(largest, seconds * self.loader_workers / self.sample)
         return math.floor(largest)
 
 
-def timing_of(configuration: Configuration, speed: Speed, making: float, makers: int) -> Timing:
-    """A configuration's timing by what its network costs; `making` seconds a sample, see `Timing`."""
+def timing_of(configuration: Configuration, speed: NetworkSpeed, sample: float, loader_workers: int) -> Timing:
+    """A configuration's timing by what its network costs; `sample` seconds of one core a sample, see `Timing`."""
     voxels, batch = math.prod(configuration.patch_size), configuration.batch_size
     forward = speed.forward.seconds(batch * voxels) / batch
-    return Timing(speed.step.overhead, speed.step.per_voxel * voxels, forward, making, makers)
+    return Timing(speed.step.overhead, speed.step.per_voxel * voxels, forward, sample, loader_workers)
 
 
 def case_seconds(configuration: Configuration, timing: Timing, fingerprint: Fingerprint | None) -> float:

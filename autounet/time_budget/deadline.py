@@ -1,12 +1,27 @@
-"""The promised time: one clock for the whole command, kept across interruptions."""
+"""The promised time: one clock for the whole command, kept across interruptions, and how it is allotted to trainings.
+
+Seconds are kept back for validation, selection and report; trainings share the rest equally.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..schema.errors import RecordError
+from ..schema.errors import DeadlineError, RecordError
+from ..schema.plan import Configuration
+from ..schema.quantities import format_time
 from ..schema.record import Record
+from .run_length import CLOSING_SECONDS, CLOSING_SECONDS_PER_CASE, FOLD_OVERHEAD_SECONDS
+from .shape import LEAST_STEPS
+
+log = logging.getLogger(__name__)
+
+POSTPROCESSING_SHARE = 0.25
+"""of the time of validation: choosing postprocessing and calibration reads each case again and predicts nothing;
+fitting ensemble weights does so once more"""
 
 
 class Clock(Record):
@@ -29,7 +44,7 @@ class Deadline:
         self.promise(promised)
 
     def promise(self, seconds: float | None) -> None:
-        """Set the promise; time spent earlier under the same promise counts."""
+        """Set the promised seconds; time spent earlier under the same promise counts."""
         self.promised, self.before = seconds, 0.0
         try:
             clock = Clock.load(self.file)
@@ -54,5 +69,83 @@ class Deadline:
         return self.before > 0
 
     def end(self) -> None:
-        """The command has come to its end."""
+        """The command succeeded or failed; the next one starts anew."""
         self.file.unlink(missing_ok=True)
+
+
+class TimeAllotment:
+    """Seconds for each training still to come; the costs of jobs are learnt as they finish.
+
+    `pending` holds the function and the configuration of each job that is not done.
+    """
+
+    def __init__(
+        self,
+        deadline: Deadline,
+        configurations: Mapping[str, Configuration],
+        cases: int,
+        pending: Iterable[tuple[str, str]],
+    ) -> None:
+        self.deadline, self.configurations, self.cases = deadline, configurations, cases
+        self.pending = list(pending)
+        self.overhead = FOLD_OVERHEAD_SECONDS
+        self.measured: dict[tuple[str, str], float] = {}
+        """seconds of the last job by function and configuration"""
+
+    def check(self) -> None:
+        """A resumed command whose time is used up says so before anything is trained for too short."""
+        deadline, left = self.deadline, self.deadline.remaining()
+        trainings = self._pending("train")
+        if left is None or not deadline.resumed or not trainings:
+            return
+        least = self.reserve() + sum(self._least_seconds(name) for name in trainings)
+        if left < least:
+            raise DeadlineError(
+                f"{format_time(left)} of the promised {format_time(deadline.promised or 0)} are left, and "
+                f"{len(trainings)} folds need at least {format_time(least)}",
+                deadline.spent() + least,
+                "Give more --time; finished folds are kept with the same --time and trained again with another",
+            )
+
+    def training_seconds(self, name: str, spent: float) -> float | None:
+        """The next training's share of what is left, `spent` seconds that it has used already included."""
+        remaining = self.deadline.remaining()
+        if remaining is None:
+            return None
+        share = (remaining - self.reserve() + spent) / max(1, len(self._pending("train")))
+        least = self._least_seconds(name)
+        if share < least:
+            log.warning("the machine was slower than measured: the promised time is overrun to train at all")
+        return max(share, least)
+
+    def reserve(self) -> float:
+        """Seconds of everything still to do but the trainings themselves."""
+        validations = sum(self._estimate("validate", name) for name in self._pending("validate"))
+        averaged = validations * (len(self.configurations) - 1) / 2  # of pairs
+        postprocessing = POSTPROCESSING_SHARE * (2 if len(self.configurations) > 1 else 1)
+        averaged += validations * (postprocessing + (len(self.configurations) > 2) / 2)
+        cascades = sum(self._estimate("cascade_labels", name) for name in self._pending("cascade_labels"))
+        closing = CLOSING_SECONDS + CLOSING_SECONDS_PER_CASE * self.cases
+        return closing + validations + averaged + cascades + self.overhead * len(self._pending("train"))
+
+    def finished(self, function: str, name: str, seconds: float, counted: float = 0.0) -> None:
+        """Learn the true cost of a job; `counted` seconds of a training were its own share."""
+        if function == "train":
+            self.overhead = max(0.0, seconds - counted)
+        else:
+            self.measured[function, name] = seconds
+        if (function, name) in self.pending:
+            self.pending.remove((function, name))
+
+    def _pending(self, function: str) -> list[str]:
+        """The configuration of each job still to do."""
+        return [configuration for kind, configuration in self.pending if kind == function]
+
+    def _estimate(self, function: str, name: str) -> float:
+        """Of a job on the cases of one fold. Before one was measured, cascade labels are assumed to take half of a
+        validation: both interpolate all scores, and a validation runs the network besides."""
+        predicted = self.configurations[name].predicted_validation_seconds or 0.0
+        return self.measured.get((function, name), predicted if function == "validate" else predicted / 2)
+
+    def _least_seconds(self, name: str) -> float:
+        return LEAST_STEPS * (self.configurations[name].predicted_step_seconds or 0.1)

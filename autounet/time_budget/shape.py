@@ -1,12 +1,12 @@
-"""Shaping the work to a promised time: width, batch and steps first, then overlap and mirroring, then spacing.
+"""Fit a plan to a promised time: width, batch and steps first, then overlap and mirroring, then spacing.
 
-Everything here is arithmetic over measured seconds; the pipeline measures and hands them in.
+Everything here is arithmetic over measured seconds; the workflow measures and hands them in.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from ..schema.errors import DeadlineError, PlanError
@@ -15,6 +15,7 @@ from ..schema.options import PlannerOptions
 from ..schema.plan import Configuration, Limits
 from ..schema.quantities import format_time
 from .cost_model import Timing, case_seconds
+from .run_length import FOLD_OVERHEAD_SECONDS
 
 WIDTHS = (32, 24, 16, 8)
 """candidate features of the first stage, widest first; 32 is nnU-Net's"""
@@ -23,24 +24,20 @@ WIDER_STEPS = 2500
 LARGER_BATCH_STEPS = 5000
 """steps that a fold should still get with a larger batch; chosen like the one above"""
 FREE_SHARE = 0.8
-"""a wider network that keeps this share of the narrowest one's steps is taken anyway: narrow ones leave matrix units
+"""a wider network that keeps this share of the narrowest one's steps is chosen anyway: narrow ones leave matrix units
 idle"""
 FEW_STEPS = 1000
 """steps below which a smaller patch, and so more steps, wins (benchmarks/results/schedule_2026-11-22.md, DRIVE)"""
 LEAST_PATCH = {2: 96**2, 3: 48**3}
 """voxels by dimension, whatever the shape, which follows the images'; smaller patches see too little"""
 LEAST_STEPS = 60
-"""steps below which a fold has learnt nothing worth packing"""
+"""steps below which a fold has learnt nothing useful"""
 INFERENCE_SHARE = 0.2
 """largest share of the time that validation may take before overlap and mirroring are given up"""
-CLOSING_SECONDS = 15.0
-"""selection, packing and report, beside the part that grows with the cases"""
-FOLD_OVERHEAD_SECONDS = 4.0
-"""building the network, opening the data, writing checkpoints; replaced by what the first fold measures"""
 
 
 @dataclass(frozen=True)
-class Shape:
+class TimeFittedPlan:
     """What the time allows."""
 
     options: PlannerOptions
@@ -55,7 +52,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Frame:
+class TimeBudget:
     """The time of one configuration, and what has to be done in it."""
 
     seconds: float
@@ -65,19 +62,19 @@ class Frame:
     other_seconds: float = 0.0
     """what the rest of the command takes"""
     step_limit: int | None = None
-    """more steps than these are not wanted"""
+    """most steps of a fold, by --epochs or --iterations"""
     fingerprint: Fingerprint | None = None
     """of the cases to be validated; None: all are of median size"""
 
-    def wanted(self, steps: int) -> int:
+    def limited(self, steps: int) -> int:
         return min(steps, self.step_limit or steps)
 
 
 @dataclass(frozen=True)
-class Candidate:
+class TimedConfiguration:
     """A configuration under trial, with its measured timing."""
 
-    frame: Frame
+    budget: TimeBudget
     options: PlannerOptions
     configuration: Configuration
     timing: Timing
@@ -90,17 +87,17 @@ class Candidate:
     @property
     def validation(self) -> float:
         """Seconds per fold."""
-        return self.frame.cases_per_fold * case_seconds(self.configuration, self.timing, self.frame.fingerprint)
+        return self.budget.cases_per_fold * case_seconds(self.configuration, self.timing, self.budget.fingerprint)
 
     @property
     def training(self) -> float:
         """Seconds per fold."""
-        return self.frame.seconds / self.frame.folds - self.validation - FOLD_OVERHEAD_SECONDS
+        return self.budget.seconds / self.budget.folds - self.validation - FOLD_OVERHEAD_SECONDS
 
     @property
     def steps(self) -> float:
         """Per fold, with the least batch. Validation that takes more than its share will be cut to it."""
-        fold = self.frame.seconds / self.frame.folds
+        fold = self.budget.seconds / self.budget.folds
         training = fold - min(self.validation, INFERENCE_SHARE * fold) - FOLD_OVERHEAD_SECONDS
         return training / self.timing.step(self.least_batch)
 
@@ -109,7 +106,7 @@ Configure = Callable[[PlannerOptions], Configuration]
 Measure = Callable[[Configuration], Timing]
 
 
-def shape_to_time(frame: Frame, options: PlannerOptions, configure: Configure, measure: Measure) -> Shape:
+def fit_to_time(budget: TimeBudget, options: PlannerOptions, configure: Configure, measure: Measure) -> TimeFittedPlan:
     """The widest network, then the largest batch, that still gets a useful number of steps in every fold.
 
     Where even the narrowest gets few steps, the patch becomes smaller. `configure` plans for given options and
@@ -117,22 +114,22 @@ def shape_to_time(frame: Frame, options: PlannerOptions, configure: Configure, m
     batch, and `base_features` that are given stay. Raises DeadlineError with the least time of the whole command.
     """
 
-    def attempt(**changes: object) -> Candidate:
+    def attempt(**changes: object) -> TimedConfiguration:
         changed = options.model_copy(update=changes)
         configuration = configure(changed)
-        return Candidate(frame, changed, configuration, measure(configuration))
+        return TimedConfiguration(budget, changed, configuration, measure(configuration))
 
     given = options.base_features
-    best = attempt() if options.preset else _smaller_patch(attempt, _widest(attempt, frame, given))
-    best, inference_reasons = _shape_inference(best, configure)
+    best = attempt() if options.preset else _smaller_patch(attempt, _widest(attempt, budget, given))
+    best, inference_reasons = _fit_inference(best, configure)
     _require_time(best)
     batch = best.least_batch if options.preset else _batch(best)
-    steps = frame.wanted(int(best.training / best.timing.step(batch)))
+    steps = budget.limited(int(best.training / best.timing.step(batch)))
     chosen = best.options if options.preset else best.options.model_copy(update={"batch_limit": batch})
     patch = " x ".join(str(length) for length in best.configuration.patch_size)
     width = best.configuration.network.features[0]
     reason = (
-        f"fitted to the time: {format_time(frame.seconds)} for {frame.folds} folds leave "
+        f"fitted to the time: {format_time(budget.seconds)} for {budget.folds} folds leave "
         f"{format_time(best.training)} of training each: "
         f"{width} features in the first stage, a patch of {patch} and a batch of {batch} get about "
         f"{steps} steps ({best.timing.step(batch):.2f} s each as measured)"
@@ -144,25 +141,27 @@ def shape_to_time(frame: Frame, options: PlannerOptions, configure: Configure, m
         batch="time" if batch < best.configuration.batch_size else None,
         width="time" if not (options.preset or given) and width < max(WIDTHS) else None,
     )
-    return Shape(chosen, steps, best.timing.step(batch), best.validation, (reason + rule, *inference_reasons), limits)
+    return TimeFittedPlan(
+        chosen, steps, best.timing.step(batch), best.validation, (reason + rule, *inference_reasons), limits
+    )
 
 
-def _widest(attempt: Callable[..., Candidate], frame: Frame, given: int | None) -> Candidate:
+def _widest(attempt: Callable[..., TimedConfiguration], budget: TimeBudget, given: int | None) -> TimedConfiguration:
     """A width that is given stays."""
     narrowest, *wider = sorted(WIDTHS) if given is None else (given,)
     best = first = attempt(base_features=narrowest)
     for width in wider:
         candidate = attempt(base_features=width)
-        if candidate.steps < min(frame.wanted(WIDER_STEPS), FREE_SHARE * first.steps):
+        if candidate.steps < min(budget.limited(WIDER_STEPS), FREE_SHARE * first.steps):
             break
         best = candidate
     return best
 
 
-def _smaller_patch(attempt: Callable[..., Candidate], best: Candidate) -> Candidate:
+def _smaller_patch(attempt: Callable[..., TimedConfiguration], best: TimedConfiguration) -> TimedConfiguration:
     """Half of the voxels, again and again, while steps are few and the patch stays useful."""
     least = LEAST_PATCH[best.configuration.network.dims]
-    while best.steps < best.frame.wanted(FEW_STEPS):
+    while best.steps < best.budget.limited(FEW_STEPS):
         voxels = math.prod(best.configuration.patch_size)
         try:
             smaller = attempt(base_features=best.options.base_features, patch_limit=voxels // 2)
@@ -174,27 +173,28 @@ def _smaller_patch(attempt: Callable[..., Candidate], best: Candidate) -> Candid
     return best
 
 
-def _batch(best: Candidate) -> int:
+def _batch(best: TimedConfiguration) -> int:
     """The largest batch with a useful number of steps."""
-    per_step = best.training / best.frame.wanted(LARGER_BATCH_STEPS)
+    per_step = best.training / best.budget.limited(LARGER_BATCH_STEPS)
     return max(best.least_batch, min(best.configuration.batch_size, best.timing.largest_batch(per_step)))
 
 
-def _require_time(best: Candidate) -> None:
-    frame, least_training = best.frame, LEAST_STEPS * best.timing.step(best.least_batch)
+def _require_time(best: TimedConfiguration) -> None:
+    budget, least_training = best.budget, LEAST_STEPS * best.timing.step(best.least_batch)
     if best.training >= least_training:
         return
-    least = frame.other_seconds + frame.folds * (least_training + best.validation + FOLD_OVERHEAD_SECONDS)
+    least = budget.other_seconds + budget.folds * (least_training + best.validation + FOLD_OVERHEAD_SECONDS)
     raise DeadlineError(
-        f"the time is too short: with the smallest recipe ({LEAST_STEPS} steps in each of {frame.folds} folds) the "
-        f"whole command takes at least {format_time(math.ceil(1.05 * least))}. Give more --time, or fewer --folds",
+        f"the time is too short: even with {LEAST_STEPS} steps in each of {budget.folds} folds the whole command takes "
+        f"at least {format_time(math.ceil(1.05 * least))}",
         1.05 * least,
+        "Give more --time, or fewer --folds",
     )
 
 
-def _shape_inference(best: Candidate, configure: Configure) -> tuple[Candidate, tuple[str, ...]]:
+def _fit_inference(best: TimedConfiguration, configure: Configure) -> tuple[TimedConfiguration, tuple[str, ...]]:
     """Less overlap, then no mirroring, then coarser spacing, until validation takes its share at most."""
-    allowed = INFERENCE_SHARE * best.frame.seconds / best.frame.folds
+    allowed = INFERENCE_SHARE * best.budget.seconds / best.budget.folds
     changes: list[tuple[dict[str, object], str]] = [
         ({}, ""),
         ({"overlap": 0.25}, "tiles overlap by a quarter instead of half"),
@@ -203,91 +203,15 @@ def _shape_inference(best: Candidate, configure: Configure) -> tuple[Candidate, 
     for scale in (1.25, 1.5, 2.0):
         coarser: dict[str, object] = {"overlap": 0.25, "mirror": False, "spacing_scale": scale}
         changes.append((coarser, f"the target spacing is {scale} times coarser"))
-    said: list[str] = []
-    shaped = best
+    changed: list[str] = []
+    fitted = best
     for update, sentence in changes:
         options = best.options.model_copy(update=update)
-        shaped = replace(best, options=options, configuration=configure(options))
+        fitted = replace(best, options=options, configuration=configure(options))
         if sentence:
-            said.append(sentence)
-        if shaped.validation <= allowed:
+            changed.append(sentence)
+        if fitted.validation <= allowed:
             break
-    if not said:
-        return shaped, ()
-    return shaped, (f"to keep validation within {INFERENCE_SHARE:.0%} of the time, {', '.join(said)}",)
-
-
-LOOP_SHARE = 1.02
-"""validation patches shown while training take up to 2 % more (`training.monitor.TIME_SHARE`)"""
-PREPARE_SECONDS_PER_VOXEL = 4e-7
-"""reading, resampling and writing one voxel of one channel on one core; generous, since what is left over goes to
-training"""
-CLOSING_SECONDS_PER_CASE = 0.03
-"""of selection, packing and report; added to what they take at least"""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a whole command does beside training and validation."""
-
-    cases: int
-    voxels: int
-    """of all images as stored, every channel counted"""
-    workers: int
-    """processes that preprocess; 0 and 1: this one"""
-
-
-@dataclass(frozen=True)
-class RunLength:
-    """Seconds of each part of a run."""
-
-    preprocessing: float
-    training: float
-    """of all folds"""
-    validation: float
-    """of all folds"""
-    closing: float
-
-    @property
-    def total(self) -> float:
-        return self.preprocessing + self.training + self.validation + self.closing
-
-
-def work_of(fingerprint: Fingerprint, workers: int) -> Work:
-    voxels = sum(math.prod(case.shape) for case in fingerprint.cases)
-    return Work(len(fingerprint.cases), voxels * len(fingerprint.channels), workers)
-
-
-def preprocessing_seconds(work: Work) -> float:
-    """Of one prepared folder."""
-    return work.voxels * PREPARE_SECONDS_PER_VOXEL / max(1, work.workers)
-
-
-def closing_seconds(work: Work) -> float:
-    return CLOSING_SECONDS + CLOSING_SECONDS_PER_CASE * work.cases
-
-
-def run_length(configuration: Configuration, work: Work, folds: int) -> RunLength | None:
-    """Of one configuration trained alone on `folds` folds; None where its step time or its steps are not known."""
-    step, steps = configuration.predicted_step_seconds, configuration.predicted_steps
-    if step is None or steps is None:
-        return None
-    return RunLength(
-        preprocessing=preprocessing_seconds(work),
-        training=folds * (LOOP_SHARE * steps * step + FOLD_OVERHEAD_SECONDS),
-        validation=folds * (configuration.predicted_validation_seconds or 0.0),
-        closing=closing_seconds(work),
-    )
-
-
-def total_length(trained: Sequence[tuple[Configuration, int]], work: Work) -> float | None:
-    """Seconds of a run that trains each configuration on so many folds; None where one of them is not known.
-
-    Those with the same prepared folder share its preprocessing.
-    """
-    lengths = [run_length(configuration, work, folds) for configuration, folds in trained]
-    if not lengths or any(length is None for length in lengths):
-        return None
-    folders = len({configuration.prepared for configuration, _ in trained})
-    parts = sum(length.training + length.validation for length in lengths if length is not None)
-    return parts + folders * preprocessing_seconds(work) + closing_seconds(work)
+    if not changed:
+        return fitted, ()
+    return fitted, (f"to keep validation within {INFERENCE_SHARE:.0%} of the time, {', '.join(changed)}",)
