@@ -19,7 +19,7 @@ from measuring import CommandFailed, commit, machine, public_command, run, secon
 from run_length import LARGEST_ERROR, PROGRAM
 from run_length_trainer import context_of
 
-from autounet.time_budget.shape import total_length, work_of
+from autounet.time_budget.run_length import total_length, work_of
 
 log = logging.getLogger("benchmark")
 

@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_records import configuration
 
-from autounet.planning.explain import WORDS, explain, with_double_memory
+from autounet.planning.explain import WORDS, explain, explanation, with_double_memory
 from autounet.schema.options import GIB, PlannerOptions
 from autounet.schema.plan import Limits, Plan, Reason
-from autounet.workflow.plan_summary import explanation
 
 OPTIONS = PlannerOptions(memory_bytes=4 * GIB)
 

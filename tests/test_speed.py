@@ -14,20 +14,28 @@ from autounet.schema.options import PlannerOptions, TrainOptions
 from autounet.schema.plan import Plan, Reason
 from autounet.time_budget.benchmark import QUICK_STEP, StepTimer, StepTimes, measure_speed
 from autounet.time_budget.cost_model import (
-    BEARABLE,
-    BOLD,
     LEAST_BATCH,
+    MAX_GROWTH,
+    MAX_SLOWDOWN,
     SAMPLE_RATES,
-    Linear,
+    LinearTime,
     Timing,
     fit,
-    making_seconds,
     next_size,
     probe_sizes,
+    sample_seconds,
 )
-from autounet.time_budget.shape import FOLD_OVERHEAD_SECONDS, LOOP_SHARE, RunLength, Work, run_length, total_length
+from autounet.time_budget.run_length import (
+    FOLD_OVERHEAD_SECONDS,
+    LOOP_SHARE,
+    RunLength,
+    RunWork,
+    length_lines,
+    run_length,
+    total_length,
+    with_step_times,
+)
 from autounet.training.probe import measure_sample_rates
-from autounet.workflow.plan_summary import length_lines, with_step_times
 
 
 def spec(dims=3, stages=4, family="plain"):
@@ -58,7 +66,7 @@ def test_probe_sizes_grow_to_the_planned_one_and_are_valid(multiples, batch, fam
     planned=st.integers(1000, 10**8),
 )  # fmt: skip
 def test_the_prediction_is_exact_for_a_linear_device(overhead, per_voxel, voxels, planned):
-    device = Linear(overhead, per_voxel)
+    device = LinearTime(overhead, per_voxel)
     points = [(size, device.seconds(size)) for size in voxels]
     line = fit(points)
     assert line.seconds(max(voxels)) == pytest.approx(device.seconds(max(voxels)))
@@ -101,7 +109,7 @@ def test_no_larger_size_follows_a_slow_step():
 
 def test_a_slow_first_step_is_not_taken_for_the_slope(monkeypatch):
     """16 features on images of thick slices were predicted to take six times as long as they do."""
-    timed, device = [], Linear(0.4, 2e-6)
+    timed, device = [], LinearTime(0.4, 2e-6)
     synthetic(monkeypatch, device, timed)
     planned = trainable((64, 64, 64), 4)
     speed = measure_speed(planned, labels(), TrainOptions(), "cpu")
@@ -113,7 +121,7 @@ def test_a_busy_moment_at_a_small_size_does_not_end_the_probe(monkeypatch):
     """Every step takes at least 0.2 s, as with another program on the cores: the planned one was predicted in hours."""
     planned, timed = trainable((64, 64, 64), 4), []
 
-    class Busy(Linear):
+    class Busy(LinearTime):
         def seconds(self, voxels):
             return 0.2 + super().seconds(voxels)
 
@@ -133,7 +141,7 @@ def synthetic(monkeypatch, step, timed):
 def test_a_quick_step_is_timed_as_planned_and_a_slow_one_on_less(monkeypatch):
     planned = trainable((32, 32, 32), 4)
     voxels = 4 * 32**3
-    for device in (Linear(0.01, 1e-7), Linear(0.05, 2e-5), Linear(0.0, 1e-2)):
+    for device in (LinearTime(0.01, 1e-7), LinearTime(0.05, 2e-5), LinearTime(0.0, 1e-2)):
         timed = []
         synthetic(monkeypatch, device, timed)
         speed = measure_speed(planned, labels(), TrainOptions(), "cpu")
@@ -143,8 +151,8 @@ def test_a_quick_step_is_timed_as_planned_and_a_slow_one_on_less(monkeypatch):
         assert speed.forward.seconds(voxels) == pytest.approx(0.1 * device.seconds(voxels), rel=near)
         if device.seconds(voxels) <= QUICK_STEP:
             assert timed[-1].voxels == voxels
-        assert all(device.seconds(size.voxels) <= BEARABLE * QUICK_STEP for size in timed[:-1])
-        slow = [size for size in timed if device.seconds(size.voxels) > BOLD * QUICK_STEP]
+        assert all(device.seconds(size.voxels) <= MAX_SLOWDOWN * QUICK_STEP for size in timed[:-1])
+        slow = [size for size in timed if device.seconds(size.voxels) > MAX_GROWTH * QUICK_STEP]
         assert len(slow) <= 1
 
 
@@ -174,17 +182,17 @@ def test_making_takes_longer_on_slower_devices_with_more_classes_and_from_disk(s
     planned = configuration(dims)
     rates = {name: value / scale for name, value in SAMPLE_RATES.items()}
     options = TrainOptions(augmentation=kind)
-    seconds = making_seconds(planned, 3, options, rates, read=False)
-    assert seconds == pytest.approx(scale * making_seconds(planned, 3, options, {}, read=False))
+    seconds = sample_seconds(planned, 3, options, rates, read=False)
+    assert seconds == pytest.approx(scale * sample_seconds(planned, 3, options, {}, read=False))
     assert (seconds == 0) == (kind == "none")
-    assert making_seconds(planned, 8, options, rates, read=False) >= seconds
-    assert making_seconds(planned, 3, options, rates, read=True) > seconds
-    assert making_seconds(planned, 3, options, rates, read=False, weighted=True) > seconds
-    bent = making_seconds(planned, 3, options.model_copy(update={"elastic": True}), rates, read=False)
+    assert sample_seconds(planned, 8, options, rates, read=False) >= seconds
+    assert sample_seconds(planned, 3, options, rates, read=True) > seconds
+    assert sample_seconds(planned, 3, options, rates, read=False, weighted=True) > seconds
+    bent = sample_seconds(planned, 3, options.model_copy(update={"elastic": True}), rates, read=False)
     assert (bent > seconds) == (kind != "none")
 
 
-WORK = Work(cases=20, voxels=10**8, workers=4)
+WORK = RunWork(cases=20, voxels=10**8, workers=4)
 
 
 def timed(steps=1000, step=2.0, validation=30.0, **changes):
@@ -218,9 +226,8 @@ def test_configurations_share_what_is_prepared_once():
     assert total_length([], WORK) is None
 
 
-class LinearClock:
-    def timing(self, configuration, options):
-        return Timing(0.5, 1e-6 * math.prod(configuration.patch_size), forward=0.25)
+def linear_timing(name, configuration):
+    return Timing(0.5, 1e-6 * math.prod(configuration.patch_size), forward=0.25)
 
 
 def plan(**configurations):
@@ -234,8 +241,8 @@ def plan(**configurations):
 
 def test_step_times_are_added_where_there_are_none():
     made = with_step_times(
-        plan(known=timed(step=9.0), new=configuration(), other=configuration(2)), ("known", "new"), LinearClock(),
-        TrainOptions(), 250_000, 4.0,
+        plan(known=timed(step=9.0), new=configuration(), other=configuration(2)), ("known", "new"), linear_timing,
+        250_000, 4.0,
     )  # fmt: skip
     assert made.configurations["known"].predicted_step_seconds == 9.0
     new = made.configurations["new"]

@@ -28,12 +28,11 @@ from autounet.schema.plan import Configuration, InferenceSpec, NetworkSpec, Plan
 from autounet.schema.run import DeviceProfile, RunRecord
 from autounet.schema.stage_inputs import InitialWeights
 from autounet.step import Precision
-from autounet.store.run_folder import RunFolder
 from autounet.store.weights import load_weights, save_weights
 from autounet.training import Horizon
 from autounet.training.state import new_state
 from autounet.workflow.defaults import check_options, planner_options
-from autounet.workflow.fine_tuning import Starting, known_weights
+from autounet.workflow.fine_tuning import FineTuning, known_weights
 from autounet.workflow.make_plan import PlanMaker
 from autounet.workflow.pipeline import run_pipeline
 
@@ -193,10 +192,8 @@ def checked(out: Path, configurations: dict[str, Configuration], **given: object
     """What a run checks once there is a plan, for channels and folds that do not matter here."""
     options = known_weights(RunOptions(**{"family": "efficient", **given}), out)  # type: ignore[arg-type]
     check_options(options)
-    known = SimpleNamespace(dataset=SimpleNamespace(channels=()))
-    Starting(
-        SimpleNamespace(folder=RunFolder(out), options=options, configurations=configurations, known=known)
-    ).check()  # type: ignore[arg-type]
+    dataset = SimpleNamespace(channels=())
+    FineTuning(options, dataset, configurations, {}, out / "plan.json").check()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

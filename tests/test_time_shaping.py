@@ -11,9 +11,9 @@ from test_records import configuration
 from autounet.schema.errors import DeadlineError
 from autounet.schema.options import PlannerOptions
 from autounet.schema.plan import InferenceSpec
-from autounet.time_budget.cost_model import Linear, Speed, Timing, case_seconds
+from autounet.time_budget.cost_model import LinearTime, NetworkSpeed, Timing, case_seconds
 from autounet.time_budget.cost_model import timing_of as timing_by
-from autounet.time_budget.shape import FEW_STEPS, LEAST_STEPS, WIDER_STEPS, WIDTHS, Frame, shape_to_time
+from autounet.time_budget.shape import FEW_STEPS, LEAST_STEPS, WIDER_STEPS, WIDTHS, TimeBudget, fit_to_time
 
 WHOLE = 64**3
 """voxels of the patch that memory allows"""
@@ -39,7 +39,7 @@ def timing_of(scale):
 
 
 def shape(seconds, scale=1.0, folds=5, cases=20):
-    return shape_to_time(Frame(seconds, folds, cases), PlannerOptions(), configure, timing_of(scale))
+    return fit_to_time(TimeBudget(seconds, folds, cases), PlannerOptions(), configure, timing_of(scale))
 
 
 @given(seconds=st.floats(60, 1e5), scale=st.floats(0.1, 10))
@@ -92,12 +92,12 @@ def test_a_smaller_patch_wins_steps_where_the_narrowest_network_gets_few():
 
 def test_a_preset_keeps_its_network_and_batch():
     preset = PlannerOptions(preset="nnunet")
-    found = shape_to_time(Frame(50_000, 5, 20), preset, configure, timing_of(1.0))
+    found = fit_to_time(TimeBudget(50_000, 5, 20), preset, configure, timing_of(1.0))
     assert found.options == preset
 
 
 def test_few_wanted_steps_allow_a_wider_network():
-    few = shape_to_time(Frame(1000, 5, 20, step_limit=100), PlannerOptions(), configure, timing_of(1.0))
+    few = fit_to_time(TimeBudget(1000, 5, 20, step_limit=100), PlannerOptions(), configure, timing_of(1.0))
     assert few.options.base_features > shape(1000).options.base_features
     assert few.steps == 100
 
@@ -106,7 +106,7 @@ def test_a_wider_network_that_costs_little_is_taken_although_steps_are_few():
     def flat(configuration):
         return Timing(0.0, 0.1 if configuration.network.features[0] < 24 else 1.0, 0.001)
 
-    found = shape_to_time(Frame(1000, 5, 20), PlannerOptions(), configure, flat)
+    found = fit_to_time(TimeBudget(1000, 5, 20), PlannerOptions(), configure, flat)
     assert found.steps < WIDER_STEPS
     assert found.options.base_features == 16
 
@@ -116,24 +116,24 @@ def test_what_the_time_decided_is_said():
     tight = shape(600).limits
     assert (tight.width, tight.batch, tight.patch) == ("time", "time", None)
     assert shape(800, scale=10).limits.patch == "time"
-    preset = shape_to_time(Frame(50_000, 5, 20), PlannerOptions(preset="nnunet"), configure, timing_of(1.0))
+    preset = fit_to_time(TimeBudget(50_000, 5, 20), PlannerOptions(preset="nnunet"), configure, timing_of(1.0))
     assert preset.limits.width is None
 
 
 TIMES = st.floats(0, 10)
 
 
-@given(overhead=TIMES, per_sample=TIMES, making=TIMES, makers=st.integers(0, 8), batch=st.integers(1, 20))
-def test_steps_take_longer_with_larger_batches_and_slower_making(overhead, per_sample, making, makers, batch):
-    timing = Timing(overhead, per_sample, 0.0, making, makers)
+@given(overhead=TIMES, per_sample=TIMES, sample=TIMES, workers=st.integers(0, 8), batch=st.integers(1, 20))
+def test_steps_take_longer_with_larger_batches_and_slower_making(overhead, per_sample, sample, workers, batch):
+    timing = Timing(overhead, per_sample, 0.0, sample, workers)
     assert timing.step(batch) <= timing.step(batch + 1)
     assert timing.step(batch) >= Timing(overhead, per_sample, 0.0).step(batch)
-    assert timing.step(batch) <= Timing(overhead, per_sample, 0.0, making, 0).step(batch) + 1e-9
+    assert timing.step(batch) <= Timing(overhead, per_sample, 0.0, sample, 0).step(batch) + 1e-9
 
 
-@given(per_sample=st.floats(1e-3, 10), making=TIMES, makers=st.integers(0, 8), seconds=st.floats(0.1, 100))
-def test_the_largest_batch_is_the_last_that_fits(per_sample, making, makers, seconds):
-    timing = Timing(0.05, per_sample, 0.0, making, makers)
+@given(per_sample=st.floats(1e-3, 10), sample=TIMES, workers=st.integers(0, 8), seconds=st.floats(0.1, 100))
+def test_the_largest_batch_is_the_last_that_fits(per_sample, sample, workers, seconds):
+    timing = Timing(0.05, per_sample, 0.0, sample, workers)
     batch = timing.largest_batch(seconds)
     if batch > 0:
         assert timing.step(batch) <= seconds * (1 + 1e-9)
@@ -141,12 +141,12 @@ def test_the_largest_batch_is_the_last_that_fits(per_sample, making, makers, sec
 
 
 def test_making_beside_the_steps_is_hidden_until_it_is_slower():
-    speed = Speed(step=Linear(0.1, 1e-6), forward=Linear(0.01, 1e-7))
+    speed = NetworkSpeed(step=LinearTime(0.1, 1e-6), forward=LinearTime(0.01, 1e-7))
     base = configure(PlannerOptions())
-    beside = timing_by(base, speed, making=0.5, makers=4)
+    beside = timing_by(base, speed, sample=0.5, workers=4)
     assert beside.step(2) == pytest.approx(0.1 + 2 * WHOLE * 1e-6)
-    assert timing_by(base, speed, making=5.0, makers=4).step(2) == pytest.approx(2.5)
-    assert timing_by(base, speed, making=0.5, makers=0).step(2) == pytest.approx(1.1 + 2 * WHOLE * 1e-6)
+    assert timing_by(base, speed, sample=5.0, workers=4).step(2) == pytest.approx(2.5)
+    assert timing_by(base, speed, sample=0.5, workers=0).step(2) == pytest.approx(1.1 + 2 * WHOLE * 1e-6)
     assert beside.forward == pytest.approx(0.01 / base.batch_size + WHOLE * 1e-7)
 
 
@@ -166,7 +166,7 @@ def test_cases_that_need_more_tiles_than_the_median_one_are_counted():
 @pytest.mark.parametrize("seconds", [600, 1e6])
 def test_a_width_that_is_given_stays(seconds):
     options = PlannerOptions(base_features=24)
-    found = shape_to_time(Frame(seconds, 5, 20), options, configure, timing_of(1.0))
+    found = fit_to_time(TimeBudget(seconds, 5, 20), options, configure, timing_of(1.0))
     assert found.options.base_features == 24
     assert found.limits.width is None
     assert "the width is given" in found.reasons[0]

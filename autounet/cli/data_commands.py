@@ -122,9 +122,9 @@ def _until(stage: str) -> Callable[[Path, Path, Any, bool], None]:
 
 
 def _plan(data: Path, out: Path, options: Any, replan: bool, explain: bool) -> None:
-    from ..workflow.pipeline import describe_plan, run_pipeline
+    from ..workflow.pipeline import describe, run_pipeline
 
-    typer.echo(describe_plan(run_pipeline(data, out, options, "plan", replan), explain), nl=False)
+    typer.echo(describe(run_pipeline(data, out, options, "plan", replan), explain), nl=False)
     typer.echo(f"plan: {out / 'plan.json'}")
 
 

@@ -255,11 +255,6 @@ class Plan(Record):
     fingerprint: str
     """digest of the fingerprint the plan was made from"""
 
-    @property
-    def edition(self) -> str:
-        """Digest that a person's edit changes."""
-        return self.digest()
-
 
 def with_previous_stages(names: Iterable[str], configurations: Mapping[str, Configuration]) -> tuple[str, ...]:
     """`names` and every previous stage they need, each once and after what it needs, else in the order given.

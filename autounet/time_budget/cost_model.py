@@ -129,9 +129,9 @@ def next_size(sizes: Sequence[InputSize], timed: Mapping[int, float], quick: flo
     """Which of `sizes` (from small to large) to time after those in `timed` (voxels -> seconds); None: none.
 
     The largest that is expected to take at most `quick` seconds, or one of up to `MAX_GROWTH` times the voxels of the
-    last while that one was quick: on a busy machine a small step takes as long as a larger one, and a line through it alone
-    would predict that nothing larger is quick. Slow steps go on, while they take seconds, until one is clearly slower
-    than the first: with small inputs a deep network's step is mostly overhead, which shows no slope.
+    last while that one was quick: on a busy machine a small step takes as long as a larger one, and a line through it
+    alone would predict that nothing larger is quick. Slow steps go on, while they take seconds, until one is clearly
+    slower than the first: with small inputs a deep network's step is mostly overhead, which shows no slope.
     """
     largest = max(timed)
     if timed[largest] > quick:

@@ -1,4 +1,4 @@
-"""From what a person asked for to what the planner and the training are told."""
+"""Defaults: from the options of a command to those of the planner and of the training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EPOCH_STEPS = 250
 FULL_STEPS = 1000 * EPOCH_STEPS
 """nnU-Net's full recipe"""
 CPU_SECONDS = 3600.0
-"""what a CPU gets when nothing is said"""
+"""the time of a run on a CPU without --time, --epochs or --iterations"""
 SHORT_STEPS = 25_000
 """below this many steps AdamW with a short warm-up and averaged weights is used: at equal time, some 700 steps, it gets
 0.846 where SGD with polynomial decay gets 0.637 (Task04, benchmarks/results/schedule_2026-11-22.md). Where the two
@@ -34,7 +34,7 @@ AVERAGED_PART = 10
 
 
 def asked_configurations(options: RunOptions) -> tuple[str, ...] | None:
-    """Names given; None for 'auto', which is kept as said so that it can take back names given earlier."""
+    """Names given; None for 'auto', which is stored as such so that it can revoke names given earlier."""
     return None if options.configurations == ("auto",) else options.configurations
 
 
@@ -116,19 +116,23 @@ def check_options(options: RunOptions) -> None:
     if options.preset and options.family not in (None, PRESETS[options.preset].family):
         raise OptionError(
             f"--preset {options.preset} has networks of the family {PRESETS[options.preset].family}, not "
-            f"{options.family}. Give that family too, or another preset"
+            f"{options.family}",
+            f"Leave out --family {options.family}, or give another preset",
         )
     pretrained, init = (each and each.path != NO_WEIGHTS for each in (options.pretrained, options.init))
     if pretrained and init:
-        raise OptionError("--pretrained and --init both say what weights start from. Give none for one of them")
+        raise OptionError(
+            "--pretrained and --init both name initial weights", "Give only one, or the word none for the other"
+        )
     if pretrained and asked_family(options) != PRETRAINED_FAMILY:
         raise OptionError(
-            f"--pretrained is for --family {PRETRAINED_FAMILY}, not {asked_family(options)}. Give that family, or "
-            "--pretrained none"
+            f"--pretrained is for --family {PRETRAINED_FAMILY}, not {asked_family(options)}",
+            f"Give --family {PRETRAINED_FAMILY}, or --pretrained none",
         )
     if options.deterministic and not step_limit(options):
         raise OptionError(
-            "--deterministic needs --epochs or --iterations: a time limit never gives the same steps twice"
+            "--deterministic needs a number of steps: a time limit never gives the same steps twice",
+            "Give --epochs or --iterations",
         )
 
 
@@ -139,13 +143,13 @@ def parse_folds(text: str | None, count: int) -> tuple[int | None, ...]:
     if text in (None, "all"):
         return tuple(range(count))
     if count == 1:
-        raise OptionError(f"--folds {text}: there is one case or group, which cannot be split. Give all or full")
+        raise OptionError(f"--folds {text}: there is one case or group, which cannot be split", "Give all or full")
     try:
         folds = tuple(sorted({int(part) for part in str(text).split(",")}))
     except ValueError:
-        raise OptionError(f"--folds {text}: give all, full, or indices such as 0,1") from None
+        raise OptionError(f"--folds {text} names no folds", "Give all, full, or indices such as 0,1") from None
     if not folds or folds[0] < 0 or folds[-1] >= count:
-        raise OptionError(f"--folds {text}: there are {count} folds, 0 to {count - 1}")
+        raise OptionError(f"--folds {text}: there are {count} folds", f"Give indices from 0 to {count - 1}")
     return folds
 
 

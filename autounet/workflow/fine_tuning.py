@@ -1,4 +1,4 @@
-"""What trainings start from where `--pretrained` or `--init` is given: checked before anything is trained.
+"""Fine-tuning: initial weights from `--pretrained` or `--init`, checked before anything is trained.
 
 A model's fold k starts fold k here, so that its validation cases stay unseen where data and folds are the same.
 """
@@ -6,7 +6,7 @@ A model's fold k starts fold k here, so that its validation cases stay unseen wh
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,26 +17,25 @@ from ..nets.efficient_weights import encoder_weights
 from ..nets.transfer import class_tensors, differences, input_tensors
 from ..planning.plan_transfer import StartingModel
 from ..schema.bundle import BundleMember, ModelBundle
-from ..schema.dataset import Channel
+from ..schema.dataset import Channel, Dataset
 from ..schema.errors import ModelError, OptionError
-from ..schema.options import RunOptions, WeightsSource
+from ..schema.options import RunOptions, TrainOptions, WeightsSource
 from ..schema.plan import Configuration, Reason
 from ..schema.record import digest
 from ..schema.stage_inputs import InitialWeights
 from ..store.weights import read_pretrained
-from .context import Context
 from .defaults import PRETRAINED_FAMILY, TRANSFERRED_RATE
 from .jobs import InitialFold
 
 
 def network_source(options: RunOptions) -> WeightsSource | None:
-    """The model whose networks a plan takes over; None: there is none, or a preset says what the networks are."""
+    """The model whose networks a plan transfers; None: there is none, or a preset says what the networks are."""
     source = options.start
     return source if source is not None and source is options.init and not options.preset else None
 
 
 def starting_model(options: RunOptions) -> StartingModel | None:
-    """None also where the model is gone since: what was planned and trained from it stays.
+    """The model of `--init`; None also where it is gone by now: what was planned and trained from it stays.
 
     Raises OptionError where the options ask for another family, and ModelError for a damaged model.
     """
@@ -48,7 +47,8 @@ def starting_model(options: RunOptions) -> StartingModel | None:
     if options.family not in (None, *families):
         raise OptionError(
             f"--init {folder}: the networks of the model are of the family {', '.join(sorted(families))}, and "
-            f"--family is {options.family}. Give --family {min(families)}, or --init none"
+            f"--family is {options.family}",
+            f"Give --family {min(families)}, or --init none",
         )
     return StartingModel(name=str(folder), channels=bundle.channels, configurations=bundle.configurations)
 
@@ -68,8 +68,8 @@ def require_model(options: RunOptions, starting: StartingModel | None) -> None:
     source = network_source(options)
     if source is not None and starting is None:
         raise OptionError(
-            f"--init {source.path} is gone, and a new plan needs its network. Give the path where it is now, or "
-            "--init none"
+            f"--init {source.path} does not exist any more, and a new plan needs its network",
+            "Give the path where it is now, or --init none",
         )
 
 
@@ -95,8 +95,8 @@ def known_weights(options: RunOptions, out: Path) -> RunOptions:
         return options
     if not Path(source.path).exists():
         if source.checksum is None:
-            raise OptionError(f"{_option(options)} {source.path} does not exist. Give the path of what is there")
-        log.warning("%s %s is gone: what was trained from it is kept", _option(options), source.path)
+            raise OptionError(f"{_option(options)} {source.path} does not exist", "Check the path")
+        log.warning("%s %s does not exist any more: what was trained from it is kept", _option(options), source.path)
         return options
     checksum = _model_checksum(source, out) if source is options.init else _file_checksum(source)
     if source.checksum not in (None, checksum):
@@ -111,7 +111,7 @@ def _option(options: RunOptions) -> str:
 
 def _file_checksum(source: WeightsSource) -> str:
     if not Path(source.path).is_file():
-        raise OptionError(f"--pretrained {source.path} is a folder. Give a file of weights")
+        raise OptionError(f"--pretrained {source.path} is a folder", "Give a file of weights")
     return file_checksum(Path(source.path))
 
 
@@ -119,25 +119,31 @@ def _model_checksum(source: WeightsSource, out: Path) -> str:
     """Of the weights alone: a model that is packed again with the same ones is the same."""
     bundle, folder = load_bundle(Path(source.path))
     if folder.resolve().is_relative_to(out.resolve()):
-        raise OptionError(f"--init {source.path} is the model of --out {out} itself. Give another --out")
+        raise OptionError(f"--init {source.path} is the model of --out {out} itself", "Give another --out")
     return digest(sorted((member.configuration, str(member.fold), member.checksum) for member in bundle.members))
 
 
 @dataclass(frozen=True)
-class Starting:
-    """The weights that the trainings of one run start from."""
+class FineTuning:
+    """The initial weights of the trainings of one run."""
 
-    context: Context
+    options: RunOptions
+    dataset: Dataset
+    configurations: Mapping[str, Configuration]
+    """that are trained"""
+    train_options: Mapping[str, TrainOptions]
+    """of each configuration"""
+    plan_file: Path
 
     @property
     def source(self) -> WeightsSource | None:
-        return self.context.options.start
+        return self.options.start
 
     @cached_property
     def model(self) -> tuple[ModelBundle, Path] | None:
         """What `--init` names."""
         source = self.source
-        return loaded(source) if source and source is self.context.options.init else None
+        return loaded(source) if source and source is self.options.init else None
 
     @property
     def _starting(self) -> StartingModel:
@@ -149,7 +155,7 @@ class Starting:
         """Raises OptionError or ModelError where what is to be trained cannot start from the given weights."""
         if self.source is None or not Path(self.source.path).exists():
             return
-        for name, configuration in self.context.configurations.items():
+        for name, configuration in self.configurations.items():
             if self.model is None:
                 self._check_encoder(name, configuration)
             else:
@@ -163,7 +169,7 @@ class Starting:
     def _channels(self) -> tuple[tuple[Channel, ...], tuple[Channel, ...]]:
         """Here, and of the model."""
         assert self.model is not None
-        return self.context.known.dataset.channels, self.model[0].channels
+        return self.dataset.channels, self.model[0].channels
 
     def of(self, name: str, fold: int | None) -> InitialFold | None:
         """For one training; None where it starts from random numbers."""
@@ -174,11 +180,11 @@ class Starting:
             return InitialFold(path, InitialWeights(), (f"the encoder starts from {path} ({self.source.checksum})",))
         bundle, folder = self.model
         source = self._starting.source(name) or name
-        configuration, trained = self.context.plan.configurations[name], bundle.configurations[source]
+        configuration, trained = self.configurations[name], bundle.configurations[source]
         member = _member(bundle, source, fold)
         channels = self._matched(configuration, trained)
         weights = InitialWeights(trained=trained.network, new=_new_heads(configuration, trained), channels=channels)
-        return InitialFold(folder / member.path, weights, tuple(self._sentences(name, fold, member, weights)))
+        return InitialFold(folder / member.path, weights, tuple(self._events(name, fold, member, weights)))
 
     def _matched(self, configuration: Configuration, trained: Configuration) -> tuple[int | None, ...] | None:
         """For each input channel the model's, None where it has none; None: they are the same ones in the same order.
@@ -191,31 +197,32 @@ class Starting:
         matched += tuple(len(there) + k if further == theirs else None for k in range(further))
         return None if matched == tuple(range(trained.network.in_channels)) else matched
 
-    def _sentences(self, name: str, fold: int | None, member: BundleMember, start: InitialWeights) -> Iterator[str]:
+    def _events(self, name: str, fold: int | None, member: BundleMember, start: InitialWeights) -> Iterator[str]:
         assert self.model is not None
         bundle, folder = self.model
         of_fold = "the training on all cases" if member.fold is None else f"fold {member.fold}"
         yield f"the weights start from {of_fold} of {member.configuration} in {folder} ({member.checksum})"
-        configuration = self.context.plan.configurations[name]
+        configuration = self.configurations[name]
         if start.new:
             yield f"new, since the classes differ: {', '.join(start.new)}"
         if start.channels is not None:
-            yield self._channel_sentence(configuration, start.channels)
+            yield self._channel_event(configuration, start.channels)
         if start.trained is not None and configuration.network.kernel_sizes != start.trained.kernel_sizes:
             yield "kernels were interpolated to their larger size (UpKern)"
-        rate = self.context.train_options(configuration).learning_rate
+        rate = self.train_options[name].learning_rate
         yield f"the learning rate rises to {rate:g} at most, after a warm-up, since weights are transferred"
-        if fold is not None and member.fold != fold and bundle.name == self.context.known.dataset.name:
+        if fold is not None and member.fold != fold and bundle.name == self.dataset.name:
             yield "the model may have been trained on validation cases of this fold: its Dice may be too good"
 
-    def _channel_sentence(self, configuration: Configuration, channels: tuple[int | None, ...]) -> str:
+    def _channel_event(self, configuration: Configuration, channels: tuple[int | None, ...]) -> str:
         names = [each.name for each in self._channels[0]]
         names += [f"class {k + 1} of the previous stage" for k in range(len(channels) - len(names))]
         new = [name for name, index in zip(names, channels, strict=True) if index is None]
         kept = [name for name, index in zip(names, channels, strict=True) if index is not None]
         tensors = ", ".join(input_tensors(configuration.network))
-        said = f"{tensors}: trained for {', '.join(kept)}" if kept else f"{tensors}:"
-        return f"{said}{', ' if kept and new else ' ' if new else ''}{'new for ' + ', '.join(new) if new else ''}"
+        parts = [f"trained for {', '.join(kept)}"] if kept else []
+        parts += [f"new for {', '.join(new)}"] if new else []
+        return f"{tensors}: {', '.join(parts)}"
 
     def _check_encoder(self, name: str, configuration: Configuration) -> None:
         import torch
@@ -225,19 +232,20 @@ class Starting:
         if network.family != PRETRAINED_FAMILY:
             raise OptionError(
                 f"{place} is of the family {network.family}, and the weights are those of an encoder of "
-                f"{PRETRAINED_FAMILY}. Give --family {PRETRAINED_FAMILY}"
+                f"{PRETRAINED_FAMILY}",
+                f"Give --family {PRETRAINED_FAMILY}",
             )
         if network.dims != 2:
             raise OptionError(
-                f"{place} is three-dimensional, and pretrained weights are for images of two dimensions. "
-                "Give --configurations 2d"
+                f"{place} is three-dimensional, and pretrained weights are for images of two dimensions",
+                "Give --configurations 2d",
             )
         with torch.device("meta"):
             built = FAMILIES[network.family].build(network)
         try:
             encoder_weights(built, read_pretrained(Path(self.source.path)))
         except ModelError as error:
-            raise ModelError(f"{place}: {error}") from None
+            raise ModelError(f"{place}: {error.message}", error.remedy) from None
 
     def _check_model(self, name: str, configuration: Configuration) -> None:
         assert self.model is not None
@@ -247,25 +255,27 @@ class Starting:
         if trained is None:
             known = ",".join(bundle.configurations)
             raise OptionError(
-                f"--init {folder}: the model has no configuration {name}; it has {known}. Give --configurations {known}"
+                f"--init {folder}: the model has no configuration {name}; it has {known}",
+                f"Give --configurations {known}",
             )
         matched = self._matched(configuration, trained) is not None
-        if found := differences(configuration.network, trained.network, matched):
+        if differing := differences(configuration.network, trained.network, matched):
             raise ModelError(
                 f"--init {folder}: {name} cannot start from the model's {source}, whose network is another one: "
-                f"{'; '.join(found)}. Plan with the options that the model was planned with, or edit network of "
-                f"{name} in {self.context.folder.plan} to be that of {folder / BUNDLE_FILE}, and run again"
+                f"{'; '.join(differing)}",
+                "Plan with the options that the model was planned with, or edit the network of "
+                f"{name} in {self.plan_file} to be that of {folder / BUNDLE_FILE}, and run again",
             )
 
 
 def _member(bundle: ModelBundle, name: str, fold: int | None) -> BundleMember:
-    """The same fold where there is one; else they take turns."""
+    """The model's same fold where there is one; else the model's folds in turn."""
     members = [member for member in bundle.members if member.configuration == name]
     same = (member for member in members if member.fold == fold)
     return next(same, members[(fold or 0) % len(members)])
 
 
 def _new_heads(configuration: Configuration, trained: Configuration) -> tuple[str, ...]:
-    """Classes are told apart by their number alone: a new name never trains anything again."""
+    """Tensors of the output layers, where the number or kind of targets differs; other class names change nothing."""
     same = configuration.network.out_channels == trained.network.out_channels
     return () if same and configuration.targets == trained.targets else class_tensors(configuration.network)

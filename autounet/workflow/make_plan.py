@@ -1,4 +1,4 @@
-"""How the plan of one output folder is made: judged by traced memory, shaped to the promised time, made again."""
+"""How a plan is made for one data set and device: within the traced memory, and fitted to the promised time."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from ..planning import validate as validate_plan
 from ..planning.memory import MeasuredMemory
 from ..planning.plan_transfer import StartingModel, transfer_options
 from ..schema.dataset import partly_annotated
-from ..schema.errors import BudgetExceeded, PlanError, RecordError
-from ..schema.labels import overlapping_targets
+from ..schema.errors import BudgetExceeded, PlanError
 from ..schema.options import PlannerOptions, TrainOptions
-from ..schema.plan import Configuration, Limits, NetworkSpec, Plan, Reason, swapped_classes
+from ..schema.plan import Configuration, Limits, NetworkSpec, Plan, Reason
 from ..schema.quantities import format_size
-from ..schema.record import digest
 from ..schema.run import DeviceProfile
-from ..store.run_folder import RunFolder
-from .cache import mark_done, stored_key
+from ..time_budget.cost_model import Timing
+from ..time_budget.run_length import closing_seconds, preprocessing_seconds, work_of
+from ..time_budget.shape import TimeBudget, fit_to_time
 from .context import Setup
-from .defaults import FULL_STEPS, parse_folds, planner_options, step_limit, train_options, trained_names
-from .fine_tuning import network_source, require_model, starting_model, transfer_reason
-from .time_shaping import TimeFrame, shape_to_device
+from .defaults import FULL_STEPS, planner_options, step_limit, train_options, trained_names
+from .fine_tuning import require_model, starting_model, transfer_reason
+from .schedule import training_schedule
 from .trial_steps import corrected
 
 log = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ class PlanMaker:
     excess: float = SCALING_ERROR
     """factor of predictions, raised where a full trace of a plan exceeded its budget"""
     starting: StartingModel | None = None
-    """whose networks the plan takes over"""
+    """whose networks are transferred"""
 
     @classmethod
     def of(cls, setup: Setup, seconds: float | None) -> PlanMaker:
@@ -69,7 +68,7 @@ class PlanMaker:
         return round(self.memory(spec, patch, batch) * self.profile.memory_correction * self.excess)
 
     def measure_fully(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
-        """The same by a trace of this very patch and batch: quicker than scaling where one answer is wanted."""
+        """The same by a trace of this very patch and batch: quicker than scaling for a single answer."""
         return round(self.memory.verify(spec, patch, batch) * self.profile.memory_correction)
 
     def with_options(self, options: PlannerOptions) -> Plan:
@@ -91,18 +90,19 @@ class PlanMaker:
         return made.model_copy(update={"reasons": (*made.reasons, transfer_reason(starting))})
 
     def check(self, plan: Plan, edited: bool) -> None:
-        """Raises PlanError for a plan that cannot hold; what is only doubtful is logged.
+        """Raises PlanError for a plan that is not valid; doubts are logged.
 
-        Memory is asked about for an edited plan. Ours was made to fit, and what was trained by it stays good when
+        Memory is checked for an edited plan only. Ours was made to fit, and what was trained by it stays valid when
         trial steps have raised the predictions since.
         """
         known = self.setup.known
-        judge = MeasuredMemory(self.setup.with_plan(plan).budget, self.measure) if edited else None
-        for warning in validate_plan(plan, known.fingerprint, known.dataset.labels, judge):
+        budget = max(plan.options.memory_bytes, self.setup.asked_bytes)
+        memory = MeasuredMemory(budget, self.measure) if edited else None
+        for warning in validate_plan(plan, known.fingerprint, known.dataset.labels, memory):
             log.warning("%s", warning)
 
     def new(self) -> Plan:
-        """Shaped to the promised time, if any; its memory traced in full, of a training step and of predicting."""
+        """A plan fitted to the promised time, if any, with the memory of training and of predicting traced in full."""
         plan = self.traced(self._planned())
         share = max(each.predicted_memory_bytes for each in plan.configurations.values()) / plan.options.memory_bytes
         if share > 1 and not plan.options.preset and self.excess < MOST_EXCESS:
@@ -155,7 +155,7 @@ class PlanMaker:
         configurations, reasons = dict(whole.configurations), list(whole.reasons)
         names = trained_names(whole, self.setup.options, limited=True)
         for name in names:
-            configurations[name], texts = self._shaped(whole, name, 1 / len(names))
+            configurations[name], texts = self._fitted(whole, name, 1 / len(names))
             reasons += [Reason(configuration=name, topic="time", text=text) for text in texts]
         return whole.model_copy(update={"configurations": configurations, "reasons": tuple(reasons)})
 
@@ -188,18 +188,8 @@ class PlanMaker:
         }
         return plan.model_copy(update=changes), profile
 
-    def _shaped(self, whole: Plan, name: str, share: float) -> tuple[Configuration, tuple[str, ...]]:
-        """One configuration as it fits its share of the time, and why."""
-        setup, known = self.setup, self.setup.known
-        folds = setup.with_plan(whole).folds_of(name)
-        frame = TimeFrame(
-            promised=self.seconds or 0.0,
-            seconds=setup.deadline.remaining() or 0.0,
-            share=share,
-            folds=len(folds),
-            cases_per_fold=0.0 if folds == (None,) else len(known.dataset.cases) / len(known.splits.folds),
-            workers=setup.workers,
-        )
+    def _fitted(self, whole: Plan, name: str, share: float) -> tuple[Configuration, tuple[str, ...]]:
+        """One configuration as it fits its share of the promised time, and why. Raises DeadlineError."""
         lowres = whole.configurations.get("3d_lowres")
         coarse = lowres.preprocess.spacing if lowres else None
         largest = math.prod(whole.configurations[name].patch_size)
@@ -210,28 +200,57 @@ class PlanMaker:
             kept = {"configurations": (name,), "lowres_spacing": coarse, "patch_limit": limit}
             return self.with_options(options.model_copy(update=kept)).configurations[name]
 
-        shape = shape_to_device(
-            frame,
-            known.fingerprint,
-            known.dataset.labels,
-            whole.options,
-            self.train_options,
-            alone,
-            self.profile.device,
-            step_limit(setup.options),
-            self.profile.sample_rates,
-            setup.loader_workers,
-        )
-        found = alone(shape.options)
-        decided = {limit: value for limit, value in shape.limits.model_dump().items() if value}
+        fitted = fit_to_time(self._time_budget(whole, name, share), whole.options, alone, self._timing)
+        found = alone(fitted.options)
+        decided = {limit: value for limit, value in fitted.limits.model_dump().items() if value}
         estimates = {
-            "prepared": whole.configurations[name].prepared if shape.options.spacing_scale == 1 else f"{name}_coarse",
-            "predicted_steps": shape.steps,
-            "predicted_step_seconds": shape.step_seconds,
-            "predicted_validation_seconds": shape.validation_seconds,
+            "prepared": whole.configurations[name].prepared if fitted.options.spacing_scale == 1 else f"{name}_coarse",
+            "predicted_steps": fitted.steps,
+            "predicted_step_seconds": fitted.step_seconds,
+            "predicted_validation_seconds": fitted.validation_seconds,
             "limited_by": Limits(**{**found.limited_by.model_dump(), **decided}),
         }
-        return found.model_copy(update=estimates), shape.reasons
+        return found.model_copy(update=estimates), fitted.reasons
+
+    def _time_budget(self, whole: Plan, name: str, share: float) -> TimeBudget:
+        """The share of one configuration of what is left when preprocessing and closing are kept back."""
+        setup, known, promised = self.setup, self.setup.known, self.seconds or 0.0
+        schedule = training_schedule(
+            whole, setup.options, known.dataset, known.splits, known.fingerprint.dimension, promised
+        )
+        folds, work = schedule.folds_of(name), work_of(known.fingerprint, setup.workers)
+        left = (setup.deadline.remaining() or 0.0) - preprocessing_seconds(work) - closing_seconds(work)
+        return TimeBudget(
+            seconds=share * left,
+            folds=len(folds),
+            cases_per_fold=0.0 if folds == (None,) else len(known.dataset.cases) / len(known.splits.folds),
+            other_seconds=promised - share * left,
+            step_limit=step_limit(setup.options),
+            fingerprint=known.fingerprint,
+        )
+
+    def _timing(self, configuration: Configuration) -> Timing:
+        timing = measured_timing(self.setup, configuration, self.train_options)
+        width, batch = configuration.network.features[0], configuration.batch_size
+        log.info("measured: %d features, batch %d: %.2f s a step", width, batch, timing.step(batch))
+        return timing
+
+
+def measured_timing(setup: Setup, configuration: Configuration, options: TrainOptions) -> Timing:
+    """Of a configuration on the device of the run. Raises torch's OutOfMemoryError where not even a small step fits."""
+    from ..time_budget.benchmark import time_configuration
+    from ..training.sources import CASE_MEMORY
+
+    return time_configuration(
+        configuration,
+        setup.known.dataset.labels,
+        options,
+        setup.profile.device,
+        setup.profile.sample_rates,
+        setup.loader_workers,
+        len(setup.known.dataset.cases),
+        CASE_MEMORY,
+    )
 
 
 def _train_options(setup: Setup, seconds: float | None, starting: StartingModel | None) -> TrainOptions:
@@ -246,106 +265,3 @@ def _size(configuration: Configuration) -> str:
     memory = format_size(configuration.predicted_memory_bytes)
     features = configuration.network.features[0]
     return f"patch {patch}, batch {configuration.batch_size}, {features} features ({memory} predicted)"
-
-
-class PlanFile:
-    """The plan as written by the program or edited by a person, who may do so at any time between two commands."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self.path, self._key = folder.plan, folder.plan_key
-
-    def load(self) -> Plan | None:
-        """None where there is none. Raises RecordError for a file that cannot be read, with the remedy."""
-        if not self.path.exists():
-            return None
-        try:
-            return Plan.load(self.path)
-        except RecordError as error:
-            raise RecordError(error.message, "Correct it, or make a new plan with --replan") from None
-
-    def keep(self, plan: Plan, asked: str) -> None:
-        """`asked` stands for all that the plan was made for."""
-        plan.save(self.path)
-        mark_done(self._key, f"{plan.edition}:{asked}")
-
-    def keep_changed(self, plan: Plan) -> None:
-        """The program's own plan, made for the same as before."""
-        self.keep(plan, self.asked)
-
-    def is_edited(self, plan: Plan) -> bool:
-        """Whether it differs from the one that the program wrote."""
-        return self._known[0] != plan.edition
-
-    @property
-    def asked(self) -> str:
-        return self._known[1]
-
-    @property
-    def _known(self) -> tuple[str, str]:
-        edition, _, asked = (stored_key(self._key) or "").partition(":")
-        return edition, asked
-
-
-def plan_stage(setup: Setup, promised: float | None, replan: bool) -> Plan:
-    """The plan of the output folder, shaped to the promised seconds.
-
-    A plan.json that differs from the one written is a person's: validated and kept. A plan made from the same options
-    is kept, also when data change and it is still valid; other options make a new one.
-    """
-    made_for, maker, file = _made_for(setup, promised), PlanMaker.of(setup, promised), PlanFile(setup.folder)
-    existing = None if replan else file.load()
-    if existing:
-        edited = file.is_edited(existing)
-        if (edited or file.asked == made_for) and (kept := _kept(maker, existing, edited)):
-            return kept
-    plan = maker.new()
-    maker.check(plan, edited=False)
-    file.keep(plan, made_for)
-    return plan
-
-
-def _made_for(setup: Setup, promised: float | None) -> str:
-    """Digest of what a plan is made for; an option that only says the default changes nothing."""
-    options, known = setup.options, setup.known
-    depends: list[object] = [planner_options(options, setup.profile).digest(), setup.profile.precision, promised]
-    if promised:
-        depends += [step_limit(options), parse_folds(options.folds, len(known.splits.folds))]
-    labels = known.dataset.labels
-    if labels.regions:
-        depends.append([target.members for target in overlapping_targets(labels)])
-    if labels.pairs:
-        depends.append(swapped_classes(labels))
-    if source := network_source(options):
-        depends.append(f"init {source.checksum}")
-    return digest(depends)
-
-
-def _kept(maker: PlanMaker, plan: Plan, edited: bool) -> Plan | None:
-    """The plan that is there; None when it no longer fits the data. Raises PlanError when a person edited it."""
-    try:
-        maker.check(plan, edited)
-    except PlanError as error:
-        if edited:
-            raise PlanError(f"the edited plan.json cannot be used: {error}", "--replan makes a new one") from None
-        log.info("the plan no longer fits the data (%s): a new one is made", error)
-        return None
-    if edited:
-        log.info("plan.json was edited: validated and kept (--replan makes a new one)")
-        return maker.traced(plan)
-    if plan.fingerprint != maker.setup.known.fingerprint.digest():
-        log.info("the data changed and the plan is still valid: kept (--replan makes a new one)")
-    return plan
-
-
-def plan_smaller(setup: Setup, plan: Plan, promised: float | None, error: BudgetExceeded) -> tuple[Setup, Plan]:
-    """With the configuration that needed too much memory planned again, and the corrected profile of the device.
-
-    Only a plan of our own: a preset is nnU-Net's, and an edited plan a person's; then the error is raised.
-    """
-    file = PlanFile(setup.folder)
-    if plan.options.preset or file.is_edited(plan):
-        raise error
-    plan, profile = PlanMaker.of(setup, promised).smaller(plan, error)
-    profile.save(setup.folder.device)
-    file.keep_changed(plan)
-    return replace(setup, profile=profile), plan

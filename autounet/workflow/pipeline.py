@@ -22,23 +22,22 @@ from ..schema.quantities import format_time
 from ..schema.run import DeviceProfile
 from ..schema.selection import Selection
 from ..store.run_folder import RunFolder
-from ..time_budget.deadline import Deadline
-from ..time_budget.shape import work_of
+from ..time_budget.deadline import Deadline, TimeAllotment
+from ..time_budget.run_length import work_of
 from ..tracking import require_tracker
 from ..workers import available_cores
 from .calibrate import calibrated
 from .context import Setup
 from .dataset_stage import Known, read_data
 from .defaults import check_options, parse_folds, promised_seconds
-from .fine_tuning import Starting, known_weights
+from .fine_tuning import FineTuning, known_weights
 from .jobs import Job, JobGraph, SequentialExecutor
-from .make_plan import PlanMaker, plan_smaller, plan_stage
+from .make_plan import PlanMaker
 from .output_folder import locked, require_output_folder
 from .parsing import with_stored
-from .plan_summary import described, time_plan
+from .plan_stage import describe_plan, plan_smaller, plan_stage, time_plan
 from .schedule import TrainingSchedule, training_schedule
 from .stages import run_job
-from .time_shares import TimeShares
 from .tracked import NO_TRACKER, Tracked, tracking
 from .trial_steps import MOST_ATTEMPTS, try_configurations
 
@@ -87,10 +86,10 @@ def run_pipeline(data: Path, out: Path, options: RunOptions, until: str = "repor
         setup = Setup(folder, options, workers, deadline, profile, known)
         plan = plan_stage(setup, promised, replan)
         schedule = _schedule(setup, plan)
-        Starting(setup.with_plan(plan)).check()
+        _fine_tuning(setup, schedule).check()
         options.save(folder.options)  # only now: they have proved possible
         if until == "plan":
-            plan = time_plan(setup, plan)
+            plan = time_plan(setup, plan, schedule)
             return RunOutcome(folder.plan, known, plan, schedule, PlanMaker.of(setup, promised))
 
         with tracking(options, folder.path, known.dataset.name) as tracked:
@@ -105,13 +104,13 @@ def run_pipeline(data: Path, out: Path, options: RunOptions, until: str = "repor
         return RunOutcome(written, known, plan, schedule)
 
 
-def describe_plan(outcome: RunOutcome, explained: bool) -> str:
+def describe(outcome: RunOutcome, explained: bool) -> str:
     """What `plan` prints once the plan is made: the length of the run, and with `explained` the table before it."""
     assert outcome.plan is not None
     assert outcome.schedule is not None
     assert outcome.maker is not None
     work = work_of(outcome.known.fingerprint, outcome.maker.setup.workers)
-    return described(outcome.plan, outcome.schedule, work, outcome.maker.with_options, explained)
+    return describe_plan(outcome.plan, outcome.schedule, work, outcome.maker.with_options, explained)
 
 
 @contextmanager
@@ -151,7 +150,6 @@ def _run_jobs(
 
 def _execute(setup: Setup, plan: Plan, schedule: TrainingSchedule, until: str, tracked: Tracked) -> None:
     known, options = setup.known, setup.options
-    context = setup.with_plan(plan)
     graph = JobGraph(
         folder=setup.folder,
         dataset=known.dataset,
@@ -161,7 +159,7 @@ def _execute(setup: Setup, plan: Plan, schedule: TrainingSchedule, until: str, t
         device=setup.profile.device,
         workers=setup.workers,
         loader_workers=setup.loader_workers,
-        initial=Starting(context).of,
+        initial=_fine_tuning(setup, schedule).of,
         events=plan.events,
     )
     jobs = graph.preparation()
@@ -171,16 +169,28 @@ def _execute(setup: Setup, plan: Plan, schedule: TrainingSchedule, until: str, t
         for name in schedule.left_out:
             log.warning("%s is left out: it needs every fold of its previous stage. Give --folds all, or name it", name)
         trainings = graph.training()
-    shares = TimeShares(setup.deadline, schedule.configurations, len(known.dataset.cases), trainings)
+    pending = [(job.function, job.configuration) for job in trainings if not job.is_done()]
+    shares = TimeAllotment(setup.deadline, schedule.configurations, len(known.dataset.cases), pending)
     if trainings:
         shares.check()
         try_configurations(
-            schedule, setup.folder, known.dataset, setup.profile, context.budget, plan.options.preset is not None
+            schedule,
+            setup.folder,
+            known.dataset,
+            setup.profile,
+            max(plan.options.memory_bytes, setup.asked_bytes),  # as the plan was made for, or as allowed since
+            plan.options.preset is not None,
         )
     jobs += trainings
     if STAGES.index(until) >= STAGES.index("select"):
         jobs.append(graph.selection(jobs, options.data, known.fingerprint, options.metrics or DEFAULT_METRICS))
     SequentialExecutor(lambda job: run_job(job, shares, tracked, setup.deadline), setup.deadline.save).run(jobs)
+
+
+def _fine_tuning(setup: Setup, schedule: TrainingSchedule) -> FineTuning:
+    return FineTuning(
+        setup.options, setup.known.dataset, schedule.configurations, schedule.train_options, setup.folder.plan
+    )
 
 
 def _schedule(setup: Setup, plan: Plan) -> TrainingSchedule:

@@ -28,11 +28,10 @@ from ..schema.stage_inputs import (
 )
 from ..store import is_prepared, read_properties, scores_file, stage_labels_file
 from ..store.run_folder import CascadeLabelsFolder, CrossvalFolder, FoldFolder
-from ..time_budget.deadline import Deadline
+from ..time_budget.deadline import Deadline, TimeAllotment
 from . import cache
 from .jobs import Job
 from .select_stage import select
-from .time_shares import TimeShares
 from .tracked import Tracked
 
 log = logging.getLogger(__name__)
@@ -174,7 +173,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 """what a job's function names, but for train and select, whose work depends on the time that is left"""
 
 
-def run_job(job: Job, shares: TimeShares, tracked: Tracked, deadline: Deadline) -> None:
+def run_job(job: Job, shares: TimeAllotment, tracked: Tracked, deadline: Deadline) -> None:
     """Run one job in this process, with its share of the time; its costs are learnt and tracked."""
     started = time.monotonic()
     if job.function == "train":

@@ -1,0 +1,172 @@
+"""The plan of one output folder: made, kept, edited by a person, planned again smaller, and described."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..planning.explain import explain, explanation, with_double_memory
+from ..schema.errors import BudgetExceeded, PlanError, RecordError
+from ..schema.labels import overlapping_targets
+from ..schema.options import PlannerOptions
+from ..schema.plan import Plan, swapped_classes
+from ..schema.quantities import format_size
+from ..schema.record import digest
+from ..store.run_folder import RunFolder
+from ..time_budget.run_length import RunWork, length_lines, run_length, with_step_times
+from .cache import mark_done, stored_key
+from .context import Setup
+from .defaults import FULL_STEPS, parse_folds, planner_options, step_limit
+from .fine_tuning import network_source
+from .make_plan import PlanMaker, measured_timing
+from .schedule import TrainingSchedule
+
+log = logging.getLogger(__name__)
+
+
+class PlanFile:
+    """plan.json, which a person may edit between two commands, and the digest of what the program wrote."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.path, self._key = folder.plan, folder.plan_key
+
+    def load(self) -> Plan | None:
+        """None where there is none. Raises RecordError for a file that cannot be read."""
+        if not self.path.exists():
+            return None
+        try:
+            return Plan.load(self.path)
+        except RecordError as error:
+            raise RecordError(error.message, "Correct it, or make a new plan with --replan") from None
+
+    def save(self, plan: Plan, made_for: str) -> None:
+        """`made_for` is the digest of the options and data that the plan was made for."""
+        plan.save(self.path)
+        mark_done(self._key, f"{plan.digest()}:{made_for}")
+
+    def save_changed(self, plan: Plan) -> None:
+        """Save the program's own plan, made for the same as before."""
+        self.save(plan, self.made_for)
+
+    def is_edited(self, plan: Plan) -> bool:
+        """Whether it differs from the one that the program wrote."""
+        return self._stored[0] != plan.digest()
+
+    @property
+    def made_for(self) -> str:
+        return self._stored[1]
+
+    @property
+    def _stored(self) -> tuple[str, str]:
+        """The digest of the plan that the program wrote, and of what it was made for."""
+        plan, _, made_for = (stored_key(self._key) or "").partition(":")
+        return plan, made_for
+
+
+def plan_stage(setup: Setup, promised: float | None, replan: bool) -> Plan:
+    """The plan of the output folder, fitted to the promised seconds.
+
+    A plan.json that differs from the one written is a person's: validated and kept. A plan made from the same options
+    is kept, also when data change and it is still valid; other options make a new one.
+    """
+    made_for, maker, file = _made_for(setup, promised), PlanMaker.of(setup, promised), PlanFile(setup.folder)
+    existing = None if replan else file.load()
+    if existing:
+        edited = file.is_edited(existing)
+        if (edited or file.made_for == made_for) and (kept := _kept(maker, existing, edited)):
+            return kept
+    plan = maker.new()
+    maker.check(plan, edited=False)
+    file.save(plan, made_for)
+    return plan
+
+
+def _made_for(setup: Setup, promised: float | None) -> str:
+    """Digest of what a plan is made for; an option that only says the default changes nothing."""
+    options, known = setup.options, setup.known
+    depends: list[object] = [planner_options(options, setup.profile).digest(), setup.profile.precision, promised]
+    if promised:
+        depends += [step_limit(options), parse_folds(options.folds, len(known.splits.folds))]
+    labels = known.dataset.labels
+    if labels.regions:
+        depends.append([target.members for target in overlapping_targets(labels)])
+    if labels.pairs:
+        depends.append(swapped_classes(labels))
+    if source := network_source(options):
+        depends.append(f"init {source.checksum}")
+    return digest(depends)
+
+
+def _kept(maker: PlanMaker, plan: Plan, edited: bool) -> Plan | None:
+    """The plan that is there; None when it no longer fits the data. Raises PlanError when a person edited it."""
+    try:
+        maker.check(plan, edited)
+    except PlanError as error:
+        if edited:
+            raise PlanError(
+                f"plan.json was edited, and {error.message}", "Correct it, or make a new plan with --replan"
+            ) from None
+        log.info("a new plan is made, since %s", error.message)
+        return None
+    if edited:
+        log.info("plan.json was edited: validated and kept (--replan makes a new one)")
+        return maker.traced(plan)
+    if plan.fingerprint != maker.setup.known.fingerprint.digest():
+        log.info("the data changed and the plan is still valid: kept (--replan makes a new one)")
+    return plan
+
+
+def plan_smaller(setup: Setup, plan: Plan, promised: float | None, error: BudgetExceeded) -> tuple[Setup, Plan]:
+    """With the configuration that needed too much memory planned again, and the corrected profile of the device.
+
+    Only a plan of our own: a preset is nnU-Net's, and an edited plan a person's; then the error is raised.
+    """
+    file = PlanFile(setup.folder)
+    if plan.options.preset or file.is_edited(plan):
+        raise error
+    plan, profile = PlanMaker.of(setup, promised).smaller(plan, error)
+    profile.save(setup.folder.device)
+    file.save_changed(plan)
+    return replace(setup, profile=profile), plan
+
+
+def time_plan(setup: Setup, plan: Plan, schedule: TrainingSchedule) -> Plan:
+    """The plan with how long steps and validation take, for people who decide whether to start; saved if it is ours."""
+    file, cases = PlanFile(setup.folder), len(schedule.cases)
+    ours = not file.is_edited(plan)
+    timed = with_step_times(
+        plan,
+        tuple(schedule.configurations),
+        lambda name, configuration: measured_timing(setup, configuration, schedule.train_options[name]),
+        schedule.steps or FULL_STEPS,
+        0.0 if schedule.folds == (None,) else cases / len(schedule.splits.folds),
+        setup.known.fingerprint,
+    )
+    if ours:
+        file.save_changed(timed)
+    return timed
+
+
+def describe_plan(
+    plan: Plan,
+    schedule: TrainingSchedule,
+    work: RunWork,
+    make: Callable[[PlannerOptions], Plan],
+    explained: bool,
+) -> str:
+    """What `plan` prints once the plan is made: the length of the run, and with `explained` the table before it.
+
+    `make` plans the same data set for other planner options.
+    """
+    folds = {name: len(schedule.folds_of(name)) for name in schedule.configurations}
+    text = "\n".join(length_lines(plan, folds, work)) + "\n"
+    if not explained:
+        return text
+    count = len(schedule.folds)
+    lengths = {name: run_length(each, work, folds.get(name, count)) for name, each in plan.configurations.items()}
+    seconds = {name: length.total for name, length in lengths.items() if length is not None}
+    rows = explain(plan, with_double_memory(plan, make), seconds)
+    width = shutil.get_terminal_size(fallback=(80, 24)).columns
+    return f"{explanation(rows, width, format_size(2 * plan.options.memory_bytes))}\n{text}"
