@@ -262,7 +262,7 @@ def test_planned_patches_are_inputs(family: str, shape: tuple[int, int, int]) ->
     ("family", "shape", "change", "message"),
     [
         ("original", (1, 200, 240), {"deep_supervision": True}, "has one output"),
-        ("original", (1, 200, 240), {"family": "unet3d", "options": {}}, "exists in 3 only"),
+        ("original", (1, 200, 240), {"family": "unet3d", "options": {}}, "it must be 3"),
         ("original", (1, 200, 240), {"options": {"padded": "perhaps"}}, "options do not fit"),
         ("nested", (1, 200, 240), {"options": {"prune": 9}}, "prune is 9"),
     ],

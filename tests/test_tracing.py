@@ -22,7 +22,7 @@ from autounet.schema.plan import NetworkSpec
 from autounet.schema.run import CalibratedMargin, Calibration, DeviceProfile
 from autounet.step import Precision
 from autounet.workflow import calibrate as calibrating
-from autounet.workflow.calibrate import Found, calibrated, calibration_file, fit_margin
+from autounet.workflow.memory_calibration import MemoryTrial, calibrated, calibration_file, fit_margin
 
 LABELS = labels(3)
 NO_MARGIN = Margin(0, 0.0)
@@ -258,7 +258,7 @@ def test_margins():
 
 @given(st.lists(st.tuples(st.integers(1, 100), st.integers(0, 100)), min_size=2, max_size=5, unique_by=lambda x: x[0]))
 def test_no_trial_lies_above_the_fitted_margin(pairs):
-    found = [Found(1000 * traced, 1000 * (traced + more)) for traced, more in pairs]
+    found = [MemoryTrial(1000 * traced, 1000 * (traced + more)) for traced, more in pairs]
     margin = fit_margin(found)
     assert all(margin.on(each.traced) >= each.measured - 1 for each in found)
     assert margin.bytes >= 0
@@ -267,7 +267,7 @@ def test_no_trial_lies_above_the_fitted_margin(pairs):
 
 def test_calibration_is_kept_per_device(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setattr(calibrating, "_try", lambda trial, _: Found(trial.batch * math.prod(trial.patch), 10**6))
+    monkeypatch.setattr(calibrating, "_try", lambda trial, _: MemoryTrial(trial.batch * math.prod(trial.patch), 10**6))
     monkeypatch.setattr("autounet.ops.device.choose_device", lambda asked: asked)
     monkeypatch.setattr("autounet.training.probe.probe_device", lambda device: profile(device=device))
     other = CalibratedMargin(memory_margin_bytes=1, memory_margin_fraction=0.1, torch="0.0")

@@ -55,7 +55,7 @@ def calibrate(
 ) -> None:
     """Measure how much more memory a device takes than tracing says; later plans on it reckon with that."""
     from ..schema.quantities import format_size
-    from ..workflow.calibrate import calibrate as measure
+    from ..workflow.memory_calibration import calibrate as measure
 
     margin, path = measure(device)
     typer.echo(f"margin: {format_size(margin.bytes)} and {margin.fraction:.1%} of what is traced")

@@ -1,4 +1,4 @@
-"""Whether a plan, perhaps edited by hand, can hold for this data."""
+"""Whether a plan, perhaps edited by a person, is valid for the data and fits into the memory."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ..schema.quantities import format_size
 from .memory import Memory
 
 
-def validate(plan: Plan, fingerprint: Fingerprint, labels: Labels, fits: Memory | None = None) -> tuple[str, ...]:
+def validate(plan: Plan, fingerprint: Fingerprint, labels: Labels, memory: Memory | None = None) -> tuple[str, ...]:
     """Raises PlanError that lists everything wrong, each with the configuration, the value and the remedy.
 
-    `fits` judges whether a training fits into the memory; None: nobody asks. The memory of a preset's plan is nominal,
-    and the preset keeps what it says: there a training that does not fit is returned as a warning.
+    `memory` predicts whether a training fits; None: that is not checked. The memory of a preset's plan is nominal:
+    there a training that does not fit is returned as a warning.
     """
     problems: list[str] = list(_shared_problems(plan))
     warnings: list[str] = []
     for name, configuration in plan.configurations.items():
-        found = [f"{name}: {problem}" for problem in _problems(configuration, fingerprint, labels)]
-        problems += found
-        if fits is not None and not found:
-            too_large = [f"{name}: {problem}" for problem in _memory_problems(configuration, fits)]
+        invalid = [f"{name}: {problem}" for problem in _problems(configuration, fingerprint, labels)]
+        problems += invalid
+        if memory is not None and not invalid:
+            too_large = [f"{name}: {problem}" for problem in _memory_problems(configuration, memory)]
             (warnings if plan.options.preset else problems).extend(too_large)
     if problems:
-        raise PlanError("the plan cannot be used:\n" + "\n".join(problems))
+        raise PlanError("the plan is not valid:\n" + "\n".join(problems))
     return tuple(warnings)
 
 
@@ -60,7 +60,7 @@ def _problems(configuration: Configuration, fingerprint: Fingerprint, labels: La
     yield from _preprocess_problems(configuration, fingerprint)
     network = configuration.network
     if network.family not in FAMILIES:
-        yield f"no network family '{network.family}'. There are: {', '.join(FAMILIES)}"
+        yield f"network.family is {network.family}: it must be one of {', '.join(FAMILIES)}"
         return
     of_family = list(_family_problems(network))
     yield from of_family
@@ -68,11 +68,14 @@ def _problems(configuration: Configuration, fingerprint: Fingerprint, labels: La
     yield from topology
     if not topology and not of_family:
         yield from _patch_problems(configuration)
-    handed = 0 if configuration.previous_stage is None else labels.count - 1
-    if network.in_channels != len(fingerprint.channels) + handed:
-        more = f", and the previous stage hands over {handed}" if handed else ""
+    classes = 0 if configuration.previous_stage is None else labels.count - 1
+    if network.in_channels != len(fingerprint.channels) + classes:
+        more = f" and the previous stage {classes} classes" if classes else ""
         channels = len(fingerprint.channels)
-        yield f"network.in_channels is {network.in_channels}, and the data have {channels} channels{more}"
+        yield (
+            f"network.in_channels is {network.in_channels}, and the data have {channels} channels{more}: "
+            f"it must be {channels + classes}"
+        )
     yield from _target_problems(configuration, labels)
     yield from _mirror_problems(configuration, fingerprint, labels)
 
@@ -86,7 +89,7 @@ def _target_problems(configuration: Configuration, labels: Labels) -> Iterator[s
     names = [target.name for target in targets_of(labels, kind)]
     if outputs != len(names):
         what = "classes with background" if kind == "classes" else f"targets ({', '.join(names)})"
-        yield f"network.out_channels is {outputs}, and there are {len(names)} {what}"
+        yield f"network.out_channels is {outputs}, and there are {len(names)} {what}: it must be {len(names)}"
 
 
 def _mirror_problems(configuration: Configuration, fingerprint: Fingerprint, labels: Labels) -> Iterator[str]:
@@ -117,7 +120,7 @@ def _family_problems(network: NetworkSpec) -> Iterator[str]:
         yield f"network.options do not fit the family {network.family}: {details}"
         return
     if network.dims not in family.dims:
-        yield f"network.dims is {network.dims}, and the family {network.family} exists in {family.dims[0]} only"
+        yield f"network.dims is {network.dims}: for the family {network.family} it must be {family.dims[0]}"
     if network.deep_supervision and not family.deep_supervision:
         yield f"network.deep_supervision is true, and the family {network.family} has one output: set it to false"
     yield from family.problems(network)
@@ -128,23 +131,26 @@ def _preprocess_problems(configuration: Configuration, fingerprint: Fingerprint)
     if sorted(preprocess.transpose) != [0, 1, 2]:
         yield f"preprocess.transpose is {preprocess.transpose}: it must hold 0, 1 and 2 once each"
     if preprocess.orientation != fingerprint.orientation:
-        yield f"preprocess.orientation is {preprocess.orientation}, the fingerprint's is {fingerprint.orientation}"
+        yield f"preprocess.orientation is {preprocess.orientation}: it must be {fingerprint.orientation}"
     if any(value is not None and not (math.isfinite(value) and value > 0) for value in preprocess.spacing):
         yield f"preprocess.spacing is {preprocess.spacing}: every spacing must be a number greater than 0"
     if preprocess.spacing[0] is None and configuration.network.dims == 3:
-        yield "preprocess.spacing has no first entry: only 2-D networks go without resampling through the plane"
+        yield (
+            f"preprocess.spacing is {preprocess.spacing}: the first entry must be a number, since only 2-D networks go "
+            "without resampling through the plane"
+        )
     if len(configuration.median_shape) != 3 or min(configuration.median_shape) < 1:
         yield f"median_shape is {configuration.median_shape}: it needs three lengths of 1 or more"
     if len(preprocess.normalisation) != len(fingerprint.channels):
         count, channels = len(preprocess.normalisation), len(fingerprint.channels)
-        yield f"preprocess.normalisation has {count} entries, and the data have {channels} channels"
+        yield f"preprocess.normalisation has {count} entries: it must have {channels}, one for each channel"
     if configuration.network.dims == 3 and fingerprint.dimension == 2:
-        yield "a 3-D network cannot be trained on two-dimensional images: remove this configuration"
+        yield "network.dims is 3, and the images are two-dimensional: remove this configuration"
 
 
 def _topology_problems(network: NetworkSpec) -> Iterator[str]:
     if len(network.features) < 2:
-        yield "the network has one stage: give it two or more"
+        yield f"network.features is {network.features}: there must be two stages or more"
     if any(step < 1 for stride in network.strides for step in stride):
         yield f"network.strides are {network.strides}: every stride must be 1 or more"
     elif any(step != 1 for step in network.strides[0]):
@@ -152,7 +158,10 @@ def _topology_problems(network: NetworkSpec) -> Iterator[str]:
     if any(size < 1 or size % 2 == 0 for kernel in network.kernel_sizes for size in kernel):
         yield f"network.kernel_sizes are {network.kernel_sizes}: every size must be odd"
     if min((*network.features, *network.encoder_blocks, *network.decoder_blocks), default=1) < 1:
-        yield "network.features, encoder_blocks and decoder_blocks must be 1 or more"
+        yield (
+            f"network.features is {network.features}, encoder_blocks {network.encoder_blocks} and decoder_blocks "
+            f"{network.decoder_blocks}: every number must be 1 or more"
+        )
 
 
 def _patch_problems(configuration: Configuration) -> Iterator[str]:
@@ -186,35 +195,35 @@ def _size_below(network: NetworkSpec, patch: tuple[int, ...]) -> tuple[int, ...]
         wanted = max(length, least)
         tries = (tried for tried in range(wanted, max(least, wanted - 2 * step) - 1, -1))
         fitting = (tried for tried in tries if valid_size(network, _replaced(smallest, axis, tried))[axis] == tried)
-        found = next(fitting, None)
-        if found is None:
+        largest = next(fitting, None)
+        if largest is None:
             return None
-        lengths.append(found)
+        lengths.append(largest)
     below = tuple(lengths)
     return below if valid_size(network, below) == below else None
 
 
-def _memory_problems(configuration: Configuration, fits: Memory) -> Iterator[str]:
+def _memory_problems(configuration: Configuration, memory: Memory) -> Iterator[str]:
     network, patch, batch = configuration.network, configuration.patch_size, configuration.batch_size
-    if fits.fits(network, patch, batch):
+    if memory.fits(network, patch, batch):
         return
-    largest = fits.largest_batch(network, patch, batch)
-    smaller = _fitting_patch(configuration, fits)
+    largest = memory.largest_batch(network, patch, batch)
+    smaller = _fitting_patch(configuration, memory)
     remedies = [f"batch_size {largest}, the largest that fits"] if largest >= 1 else []
     if smaller is not None:
         remedies.append(f"patch_size {_size(smaller)} with this batch")
     advice = " or ".join(remedies) or "fewer features; no patch fits with this network"
     yield (
         f"a batch of {batch} patches of {_size(patch)} does not fit into the memory: "
-        f"{format_size(fits.predicted(network, patch, batch))} by {fits.source}. Give {advice}, or more --memory"
+        f"{format_size(memory.predicted(network, patch, batch))} by {memory.source}. Give {advice}, or more --memory"
     )
 
 
-def _fitting_patch(configuration: Configuration, fits: Memory) -> tuple[int, ...] | None:
+def _fitting_patch(configuration: Configuration, memory: Memory) -> tuple[int, ...] | None:
     """The first valid patch that fits with the planned batch, made smaller along its longest axis step by step."""
     network, patch = configuration.network, configuration.patch_size
     valid_size = FAMILIES[network.family].valid_size
-    while not fits.fits(network, patch, configuration.batch_size):
+    while not memory.fits(network, patch, configuration.batch_size):
         shorter = [
             valid_size(network, _replaced(patch, axis, length - step))
             for axis, (length, step) in enumerate(zip(patch, network.divisor, strict=True))

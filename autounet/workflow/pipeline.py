@@ -26,13 +26,13 @@ from ..time_budget.deadline import Deadline, TimeAllotment
 from ..time_budget.run_length import work_of
 from ..tracking import require_tracker
 from ..workers import available_cores
-from .calibrate import calibrated
 from .context import Setup
 from .dataset_stage import Known, read_data
 from .defaults import check_options, parse_folds, promised_seconds
 from .fine_tuning import FineTuning, known_weights
 from .jobs import Job, JobGraph, SequentialExecutor
 from .make_plan import PlanMaker
+from .memory_calibration import calibrated
 from .output_folder import locked, require_output_folder
 from .parsing import with_stored
 from .plan_stage import describe_plan, plan_smaller, plan_stage, time_plan

@@ -26,7 +26,9 @@ CHANGED = 64 * 1024**2
 """bytes of free GPU memory that other programs may take or give back without spoiling a measurement"""
 
 
-class Trial(NamedTuple):
+class TrialSize(NamedTuple):
+    """A network and its input."""
+
     dims: int
     stages: int
     features: int
@@ -36,17 +38,17 @@ class Trial(NamedTuple):
 
 TRIALS = {
     "cpu": (
-        Trial(3, 3, 8, (16, 16, 16), 2), Trial(3, 4, 16, (48, 48, 48), 2), Trial(2, 5, 32, (192, 192), 6),
+        TrialSize(3, 3, 8, (16, 16, 16), 2), TrialSize(3, 4, 16, (48, 48, 48), 2), TrialSize(2, 5, 32, (192, 192), 6),
     ),
     "cuda": (
-        Trial(3, 3, 16, (32, 32, 32), 2), Trial(3, 5, 32, (96, 96, 96), 2), Trial(2, 7, 32, (512, 512), 8),
+        TrialSize(3, 3, 16, (32, 32, 32), 2), TrialSize(3, 5, 32, (96, 96, 96), 2), TrialSize(2, 7, 32, (512, 512), 8),
     ),
 }  # fmt: skip
 """well under a gigabyte on a CPU, up to about four on a GPU"""
 LABELS = Labels(classes=tuple(LabelClass(name=str(value), value=value) for value in range(3)))
 
 
-class Found(NamedTuple):
+class MemoryTrial(NamedTuple):
     """Bytes of one trial."""
 
     traced: int
@@ -63,8 +65,8 @@ def calibrate(device: str) -> tuple[Margin, Path]:
     from ..training.probe import probe_device
 
     profile = probe_device(choose_device(device))
-    found = [_try(trial, profile) for trial in TRIALS["cpu" if profile.device == "cpu" else "cuda"]]
-    margin = fit_margin(found)
+    trials = [_try(trial, profile) for trial in TRIALS["cpu" if profile.device == "cpu" else "cuda"]]
+    margin = fit_margin(trials)
     path = calibration_file()
     entry = CalibratedMargin(
         memory_margin_bytes=margin.bytes, memory_margin_fraction=margin.fraction, torch=version("torch")
@@ -97,18 +99,18 @@ def calibration_file() -> Path:
     return Path(base) / "autounet" / "calibration.json"
 
 
-def fit_margin(found: Sequence[Found]) -> Margin:
+def fit_margin(trials: Sequence[MemoryTrial]) -> Margin:
     """The steepest line that a least-squares fit gives, moved up until no trial lies above; never below the trace."""
-    mean = sum(each.traced for each in found) / len(found)
-    mean_measured = sum(each.measured for each in found) / len(found)
-    spread = sum((each.traced - mean) ** 2 for each in found)
-    slope = sum((each.traced - mean) * (each.measured - mean_measured) for each in found) / spread
+    mean = sum(each.traced for each in trials) / len(trials)
+    mean_measured = sum(each.measured for each in trials) / len(trials)
+    spread = sum((each.traced - mean) ** 2 for each in trials)
+    slope = sum((each.traced - mean) * (each.measured - mean_measured) for each in trials) / spread
     fraction = round(max(0.0, slope - 1), 4)
-    beyond = max(each.measured - (1 + fraction) * each.traced for each in found)
+    beyond = max(each.measured - (1 + fraction) * each.traced for each in trials)
     return Margin(max(0, round(beyond)), fraction)
 
 
-def _try(trial: Trial, profile: DeviceProfile) -> Found:
+def _try(trial: TrialSize, profile: DeviceProfile) -> MemoryTrial:
     from ..memory_model.real_steps import Question, measure
     from ..memory_model.traced import StepSetting
     from ..nets import FAMILIES
@@ -124,30 +126,30 @@ def _try(trial: Trial, profile: DeviceProfile) -> Found:
     traced = memory.traced_fully(spec, trial.patch, trial.batch)
     precision = Precision(profile.precision, profile.channels_last)  # type: ignore[arg-type]
     setting = StepSetting(LABELS, TrainOptions(), precision, kind)
-    question = Question(spec, trial.patch, trial.batch, setting, profile.device)
+    probe = Question(spec, trial.patch, trial.batch, setting, profile.device)
     if kind != "cuda":
-        measured = measure(question)
+        measured = measure(probe)
         total = measured.before + measured.peak
     else:
-        total = _taken_from_gpu(question)
+        total = _gpu_bytes(probe)
     log.info(
         "%d-D, patch %s, batch %d: traced %s, measured %s",
         trial.dims, "x".join(map(str, trial.patch)), trial.batch, format_size(traced), format_size(total),
     )  # fmt: skip
-    return Found(traced, total)
+    return MemoryTrial(traced, total)
 
 
-def _taken_from_gpu(question) -> int:  # type: ignore[no-untyped-def]
-    """What the process really takes away: its allocator's peak, and the context that this process sees missing."""
+def _gpu_bytes(probe) -> int:  # type: ignore[no-untyped-def]
+    """Bytes of the GPU that the measured process takes: its allocator's peak, and its context as seen from here."""
     import torch
 
     from ..memory_model.real_steps import measure
 
-    device = torch.device(question.device)
+    device = torch.device(probe.device)
     before = torch.cuda.mem_get_info(device)[0]
     held: list[int] = []
-    measured = measure(question, lambda: held.append(torch.cuda.mem_get_info(device)[0]))
+    measured = measure(probe, lambda: held.append(torch.cuda.mem_get_info(device)[0]))
     after = torch.cuda.mem_get_info(device)[0]
     if abs(after - before) > CHANGED:
-        log.warning("another program took or gave back memory of %s while it was measured", question.device)
+        log.warning("another program took or gave back memory of %s while it was measured", probe.device)
     return max(before - held[0], measured.reserved)
