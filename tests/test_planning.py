@@ -17,9 +17,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from autounet.planning import CONFIGURATIONS, PRESETS, plan, validate
-from autounet.planning.configurations import ENOUGH_CONTEXT
 from autounet.planning.memory import convolution_outputs
-from autounet.planning.spacing import find_grid, target_spacing
+from autounet.planning.spacing import ENOUGH_CONTEXT, find_grid, target_spacing
 from autounet.planning.topology import find_topology
 from autounet.schema.dataset import ChannelKind
 from autounet.schema.errors import AutoUNetError, OptionError, PlanError

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..schema.errors import PlanError
 from ..schema.plan import (
     LEFT_RIGHT,
     Configuration,
@@ -26,80 +25,7 @@ from ..schema.plan import (
 from ..schema.quantities import format_size
 from .plan_inputs import PlanInputs
 from .search import SearchInputs, SearchResult
-from .spacing import numbers
-
-ENOUGH_CONTEXT = 0.25
-"""share of the median image that a patch should see"""
-COARSENING = 1.03
-"""factor of the target spacing per attempt"""
-LEAST_REDUCTION = 2.0
-"""a coarser configuration is dropped when its median image has more than 1 / this of the voxels"""
-SIMILAR = 2.0
-NO_PATCH = (0, 0, 0)
-
-
-@dataclass(frozen=True)
-class CoarseGrid:
-    """A coarser grid; arrays are (3,) in network axis order."""
-
-    spacing: np.ndarray
-    """mm"""
-    median: np.ndarray
-    """size of the median image there, rounded"""
-    voxels: float
-    """of the median image, not rounded"""
-
-
-PatchAt = Callable[[CoarseGrid], tuple[int, ...]]
-"""the patch that the planner finds on a grid; raises PlanError when there is none"""
-
-
-def find_lowres(
-    spacing: np.ndarray, median: np.ndarray, patch: tuple[int, ...], patch_at: PatchAt
-) -> tuple[CoarseGrid | None, str]:
-    """The grid of 3d_lowres, or None when full resolution suffices; and why.
-
-    `spacing`, `median` and `patch` are those of 3d_fullres. The finest axes are coarsened alone until the others are
-    within a factor 2.
-    """
-    full_voxels = np.prod(median, dtype=np.float64)
-    grid = CoarseGrid(spacing, median, float(full_voxels))
-    if _seen(patch, grid) >= ENOUGH_CONTEXT:
-        return None, f"a patch of 3d_fullres sees {_seen(patch, grid):.0%} of the median image, at least a quarter"
-    while _seen(patch, grid) < ENOUGH_CONTEXT:
-        grid = _coarsened(grid, spacing, median)
-        if min(grid.median) < 1:
-            return None, "an axis would vanish before a patch saw a quarter of the median image"
-        try:
-            patch = patch_at(grid)
-        except PlanError:
-            # a grid for which there is no network is passed over, as in nnU-Net
-            patch = NO_PATCH
-    if full_voxels / grid.voxels < LEAST_REDUCTION:
-        return None, (
-            f"the grid on which a patch sees a quarter of the median image has {grid.voxels / full_voxels:.0%} of the "
-            "voxels of 3d_fullres, more than half, and so is too similar"
-        )
-    return grid, "a patch of 3d_fullres sees less than a quarter of the median image, and one here at least that"
-
-
-def _seen(patch: tuple[int, ...], grid: CoarseGrid) -> float:
-    """Share of the median image."""
-    return float(np.prod(patch, dtype=np.float64) / grid.voxels)
-
-
-def _coarsened(grid: CoarseGrid, spacing: np.ndarray, median: np.ndarray) -> CoarseGrid:
-    coarse = grid.spacing.copy()
-    finer = max(coarse) / coarse > SIMILAR
-    coarse[finer if finer.any() else slice(None)] *= COARSENING
-    return grid_at(coarse, spacing, median)
-
-
-def grid_at(coarse: np.ndarray, spacing: np.ndarray, median: np.ndarray) -> CoarseGrid:
-    """The grid of spacing `coarse` for images whose median size is `median` at `spacing`."""
-    size = spacing / coarse * median
-    return CoarseGrid(coarse, np.array([round(length) for length in size]), float(np.prod(size, dtype=np.float64)))
-
+from .spacing import CoarseGrid, find_lowres, grid_at, numbers
 
 LOWRES, FULLRES, CASCADE = "3d_lowres", "3d_fullres", "3d_cascade_fullres"
 
@@ -147,7 +73,7 @@ def plan_2d(inputs: PlanInputs) -> Planned:
 
 
 def plan_3d_lowres(inputs: PlanInputs, volumes: VolumeSearch) -> Planned:
-    """VolumeSearch on a coarser grid, so that a patch sees more. Only where `volumes.lowres` is given."""
+    """Volumes on a coarser grid, so that a patch sees more. Only where `volumes.lowres` is given."""
     assert volumes.lowres is not None
     coarser = volumes.lowres
     result = inputs.search(_lowres_inputs(inputs, coarser))
@@ -160,7 +86,7 @@ def plan_3d_lowres(inputs: PlanInputs, volumes: VolumeSearch) -> Planned:
 
 
 def plan_3d_fullres(inputs: PlanInputs, volumes: VolumeSearch) -> Planned:
-    """VolumeSearch at the target spacing. Whether there is a 3d_lowres decides on batch Dice."""
+    """Volumes at the target spacing. Whether there is a 3d_lowres decides on batch Dice."""
     grid = inputs.grid
     if volumes.lowres is None:
         text = f"Dice per sample, since there is no {LOWRES}"
