@@ -78,6 +78,8 @@ def test_a_configuration_that_exceeds_its_budget_is_planned_smaller_and_the_run_
     plan = Plan.load(out / "plan.json")
     assert plan.configurations["3d_fullres"].key == after.key
     assert any("planned again" in reason.text for reason in plan.reasons)
+    (patch,) = (reason for reason in plan.reasons if (reason.configuration, reason.topic) == ("3d_fullres", "patch"))
+    assert " x ".join(map(str, after.patch_size)) in patch.text  # no reason of the former plan is left
     correction = DeviceProfile.load(out / "device.json").memory_correction
     assert correction > BUDGET / before.predicted_memory_bytes
     record = RunRecord.load(out / "models" / "3d_fullres" / "fold_1" / "record.json")

@@ -152,11 +152,12 @@ class PlanMaker:
         whole = self.with_options(planner_options(self.setup.options, self.profile))
         if self.seconds is None:
             return whole
-        configurations, reasons = dict(whole.configurations), list(whole.reasons)
         names = trained_names(whole, self.setup.options, limited=True)
+        configurations = dict(whole.configurations)
+        reasons = [reason for reason in whole.reasons if reason.configuration not in names]
         for name in names:
-            configurations[name], texts = self._fitted(whole, name, 1 / len(names))
-            reasons += [Reason(configuration=name, topic="time", text=text) for text in texts]
+            configurations[name], fitted_reasons = self._fitted(whole, name, 1 / len(names))
+            reasons += fitted_reasons
         return whole.model_copy(update={"configurations": configurations, "reasons": tuple(reasons)})
 
     def smaller(self, plan: Plan, error: BudgetExceeded) -> tuple[Plan, DeviceProfile]:
@@ -188,29 +189,33 @@ class PlanMaker:
         }
         return plan.model_copy(update=changes), profile
 
-    def _fitted(self, whole: Plan, name: str, share: float) -> tuple[Configuration, tuple[str, ...]]:
+    def _fitted(self, whole: Plan, name: str, share: float) -> tuple[Configuration, list[Reason]]:
         """One configuration as it fits its share of the promised time, and why. Raises DeadlineError."""
         lowres = whole.configurations.get("3d_lowres")
         coarse = lowres.preprocess.spacing if lowres else None
         largest = math.prod(whole.configurations[name].patch_size)
 
-        def alone(options: PlannerOptions) -> Configuration:
+        def alone(options: PlannerOptions) -> Plan:
             # a narrower network, which needs less memory, is no reason for a larger patch
             limit = min(largest, options.patch_limit or largest)
             kept = {"configurations": (name,), "lowres_spacing": coarse, "patch_limit": limit}
-            return self.with_options(options.model_copy(update=kept)).configurations[name]
+            return self.with_options(options.model_copy(update=kept))
 
-        fitted = fit_to_time(self._time_budget(whole, name, share), whole.options, alone, self._timing)
-        found = alone(fitted.options)
+        budget = self._time_budget(whole, name, share)
+        fitted = fit_to_time(budget, whole.options, lambda options: alone(options).configurations[name], self._timing)
+        final = alone(fitted.options)
+        configuration = final.configurations[name]
         decided = {limit: value for limit, value in fitted.limits.model_dump().items() if value}
         estimates = {
             "prepared": whole.configurations[name].prepared if fitted.options.spacing_scale == 1 else f"{name}_coarse",
             "predicted_steps": fitted.steps,
             "predicted_step_seconds": fitted.step_seconds,
             "predicted_validation_seconds": fitted.validation_seconds,
-            "limited_by": Limits(**{**found.limited_by.model_dump(), **decided}),
+            "limited_by": Limits(**{**configuration.limited_by.model_dump(), **decided}),
         }
-        return found.model_copy(update=estimates), fitted.reasons
+        reasons = [reason for reason in final.reasons if reason.configuration == name]
+        reasons += [Reason(configuration=name, topic="time", text=text) for text in fitted.reasons]
+        return configuration.model_copy(update=estimates), reasons
 
     def _time_budget(self, whole: Plan, name: str, share: float) -> TimeBudget:
         """The share of one configuration of what is left when preprocessing and closing are kept back."""
