@@ -25,6 +25,7 @@ from autounet.schema.options import DataOptions, TrainOptions
 from autounet.schema.plan import Configuration, Plan
 from autounet.schema.run import RunRecord
 from autounet.schema.selection import Selection
+from autounet.store.run_folder import RunFolder
 from autounet.step import Precision, configuration_loss, train_step
 from autounet.workers import keep_freed_memory
 
@@ -42,41 +43,34 @@ def fixed_batch(configuration: Configuration, classes: int) -> Batch:
 
 def time_steps(out: Path, result: Path, batches: str, steps: int) -> None:
     """Seconds of each step after the warm-up, as JSON: {"seconds": [...], "data_seconds": [...]}."""
-    from autounet.training import FoldTask, Horizon
+    from trainings import fold_training
+
+    from autounet.training import Horizon
     from autounet.training.samples import batches as loaded_batches
     from autounet.training.sources import train_source
     from autounet.training.state import new_state
 
     keep_freed_memory()  # as the training loop does
-    dataset, splits = Dataset.load(out / "dataset.json"), Splits.load(out / "splits.json")
     configuration = Plan.load(out / "plan.json").configurations[CONFIGURATION]
-    task = FoldTask(
-        configuration_name=CONFIGURATION,
-        configuration=configuration,
-        labels=dataset.labels,
-        options=TrainOptions(),
-        prepared=out / "prepared" / configuration.prepared,
-        train_cases=splits.training(0),
-        validation_cases=splits.validation(0),
-        fold=0,
-        folder=out / "unused",
-        horizon=Horizon(steps=250_000, seconds=None),
+    options = TrainOptions()
+    inputs, place, _ = fold_training(
+        RunFolder(out), CONFIGURATION, configuration, options, out / "unused", Horizon(steps=250_000)
     )
     device = torch.device("cpu")
     precision = Precision(configuration.precision, configuration.channels_last)
-    state = new_state(task, precision, device)
-    loss = configuration_loss(configuration, task.labels, task.options)
+    state = new_state(inputs, None, precision, device)
+    loss = configuration_loss(configuration, inputs.labels, options)
     source: Iterator[Batch]
     if batches == "fixed":
-        source = iter([fixed_batch(configuration, task.labels.count)] * (WARM_UP + steps))
+        source = iter([fixed_batch(configuration, inputs.labels.count)] * (WARM_UP + steps))
     else:
-        source = loaded_batches(train_source(task), 0, workers=0)
+        source = loaded_batches(train_source(inputs, place), 0, workers=0)
     seconds, data_seconds = [], []
     for _ in range(WARM_UP + steps):
         started = time.perf_counter()
         batch = next(source).to(device, precision.channels_last)
         loaded = time.perf_counter()
-        train_step(state.model, loss, state.optimiser, state.scaler, batch, precision, task.options.gradient_clip)
+        train_step(state.model, loss, state.optimiser, state.scaler, batch, precision, options.gradient_clip)
         seconds.append(time.perf_counter() - started)
         data_seconds.append(loaded - started)
     measured = {
@@ -94,7 +88,6 @@ def make_bundle(out: Path, weights: Path, model: Path) -> None:
     from autounet.nets.plain import nnunet_name
     from autounet.store.weights import save_weights
 
-    dataset, splits = Dataset.load(out / "dataset.json"), Splits.load(out / "splits.json")
     configuration = Plan.load(out / "plan.json").configurations[CONFIGURATION]
     spec = configuration.network
     names = list(FAMILIES[spec.family].build(spec).state_dict())

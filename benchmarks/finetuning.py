@@ -25,7 +25,7 @@ log = logging.getLogger("benchmark")
 
 CONFIGURATION = "3d_fullres"
 WITH_RATE = (
-    "import sys; from autounet.running import recipes; recipes.TRANSFERRED_RATE = float(sys.argv.pop(1)); "
+    "import sys; from autounet.workflow import defaults; defaults.TRANSFERRED_RATE = float(sys.argv.pop(1)); "
     "from autounet.cli import main; main()"
 )
 """the command line with another highest learning rate for transferred weights"""
