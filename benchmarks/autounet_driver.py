@@ -20,13 +20,12 @@ from pathlib import Path
 import torch
 
 from autounet.losses import Batch
-from autounet.schema.dataset import Dataset, Splits
 from autounet.schema.options import DataOptions, TrainOptions
 from autounet.schema.plan import Configuration, Plan
 from autounet.schema.run import RunRecord
 from autounet.schema.selection import Selection
-from autounet.store.run_folder import RunFolder
 from autounet.step import Precision, configuration_loss, train_step
+from autounet.store.run_folder import RunFolder
 from autounet.workers import keep_freed_memory
 
 CONFIGURATION = "3d_fullres"

@@ -26,7 +26,7 @@ log = logging.getLogger("benchmark")
 CONFIGURATION = "3d_fullres"
 WITH_RATE = (
     "import sys; from autounet.workflow import defaults; defaults.TRANSFERRED_RATE = float(sys.argv.pop(1)); "
-    "from autounet.cli import main; main()"
+    "from autounet.cli.app import main; main()"
 )
 """the command line with another highest learning rate for transferred weights"""
 

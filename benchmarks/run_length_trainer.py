@@ -12,77 +12,53 @@ import tempfile
 import time
 from pathlib import Path
 
-from autounet.crossval import validate as case_work
+from autounet.crossval.validate import validate_cases
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.schema.dataset import Dataset, Splits
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.options import RunOptions
 from autounet.schema.plan import Plan
 from autounet.schema.run import DeviceProfile
-from autounet.time_budget.deadline import Deadline
-from autounet.workers import available_cores, wait_politely
-from autounet.workflow.context import Context
-from autounet.workflow.dataset_stage import Known
+from autounet.store.run_folder import CrossvalFolder, RunFolder
+from autounet.workers import wait_politely
+from autounet.workflow.defaults import loader_workers
+from autounet.workflow.schedule import TrainingSchedule, training_schedule
 
 FOLD = 0
 WARM_UP = 0.2
 """share of the steps that is not counted: opening the cases, starting the workers"""
 
 
-def context_of(out: Path) -> Context:
-    options = RunOptions.load(out / "options.json")
-    known = Known(
-        Dataset.load(out / "dataset.json"), [], Splits.load(out / "splits.json"),
-        Fingerprint.load(out / "fingerprint.json"),
-    )  # fmt: skip
-    return Context(
-        out=out,
-        options=options,
-        workers=available_cores() if options.workers is None else options.workers,
-        deadline=Deadline(options.seconds, out / "clock.json"),
-        profile=DeviceProfile.load(out / "device.json"),
-        known=known,
-        plan=Plan.load(out / "plan.json"),
-    )
-
-
-def step_seconds(context: Context, name: str, steps: int, folder: Path) -> float:
+def step_seconds(run: RunFolder, name: str, steps: int, folder: Path) -> float:
     """Mean seconds of a step in the real loop after the warm-up, what the loop does beside it included."""
-    from autounet.training import FoldTask, Horizon, train_fold
+    from trainings import fold_training
 
-    configuration = context.plan.configurations[name]
-    training, validation = context.cases(FOLD)
-    task = FoldTask(
-        configuration_name=name,
-        configuration=configuration,
-        labels=context.known.dataset.labels,
-        options=context.train_options(configuration),
-        prepared=context.out / "prepared" / configuration.prepared,
-        train_cases=training,
-        validation_cases=validation,
-        fold=FOLD,
-        folder=folder,
-        horizon=Horizon(steps=steps),
-        device=context.profile.device,
-        workers=context.loader_workers,
+    from autounet.training import Horizon, train_fold
+
+    profile, schedule = DeviceProfile.load(run.device), schedule_of(run)
+    configuration, options = schedule.configurations[name], schedule.train_options[name]
+    workers = loader_workers(RunOptions.load(run.options).workers, profile.device)
+    given = fold_training(
+        run, name, configuration, options, folder, Horizon(steps=steps), FOLD, profile.device, workers
     )
-    lines = train_fold(task).curve
+    lines = train_fold(*given).curve
     first = next(line for line in lines if line.progress >= WARM_UP)
     return (lines[-1].seconds - first.seconds) / (lines[-1].step - first.step)
 
 
-def case_seconds(context: Context, name: str, count: int, weights: Path, folder: Path) -> float:
+def case_seconds(run: RunFolder, name: str, count: int, weights: Path, folder: Path) -> float:
     """Mean seconds of predicting, exporting and evaluating one case, after a first one that is not counted."""
     from autounet.inference.loading import load_network
 
-    configuration, device = context.plan.configurations[name], context.profile.device
+    schedule, device, dataset = schedule_of(run), DeviceProfile.load(run.device).device, Dataset.load(run.dataset)
+    configuration = schedule.configurations[name]
     model = load_network(configuration, weights, device)
-    first, *cases = context.cases(FOLD)[1][: count + 1]
+    first, *cases = schedule.validation_cases(FOLD)[: count + 1]
 
     def validate(chosen: list[str]) -> None:
-        case_work.validate_cases(
-            context.known.dataset, configuration, [model], context.out / "prepared", chosen, FOLD, folder, device,
-            keep_scores=len(context.configurations) > 1,
+        validate_cases(
+            dataset, configuration, [model], run.prepared(configuration.prepared), chosen, FOLD,
+            CrossvalFolder(folder), device, keep_scores=len(schedule.configurations) > 1,
         )  # fmt: skip
 
     validate([first])
@@ -92,21 +68,28 @@ def case_seconds(context: Context, name: str, count: int, weights: Path, folder:
     return (time.monotonic() - began) / len(cases)
 
 
+def schedule_of(run: RunFolder) -> TrainingSchedule:
+    """What the run of an output folder trains."""
+    options, dataset, splits = RunOptions.load(run.options), Dataset.load(run.dataset), Splits.load(run.splits)
+    dimension = Fingerprint.load(run.fingerprint).dimension
+    return training_schedule(Plan.load(run.plan), options, dataset, splits, dimension, options.seconds)
+
+
 def main() -> None:
     if sys.argv[1] == "--demo":
         make_demo_dataset(Path(sys.argv[2]))
         return
     wait_politely()
     out, name, result, steps, cases = sys.argv[1:]
-    context = context_of(Path(out))
+    run = RunFolder(Path(out))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        step = step_seconds(context, name, int(steps), folder / "fold")
-        case = case_seconds(context, name, int(cases), folder / "fold" / "weights.safetensors", folder / "predicted")
+        step = step_seconds(run, name, int(steps), folder / "fold")
+        case = case_seconds(run, name, int(cases), folder / "fold" / "weights.safetensors", folder / "predicted")
     measured = {
         "step_seconds": step,
         "case_seconds": case,
-        "cases_per_fold": len(context.known.dataset.cases) / len(context.known.splits.folds),
+        "cases_per_fold": len(Dataset.load(run.dataset).cases) / len(Splits.load(run.splits).folds),
     }
     Path(result).write_text(json.dumps(measured))
 

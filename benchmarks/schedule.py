@@ -16,11 +16,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autounet.crossval import validate as case_work
+from autounet.crossval.validate import summarise_cases, validate_cases
+from autounet.schema.dataset import Dataset, Splits
 from autounet.schema.metrics import Metrics
 from autounet.schema.options import DataOptions, RunOptions, TrainOptions
 from autounet.schema.plan import Configuration
-from autounet.workflow.pipeline import Pipeline
+from autounet.schema.run import DeviceProfile
+from autounet.store.run_folder import CrossvalFolder, FoldFolder, RunFolder
+from autounet.workflow.pipeline import RunOutcome, run_pipeline
 
 BASE = {
     "optimiser": "adamw",
@@ -43,43 +46,45 @@ def parse_variant(text: str) -> dict[str, Any]:
     return values
 
 
-def prepare(data: Path, out: Path, label: str | None, configuration: str) -> Pipeline:
-    """A pipeline up to the prepared cases, planned without a time limit."""
+def prepare(data: Path, out: Path, label: str | None, configuration: str) -> RunOutcome:
+    """A run up to the prepared cases, planned without a time limit."""
     options = RunOptions(data=DataOptions(label=label), iterations=1, configurations=(configuration,))
-    pipeline = Pipeline(data, out, options)
-    pipeline.run("preprocess")
-    return pipeline
+    run_pipeline(data, out, options, until="preprocess")
+    return run_pipeline(data, out, options, until="plan")
 
 
-def sized(pipeline: Pipeline, name: str, width: int, batch: int, patch_limit: int | None) -> Configuration:
+def sized(outcome: RunOutcome, name: str, width: int, batch: int, patch_limit: int | None) -> Configuration:
+    assert outcome.plan is not None
+    assert outcome.maker is not None
     changed = {"base_features": width, "batch_limit": batch, "patch_limit": patch_limit}
-    options = pipeline.plan.options.model_copy(update=changed)
-    return pipeline.plan_with(options).configurations[name]
+    options = outcome.plan.options.model_copy(update=changed)
+    return outcome.maker.with_options(options).configurations[name]
 
 
-def run_variant(pipeline: Pipeline, name: str, text: str, seconds: float, cases: int) -> tuple[Metrics, int, float]:
+def run_variant(
+    outcome: RunOutcome, run: RunFolder, name: str, text: str, seconds: float, cases: int
+) -> tuple[Metrics, int, float]:
     """Train and validate one variant. Returns metrics, steps, and seconds of validation."""
-    from autounet.inference.loading import load_network
-    from autounet.training import FoldTask, Horizon, train_fold
+    from trainings import fold_training
 
-    values = parse_variant(text)
-    configuration = sized(pipeline, name, values.pop("width", 16), values.pop("batch", 2), values.pop("patch", None))
-    folder = pipeline.out / "variants" / text.replace("=", "_")
-    training, validation = pipeline.known.splits.training(0), pipeline.known.splits.validation(0)[:cases]
-    task = FoldTask(
-        configuration_name=name, configuration=configuration, labels=pipeline.known.dataset.labels,
-        options=TrainOptions(**{**BASE, **values}), prepared=pipeline.out / "prepared" / configuration.prepared,
-        train_cases=training, validation_cases=validation, fold=0, folder=folder, horizon=Horizon(seconds=seconds),
-        device=pipeline.profile.device, workers=0,
-    )  # fmt: skip
-    record = train_fold(task)
-    model = load_network(configuration, folder / "weights.safetensors", pipeline.profile.device)
+    from autounet.inference.loading import load_network
+    from autounet.training import Horizon, train_fold
+
+    values, device = parse_variant(text), DeviceProfile.load(run.device).device
+    configuration = sized(outcome, name, values.pop("width", 16), values.pop("batch", 2), values.pop("patch", None))
+    folder = FoldFolder(run.path / "variants" / text.replace("=", "_"))
+    options = TrainOptions(**{**BASE, **values})
+    record = train_fold(
+        *fold_training(run, name, configuration, options, folder.path, Horizon(seconds=seconds), device=device)
+    )
+    model, dataset = load_network(configuration, folder.weights, device), Dataset.load(run.dataset)
+    validation = Splits.load(run.splits).validation(0)[:cases]
     began = time.monotonic()
-    metrics = case_work.validate_cases(
-        pipeline.known.dataset, configuration, [model], pipeline.out / "prepared", validation, 0, folder / "predicted",
-        pipeline.profile.device, keep_scores=False,
+    results = validate_cases(
+        dataset, configuration, [model], run.prepared(configuration.prepared), validation, 0,
+        CrossvalFolder(folder.path / "predicted"), device, keep_scores=False,
     )  # fmt: skip
-    return metrics, record.steps, time.monotonic() - began
+    return summarise_cases(results, dataset), record.steps, time.monotonic() - began
 
 
 def main() -> None:
@@ -93,12 +98,15 @@ def main() -> None:
     parser.add_argument("--variant", action="append", required=True)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    pipeline = prepare(arguments.data, arguments.out, arguments.label, arguments.configuration)
+    outcome, run = (
+        prepare(arguments.data, arguments.out, arguments.label, arguments.configuration),
+        RunFolder(arguments.out),
+    )
     header = "| variant | steps | mean Dice | per class | validation |\n|---|---|---|---|---|\n"
     sys.stdout.write(f"{arguments.seconds:.0f} s of training a variant\n\n{header}")
     for text in arguments.variant:
         metrics, steps, seconds = run_variant(
-            pipeline, arguments.configuration, text, arguments.seconds, arguments.cases
+            outcome, run, arguments.configuration, text, arguments.seconds, arguments.cases
         )
         classes = ", ".join(f"{name} {values.dice:.4f}" for name, values in metrics.per_class.items())
         sys.stdout.write(f"| {text} | {steps} | {metrics.mean_dice:.4f} | {classes} | {seconds:.1f} s |\n")
