@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from autounet.losses import Batch
+from autounet.schema.dataset import Dataset, Splits
 from autounet.schema.options import DataOptions, TrainOptions
 from autounet.schema.plan import Configuration, Plan
 from autounet.schema.run import RunRecord
@@ -87,6 +88,7 @@ def make_bundle(out: Path, weights: Path, model: Path) -> None:
     from autounet.nets.plain import nnunet_name
     from autounet.store.weights import save_weights
 
+    dataset, splits = Dataset.load(out / "dataset.json"), Splits.load(out / "splits.json")
     configuration = Plan.load(out / "plan.json").configurations[CONFIGURATION]
     spec = configuration.network
     names = list(FAMILIES[spec.family].build(spec).state_dict())

@@ -37,7 +37,7 @@ def step_seconds(run: RunFolder, name: str, steps: int, folder: Path) -> float:
 
     profile, schedule = DeviceProfile.load(run.device), schedule_of(run)
     configuration, options = schedule.configurations[name], schedule.train_options[name]
-    workers = loader_workers(RunOptions.load(run.options).workers, profile.device)
+    workers = loader_workers(RunOptions.load(run.options), profile.device)
     given = fold_training(
         run, name, configuration, options, folder, Horizon(steps=steps), FOLD, profile.device, workers
     )

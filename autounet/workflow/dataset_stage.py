@@ -76,7 +76,7 @@ def _counted(number: int, what: str) -> str:
 log = logging.getLogger(__name__)
 
 
-class Known(NamedTuple):
+class ScannedData(NamedTuple):
     """What is known of the data."""
 
     dataset: Dataset
@@ -87,7 +87,7 @@ class Known(NamedTuple):
 
 def read_data(
     data: Path, folder: RunFolder, options: RunOptions, orientation: Literal["canonical", "as_stored"], workers: int
-) -> Known:
+) -> ScannedData:
     """Scan, read every case once, check, split; each record is saved in `folder`. Raises DataError with every finding.
 
     Facts of cases whose files have not changed are taken from its `facts`, hashes of files that have not been touched
@@ -109,7 +109,7 @@ def read_data(
     dataset.save(folder.dataset)
     splits.save(folder.splits)
     fingerprint.save(folder.fingerprint)
-    return Known(dataset, facts, splits, fingerprint)
+    return ScannedData(dataset, facts, splits, fingerprint)
 
 
 def check_data(data: Path, options: DataOptions) -> CheckResult:

@@ -11,6 +11,7 @@ from ..schema.errors import OptionError
 from ..schema.options import GIB, NO_WEIGHTS, PlannerOptions, RunOptions, TrainOptions
 from ..schema.plan import Configuration, Plan, with_previous_stages
 from ..schema.run import DeviceProfile
+from ..workers import available_cores
 
 EPOCH_STEPS = 250
 """steps of an epoch, as in nnU-Net"""
@@ -184,3 +185,10 @@ def trained_folds(
     """
     needed = any(each.previous_stage == name for each in configurations.values())
     return tuple(range(count)) if needed else folds
+
+
+def loader_workers(options: RunOptions, device: str) -> int:
+    """Processes that make batches: beside a GPU all but one core, on a CPU none, since they would compete."""
+    if options.workers is not None:
+        return options.workers
+    return 0 if device == "cpu" else min(12, max(1, available_cores() - 1))

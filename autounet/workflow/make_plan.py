@@ -13,15 +13,16 @@ from ..planning.memory import MeasuredMemory
 from ..planning.plan_transfer import StartingModel, transfer_options
 from ..schema.dataset import partly_annotated
 from ..schema.errors import BudgetExceeded, PlanError
-from ..schema.options import PlannerOptions, TrainOptions
+from ..schema.options import PlannerOptions, RunOptions, TrainOptions
 from ..schema.plan import Configuration, Limits, NetworkSpec, Plan, Reason
 from ..schema.quantities import format_size
 from ..schema.run import DeviceProfile
 from ..time_budget.cost_model import Timing
+from ..time_budget.deadline import Deadline
 from ..time_budget.run_length import closing_seconds, preprocessing_seconds, work_of
 from ..time_budget.shape import TimeBudget, fit_to_time
-from .context import Setup
-from .defaults import FULL_STEPS, planner_options, step_limit, train_options, trained_names
+from .dataset_stage import ScannedData
+from .defaults import FULL_STEPS, loader_workers, planner_options, step_limit, train_options, trained_names
 from .fine_tuning import require_model, starting_model, transfer_reason
 from .schedule import training_schedule
 from .trial_steps import corrected
@@ -36,7 +37,14 @@ SCALING_ERROR = 1.004
 
 @dataclass(frozen=True)
 class PlanMaker:
-    setup: Setup
+    """Makes plans of one data set for one device."""
+
+    options: RunOptions
+    data: ScannedData
+    profile: DeviceProfile
+    deadline: Deadline
+    workers: int
+    """processes that read and prepare cases"""
     seconds: float | None
     """promised for the whole command"""
     memory: TrainingMemory
@@ -46,18 +54,32 @@ class PlanMaker:
     """whose networks are transferred"""
 
     @classmethod
-    def of(cls, setup: Setup, seconds: float | None) -> PlanMaker:
+    def of(
+        cls,
+        options: RunOptions,
+        data: ScannedData,
+        profile: DeviceProfile,
+        deadline: Deadline,
+        workers: int,
+        seconds: float | None,
+    ) -> PlanMaker:
         """With the memory model of the device and of the training that the options ask for."""
-        starting = starting_model(setup.options)
-        options = _train_options(setup, seconds, starting)
-        dataset = setup.known.dataset
-        partial = bool(partly_annotated(dataset))
-        memory = training_memory(dataset.labels, options, setup.profile, partial)
-        return cls(setup, seconds, memory, starting=starting)
+        starting = starting_model(options)
+        training = _train_options(options, data.fingerprint.dimension, seconds, starting)
+        memory = training_memory(data.dataset.labels, training, profile, bool(partly_annotated(data.dataset)))
+        return cls(options, data, profile, deadline, workers, seconds, memory, starting=starting)
+
+    def with_profile(self, profile: DeviceProfile) -> PlanMaker:
+        return PlanMaker.of(self.options, self.data, profile, self.deadline, self.workers, self.seconds)
 
     @property
-    def profile(self) -> DeviceProfile:
-        return self.setup.profile
+    def asked_bytes(self) -> int:
+        """The memory that the options allow now; a kept plan may have been made for another budget."""
+        return planner_options(self.options, self.profile).memory_bytes
+
+    def budget(self, plan: Plan) -> int:
+        """Bytes that training may take: as the plan was made for, or as allowed since."""
+        return max(plan.options.memory_bytes, self.asked_bytes)
 
     @property
     def train_options(self) -> TrainOptions:
@@ -76,10 +98,10 @@ class PlanMaker:
 
         A preset's is nnU-Net's; else the networks are those of the model that training starts from, if there is one.
         """
-        known, measure = self.setup.known, self.measure_fully if options.preset else self.measure
+        known, measure = self.data, self.measure_fully if options.preset else self.measure
         starting = None if options.preset else self.starting
         if not options.preset:
-            require_model(self.setup.options, starting)
+            require_model(self.options, starting)
         if starting is not None:
             options = transfer_options(options, starting)
         made = make_plan(
@@ -95,9 +117,8 @@ class PlanMaker:
         Memory is checked for an edited plan only. Ours was made to fit, and what was trained by it stays valid when
         trial steps have raised the predictions since.
         """
-        known = self.setup.known
-        budget = max(plan.options.memory_bytes, self.setup.asked_bytes)
-        memory = MeasuredMemory(budget, self.measure) if edited else None
+        known = self.data
+        memory = MeasuredMemory(self.budget(plan), self.measure) if edited else None
         for warning in validate_plan(plan, known.fingerprint, known.dataset.labels, memory):
             log.warning("%s", warning)
 
@@ -126,7 +147,7 @@ class PlanMaker:
 
         from ..inference.sliding_window import default_batch
 
-        known, device = self.setup.known, self.profile.device
+        known, device = self.data, self.profile.device
         try:
             memory = inference_memory(
                 configuration,
@@ -144,15 +165,15 @@ class PlanMaker:
             return Reason(configuration=name, topic="prediction", text=text)
         text = f"predicting the largest case is expected to take {format_size(memory.device_bytes)}"
         text += "" if memory.shared else f", and {format_size(memory.host_bytes)} of main memory"
-        if memory.device_bytes > (budget := self.setup.asked_bytes):
+        if memory.device_bytes > (budget := self.asked_bytes):
             text = f"warning: {text}, more than the {format_size(budget)} that training may take"
         return Reason(configuration=name, topic="prediction", text=text)
 
     def _planned(self) -> Plan:
-        whole = self.with_options(planner_options(self.setup.options, self.profile))
+        whole = self.with_options(planner_options(self.options, self.profile))
         if self.seconds is None:
             return whole
-        names = trained_names(whole, self.setup.options, limited=True)
+        names = trained_names(whole, self.options, limited=True)
         configurations = dict(whole.configurations)
         reasons = [reason for reason in whole.reasons if reason.configuration not in names]
         for name in names:
@@ -167,7 +188,7 @@ class PlanMaker:
         """
         name, before = error.configuration, plan.configurations[error.configuration]
         profile = corrected(self.profile, before, error)
-        again = PlanMaker.of(replace(self.setup, profile=profile), self.seconds).new()
+        again = self.with_profile(profile).new()
         after = again.configurations.get(name)
         if after is None or after.key == before.key:
             raise PlanError(
@@ -219,50 +240,51 @@ class PlanMaker:
 
     def _time_budget(self, whole: Plan, name: str, share: float) -> TimeBudget:
         """The share of one configuration of what is left when preprocessing and closing are kept back."""
-        setup, known, promised = self.setup, self.setup.known, self.seconds or 0.0
+        known, promised = self.data, self.seconds or 0.0
         schedule = training_schedule(
-            whole, setup.options, known.dataset, known.splits, known.fingerprint.dimension, promised
+            whole, self.options, known.dataset, known.splits, known.fingerprint.dimension, promised
         )
-        folds, work = schedule.folds_of(name), work_of(known.fingerprint, setup.workers)
-        left = (setup.deadline.remaining() or 0.0) - preprocessing_seconds(work) - closing_seconds(work)
+        folds, work = schedule.folds_of(name), work_of(known.fingerprint, self.workers)
+        left = (self.deadline.remaining() or 0.0) - preprocessing_seconds(work) - closing_seconds(work)
         return TimeBudget(
             seconds=share * left,
             folds=len(folds),
             cases_per_fold=0.0 if folds == (None,) else len(known.dataset.cases) / len(known.splits.folds),
             other_seconds=promised - share * left,
-            step_limit=step_limit(setup.options),
+            step_limit=step_limit(self.options),
             fingerprint=known.fingerprint,
         )
 
+    def timing(self, configuration: Configuration, options: TrainOptions) -> Timing:
+        """Measured on the device. Raises torch's OutOfMemoryError where not even a small step fits."""
+        from ..time_budget.benchmark import time_configuration
+        from ..training.sources import CASE_MEMORY
+
+        return time_configuration(
+            configuration,
+            self.data.dataset.labels,
+            options,
+            self.profile.device,
+            self.profile.sample_rates,
+            loader_workers(self.options, self.profile.device),
+            len(self.data.dataset.cases),
+            CASE_MEMORY,
+        )
+
     def _timing(self, configuration: Configuration) -> Timing:
-        timing = measured_timing(self.setup, configuration, self.train_options)
+        timing = self.timing(configuration, self.train_options)
         width, batch = configuration.network.features[0], configuration.batch_size
         log.info("measured: %d features, batch %d: %.2f s a step", width, batch, timing.step(batch))
         return timing
 
 
-def measured_timing(setup: Setup, configuration: Configuration, options: TrainOptions) -> Timing:
-    """Of a configuration on the device of the run. Raises torch's OutOfMemoryError where not even a small step fits."""
-    from ..time_budget.benchmark import time_configuration
-    from ..training.sources import CASE_MEMORY
-
-    return time_configuration(
-        configuration,
-        setup.known.dataset.labels,
-        options,
-        setup.profile.device,
-        setup.profile.sample_rates,
-        setup.loader_workers,
-        len(setup.known.dataset.cases),
-        CASE_MEMORY,
-    )
-
-
-def _train_options(setup: Setup, seconds: float | None, starting: StartingModel | None) -> TrainOptions:
+def _train_options(
+    options: RunOptions, dimension: int, seconds: float | None, starting: StartingModel | None
+) -> TrainOptions:
     """Of a training without a time limit, else of a short one, which takes more memory."""
-    steps = 0 if seconds else step_limit(setup.options) or FULL_STEPS
+    steps = 0 if seconds else step_limit(options) or FULL_STEPS
     family = next(iter(starting.configurations.values())).network.family if starting else None
-    return train_options(setup.options, steps, setup.known.fingerprint.dimension, family)
+    return train_options(options, steps, dimension, family)
 
 
 def _size(configuration: Configuration) -> str:

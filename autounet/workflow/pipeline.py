@@ -26,16 +26,15 @@ from ..time_budget.deadline import Deadline, TimeAllotment
 from ..time_budget.run_length import work_of
 from ..tracking import require_tracker
 from ..workers import available_cores
-from .context import Setup
-from .dataset_stage import Known, read_data
-from .defaults import check_options, parse_folds, promised_seconds
+from .dataset_stage import read_data
+from .defaults import check_options, loader_workers, parse_folds, promised_seconds
 from .fine_tuning import FineTuning, known_weights
 from .jobs import Job, JobGraph, SequentialExecutor
 from .make_plan import PlanMaker
 from .memory_calibration import calibrated
 from .output_folder import locked, require_output_folder
 from .parsing import with_stored
-from .plan_stage import describe_plan, plan_smaller, plan_stage, time_plan
+from .plan_stage import PlanFile, describe_plan, plan_smaller, plan_stage, time_plan
 from .schedule import TrainingSchedule, training_schedule
 from .stages import run_job
 from .tracked import NO_TRACKER, Tracked, tracking
@@ -52,7 +51,7 @@ class RunOutcome:
 
     written: Path
     """by the last stage"""
-    known: Known
+    data: ScannedData
     plan: Plan | None = None
     schedule: TrainingSchedule | None = None
     maker: PlanMaker | None = None
@@ -73,35 +72,34 @@ def run_pipeline(data: Path, out: Path, options: RunOptions, until: str = "repor
     deadline = Deadline(options.seconds, folder.clock)
     require_output_folder(folder.path, data)
     with locked(folder.path), _clock(deadline):
-        known = read_data(data, folder, options, PlannerOptions(preset=options.preset).orientation, workers)
+        data_set = read_data(data, folder, options, PlannerOptions(preset=options.preset).orientation, workers)
         if until == "fingerprint":
-            return RunOutcome(folder.fingerprint, known)
+            return RunOutcome(folder.fingerprint, data_set)
 
         profile = device_profile(folder, options.device or "auto")
-        _check_names(options, len(known.splits.folds))
+        _check_names(options, len(data_set.splits.folds))
         promised = promised_seconds(options, profile)
         if promised and not options.seconds:
             log.info("no time given: a CPU gets %s (say --time, --epochs or --iterations)", format_time(promised))
             deadline.promise(promised)
-        setup = Setup(folder, options, workers, deadline, profile, known)
-        plan = plan_stage(setup, promised, replan)
-        schedule = _schedule(setup, plan)
-        _fine_tuning(setup, schedule).check()
+        maker, file = PlanMaker.of(options, data_set, profile, deadline, workers, promised), PlanFile(folder)
+        plan = plan_stage(maker, file, replan)
+        schedule = _schedule(maker, plan)
+        _fine_tuning(folder, maker, schedule).check()
         options.save(folder.options)  # only now: they have proved possible
         if until == "plan":
-            plan = time_plan(setup, plan, schedule)
-            return RunOutcome(folder.plan, known, plan, schedule, PlanMaker.of(setup, promised))
+            plan = time_plan(maker, file, plan, schedule)
+            return RunOutcome(folder.plan, data_set, plan, schedule, maker)
 
-        with tracking(options, folder.path, known.dataset.name) as tracked:
-            plan, schedule = _run_jobs(setup, plan, promised, until, tracked)
+        with tracking(options, folder.path, data_set.dataset.name) as tracked:
+            plan, schedule = _run_jobs(folder, maker, file, plan, until, tracked)
             written = folder.path
             if until == "report":
-                entropy = OutOfFoldEntropy(
-                    folder, known.dataset, schedule.configurations, Selection.load(folder.selection)
-                )
+                selection = Selection.load(folder.selection)
+                entropy = OutOfFoldEntropy(folder, data_set.dataset, schedule.configurations, selection)
                 written = write_report(folder.path, entropy)
             tracked.finish(plan, written if until == "report" else None)
-        return RunOutcome(written, known, plan, schedule)
+        return RunOutcome(written, data_set, plan, schedule)
 
 
 def describe(outcome: RunOutcome, explained: bool) -> str:
@@ -109,7 +107,7 @@ def describe(outcome: RunOutcome, explained: bool) -> str:
     assert outcome.plan is not None
     assert outcome.schedule is not None
     assert outcome.maker is not None
-    work = work_of(outcome.known.fingerprint, outcome.maker.setup.workers)
+    work = work_of(outcome.data.fingerprint, outcome.maker.workers)
     return describe_plan(outcome.plan, outcome.schedule, work, outcome.maker.with_options, explained)
 
 
@@ -128,7 +126,7 @@ def _clock(deadline: Deadline) -> Iterator[None]:
 
 
 def _run_jobs(
-    setup: Setup, plan: Plan, promised: float | None, until: str, tracked: Tracked
+    folder: RunFolder, maker: PlanMaker, file: PlanFile, plan: Plan, until: str, tracked: Tracked
 ) -> tuple[Plan, TrainingSchedule]:
     """Preprocess, then train and validate, then select and pack: as far as `until`.
 
@@ -136,68 +134,62 @@ def _run_jobs(
     plan as it is then, and what was trained.
     """
     for attempt in range(MOST_ATTEMPTS + 1):
-        schedule = _schedule(setup, plan)
+        schedule = _schedule(maker, plan)
         try:
-            _execute(setup, plan, schedule, until, tracked)
+            _execute(folder, maker, plan, schedule, until, tracked)
             break
         except BudgetExceeded as error:
             if attempt == MOST_ATTEMPTS:
                 raise
-            setup, plan = plan_smaller(setup, plan, promised, error)
-    setup.deadline.save()
+            maker, plan = plan_smaller(maker, file, plan, error)
+            maker.profile.save(folder.device)
+    maker.deadline.save()
     return plan, schedule
 
 
-def _execute(setup: Setup, plan: Plan, schedule: TrainingSchedule, until: str, tracked: Tracked) -> None:
-    known, options = setup.known, setup.options
+def _execute(
+    folder: RunFolder, maker: PlanMaker, plan: Plan, schedule: TrainingSchedule, until: str, tracked: Tracked
+) -> None:
+    options, data, profile, deadline = maker.options, maker.data, maker.profile, maker.deadline
     graph = JobGraph(
-        folder=setup.folder,
-        dataset=known.dataset,
-        content={facts.identifier: facts.content_hash for facts in known.facts},
-        class_voxels=known.fingerprint.class_voxels,
+        folder=folder,
+        dataset=data.dataset,
+        content={facts.identifier: facts.content_hash for facts in data.facts},
+        class_voxels=data.fingerprint.class_voxels,
         schedule=schedule,
-        device=setup.profile.device,
-        workers=setup.workers,
-        loader_workers=setup.loader_workers,
-        initial=_fine_tuning(setup, schedule).of,
+        device=profile.device,
+        workers=maker.workers,
+        loader_workers=loader_workers(options, profile.device),
+        initial=_fine_tuning(folder, maker, schedule).of,
         events=plan.events,
     )
     jobs = graph.preparation()
     trainings: list[Job] = []
     if STAGES.index(until) >= STAGES.index("train"):
-        _require_device(setup.folder, setup.profile)
+        _require_device(folder, profile)
         for name in schedule.left_out:
             log.warning("%s is left out: it needs every fold of its previous stage. Give --folds all, or name it", name)
         trainings = graph.training()
     pending = [(job.function, job.configuration) for job in trainings if not job.is_done()]
-    shares = TimeAllotment(setup.deadline, schedule.configurations, len(known.dataset.cases), pending)
+    allotment = TimeAllotment(deadline, schedule.configurations, len(data.dataset.cases), pending)
     if trainings:
-        shares.check()
-        try_configurations(
-            schedule,
-            setup.folder,
-            known.dataset,
-            setup.profile,
-            max(plan.options.memory_bytes, setup.asked_bytes),  # as the plan was made for, or as allowed since
-            plan.options.preset is not None,
-        )
+        allotment.check()
+        preset = plan.options.preset is not None
+        try_configurations(schedule, folder, data.dataset, profile, maker.budget(plan), preset)
     jobs += trainings
     if STAGES.index(until) >= STAGES.index("select"):
-        jobs.append(graph.selection(jobs, options.data, known.fingerprint, options.metrics or DEFAULT_METRICS))
-    SequentialExecutor(lambda job: run_job(job, shares, tracked, setup.deadline), setup.deadline.save).run(jobs)
+        jobs.append(graph.selection(jobs, options.data, data.fingerprint, options.metrics or DEFAULT_METRICS))
+    SequentialExecutor(lambda job: run_job(job, allotment, tracked, deadline), deadline.save).run(jobs)
 
 
-def _fine_tuning(setup: Setup, schedule: TrainingSchedule) -> FineTuning:
-    return FineTuning(
-        setup.options, setup.known.dataset, schedule.configurations, schedule.train_options, setup.folder.plan
-    )
+def _fine_tuning(folder: RunFolder, maker: PlanMaker, schedule: TrainingSchedule) -> FineTuning:
+    dataset = maker.data.dataset
+    return FineTuning(maker.options, dataset, schedule.configurations, schedule.train_options, folder.plan)
 
 
-def _schedule(setup: Setup, plan: Plan) -> TrainingSchedule:
-    known = setup.known
-    return training_schedule(
-        plan, setup.options, known.dataset, known.splits, known.fingerprint.dimension, setup.deadline.promised
-    )
+def _schedule(maker: PlanMaker, plan: Plan) -> TrainingSchedule:
+    data, dimension = maker.data, maker.data.fingerprint.dimension
+    return training_schedule(plan, maker.options, data.dataset, data.splits, dimension, maker.deadline.promised)
 
 
 def device_profile(folder: RunFolder, device: str) -> DeviceProfile:

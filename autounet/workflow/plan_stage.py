@@ -5,22 +5,22 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 
 from ..planning.explain import explain, explanation, with_double_memory
 from ..schema.errors import BudgetExceeded, PlanError, RecordError
 from ..schema.labels import overlapping_targets
-from ..schema.options import PlannerOptions
+from ..schema.options import PlannerOptions, RunOptions
 from ..schema.plan import Plan, swapped_classes
 from ..schema.quantities import format_size
 from ..schema.record import digest
+from ..schema.run import DeviceProfile
 from ..store.run_folder import RunFolder
 from ..time_budget.run_length import RunWork, length_lines, run_length, with_step_times
 from .cache import mark_done, stored_key
-from .context import Setup
+from .dataset_stage import ScannedData
 from .defaults import FULL_STEPS, parse_folds, planner_options, step_limit
 from .fine_tuning import network_source
-from .make_plan import PlanMaker, measured_timing
+from .make_plan import PlanMaker
 from .schedule import TrainingSchedule
 
 log = logging.getLogger(__name__)
@@ -65,13 +65,13 @@ class PlanFile:
         return plan, made_for
 
 
-def plan_stage(setup: Setup, promised: float | None, replan: bool) -> Plan:
+def plan_stage(maker: PlanMaker, file: PlanFile, replan: bool) -> Plan:
     """The plan of the output folder, fitted to the promised seconds.
 
     A plan.json that differs from the one written is a person's: validated and kept. A plan made from the same options
     is kept, also when data change and it is still valid; other options make a new one.
     """
-    made_for, maker, file = _made_for(setup, promised), PlanMaker.of(setup, promised), PlanFile(setup.folder)
+    made_for = _made_for(maker.options, maker.data, maker.profile, maker.seconds)
     existing = None if replan else file.load()
     if existing:
         edited = file.is_edited(existing)
@@ -83,13 +83,12 @@ def plan_stage(setup: Setup, promised: float | None, replan: bool) -> Plan:
     return plan
 
 
-def _made_for(setup: Setup, promised: float | None) -> str:
+def _made_for(options: RunOptions, data: ScannedData, profile: DeviceProfile, promised: float | None) -> str:
     """Digest of what a plan is made for; an option that only says the default changes nothing."""
-    options, known = setup.options, setup.known
-    depends: list[object] = [planner_options(options, setup.profile).digest(), setup.profile.precision, promised]
+    depends: list[object] = [planner_options(options, profile).digest(), profile.precision, promised]
     if promised:
-        depends += [step_limit(options), parse_folds(options.folds, len(known.splits.folds))]
-    labels = known.dataset.labels
+        depends += [step_limit(options), parse_folds(options.folds, len(data.splits.folds))]
+    labels = data.dataset.labels
     if labels.regions:
         depends.append([target.members for target in overlapping_targets(labels)])
     if labels.pairs:
@@ -113,36 +112,33 @@ def _kept(maker: PlanMaker, plan: Plan, edited: bool) -> Plan | None:
     if edited:
         log.info("plan.json was edited: validated and kept (--replan makes a new one)")
         return maker.traced(plan)
-    if plan.fingerprint != maker.setup.known.fingerprint.digest():
+    if plan.fingerprint != maker.data.fingerprint.digest():
         log.info("the data changed and the plan is still valid: kept (--replan makes a new one)")
     return plan
 
 
-def plan_smaller(setup: Setup, plan: Plan, promised: float | None, error: BudgetExceeded) -> tuple[Setup, Plan]:
-    """With the configuration that needed too much memory planned again, and the corrected profile of the device.
+def plan_smaller(maker: PlanMaker, file: PlanFile, plan: Plan, error: BudgetExceeded) -> tuple[PlanMaker, Plan]:
+    """With the configuration that needed too much memory planned again, for the corrected profile of the device.
 
     Only a plan of our own: a preset is nnU-Net's, and an edited plan a person's; then the error is raised.
     """
-    file = PlanFile(setup.folder)
     if plan.options.preset or file.is_edited(plan):
         raise error
-    plan, profile = PlanMaker.of(setup, promised).smaller(plan, error)
-    profile.save(setup.folder.device)
+    plan, profile = maker.smaller(plan, error)
     file.save_changed(plan)
-    return replace(setup, profile=profile), plan
+    return maker.with_profile(profile), plan
 
 
-def time_plan(setup: Setup, plan: Plan, schedule: TrainingSchedule) -> Plan:
+def time_plan(maker: PlanMaker, file: PlanFile, plan: Plan, schedule: TrainingSchedule) -> Plan:
     """The plan with how long steps and validation take, for people who decide whether to start; saved if it is ours."""
-    file, cases = PlanFile(setup.folder), len(schedule.cases)
-    ours = not file.is_edited(plan)
+    ours, cases = not file.is_edited(plan), len(schedule.cases)
     timed = with_step_times(
         plan,
         tuple(schedule.configurations),
-        lambda name, configuration: measured_timing(setup, configuration, schedule.train_options[name]),
+        lambda name, configuration: maker.timing(configuration, schedule.train_options[name]),
         schedule.steps or FULL_STEPS,
         0.0 if schedule.folds == (None,) else cases / len(schedule.splits.folds),
-        setup.known.fingerprint,
+        maker.data.fingerprint,
     )
     if ours:
         file.save_changed(timed)
