@@ -17,23 +17,29 @@ from pathlib import Path
 
 from measuring import CommandFailed, commit, machine, public_command, run, seconds_text, table, write_results
 from run_length import LARGEST_ERROR, PROGRAM
-from run_length_trainer import context_of
+from run_length_trainer import schedule_of
 
+from autounet.schema.fingerprint import Fingerprint
+from autounet.schema.options import RunOptions
+from autounet.store.run_folder import RunFolder
 from autounet.time_budget.run_length import total_length, work_of
+from autounet.workers import available_cores
 
 log = logging.getLogger("benchmark")
 
 
 def predicted(out: Path) -> tuple[float, str]:
     """Seconds that the plan in OUT promises, and what of it is trained, in words."""
-    context = context_of(out)
-    trained = [(each, len(context.folds_of(name))) for name, each in context.configurations.items()]
-    seconds = total_length(trained, work_of(context.known.fingerprint, context.workers))
+    folder = RunFolder(out)
+    schedule, given = schedule_of(folder), RunOptions.load(folder.options).workers
+    trained = [(each, len(schedule.folds_of(name))) for name, each in schedule.configurations.items()]
+    workers = available_cores() if given is None else given
+    seconds = total_length(trained, work_of(Fingerprint.load(folder.fingerprint), workers))
     if seconds is None:
         sys.exit(f"{out / 'plan.json'} holds no times")
     what = ", ".join(
         f"{name} {'x'.join(map(str, each.patch_size))} batch {each.batch_size}, {each.predicted_steps} steps"
-        for name, each in context.configurations.items()
+        for name, each in schedule.configurations.items()
     )
     return seconds, what
 
