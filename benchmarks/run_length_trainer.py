@@ -22,7 +22,7 @@ from autounet.schema.run import DeviceProfile
 from autounet.time_budget.deadline import Deadline
 from autounet.workers import available_cores, wait_politely
 from autounet.workflow.context import Context
-from autounet.workflow.dataset_stage import Known
+from autounet.workflow.dataset_stage import DataRecords
 
 FOLD = 0
 WARM_UP = 0.2
@@ -31,7 +31,7 @@ WARM_UP = 0.2
 
 def context_of(out: Path) -> Context:
     options = RunOptions.load(out / "options.json")
-    known = Known(
+    known = DataRecords(
         Dataset.load(out / "dataset.json"), [], Splits.load(out / "splits.json"),
         Fingerprint.load(out / "fingerprint.json"),
     )  # fmt: skip

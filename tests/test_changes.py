@@ -11,7 +11,7 @@ import pytest
 from broken_sets import image_file, label_file, volumes
 
 from autounet.crossval import validate as case_work
-from autounet.datasets import stamps
+from autounet.datasets import file_hashes
 from autounet.imageio import read_image, read_labels, write_image, write_labels
 from autounet.schema.metrics import Metrics
 from autounet.schema.options import DataOptions, RunOptions
@@ -54,7 +54,7 @@ class Done:
         self.trained: list[int | None] = []
         self.predicted: list[str] = []
         examining = sys.modules["autounet.datasets.checks.examine"]  # the package has a function of that name
-        stamp, examine = stamps.FileHashes._stamp, examining.examine_case
+        stamp, examine = file_hashes.FileHashes._stamp, examining.examine_case
         prepare, train = case_work._prepare_one, autounet.training.train_fold
         evaluate = case_work._write_and_evaluate
 
@@ -65,8 +65,10 @@ class Done:
 
             return counting
 
-        monkeypatch.setattr(stamps, "SETTLED_NS", 0)
-        monkeypatch.setattr(stamps.FileHashes, "_stamp", count(self.hashed, lambda _, path, status: path.name, stamp))
+        monkeypatch.setattr(file_hashes, "SETTLED_NS", 0)
+        monkeypatch.setattr(
+            file_hashes.FileHashes, "_stamp", count(self.hashed, lambda _, path, status: path.name, stamp)
+        )
         monkeypatch.setattr(examining, "examine_case", count(self.examined, lambda task: task.case.identifier, examine))
         monkeypatch.setattr(case_work, "_prepare_one", count(self.prepared, lambda task: task.identifier, prepare))
         monkeypatch.setattr(autounet.training, "train_fold", count(self.trained, lambda task, *_: task.fold, train))

@@ -21,7 +21,7 @@ from training_cases import task, write_case
 
 from autounet.inference.sliding_window import output_field, predict_scores
 from autounet.nets import FAMILIES
-from autounet.ops.mirror import mirrored_indices
+from autounet.ops.tiles import mirrored_indices
 from autounet.planning import plan, validate
 from autounet.schema.errors import PlanError
 from autounet.schema.fingerprint import Fingerprint

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..datasets.stamps import FileHashes
+from ..datasets.file_hashes import FileHashes
 from ..inference.decisions import Decision, decision_for
 from ..inference.export import labels_for_next_stage
 from ..schema.dataset import Dataset

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..inference.probabilities import PooledScores
 from ..ops.label_values import NO_LOSS
-from ..ops.orient import nonzero_box
+from ..ops.masks import nonzero_box
 from ..schema.geometry import Box3
 
 MARGIN = 8

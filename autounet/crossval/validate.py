@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..datasets import load_case, read_reference
-from ..datasets.stamps import FileHashes
+from ..datasets.file_hashes import FileHashes
 from ..evaluation import distance_unit, evaluate_case, summarise
 from ..imageio import output_suffix, read_geometry, suffix, write_labels
 from ..inference.export import append_one_hot, export
 from ..preprocessing import case_key, prepare_case
-from ..schema.dataset import Case, Dataset, annotated_classes, presence
+from ..schema.dataset import Case, Dataset, annotated_classes, channel_availability
 from ..schema.errors import RecordError
 from ..schema.metrics import CaseMetrics, Metrics
 from ..schema.plan import Configuration, PreprocessSpec, prediction_swap
@@ -46,7 +46,7 @@ class _PrepareTask(NamedTuple):
 
 def _prepare_one(task: _PrepareTask) -> str:
     case = load_case(task.dataset, task.identifier)
-    present = presence(task.dataset.case(task.identifier), len(task.dataset.channels))
+    present = channel_availability(task.dataset.case(task.identifier), len(task.dataset.channels))
     prepared = prepare_case(task.identifier, task.key, case.image, case.labels, case.geometry, task.spec, present)
     write_prepared(task.folder, *prepared)
     return task.identifier

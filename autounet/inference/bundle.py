@@ -21,7 +21,7 @@ from pydantic import JsonValue
 
 from .. import __version__
 from ..schema.bundle import BundleMember, ModelBundle, ModelCard
-from ..schema.dataset import Dataset, combinations
+from ..schema.dataset import Dataset, channel_combinations
 from ..schema.errors import ModelError, PlanError
 from ..schema.fingerprint import Fingerprint
 from ..schema.metrics import Metrics
@@ -96,7 +96,7 @@ def pack(
             **{name: getattr(dataset, name) for name in ("name", "layout", "image_pattern", "suffix", "file_kind")},
             channels=dataset.channels,
             channel_patterns=dataset.channel_patterns or options.channels,
-            channel_combinations=combinations(dataset),
+            channel_combinations=channel_combinations(dataset),
             time_points=dataset.time_points,
             labels=dataset.labels,
             configurations={name: configurations[name] for name in packed},

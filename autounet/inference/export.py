@@ -15,7 +15,8 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from ..ops.label_values import decode
-from ..ops.orient import crop, orient
+from ..ops.masks import crop
+from ..ops.orient import orient
 from ..ops.resample import apply_taps, resample_labels, separate_axis
 from ..preprocessing.prepare import View, grid_view, prepared_spacing, stored_view
 from ..schema.labels import Labels, TargetKind, targets_of

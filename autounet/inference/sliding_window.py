@@ -15,8 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from ..nets import FAMILIES
-from ..ops.mirror import mirror_combinations, mirrored_indices, tensor_axes
-from ..ops.tiles import WEIGHTINGS, centred_padding, tile_starts, tile_windows
+from ..ops.tiles import (
+    WEIGHTINGS,
+    centred_padding,
+    mirror_combinations,
+    mirrored_indices,
+    tensor_axes,
+    tile_starts,
+    tile_windows,
+)
 from ..schema.plan import Configuration, Swap
 from ..step import Precision
 from .ensembling import LOGITS, Pooling, pooling_of

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..datasets.labels import build_labels, parse_labels
-from ..datasets.layouts.detected_layout import channel_names
+from ..datasets.labels import build_labels
+from ..datasets.layouts.detected_layout import channel_names, parse_labels
 from ..schema.errors import AutoUNetError, ModelError
 from ..schema.labels import Labels, overlapping_targets
 from ..schema.options import DataOptions

@@ -13,7 +13,7 @@ from ..datasets.inputs import require_trained
 from ..imageio import stem
 from ..imageio.formats import VOLUME_KINDS
 from ..schema.bundle import ModelBundle
-from ..schema.dataset import Presence
+from ..schema.dataset import ChannelAvailability
 from ..schema.errors import DataError, OptionError
 from ..schema.geometry import IDENTITY, Geometry
 
@@ -25,7 +25,7 @@ class OneImage(NamedTuple):
     array: np.ndarray
     """(C, Z, Y, X) float32"""
     geometry: Geometry
-    present: Presence | None
+    present: ChannelAvailability | None
     """which of C it has; None: all"""
 
 
@@ -123,7 +123,7 @@ def _gram(flat: np.ndarray) -> np.ndarray:
     return matrix.T @ matrix
 
 
-def _presence(bundle: ModelBundle, present: Sequence[bool] | None) -> Presence | None:
+def _presence(bundle: ModelBundle, present: Sequence[bool] | None) -> ChannelAvailability | None:
     if present is None or all(present):
         return None
     _require_channels(bundle, len(present), "entries of present")

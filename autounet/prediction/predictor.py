@@ -13,7 +13,7 @@ from ..inference.export import append_one_hot, export, export_map, labels_by_fil
 from ..inference.probabilities import PooledScores
 from ..ops.components import apply_steps
 from ..preprocessing import Prepared, prepare_case
-from ..schema.dataset import Presence
+from ..schema.dataset import ChannelAvailability
 from ..schema.errors import ModelError, OptionError
 from ..schema.geometry import Geometry
 from ..schema.plan import Average, Configuration, prediction_swap, with_previous_stages
@@ -77,7 +77,9 @@ class Predictor:
         self._networks = Lock()
         """one image at a time: a second one would take its memory besides and gain nothing"""
 
-    def prepare(self, image: np.ndarray, geometry: Geometry, present: Presence | None = None) -> list[Prepared]:
+    def prepare(
+        self, image: np.ndarray, geometry: Geometry, present: ChannelAvailability | None = None
+    ) -> list[Prepared]:
         """An image (C,Z,Y,X) for each of the configurations, previous stages included. `present`: what it has of C."""
         return [
             prepare_case("", "", image, None, geometry, configuration.preprocess, present)

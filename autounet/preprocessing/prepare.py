@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..ops.masks import crop, nonzero_box
 from ..ops.normalise import normalise
-from ..ops.orient import crop, network_axes, nonzero_box, orient, permute, unorient, unpermute
+from ..ops.orient import network_axes, orient, permute, unorient, unpermute
 from ..ops.resample import Taps, axis_orders, axis_taps, resample_image, resample_labels, resampled_shape, separate_axis
-from ..schema.dataset import Presence
+from ..schema.dataset import ChannelAvailability
 from ..schema.geometry import Box3, Geometry, Spacing3
 from ..schema.plan import PreprocessSpec
 from ..schema.prepared import CaseProperties
@@ -138,7 +139,7 @@ def prepare_case(
     labels: np.ndarray | None,
     geometry: Geometry,
     spec: PreprocessSpec,
-    present: Presence | None = None,
+    present: ChannelAvailability | None = None,
 ) -> Prepared:
     """From (C, Z, Y, X) and dense labels (Z, Y, X) as stored to the prepared grid. The inputs are not changed.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..nets.efficient_weights import load_pretrained
 from ..nets.transfer import transfer
-from ..schema.dataset import Presence
+from ..schema.dataset import ChannelAvailability
 from ..schema.errors import ModelError
 from ..schema.labels import Labels
 from ..schema.options import TrainOptions
@@ -74,9 +74,9 @@ class FoldTask:
     """what happened to the configuration before this training, for its record"""
     annotated: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
     """case -> (K) which dense classes were annotated, for cases where some were not"""
-    present: Mapping[str, Presence] = field(default_factory=dict)
+    present: Mapping[str, ChannelAvailability] = field(default_factory=dict)
     """case -> (C) which channels it has, for cases that lack some"""
-    channel_combinations: tuple[Presence, ...] = ()
+    channel_combinations: tuple[ChannelAvailability, ...] = ()
     """of channels, that occur in the whole data set; empty where every case has all channels"""
     previous: Path | None = None
     """folder of the previous stage's out-of-fold labels of all these cases, on this configuration's grid"""

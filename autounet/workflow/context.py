@@ -10,7 +10,7 @@ from ..schema.plan import Configuration, Plan
 from ..schema.run import DeviceProfile
 from ..time_budget.deadline import Deadline
 from ..workers import available_cores
-from .dataset_stage import Known
+from .dataset_stage import DataRecords
 from .defaults import (
     FULL_STEPS,
     is_every_fold,
@@ -33,7 +33,7 @@ class Setup:
     """processes for reading and preprocessing"""
     deadline: Deadline
     profile: DeviceProfile
-    known: Known
+    known: DataRecords
 
     @property
     def asked_bytes(self) -> int:

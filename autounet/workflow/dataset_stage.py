@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ..datasets import complete_labels, make_splits, scan
-from ..datasets.repair.dataset import fix
-from ..datasets.stamps import FileHashes
-from ..fingerprint import build_fingerprint, check, examine
+from ..datasets import complete_labels, examine, make_splits, scan
+from ..datasets.checks.set_checks import check
+from ..datasets.file_hashes import FileHashes
+from ..datasets.repair.dataset_repair import fix
+from ..fingerprint import build_fingerprint
 from ..progress import progress
 from ..schema.dataset import CaseFacts, Dataset, Finding, Severity, Splits
 from ..schema.errors import DataError, OptionError, RecordError
@@ -75,7 +76,7 @@ def _counted(number: int, what: str) -> str:
 log = logging.getLogger(__name__)
 
 
-class Known(NamedTuple):
+class DataRecords(NamedTuple):
     """What is known of the data."""
 
     dataset: Dataset
@@ -86,7 +87,7 @@ class Known(NamedTuple):
 
 def read_data(
     data: Path, out: Path, options: RunOptions, orientation: Literal["canonical", "as_stored"], workers: int
-) -> Known:
+) -> DataRecords:
     """Scan, read every case once, check, split; each record is saved in `out`. Raises DataError with every finding.
 
     Facts of cases whose files have not changed are taken from `out/facts`, hashes of files that have not been touched
@@ -108,7 +109,7 @@ def read_data(
     dataset.save(out / "dataset.json")
     splits.save(out / "splits.json")
     fingerprint.save(out / "fingerprint.json")
-    return Known(dataset, facts, splits, fingerprint)
+    return DataRecords(dataset, facts, splits, fingerprint)
 
 
 def check_data(data: Path, options: DataOptions) -> CheckResult:

@@ -20,7 +20,7 @@ from ..crossval import validate as case_work
 from ..crossval.final_steps import wanted_metrics
 from ..crossval.select import fold_metrics
 from ..evaluation import DEFAULT_METRICS
-from ..schema.dataset import combinations, partly_annotated
+from ..schema.dataset import channel_combinations, partly_annotated
 from ..schema.errors import OptionError
 from ..schema.labels import overlapping_targets
 from ..schema.plan import Configuration, swapped_classes
@@ -225,7 +225,7 @@ class JobGraph:
             depends.append([target.members for target in overlapping_targets(self.dataset.labels)])
         if configuration.swap_axis is not None:
             depends.append(swapped_classes(self.dataset.labels))
-        depends += combinations(self.dataset)
+        depends += channel_combinations(self.dataset)
         return depends
 
     def _annotated(self, cases: Sequence[str]) -> list[object]:

@@ -27,7 +27,7 @@ from ..tracking import require_tracker
 from ..workers import available_cores
 from .calibrate import calibrated
 from .context import Context, Setup
-from .dataset_stage import Known, read_data
+from .dataset_stage import DataRecords, read_data
 from .defaults import check_options, parse_folds, planner_options, promised_seconds, step_limit
 from .fine_tuning import Starting, known_weights, network_source
 from .jobs import SequentialExecutor
@@ -97,7 +97,7 @@ class Pipeline:
             raise
         self.deadline.end()
 
-    def fingerprint_stage(self) -> Known:
+    def fingerprint_stage(self) -> DataRecords:
         """Scan, read every case once, check, split: dataset.json, splits.json, fingerprint.json, findings.json."""
         orientation = PlannerOptions(preset=self.options.preset).orientation
         return read_data(self.data, self.out, self.options, orientation, self.workers)

@@ -13,7 +13,7 @@ from ..crossval.cascade_labels import hand_over_cases
 from ..crossval.select import Selecting, fold_metrics
 from ..crossval.validate import ValidatedCases, validation_keys
 from ..progress import progress
-from ..schema.dataset import combinations, partly_present
+from ..schema.dataset import channel_combinations, partial_availability
 from ..schema.metrics import Metrics
 from ..schema.plan import Configuration
 from ..schema.quantities import format_number
@@ -101,8 +101,8 @@ class FoldJobs:
             class_voxels=self.context.known.fingerprint.class_voxels,
             events=(*self.context.plan.events.get(name, ()), *said),
             annotated=self.graph.partial,
-            present=partly_present(self.dataset),
-            channel_combinations=combinations(self.dataset),
+            present=partial_availability(self.dataset),
+            channel_combinations=channel_combinations(self.dataset),
             previous=self.graph.handed_labels(name),
             start=start,
         )

@@ -13,11 +13,14 @@ from ..schema.dataset import Case
 from ..schema.errors import DataError, OptionError
 from ..schema.labels import LabelCode
 from ..schema.options import DataOptions
-from .layouts.detected_layout import Found, read_description, read_object
+from .layouts.detected_layout import DetectedLayout, read_description, read_object
 
 log = logging.getLogger(__name__)
 
+
 PALETTE = "palette.json"
+
+
 _IGNORE_VALUE = 255
 
 
@@ -28,7 +31,7 @@ class Coding(NamedTuple):
     codes: tuple[LabelCode, ...]
 
 
-def coded(root: Path, found: Found, cases: Sequence[Case], options: DataOptions) -> Found:
+def coded(root: Path, found: DetectedLayout, cases: Sequence[Case], options: DataOptions) -> DetectedLayout:
     """`found` with the classes, regions and codes of a palette, or of segments. Raises DataError and OptionError."""
     known = {**found.classes, **options.classes}
     ignore = options.ignore if options.ignore is not None else found.ignore

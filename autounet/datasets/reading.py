@@ -1,4 +1,4 @@
-"""One case of a data set as arrays."""
+"""One case as arrays: of a data set, or a new image."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 
 from ..imageio import read_image, read_labels
 from ..ops.label_values import encode
-from ..schema.dataset import Case, Dataset
+from ..schema.dataset import Case, Channel, Dataset
 from ..schema.errors import DataError
 from ..schema.geometry import Geometry
 from .checks.case_checks import differences
+from .inputs import InputCase
 
 
 class LoadedCase(NamedTuple):
@@ -88,3 +89,15 @@ def load_case(dataset: Dataset, identifier: str) -> LoadedCase:
             "Give the label that was drawn on this image"
         )
     return LoadedCase(image, labels, geometry)
+
+
+def load_input(case: InputCase, channels: Sequence[Channel]) -> tuple[np.ndarray, Geometry]:
+    """Array (C, Z, Y, X) float32 and geometry. Raises DataError naming the case."""
+    try:
+        image, geometry = read_present(case.images, case.present, len(channels), case.frame)
+    except DataError as error:
+        raise DataError(f"case {case.identifier}: {error}") from None
+    wrong = int(image.size - np.count_nonzero(np.isfinite(image)))
+    if wrong:
+        raise DataError(f"case {case.identifier}: {wrong} voxels are NaN or infinite. Replace them, or export again")
+    return image, geometry

@@ -2,8 +2,7 @@
 
 Paths are relative to the table's folder. JSON is a list of objects with these keys, or {"cases": [...]}, which may
 be part of a dataset.json. A table without columns of images adds group, fold, annotated classes or labels to the
-cases that another layout finds.
-"""
+cases that another layout finds."""
 
 from __future__ import annotations
 
@@ -19,18 +18,21 @@ from ...imageio import is_series, suffix
 from ...schema.dataset import Case, Finding
 from ...schema.errors import DataError
 from ...schema.options import DataOptions
-from ..labels import parse_labels
-from .detected_layout import Found, case_of, override_labels, read_description, with_channels
+from .detected_layout import DetectedLayout, case_of, override_labels, parse_labels, read_description, with_channels
 from .files import TABLES
 
 CASE, LABEL, GROUP, FOLD, ANNOTATED = KNOWN = ("case", "label", "group", "fold", "annotated")
 """columns with a meaning of their own"""
+
+
 _NOT_TABLES = ("participants.tsv", "sessions.tsv", "scans.tsv", "dataset_description.json", "palette.json")
+
+
 _LARGEST = 1 << 26
 """bytes; a larger CSV or JSON file beside the images is no list of cases"""
 
 
-class Table(NamedTuple):
+class DatasetTable(NamedTuple):
     path: Path
     columns: list[str]
     rows: list[dict[str, str]]
@@ -46,7 +48,7 @@ def _names_image(folder: Path, entry: str) -> bool:
     return bool(entry) and (bool(suffix(entry)) or is_series(folder / entry))
 
 
-def find_table(data: Path) -> Table | None:
+def find_table(data: Path) -> DatasetTable | None:
     """The table that `data` is, or the one in that folder. Raises DataError for a bad table, or several."""
     if data.is_file():
         table = read_table(data)
@@ -72,7 +74,7 @@ def find_table(data: Path) -> Table | None:
     return found[0] if found else None
 
 
-def read_table(path: Path) -> Table | None:
+def read_table(path: Path) -> DatasetTable | None:
     """None for a file that lists no cases. Raises DataError for one that does, wrongly."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -91,7 +93,7 @@ def read_table(path: Path) -> Table | None:
     twice = [name for name, count in Counter(row[CASE] for row in rows).items() if count > 1]
     if twice:
         raise DataError(f"{path} lists {', '.join(twice[:5])} more than once. Write one row per case")
-    return Table(path, columns, rows)
+    return DatasetTable(path, columns, rows)
 
 
 def _from_csv(path: Path, text: str) -> list[dict[str, str]]:
@@ -141,7 +143,7 @@ def detect(data: Path, options: DataOptions) -> bool:
     return table is not None and bool(table.image_columns)
 
 
-def find(data: Path, options: DataOptions) -> Found:
+def find(data: Path, options: DataOptions) -> DetectedLayout:
     """Cases and channels of a table that names images. Every file must be there; an empty entry says that a case lacks
     a channel."""
     table = find_table(data)
@@ -161,7 +163,7 @@ def find(data: Path, options: DataOptions) -> Found:
     description = _description(table.path)
     classes, regions, ignore = parse_labels(description.get("labels", {}))
     example = next(iter(cases[0].images), "")
-    return Found(
+    return DetectedLayout(
         cases=cases,
         image_pattern=f"{Path(example).parent.as_posix()}/*{suffix(example)}",
         channels=channels,
@@ -227,7 +229,7 @@ def supplement(data: Path, cases: list[Case], known: Collection[str]) -> tuple[l
     return supplemented, findings
 
 
-def _supplemented(case: Case, row: dict[str, str], table: Table, findings: list[Finding]) -> Case:
+def _supplemented(case: Case, row: dict[str, str], table: DatasetTable, findings: list[Finding]) -> Case:
     changes: dict[str, Any] = {key: row[key] for key in (GROUP, FOLD) if row.get(key)}
     if row.get(LABEL) and not table.image_columns:
         if (table.path.parent / row[LABEL]).is_file():

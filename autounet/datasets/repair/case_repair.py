@@ -1,4 +1,4 @@
-"""Repairing one case and writing it into a new folder. The files it comes from are never changed."""
+"""Repair of one case, written into a new folder. The files it comes from are never changed."""
 
 from __future__ import annotations
 
@@ -27,14 +27,17 @@ from ...schema.dataset import Case
 from ...schema.errors import DataError
 from ...schema.geometry import IDENTITY, Geometry
 from ...schema.labels import LabelCode
-from ..checks.case_checks import differences
-from ..checks.contents import count_values
+from ..checks.case_checks import count_values, differences
 from ..checks.set_checks import WHITE, grey_values
 
 LEAST_INSIDE = 0.95
 """share of the labelled voxels that must lie in the image for the header of a label to be believed"""
+
+
 LEAST_COVERED = 0.5
 """share of the first channel that another one must cover to be resampled onto it"""
+
+
 SAME_ASPECT = 0.01
 """relative difference up to which a mask has the proportions of its picture and was only scaled"""
 
@@ -152,6 +155,8 @@ def _scaled(part: FilePart, grid: Geometry, done: list[str]) -> FilePart:
 
 MAIN_SHARE = 0.9
 """share of a lossy mask's voxels that its two most frequent values have, at least"""
+
+
 IMAGES, LABELS = "imagesTr", "labelsTr"
 
 
@@ -167,7 +172,7 @@ class RepairTask(NamedTuple):
     """the new one"""
 
 
-class Repaired(NamedTuple):
+class RepairedCase(NamedTuple):
     case: Case
     """with the paths in the new folder"""
     done: tuple[str, ...] = ()
@@ -177,7 +182,7 @@ class Repaired(NamedTuple):
     """of its label"""
 
 
-def repair_case(task: RepairTask) -> Repaired:
+def repair_case(task: RepairTask) -> RepairedCase:
     """Write what is repaired, copy what is sound. A case that cannot be repaired is told, and nothing of it written."""
     case, done = task.case, list[str]()
     try:
@@ -193,7 +198,7 @@ def repair_case(task: RepairTask) -> Repaired:
         return _write(task, parts, label, done)
     except DataError as error:
         message, _, remedy = str(error).replace(f"{task.root}/", "").rpartition(". ")
-        return Repaired(case, problem=message or remedy)
+        return RepairedCase(case, problem=message or remedy)
 
 
 def _read_label(task: RepairTask, done: list[str]) -> FilePart:
@@ -236,7 +241,7 @@ def _main_values(name: str, counts: dict[int, int]) -> tuple[int, int]:
     return low, high
 
 
-def _write(task: RepairTask, parts: Sequence[FilePart], label: FilePart | None, done: list[str]) -> Repaired:
+def _write(task: RepairTask, parts: Sequence[FilePart], label: FilePart | None, done: list[str]) -> RepairedCase:
     case = task.case
     plain = case.frame is None
     numbers = range(len(parts)) if case.present is None else case.present
@@ -249,7 +254,7 @@ def _write(task: RepairTask, parts: Sequence[FilePart], label: FilePart | None, 
         drawn = _place(task, label, f"{LABELS}/{case.identifier}", plain and not task.codes, True)
         values = tuple(np.unique(label.array).tolist())
     moved = case.model_copy(update={"images": tuple(images), "label": drawn, "frame": None})
-    return Repaired(moved, tuple(done), values=values)
+    return RepairedCase(moved, tuple(done), values=values)
 
 
 def _place(task: RepairTask, part: FilePart, name: str, plain: bool, is_label: bool) -> str:

@@ -20,10 +20,12 @@ import cc3d
 import numpy as np
 
 from ..schema.errors import DataError
-from .metrics import EMPTY_IN_REFERENCE, Undefined
+from .overlap_metrics import EMPTY_IN_REFERENCE, Undefined
 
 PIXEL_NEIGHBOURS: Final = 4
 """objects that touch at a corner only are two, as in the challenge"""
+
+
 UNREACHED = -1
 
 
@@ -69,7 +71,7 @@ def _neighbours(padded: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Overlap:
+class SegmentOverlap:
     """Pixel counts of two segmentations within the foreground of the reference, of one slice or of several.
 
     A pixel of the predicted border inside a reference object is a segment of its own.
@@ -103,7 +105,7 @@ class Overlap:
         return (predicted + reference - joint) / weighted if weighted > 0 else 1.0
 
 
-def overlap(prediction: np.ndarray, reference: np.ndarray) -> Overlap:
+def overlap(prediction: np.ndarray, reference: np.ndarray) -> SegmentOverlap:
     """Counts of a slice: the prediction with its borders thinned, against the reference's objects as they are.
 
     Both (Y, X) boolean, True inside objects. Only pixels inside the reference's objects count: the foreground
@@ -118,17 +120,17 @@ def overlap(prediction: np.ndarray, reference: np.ndarray) -> Overlap:
     return count(thin_borders(prediction)[inside], true[inside])
 
 
-def count(predicted: np.ndarray, reference: np.ndarray) -> Overlap:
+def count(predicted: np.ndarray, reference: np.ndarray) -> SegmentOverlap:
     """Counts of two segmentations of the same pixels (N,), integers; predicted 0: the pixel is a segment of its own."""
     alone = predicted == 0
     own = np.where(alone, predicted.max() + np.cumsum(alone), predicted)
     pairs = own.astype(np.int64) * (int(reference.max()) + 1) + reference
-    return Overlap(*(np.unique(values, return_counts=True)[1] for values in (pairs, own, reference)))
+    return SegmentOverlap(*(np.unique(values, return_counts=True)[1] for values in (pairs, own, reference)))
 
 
-def pooled(overlaps: Sequence[Overlap]) -> Overlap:
+def pooled(overlaps: Sequence[SegmentOverlap]) -> SegmentOverlap:
     """Several slices as one image, in which segments of different slices differ."""
-    return Overlap(
+    return SegmentOverlap(
         common=np.concatenate([each.common for each in overlaps]),
         predicted=np.concatenate([each.predicted for each in overlaps]),
         reference=np.concatenate([each.reference for each in overlaps]),

@@ -1,97 +1,21 @@
-"""Metrics of surfaces and boundaries: how far apart two outlines lie.
+"""Metrics of boundaries: how far apart the outlines of two masks lie.
 
-Distances are in mm, or in pixels for images without spacing. Surfaces include faces at the border of the image.
-"""
+Distances are in mm, or in pixels for images without spacing. Surfaces include faces at the border of the image."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Final
 
 import numpy as np
 from scipy.spatial import cKDTree
 
-from ..ops.surfaces import distances_to_outside, surface_distances, surface_elements
-
-EMPTY_IN_BOTH = "empty in both"
-EMPTY_IN_PREDICTION = "empty in the prediction"
-EMPTY_IN_REFERENCE = "empty in the reference"
-
-
-class Undefined(Exception):
-    """A metric has no value here; the text says why."""
-
-
-@dataclass(frozen=True)
-class MaskPair:
-    """One class in one case: two boolean masks (Z,Y,X) of equal shape, cropped to a box that holds both.
-
-    `shape` is that of the whole image. `spacing` has one entry per axis; `axes` are those along which the image has
-    more than one voxel (a crop may be one voxel thick where the image is not). `unit` is mm or pixels; `tolerance` is
-    in that unit.
-    """
-
-    prediction: np.ndarray
-    reference: np.ndarray
-    shape: tuple[int, ...]
-    spacing: tuple[float, ...]
-    axes: tuple[int, ...]
-    tolerance: float
-    unit: str
-
-    @cached_property
-    def predicted(self) -> int:
-        """Voxels of the prediction."""
-        return int(np.count_nonzero(self.prediction))
-
-    @cached_property
-    def true(self) -> int:
-        """Voxels of the reference."""
-        return int(np.count_nonzero(self.reference))
-
-    @cached_property
-    def common(self) -> int:
-        """Voxels of both."""
-        return int(np.count_nonzero(self.prediction & self.reference))
-
-    @cached_property
-    def distances(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of the prediction's surface voxels to the reference's, and back. Neither mask may be empty."""
-        return surface_distances(self.prediction, self.reference, self.spacing, self.axes)
-
-    @property
-    def flat(self) -> tuple[np.ndarray, np.ndarray]:
-        """Prediction and reference with `axes` alone: a single slice has two axes."""
-        others = tuple(axis for axis in range(self.prediction.ndim) if axis not in self.axes)
-        return self.prediction.squeeze(others), self.reference.squeeze(others)
-
-    @property
-    def steps(self) -> tuple[float, ...]:
-        """The spacing along `axes`."""
-        return tuple(self.spacing[axis] for axis in self.axes)
-
-    def require_any(self) -> None:
-        """Raises Undefined when both masks are empty."""
-        if not self.predicted and not self.true:
-            raise Undefined(EMPTY_IN_BOTH)
-
-    def require_both(self) -> None:
-        """Raises Undefined when one of the masks is empty."""
-        self.require_any()
-        if not self.predicted:
-            raise Undefined(EMPTY_IN_PREDICTION)
-        if not self.true:
-            raise Undefined(EMPTY_IN_REFERENCE)
-
-    def is_missed(self) -> bool:
-        """Whether exactly one mask is empty: scores of agreement are then 0. Raises Undefined when both are."""
-        self.require_any()
-        return not self.predicted or not self.true
-
+from ..ops.surfaces import distances_to_outside, surface_elements
+from .overlap_metrics import MaskPair
 
 SPACING_PRECISION: Final = 1e-6
 """relative; files hold spacings in float32, and one voxel of 1 mm must lie within a tolerance of 1 mm"""
+
+
 BOUNDARY_SHARE: Final = 0.02
 """width of the boundary in boundary IoU as a share of the image's diagonal: that of its paper"""
 

@@ -10,20 +10,19 @@ from ...imageio import stem, suffix
 from ...schema.dataset import Finding
 from ...schema.errors import DataError
 from ...schema.options import DataOptions
-from ..labels import parse_labels
 from .detected_layout import (
-    Found,
+    DetectedLayout,
     case_of,
     channel_names,
     missing_channel,
     missing_image,
     missing_label,
     override_labels,
+    parse_labels,
     read_description,
     with_channels,
 )
-from .files import image_files, listing
-from .pairing import strip_channel
+from .files import image_files, listing, strip_channel
 
 
 def detect(root: Path, options: DataOptions) -> bool:
@@ -31,7 +30,7 @@ def detect(root: Path, options: DataOptions) -> bool:
     return not options.channels and "channel_names" in description and "labels" in description
 
 
-def find(root: Path, options: DataOptions) -> Found:
+def find(root: Path, options: DataOptions) -> DetectedLayout:
     description = read_description(root)
     classes, regions, ignore = parse_labels(description["labels"])
     ending = str(description.get("file_ending", ".nii.gz"))
@@ -45,7 +44,7 @@ def find(root: Path, options: DataOptions) -> Found:
         cases = [case_of(root, name, files, label) for name, (files, label) in images.items()]
         unmatched = _label_findings(root, images, ending)
     cases = [with_channels(case, _present(images, case.identifier), _most(images)) for case in cases]
-    return Found(
+    return DetectedLayout(
         cases=cases,
         image_pattern=f"imagesTr/*_0000{ending}",
         channels=channel_names(description),

@@ -1,23 +1,74 @@
-"""One case: the metrics of every class, from two label maps."""
+"""The metrics by name, and their values for every class of one case, from two label maps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
 
 import numpy as np
 from scipy.ndimage import find_objects
 
 from ..schema.dataset import NOT_ANNOTATED, is_certain
-from ..schema.errors import DataError
+from ..schema.errors import DataError, OptionError
 from ..schema.geometry import Geometry
 from ..schema.labels import Labels
 from ..schema.metrics import ClassMetrics
-from .metrics import DEFAULT_METRICS, METRICS
-from .surfaces import MaskPair, Undefined
+from .boundary_metrics import assd, boundary_iou, hd95, nsd, nsd_subvoxel
+from .overlap_metrics import (
+    MaskPair,
+    Undefined,
+    cl_dice,
+    dice,
+    iou,
+    lesion_f1,
+    panoptic_quality,
+    precision,
+    sensitivity,
+    volume,
+    volume_difference,
+)
+
+METRICS: dict[str, Callable[[MaskPair], float]] = {
+    "dice": dice,
+    "iou": iou,
+    "sensitivity": sensitivity,
+    "precision": precision,
+    "hd95": hd95,
+    "nsd": nsd,
+    "volume": volume,
+    "volume_difference": volume_difference,
+    "assd": assd,
+    "nsd_subvoxel": nsd_subvoxel,
+    "boundary_iou": boundary_iou,
+    "lesion_f1": lesion_f1,
+    "panoptic_quality": panoptic_quality,
+    "cl_dice": cl_dice,
+}
+"""by the field of `ClassMetrics` that holds the value"""
+
+
+DEFAULT_METRICS: Final = ("dice", "iou", "sensitivity", "precision", "hd95", "nsd", "volume", "volume_difference")
+"""what is measured unless others are asked for"""
+
+
+def chosen_metrics(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of metrics in their order; `default` and `all` stand for several. Dice is always among them.
+
+    Raises OptionError for an unknown name.
+    """
+    several = {"default": DEFAULT_METRICS, "all": tuple(METRICS)}
+    wanted = {"dice"}.union(*(several.get(name, (name,)) for name in names))
+    if unknown := sorted(wanted - set(METRICS)):
+        raise OptionError(f"--metrics {unknown[0]} is unknown; choose some of {', '.join(METRICS)}, or default, or all")
+    return tuple(name for name in METRICS if name in wanted)
+
 
 Unit = Literal["mm", "pixels"]
+
+
 Box = tuple[slice, ...]
+
+
 LARGEST_DIRECT_VALUE = 4096
 """label values up to this are found in one pass over the array; others by a pass each"""
 

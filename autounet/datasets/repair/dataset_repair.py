@@ -1,9 +1,8 @@
-"""A data set mended into a new folder, in nnU-Net's layout with every file listed, so that it needs no options.
+"""Repair of a data set into a new folder, in nnU-Net's layout with every file listed, so that it needs no options.
 
 NEW/dataset.json   channels with their kinds, classes, regions, the ignore value, and the files of each case
 NEW/cases.csv      groups, folds and annotated classes, where there are any
-NEW/imagesTr, NEW/labelsTr
-"""
+NEW/imagesTr, NEW/labelsTr"""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from ...schema.fingerprint import Repair
 from ...schema.record import write_text
 from ...workers import map_parallel
 from ..checks.set_checks import duplicates
-from .case import Repaired, RepairTask, repair_case
+from .case_repair import RepairedCase, RepairTask, repair_case
 
 LEAST_KEPT = 0.5
 """share of the cases that must be left; where fewer can be kept, something is wrong with all of them"""
@@ -104,7 +103,7 @@ def _require_enough(kept: int, total: int, repairs: Sequence[Repair]) -> None:
     )
 
 
-def _describe(dataset: Dataset, kept: Sequence[Repaired], folder: Path) -> None:
+def _describe(dataset: Dataset, kept: Sequence[RepairedCase], folder: Path) -> None:
     cases = [each.case for each in kept]
     write_text(folder / "dataset.json", json.dumps(_description(dataset, kept), indent=1, ensure_ascii=False) + "\n")
     columns = {
@@ -123,7 +122,7 @@ def _describe(dataset: Dataset, kept: Sequence[Repaired], folder: Path) -> None:
         write_text(folder / "cases.csv", text.getvalue())
 
 
-def _description(dataset: Dataset, kept: Sequence[Repaired]) -> dict[str, Any]:
+def _description(dataset: Dataset, kept: Sequence[RepairedCase]) -> dict[str, Any]:
     labels = dataset.labels
     named = {label.value: label.name for label in labels.classes}
     for value in sorted({value for each in kept for value in each.values}):

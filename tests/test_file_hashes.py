@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from autounet.datasets import stamps
-from autounet.datasets.stamps import SETTLED_NS, FileHashes
+from autounet.datasets import file_hashes
+from autounet.datasets.file_hashes import SETTLED_NS, FileHashes
 
 SECOND = 1_000_000_000
 
@@ -26,7 +26,7 @@ def file(tmp_path: Path) -> Path:
 def later(monkeypatch: pytest.MonkeyPatch) -> int:
     """The clock stands at a time when files written now are old; the time of an inode's change cannot be set back."""
     now = time.time_ns() + 2 * SETTLED_NS
-    monkeypatch.setattr(stamps.time, "time_ns", lambda: now)
+    monkeypatch.setattr(file_hashes.time, "time_ns", lambda: now)
     return now
 
 

@@ -17,7 +17,7 @@ hash counts only when the file was older than this as it was read, which also co
 some seconds off. Git calls younger files racily clean (Documentation/technical/racy-git) and looks into them again."""
 
 
-class FileStamp(Part):
+class HashedFile(Part):
     """One file as it was when its hash was made; times in nanoseconds."""
 
     size: int
@@ -36,34 +36,34 @@ class FileStamp(Part):
         return settled and same == (self.size, self.modified, self.changed, self.inode)
 
 
-class Stamps(Record):
+class FileHashRecord(Record):
     """`hashes.json` in the output folder."""
 
-    files: dict[str, FileStamp] = {}
+    files: dict[str, HashedFile] = {}
     """by absolute path"""
 
 
 class FileHashes:
     """Hashes by path, those of earlier commands kept where they still hold. Picklable."""
 
-    def __init__(self, known: Mapping[str, FileStamp] | None = None) -> None:
+    def __init__(self, known: Mapping[str, HashedFile] | None = None) -> None:
         self._known = dict(known or {})
-        self._used: dict[str, FileStamp] = {}
+        self._used: dict[str, HashedFile] = {}
         self.made = 0
         """hashes made, not taken from those known"""
 
     @classmethod
     def load(cls, path: Path) -> FileHashes:
-        """From `Stamps`; a missing or damaged file costs time and nothing else."""
+        """From `FileHashRecord`; a missing or damaged file costs time and nothing else."""
         try:
-            return cls(Stamps.load(path).files)
+            return cls(FileHashRecord.load(path).files)
         except RecordError:
             return cls()
 
     def save(self, path: Path) -> None:
         """Those asked for, if any differs from what was loaded."""
         if self._used != self._known:
-            Stamps(files=self._used).save(path)
+            FileHashRecord(files=self._used).save(path)
 
     def part(self, paths: Iterable[Path]) -> FileHashes:
         """What is known of some files, for another process."""
@@ -89,12 +89,12 @@ class FileHashes:
         self._used[name] = stamp
         return stamp.hash
 
-    def _stamp(self, path: Path, status: os.stat_result) -> FileStamp:
+    def _stamp(self, path: Path, status: os.stat_result) -> HashedFile:
         began = time.time_ns()
         self.made += 1
         with path.open("rb") as file:
             found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        return FileStamp(
+        return HashedFile(
             size=status.st_size,
             modified=status.st_mtime_ns,
             changed=status.st_ctime_ns,

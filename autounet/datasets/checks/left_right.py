@@ -1,8 +1,7 @@
-"""Whether classes that are called left and right are mirror images of each other, on the sides that they are called by.
+"""Whether classes called left and right are mirror images of each other, each on the side of its name.
 
 Names alone mislead: a left and a right ventricle are no pair that a mirror exchanges, and labels or headers of single
-cases may be flipped.
-"""
+cases may be flipped."""
 
 from __future__ import annotations
 
@@ -20,6 +19,8 @@ from ...schema.plan import LEFT_RIGHT
 LEAST_OVERLAP = 0.5
 """median Dice of the right class and the mirrored left one, centre on centre, from which on they are a pair. The
 parotids of 40 cases of OpenKBP have 0.77 (0.55 in the least similar case), the ventricles of 60 of ACDC 0.44"""
+
+
 _MOST_VOXELS = 100_000
 """of both classes that are compared; of more, a regular part"""
 

@@ -1,4 +1,4 @@
-"""Loose folders: images in one, labels in another, whatever they are called; or patterns given as options."""
+"""Images in one folder, labels in another, whatever they are called; or patterns given as options."""
 
 from __future__ import annotations
 
@@ -10,10 +10,28 @@ from ...imageio import stem, suffix
 from ...schema.dataset import Finding
 from ...schema.errors import DataError
 from ...schema.options import DataOptions
-from ..labels import parse_labels
-from .detected_layout import Found, channel_names, lacks, match_labels, read_description, relative, with_channels
-from .files import glob_images, image_files, is_held_out, listing, looks_like_images, looks_like_labels, subfolders
-from .pairing import names, pair, strip_channel
+from .detected_layout import (
+    DetectedLayout,
+    channel_names,
+    lacks,
+    match_labels,
+    parse_labels,
+    read_description,
+    relative,
+    with_channels,
+)
+from .files import (
+    glob_images,
+    image_files,
+    is_held_out,
+    listing,
+    looks_like_images,
+    looks_like_labels,
+    names,
+    pair,
+    strip_channel,
+    subfolders,
+)
 
 EXAMPLE = "--label '{}/*'"
 
@@ -22,7 +40,7 @@ def detect(root: Path, options: DataOptions) -> bool:
     return True
 
 
-def find(root: Path, options: DataOptions) -> Found:
+def find(root: Path, options: DataOptions) -> DetectedLayout:
     """Images from `--channel` or the image folder, labels from `--label` or the one folder that can hold them."""
     findings: list[Finding] = []
     present: dict[str, list[int]] = {}
@@ -44,7 +62,7 @@ def find(root: Path, options: DataOptions) -> Found:
     ]
     description = read_description(root)
     classes, regions, ignore = parse_labels(description.get("labels", {}))
-    return Found(
+    return DetectedLayout(
         cases=cases,
         image_pattern=patterns[0],
         channels=list(options.channels) or channel_names(description),

@@ -1,8 +1,7 @@
 """One folder per case; its channels and its label are told apart by their names.
 
 Which pattern is the label is taken from names and contents only where a single one can be it: masks of a brain or a
-field of view look like labels too.
-"""
+field of view look like labels too."""
 
 from __future__ import annotations
 
@@ -19,13 +18,13 @@ from ...imageio import is_nrrd_segmentation, is_series, read_image, suffix
 from ...schema.dataset import Case, Finding
 from ...schema.errors import DataError, OptionError
 from ...schema.options import DataOptions
-from ..labels import parse_labels
 from .detected_layout import (
-    Found,
+    DetectedLayout,
     case_of,
     channel_names,
     lacks,
     missing_label,
+    parse_labels,
     read_description,
     relative,
     with_channels,
@@ -34,8 +33,12 @@ from .files import glob_images, image_files, is_held_out, looks_like_images, loo
 
 DEEPEST = 3
 """folders below a case's own in which files are looked for"""
+
+
 MOST_VALUES = 50
 """an image of whole numbers with no more different values looks like a label"""
+
+
 _PARTS = re.compile(r"[A-Za-z0-9]+")
 
 
@@ -138,6 +141,8 @@ def short_names(roles: Sequence[Role]) -> list[str]:
 
 MOST_FILES = 24
 """a folder with more kinds of files is no case"""
+
+
 _TRAINING = re.compile(r"^(train|training|tr)$", re.IGNORECASE)
 
 
@@ -176,7 +181,7 @@ def _one_per_folder(root: Path, patterns: Sequence[str]) -> bool:
     return all(len(set(own)) == len(own) and set(own) & set(owners[0]) for own in owners) and bool(owners[0])
 
 
-def find(root: Path, options: DataOptions) -> Found:
+def find(root: Path, options: DataOptions) -> DetectedLayout:
     """Channels and label as the options say, else as far as a single reading is possible."""
     folders = case_folders(root)
     channels = {name: _role(root, pattern, f"--channel {name}=") for name, pattern in options.channels.items()}
@@ -187,7 +192,7 @@ def find(root: Path, options: DataOptions) -> Found:
     description = read_description(root)
     classes, regions, ignore = parse_labels(description.get("labels", {}))
     named = channel_names(description)
-    return Found(
+    return DetectedLayout(
         cases=cases,
         image_pattern=next(iter(channels.values())).pattern,
         channels=named if named and not options.channels and len(named) != len(channels) else list(channels),
