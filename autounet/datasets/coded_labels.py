@@ -19,8 +19,6 @@ log = logging.getLogger(__name__)
 
 
 PALETTE = "palette.json"
-
-
 _IGNORE_VALUE = 255
 
 

@@ -169,11 +169,7 @@ def complete_labels(dataset: Dataset, facts: Sequence[CaseFacts]) -> Dataset:
 
 
 UNKNOWN_ANNOTATION = "unknown-annotation"
-
-
 _DATASET_JSON = "dataset.json"
-
-
 Words = tuple[str, ...]
 
 

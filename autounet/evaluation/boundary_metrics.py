@@ -14,8 +14,6 @@ from .overlap_metrics import MaskPair
 
 SPACING_PRECISION: Final = 1e-6
 """relative; files hold spacings in float32, and one voxel of 1 mm must lie within a tolerance of 1 mm"""
-
-
 BOUNDARY_SHARE: Final = 0.02
 """width of the boundary in boundary IoU as a share of the image's diagonal: that of its paper"""
 

@@ -45,8 +45,6 @@ METRICS: dict[str, Callable[[MaskPair], float]] = {
     "cl_dice": cl_dice,
 }
 """by the field of `ClassMetrics` that holds the value"""
-
-
 DEFAULT_METRICS: Final = ("dice", "iou", "sensitivity", "precision", "hd95", "nsd", "volume", "volume_difference")
 """what is measured unless others are asked for"""
 
@@ -64,11 +62,7 @@ def chosen_metrics(names: Sequence[str]) -> tuple[str, ...]:
 
 
 Unit = Literal["mm", "pixels"]
-
-
 Box = tuple[slice, ...]
-
-
 LARGEST_DIRECT_VALUE = 4096
 """label values up to this are found in one pass over the array; others by a pass each"""
 

@@ -24,8 +24,6 @@ from .overlap_metrics import EMPTY_IN_REFERENCE, Undefined
 
 PIXEL_NEIGHBOURS: Final = 4
 """objects that touch at a corner only are two, as in the challenge"""
-
-
 UNREACHED = -1
 
 

@@ -19,11 +19,7 @@ from ..ops.components import components, skeleton
 from ..ops.surfaces import surface_distances
 
 EMPTY_IN_BOTH = "empty in both"
-
-
 EMPTY_IN_PREDICTION = "empty in the prediction"
-
-
 EMPTY_IN_REFERENCE = "empty in the reference"
 
 
@@ -157,8 +153,6 @@ def _voxel_volume(pair: MaskPair) -> float:
 
 FOUND_IOU: Final = 0.1
 """IoU from which a lesion counts as found: localised, not outlined (Baumgartner et al., nnDetection, MICCAI 2021)"""
-
-
 PANOPTIC_IOU: Final = 0.5
 """above it no object can match two others (Kirillov et al. 2019)"""
 

@@ -17,20 +17,10 @@ from scipy.ndimage import affine_transform
 from ..schema.geometry import Geometry
 
 Axes = tuple[int, int, int]
-
-
 Flips = tuple[bool, bool, bool]
-
-
 Value = TypeVar("Value")
-
-
 IDENTITY_AXES: Axes = (0, 1, 2)
-
-
 NO_FLIPS: Flips = (False, False, False)
-
-
 TIE = 1e-6
 """a permutation must beat the one before by this much, so that rounding never decides between two at 45 degrees"""
 

@@ -17,27 +17,15 @@ from ...schema.geometry import Box3, Geometry
 
 SAMPLES = 10_000
 """intensities kept per case and channel"""
-
-
 NO_SAMPLE = IntensitySample.of(b"", None, None)
-
-
 _COUNTED = 1 << 20
 """value range up to which label values are counted by table"""
-
-
 _INSPECTED = 1 << 14
 """voxels of a channel's regular sample, about"""
-
-
 CLICK_VOXELS = 8
 """a component of no more voxels is what one click of a brush of two voxels a side leaves"""
-
-
 CLICK_RATIO = 100
 """how many times larger the largest component of the same class is, so that structures of a few voxels are none"""
-
-
 MOST_CLICKS = 3
 """of one class in one case; a class with more of them comes in pieces"""
 
@@ -168,12 +156,8 @@ def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 FIX = "autounet check DATA --fix --out NEW"
-
-
 MOST_OUTSIDE = 0.01
 """share of a class that may lie beyond the image's border of zeros, where nothing is learned or predicted"""
-
-
 MOST_ON_NOTHING = 0.5
 """share of all that is labelled that may lie on zeros"""
 

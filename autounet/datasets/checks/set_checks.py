@@ -26,13 +26,9 @@ from .left_right import pair_findings
 
 LEAST_NUMBERS = 5
 """below, nobody can say what the rest is"""
-
-
 LIMIT = 3.5
 """modified z-score from which on a number is an outlier: B. Iglewicz and D. Hoaglin, How to Detect and Handle Outliers,
 ASQC Quality Press 1993"""
-
-
 MOST_APART = 0.05
 """share of the numbers; where more lie apart, they come from several sources and none is wrong"""
 
@@ -54,42 +50,24 @@ def outliers(values: Sequence[float], least: float) -> list[int]:
 
 RARE = 0.1
 """share of the cases up to which what a case shows is a slip; beyond, it is how the data set was made"""
-
-
 MOST_PIECES = 2
 """components of a class in the median case, up to which a stray one is told: structures are single or paired"""
-
-
 SPACING_FACTOR = 2.0
 """least factor between a case's spacing and the median: below, patches of every case show about the same"""
-
-
 FIXED_FACTOR, OWN_FACTOR = 3.0, 5.0
 """least factor between a case's range of intensities and the median: where all cases are normalised by the same
 numbers, and where each is by its own"""
-
-
 FIXED_SHIFT, OWN_SHIFT = 0.5, 5.0
 """least distance between a case's median intensity and the others', likewise, in usual ranges of intensities"""
-
-
 LEAST_HU = -100.0
 """Hounsfield units of fat, above which nothing of a body that holds any fat or air lies entirely (DICOM PS3.3
 C.11.1.1.2 defines the unit: air -1000, water 0)"""
-
-
 OFFSET_TISSUE = (700.0, 1400.0)
 """median of CT stored as HU + 1024, which some scanners and archives do"""
-
-
 GREY_VALUES = 3
 """different values between the two of a mask from which on they are no classes"""
-
-
 GREY_SHARE = 0.1
 """most of the voxels that they make up: the borders between the two"""
-
-
 WHITE = (255, 65_535)
 """larger value of masks stored as pictures"""
 

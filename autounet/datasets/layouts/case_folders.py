@@ -33,12 +33,8 @@ from .files import glob_images, image_files, is_held_out, looks_like_images, loo
 
 DEEPEST = 3
 """folders below a case's own in which files are looked for"""
-
-
 MOST_VALUES = 50
 """an image of whole numbers with no more different values looks like a label"""
-
-
 _PARTS = re.compile(r"[A-Za-z0-9]+")
 
 
@@ -141,8 +137,6 @@ def short_names(roles: Sequence[Role]) -> list[str]:
 
 MOST_FILES = 24
 """a folder with more kinds of files is no case"""
-
-
 _TRAINING = re.compile(r"^(train|training|tr)$", re.IGNORECASE)
 
 

@@ -23,11 +23,7 @@ from .files import TABLES
 
 CASE, LABEL, GROUP, FOLD, ANNOTATED = KNOWN = ("case", "label", "group", "fold", "annotated")
 """columns with a meaning of their own"""
-
-
 _NOT_TABLES = ("participants.tsv", "sessions.tsv", "scans.tsv", "dataset_description.json", "palette.json")
-
-
 _LARGEST = 1 << 26
 """bytes; a larger CSV or JSON file beside the images is no list of cases"""
 

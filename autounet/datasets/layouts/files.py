@@ -12,17 +12,9 @@ from ...imageio import is_image, is_series, stem
 from ...schema.errors import DataError, OptionError
 
 _IMAGES = re.compile(r"^(images?|imgs?|img|scans?|photos?)(?![a-z]*mask)", re.IGNORECASE)
-
-
 _LABELS = re.compile(r"label|mask|seg|annot|manual|gt$|^gt|ground.?truth|truth|target", re.IGNORECASE)
-
-
 _PREVIEWS = re.compile(r"thumb(nail)?s?$|preview", re.IGNORECASE)
-
-
 _HELD_OUT = re.compile(r"(^|[-_ ])(?i:ts|test|testing|val|validation)$|(?<=[a-z])(Ts|Test|Testing|Val|Validation)$")
-
-
 TABLES = (".csv", ".tsv", ".json")
 """endings of files that may list the cases"""
 

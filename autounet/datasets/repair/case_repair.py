@@ -32,12 +32,8 @@ from ..checks.set_checks import WHITE, grey_values
 
 LEAST_INSIDE = 0.95
 """share of the labelled voxels that must lie in the image for the header of a label to be believed"""
-
-
 LEAST_COVERED = 0.5
 """share of the first channel that another one must cover to be resampled onto it"""
-
-
 SAME_ASPECT = 0.01
 """relative difference up to which a mask has the proportions of its picture and was only scaled"""
 
@@ -155,8 +151,6 @@ def _scaled(part: FilePart, grid: Geometry, done: list[str]) -> FilePart:
 
 MAIN_SHARE = 0.9
 """share of a lossy mask's voxels that its two most frequent values have, at least"""
-
-
 IMAGES, LABELS = "imagesTr", "labelsTr"
 
 
