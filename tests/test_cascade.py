@@ -51,7 +51,7 @@ from autounet.training.augment import Augmentation
 from autounet.training.cases import CaseStore
 from autounet.training.samples import SampleSource
 from autounet.workflow.pipeline import Pipeline
-from autounet.workflow.status import read_status
+from autounet.workflow.read_status import read_status
 
 FIRST, SECOND = "3d_lowres", "3d_cascade_fullres"
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from autounet.ops.chart_style import FOUND, PREDICTION, TRUTH, Picture
+from autounet.figures import FOUND, PREDICTION, TRUTH, Picture
 from autounet.ops.orient import orient
 from autounet.report import page as page_module
 from autounet.report import pictured, write_report

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from autounet.ops.chart_style import BITMAP_LIMIT, MOST_MARKS, as_bitmap, as_svg, chart
+from autounet.figures import BITMAP_LIMIT, MOST_MARKS, as_bitmap, as_svg, chart
 from autounet.report import tables
 from autounet.report.charts import strips
 from autounet.report.facts import MOST_LINES, grouped

@@ -102,15 +102,15 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Look again every 5 seconds for as long as it runs")] = False,
 ) -> None:
     """What is done, what runs, time left."""
-    from ..workflow import status_lines
-    from ..workflow.status import read_status
+    from ..workflow import status as run_status
+    from ..workflow.read_status import read_status
 
-    looks = status_lines.watch(read_status, out) if watch else iter([read_status(out)])
+    statuses = run_status.watch(read_status, out) if watch else iter([read_status(out)])
     if not json_:
-        status_lines.show(looks)
+        run_status.show(statuses)
         return
-    for found in looks:
-        typer.echo(json.dumps(found.model_dump(mode="json"), indent=None if watch else 1))
+    for each in statuses:
+        typer.echo(json.dumps(each.model_dump(mode="json"), indent=None if watch else 1))
 
 
 @app.command()

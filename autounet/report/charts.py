@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from ..ops.chart_style import GRID, INK, MOST_MARKS, MUTED, SERIES, Picture, as_svg, chart, two_charts
+from ..figures import GRID, INK, MOST_MARKS, MUTED, SERIES, Picture, as_svg, chart, two_charts
 from ..schema.metrics import Metrics
 from ..schema.selection import ReliabilityBin, TemperatureScaling
 from .pictured import Ranked

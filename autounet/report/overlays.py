@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from ..ops.chart_style import FOUND, PREDICTION, TRUTH, Picture, as_bitmap
+from ..figures import FOUND, PREDICTION, TRUTH, Picture, as_bitmap
 from .volumes import CaseVolume
 
 if TYPE_CHECKING:

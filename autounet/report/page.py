@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 import autounet
 
-from ..ops.chart_style import Picture
+from ..figures import Picture
 from ..schema.record import write_text
 from . import charts, facts, run_tables, tables
 from . import run_tables as selection

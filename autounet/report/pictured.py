@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ops.chart_style import Picture
+from ..figures import Picture
 from ..schema.errors import AutoUNetError
 from ..schema.labels import Labels, counted_targets
 from ..schema.metrics import CaseMetrics, Metrics

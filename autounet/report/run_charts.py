@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from ..ops.chart_style import DASHES, GRID, INK, MUTED, RC, SERIES, Picture, as_svg, chart
+from ..figures import DASHES, GRID, INK, MUTED, RC, SERIES, Picture, as_svg, chart
 from ..schema.dataset import Dataset
 from ..schema.fingerprint import ChannelFingerprint, Fingerprint
 from ..schema.plan import Configuration

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..ops.chart_style import address, jpeg
+from ..figures import address, jpeg
 from .overlays import TITLES
 from .volumes import CaseVolume
 

@@ -23,7 +23,7 @@ from ..schema.record import digest
 from ..schema.run import DeviceProfile
 from ..schema.selection import Selection
 from ..time_budget.deadline import Deadline
-from ..tracking import require_tracker
+from ..tracking import NO_TRACKER, require_tracker, track_run
 from ..workers import available_cores
 from .calibrate import calibrated
 from .context import Context, Setup
@@ -36,7 +36,6 @@ from .output_folder import locked, require_output_folder
 from .parsing import with_stored
 from .plan_summary import timed
 from .stages import FoldJobs
-from .tracked import NO_TRACKER, tracking
 from .trial_steps import MOST_ATTEMPTS, try_configurations
 
 log = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ class Pipeline:
             if until == "plan":
                 self._time_plan()
                 return self.out / "plan.json"
-            with tracking(self.options, self.out, self.known.dataset.name) as self.tracked:
+            with track_run(self.options, self.out, self.known.dataset.name) as self.tracked:
                 self.job_stages(until)
                 path = self._report() if until == "report" else self.out
                 self.tracked.finish(self.plan, path if until == "report" else None)

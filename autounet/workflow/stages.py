@@ -18,11 +18,11 @@ from ..schema.metrics import Metrics
 from ..schema.plan import Configuration
 from ..schema.quantities import format_number
 from ..schema.run import EpochLog, fold_name, read_log
+from ..tracking import RunTracker
 from .context import Context
 from .fine_tuning import Starting
 from .jobs import Job, JobGraph, move_aside, read_key, write_key
 from .time_shares import TimeShares
-from .tracked import Tracked
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 class FoldJobs:
     """Builds the jobs of one run and holds the functions they name."""
 
-    def __init__(self, context: Context, tracked: Tracked) -> None:
+    def __init__(self, context: Context, tracked: RunTracker) -> None:
         self.context, self.out, self.tracked = context, context.out, tracked
         self.graph = JobGraph(context)
         self.starting = Starting(context)

@@ -1,4 +1,4 @@
-"""What of a run goes to a tracker: curves of each fold, Dice per fold, the plan, the results and the report."""
+"""What of a run is sent to a tracker: curves and Dice of each fold, the plan, the results and the report."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from ..schema.options import RunOptions, TrainOptions
 from ..schema.plan import Configuration, Plan
 from ..schema.record import Record, digest
 from ..schema.run import EpochLog
-from ..tracking import TrackedRun, Tracker, open_tracker
+from .services import TrackedRun, Tracker, open_tracker
 
 NO_TRACKER = "none"
-"""takes back the tracker of an earlier command"""
+"""value of `--track` that ends the tracking of an earlier command"""
 FOLDER = "tracking"
 RESULTS = "results"
-"""name of the run with what concerns no single fold"""
+"""name of the run that concerns no single fold"""
 
 
 class TrackingRecord(Record):
     """`tracking/folder.json`."""
 
     identity: str
-    """drawn once: a copy of the data in another output folder is another group of runs"""
+    """random, made once per output folder: runs of the same data in another folder are other runs"""
 
 
-class Tracked:
-    """The runs of one output folder; without a tracker nothing is done."""
+class RunTracker:
+    """Sends the runs of one output folder to a tracker; without one every call does nothing."""
 
     def __init__(self, tracker: Tracker | None, out: Path) -> None:
         self.tracker, self.out = tracker, out
@@ -40,7 +40,7 @@ class Tracked:
         self.identity = "" if tracker is None else _identity(out / FOLDER / "folder.json")
 
     def begin(self, name: str, fold: str, key: str, configuration: Configuration, options: TrainOptions) -> TrackedRun:
-        """The training of a fold; `key` is that of its job."""
+        """Open the run of a fold's training and send its settings; `key` is the key of its job."""
         run = self.run(f"{name} {fold}", key)
         if self.tracker is not None:
             content: dict[str, JsonValue] = {
@@ -56,16 +56,17 @@ class Tracked:
         return TrackedRun(name, digest([self.identity, name, key]), self.group)
 
     def line(self, run: TrackedRun, line: EpochLog) -> None:
+        """Send a line of the training log."""
         if self.tracker is not None:
             self.tracker.scalars(run, line_values(line), line.step)
 
     def fold(self, run: TrackedRun, metrics: Metrics, step: int) -> None:
-        """The validation of a fold on whole images, at the step that its training ended with."""
+        """Send the metrics of a fold's validation images at `step`, the last one of its training."""
         if self.tracker is not None:
             self.tracker.scalars(run, metric_values(metrics), step)
 
     def finish(self, plan: Plan, report: Path | None) -> None:
-        """The plan, what metrics.json holds, and the report."""
+        """Send the plan, the content of metrics.json and the report."""
         if self.tracker is None:
             return
         run, metrics = self.run(RESULTS, ""), self.out / "metrics.json"
@@ -77,20 +78,20 @@ class Tracked:
 
 
 @contextmanager
-def tracking(options: RunOptions, out: Path, project: str) -> Iterator[Tracked]:
-    """For the time of a command. Raises OptionError where the tracker's library is not installed."""
+def track_run(options: RunOptions, out: Path, project: str) -> Iterator[RunTracker]:
+    """Tracker for the time of a command. Raises OptionError where the library of the service is not installed."""
     if options.track in (None, NO_TRACKER):
-        yield Tracked(None, out)
+        yield RunTracker(None, out)
         return
     tracker = open_tracker(str(options.track), out / FOLDER, project)
     try:
-        yield Tracked(tracker, out)
+        yield RunTracker(tracker, out)
     finally:
         tracker.close()
 
 
 def line_values(line: EpochLog) -> dict[str, float]:
-    """By the names that the services show."""
+    """Values of a line of the training log under the names that the services show."""
     values = {
         "loss": line.loss,
         "learning rate": line.learning_rate,
@@ -103,7 +104,7 @@ def line_values(line: EpochLog) -> dict[str, float]:
 
 
 def metric_values(metrics: Metrics) -> dict[str, float]:
-    """The mean Dice, and every metric of every class where it is defined: `dice/liver`."""
+    """Mean Dice and every defined metric of every class, named for example `dice/liver`."""
     values = {
         f"{metric}/{name}": value
         for name, entry in metrics.per_class.items()
@@ -114,6 +115,7 @@ def metric_values(metrics: Metrics) -> dict[str, float]:
 
 
 def _identity(file: Path) -> str:
+    """Identity of an output folder, stored at the first call."""
     try:
         return TrackingRecord.load(file).identity
     except RecordError:

@@ -1,4 +1,4 @@
-"""Colours, line styles and the two ways a matplotlib figure enters the page."""
+"""Matplotlib figures in one style: colours, line styles, and pictures as data addresses for the report."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from PIL import Image
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito, "Color Universal Design" (2008): told apart with every common kind of colour-blindness.
-# Black and the pale yellow are left out: one is the text, the other is invisible on white paper.
+# Okabe and Ito, "Color Universal Design" (2008): distinguishable with every common kind of colour blindness.
+# Black and the pale yellow are left out: text is black, and the yellow cannot be seen on white paper.
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
-TRUTH = "#56B4E9"
-PREDICTION = "#E69F00"
-FOUND = "#E8EBEF"
+REFERENCE_COLOUR = "#56B4E9"
+PREDICTION_COLOUR = "#E69F00"
+AGREEMENT_COLOUR = "#E8EBEF"
 INK = "#1c2430"
 MUTED = "#5b6675"
 GRID = "#dfe3e8"
 
-BITMAP_LIMIT = 90_000
-"""bytes of one picture: of some 40 in base64 half of the 10 MB that the page may have"""
-QUALITIES = (90, 80, 70, 55, 40)
-MOST_MARKS = 2000
-"""points of a chart; with more they are drawn as one bitmap inside it"""
-RC: dict[Any, Any] = {
+MAX_BITMAP_BYTES = 90_000
+"""of one picture: some 40 of them, in base64, take half of the 10 MB that the report may have"""
+JPEG_QUALITIES = (90, 80, 70, 55, 40)
+MAX_VECTOR_POINTS = 2000
+"""points of a chart; more are drawn as one bitmap inside it"""
+STYLE: dict[Any, Any] = {
     "font.size": 10.0,
     "font.family": "DejaVu Sans",
     "axes.edgecolor": MUTED,
@@ -47,17 +47,18 @@ RC: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """An image for the page: a data address, the words for who cannot see it, and a caption."""
+    """An image of the report."""
 
     source: str
+    """a data address"""
     alt: str
-    caption: str = ""
+    """what it shows, for readers who cannot see it"""
     title: str = ""
 
 
 def chart(width: float = 4.1, height: float = 3.0) -> tuple[Figure, Axes]:
-    """One pair of axes in the page's style; inches, sized so that text is legible at a phone's width."""
-    with rc_context(RC):
+    """A figure with one pair of axes; width and height in inches, so that text is legible on a phone."""
+    with rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
     axes.grid(axis="y", color=GRID, linewidth=0.7)
@@ -66,8 +67,8 @@ def chart(width: float = 4.1, height: float = 3.0) -> tuple[Figure, Axes]:
 
 
 def two_charts(width: float = 4.4, height: float = 4.0) -> tuple[Figure, tuple[Axes, Axes]]:
-    """Two pairs of axes above each other that share x, the upper one three times as high."""
-    with rc_context(RC):
+    """A figure with two pairs of axes that share x, the upper one three times as high as the lower."""
+    with rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for axes in (upper, lower):
@@ -77,36 +78,36 @@ def two_charts(width: float = 4.4, height: float = 4.0) -> tuple[Figure, tuple[A
 
 
 def as_svg(figure: Figure) -> str:
-    """A data address; the date is left out, so equal records give equal pages."""
+    """Data address of the figure; without a date, so that equal records give an equal report."""
     buffer = io.BytesIO()
-    with rc_context(RC):
+    with rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=200)
-    return address("image/svg+xml", buffer.getvalue())
+    return data_address("image/svg+xml", buffer.getvalue())
 
 
 def as_bitmap(figure: Figure, dpi: int) -> str:
-    """A data address of at most `BITMAP_LIMIT` bytes: PNG, or JPEG (photographs), of less quality or half the size."""
+    """Data address of at most `MAX_BITMAP_BYTES`: PNG, else JPEG of decreasing quality, then of half the size."""
     buffer = io.BytesIO()
-    with rc_context(RC):
+    with rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=dpi)
-    if buffer.tell() <= BITMAP_LIMIT:
-        return address("image/png", buffer.getvalue())
+    if buffer.tell() <= MAX_BITMAP_BYTES:
+        return data_address("image/png", buffer.getvalue())
     image = Image.open(buffer).convert("RGB")
     while True:
-        for quality in QUALITIES:
+        for quality in JPEG_QUALITIES:
             content = jpeg(image, quality)
-            if len(content) <= BITMAP_LIMIT:
-                return address("image/jpeg", content)
+            if len(content) <= MAX_BITMAP_BYTES:
+                return data_address("image/jpeg", content)
         image = image.reduce(2)
 
 
 def jpeg(image: Image.Image, quality: int) -> bytes:
-    """Without the halved colour resolution that would wash out thin contours."""
+    """JPEG file at full colour resolution: halved, as is the default, it would blur thin contours."""
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
 
 
-def address(kind: str, content: bytes) -> str:
-    """A data address."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def data_address(media_type: str, content: bytes) -> str:
+    """Content of a file as an address that needs no file."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
