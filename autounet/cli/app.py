@@ -124,18 +124,18 @@ def compare(
     json_: Json = False,
 ) -> None:
     """This run's cross-validation beside published results with their sources, or beside another run."""
+    from ..report import comparison as comparing
     from ..schema.errors import OptionError
-    from ..workflow import comparison as comparing
 
     if test and other:
         raise OptionError("--test sets published results beside test metrics, --with another run. Give one of them")
 
     if other:
-        found = comparing.paired(out, other, metric)
-        told = comparing.paired_lines(found, metric)
+        found = comparing.compare_runs(out, other, metric)
+        told = comparing.difference_lines(found, metric)
         record = {"metric": metric, "classes": [each.model_dump(mode="json") for each in found]}
     else:
-        comparison = comparing.published(out, test)
+        comparison = comparing.compare_with_published(out, test)
         told, record = comparing.published_lines(comparison), comparison.model_dump(mode="json")
     typer.echo(json.dumps(record, indent=1) if json_ else "\n".join(told))
 
