@@ -73,7 +73,7 @@ def step_seconds(context: Context, name: str, steps: int, folder: Path) -> float
 
 def case_seconds(context: Context, name: str, count: int, weights: Path, folder: Path) -> float:
     """Mean seconds of predicting, exporting and evaluating one case, after a first one that is not counted."""
-    from autounet.inference.loading import load_network
+    from autounet.inference.bundle import load_network
 
     configuration, device = context.plan.configurations[name], context.profile.device
     model = load_network(configuration, weights, device)

@@ -59,7 +59,7 @@ def sized(pipeline: Pipeline, name: str, width: int, batch: int, patch_limit: in
 
 def run_variant(pipeline: Pipeline, name: str, text: str, seconds: float, cases: int) -> tuple[Metrics, int, float]:
     """Train and validate one variant. Returns metrics, steps, and seconds of validation."""
-    from autounet.inference.loading import load_network
+    from autounet.inference.bundle import load_network
     from autounet.training import FoldTask, Horizon, train_fold
 
     values = parse_variant(text)

@@ -16,7 +16,7 @@ from autounet.evaluation import evaluate_case
 from autounet.fingerprint import build_fingerprint
 from autounet.imageio import read_labels, write_image, write_labels
 from autounet.losses import Batch
-from autounet.preprocessing.prepare import class_locations
+from autounet.preprocessing import class_locations
 from autounet.schema.dataset import (
     NOT_ANNOTATED,
     Case,

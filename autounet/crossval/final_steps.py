@@ -14,7 +14,7 @@ from ..datasets import read_reference
 from ..evaluation import DEFAULT_METRICS, distance_unit, evaluate_case, summarise
 from ..imageio import read_labels, write_labels
 from ..inference.decisions import decision_for
-from ..inference.probabilities import PooledScores
+from ..inference.export import EnsembleScores, ensemble_scores
 from ..ops.components import apply_steps
 from ..ops.label_values import NO_LOSS, encode
 from ..progress import progress
@@ -174,7 +174,7 @@ def _look_one(task: _Task) -> _Seen:
         (read_scores(scores, task.identifier).astype(np.float32), read_properties(prepared, task.identifier))
         for scores, prepared in task.sources
     ]
-    pooled = PooledScores(sources, labels, task.weights, task.configuration.targets)
+    pooled = ensemble_scores(sources, labels, task.weights, task.configuration.targets)
     dense = encode(reference, labels)
     if annotated is not None and not all(annotated):
         dense = np.full_like(dense, NO_LOSS)  # what was not looked for may be anything
@@ -182,7 +182,7 @@ def _look_one(task: _Task) -> _Seen:
     return _Seen(tables, sample)
 
 
-def _sample(pooled: PooledScores, dense: np.ndarray, structures: np.ndarray, task: _Task) -> Sample:
+def _sample(pooled: EnsembleScores, dense: np.ndarray, structures: np.ndarray, task: _Task) -> Sample:
     """Voxels drawn evenly around the structures of the case."""
     voxels = draw(task.identifier, dense, structures, pooled.box, task.voxels)
     logits, classes = voxels.logits(pooled), voxels.classes

@@ -125,7 +125,7 @@ class FoldJobs:
 
     def validate(self, name: str, fold: int, weights: Path) -> None:
         """Predict and evaluate the cases whose earlier results no longer hold."""
-        from ..inference.loading import load_network
+        from ..inference.bundle import load_network
 
         started = time.monotonic()
         configuration, previous = self.configurations[name], self.graph.handed_labels(name)

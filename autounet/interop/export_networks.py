@@ -26,7 +26,7 @@ from ..schema.errors import ModelError, OptionError
 from ..schema.labels import targets_of
 from ..schema.plan import Configuration, NetworkSpec, prediction_swap, with_previous_stages
 from ..schema.run import fold_name
-from .exported import (
+from .exported_model import (
     RECORD,
     ExportedConfiguration,
     ExportedModel,
@@ -43,8 +43,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.export import ExportedProgram
 
+REPORT = "Export in another format, and report this network"
 TOLERANCE = 1e-3
-"""largest difference from torch that is taken for rounding, as a share of the largest logit"""
+"""largest difference from torch that counts as rounding, as a fraction of the largest logit"""
 LARGEST_SIZE = 2**16
 """voxels along an axis, and images in a batch"""
 LEAST_SIZE = 8
@@ -54,7 +55,7 @@ FIXED_SIZES = frozenset({"swin"})
 """families whose windows are cut by the size of the image, so that another size is another program; tiles have one"""
 
 
-class Form(NamedTuple):
+class ExportFormat(NamedTuple):
     """One kind of file."""
 
     suffix: str
@@ -78,8 +79,8 @@ def _run_program(path: Path, image: np.ndarray) -> np.ndarray:
 
 
 FORMS = {
-    "onnx": Form(".onnx", require_onnx, write_onnx, run_onnx),
-    "torch": Form(".pt2", lambda: None, _save_program, _run_program),
+    "onnx": ExportFormat(".onnx", require_onnx, write_onnx, run_onnx),
+    "torch": ExportFormat(".pt2", lambda: None, _save_program, _run_program),
 }
 
 
@@ -97,15 +98,18 @@ def export_model(
     network that torch cannot export, with torch's own words, or one that gives other logits afterwards.
     """
     if form not in FORMS:
-        raise OptionError(f"--format {form!r} is unknown; known are {', '.join(FORMS)}")
+        raise OptionError(f"--format {form!r} is unknown; known are {', '.join(FORMS)}", "Give one of these")
     FORMS[form].require()
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OptionError(f"{out} is not empty. Give a new folder")
+        raise OptionError(f"{out} is not empty", "Give a new folder")
     bundle, folder = load_bundle(Path(model))
     names = (configuration,) if configuration else bundle.selection.chosen
     if configuration and configuration not in bundle.configurations:
-        raise ModelError(f"{model} has no configuration {configuration}; it has {', '.join(bundle.configurations)}")
+        raise ModelError(
+            f"{model} has no configuration {configuration}; it has {', '.join(bundle.configurations)}",
+            "Give one of these",
+        )
     scaling = bundle.selection.calibration
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -171,7 +175,7 @@ def _export_configuration(
 
 
 def _export_network(
-    network: nn.Module, configuration: Configuration, form: Form, path: Path, label: str
+    network: nn.Module, configuration: Configuration, form: ExportFormat, path: Path, label: str
 ) -> tuple[float, float]:
     """The largest difference from torch, and the largest logit, over images of two batches and, if open, sizes."""
     import torch
@@ -190,28 +194,35 @@ def _export_network(
             program = torch.export.export(network, (images[0],), dynamic_shapes=(_open_sizes(rules),))
             form.write(program, path)
     except Exception as error:  # torch's exporters raise what the network leads to
-        said = str(error).strip().split("\n\n")[0]
-        raise ModelError(f"{label}: torch cannot export a network of the family {spec.family}: {said}") from None
+        raise ModelError(
+            f"{label}: torch cannot export a network of the family {spec.family} ({error})",
+            "Export in another format, or predict with autounet",
+        ) from None
     return _compared(network, images, form, path, label)
 
 
-def _compared(network: nn.Module, images: Sequence[Tensor], form: Form, path: Path, label: str) -> tuple[float, float]:
+def _compared(
+    network: nn.Module, images: Sequence[Tensor], form: ExportFormat, path: Path, label: str
+) -> tuple[float, float]:
     import torch
 
     difference = largest = 0.0
     for image in images:
         with torch.inference_mode():
             expected = network(image).numpy()
-        found = form.run(path, image.numpy())
-        if found.shape != expected.shape:
-            raise ModelError(f"{label}: the exported network gives the shape {found.shape}, not {expected.shape}")
+        result = form.run(path, image.numpy())
+        if result.shape != expected.shape:
+            raise ModelError(
+                f"{label}: the exported network gives the shape {result.shape}, not {expected.shape}", REPORT
+            )
         # these keep NaN, of which no comparison holds
-        difference = float(np.maximum(difference, np.abs(found - expected).max()))
+        difference = float(np.maximum(difference, np.abs(result - expected).max()))
         largest = float(np.maximum(largest, np.abs(expected).max()))
     if not difference <= TOLERANCE * largest:
         raise ModelError(
             f"{label}: the exported network's logits differ from torch's by {difference:.2g}, and the largest is "
-            f"{largest:.2g}. Export in another format, and report this network"
+            f"{largest:.2g}",
+            REPORT,
         )
     return difference, largest
 

@@ -1,56 +1,15 @@
-"""From weights on disk to a network that predicts."""
+"""Less memory where it ran out: fewer inputs at a time, and at last the scores in the CPU's memory."""
 
 from __future__ import annotations
 
 import functools
 import logging
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..schema.errors import ModelError, OutOfMemory
-from ..schema.plan import Configuration
-
-if TYPE_CHECKING:
-    from torch import nn
-
-
-def load_network(configuration: Configuration, weights: Path, device: str) -> nn.Module:
-    """The configuration's network with the weights of a safetensors file, in eval mode on `device`.
-
-    Raises ModelError when the file is missing or damaged, or does not fit the network.
-    """
-    import torch
-
-    from ..nets import FAMILIES
-    from ..store.weights import load_weights
-
-    spec = configuration.network
-    if spec.family not in FAMILIES:
-        raise ModelError(f"{weights}: unknown network family {spec.family!r}; known are {', '.join(sorted(FAMILIES))}")
-    try:
-        state = load_weights(weights)
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(f"{weights} cannot be read as weights: {error}. Copy or train the model again.") from error
-    with torch.device("meta"):  # initial values would be thrown away
-        network = FAMILIES[spec.family].build(spec)
-    if set(dict(network.named_buffers())) - set(state):
-        network = FAMILIES[spec.family].build(spec)  # buffers that are computed, not saved
-    try:
-        network.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        raise ModelError(f"{weights} does not fit the plan's network: {error}") from None
-    network = network.requires_grad_(False).eval().to(device)
-    if configuration.channels_last:
-        layout = torch.channels_last if spec.dims == 2 else torch.channels_last_3d
-        network = network.to(memory_format=layout)  # type: ignore[call-overload]
-    return network
-
+from ..schema.errors import OutOfMemory
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +23,7 @@ MARKS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; other RuntimeErrors are not to be taken for that."""
+    """Whether an allocation failed; torch raises a RuntimeError for that, as for much else, and only its text tells."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in MARKS)
@@ -99,9 +58,9 @@ def accumulators(whole: Sequence[int], spatial: Sequence[int], device: torch.dev
 
 
 def with_less_memory(inputs: int, scores: Tensor, device: torch.device, patch: Sequence[int]) -> tuple[int, Tensor]:
-    """After a forward of so many inputs was too much: how many are tried, and the scores, at last on the CPU.
+    """Number of inputs to try next, after a forward of `inputs` was too much, and the scores, at last on the CPU.
 
-    Raises OutOfMemory when a single one was too much with the scores on the CPU.
+    Raises OutOfMemory when a single input was too much with the scores on the CPU.
     """
     free_cached(device)
     if inputs > 1:
@@ -114,4 +73,4 @@ def with_less_memory(inputs: int, scores: Tensor, device: torch.device, patch: S
         return inputs, scores
     remedy = "Use a machine with more" if device.type == "cpu" else "Free some of it, or use --device cpu"
     shape = "x".join(map(str, patch))
-    raise OutOfMemory(f"memory ran out on {device} with one input of {shape} at a time, the least there is. {remedy}")
+    raise OutOfMemory(f"memory ran out on {device} with one input of {shape} at a time, the least there is", remedy)

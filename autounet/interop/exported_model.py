@@ -1,4 +1,4 @@
-"""What lies beside exported networks: all that their logits depend on before and after them."""
+"""The record of exported networks, with all that happens before and after them, and ONNX files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ExportedNetwork(Part):
     largest_difference: float
     """from torch's logits, where both were run"""
     largest_logit: float
-    """beside which that is to be seen"""
+    """for comparison"""
 
 
 class ExportedOutput(Part):
@@ -62,7 +62,7 @@ class ExportedSwap(Part):
 
 
 class ExportedConfiguration(Part):
-    """What surrounds the networks of one configuration; `docs/exchange.md` tells it step by step."""
+    """The networks of one configuration, with what happens before and after them; see `docs/exchange.md`."""
 
     preprocess: PreprocessSpec
     patch_size: tuple[int, ...]
@@ -77,7 +77,7 @@ class ExportedConfiguration(Part):
     previous_stage: str | None
     """the configuration whose segmentation, one-hot without the background, follows the image's channels"""
     networks: tuple[ExportedNetwork, ...] = Field(min_length=1)
-    """of which the mean is taken as `inference.average` says"""
+    """which are averaged as `inference.average` says"""
 
 
 class ExportedModel(Record):
@@ -96,14 +96,14 @@ class ExportedModel(Record):
     postprocessing: tuple[PostprocessStep, ...]
     """of the segmentation in the image's own voxels, in this order"""
     temperature: float
-    """that logits are divided by where probabilities are told; it changes no segmentation of classes"""
+    """calibration temperature that logits are divided by for probabilities; it changes no segmentation of classes"""
     configurations: dict[str, ExportedConfiguration]
     versions: dict[str, str]
 
 
 INPUT, OUTPUT = "image", "logits"
-TALKATIVE = ("torch.onnx", "onnxscript", "onnx_ir")
-"""loggers that tell of each step and of packages that nothing here uses"""
+VERBOSE_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
+"""loggers that report each step, and packages that nothing here uses"""
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -113,14 +113,14 @@ def require_onnx() -> None:
 
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        raise OptionError(f"ONNX needs {', '.join(missing)}. Install them: pip install 'autounet[onnx]'")
+        raise OptionError(f"ONNX needs {', '.join(missing)}", "Install them: pip install 'autounet[onnx]'")
 
 
 def write_onnx(program: ExportedProgram, path: Path) -> None:
     """The input is called `image`, the output `logits`; sizes that the program leaves open stay open."""
     import torch
 
-    for name in TALKATIVE:
+    for name in VERBOSE_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     written = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
     assert written is not None
