@@ -212,7 +212,7 @@ def test_maps_lie_beside_the_segmentation_in_its_geometry(tmp_path: Path) -> Non
     api.load(folder, device="cpu").predict_files(tmp_path / "images", tmp_path / "plain")
     np.testing.assert_array_equal(read_labels(tmp_path / "plain" / "a.nii.gz")[0], values)
     alone = api.load(folder, device="cpu", configuration="a")
-    assert alone.pooling.temperature == 1.0, "fitted to what was selected together"
+    assert alone.combination.temperature == 1.0, "fitted to what was selected together"
 
 
 def test_components_are_removed_as_selected_and_only_then(tmp_path: Path) -> None:
