@@ -6,7 +6,7 @@ Pure: the text follows from the bundle's record alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -237,7 +237,7 @@ def summarise_scores(metrics: Metrics) -> ScoreSummary:
                 name=name,
                 metric=metric,
                 mean=getattr(values, metric),
-                interval=_of(metrics.intervals, name).get(metric),
+                interval=metrics.intervals.get(name, {}).get(metric),
             )
             for name, values in metrics.per_class.items()
             for metric in METRICS
@@ -258,10 +258,6 @@ def _training(name: str, records: Sequence[RunRecord]) -> TrainingSummary:
         optimiser=first.options.optimiser,
         devices=tuple(sorted({record.device for record in records})),
     )
-
-
-def _of(intervals: Mapping[str, Mapping[str, tuple[float, float]]], name: str) -> Mapping[str, tuple[float, float]]:
-    return intervals.get(name, {})
 
 
 def _whole(values: np.ndarray) -> tuple[int, int, int]:

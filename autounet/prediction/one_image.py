@@ -110,7 +110,8 @@ def _geometry(
     steps = [1.0, *steps] if len(steps) == 2 else steps
     if len(steps) != 3 or not all(np.isfinite(steps)) or min(steps) <= 0:
         raise OptionError(f"spacing is {spacing}", "Give three lengths in mm above 0, in the order z, y, x")
-    if len(flat) != 9 or not np.allclose(_gram(flat), np.eye(3), atol=1e-2):
+    orthonormal = len(flat) == 9 and np.allclose(flat.reshape(3, 3).T @ flat.reshape(3, 3), np.eye(3), atol=1e-2)
+    if not orthonormal:
         raise OptionError(
             f"direction is {direction}",
             "Give a 3x3 matrix, row by row, whose columns are the directions of the axes x, y and z: at right angles "
@@ -124,11 +125,6 @@ def _geometry(
         kind="array",
         dimension=2 if picture else 3,
     )
-
-
-def _gram(flat: np.ndarray) -> np.ndarray:
-    matrix = flat.reshape(3, 3)
-    return matrix.T @ matrix
 
 
 def _presence(bundle: ModelBundle, present: Sequence[bool] | None) -> ChannelAvailability | None:

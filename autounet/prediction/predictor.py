@@ -113,25 +113,22 @@ class Predictor:
 
         `keep_input` keeps the images as the networks get them, with what previous stages add.
         """
-        with self._networks:
-            return self._run_networks(prepared, keep_input)
-
-    def _run_networks(self, prepared: Sequence[Prepared], keep_input: bool) -> dict[str, NetworkScores]:
         from ..inference.sliding_window import predict_scores
 
         all_labels = self.bundle.labels
         results: dict[str, NetworkScores] = {}
-        for (name, configuration), case in zip(self.configurations.items(), prepared, strict=True):
-            image = case.image
-            if configuration.previous_stage is not None:
-                before = results[configuration.previous_stage]
-                decision = decision_for(all_labels, self.configurations[configuration.previous_stage].targets)
-                hand_over = HANDOVERS[configuration.inference.handover]
-                labels = hand_over(before.scores, before.properties, case.properties, decision)
-                image = append_one_hot(image, labels, all_labels.count)
-            outputs, swap = configuration.network.out_channels, prediction_swap(configuration, all_labels)
-            scores = predict_scores(self.models[name], image, configuration, outputs, self.device, swap=swap)
-            results[name] = NetworkScores(image if keep_input else case.image, scores, case.properties)
+        with self._networks:
+            for (name, configuration), case in zip(self.configurations.items(), prepared, strict=True):
+                image = case.image
+                if configuration.previous_stage is not None:
+                    before = results[configuration.previous_stage]
+                    decision = decision_for(all_labels, self.configurations[configuration.previous_stage].targets)
+                    hand_over = HANDOVERS[configuration.inference.handover]
+                    labels = hand_over(before.scores, before.properties, case.properties, decision)
+                    image = append_one_hot(image, labels, all_labels.count)
+                outputs, swap = configuration.network.out_channels, prediction_swap(configuration, all_labels)
+                scores = predict_scores(self.models[name], image, configuration, outputs, self.device, swap=swap)
+                results[name] = NetworkScores(image if keep_input else case.image, scores, case.properties)
         return results
 
     def decide(self, scores: Mapping[str, NetworkScores]) -> np.ndarray:
