@@ -14,8 +14,7 @@ from .datasets import Match, image_files, pair
 from .evaluation import DEFAULT_METRICS, chosen_metrics, distance_unit, evaluate_case, summarise
 from .imageio import read_geometry, read_labels, stem
 from .ops.label_values import values_in
-from .prediction.folder import OnCase, Request, predict_folder
-from .prediction.maps import Wanted
+from .prediction.folder import OnCase, OutputOptions, predict_folder
 from .prediction.predictor import Predictor
 from .progress import progress
 from .schema.errors import DataError
@@ -49,8 +48,8 @@ class Model(Predictor):
         `probabilities` and `uncertainty` the maps of docs/predicting.md. Raises OptionError for an unknown `form` and
         for gate maps of networks without gates.
         """
-        request = Request(form, Wanted(probabilities, uncertainty), gate_maps)
-        outcome = predict_folder(self, Path(source), Path(out), request, on_case, overwrite)
+        outputs = OutputOptions(form, probabilities, uncertainty, gate_maps)
+        outcome = predict_folder(self, Path(source), Path(out), outputs, on_case, overwrite)
         outcome.log_counts()
         return outcome.failures
 
@@ -72,7 +71,7 @@ def load(
     `device` is auto, cpu, cuda, cuda:1 or mps. `configuration` is one instead of those selected, `folds` some of its
     networks, `mirror` whether mirrored views are averaged, `overlap` that of tiles (0 to 0.9, None: as planned).
     For `prune`, `average` and `postprocess` see `Predictor`. Nothing in a model is executed. Raises ModelError for one
-    that is damaged or does not hold what is asked for, OptionError for a device that is not here.
+    that is damaged or lacks what is chosen, OptionError for a device that is not there.
     """
     return Model(
         Path(model),
@@ -100,8 +99,9 @@ def _evaluate_one(task: _EvaluateTask) -> CaseMetrics:
     reference, geometry = read_labels(task.reference, task.labels.codes)
     if prediction.shape != reference.shape:
         raise DataError(
-            f"case {task.case}: the prediction has shape {prediction.shape} and the reference {reference.shape}. "
-            "Predict with the original images, or give the matching reference folder"
+            f"the prediction has the shape {prediction.shape} and the reference {reference.shape}",
+            "Predict with the original images, or give the matching reference folder",
+            task.case,
         )
     unit = distance_unit(geometry)
     per_class = evaluate_case(prediction, reference, geometry.spacing, task.labels, unit=unit, metrics=task.metrics)
@@ -122,7 +122,7 @@ def evaluate(
     metrics: Sequence[str] = DEFAULT_METRICS,
     regions: Mapping[str, Sequence[int]] | None = None,
 ) -> Metrics:
-    """Evaluate a folder (or file) of label images against references, paired by the design's rule.
+    """Evaluate a folder (or file) of label images against references, paired by name.
 
     Classes come from `model` (a packed one), else from `classes` (name -> value), else from the values found; so do
     regions, from `model` or else from `regions` (name -> values).
@@ -139,8 +139,7 @@ def evaluate(
     else:
         with progress("finding classes", len(pairs)) as meter:
             values = map_parallel(_values, [(a, b) for _, a, b in pairs], workers, lambda _: meter.advance())
-        found = set().union(*values)
-        labels = _named_labels(dict(classes or {}), found, regions or {})
+        labels = _named_labels(dict(classes or {}), set().union(*values), regions or {})
     tasks = [_EvaluateTask(*match, labels, wanted) for match in pairs]
     unit = distance_unit(read_geometry(tasks[0].reference))
     with progress("evaluate", len(tasks)) as meter:
@@ -164,8 +163,8 @@ def _evaluation_pairs(predictions: Path, references: Path) -> list[Match]:
     alone = sorted(path.name for path in set(predicted) - {match.first for match in pairs})
     if alone:
         raise DataError(
-            f"{len(alone)} predictions have no reference in {references}: {', '.join(alone[:5])}. "
-            "Give the folder with a reference of the same name for each"
+            f"{len(alone)} predictions have no reference in {references}: {', '.join(alone[:5])}",
+            "Give the folder with a reference of the same name for each",
         )
     if len(pairs) < len(known):
         log.warning("%d of %d references have no prediction and are not counted", len(known) - len(pairs), len(known))
@@ -173,7 +172,7 @@ def _evaluation_pairs(predictions: Path, references: Path) -> list[Match]:
 
 
 def _without_companions(predicted: list[Path], known: list[Path]) -> list[Path]:
-    """Without what `predict` writes beside the segmentation of a case, such as `<case>.gate1.nii.gz`."""
+    """Without the maps that `predict` writes with a segmentation, such as `<case>.gate1.nii.gz`."""
     cases, references = {stem(file) for file in predicted}, {stem(file) for file in known}
 
     def is_companion(name: str) -> bool:
@@ -186,13 +185,13 @@ def _without_companions(predicted: list[Path], known: list[Path]) -> list[Path]:
 def _files(path: Path) -> list[Path]:
     files = [path] if path.is_file() else image_files(path)
     if not files:
-        raise DataError(f"{path} has no label images. Give the folder that holds them")
+        raise DataError(f"{path} has no label images", "Give the folder that holds them")
     return files
 
 
-def _named_labels(classes: dict[str, int], found: set[int], regions: Mapping[str, Sequence[int]]) -> Labels:
+def _named_labels(classes: dict[str, int], present: set[int], regions: Mapping[str, Sequence[int]]) -> Labels:
     names = {value: name for name, value in classes.items()}
-    rest = sorted(found.union(names, *regions.values()) - {0})
+    rest = sorted(present.union(names, *regions.values()) - {0})
     background = LabelClass(name=names.get(0, "background"), value=0)
     foreground = tuple(LabelClass(name=names.get(value, f"label_{value}"), value=value) for value in rest)
     return Labels(

@@ -1,7 +1,4 @@
-"""The data set's fingerprint for the planner, and everything that is wrong with the data set.
-
-`examine` and `examine_case` come from `datasets`: the facts of each case, from one reading of its files.
-"""
+"""The data set's fingerprint: what the planner knows of its cases and channels."""
 
 from __future__ import annotations
 
@@ -10,22 +7,13 @@ from typing import Literal
 
 import numpy as np
 
-from .datasets.checks.case_checks import annotation_findings
-from .datasets.checks.examine import CaseTask, examine, examine_case
-from .datasets.checks.set_checks import grey_findings, set_findings
-from .datasets.checks.symmetry import pair_findings, unlike_pairs
-from .datasets.labels import label_findings
+from .datasets.checks.left_right import unlike_pairs
 from .imageio import VOLUME_KINDS
 from .ops.orient import IDENTITY_AXES, canonical_axes, permute
-from .ops.statistics import quantiles_of_samples, weighted_quantiles
-from .schema.dataset import CaseFacts, Channel, Dataset, Finding, IntensitySample, Severity, partly_annotated
+from .ops.statistics import quantiles_of_samples
+from .schema.dataset import CaseFacts, Channel, Dataset, IntensitySample, partly_annotated
 from .schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from .schema.geometry import Geometry
-
-__all__ = ["CaseTask", "build_fingerprint", "check", "examine", "examine_case", "weighted_quantiles"]
-
-FOLDS = 5
-"""folds of a cross-validation when there are cases enough"""
 
 
 def build_fingerprint(
@@ -98,40 +86,3 @@ def _channel_fingerprint(channel: Channel, samples: Sequence[IntensitySample]) -
         percentile_00_5=low,
         percentile_99_5=high,
     )
-
-
-def check(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
-    """Every finding: of each case, then of the cases beside each other, then of the data set as a whole."""
-    findings = [finding for fact in facts for finding in fact.findings]
-    readable = [fact for fact in facts if fact.samples]
-    grey = grey_findings(dataset, readable)
-    spoilt = {finding.case for finding in grey}
-    findings += grey + label_findings(dataset, [fact for fact in readable if fact.identifier not in spoilt])
-    findings += set_findings(dataset, readable) + annotation_findings(dataset, readable)
-    findings += pair_findings(dataset, readable)
-    flat = {fact.geometry.dimension for fact in readable}
-    if len(flat) > 1:
-        example = {fact.geometry.dimension: fact.identifier for fact in readable}
-        findings.append(
-            Finding(
-                code="mixed-dimensions",
-                message=f"{example[2]} is a 2-D image and {example[3]} a volume",
-                remedy="Keep images and volumes in separate data sets",
-            )
-        )
-    return findings + _count_findings(dataset)
-
-
-def _count_findings(dataset: Dataset) -> list[Finding]:
-    groups = {case.group or case.identifier for case in dataset.cases}
-    grouped = any(case.group for case in dataset.cases)
-    what = "group" if grouped else "case"
-    if len(groups) == 1:
-        message = f"there is 1 {what}, which cannot be split for a cross-validation"
-        remedy = "One model is trained on it and nothing is validated; add cases to know how good it is"
-        return [Finding(code="too-few-cases", severity=Severity.warning, message=message, remedy=remedy)]
-    if len(groups) < FOLDS:
-        message = f"{len(groups)} {what}s are too few for {FOLDS} folds"
-        remedy = f"{len(groups)} folds are made; add cases for a validation worth more"
-        return [Finding(code="too-few-cases", severity=Severity.warning, message=message, remedy=remedy)]
-    return []

@@ -1,4 +1,4 @@
-"""What long work shows: a bar with the time left on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar with the time left on a terminal, plain lines in the log elsewhere."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .schema.quantities import format_time
 log = logging.getLogger(__name__)
 
 LINE_INTERVAL = 10.0
-"""seconds between plain lines"""
+"""seconds between two lines"""
 
 
-class Meter:
-    """Counts towards a total. `update(done)` may be fractional; the text is shown beside."""
+class ProgressLines:
+    """Counts up to `total` and logs a line every few seconds; `done` may be a fraction."""
 
     def __init__(self, title: str, total: float) -> None:
         self.title, self.total = title, max(total, 1e-9)
@@ -35,21 +35,18 @@ class Meter:
             self.first, self.since = done, now
         if now - self.last_line >= LINE_INTERVAL:
             self.last_line = now
-            self._show(text, self._left(now))
+            left = self._seconds_left(now)
+            percent = f"{self.title}: {100 * min(self.done / self.total, 1):3.0f} %"
+            log.info("%s", ", ".join(filter(None, [percent, text, f"{format_time(left)} left" if left else None])))
 
-    def _left(self, now: float) -> float | None:
-        """By the speed since the first update: what was done before a resumption took no time here."""
+    def _seconds_left(self, now: float) -> float | None:
+        """By the speed since the first update, since earlier work of a resumed command took no time now."""
         gained = self.done - (self.first or 0.0)
         return (now - self.since) * (self.total - self.done) / gained if self.first is not None and gained > 0 else None
 
-    def _show(self, text: str, left: float | None) -> None:
-        share = f"{self.title}: {100 * min(self.done / self.total, 1):3.0f} %"
-        time_left = f"{format_time(left)} left" if left else None
-        log.info("%s", ", ".join(filter(None, [share, text, time_left])))
 
-
-class Bar(Meter):
-    """The same on a terminal, drawn by rich."""
+class ProgressBar(ProgressLines):
+    """The same as a bar on the terminal, drawn by rich."""
 
     def __init__(self, title: str, total: float) -> None:
         super().__init__(title, total)
@@ -74,12 +71,13 @@ class Bar(Meter):
 
 
 @contextmanager
-def progress(title: str, total: float) -> Iterator[Meter]:
-    meter = Bar(title, total) if sys.stderr.isatty() else Meter(title, total)
+def progress(title: str, total: float) -> Iterator[ProgressLines]:
+    """Progress of the work in the `with` block, which calls `advance` or `update`."""
+    shown = ProgressBar(title, total) if sys.stderr.isatty() else ProgressLines(title, total)
     try:
-        yield meter
+        yield shown
     finally:
-        if isinstance(meter, Bar):
-            meter.display.stop()
-        if meter.done:
-            log.info("%s: done in %s", title, format_time(time.monotonic() - meter.started))
+        if isinstance(shown, ProgressBar):
+            shown.display.stop()
+        if shown.done:
+            log.info("%s: done in %s", title, format_time(time.monotonic() - shown.started))

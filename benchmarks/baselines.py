@@ -22,8 +22,8 @@ from pathlib import Path
 from known_sets import JOBS, Job
 from measuring import CommandFailed, commit, machine, public_command, run, seconds_text, table
 
-from autounet.report.published import MEAN, TABLE, compare_published
-from autounet.report.records import Gathered, gather
+from autounet.report.output_records import OutputRecords, read_output_records
+from autounet.report.published import MEAN, PUBLISHED_FILE, compare_published
 from autounet.schema.metrics import ComparedFigure, KnownDataSet, Metrics, PublishedTable
 
 log = logging.getLogger("benchmark")
@@ -81,13 +81,18 @@ def carry_out(found: Found, out: Path, time: str | None, more: Sequence[str]) ->
         run(evaluate, logs / f"{found.name}_evaluate.log")
 
 
-def compared(found: Found, out: Path) -> tuple[Gathered, list[ComparedFigure], list[str]]:
+def compared(found: Found, out: Path) -> tuple[OutputRecords, list[ComparedFigure], list[str]]:
     """The records of a finished run, the published figures beside its results, and what is said of them.
 
     Figures of test images stand beside this program's on the same images, where it predicted them.
     """
-    records, tested = gather(out / found.name), out / f"{found.name}_test.json"
-    comparison = compare_published(records, test=Metrics.load(tested) if tested.is_file() else None)
+    records, tested = read_output_records(out / found.name), out / f"{found.name}_test.json"
+    comparison = compare_published(
+        records.dataset,
+        records.fingerprint,
+        records.metrics,
+        test=Metrics.load(tested) if tested.is_file() else None,
+    )
     return records, list(comparison.rows), [comparison.recognised, *comparison.sentences]
 
 
@@ -175,7 +180,7 @@ def main() -> None:
     given, more = parser.parse_known_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
 
-    sets, out = find_sets(given.data.resolve(), PublishedTable.load(TABLE).data_sets), given.out.resolve()
+    sets, out = find_sets(given.data.resolve(), PublishedTable.load(PUBLISHED_FILE).data_sets), given.out.resolve()
     names = [found.name for found in sets]
     if unknown := set(given.only or ()) - set(names):
         sys.exit(

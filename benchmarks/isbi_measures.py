@@ -5,7 +5,7 @@
 OUT is an output folder of `autounet run` on 2-D images. Each segmentation in its crossval folder comes from a network
 that did not see the slice, and is compared with the label; pixels with the value of --border are membrane, all others
 lie inside a cell. The challenge scores held-back slices and takes the best of several thresholds on probabilities;
-here the segmentation is taken as decided. The measures: `autounet/evaluation/boundaries.py`.
+here the segmentation is taken as decided. The measures: `autounet/evaluation/membrane_scores.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from statistics import fmean
 import numpy as np
 from measuring import commit, public_command, table, write_results
 
-from autounet.evaluation.boundaries import Overlap, overlap, pooled
+from autounet.evaluation.membrane_scores import SegmentOverlap, overlap, pooled
 from autounet.imageio import output_suffix, read_labels
 from autounet.schema.dataset import Dataset
 from autounet.schema.selection import Selection
@@ -28,7 +28,7 @@ COLUMNS = ("V_Rand", "split", "merge", "V_Info", "split", "merge")
 ALPHAS = (0.5, 0.0, 1.0)
 
 
-def compared(out: Path, configuration: str, border: int) -> Iterator[tuple[str, Overlap]]:
+def compared(out: Path, configuration: str, border: int) -> Iterator[tuple[str, SegmentOverlap]]:
     """Each slice of which both a label and an out-of-fold segmentation exist, in the order of their names."""
     dataset = Dataset.load(out / "dataset.json")
     for case in sorted(dataset.cases, key=lambda case: (len(case.identifier), case.identifier)):
@@ -47,12 +47,12 @@ def one_slice(path: Path) -> np.ndarray:
     return values[0]
 
 
-def scores(found: Overlap) -> list[float]:
+def scores(found: SegmentOverlap) -> list[float]:
     """In the order of `COLUMNS`."""
     return [score(alpha) for score in (found.rand_score, found.information_score) for alpha in ALPHAS]
 
 
-def page(found: Sequence[tuple[str, Overlap]], command: Sequence[str]) -> str:
+def page(found: Sequence[tuple[str, SegmentOverlap]], command: Sequence[str]) -> str:
     values = [scores(each) for _, each in found]
     rows = [(case, numbers) for (case, _), numbers in zip(found, values, strict=True)]
     rows.append(("mean of the slices", [fmean(column) for column in zip(*values, strict=True)]))

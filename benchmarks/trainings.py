@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from autounet.losses import BORDER_WEIGHTED
-from autounet.schema.dataset import Dataset, Splits, annotated_classes, combinations, partly_annotated, presence
+from autounet.schema.dataset import (
+    Dataset,
+    Splits,
+    annotated_classes,
+    channel_availability,
+    channel_combinations,
+    partly_annotated,
+)
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.options import TrainOptions
 from autounet.schema.plan import Configuration
@@ -33,7 +40,7 @@ def fold_training(
             identifier=case,
             prepared="",
             annotated=annotated_classes(dataset.case(case), dataset.labels),
-            present=presence(dataset.case(case), len(dataset.channels)),
+            present=channel_availability(dataset.case(case), len(dataset.channels)),
         )
         for case in splits.training(fold)
     )
@@ -45,7 +52,7 @@ def fold_training(
         labels=dataset.labels.nameless,
         cases=cases,
         class_voxels=Fingerprint.load(run.fingerprint).class_voxels if balanced else (),
-        channel_combinations=combinations(dataset),
+        channel_combinations=channel_combinations(dataset),
         steps=horizon.steps,
         promised_seconds=horizon.seconds,
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autounet.interop.nnunet_checkpoint import THEIR_NAMES
+from autounet.interop.nnunet_network import NNUNET_NAMES
 from autounet.nets import FAMILIES
 from autounet.schema.plan import NetworkSpec
 
@@ -107,7 +107,7 @@ def tensors(spec: NetworkSpec, seed: int) -> dict[str, torch.Tensor]:
     """Under all the names that nnU-Net's state dict has for them."""
     torch.manual_seed(seed)
     state = FAMILIES[spec.family].build(spec).state_dict()
-    named = {THEIR_NAMES[spec.family](name, spec): torch.randn_like(tensor) * 0.3 for name, tensor in state.items()}
+    named = {NNUNET_NAMES[spec.family](name, spec): torch.randn_like(tensor) * 0.3 for name, tensor in state.items()}
     twice = {}
     for name, tensor in named.items():
         module = name.replace(".conv.", ".all_modules.0.").replace(".norm.", ".all_modules.1.")

@@ -14,8 +14,8 @@ from autounet.crossval.result import postprocess_and_calibrate
 from autounet.datasets import load_case
 from autounet.evaluation import evaluate_case, summarise
 from autounet.imageio import read_labels, write_image, write_labels
-from autounet.inference.export import export
-from autounet.inference.probabilities import PooledScores, pooled_maps
+from autounet.inference.export import ensemble_scores, export
+from autounet.inference.probabilities import probability_maps
 from autounet.preprocessing import prepare_case
 from autounet.schema.dataset import Case, Channel, Dataset
 from autounet.schema.geometry import Geometry
@@ -139,8 +139,8 @@ def test_uncertainty_is_that_of_the_pooled_scores(run) -> None:
         for name in CHOSEN
     ]
     assert selection.calibration is not None
-    whole = pooled_maps(
-        PooledScores(pairs, run.labels, targets=targets), selection.calibration.temperature, False, True
+    whole = probability_maps(
+        ensemble_scores(pairs, run.labels, targets=targets), selection.calibration.temperature, False, True
     )
     assert whole.entropy is not None
     outputs = len(targets_of(run.labels, targets))

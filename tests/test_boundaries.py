@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 from skimage.metrics import adapted_rand_error, variation_of_information
 from skimage.segmentation import watershed
 
-from autounet.evaluation.boundaries import count, entropy, overlap, pooled, segments, thin_borders
-from autounet.evaluation.metrics import EMPTY_IN_REFERENCE, Undefined
+from autounet.evaluation.membrane_scores import count, entropy, overlap, pooled, segments, thin_borders
+from autounet.evaluation.overlap_metrics import EMPTY_IN_REFERENCE, Undefined
 from autounet.schema.errors import DataError
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 12))

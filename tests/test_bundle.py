@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from autounet.inference.archive import sealed
-from autounet.inference.bundle import build_models, load_bundle, pack
-from autounet.inference.loading import load_network
+from autounet.inference.bundle import build_models, load_bundle, load_network, pack
 from autounet.inference.sliding_window import predict_scores
 from autounet.nets import FAMILIES
 from autounet.schema.bundle import ModelBundle

@@ -21,9 +21,8 @@ from autounet.crossval.cascade_labels import hand_over_cases
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.imageio import read_image, read_labels
 from autounet.inference.archive import sealed
-from autounet.inference.bundle import pack
+from autounet.inference.bundle import load_network, pack
 from autounet.inference.export import append_one_hot, export, labels_for_next_stage
-from autounet.inference.loading import load_network
 from autounet.inference.sliding_window import predict_scores
 from autounet.ops.label_values import encode
 from autounet.preprocessing import prepare_case
@@ -51,7 +50,7 @@ from autounet.training.augment import Augmentation
 from autounet.training.cases import CaseStore
 from autounet.training.samples import SampleSource
 from autounet.workflow.pipeline import run_pipeline
-from autounet.workflow.status import read_status
+from autounet.workflow.read_status import read_status
 
 FIRST, SECOND = "3d_lowres", "3d_cascade_fullres"
 
@@ -378,7 +377,7 @@ def test_a_model_without_its_previous_stage_is_refused(finished, model, tmp_path
     members = tuple(member for member in whole.members if member.configuration == SECOND)
     cut = whole.model_copy(update={"members": members})
     sealed(cut).save(tmp_path / "cut" / "bundle.json")
-    with pytest.raises(ModelError, match=f"needs {FIRST}, of which it holds no weights"):
+    with pytest.raises(ModelError, match=f"needs {FIRST} and holds no weights of it"):
         api.load(tmp_path / "cut", device="cpu")
 
 

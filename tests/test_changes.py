@@ -11,7 +11,7 @@ import pytest
 from broken_sets import image_file, label_file, volumes
 
 from autounet.crossval import validate as validation
-from autounet.datasets import stamps
+from autounet.datasets import file_hashes
 from autounet.imageio import read_image, read_labels, write_image, write_labels
 from autounet.preprocessing import dataset as preparation
 from autounet.schema.metrics import Metrics
@@ -55,7 +55,7 @@ class Done:
         self.trained: list[int | None] = []
         self.predicted: list[str] = []
         examining = sys.modules["autounet.datasets.checks.examine"]  # the package has a function of that name
-        stamp, examine = stamps.FileHashes._stamp, examining.examine_case
+        stamp, examine = file_hashes.FileHashes._stamp, examining.examine_case
         prepare, train = preparation._prepare_one, autounet.training.train_fold
         evaluate = validation._write_and_evaluate
 
@@ -66,8 +66,10 @@ class Done:
 
             return counting
 
-        monkeypatch.setattr(stamps, "SETTLED_NS", 0)
-        monkeypatch.setattr(stamps.FileHashes, "_stamp", count(self.hashed, lambda _, path, status: path.name, stamp))
+        monkeypatch.setattr(file_hashes, "SETTLED_NS", 0)
+        monkeypatch.setattr(
+            file_hashes.FileHashes, "_stamp", count(self.hashed, lambda _, path, status: path.name, stamp)
+        )
         monkeypatch.setattr(examining, "examine_case", count(self.examined, lambda task: task.case.identifier, examine))
         prepared = count(self.prepared, lambda task: task.dataset.cases[0].identifier, prepare)
         monkeypatch.setattr(preparation, "_prepare_one", prepared)

@@ -211,7 +211,7 @@ def test_predictions_never_replace_the_images(tmp_path):
     image = tmp_path / "in" / "a.nii.gz"
     case = InputCase("a", (image,))
     require_new({case: tmp_path / "out" / "a.nii.gz"})
-    with pytest.raises(OptionError, match=r"case a: .* is an image to be predicted. Give another --out"):
+    with pytest.raises(OptionError, match=r"case a: .*, an image to be predicted. Give another --out"):
         require_new({case: tmp_path / "in" / ".." / "in" / "a.nii.gz"})
 
 

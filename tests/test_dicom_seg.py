@@ -60,7 +60,7 @@ def test_nothing_found_is_written_too(tmp_path: Path) -> None:
     array = series(tmp_path / "scan")
     write_dicom_seg(tmp_path / "out.dcm", np.zeros(array.shape, int), tmp_path / "scan", LABELS)
     assert not highdicom.seg.segread(tmp_path / "out.dcm").pixel_array.any()
-    with pytest.raises(DataError, match="has 5 slices, its segmentation 4"):
+    with pytest.raises(DataError, match="has 5 slices, and its segmentation 4"):
         write_dicom_seg(tmp_path / "out.dcm", np.zeros((4, 16, 18), int), tmp_path / "scan", LABELS)
 
 

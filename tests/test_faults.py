@@ -26,14 +26,14 @@ from autounet import api, workers
 from autounet.api import Model
 from autounet.cli.app import main
 from autounet.imageio import read_labels, write_image, write_labels
-from autounet.inference import loading as out_of_memory
+from autounet.inference import out_of_memory
 from autounet.inference import sliding_window as sliding
 from autounet.inference.sliding_window import predict_scores
 from autounet.nets import FAMILIES
 from autounet.ops.device import choose_devices
 from autounet.prediction import folder as folder_prediction
 from autounet.prediction import work_queue as claims
-from autounet.prediction.folder import Request, predict_folder
+from autounet.prediction.folder import OutputOptions, predict_folder
 from autounet.prediction.predictor import Predictor
 from autounet.prediction.several_devices import predict_on
 from autounet.prediction.work_queue import Claims
@@ -121,7 +121,7 @@ def test_memory_does_not_grow_with_the_number_of_images(
 
     monkeypatch.setattr(folder_prediction, "load_input", watched(folder_prediction.load_input))
     monkeypatch.setattr(sliding, "predict_scores", watched(sliding.predict_scores))
-    monkeypatch.setattr(Predictor, "decided", watched(Predictor.decided))
+    monkeypatch.setattr(Predictor, "decide", watched(Predictor.decide))
     for count in (5, 20):
         seen = counts.setdefault(count, [])
 
@@ -137,7 +137,7 @@ def test_a_mistake_in_the_program_ends_the_work_as_what_it_is(
     predictor: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out = images(tmp_path / "in", 5), tmp_path / "out"
-    for place in ("decided", "prepare"):  # in this thread, and in the one that reads ahead
+    for place in ("decide", "prepare"):  # in this thread, and in the one that reads ahead
         with monkeypatch.context() as patch:
             original, calls = getattr(Predictor, place), iter(range(9))
 
@@ -185,7 +185,7 @@ def test_only_what_may_differ_is_predicted_again(folder: Path, predictor: Model,
 
 def test_two_at_work_in_one_folder_predict_each_case_once(predictor: Model, tmp_path: Path) -> None:
     source, done = images(tmp_path / "in", 12), []
-    alone = predict_folder(predictor, source, tmp_path / "alone", Request())
+    alone = predict_folder(predictor, source, tmp_path / "alone", OutputOptions())
     assert (alone.predicted, alone.kept) == (12, 0)
     threads = [
         threading.Thread(target=predictor.predict_files, args=(source, tmp_path / "out", done.append)) for _ in range(2)
@@ -258,7 +258,7 @@ def test_several_devices_share_a_folder(folder: Path, predictor: Model, tmp_path
     source = images(tmp_path / "in", 8)
     (source / "c03.nii").write_bytes(b"no image")
     load = partial(api.load, folder, mirror=False)
-    found = predict_on(["cpu", "cpu"], load, source, tmp_path / "out", Request())
+    found = predict_on(["cpu", "cpu"], load, source, tmp_path / "out", OutputOptions())
     assert (found.predicted, found.kept, len(found.failures)) == (7, 0, 1)
     predictor.predict_files(source, tmp_path / "alone")
     for name in written(tmp_path / "alone"):
@@ -277,10 +277,10 @@ def test_what_ends_one_process_of_several_ends_all(tmp_path: Path) -> None:
     """The other one would be busy for an hour."""
     load = partial(faulty.second_raises, str(tmp_path / "marker"))
     with pytest.raises(KeyError, match="a mistake in the program") as raised:
-        predict_on(["cpu", "cpu"], load, tmp_path, tmp_path / "out", Request())
+        predict_on(["cpu", "cpu"], load, tmp_path, tmp_path / "out", OutputOptions())
     assert "second_raises" in raised.value.__notes__[0]
     with pytest.raises(AutoUNetError, match=r"predicted on cpu was killed \(status -9\).* continues"):
-        predict_on(["cpu", "cpu"], faulty.killed, tmp_path, tmp_path / "out", Request())
+        predict_on(["cpu", "cpu"], faulty.killed, tmp_path, tmp_path / "out", OutputOptions())
 
 
 def test_a_worker_that_dies_or_fails_ends_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,7 +426,7 @@ def test_a_case_that_is_too_large_for_the_memory_is_skipped(
     predictor: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = images(tmp_path / "in", 3)
-    original = predictor.scored
+    original = predictor.predict_scores
     for number, error in enumerate((OutOfMemory("memory ran out on cuda:0"), MEMORY_RAN_OUT[2])):
         calls = iter(range(3))
 
@@ -435,7 +435,7 @@ def test_a_case_that_is_too_large_for_the_memory_is_skipped(
                 raise error
             return original(*arguments, **options)
 
-        monkeypatch.setattr(predictor, "scored", second_fails)
+        monkeypatch.setattr(predictor, "predict_scores", second_fails)
         failures = predictor.predict_files(source, tmp_path / str(number))
         assert len(failures) == 1
         assert failures[0].startswith("case c01: memory ran out")

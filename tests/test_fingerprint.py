@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autounet.datasets import complete_labels, scan
-from autounet.datasets.checks.contents import SAMPLES, count_values
+from autounet.datasets import complete_labels, examine, scan
+from autounet.datasets.checks.case_checks import SAMPLES, count_values
+from autounet.datasets.checks.set_checks import check
 from autounet.datasets.synthetic import make_demo_dataset
-from autounet.fingerprint import build_fingerprint, check, examine, weighted_quantiles
+from autounet.fingerprint import build_fingerprint
 from autounet.imageio import read_geometry, read_image, read_labels, write_image, write_labels
 from autounet.ops.statistics import quantiles_of_samples
 from autounet.schema.dataset import CaseFacts, Finding, Severity
@@ -299,11 +300,19 @@ def test_counts(values: list[int]) -> None:
     assert count_values(array.reshape(1, 1, -1)) == dict(zip(found.tolist(), counts.tolist(), strict=True))
 
 
-@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=50), st.floats(0, 1))
+def weighted_quantiles(values: np.ndarray, weights: np.ndarray, quantiles: Sequence[float]) -> list[float]:
+    """Quantiles of a weighted sample (weights sum to 1); with equal weights those of `np.quantile`."""
+    order = np.argsort(values, kind="stable")
+    values, weights = values[order], weights[order]
+    position = np.cumsum(weights) - weights
+    return [float(np.interp(quantile * position[-1], position, values)) for quantile in quantiles]
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=50), st.floats(0, 1))
 def test_equal_weights_give_plain_quantiles(values: list[float], quantile: float) -> None:
-    array = np.array(values)
-    (found,) = weighted_quantiles(array, np.full(array.size, 1 / array.size), (quantile,))
-    assert found == pytest.approx(np.quantile(array, quantile), abs=1e-6)
+    array = np.array(values, np.float32)
+    (found,) = quantiles_of_samples([array.copy()], (quantile,))
+    assert found == pytest.approx(np.quantile(array.astype(float), quantile), abs=1e-6)
 
 
 @given(

@@ -22,8 +22,8 @@ from autounet.api import load
 from autounet.cli.app import app
 from autounet.inference.bundle import build_models, load_bundle
 from autounet.inference.export import labels_by_file, labels_for_next_stage
-from autounet.interop.nnunet import import_model
-from autounet.interop.nnunet_checkpoint import our_weights, read_checkpoint
+from autounet.interop.import_nnunet import import_model
+from autounet.interop.nnunet_network import convert_weights, read_checkpoint
 from autounet.ops.normalise import normalise
 from autounet.ops.orient import network_axes
 from autounet.preprocessing import prepare_case
@@ -75,7 +75,7 @@ def test_weights_keep_their_values_under_our_names(family: str, dims: int, tmp_p
     folder = trained(tmp_path / "results", name, spec, folds=["all"])
     bundle = import_model(folder, tmp_path / "model")
     (model,) = build_models(bundle, tmp_path / "model", name, [None], "cpu")
-    expected = our_weights(tensors(spec, seed=0), spec, "x")
+    expected = convert_weights(tensors(spec, seed=0), spec, "x")
     assert set(model.state_dict()) == set(expected)
     assert all(torch.equal(tensor, expected[key]) for key, tensor in model.state_dict().items())
     image = np.random.default_rng(0).normal(size=(1, 9, 10, 11)).astype(np.float32)
@@ -360,7 +360,7 @@ def test_regions_keep_their_outputs_and_the_order_they_are_painted_in(tmp_path: 
     first = {"background": 0, "enhancing": 3, "whole": [1, 2, 3]}
     dataset = description(first, regions_class_order=[3, 1])
     folder = trained(tmp_path / "b", spec=network(outputs=2), dataset=dataset, folds=[0])
-    refused(folder, tmp_path, "regions_class_order cannot be followed .enhancing paints 3, whole paints 1")
+    refused(folder, tmp_path, "regions_class_order cannot be followed .enhancing writes 3, whole writes 1")
     (folder / "dataset.json").write_text(json.dumps(description(first)))
     refused(folder, tmp_path, "2 regions need as many entries of regions_class_order, not None")
 

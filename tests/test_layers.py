@@ -21,7 +21,7 @@ ROOT = Path(autounet.__file__).parent
 LAYERS = (
     ("workers",),
     ("schema",),
-    ("imageio", "store", "nets", "losses", "ops", "progress"),
+    ("imageio", "store", "nets", "losses", "ops", "progress", "figures"),
     ("datasets", "step"),
     ("planning", "preprocessing", "evaluation", "fingerprint"),
     ("time_budget", "memory_model"),
@@ -38,9 +38,9 @@ UPWARDS = {("cli", "api"), ("", "api")}
 
 ONLY_IN = {
     "SimpleITK": ("imageio",),
-    "PIL": ("imageio", "ops", "report"),
+    "PIL": ("imageio", "figures", "report"),
     "tifffile": ("imageio",),
-    "matplotlib": ("ops", "report", "training"),
+    "matplotlib": ("figures", "report", "training"),
     "skimage": ("ops",),
     "jinja2": ("report",),
     "tensorboard": ("tracking",),
@@ -69,6 +69,7 @@ WITHOUT_TORCH = {
     "tracking",
     "workers",
     "progress",
+    "figures",
 }
 """these import torch inside functions at most"""
 

@@ -22,14 +22,13 @@ from autounet.schema.errors import OptionError
 from autounet.schema.metrics import ClassMetrics, Metrics
 from autounet.schema.options import PlannerOptions, RunOptions
 from autounet.schema.plan import Plan
-from autounet.schema.run import EpochLog, RunStatus
+from autounet.schema.run import EpochLog
 from autounet.time_budget.deadline import Clock
 from autounet.training import journal as journal_module
 from autounet.training.journal import MOST_CLASSES, Journal, draw_progress, smoothed
 from autounet.workflow.cache import mark_done
 from autounet.workflow.output_folder import locked, owner
-from autounet.workflow.status import FoldTime, read_status, seconds_left
-from autounet.workflow.status_lines import watch
+from autounet.workflow.read_status import FoldTime, RunStatus, read_status, seconds_left, watch
 
 NAME = "3d_fullres"
 
@@ -124,7 +123,7 @@ def test_an_empty_folder_and_others(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(OptionError, match="not an output folder"):
         read_status(tmp_path)
-    with pytest.raises(OptionError, match="is no folder"):
+    with pytest.raises(OptionError, match="is not a folder"):
         read_status(tmp_path / "absent")
 
 
@@ -176,7 +175,7 @@ def test_a_dead_run_is_interrupted(out):
         train(out, 0, 50)
     found = read_status(out)
     assert (found.state, found.folds[0].state, found.memory_bytes) == ("interrupted", "interrupted", None)
-    assert found.lines[0] == "interrupted before fingerprint was done: the same command continues"
+    assert found.lines[0] == "interrupted before fingerprint was done: give the same command again to continue"
 
 
 def test_a_run_on_another_machine_is_seen_by_what_it_writes(out, monkeypatch):

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_preprocessing import NONE, cases, same_grid
 
-from autounet.inference.export import export_map
-from autounet.preprocessing import prepare_case
+from autounet.preprocessing import prepare_case, restore_map
 from autounet.schema.geometry import Geometry
 from autounet.schema.plan import PreprocessSpec
 
@@ -20,7 +19,7 @@ def test_without_resampling_the_image_itself_comes_back(case):
     image, _, geometry, spec = case
     geometry = geometry.model_copy(update={"spacing": (1.0, 1.0, 1.0)})
     prepared = prepare_case("a", "k", image, None, geometry, same_grid(spec))
-    back = export_map(prepared.image[0], prepared.properties)
+    back = restore_map(prepared.image[0], prepared.properties)
     assert back.dtype == np.float32
     np.testing.assert_array_equal(back, image[0])  # what was cropped away is 0 in both
 
@@ -30,7 +29,7 @@ def test_without_resampling_the_image_itself_comes_back(case):
 def test_with_resampling_a_constant_stays_constant_and_the_outside_is_empty(case, value):
     image, _, geometry, spec = case
     properties = prepare_case("a", "k", image, None, geometry, spec).properties
-    back = export_map(np.full(properties.shape, value, np.float32), properties)
+    back = restore_map(np.full(properties.shape, value, np.float32), properties)
     inside = image[0] != 0
     np.testing.assert_allclose(back[inside], np.float32(value), rtol=1e-6)
     assert not back[~inside].any()
@@ -42,7 +41,7 @@ def test_values_never_leave_their_range(case, seed):
     image, _, geometry, spec = case
     properties = prepare_case("a", "k", image, None, geometry, spec).properties
     values = np.random.default_rng(seed).random(properties.shape, dtype=np.float32)
-    back = export_map(values, properties)[image[0] != 0]
+    back = restore_map(values, properties)[image[0] != 0]
     assert back.min() >= values.min() - 1e-6
     assert back.max() <= values.max() + 1e-6
 
@@ -52,4 +51,4 @@ def test_values_of_another_grid_are_refused():
     image = np.ones((1, 2, 3, 4), np.float32)
     properties = prepare_case("a", "k", image, None, Geometry(shape=(2, 3, 4)), spec).properties
     with pytest.raises(ValueError, match="for a prepared case of"):
-        export_map(np.zeros((1, 2, 3), np.float32), properties)
+        restore_map(np.zeros((1, 2, 3), np.float32), properties)

@@ -12,12 +12,20 @@ from broken_sets import CASES, GEOMETRY, NONE, SHAPE, describe, drawn, image_fil
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autounet.datasets import find_inputs, load_case, load_input, scan
-from autounet.fingerprint import build_fingerprint, check, examine
+from autounet.datasets import examine, find_inputs, load_case, load_input, scan
+from autounet.datasets.checks.set_checks import check
+from autounet.fingerprint import build_fingerprint
 from autounet.imageio import write_image, write_labels
 from autounet.preprocessing import prepare_case
 from autounet.schema.bundle import ModelBundle
-from autounet.schema.dataset import Case, Channel, Dataset, combinations, partly_present, presence
+from autounet.schema.dataset import (
+    Case,
+    Channel,
+    Dataset,
+    channel_availability,
+    channel_combinations,
+    partial_availability,
+)
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import Labels
@@ -134,7 +142,7 @@ def test_repaired_data_say_it_themselves(lacking: Path, tmp_path: Path) -> None:
     found = fix_data(lacking, ALLOWED, tmp_path / "new")
     assert found.repairs == ()
     assert found.result.findings == ()
-    assert combinations(scan(tmp_path / "new", NONE)) == combinations(scan(lacking, ALLOWED))
+    assert channel_combinations(scan(tmp_path / "new", NONE)) == channel_combinations(scan(lacking, ALLOWED))
 
 
 # ---- presence ------------------------------------------------------------------------------------------------
@@ -149,14 +157,14 @@ def dataset_of(*present: tuple[int, ...] | None) -> Dataset:
 
 
 def test_combinations_are_those_that_occur() -> None:
-    assert combinations(dataset_of(None, None)) == ()
-    assert combinations(dataset_of(None, (0, 1, 2))) == ()
-    assert combinations(dataset_of(None, (1,), (0, 2), (1,))) == (
+    assert channel_combinations(dataset_of(None, None)) == ()
+    assert channel_combinations(dataset_of(None, (0, 1, 2))) == ()
+    assert channel_combinations(dataset_of(None, (1,), (0, 2), (1,))) == (
         (False, True, False), (True, False, True), (True, True, True)
     )  # fmt: skip
-    assert combinations(dataset_of((0,), (1,))) == ((False, True, False), (True, False, False))
-    assert partly_present(dataset_of(None, (1,))) == {"c1": (False, True, False)}
-    assert presence(Case(identifier="a", images=("a",)), 3) is None
+    assert channel_combinations(dataset_of((0,), (1,))) == ((False, True, False), (True, False, False))
+    assert partial_availability(dataset_of(None, (1,))) == {"c1": (False, True, False)}
+    assert channel_availability(Case(identifier="a", images=("a",)), 3) is None
 
 
 def test_absent_channels_are_zero_after_normalisation() -> None:
@@ -292,7 +300,7 @@ def test_inputs_of_every_layout_can_lack_channels(tmp_path: Path, layout: str) -
     dataset = scan(tmp_path, make(tmp_path))
     model = bundle(
         layout=layout, channels=dataset.channels, channel_patterns=dataset.channel_patterns,
-        image_pattern=dataset.image_pattern, channel_combinations=combinations(dataset),
+        image_pattern=dataset.image_pattern, channel_combinations=channel_combinations(dataset),
     )  # fmt: skip
     cases = find_inputs(tmp_path, model)
     assert len(cases) == CASES

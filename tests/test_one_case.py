@@ -16,7 +16,7 @@ from autounet.schema.run import RunRecord
 from autounet.schema.selection import Selection
 from autounet.workflow import pipeline
 from autounet.workflow.pipeline import run_pipeline
-from autounet.workflow.status import read_status
+from autounet.workflow.read_status import read_status
 
 
 def test_one_case_is_trained_without_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

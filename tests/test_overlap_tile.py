@@ -21,7 +21,7 @@ from training_cases import task, write_case
 
 from autounet.inference.sliding_window import output_field, predict_scores
 from autounet.nets import FAMILIES
-from autounet.ops.mirror import mirrored_indices
+from autounet.ops.tiles import mirrored_indices
 from autounet.planning import plan, validate
 from autounet.schema.errors import PlanError
 from autounet.schema.fingerprint import Fingerprint
@@ -197,7 +197,7 @@ def unpadded_task(root: Path, family: str, dims: int, steps: int):
 @pytest.mark.parametrize(("family", "dims"), [("original", 2), ("original", 3), ("unet3d", 3)])
 def test_unpadded_networks_train_and_predict(tmp_path: Path, family: str, dims: int) -> None:
     """A whole fold: steps, the monitor's score, weights that predict an image smaller than the patch."""
-    from autounet.inference.loading import load_network
+    from autounet.inference.bundle import load_network
 
     given = unpadded_task(tmp_path, family, dims, steps=12)
     output = smaller_output(given.configuration)

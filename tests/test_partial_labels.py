@@ -11,11 +11,12 @@ import torch
 from quick_runs import no_trials, one_probe  # noqa: F401 - used by every test here
 from training_cases import configuration, labels, task
 
+from autounet.datasets.checks.set_checks import check
 from autounet.evaluation import evaluate_case
-from autounet.fingerprint import build_fingerprint, check
+from autounet.fingerprint import build_fingerprint
 from autounet.imageio import read_labels, write_image, write_labels
 from autounet.losses import Batch
-from autounet.preprocessing.prepare import class_locations
+from autounet.preprocessing import class_locations
 from autounet.schema.dataset import (
     NOT_ANNOTATED,
     Case,

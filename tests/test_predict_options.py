@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from autounet import api
 from autounet.cli.app import main
 from autounet.imageio import read_geometry, read_image, read_labels, write_image, write_labels
-from autounet.inference.bundle import pack
+from autounet.inference.bundle import load_network, pack
 from autounet.inference.export import export
-from autounet.inference.loading import load_network
 from autounet.inference.sliding_window import predict_scores
 from autounet.nets import FAMILIES
 from autounet.nets.attention_modules import recorded_gates
@@ -132,7 +131,7 @@ def test_pruned_predictions_are_those_of_the_shallower_heads(tmp_path: Path, dim
 
 def test_impossible_levels_and_other_families_are_refused(tmp_path: Path) -> None:
     nested = model(tmp_path / "nested", {"2d": configuration("nested", 2)})
-    with pytest.raises(OptionError, match=r"--prune 4: 2d: .*the network has 3 poolings, so give 1 to 3"):
+    with pytest.raises(OptionError, match=r"--prune 4 does not fit 2d: .*the network has 3 poolings, so give 1 to 3"):
         api.load(nested, device="cpu", prune=4)
     both = {"2d": configuration("nested", 2), "3d_fullres": configuration("plain", 3)}
     mixed = model(tmp_path / "mixed", both)

@@ -143,18 +143,18 @@ def ensemble_case():
     return sources
 
 
-def probabilities(scores, properties, temperature):
-    powers = np.exp(interpolated(scores, properties) / temperature)
+def probabilities(scores, properties):
+    powers = np.exp(interpolated(scores, properties))
     return powers / powers.sum(axis=0)
 
 
-@pytest.mark.parametrize(("weights", "temperature"), [(None, 1.0), ((3.0, 1.0), 2.5)])
-def test_sources_on_different_grids_are_averaged_as_probabilities(weights, temperature):
+@pytest.mark.parametrize("weights", [None, (3.0, 1.0)])
+def test_sources_on_different_grids_are_averaged_as_probabilities(weights):
     sources = ensemble_case()
-    back = encode(export(sources, LABELS, weights, temperature), LABELS)
+    back = encode(export(sources, LABELS, weights), LABELS)
     total = 0.0
     for (scores, properties), share in zip(sources, weights or (1.0, 1.0), strict=True):
-        own = probabilities(scores, properties, temperature)
+        own = probabilities(scores, properties)
         for axis, flip in enumerate(properties.flips):
             own = np.flip(own, axis + 1) if flip else own
         total = total + share * np.moveaxis(own, (1, 2, 3), tuple(axis + 1 for axis in properties.axes))

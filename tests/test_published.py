@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from functools import partial
 
 import pytest
 from fake_output import make_output
@@ -13,21 +15,22 @@ from typer.testing import CliRunner
 from autounet.cli.app import app
 from autounet.evaluation import METRICS, summarise
 from autounet.report import page as page_module
-from autounet.report import pictured, write_report
-from autounet.report.published import TABLE, compare_published, recognise
-from autounet.report.records import Gathered, gather
-from autounet.report.tables import published_table
+from autounet.report import shown_cases, write_report
+from autounet.report.comparison import published_table
+from autounet.report.output_records import OutputRecords, read_output_records
+from autounet.report.published import PUBLISHED_FILE, compare_published, recognise
 from autounet.schema.metrics import (
     CaseMetrics,
     KnownDataSet,
     Metrics,
+    PublishedComparison,
     PublishedFigure,
     PublishedResults,
     PublishedTable,
     Signature,
 )
 
-PUBLISHED = PublishedTable.load(TABLE)
+PUBLISHED = PublishedTable.load(PUBLISHED_FILE)
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +39,14 @@ def out(tmp_path_factory):
 
 
 @pytest.fixture
-def found(out) -> Gathered:
-    return gather(out)
+def found(out) -> OutputRecords:
+    return read_output_records(out)
+
+
+def compare(
+    records: OutputRecords, table: PublishedTable | None = None, test: Metrics | None = None
+) -> PublishedComparison:
+    return compare_published(records.dataset, records.fingerprint, records.metrics, test, table)
 
 
 def table(*values: float, comparability: str = "same", **signature: object) -> PublishedTable:
@@ -69,7 +78,7 @@ def test_no_two_sets_have_one_fingerprint():
     assert len(seen) == len({each.model_dump_json() for each in seen}) >= 5
 
 
-def renamed(found: Gathered, name: str):
+def renamed(found: OutputRecords, name: str):
     return found.dataset.model_copy(update={"name": name})
 
 
@@ -92,7 +101,7 @@ def test_a_set_is_recognised_by_its_fingerprint_in_any_order_of_axes(found):
 
 
 def test_nothing_known_is_said(found):
-    compared = compare_published(found)
+    compared = compare(found)
     assert compared.data_set is None
     assert compared.recognised == "No published results are known for the data set Synthetic & small."
     assert published_table(compared) is None
@@ -101,7 +110,7 @@ def test_nothing_known_is_said(found):
 def test_ahead_level_and_behind(found):
     low, high = found.metrics.mean_dice_interval
     dice = found.metrics.mean_dice
-    compared = compare_published(found, table(low - 0.01, dice, high + 0.01))
+    compared = compare(found, table(low - 0.01, dice, high + 0.01))
     assert [row.verdict for row in compared.rows] == ["ahead", "level", "behind"]
     assert {(row.ours, row.interval, row.source) for row in compared.rows} == {(dice, (low, high), "A paper")}
     (sentence,) = compared.sentences
@@ -113,9 +122,9 @@ def test_ahead_level_and_behind(found):
 
 
 def test_a_result_without_stored_intervals_has_them_computed(found):
-    before = compare_published(found, table(0.5)).rows[0]
-    found.metrics = found.metrics.model_copy(update={"mean_dice_interval": None, "intervals": {}})
-    assert compare_published(found, table(0.5)).rows[0] == before
+    before = compare(found, table(0.5)).rows[0]
+    metrics = found.metrics.model_copy(update={"mean_dice_interval": None, "intervals": {}})
+    assert compare(replace(found, metrics=metrics), table(0.5)).rows[0] == before
 
 
 def test_a_class_is_compared_with_its_own_figure(found):
@@ -123,22 +132,21 @@ def test_a_class_is_compared_with_its_own_figure(found):
     figure = PublishedFigure(method="m", value=0.1, target="LEFT kidney")
     results = one.data_sets[0].results[0].model_copy(update={"figures": (figure,)})
     known = one.data_sets[0].model_copy(update={"results": (results,)})
-    (row,) = compare_published(found, PublishedTable(data_sets=(known,))).rows
+    (row,) = compare(found, PublishedTable(data_sets=(known,))).rows
     assert row.ours == found.metrics.per_class["left kidney"].dice
     assert row.verdict == "ahead"
 
 
 def test_other_protocols_and_parts_of_a_set_are_not_judged(found):
-    other = compare_published(found, table(0.5, comparability="other"))
+    other = compare(found, table(0.5, comparability="other"))
     assert other.rows[0].verdict == "not comparable"
     assert other.rows[0].ours is None
     assert "cannot be compared" in other.sentences[0]
-    similar = compare_published(found, table(0.0001, comparability="similar"))
+    similar = compare(found, table(0.0001, comparability="similar"))
     assert similar.rows[0].verdict == "ahead"
     assert "not measured on the same images" in similar.sentences[0]
     cases = found.metrics.cases[:4]
-    found.metrics = summarise(cases, found.dataset.labels)
-    part = compare_published(found, table(0.5))
+    part = compare(replace(found, metrics=summarise(cases, found.dataset.labels)), table(0.5))
     assert part.rows[0].verdict == "not comparable"
     assert "validated 4 cases and Kidneys has 6" in part.sentences[0]
 
@@ -152,31 +160,30 @@ def test_figures_of_test_images_stand_beside_test_metrics(found):
     public = PublishedTable(data_sets=(both,))
     labels = found.dataset.labels
     test = summarise(found.metrics.cases[:4], labels)
-    first, second = compare_published(found, public, test).rows
+    first, second = compare(found, public, test).rows
     assert (first.ours, first.measured_on, first.verdict) == (test.mean_dice, "4 test cases", "ahead")
     assert (second.ours, second.measured_on) == (found.metrics.mean_dice, "6 out-of-fold cases")
-    notes = published_table(compare_published(found, public, test)).notes
-    assert "This run: 4 test cases. Both are of the data set's test images" in notes[0]
-    part = compare_published(found, public, summarise(found.metrics.cases[:3], labels))
+    notes = published_table(compare(found, public, test)).notes
+    assert "This run: 4 test cases. Both were measured on the data set's test images" in notes[0]
+    part = compare(found, public, summarise(found.metrics.cases[:3], labels))
     assert part.rows[0].verdict == "not comparable"
     assert "The test metrics are of 3 cases and Kidneys has 4 test cases" in part.sentences[0]
-    unknown = compare_published(found, one, test)
+    unknown = compare(found, one, test)
     assert unknown.rows[0].verdict == "ahead"
-    assert unknown.sentences[0].endswith("whether of the same ones is not known.")
-    alone = Gathered(found.out, dataset=found.dataset, fingerprint=found.fingerprint)
-    assert [row.ours for row in compare_published(alone, public, test).rows] == [test.mean_dice]
+    assert unknown.sentences[0].endswith("whether on the same ones is not known.")
+    alone = OutputRecords(found.out, dataset=found.dataset, fingerprint=found.fingerprint)
+    assert [row.ours for row in compare(alone, public, test).rows] == [test.mean_dice]
 
 
 def test_missing_records_are_said(found, tmp_path):
-    assert "no dataset.json" in compare_published(gather(tmp_path)).recognised
-    found.metrics = None
-    assert "no metrics.json" in compare_published(found, table(0.5)).sentences[0]
+    assert "no dataset.json" in compare(read_output_records(tmp_path)).recognised
+    assert "no metrics.json" in compare(replace(found, metrics=None), table(0.5)).sentences[0]
 
 
 def test_the_report_holds_the_table(out, monkeypatch):
-    monkeypatch.setattr(pictured, "overlays", lambda *_: [])
+    monkeypatch.setattr(shown_cases, "overlay_pictures", lambda *_: [])
     assert "No published results are known" in write_report(out).read_text()
-    monkeypatch.setattr(page_module, "compare_published", lambda found: compare_published(found, table(0.4321)))
+    monkeypatch.setattr(page_module, "compare_published", partial(compare_published, table=table(0.4321)))
     text = write_report(out).read_text()
     assert "Recognised as Kidneys by its fingerprint" in text
     assert "0.4321" in text
@@ -199,13 +206,13 @@ def test_the_command(out, tmp_path):
     cases = [CaseMetrics(case=each.case, per_class={
         name: values.model_copy(update={"dice": None if values.dice is None else values.dice * 0.9})
         for name, values in each.per_class.items()}) for each in worse.cases]  # fmt: skip
-    summarise(cases, gather(out).dataset.labels).save(tmp_path / "metrics.json")
+    summarise(cases, read_output_records(out).dataset.labels).save(tmp_path / "metrics.json")
     paired = run("compare", out, "--with", tmp_path / "metrics.json")
     assert paired.exit_code == 0
     wanted = r"left kidney: dice differs by \+0\.\d+ \(95 % interval .*\) over 6 cases, which may be chance"
-    assert re.search(wanted + r" \(Wilcoxon p 0\.03125, Holm 0\.0625\)", paired.stdout)
+    assert re.search(wanted + r" \(Wilcoxon p 0\.03125, Holm-corrected 0\.0625\)", paired.stdout)
     assert "tumour <rare>: dice differs by" in paired.stdout
-    assert "too few cases" in paired.stdout
+    assert "too few to distinguish" in paired.stdout
     assert run("compare", out, "--test", tmp_path / "metrics.json").stdout == told.stdout
     assert run("compare", out, "--test", tmp_path / "metrics.json", "--with", out).exit_code == 1
     found = json.loads(run("compare", out, "--with", tmp_path, "--metric", "nsd", "--json").stdout)

@@ -135,17 +135,20 @@ def test_the_files_of_one_case_come_in_the_order_of_the_channels(tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image": np.zeros((2, 4, 4, 4))}, "needs \\(1, Z, Y, X\\) for mri"),
+        ({"image": np.zeros((2, 4, 4, 4))}, "needs 1 channels: mri"),
         ({"image": np.full((4, 4, 4), np.nan)}, "64 voxels that are NaN"),
         ({"image": np.zeros((4, 4, 4)), "spacing": (1, 0, 1)}, "three lengths in mm above 0"),
         ({"image": np.zeros((4, 4, 4)), "spacing": (1,)}, "three lengths in mm above 0"),
         ({"image": np.zeros((4, 4, 4)), "direction": np.ones(9)}, "at right angles"),
         ({"image": np.zeros((4, 4, 4)), "geometry": Geometry(shape=(4, 4, 5))}, "its geometry"),
-        ({"image": np.zeros((4, 4, 4)), "geometry": Geometry(shape=(4, 4, 4)), "spacing": (1, 1, 1)}, "Give it alone"),
+        (
+            {"image": np.zeros((4, 4, 4)), "geometry": Geometry(shape=(4, 4, 4)), "spacing": (1, 1, 1)},
+            "Give geometry alone",
+        ),
         ({"image": "nowhere.nii.gz"}, "does not exist"),
         ({"image": ["nowhere.nii.gz"]}, "does not exist"),
         ({"image": []}, "no file was given"),
-        ({"image": "nowhere.nii.gz", "spacing": (1, 1, 1)}, "files tell their own"),
+        ({"image": "nowhere.nii.gz", "spacing": (1, 1, 1)}, "belong to arrays"),
     ],
 )
 def test_what_does_not_fit_is_told(predictor: Model, arguments: dict[str, typing.Any], message: str) -> None:

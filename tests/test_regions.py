@@ -15,7 +15,8 @@ from training_cases import configuration, labels, task
 
 from autounet import api
 from autounet.imageio import read_labels, write_image, write_labels
-from autounet.inference.decisions import Painted, decision_for
+from autounet.inference.decisions import OrderedRegions, decision_for
+from autounet.inference.ensembling import PROBABILITIES
 from autounet.inference.export import export, labels_for_next_stage
 from autounet.memory_model.traced import step_loss
 from autounet.nets import FAMILIES
@@ -88,8 +89,8 @@ def painted(chances: np.ndarray, of: Labels) -> np.ndarray:
     return dense
 
 
-@pytest.mark.parametrize(("weights", "temperature"), [(None, 1.0), ((3.0, 1.0), 2.5)])
-def test_sources_are_averaged_as_sigmoids(weights, temperature):
+@pytest.mark.parametrize("weights", [None, (3.0, 1.0)])
+def test_sources_are_averaged_as_sigmoids(weights):
     """One source has the grid of the file, where nothing is interpolated, the other one is twice as coarse."""
     generator = np.random.default_rng(2)
     geometry = Geometry(shape=(6, 8, 10))
@@ -103,12 +104,11 @@ def test_sources_are_averaged_as_sigmoids(weights, temperature):
     coarse = torch.nn.functional.interpolate(coarse, (6, 8, 10), mode="trilinear")
     shares = np.array(weights or (1.0, 1.0)) / sum(weights or (1.0, 1.0))
     chances = sum(
-        share * torch.sigmoid(logits[0] / temperature).numpy()
-        for share, logits in zip(shares, (fine, coarse), strict=True)
+        share * torch.sigmoid(logits[0]).numpy() for share, logits in zip(shares, (fine, coarse), strict=True)
     )
     clear = (np.abs(chances - 0.5) > 1e-5).all(0)
     assert clear.mean() > 0.99
-    found = encode(export(sources, TUMOUR, weights, temperature, "regions"), TUMOUR)
+    found = encode(export(sources, TUMOUR, weights, "regions"), TUMOUR)
     assert np.array_equal(found[clear], painted(chances, TUMOUR)[clear])
 
 
@@ -116,12 +116,12 @@ def test_sources_are_averaged_as_sigmoids(weights, temperature):
 @given(st.integers(0, 999), st.integers(1, 5))
 def test_the_last_channel_that_is_on_wins(seed, channels):
     scores = np.random.default_rng(seed).integers(-2, 3, (channels, 2, 3, 4)).astype(np.float32)
-    decision = Painted(tuple(range(1, channels + 1)))
+    decision = OrderedRegions(tuple(range(1, channels + 1)))
     expected = painted_last(scores)
     assert np.array_equal(decision.winners(scores), expected)
     flat = scores.reshape(channels, -1).T
     assert np.array_equal(decision.choose(flat), expected.ravel())
-    assert np.array_equal(decision.choose(decision.shares(flat)), expected.ravel())
+    assert np.array_equal(decision.choose(PROBABILITIES["regions"].from_logits(flat)), expected.ravel())
 
 
 def painted_last(scores: np.ndarray) -> np.ndarray:

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from autounet.ops.chart_style import FOUND, PREDICTION, TRUTH, Picture
+from autounet.figures import AGREEMENT_COLOUR, PREDICTION_COLOUR, REFERENCE_COLOUR, Picture
 from autounet.ops.orient import orient
 from autounet.report import page as page_module
-from autounet.report import pictured, write_report
+from autounet.report import shown_cases, write_report
 from autounet.report.facts import duration_option, run_command
-from autounet.report.overlays import Panel, case_panels, differences
-from autounet.report.pictured import Ranked, rank, shown
+from autounet.report.overlays import Cut, case_cuts, difference_image
+from autounet.report.results_section import RankedCase, rank_cases
+from autounet.report.shown_cases import best_median_worst
 from autounet.report.volumes import CaseVolume, whole, window
 from autounet.schema.errors import RecordError
 from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics
@@ -97,7 +98,7 @@ def volumes(tmp_path_factory):
 @pytest.fixture
 def copy(volumes, tmp_path, monkeypatch):
     """An output folder that a test may damage; the data stay where they are. Drawing, the slow part, is left out."""
-    monkeypatch.setattr(pictured, "overlays", lambda *_: [])
+    monkeypatch.setattr(shown_cases, "overlay_pictures", lambda *_: [])
     monkeypatch.setattr(Figure, "savefig", lambda _, buffer, **kwargs: buffer.write(b"a chart"))
     return shutil.copytree(volumes, tmp_path / "out")
 
@@ -125,28 +126,28 @@ def test_whole_page(output):
 
 def test_equal_records_give_an_equal_page(copy, monkeypatch):
     monkeypatch.undo()  # the charts are drawn
-    monkeypatch.setattr(pictured, "overlays", lambda *_: [])
+    monkeypatch.setattr(shown_cases, "overlay_pictures", lambda *_: [])
     first, second = (re.sub(r"on \d\d .*? UTC", "", write_report(copy).read_text()) for _ in range(2))
     assert first == second
 
 
 def test_a_page_that_is_too_large_says_what_it_leaves_out(copy, monkeypatch):
     """First cases of the viewer, and only then pictures."""
-    monkeypatch.setattr(pictured, "overlays", lambda *_: [Picture("data:image/png;base64,", "none")])
+    monkeypatch.setattr(shown_cases, "overlay_pictures", lambda *_: [Picture("data:image/png;base64,", "none")])
     full = write_report(copy).stat().st_size
-    monkeypatch.setattr(page_module, "MOST_BYTES", full - 10_000)
+    monkeypatch.setattr(page_module, "MAX_BYTES", full - 10_000)
     path = write_report(copy)
     assert path.stat().st_size <= full - 10_000
     assert len(viewer_cases(path)) < 3
     assert "No picture" not in read(path).text
-    monkeypatch.setattr(page_module, "MOST_BYTES", 0)
+    monkeypatch.setattr(page_module, "MAX_BYTES", 0)
     page = read(write_report(copy))
     assert "No picture: the page would be larger than 10 MB" in page.text
-    assert "no case whose files can be looked through" in page.text
+    assert "no case whose files can be shown" in page.text
 
 
 def test_the_case_on_which_configurations_differ_is_shown_with_each(copy, monkeypatch):
-    """And no words of a single configuration are said then."""
+    """And the page says so."""
     plan = Plan.load(copy / "plan.json")
     one = plan.configurations["3d_fullres"]
     plan.model_copy(update={"configurations": {"2d": one, "3d_fullres": one}}).save(copy / "plan.json")
@@ -159,13 +160,15 @@ def test_the_case_on_which_configurations_differ_is_shown_with_each(copy, monkey
     metrics.model_copy(update={"cases": tuple(cases)}).save(copy / "crossval/2d/fold_0.json")
     drawn = {}
     monkeypatch.setattr(
-        pictured, "rivalries", lambda panels, case, _: drawn.update({case: list(panels[0].rivals)}) or []
+        shown_cases,
+        "configuration_pictures",
+        lambda cuts, case, _: drawn.update({case: list(cuts[0].configuration_predictions)}) or [],
     )
     page = read(write_report(copy))
     assert "onfigurations differ most: case_001" in page.text
-    assert "Mean Dice of each configuration by itself, each out of fold: 2d 0.100, 3d_fullres" in page.text
+    assert "Mean out-of-fold Dice of each configuration alone: 2d 0.100, 3d_fullres" in page.text
     assert drawn["case_001"] == ["2d", "3d_fullres"]
-    assert "no second opinion" not in page.text
+    assert "shown with the prediction of each" in page.text
 
 
 def test_damaged_scores_cost_the_uncertainty_alone(copy, caplog):
@@ -235,21 +238,21 @@ def scores(case: str, **dice: float | None) -> CaseMetrics:
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=12))
 def test_ranking_is_sorted_and_shows_each_case_once(values):
     cases = [scores(f"c{index}", a=value) for index, value in enumerate(values)]
-    ranked = rank(Metrics(mean_dice=None, per_class={"a": ClassMetrics()}, cases=cases), ["a"])
+    ranked = rank_cases(Metrics(mean_dice=None, per_class={"a": ClassMetrics()}, cases=cases), ["a"])
     dice = [entry.dice for entry in ranked]
     assert dice == sorted(value for value in values if value is not None)
-    picked = [entry.case for _, entry in shown(ranked)]
+    picked = [entry.case for _, entry in best_median_worst(ranked)]
     assert len(picked) == len(set(picked)) == min(3, len(ranked))
 
 
 def test_a_case_counts_by_its_defined_classes_alone():
     metrics = Metrics(mean_dice=None, per_class={}, cases=[scores("x", a=0.5, b=None, background=1.0)])
-    (entry,) = rank(metrics, ["a", "b"])
-    assert entry == Ranked(metrics.cases[0], 0.5)
+    (entry,) = rank_cases(metrics, ["a", "b"])
+    assert entry == RankedCase(metrics.cases[0], 0.5)
 
 
 def test_a_single_case_is_shown_as_the_worst():
-    (pair,) = shown([Ranked(scores("x", a=0.5), 0.5)])
+    (pair,) = best_median_worst([RankedCase(scores("x", a=0.5), 0.5)])
     assert pair[0] == "worst"
 
 
@@ -263,10 +266,10 @@ def test_cuts_go_through_the_structure_with_the_patient_upright():
     truth[7:9, 5:9, 30:36] = 4
     image = np.zeros((*truth.shape, 1), dtype=np.float32)
     image[truth == 4] = 1
-    axial, coronal, sagittal = case_panels(volume_of(image, truth, truth, (2.0, 1.0, 1.0)))
-    for panel, area in ((axial, 4 * 6), (coronal, 2 * 6), (sagittal, 2 * 4)):
-        assert (panel.truth == 4).sum() == area == panel.image.sum()
-    assert np.flatnonzero((coronal.truth == 4).any(1)).tolist() == [1, 2]  # z = 7 and 8 of 10, counted from the top
+    axial, coronal, sagittal = case_cuts(volume_of(image, truth, truth, (2.0, 1.0, 1.0)))
+    for cut, area in ((axial, 4 * 6), (coronal, 2 * 6), (sagittal, 2 * 4)):
+        assert (cut.reference == 4).sum() == area == cut.image.sum()
+    assert np.flatnonzero((coronal.reference == 4).any(1)).tolist() == [1, 2]  # z = 7 and 8 of 10, counted from the top
     assert coronal.spacing == (2.0, 1.0)
     assert axial.spacing == (1.0, 1.0)
 
@@ -274,7 +277,7 @@ def test_cuts_go_through_the_structure_with_the_patient_upright():
 def test_cuts_of_an_empty_case_show_the_middle():
     empty = np.zeros((3, 5, 7), dtype=np.int32)
     volume = volume_of(empty[..., None], empty, empty, (1.0, 1.0, 1.0), (1,), anatomical=False)
-    assert [panel.image.shape for panel in case_panels(volume)] == [(5, 7), (3, 7), (3, 5)]
+    assert [cut.image.shape for cut in case_cuts(volume)] == [(5, 7), (3, 7), (3, 5)]
 
 
 @given(st.permutations(range(3)), st.tuples(*[st.booleans()] * 3))
@@ -291,15 +294,21 @@ def test_uncertainty_is_turned_as_the_image_is(axes, flips):
         "c", image[..., None], labels, labels, (1.0, 1.0, 1.0), (1,), whole(image.shape),
         axes=tuple(axes), flips=flips, entropy=entropy,
     )  # fmt: skip
-    for panel in case_panels(volume):
-        np.testing.assert_array_equal(panel.uncertainty, panel.image)
+    for cut in case_cuts(volume):
+        np.testing.assert_array_equal(cut.uncertainty, cut.image)
 
 
 def test_differences_tell_missed_from_added():
     truth, prediction = np.array([[1, 1, 0, 0, 2]]), np.array([[1, 0, 1, 0, 1]])
-    panel = Panel("", np.zeros((1, 5)), truth, prediction, (1.0, 1.0), volume=False)
-    found = [tuple(pixel) for pixel in differences(panel, [1, 2])[0]]
-    assert found == [to_rgb(FOUND), to_rgb(TRUTH), to_rgb(PREDICTION), (0, 0, 0), to_rgb(TRUTH)]
+    cut = Cut("", np.zeros((1, 5)), truth, prediction, (1.0, 1.0), volume=False)
+    found = [tuple(pixel) for pixel in difference_image(cut, [1, 2])[0]]
+    assert found == [
+        to_rgb(AGREEMENT_COLOUR),
+        to_rgb(REFERENCE_COLOUR),
+        to_rgb(PREDICTION_COLOUR),
+        (0, 0, 0),
+        to_rgb(REFERENCE_COLOUR),
+    ]
 
 
 def test_command_holds_every_option_given():

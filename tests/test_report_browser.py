@@ -116,7 +116,7 @@ PIXELS = "document.querySelector('[data-plane] canvas').toDataURL()"
 def test_the_viewer_shows_each_layer_and_case(opened: Browser) -> None:
     seen = {opened.run(PIXELS)}
     changes = [
-        f"box.querySelector('[data-control={name}]').click()" for name in ("uncertainty", "truth", "prediction")
+        f"box.querySelector('[data-control={name}]').click()" for name in ("uncertainty", "reference", "prediction")
     ] + ["(box.querySelector('[data-control=opacity]').value = 90, fire('opacity', 'input'))"]
     fire = "const fire = (name, kind) => box.querySelector(`[data-control=${name}]`).dispatchEvent(new Event(kind));"
     for change in (changes[0], changes[3], changes[1], changes[2]):

@@ -8,14 +8,14 @@ import pytest
 from fake_output import make_output
 from matplotlib.figure import Figure
 
-from autounet.report import pictured, write_report
-from autounet.report.records import gather
+from autounet.report import shown_cases, write_report
+from autounet.report.output_records import read_output_records
 from autounet.schema.selection import Candidate, PostprocessStep, PostprocessTrial, Selection, TemperatureScaling
 
 
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.setattr(pictured, "overlays", lambda *_: [])
+    monkeypatch.setattr(shown_cases, "overlay_pictures", lambda *_: [])
     monkeypatch.setattr(Figure, "savefig", lambda _, buffer, **kwargs: buffer.write(b"a chart"))
     return make_output(tmp_path / "out", cases=5)
 
@@ -41,10 +41,10 @@ def chosen(temperature: float) -> Selection:
 
 
 TOLD = ("0.7000 to 0.9000", "0.0100", "the rule.", "the reason", "what is removed", "+0.0123", "4321 voxels",
-        "0.0611 before, 0.0122 after", "keep components of at least 31.6 of foreground")  # fmt: skip
+        "0.0611 before and 0.0122 after", "keep components of at least 31.6 of foreground")  # fmt: skip
 
 
-@pytest.mark.parametrize(("temperature", "used"), [(1.7, "is applied to"), (1.0, "it is not applied to")])
+@pytest.mark.parametrize(("temperature", "used"), [(1.7, "1.7, is used for"), (1.0, "it is not used for")])
 def test_what_was_judged_is_told(out: Path, temperature: float, used: str) -> None:
     chosen(temperature).save(out / "selection.json")
     text = write_report(out).read_text(encoding="utf-8")
@@ -53,6 +53,6 @@ def test_what_was_judged_is_told(out: Path, temperature: float, used: str) -> No
 
 def test_pictures_are_of_the_postprocessed(out: Path) -> None:
     folder = out / "crossval" / "3d_fullres"
-    assert gather(out).predictions == folder
+    assert read_output_records(out).prediction_folder == folder
     chosen(1.0).save(out / "selection.json")
-    assert gather(out).predictions == folder / "postprocessed"
+    assert read_output_records(out).prediction_folder == folder / "postprocessed"

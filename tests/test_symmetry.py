@@ -10,7 +10,7 @@ from broken_sets import NONE, describe, label_file, volumes
 from orientations import ALL_48, direction_of
 
 from autounet.datasets import complete_labels, examine, scan
-from autounet.datasets.checks.symmetry import describe_pairs
+from autounet.datasets.checks.left_right import describe_pairs
 from autounet.fingerprint import build_fingerprint
 from autounet.imageio import write_labels
 from autounet.planning import plan

@@ -19,7 +19,7 @@ from autounet.nets import FAMILIES
 from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autounet.schema.options import TrainOptions
 from autounet.schema.plan import NetworkSpec
-from autounet.schema.run import CalibratedMargin, Calibration, DeviceProfile
+from autounet.schema.run import DeviceProfile, MemoryCalibration, MemoryMargin
 from autounet.step import Precision
 from autounet.workflow import calibrate as calibrating
 from autounet.workflow.memory_calibration import MemoryTrial, calibrated, calibration_file, fit_margin
@@ -270,14 +270,14 @@ def test_calibration_is_kept_per_device(tmp_path, monkeypatch):
     monkeypatch.setattr(calibrating, "_try", lambda trial, _: MemoryTrial(trial.batch * math.prod(trial.patch), 10**6))
     monkeypatch.setattr("autounet.ops.device.choose_device", lambda asked: asked)
     monkeypatch.setattr("autounet.training.probe.probe_device", lambda device: profile(device=device))
-    other = CalibratedMargin(memory_margin_bytes=1, memory_margin_fraction=0.1, torch="0.0")
+    other = MemoryMargin(memory_margin_bytes=1, memory_margin_fraction=0.1, torch="0.0")
     assert calibrated(profile()) == profile()
     calibration_file().parent.mkdir(parents=True)
-    Calibration(devices={"another": other}).save(calibration_file())
+    MemoryCalibration(devices={"another": other}).save(calibration_file())
     margin, path = calibrating.calibrate("cpu")
     assert path == tmp_path / "autounet" / "calibration.json"
     assert memory_margin(calibrated(profile())) == margin
-    assert Calibration.load(path).devices["another"] == other
+    assert MemoryCalibration.load(path).devices["another"] == other
     assert calibrated(profile(name="another")) == profile(name="another")  # of another torch
     assert calibrated(profile(name="a third")) == profile(name="a third")
 

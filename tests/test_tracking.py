@@ -11,14 +11,13 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from autounet import tracking
 from autounet.schema.errors import OptionError
 from autounet.schema.metrics import ClassMetrics, Metrics
 from autounet.schema.options import RunOptions
 from autounet.schema.run import EpochLog
-from autounet.tracking import TRACKERS, Background, TrackedRun, require_tracker
-from autounet.workflow.tracked import Tracked, metric_values
-from autounet.workflow.tracked import tracking as tracking_of
+from autounet.tracking import TRACKERS, RunTracker, require_tracker, services, track_run
+from autounet.tracking.run_tracking import metric_values
+from autounet.tracking.services import BackgroundTracker, TrackedRun
 
 FOLD, RESULTS = TrackedRun("2d fold_0", "abcdef12", "out"), TrackedRun("results", "0123abcd", "out")
 LINE = EpochLog(
@@ -160,7 +159,7 @@ def test_calls_of_mlflow(tmp_path, report, monkeypatch):
 
 def test_nobody_waits_and_everything_is_said_in_turn():
     recorder = Recorder()
-    tracker = Background("wandb", lambda: recorder)
+    tracker = BackgroundTracker("wandb", lambda: recorder)
     for step in range(5):
         tracker.scalars(FOLD, {"loss": 1.0}, step)
     tracker.close()
@@ -174,19 +173,19 @@ def fails() -> Recorder:
 
 def test_a_lost_server_is_said_once_and_stops_nothing(caplog):
     with caplog.at_level(logging.WARNING):
-        tracker = Background("mlflow", fails)
+        tracker = BackgroundTracker("mlflow", fails)
         for step in range(5):
             tracker.scalars(FOLD, {"loss": 1.0}, step)
         tracker.close()
         tracker.describe(FOLD, {})
     (said,) = caplog.messages
-    assert "--track mlflow is lost, and the run goes on without it (ConnectionError: no server)" in said
+    assert "--track mlflow failed, the run continues without it (ConnectionError: no server)" in said
 
 
 def test_a_server_that_does_not_answer_is_given_up(caplog):
     answers = threading.Event()
     recorder = Recorder()
-    tracker = Background("wandb", lambda: answers.wait() and recorder)
+    tracker = BackgroundTracker("wandb", lambda: answers.wait() and recorder)
     tracker.scalars(FOLD, {"loss": 1.0}, 1)
     with caplog.at_level(logging.WARNING):
         tracker.close(seconds=0.01)
@@ -196,7 +195,7 @@ def test_a_server_that_does_not_answer_is_given_up(caplog):
 
 def test_what_a_run_tells(tmp_path, report):
     recorder = Recorder()
-    tracked = Tracked(recorder, tmp_path)
+    tracked = RunTracker(recorder, tmp_path)
     run = tracked.run("2d fold_0", "key")
     tracked.line(run, LINE)
     tracked.fold(run, METRICS, 40)
@@ -207,22 +206,24 @@ def test_what_a_run_tells(tmp_path, report):
         "peak memory GB": 3.0, "patch Dice/organ": 0.75,
     }  # fmt: skip
     assert dice == metric_values(METRICS) == {"mean Dice": 0.8, "dice/organ": 0.8}
-    assert Tracked(recorder, tmp_path).run("2d fold_0", "key") == run
-    assert Tracked(recorder, tmp_path).run("2d fold_0", "other").identity != run.identity
-    assert Tracked(recorder, tmp_path / "copy").run("2d fold_0", "key").identity != run.identity
+    assert RunTracker(recorder, tmp_path).run("2d fold_0", "key") == run
+    assert RunTracker(recorder, tmp_path).run("2d fold_0", "other").identity != run.identity
+    assert RunTracker(recorder, tmp_path / "copy").run("2d fold_0", "key").identity != run.identity
 
 
 def test_without_a_tracker_nothing_is_written(tmp_path):
     for track in (None, "none"):
-        with tracking_of(RunOptions(track=track), tmp_path, "Kidneys") as tracked:
+        with track_run(RunOptions(track=track), tmp_path, "Kidneys") as tracked:
             tracked.line(tracked.run("2d fold_0", "key"), LINE)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    monkeypatch.setattr(services, "find_spec", lambda name: None)
     for name in TRACKERS:
-        with pytest.raises(OptionError, match=rf"{name} needs the package {name}: pip install 'autounet\[track\]'"):
+        with pytest.raises(
+            OptionError, match=rf"{name} needs the package {name}. Install it: pip install 'autounet\[track\]'"
+        ):
             require_tracker(name)
-    with pytest.raises(OptionError, match="unknown; choose one of tensorboard, wandb, mlflow"):
+    with pytest.raises(OptionError, match=r"unknown\. Choose one of tensorboard, wandb, mlflow"):
         require_tracker("notes")

@@ -19,11 +19,10 @@ from autounet import api
 from autounet.cli.app import main
 from autounet.imageio import read_geometry, read_image, read_labels, write_image
 from autounet.inference.bundle import load_bundle, pack
-from autounet.inference.decisions import HIGHEST, Painted
-from autounet.inference.ensembling import PROBABILITIES, pooling_of
-from autounet.inference.export import export
-from autounet.inference.maps import fold_disagreement
-from autounet.inference.probabilities import PooledScores, pooled_maps
+from autounet.inference.decisions import ARGMAX, OrderedRegions
+from autounet.inference.ensembling import PROBABILITIES, RunningMean, averaged_quantity
+from autounet.inference.export import ensemble_scores, export
+from autounet.inference.probabilities import fold_disagreement, probability_maps
 from autounet.inference.sliding_window import predict_scores
 from autounet.nets import FAMILIES
 from autounet.preprocessing import prepare_case
@@ -65,7 +64,7 @@ def plan(targets: TargetKind = "classes", spacing: float = 1.3, **inference: obj
     )
 
 
-# ---- pooling --------------------------------------------------------------------------------------------------
+# ---- averages -------------------------------------------------------------------------------------------------
 
 
 @given(seed=st.integers(0, 99), scale=st.floats(0.01, 60), targets=st.sampled_from(["classes", "regions"]))
@@ -74,15 +73,18 @@ def test_logits_of_a_mean_have_it_as_their_probabilities(seed: int, scale: float
     """In torch over tensors as in numpy over voxels; one network's own logits are right as they are."""
     random = np.random.default_rng(seed)
     members = (random.normal(0, scale, (4, 3, 20))).astype(np.float32)
-    pooling, decision = PROBABILITIES[targets], HIGHEST if targets == "classes" else Painted((1, 2, 1))
-    shares = pooling.shares(torch.from_numpy(members))
-    scores = pooling.scores(shares.mean(0)).numpy().T
+    quantity, decision = PROBABILITIES[targets], ARGMAX if targets == "classes" else OrderedRegions((1, 2, 1))
     expected = np.mean([decision.probabilities(member.T) for member in members], axis=0)
-    np.testing.assert_allclose(decision.probabilities(scores), expected, atol=1e-5)
-    pooled = decision.logits(np.mean([decision.shares(member.T) for member in members], axis=0))
-    np.testing.assert_allclose(decision.probabilities(pooled), expected, atol=1e-5)
-    assert np.isfinite(scores).all()
-    single = pooling.scores(pooling.shares(torch.from_numpy(members[:1])).mean(0)).numpy().T
+    means = RunningMean(), RunningMean(), RunningMean()
+    for member in members:
+        means[0].add(quantity.from_logits(torch.from_numpy(member[None]))[0])
+        means[1].add(quantity.from_logits(member.T))
+        means[2].add(quantity.from_logits(member.T), 0.25)
+    scores = quantity.to_logits(means[0].result()).numpy().T
+    for logits in (scores, *(quantity.to_logits(mean.result()) for mean in means[1:])):
+        np.testing.assert_allclose(decision.probabilities(logits), expected, atol=1e-5)
+        assert np.isfinite(logits).all()
+    single = quantity.to_logits(quantity.from_logits(torch.from_numpy(members[:1]))[0]).numpy().T
     np.testing.assert_array_equal(decision.choose(single), decision.choose(members[0].T))
 
 
@@ -95,11 +97,11 @@ def test_views_networks_and_tiles_average_probabilities(targets: TargetKind) -> 
     nets = [FAMILIES["plain"].build(chosen.network).eval() for _ in range(2)]
     image = np.random.default_rng(0).normal(size=(1, 8, 8, 8)).astype(np.float32)
     found = predict_scores(nets, image, chosen, outputs, "cpu")
-    pooling = pooling_of("probabilities", targets)
+    quantity = averaged_quantity("probabilities", targets)
     with torch.inference_mode():
         batch = torch.from_numpy(image)[None]
         views = [net(batch) for net in nets] + [net(batch.flip(2)).flip(2) for net in nets]
-        expected = pooling.scores(torch.stack([pooling.shares(view[0][None])[0] for view in views]).mean(0))
+        expected = quantity.to_logits(torch.stack([quantity.from_logits(view)[0] for view in views]).mean(0))
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
     logits = chosen.model_copy(update={"inference": chosen.inference.model_copy(update={"average": "logits"})})
     assert np.abs(predict_scores(nets, image, logits, outputs, "cpu") - found).max() > 1e-3
@@ -119,16 +121,16 @@ def test_the_highest_probability_is_the_segmentation(labels, targets, sources, a
         properties = prepare_case("a", "", image, None, geometry, plan(spacing=1.0 + index).preprocess).properties
         scores = random.normal(0, 3, (len(targets_of(labels, targets)), *properties.shape)).astype(np.float32)
         pairs.append((scores, properties))
-    pooled = PooledScores(pairs, labels, targets=targets, average=average)
+    pooled = ensemble_scores(pairs, labels, targets=targets, average=average)
     values = export(pairs, labels, targets=targets, average=average)
     for temperature in (0.3, 1.0, 4.0):
-        probabilities, entropy = pooled_maps(pooled, temperature, probabilities=True, entropy=True)
+        probabilities, entropy = probability_maps(pooled, temperature, probabilities=True, entropy=True)
         flat = probabilities.reshape(pooled.channels, -1).T
         if targets == "classes":
             np.testing.assert_allclose(flat.sum(axis=1), 1, atol=1e-5)
             winners = flat.argmax(axis=1)
         else:
-            winners = Painted(tuple(target.paints for target in targets_of(labels, targets))).choose(flat - 0.5)
+            winners = OrderedRegions(tuple(target.paints for target in targets_of(labels, targets))).choose(flat - 0.5)
             winners = pooled.decision.classes[winners]
         np.testing.assert_array_equal(np.array(labels.values)[winners].reshape(values.shape), values)
         assert entropy.min() >= 0
@@ -210,7 +212,7 @@ def test_maps_lie_beside_the_segmentation_in_its_geometry(tmp_path: Path) -> Non
     api.load(folder, device="cpu").predict_files(tmp_path / "images", tmp_path / "plain")
     np.testing.assert_array_equal(read_labels(tmp_path / "plain" / "a.nii.gz")[0], values)
     alone = api.load(folder, device="cpu", configuration="a")
-    assert alone.pooling.temperature == 1.0, "fitted to what was selected together"
+    assert alone.combination.temperature == 1.0, "fitted to what was selected together"
 
 
 def test_components_are_removed_as_selected_and_only_then(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_predictions_and_maps_of_a_bundle_have_its_weights(tmp_path: Path) -> No
     plans = {name: each.model_copy(update={"inference": InferenceSpec(overlap=0)}) for name, each in plans.items()}
     image, geometry = volume(tmp_path / "images")
     model = api.load(repacked(tmp_path / "weighted", plans, weights=(0.9, 0.1)), device="cpu")
-    assert model.pooling.weights == (0.9, 0.1)
+    assert model.combination.weights == (0.9, 0.1)
     scored = model.scored(model.prepare(image, geometry))
     sources = [(scored[name].scores, scored[name].properties) for name in "ab"]
     found = model.decided(scored)
@@ -188,5 +188,5 @@ def test_predictions_and_maps_of_a_bundle_have_its_weights(tmp_path: Path) -> No
     values = np.array(model.bundle.labels.values)[probabilities.argmax(axis=0)]
     np.testing.assert_array_equal(values, read_labels(tmp_path / "out" / "a.nii.gz")[0])
     folder = model.folder
-    assert api.load(folder, device="cpu", configuration="a").pooling.weights is None
-    assert api.load(folder, device="cpu", average="logits").pooling.weights is None
+    assert api.load(folder, device="cpu", configuration="a").combination.weights is None
+    assert api.load(folder, device="cpu", average="logits").combination.weights is None

@@ -102,15 +102,15 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Look again every 5 seconds for as long as it runs")] = False,
 ) -> None:
     """What is done, what runs, time left."""
-    from ..workflow import status_lines
-    from ..workflow.status import read_status
+    from ..workflow import status as run_status
+    from ..workflow.read_status import read_status
 
-    looks = status_lines.watch(read_status, out) if watch else iter([read_status(out)])
+    statuses = run_status.watch(read_status, out) if watch else iter([read_status(out)])
     if not json_:
-        status_lines.show(looks)
+        run_status.show(statuses)
         return
-    for found in looks:
-        typer.echo(json.dumps(found.model_dump(mode="json"), indent=None if watch else 1))
+    for each in statuses:
+        typer.echo(json.dumps(each.model_dump(mode="json"), indent=None if watch else 1))
 
 
 @app.command()
@@ -124,18 +124,18 @@ def compare(
     json_: Json = False,
 ) -> None:
     """This run's cross-validation beside published results with their sources, or beside another run."""
+    from ..report import comparison as comparing
     from ..schema.errors import OptionError
-    from ..workflow import comparison as comparing
 
     if test and other:
         raise OptionError("--test sets published results beside test metrics, --with another run. Give one of them")
 
     if other:
-        found = comparing.paired(out, other, metric)
-        told = comparing.paired_lines(found, metric)
+        found = comparing.compare_runs(out, other, metric)
+        told = comparing.difference_lines(found, metric)
         record = {"metric": metric, "classes": [each.model_dump(mode="json") for each in found]}
     else:
-        comparison = comparing.published(out, test)
+        comparison = comparing.compare_with_published(out, test)
         told, record = comparing.published_lines(comparison), comparison.model_dump(mode="json")
     typer.echo(json.dumps(record, indent=1) if json_ else "\n".join(told))
 

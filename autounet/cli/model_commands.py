@@ -43,8 +43,7 @@ def predict(
 
     from ..api import load
     from ..ops.device import choose_devices
-    from ..prediction.folder import Request
-    from ..prediction.maps import Wanted
+    from ..prediction.folder import OutputOptions
     from ..prediction.several_devices import predict_on
     from ..workflow.parsing import averaged, integers
 
@@ -53,8 +52,8 @@ def predict(
         load, model, configuration=configuration, folds=chosen, mirror=not no_mirror, overlap=overlap,
         prune=prune, average=averaged(average), postprocess=not no_postprocessing,
     )  # fmt: skip
-    request = Request(format_, Wanted(probabilities, uncertainty), gate_maps)
-    failures = predict_on(choose_devices(device), loading, input_, out, request, overwrite).failures
+    outputs = OutputOptions(format_, probabilities, uncertainty, gate_maps)
+    failures = predict_on(choose_devices(device), loading, input_, out, outputs, overwrite).failures
     for failure in failures:
         typer.echo(f"not predicted: {failure}", err=True)
     typer.echo(f"predictions: {out}")
@@ -127,7 +126,7 @@ def import_(
     configuration: Annotated[Text, typer.Option(help="Which of several, for example 2d or 2d,3d_fullres")] = None,
 ) -> None:
     """Make a model of ours from one that nnU-Net trained; it predicts what nnU-Net predicts."""
-    from ..interop.nnunet import import_model
+    from ..interop.import_nnunet import import_model
 
     bundle = import_model(source, out, configuration.split(",") if configuration else None)
     typer.echo(f"configurations: {', '.join(bundle.configurations)}, {len(bundle.members)} networks")
@@ -158,7 +157,7 @@ def export(
         return
     if licence:
         raise OptionError("--licence is written into the card of --format bundle. Leave it out")
-    from ..interop.export import export_model
+    from ..interop.export_networks import export_model
 
     chosen = None if folds in (None, "all") else integers(str(folds), "--folds")
     exported = export_model(model, out, format_, configuration, chosen)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..inference.decisions import Decision
-from ..inference.probabilities import PooledScores
+from ..inference.export import EnsembleScores, ensemble_scores
 from ..schema.dataset import Dataset
 from ..schema.labels import TargetKind
 from ..schema.plan import Configuration
@@ -168,7 +168,7 @@ class OutOfFoldEntropy:
         self._sources = [
             (folder.crossval(name).scores, folder.prepared(configurations[name].prepared)) for name in selection.chosen
         ]
-        self._held: tuple[str, PooledScores] | None = None
+        self._held: tuple[str, EnsembleScores] | None = None
 
     def __call__(self, identifier: str, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray | None:
         """(len(z), len(y), len(x)) float32 0..1 at these indices of the file's array; None where no scores are kept.
@@ -186,17 +186,17 @@ class OutOfFoldEntropy:
         (planes, first), (rows, top), (columns, left) = inside
         own_y, own_x = (own.ravel() for own in np.meshgrid(y[rows] - top, x[columns] - left, indexing="ij"))
         for plane in planes:
-            logits = pooled.at(int(z[plane] - first), own_y, own_x)
+            logits = pooled.logits_at(int(z[plane] - first), own_y, own_x)
             found = relative_entropy(logits, pooled.decision, self._targets, self._temperature)
             result[plane, rows[:, None], columns] = found.reshape(len(rows), len(columns))
         return result
 
-    def _pooled(self, identifier: str) -> PooledScores:
+    def _pooled(self, identifier: str) -> EnsembleScores:
         if self._held is None or self._held[0] != identifier:
             self._held = None  # before the next is read
             sources = [
                 (read_scores(scores, identifier), read_properties(prepared, identifier))
                 for scores, prepared in self._sources
             ]
-            self._held = identifier, PooledScores(sources, self._dataset.labels, self._weights, self._targets)
+            self._held = identifier, ensemble_scores(sources, self._dataset.labels, self._weights, self._targets)
         return self._held[1]

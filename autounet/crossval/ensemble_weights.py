@@ -16,7 +16,8 @@ import numpy as np
 from ..datasets import read_reference
 from ..imageio import read_labels
 from ..inference.decisions import decision_for
-from ..inference.probabilities import PooledScores
+from ..inference.ensembling import PROBABILITIES
+from ..inference.export import ensemble_scores
 from ..ops.label_values import encode
 from ..progress import progress
 from ..schema.dataset import Dataset, annotated_classes
@@ -250,7 +251,7 @@ def _dice_of_case(task: _CaseTask) -> np.ndarray:
     reference, _ = read_reference(dataset, case)
     decision = decision_for(labels, task.targets)
     pooled = [
-        PooledScores(
+        ensemble_scores(
             [(read_scores(scores, case.identifier).astype(np.float32), read_properties(prepared, case.identifier))],
             labels,
             targets=task.targets,
@@ -259,7 +260,7 @@ def _dice_of_case(task: _CaseTask) -> np.ndarray:
     ]
     structures = (reference != 0) | (segmentation != 0)
     voxels = sample_voxels(case.identifier, encode(reference, labels), structures, pooled[0].box, MOST_VOXELS)
-    shares = np.stack([decision.shares(voxels.logits(own)) for own in pooled])
+    shares = np.stack([PROBABILITIES[task.targets].from_logits(voxels.logits(own)) for own in pooled])
 
     def decide(mean: np.ndarray) -> np.ndarray:
         winners = decision.choose(mean)

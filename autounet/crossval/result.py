@@ -14,7 +14,7 @@ from ..datasets import read_reference
 from ..evaluation import DEFAULT_METRICS, distance_unit, evaluate_case, summarise
 from ..imageio import read_labels, write_labels
 from ..inference.decisions import decision_for
-from ..inference.probabilities import PooledScores
+from ..inference.export import ensemble_scores
 from ..ops.components import apply_steps
 from ..ops.label_values import NO_LOSS, encode
 from ..progress import progress
@@ -168,7 +168,7 @@ def _gather_one(task: _CaseTask) -> _CaseEvidence:
         (read_scores(scores, case.identifier).astype(np.float32), read_properties(prepared, case.identifier))
         for scores, prepared in task.sources
     ]
-    pooled = PooledScores(sources, labels, task.weights, task.configuration.targets)
+    pooled = ensemble_scores(sources, labels, task.weights, task.configuration.targets)
     dense = encode(reference, labels)
     if annotated is not None and not all(annotated):
         dense = np.full_like(dense, NO_LOSS)  # what was not annotated may be anything

@@ -7,9 +7,9 @@ from zlib import crc32
 
 import numpy as np
 
-from ..inference.probabilities import PooledScores
+from ..inference.export import EnsembleScores
 from ..ops.label_values import NO_LOSS
-from ..ops.orient import nonzero_box
+from ..ops.masks import nonzero_box
 from ..schema.geometry import Box3
 
 MARGIN = 8
@@ -24,12 +24,12 @@ class SampledVoxels(NamedTuple):
     classes: np.ndarray
     """(N,) dense classes of the reference"""
 
-    def logits(self, pooled: PooledScores) -> np.ndarray:
+    def logits(self, pooled: EnsembleScores) -> np.ndarray:
         """(N, C) float32."""
         found = np.empty((len(self.inside), pooled.channels), np.float32)
         for z in np.unique(self.inside[:, 0]):
             rows = self.inside[:, 0] == z
-            found[rows] = pooled.at(int(z), self.inside[rows, 1], self.inside[rows, 2])
+            found[rows] = pooled.logits_at(int(z), self.inside[rows, 1], self.inside[rows, 2])
         return found
 
 

@@ -7,21 +7,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from ..imageio import DICOM, SUFFIXES, file_kind, is_image, is_series, read_frames, stem
 from ..schema.bundle import ModelBundle
-from ..schema.dataset import Channel
 from ..schema.errors import DataError, OptionError
-from ..schema.geometry import Geometry
-from .channels import frame_name
 from .layouts.bids import subject_inputs
-from .layouts.cases import case_inputs
-from .layouts.files import TABLES, glob_images, image_files, looks_like_images, looks_like_labels, subfolders
-from .layouts.pairing import names, pair, strip_channel
-from .layouts.pairs import join_channels
-from .layouts.table import CASE, find_table
-from .loading import read_present
+from .layouts.case_folders import case_inputs
+from .layouts.case_table import CASE, find_table
+from .layouts.files import (
+    TABLES,
+    glob_images,
+    image_files,
+    looks_like_images,
+    looks_like_labels,
+    names,
+    pair,
+    strip_channel,
+    subfolders,
+)
+from .layouts.paired_folders import join_channels
+from .scan import frame_name
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +73,6 @@ def numbered(bundle: ModelBundle, name: str, files: Sequence[Path]) -> InputCase
         return InputCase(name, tuple(files))
     require_trained(bundle, name, present)
     return InputCase(name, tuple(files), present=present)
-
-
-__all__ = ["InputCase", "find_inputs", "image_files", "load_input"]
 
 
 _PHOTOGRAPHS = frozenset({"png", "jpeg", "bmp"})
@@ -258,15 +259,3 @@ def _by_patterns(path: Path, patterns: dict[str, str], bundle: ModelBundle) -> l
         if short is not None:
             raise DataError(f"case {short}: no file for channel {name}. Add it")
     return sorted(InputCase(called[file], tuple(found)) for file, found in cases.items())
-
-
-def load_input(case: InputCase, channels: Sequence[Channel]) -> tuple[np.ndarray, Geometry]:
-    """Array (C, Z, Y, X) float32 and geometry. Raises DataError naming the case."""
-    try:
-        image, geometry = read_present(case.images, case.present, len(channels), case.frame)
-    except DataError as error:
-        raise DataError(f"case {case.identifier}: {error}") from None
-    wrong = int(image.size - np.count_nonzero(np.isfinite(image)))
-    if wrong:
-        raise DataError(f"case {case.identifier}: {wrong} voxels are NaN or infinite. Replace them, or export again")
-    return image, geometry

@@ -1,51 +1,25 @@
-"""From names and values as people write them to `Labels`, completed by what the label files hold."""
+"""From names and values as people write them to `Labels`, completed by what the label files hold.
+
+Also which classes were annotated in which case, as dataset.json or a table lists them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from pydantic import ValidationError
 
 from ..imageio import label_limits, output_suffix
-from ..schema.dataset import CaseFacts, Dataset, Finding, Severity
+from ..schema.dataset import Case, CaseFacts, Dataset, Finding, Severity
 from ..schema.errors import DataError, OptionError
 from ..schema.labels import LabelClass, Labels, Region
 from ..schema.options import DataOptions
+from .layouts.case_table import ANNOTATED, CASE, find_table
+from .layouts.detected_layout import read_description
 
 MOST_UNNAMED = 100
 """more unnamed values than this in label files: they are pictures, or spoilt by interpolation"""
-
-
-def parse_labels(declared: Any) -> tuple[dict[str, int], dict[str, tuple[int, ...]], int | None]:
-    """Classes, regions and ignore value of a dataset.json, both ways round ({"0": "name"} or {"name": 0 or [1, 2]}).
-
-    A region of one value is a class of its own. Raises DataError for anything else.
-    """
-    if not isinstance(declared, dict):
-        raise DataError(f"dataset.json: labels is {declared!r}, not an object. Write name: value pairs")
-    classes: dict[str, int] = {}
-    regions: dict[str, tuple[int, ...]] = {}
-    ignore = None
-    for key, entry in declared.items():
-        if isinstance(entry, str) and re.fullmatch(r"-?\d+", key):
-            name, values = entry, (int(key),)
-        elif isinstance(entry, list) and entry and all(isinstance(value, int) for value in entry):
-            name, values = key, tuple(entry)
-        elif (isinstance(entry, int) and not isinstance(entry, bool)) or str(entry).lstrip("-").isdigit():
-            name, values = key, (int(entry),)
-        else:
-            raise DataError(f"dataset.json: label {key!r} has {entry!r}, not an integer. Write name: value pairs")
-        if name in classes or name in regions:
-            raise DataError(f"dataset.json: two labels are called {name!r}. Give each value its own name")
-        if name == "ignore":
-            ignore = values[0]
-        elif len(values) > 1:
-            regions[name] = values
-        else:
-            classes[name] = values[0]
-    return classes, regions, ignore
 
 
 def build_labels(
@@ -192,3 +166,114 @@ def complete_labels(dataset: Dataset, facts: Sequence[CaseFacts]) -> Dataset:
     complete = _labels(named, regions, labels.ignore, labels.background_named)
     complete = complete.model_copy(update={"codes": labels.codes})
     return dataset.model_copy(update={"labels": complete})
+
+
+UNKNOWN_ANNOTATION = "unknown-annotation"
+_DATASET_JSON = "dataset.json"
+Words = tuple[str, ...]
+
+
+def annotate(
+    place: Path, root: Path, cases: Sequence[Case], labels: Labels, known: Iterable[str]
+) -> tuple[list[Case], list[Finding]]:
+    """Cases with the values of their annotated classes, and a fatal finding for each class or case that is not there.
+
+    `place` is a table or the folder `root`; `known` are the identifiers of all cases, also of those that are left out.
+    Whether a number is the value of some class shows only when the label files are read: see `annotation_findings`.
+    Raises DataError for lists that cannot be read.
+    """
+    described, (file, tabled) = _described(root), _tabled(place)
+    findings = [_unknown_case(name, _DATASET_JSON, known) for name in described if name not in set(known)]
+    findings += [_listed_twice(name, file) for name in described if name in tabled]
+    named = {region.name: region.values for region in labels.regions}
+    named |= {label.name: (label.value,) for label in labels.classes}
+    found = []
+    for case in cases:
+        source, words = (file, tabled) if case.identifier in tabled else (_DATASET_JSON, described)
+        if case.identifier in words:
+            values: list[int] = []
+            for word in words[case.identifier]:
+                if word in named or word.removeprefix("-").isdigit():
+                    values += named.get(word) or (int(word),)
+                else:
+                    findings.append(_unknown_class(case.identifier, word, source, labels))
+            case = case.model_copy(update={"annotated": tuple(dict.fromkeys(values))})
+        found.append(case)
+    return found, findings
+
+
+def _described(root: Path) -> Mapping[str, Words]:
+    listed = read_description(root).get(ANNOTATED, {})
+    if not isinstance(listed, dict):
+        raise DataError(f"{_DATASET_JSON}: annotated is {listed!r}, no object. Write a list of classes for each case")
+    for name, words in listed.items():
+        if not isinstance(words, list) or not all(type(word) in (str, int) for word in words):
+            raise DataError(f"{_DATASET_JSON}: annotated of case {name} is {words!r}. Write a list of classes")
+    return {name: tuple(str(word).strip() for word in words) for name, words in listed.items()}
+
+
+def _tabled(place: Path) -> tuple[str, Mapping[str, Words]]:
+    """Name of the table, and the entries of its column that are not empty."""
+    table = find_table(place)
+    if table is None or ANNOTATED not in table.columns:
+        return "", {}
+    words = {row[CASE]: tuple(filter(None, map(str.strip, row[ANNOTATED].split(";")))) for row in table.rows}
+    return table.path.name, {name: each for name, each in words.items() if each}
+
+
+def _unknown_class(case: str, word: str, source: str, labels: Labels) -> Finding:
+    names = ", ".join(f"{label.name}={label.value}" for label in labels.classes)
+    message = f"{source} lists {word!r} among its annotated classes, which is no class ({names})"
+    return Finding(
+        case=case, code=UNKNOWN_ANNOTATION, message=message, remedy="Correct it, or name the class: --class NAME=VALUE"
+    )
+
+
+def _unknown_case(case: str, source: str, known: Iterable[str]) -> Finding:
+    names = sorted(known)
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    message = f"{source} lists its annotated classes, and there is no such case (cases: {shown})"
+    return Finding(
+        case=case, code=UNKNOWN_ANNOTATION, message=message, remedy="Correct the name, or take it out of the list"
+    )
+
+
+def _listed_twice(case: str, file: str) -> Finding:
+    message = f"its annotated classes are listed in {_DATASET_JSON} and in {file}"
+    return Finding(case=case, code=UNKNOWN_ANNOTATION, message=message, remedy="Keep one of the two lists")
+
+
+def annotation_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
+    """Listed values that no class has (fatal); a warning for each class that occurs without being listed."""
+    names = {label.value: label.name for label in dataset.labels.classes}
+    listed = {case.identifier: case.annotated for case in dataset.cases if case.annotated is not None}
+    known = sorted({0, *names, *(value for fact in facts for value in fact.value_counts)} - {dataset.labels.ignore})
+    findings = [
+        Finding(
+            case=case,
+            code="unknown-annotation",
+            message=f"its annotated classes name the value {value}, which no class has ({', '.join(map(str, known))})",
+            remedy="Correct the list, or name the class: --class NAME=VALUE",
+        )
+        for case, values in listed.items()
+        for value in values
+        if value not in known
+    ]
+    for fact in facts:
+        annotated = listed.get(fact.identifier)
+        if annotated is None:
+            continue
+        for value, voxels in fact.value_counts.items():
+            if value not in (0, dataset.labels.ignore, *annotated):
+                name = names.get(value, f"label_{value}")
+                findings.append(
+                    Finding(
+                        case=fact.identifier,
+                        code="unlisted-class",
+                        severity=Severity.warning,
+                        message=f"its label holds {voxels} voxels of {name} (value {value}), which is not among its "
+                        "annotated classes",
+                        remedy="They are not learned from; add the class to the list if all of it is labelled",
+                    )
+                )
+    return findings

@@ -1,4 +1,4 @@
-"""Finding out how a folder is laid out, and what is in it."""
+"""From a folder or table to a `Dataset`: its layout, cases, channels and time points."""
 
 from __future__ import annotations
 
@@ -8,31 +8,181 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from ..imageio import file_kind, suffix
-from ..schema.dataset import Case, Dataset, Finding
+from ..imageio import VOLUME_KINDS, file_kind, read_frames, read_header, suffix
+from ..schema.dataset import Case, Channel, ChannelKind, Dataset, Finding
 from ..schema.errors import DataError, OptionError
 from ..schema.options import DataOptions
-from .channels import find_channels, split_frames
-from .coding import coded
-from .labels import build_labels
-from .layouts import bids, cases, msd, nnunet, pairs, table
-from .layouts.declarations import annotate, with_description
-from .layouts.detected_layout import Found, read_description, without_missing_channels
+from .checks.examine import unreadable
+from .coded_labels import coded
+from .labels import annotate, build_labels
+from .layouts import bids, case_folders, case_table, msd, nnunet_raw, paired_folders
+from .layouts.detected_layout import DetectedLayout, read_description, with_description, without_missing_channels
 from .layouts.files import existing_folder
+
+_KIND_WORDS = {
+    "ct": ChannelKind.ct,
+    **dict.fromkeys(("mri", "mr", "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "flair", "adc", "dwi", "pd"),
+                    ChannelKind.mri),
+    **dict.fromkeys(("photo", "rgb", "red", "green", "blue", "r", "g", "b"), ChannelKind.photo),
+}  # fmt: skip
+
+
+def find_channels(
+    root: Path, cases: Sequence[Case], names: list[str] | None, options: DataOptions
+) -> tuple[Channel, ...]:
+    """Names and kinds of the channels of the first case whose headers can be read. Raises DataError, OptionError."""
+    count, photo = _count_channels(root, cases)
+    if names is not None and all(case.present is not None for case in cases):
+        count = len(names)  # no case has all of them
+    unknown = set(options.kinds)
+    if names is None:
+        names = ["image"] if count == 1 or (count == 3 and photo) else [f"channel_{index}" for index in range(count)]
+    if len(names) == 1 and count == 3 and photo:
+        unknown -= {*names, "red", "green", "blue"}
+        common = options.kinds.get(names[0], "photo")
+        found = [Channel(name=name, kind=_kind(options.kinds.get(name, common))) for name in ("red", "green", "blue")]
+    elif len(names) == count:
+        unknown -= set(names)
+        found = [
+            Channel(name=name, kind=_kind(options.kinds[name]) if name in options.kinds else _kind_by_name(name))
+            for name in names
+        ]
+    else:
+        raise DataError(
+            f"case {cases[0].identifier} has {count} channels, but {len(names)} are named ({', '.join(names)}). "
+            "Correct dataset.json or the --channel options"
+        )
+    if unknown:
+        known = ", ".join(channel.name for channel in found)
+        raise OptionError(f"--kind names the channel {', '.join(sorted(unknown))}; the channels are {known}")
+    return tuple(found)
+
+
+def _count_channels(root: Path, cases: Sequence[Case]) -> tuple[int, bool]:
+    """Channels of the first readable case, and whether it is a picture (no volume format)."""
+    findings = []
+    for case in sorted(cases, key=lambda case: case.present is not None):  # one with all channels, where there is one
+        try:
+            headers = [read_header(root / path) for path in case.images]
+        except DataError as error:
+            findings.append(unreadable(case, root, error))
+            continue
+        picture = headers[0][0].kind not in VOLUME_KINDS and len(headers) == 1
+        return sum(1 if case.frame is not None else channels for _, channels in headers), picture
+    raise DataError.of(findings)
+
+
+def _kind(word: str) -> ChannelKind:
+    try:
+        return ChannelKind(word.lower())
+    except ValueError:
+        raise OptionError(f"--kind {word!r} is unknown. Kinds are {', '.join(ChannelKind)}") from None
+
+
+def _kind_by_name(name: str) -> ChannelKind:
+    """By the first word: CT (HU) -> ct, MRI -> mri, rgb_to_0_1 -> photo; else other."""
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    return _KIND_WORDS.get(words[0], ChannelKind.other) if words else ChannelKind.other
+
+
+def split_frames(
+    root: Path, cases: Sequence[Case], named: Sequence[str] | None, options: DataOptions
+) -> tuple[list[Case], bool]:
+    """The cases, each time point one of its own where the fourth axis is time, and whether it is.
+
+    A time point is called `<case>_t<number from 0>`, and those of one file are a group unless a group is given.
+    `named` are the channels' names as far as known. Raises DataError by point 4 of the rule.
+    """
+    first = _first_readable(root, cases)
+    if first is None:
+        return list(cases), False
+    case, frames = first
+    in_label = _frames(root / case.label) if case.label else 1
+    if frames == 1:
+        if options.frames == "time":
+            raise DataError(f"--frames time: case {case.identifier} has no fourth axis. Leave the option out")
+        return list(cases), False
+    if options.frames is None:
+        _require_clear(root, case, frames, in_label, named)
+    if options.frames == "channels" or (options.frames is None and in_label != frames):
+        return list(cases), False
+    return [frame for each in cases for frame in _time_points(root, each)], True
+
+
+def _first_readable(root: Path, cases: Sequence[Case]) -> tuple[Case, int] | None:
+    for case in cases:
+        try:
+            return case, max(read_frames(root / path) for path in case.images)
+        except DataError:  # told when the case is examined
+            continue
+    return None
+
+
+def _frames(path: Path) -> int:
+    """1 for what cannot be read: told when the case is examined."""
+    try:
+        return read_frames(path)
+    except DataError:
+        return 1
+
+
+def _require_clear(root: Path, case: Case, frames: int, in_label: int, named: Sequence[str] | None) -> None:
+    channels = sum(read_header(root / path)[1] for path in case.images)
+    as_channels, as_time = named is not None and len(named) == channels, in_label == frames
+    if as_channels != as_time:
+        return
+    told = (
+        f"its label has {in_label} too, and {frames} channels are named"
+        if as_time
+        else f"its label has {'none' if in_label == 1 else in_label}, and "
+        + (f"{len(named)} channel{'s are' if len(named) > 1 else ' is'} named" if named else "no channels are named")
+    )
+    raise DataError(
+        f"case {case.identifier}: {case.images[0]} has {frames} entries along a fourth axis; {told}. Say what they "
+        f"are: --frames channels, or {frames} names in dataset.json under channel_names; or --frames time, with a "
+        f"label of {frames} time points"
+    )
+
+
+def _time_points(root: Path, case: Case) -> list[Case]:
+    """Raises DataError when the files of the case have different numbers of time points."""
+    files = [*case.images, *([case.label] if case.label else [])]
+    counts = [read_frames(root / path) for path in files]
+    if len(set(counts)) > 1:
+        told = ", ".join(f"{path} {count}" for path, count in zip(files, counts, strict=True))
+        raise DataError(
+            f"case {case.identifier}: its files have different numbers of time points ({told}). "
+            "Give a label for every time point, or store each labelled time point as an image of its own"
+        )
+    return [
+        case.model_copy(
+            update={
+                "identifier": frame_name(case.identifier, frame, counts[0]),
+                "frame": frame,
+                "group": case.group or case.identifier,
+            }
+        )
+        for frame in range(counts[0])
+    ]
+
+
+def frame_name(identifier: str, frame: int, count: int) -> str:
+    """With as many digits as the last one needs, so that names sort by time."""
+    return f"{identifier}_t{frame:0{len(str(max(0, count - 1)))}}"
 
 
 class Layout(NamedTuple):
     detect: Callable[[Path, DataOptions], bool]
-    find: Callable[[Path, DataOptions], Found]
+    find: Callable[[Path, DataOptions], DetectedLayout]
 
 
 LAYOUTS: dict[str, Layout] = {
-    "table": Layout(table.detect, table.find),
+    "table": Layout(case_table.detect, case_table.find),
     "msd": Layout(msd.detect, msd.find),
-    "nnunet": Layout(nnunet.detect, nnunet.find),
+    "nnunet": Layout(nnunet_raw.detect, nnunet_raw.find),
     "bids": Layout(bids.detect, bids.find),
-    "cases": Layout(cases.detect, cases.find),
-    "pairs": Layout(pairs.detect, pairs.find),
+    "cases": Layout(case_folders.detect, case_folders.find),
+    "pairs": Layout(paired_folders.detect, paired_folders.find),
 }
 """tried in this order; the first that recognises the folder reads it"""
 
@@ -52,7 +202,7 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     if options.missing_channels:
         found.findings = without_missing_channels(found.findings)
     known = {case.identifier for case in found.cases} | {each.case for each in found.findings if each.case}
-    whole, told = table.supplement(place, _whole(found, findings, root), known)
+    whole, told = case_table.supplement(place, _whole(found, findings, root), known)
     listed = sorted(whole, key=lambda case: case.identifier)
     listed = [_grouped(case, options.group) for case in listed]
     twice = {case.identifier for case, after in pairwise(listed) if case.identifier == after.identifier}
@@ -81,11 +231,11 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     )
 
 
-def _find(place: Path, options: DataOptions) -> tuple[Found, str]:
+def _find(place: Path, options: DataOptions) -> tuple[DetectedLayout, str]:
     """A file is a table; what it leaves open is taken from its folder."""
     if place.is_file():
-        if table.detect(place, options):
-            return table.find(place, options), "table"
+        if case_table.detect(place, options):
+            return case_table.find(place, options), "table"
         place = place.parent
     for name, layout in LAYOUTS.items():
         if layout.detect(place, options):
@@ -93,7 +243,7 @@ def _find(place: Path, options: DataOptions) -> tuple[Found, str]:
     raise AssertionError("the last layout takes every folder")
 
 
-def _whole(found: Found, findings: list[Finding] | None, root: Path) -> list[Case]:
+def _whole(found: DetectedLayout, findings: list[Finding] | None, root: Path) -> list[Case]:
     """The cases that lack nothing. Raises DataError, unless `findings` takes what is missing."""
     broken = {finding.case for finding in found.findings}
     whole = [case for case in found.cases if case.identifier not in broken]

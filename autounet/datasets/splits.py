@@ -15,7 +15,7 @@ from ..schema.dataset import CaseFacts, Dataset, Splits
 from ..schema.errors import DataError, OptionError
 from ..schema.options import DataOptions
 from .checks.set_checks import duplicates
-from .layouts.table import table_folds
+from .layouts.case_table import table_folds
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from ..ops.statistics import bootstrap_interval, intervals
 from ..schema.errors import DataError
 from ..schema.labels import Labels, counted_targets
 from ..schema.metrics import CaseMetrics, ClassMetrics, Metrics, PairedDifference
-from .metrics import DEFAULT_METRICS
+from .evaluate import DEFAULT_METRICS
 
 SEED = 0
 """of the bootstrap: equal cases have equal intervals"""

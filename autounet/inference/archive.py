@@ -1,8 +1,9 @@
 """A bundle as one file, `<name>.autounet`: a zip, nothing in it compressed, that other programs can open.
 
-Its comment ends with a checksum of all bytes before, so that no bit of the file can change unnoticed. A checksum keeps
-out damage, not an enemy, who can compute it as well: so the zip is held to what we write, whatever its checksum says.
-Only the names that its own `bundle.json` gives, each once, stored, of their true sizes. Nothing is ever executed.
+Its comment ends with a checksum of all bytes before, so that no bit of the file can change unnoticed. A checksum guards
+against damage, not against an attacker, who can compute it as well: so the zip is held to what we write, whatever its
+checksum says. Only the names that its own `bundle.json` gives are allowed, each once, stored, of their true sizes.
+Nothing is ever executed.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def copy_file(source: Path, target: Path) -> None:
 def require_replaceable(folder: Path) -> None:
     """Packing replaces a bundle, an empty folder or nothing. Raises ModelError for anything else."""
     if folder.exists() and not (folder / BUNDLE_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ModelError(f"{folder} exists and is no model. Choose another folder for the model.")
+        raise ModelError(f"{folder} exists and is no model", "Choose another folder for the model")
 
 
 def replace_folder(new: Path, folder: Path) -> None:
@@ -139,8 +140,8 @@ def unpacked(path: Path) -> Path:
     Unpacked once in a process unless the file changes. Raises ModelError for a file that is truncated, was changed, or
     is no bundle as `write_archive` writes it.
     """
-    found = path.stat()
-    key = (str(path.resolve()), found.st_mtime_ns, found.st_size)
+    status = path.stat()
+    key = (str(path.resolve()), status.st_mtime_ns, status.st_size)
     with _lock:
         if key not in _unpacked or not _unpacked[key].is_dir():
             folder = Path(tempfile.mkdtemp(prefix="autounet-"))
@@ -161,12 +162,13 @@ def _unpack(path: Path, folder: Path) -> None:
             with ZipFile(file) as archive:
                 entries = _entries(path, archive, file.seek(0, os.SEEK_END))
                 _copy(archive, entries[BUNDLE_FILE], folder)
-                bundle = _bundle(path, folder)
-                _require_expected(path, bundle, set(entries))
+                _require_expected(path, ModelBundle.load(folder / BUNDLE_FILE, f"{path}: {BUNDLE_FILE}"), set(entries))
                 for name in sorted(set(entries) - {BUNDLE_FILE}):
                     _copy(archive, entries[name], folder)
+        except RecordError as error:
+            raise ModelError(error.message, error.remedy or "Export the model again") from None
         except BROKEN as error:
-            raise ModelError(f"{path} is no .autounet file: {error}. Copy or export the model again.") from None
+            raise ModelError(f"{path} is no .autounet file ({error})", "Copy or export the model again") from None
 
 
 def _require_whole(path: Path, file: BinaryIO) -> None:
@@ -175,52 +177,59 @@ def _require_whole(path: Path, file: BinaryIO) -> None:
     file.seek(max(0, size - len(MARK) - DIGITS))
     if not file.read().startswith(MARK):
         raise ModelError(
-            f"{path} is no whole .autounet file: it does not end as one, so it is truncated or was not written by "
-            "autounet export. Copy or export the model again."
+            f"{path} is no whole .autounet file: it is truncated, or was not written by autounet export",
+            "Copy or export the model again",
         )
     file.seek(-DIGITS, os.SEEK_END)
-    told = file.read()
-    if _checksum(file, size - DIGITS) != told:
-        raise ModelError(f"{path} is damaged or was changed: its checksum differs. Copy the model again.")
+    stored = file.read()
+    if _checksum(file, size - DIGITS) != stored:
+        raise ModelError(f"{path} is damaged or was changed: its checksum differs", "Copy the model again")
 
 
 def _checksum(file: BinaryIO, size: int) -> bytes:
     """blake2b-128 of the first `size` bytes, as hex digits."""
-    found = hashlib.blake2b(digest_size=DIGITS // 2)
+    result = hashlib.blake2b(digest_size=DIGITS // 2)
     file.seek(0)
     while size > 0:
         piece = file.read(min(PIECE, size))
         if not piece:
             raise EOFError("the file ends too early")
-        found.update(piece)
+        result.update(piece)
         size -= len(piece)
-    return found.hexdigest().encode()
+    return result.hexdigest().encode()
 
 
 def _entries(path: Path, archive: ZipFile, size: int) -> dict[str, ZipInfo]:
     """By name. Raises ModelError for anything that `write_archive` does not write."""
-    found: dict[str, ZipInfo] = {}
+    remedy = "Do not use it; get the model again"
+    entries: dict[str, ZipInfo] = {}
     for entry in archive.infolist():
-        name = entry.filename
-        if name in found:
-            raise ModelError(f"{path} holds {name!r} twice. Do not use it; get the model again.")
-        if not _is_plain(name) or name != entry.orig_filename:
-            raise ModelError(f"{path} holds {entry.orig_filename!r}, which leads out of it. Do not use it.")
-        kind = stat.S_IFMT(entry.external_attr >> 16)
-        if entry.is_dir() or kind not in (0, stat.S_IFREG):
-            raise ModelError(f"{path} holds {name!r}, which is no plain file. Do not use it; get the model again.")
-        if entry.compress_type != ZIP_STORED or entry.compress_size != entry.file_size or entry.flag_bits & 1:
-            raise ModelError(f"{path} holds {name!r} compressed or encrypted; a model's files are stored as they are.")
-        if name in (BUNDLE_FILE, CARD_FILE) and entry.file_size > LARGEST_RECORD:
-            raise ModelError(f"{path} holds a {name} of {entry.file_size} bytes. Do not use it; get the model again.")
-        if not 0 <= entry.header_offset < size:
-            raise ModelError(f"{path} holds {name!r} nowhere in the file. Do not use it; get the model again.")
-        found[name] = entry
-    if sum(entry.file_size for entry in found.values()) > size:
-        raise ModelError(f"{path} claims to hold more than it has: its files overlap. Do not use it.")
-    if BUNDLE_FILE not in found:
-        raise ModelError(f"{path} is no model: it has no {BUNDLE_FILE}. Export the model again.")
-    return found
+        if entry.filename in entries:
+            raise ModelError(f"{path} holds {entry.filename!r} twice", remedy)
+        if problem := _entry_problem(entry, size):
+            raise ModelError(f"{path} holds {entry.orig_filename!r}, {problem}", remedy)
+        entries[entry.filename] = entry
+    if sum(entry.file_size for entry in entries.values()) > size:
+        raise ModelError(f"{path} claims to hold more than it has: its files overlap", remedy)
+    if BUNDLE_FILE not in entries:
+        raise ModelError(f"{path} is no model: it has no {BUNDLE_FILE}", "Export the model again")
+    return entries
+
+
+def _entry_problem(entry: ZipInfo, size: int) -> str:
+    """What a file in a zip of `size` bytes has that `write_archive` does not write; empty where it has nothing."""
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    if not _is_plain(entry.filename) or entry.filename != entry.orig_filename:
+        return "a name that leads out of the model's folder"
+    if entry.is_dir() or kind not in (0, stat.S_IFREG):
+        return "which is no plain file"
+    if entry.compress_type != ZIP_STORED or entry.compress_size != entry.file_size or entry.flag_bits & 1:
+        return "compressed or encrypted, and a model's files are stored as they are"
+    if entry.filename in (BUNDLE_FILE, CARD_FILE) and entry.file_size > LARGEST_RECORD:
+        return f"which is {entry.file_size} bytes large"
+    if not 0 <= entry.header_offset < size:
+        return "which lies nowhere in the file"
+    return ""
 
 
 def _is_plain(name: str) -> bool:
@@ -235,20 +244,15 @@ def _is_plain(name: str) -> bool:
     )
 
 
-def _bundle(path: Path, folder: Path) -> ModelBundle:
-    try:
-        return ModelBundle.load(folder / BUNDLE_FILE)
-    except RecordError as error:
-        raise ModelError(f"{path}: {str(error).removeprefix(f'{folder}{os.sep}')}") from None
-
-
 def _require_expected(path: Path, bundle: ModelBundle, names: set[str]) -> None:
-    expected = {BUNDLE_FILE, *(member.path for member in bundle.members)}
-    expected |= {CARD_FILE} if bundle.card_checksum is not None else set()
+    expected = {BUNDLE_FILE, CARD_FILE, *(member.path for member in bundle.members)}
     if unexpected := sorted(names - expected):
-        raise ModelError(f"{path} holds {unexpected[0]!r}, of which its {BUNDLE_FILE} says nothing. Do not use it.")
+        raise ModelError(
+            f"{path} holds {unexpected[0]!r}, which its {BUNDLE_FILE} does not mention",
+            "Do not use it; get the model again",
+        )
     if missing := sorted(expected - names):
-        raise ModelError(f"{path} lacks {missing[0]!r}. Copy or export the model again.")
+        raise ModelError(f"{path} lacks {missing[0]!r}", "Copy or export the model again")
 
 
 def _copy(archive: ZipFile, entry: ZipInfo, folder: Path) -> None:

@@ -21,7 +21,7 @@ from pydantic import JsonValue
 
 from .. import __version__
 from ..schema.bundle import BundleMember, ModelBundle, ModelCard
-from ..schema.dataset import Dataset, combinations
+from ..schema.dataset import Dataset, channel_combinations
 from ..schema.errors import ModelError, PlanError
 from ..schema.fingerprint import Fingerprint
 from ..schema.metrics import Metrics
@@ -45,7 +45,6 @@ from .archive import (
     write_archive,
 )
 from .card import card_text, describe
-from .loading import load_network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,10 +74,10 @@ def pack(
 ) -> ModelBundle:
     """Write the bundle of the selected configurations into `folder`, replacing an older bundle in one step.
 
-    `weights` maps configuration and fold to a weights file, beside which lies the fold's `record.json`; what is
-    neither selected nor the previous stage of what is selected is left out. `fingerprint` and `metrics`, where they are
-    known, go into the model card. Raises ModelError when one of these has no fold, when a fold was trained with another
-    version of its configuration, or when `folder` holds other things.
+    `weights` maps configuration and fold to a weights file, in whose folder lies the fold's `record.json`;
+    configurations that are neither selected nor the previous stage of a selected one are left out. `fingerprint` and
+    `metrics`, where they are known, go into the model card. Raises ModelError when a configuration has no fold, when a
+    fold was trained with another version of it, or when `folder` holds other things.
     """
     folder = Path(folder)
     require_replaceable(folder)
@@ -96,7 +95,7 @@ def pack(
             **{name: getattr(dataset, name) for name in ("name", "layout", "image_pattern", "suffix", "file_kind")},
             channels=dataset.channels,
             channel_patterns=dataset.channel_patterns or options.channels,
-            channel_combinations=combinations(dataset),
+            channel_combinations=channel_combinations(dataset),
             time_points=dataset.time_points,
             labels=dataset.labels,
             configurations={name: configurations[name] for name in packed},
@@ -129,23 +128,22 @@ def load_bundle(model: Path) -> tuple[ModelBundle, Path]:
     path = folder / BUNDLE_FILE
     if not path.is_file():
         raise ModelError(
-            f"{folder} is no model: it has no {BUNDLE_FILE}. Give the model folder of a finished run, or a .autounet "
-            "file."
+            f"{folder} is no model: it has no {BUNDLE_FILE}",
+            "Give the model folder of a finished run, or a .autounet file",
         )
     bundle = ModelBundle.load(path)
     content = json.loads(path.read_text(encoding="utf-8"))
     if bundle.checksum != record_checksum(content):
         raise ModelError(
-            f"{path} was changed after packing. Copy the model again, or pack it again with autounet select."
+            f"{path} was changed after packing", "Copy the model again, or pack it again with autounet select"
         )
     needed = _needed(bundle.selection, bundle.configurations, str(path))
     missing = [name for name in needed if name not in {member.configuration for member in bundle.members}]
     if missing:
-        raise ModelError(f"{path} needs {', '.join(missing)}, of which it holds no weights. Pack the model again.")
+        raise ModelError(f"{path} needs {', '.join(missing)} and holds no weights of it", "Pack the model again")
     for member in bundle.members:
         _check_member(bundle, member, folder)
-    if bundle.card_checksum is not None:
-        _check_file(folder / CARD_FILE, bundle.card_checksum)
+    _check_file(folder / CARD_FILE, bundle.card_checksum)
     return bundle, folder
 
 
@@ -159,23 +157,66 @@ def build_models(
     members = [member for member in bundle.members if member.configuration == configuration]
     if not members:
         known = ", ".join(sorted({member.configuration for member in bundle.members}))
-        raise ModelError(f"the model holds no configuration {configuration!r}; it holds {known}")
+        raise ModelError(f"the model holds no configuration {configuration!r}; it holds {known}", "Give one of these")
     if folds is not None:
         unknown = sorted(map(_fold_name, set(folds) - {member.fold for member in members}))
         if unknown or not folds:
             known = ", ".join(_fold_name(member.fold) for member in members)
-            raise ModelError(f"the model has no fold {', '.join(unknown)} of {configuration}; it has {known}")
+            raise ModelError(
+                f"the model has no fold {', '.join(unknown)} of {configuration}; it has {known}", "Give some of these"
+            )
         members = [member for member in members if member.fold in folds]
     plan = bundle.configurations[configuration]
     return [load_network(plan, Path(folder) / member.path, device) for member in members]
 
 
+def load_network(configuration: Configuration, weights: Path, device: str) -> nn.Module:
+    """The configuration's network with the weights of a safetensors file, in eval mode on `device`.
+
+    Raises ModelError when the file is missing or damaged, or does not fit the network.
+    """
+    import torch
+
+    from ..nets import FAMILIES
+    from ..store.weights import load_weights
+
+    spec = configuration.network
+    if spec.family not in FAMILIES:
+        raise ModelError(
+            f"{weights} is for the network family {spec.family!r}, and known are {', '.join(sorted(FAMILIES))}",
+            "Predict with the version of autounet that trained it",
+        )
+    try:
+        state = load_weights(weights)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{weights} cannot be read as weights ({error})", "Copy or train the model again") from error
+    with torch.device("meta"):  # initial values would be thrown away
+        network = FAMILIES[spec.family].build(spec)
+    if set(dict(network.named_buffers())) - set(state):
+        network = FAMILIES[spec.family].build(spec)  # buffers that are computed, not saved
+    try:
+        network.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{weights} does not fit the plan's network ({error})", "Copy the model again, or train it with this plan"
+        ) from None
+    network = network.requires_grad_(False).eval().to(device)
+    if configuration.channels_last:
+        layout = torch.channels_last if spec.dims == 2 else torch.channels_last_3d
+        network = network.to(memory_format=layout)  # type: ignore[call-overload]
+    return network
+
+
 def _needed(selection: Selection, configurations: Mapping[str, Configuration], where: str) -> tuple[str, ...]:
-    """What was selected and the previous stages it needs. Raises ModelError when one is not described."""
+    """The selected configurations and the previous stages they need. Raises ModelError when one is missing."""
     try:
         return with_previous_stages(selection.chosen, configurations)
     except PlanError as error:
-        raise ModelError(f"{where} cannot be complete: {error}. Train it and pack the model again.") from None
+        raise ModelError(
+            f"{where} cannot be complete: {error.message}", "Train what is missing and pack the model again"
+        ) from None
 
 
 def _fold_name(fold: int | None) -> str:
@@ -200,31 +241,38 @@ def _require_uniform(
     for name in packed:
         records = [fold.record for fold in folds if fold.record.configuration_name == name]
         if not records:
-            raise ModelError(f"no trained fold of {name}, which was selected or is needed. Train it before packing.")
+            raise ModelError(
+                f"there is no trained fold of {name}, which was selected or is needed", "Train it before packing"
+            )
         if len({record.fold for record in records}) != len(records):
-            raise ModelError(f"a fold of {name} is given twice")
+            raise ModelError(f"a fold of {name} is given twice", "Give each fold once")
         other = [record.fold for record in records if record.configuration != configurations[name].key]
         if other:
             raise ModelError(
-                f"fold {', '.join(map(_fold_name, other))} of {name} was trained with another version of the plan. "
-                "Train it again, or restore the plan it was trained with."
+                f"fold {', '.join(map(_fold_name, other))} of {name} was trained with another version of the plan",
+                "Train it again, or restore the plan it was trained with",
             )
 
 
 def _check_member(bundle: ModelBundle, member: BundleMember, folder: Path) -> None:
     if member.configuration not in bundle.configurations:
-        raise ModelError(f"{folder}: weights of {member.configuration}, which the model does not describe")
+        raise ModelError(
+            f"{folder} holds weights of {member.configuration}, which its {BUNDLE_FILE} does not describe",
+            "Copy the model again",
+        )
     path = folder / member.path
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise ModelError(f"{folder}: the weights {member.path} lie outside the model")
+        raise ModelError(
+            f"{folder} names weights outside of itself: {member.path}", "Do not use it; get the model again"
+        )
     _check_file(path, member.checksum)
 
 
-def _check_file(path: Path, checksum: str) -> None:
+def _check_file(path: Path, checksum: str | None) -> None:
     if not path.is_file():
-        raise ModelError(f"{path} is missing. Copy the whole model folder again.")
+        raise ModelError(f"{path} is missing", "Copy the whole model folder again")
     if file_checksum(path) != checksum:
-        raise ModelError(f"{path} is damaged or was changed: its checksum differs. Copy the model again.")
+        raise ModelError(f"{path} is damaged or was changed: its checksum differs", "Copy the model again")
 
 
 def export_bundle(model: Path, out: Path, licence: str | None = None) -> ModelCard:
@@ -236,12 +284,11 @@ def export_bundle(model: Path, out: Path, licence: str | None = None) -> ModelCa
     out = Path(out)
     as_file = out.name.lower().endswith(SUFFIX)
     if as_file and out.is_dir():
-        raise ModelError(f"{out} is a folder. Give the name of a new file.")
+        raise ModelError(f"{out} is a folder", "Give the name of a new file")
     if not as_file:
         require_replaceable(out)
     bundle, folder = load_bundle(Path(model))
-    card = bundle.card or ModelCard()
-    card = card.model_copy(update={"licence": licence or card.licence})
+    card = bundle.card.model_copy(update={"licence": licence or bundle.card.licence})
     bundle = sealed(bundle.model_copy(update={"card": card}))
     weights = {member.path: folder / member.path for member in bundle.members}
     out.parent.mkdir(parents=True, exist_ok=True)

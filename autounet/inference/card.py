@@ -1,11 +1,12 @@
-"""The model card as text (Markdown): what Mitchell et al., "Model cards for model reporting", FAT* 2019, ask for.
+"""The model card as text (Markdown), with the contents that Mitchell et al., "Model cards for model reporting",
+FAT* 2019, propose.
 
 Pure: the text follows from the bundle's record alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -36,8 +37,8 @@ UNKNOWN = "-"
 
 
 def card_text(bundle: ModelBundle) -> str:
-    """Ends with a line break."""
-    card = bundle.card or ModelCard()
+    """The whole card, which ends with a line break."""
+    card = bundle.card
     parts = [
         [f"# Model card: {_plain(bundle.name)}"],
         [f"Licence: {_plain(card.licence)}" + (" (ask whom you got it from)" if card.licence == NO_LICENCE else "")],
@@ -65,7 +66,7 @@ def _segments(bundle: ModelBundle) -> Iterator[str]:
 
 def _data(data: DataSummary | None) -> Iterator[str]:
     if data is None:
-        yield "Not known: the model was trained elsewhere, or packed before cards were written."
+        yield "Not known: the model was trained elsewhere."
         return
     yield f"{data.cases} cases of {data.dimension} dimensions. Sizes and spacings are z, y, x, each axis by itself."
     rows = [
@@ -118,7 +119,7 @@ def _prediction(bundle: ModelBundle) -> Iterator[str]:
         if text:
             yield text
     if selection.calibration is not None:
-        yield f"Probabilities are told at the temperature {selection.calibration.temperature:.4g}."
+        yield f"Probabilities are calibrated with the temperature {selection.calibration.temperature:.4g}."
 
 
 def _trainings(trainings: Sequence[TrainingSummary], bundle: ModelBundle) -> Iterator[str]:
@@ -173,7 +174,10 @@ METRICS = ("dice", "hd95", "nsd")
 def describe(
     fingerprint: Fingerprint | None, metrics: Metrics | None, records: Sequence[RunRecord], labels: Labels
 ) -> ModelCard:
-    """What is None is not on the card; so are trainings that happened elsewhere, whose records hold no steps."""
+    """The record of a model card.
+
+    What is None is left out, and so are trainings that happened elsewhere, whose records hold no steps.
+    """
     by_name: dict[str, list[RunRecord]] = {}
     for record in records:
         if record.steps:
@@ -233,7 +237,7 @@ def summarise_scores(metrics: Metrics) -> ScoreSummary:
                 name=name,
                 metric=metric,
                 mean=getattr(values, metric),
-                interval=_of(metrics.intervals, name).get(metric),
+                interval=metrics.intervals.get(name, {}).get(metric),
             )
             for name, values in metrics.per_class.items()
             for metric in METRICS
@@ -254,10 +258,6 @@ def _training(name: str, records: Sequence[RunRecord]) -> TrainingSummary:
         optimiser=first.options.optimiser,
         devices=tuple(sorted({record.device for record in records})),
     )
-
-
-def _of(intervals: Mapping[str, Mapping[str, tuple[float, float]]], name: str) -> Mapping[str, tuple[float, float]]:
-    return intervals.get(name, {})
 
 
 def _whole(values: np.ndarray) -> tuple[int, int, int]:

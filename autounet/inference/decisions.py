@@ -1,27 +1,26 @@
-"""From the scores of one voxel to its class: the highest of exclusive classes, or overlapping targets painted in order.
+"""From the scores of one voxel to its class: the highest of exclusive classes, or overlapping regions in their order.
 
-The export asks for winners, small integers: where all prepared voxels around a file voxel have the same winner, so has
-every weighted mean of their scores. That holds for the highest class, and for the last target that is on: those after
-it are off at each of them, and so in the mean.
+Decisions are made through winners, small integers: where all prepared voxels around a file voxel have the same winner,
+so has every weighted mean of their scores. That holds for the highest class, and for the last region that is on: those
+after it are off at each of them, and so in the mean.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from ..schema.labels import Labels, TargetKind, overlapping_targets
-
-SMALLEST = np.finfo(np.float32).tiny
-"""probability below which no class falls, so that all logarithms are finite"""
-LARGEST = np.float32(1 - 2**-24)
-"""of 2 p - 1 of an overlapping target, likewise"""
+from .ensembling import SMALLEST, signed_sigmoid, softmax
 
 
 class Decision(Protocol):
     """How scores become classes. N voxels, C outputs, S a prepared grid."""
+
+    @property
+    def targets(self) -> TargetKind: ...
 
     @property
     def classes(self) -> np.ndarray | None:
@@ -32,20 +31,12 @@ class Decision(Protocol):
         """(*S) int16 from logits (C, *S)."""
         ...
 
-    def shares(self, logits: np.ndarray) -> np.ndarray:
-        """(N, C) from logits (N, C): what the mean over several sources is taken of."""
-        ...
-
     def choose(self, values: np.ndarray) -> np.ndarray:
-        """(N) int16 winners from logits (N, C) of one source, or the mean of several sources' shares."""
-        ...
-
-    def logits(self, shares: np.ndarray) -> np.ndarray:
-        """(N, C) whose shares these are, up to what float32 cannot hold: the inverse of `shares`."""
+        """(N) int16 winners from logits (N, C), or from the mean (N, C) of several sources' `averaged_quantity`."""
         ...
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """(N, C) in 0..1."""
+        """(N, C) in 0..1 from logits (N, C)."""
         ...
 
     def entropy(self, probabilities: np.ndarray) -> np.ndarray:
@@ -57,10 +48,11 @@ class Decision(Protocol):
         ...
 
 
-class Highest:
+class ArgmaxDecision:
     """Exclusive classes: the highest score; of equal ones the lowest class."""
 
-    classes = None
+    targets: ClassVar[TargetKind] = "classes"
+    classes: ClassVar[None] = None
 
     def winners(self, scores: np.ndarray) -> np.ndarray:
         """A running comparison a slice at a time stays in the cache, which `argmax` over the first axis does not."""
@@ -73,40 +65,35 @@ class Highest:
                 np.maximum(highest, candidate, out=highest)
         return result
 
-    def shares(self, logits: np.ndarray) -> np.ndarray:
-        """Softmax."""
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
-
     def choose(self, values: np.ndarray) -> np.ndarray:
         return values.argmax(axis=1).astype(np.int16)
 
-    def logits(self, shares: np.ndarray) -> np.ndarray:
-        return np.log(np.maximum(shares, SMALLEST))
-
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        return self.shares(logits)
+        """Softmax."""
+        return softmax(logits)
 
     def entropy(self, probabilities: np.ndarray) -> np.ndarray:
-        return _surprise(probabilities).sum(axis=1)
+        return _entropy_terms(probabilities).sum(axis=1)
 
     def outside(self, channels: int) -> np.ndarray:
         return np.eye(1, channels, dtype=np.float32)[0]
 
 
 @dataclass(frozen=True)
-class Painted:
-    """Overlapping targets: on where the sigmoid is above 1/2, each painting its class over those before it.
+class OrderedRegions:
+    """Overlapping regions: on where the sigmoid is above 1/2, each overwriting those before it with its own class.
 
-    Winner 0 is the background, where none is on, and winner c + 1 the target of channel c.
+    Winner 0 is the background, where none is on, and winner c + 1 the region of channel c.
     """
 
-    paints: tuple[int, ...]
-    """dense class of each channel"""
+    own_classes: tuple[int, ...]
+    """dense class that each channel's region writes"""
+
+    targets: ClassVar[TargetKind] = "regions"
 
     @property
     def classes(self) -> np.ndarray:
-        return np.array((0, *self.paints), np.int16)
+        return np.array((0, *self.own_classes), np.int16)
 
     def winners(self, scores: np.ndarray) -> np.ndarray:
         result = np.zeros(scores.shape[1:], np.int16)
@@ -114,39 +101,33 @@ class Painted:
             result[own > 0] = channel
         return result
 
-    def shares(self, logits: np.ndarray) -> np.ndarray:
-        """Sigmoid less 1/2, by a tangent that keeps the sign of the smallest logits."""
-        return np.tanh(logits / 2) / 2
-
     def choose(self, values: np.ndarray) -> np.ndarray:
         channels = values.shape[1]
         last = channels - np.argmax(values[:, ::-1] > 0, axis=1)
         return np.where((values > 0).any(axis=1), last, 0).astype(np.int16)
 
-    def logits(self, shares: np.ndarray) -> np.ndarray:
-        return 2 * np.arctanh(np.clip(2 * shares, -LARGEST, LARGEST))
-
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        return self.shares(logits) + np.float32(0.5)
+        """Sigmoid."""
+        return (signed_sigmoid(logits) + 1) / 2
 
     def entropy(self, probabilities: np.ndarray) -> np.ndarray:
-        """The sum over targets, as if they were independent: the most that the joint entropy can be."""
-        return (_surprise(probabilities) + _surprise(1 - probabilities)).sum(axis=1)
+        """The sum over regions, as if they were independent: the most that the joint entropy can be."""
+        return (_entropy_terms(probabilities) + _entropy_terms(1 - probabilities)).sum(axis=1)
 
     def outside(self, channels: int) -> np.ndarray:
         return np.zeros(channels, np.float32)
 
 
-def _surprise(probabilities: np.ndarray) -> np.ndarray:
+def _entropy_terms(probabilities: np.ndarray) -> np.ndarray:
     """-p log p, 0 at 0."""
-    return -probabilities * np.log(np.maximum(probabilities, SMALLEST))
+    return -probabilities * np.log(np.maximum(probabilities, np.float32(SMALLEST)))
 
 
-HIGHEST = Highest()
+ARGMAX = ArgmaxDecision()
 
 
 def decision_for(labels: Labels, targets: TargetKind) -> Decision:
     """That of a network that has learnt the classes, or the regions, of these labels."""
     if targets == "classes":
-        return HIGHEST
-    return Painted(tuple(target.paints for target in overlapping_targets(labels)))
+        return ARGMAX
+    return OrderedRegions(tuple(target.paints for target in overlapping_targets(labels)))

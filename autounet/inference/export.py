@@ -3,25 +3,24 @@
 It goes slice by slice along the file's first axis, so that classes x full resolution never exists. Interpolating all
 scores everywhere would still be most of the work, and most of it in vain: where all prepared voxels around a file
 voxel agree on the class, every weighted mean of them agrees too, and so does every average over sources that agree
-(`deciding`). Only the remaining voxels, near the borders between classes, are interpolated.
+(`decisions`). Only the remaining voxels, near the borders between classes, are interpolated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from ..ops.label_values import decode
-from ..ops.orient import crop, orient
-from ..ops.resample import apply_taps, resample_labels, separate_axis
-from ..preprocessing.prepare import View, grid_view, prepared_spacing, stored_view
+from ..preprocessing import Interpolation, prepare_labels, to_file, to_grid
 from ..schema.labels import Labels, TargetKind, targets_of
 from ..schema.plan import Average
 from ..schema.prepared import CaseProperties
-from .decisions import HIGHEST, Decision, decision_for
+from .decisions import ARGMAX, Decision, decision_for
+from .ensembling import LOGITS, AveragedQuantity, RunningMean, averaged_quantity, normalised_weights
 
 ROWS = 1 << 14
 """file voxels interpolated at a time: their scores fit the cache"""
@@ -32,79 +31,121 @@ def export(
     sources: Sequence[tuple[np.ndarray, CaseProperties]],
     labels: Labels,
     weights: Sequence[float] | None = None,
-    temperature: float = 1.0,
     targets: TargetKind = "classes",
     average: Average = "probabilities",
 ) -> np.ndarray:
     """(Z, Y, X) int32 file values in the shape of the original file, from scores (C, *S) of one or more sources.
 
-    One source: the class of the highest logit. Several: the highest weighted mean of softmax(logits / temperature);
-    weights are equal unless given. With `targets` regions each channel is on where its sigmoid, or the weighted mean
-    of sigmoid(logits / temperature), is above 1/2, and paints its class over those of earlier channels. With `average`
-    logits the mean is of the logits themselves. Voxels outside the crop are class 0. Raises ValueError when there is no
-    source, or the sources are of different cases or crops, or have other channels than one for each target.
+    What wins is decided as `ensemble_scores` averages. One source: the class of the highest logit. Several: the highest
+    weighted mean of their probabilities. With `targets` regions each channel is on where its sigmoid, or the weighted
+    mean of sigmoids, is above 1/2, and writes its class over those of earlier channels. Voxels outside the crop are
+    class 0.
     """
-    views = checked_views(sources, len(targets_of(labels, targets)))
-    shares = shares_of(weights, len(views))
-    dense = np.zeros(sources[0][1].geometry.shape, np.int16)
-    inside = dense[tuple(slice(start, stop) for start, stop in views[0].box)]
-    classify(views, decision_for(labels, targets), shares, temperature, inside, average)
+    scores = ensemble_scores(sources, labels, weights, targets, average)
+    dense = np.zeros(scores.shape, np.int16)
+    scores.classify(dense[tuple(slice(start, stop) for start, stop in scores.box)])
     return decode(dense, labels).astype(np.int32, copy=False)
 
 
-def shares_of(weights: Sequence[float] | None, count: int) -> np.ndarray:
-    """(count,) summing to 1; equal without weights. Raises ValueError for another number of weights."""
-    shares = np.full(count, 1 / count) if weights is None else np.asarray(weights, float) / np.sum(weights)
-    if len(shares) != count:
-        raise ValueError(f"{len(shares)} weights for {count} sources")
-    return shares
-
-
-def classify(
-    views: Sequence[View],
-    decision: Decision,
-    shares: np.ndarray,
-    temperature: float,
-    result: np.ndarray,
+def ensemble_scores(
+    sources: Sequence[tuple[np.ndarray, CaseProperties]],
+    labels: Labels,
+    weights: Sequence[float] | None = None,
+    targets: TargetKind = "classes",
     average: Average = "probabilities",
-) -> None:
-    """Fill `result`, dense classes (Z, Y, X) int16 of the views' common target, as `export` decides them."""
-    winners = [decision.winners(view.scores) for view in views]
-    if len(views) == 1 and views[0].same_grid:
-        result[...] = winners[0]
-    else:
-        planes = [Planes(view) for view in views]
-        for z, row in enumerate(result):
-            row[...] = _agreed(views, winners, z)
-            undecided = row == UNDECIDED
-            if undecided.any():
-                rows = np.nonzero(undecided)
-                row[undecided] = _decide(planes, decision, shares, temperature, average, z, *rows)
-    if decision.classes is not None:
-        for row in result:
-            row[...] = decision.classes[row]
+) -> EnsembleScores:
+    """Of `sources`, scores (C, *S) with the prepared case that they belong to, in the file's own voxels.
 
-
-def checked_views(sources: Sequence[tuple[np.ndarray, CaseProperties]], channels: int) -> list[View]:
+    Weights are equal unless given. Raises ValueError when there is no source, or the sources are of different cases or
+    crops, or have other channels than one for each target.
+    """
     if not sources:
         raise ValueError("nothing to export: no scores")
-    views = [stored_view(np.asarray(scores), properties) for scores, properties in sources]
-    first = sources[0][1]
-    for view, (scores, properties) in zip(views, sources, strict=True):
+    parts = [to_file(np.asarray(scores), properties) for scores, properties in sources]
+    first, channels = sources[0][1], len(targets_of(labels, targets))
+    for part, (scores, properties) in zip(parts, sources, strict=True):
         if len(scores) != channels:
             raise ValueError(f"{properties.identifier}: scores of {len(scores)} channels for {channels} targets")
         if properties.identifier != first.identifier or properties.geometry != first.geometry:
             raise ValueError(f"sources of different cases: {first.identifier} and {properties.identifier}")
-        if view.box != views[0].box:
-            raise ValueError(f"{properties.identifier}: sources with different crops {view.box} and {views[0].box}")
-    return views
+        if part.box != parts[0].box:
+            raise ValueError(f"{properties.identifier}: sources with different crops {part.box} and {parts[0].box}")
+    return EnsembleScores(
+        parts,
+        first.geometry.shape,
+        decision_for(labels, targets),
+        averaged_quantity(average, targets),
+        normalised_weights(weights, len(parts)),
+    )
 
 
-def _agreed(views: Sequence[View], winners: Sequence[np.ndarray], z: int) -> np.ndarray:
+class EnsembleScores:
+    """Scores of one case, averaged over sources in the voxels of a file or of another prepared grid, slice by slice."""
+
+    def __init__(
+        self,
+        parts: Sequence[Interpolation],
+        shape: tuple[int, int, int],
+        decision: Decision,
+        quantity: AveragedQuantity = LOGITS,
+        weights: Sequence[float] = (1.0,),
+    ) -> None:
+        self.shape = shape
+        """of the whole file"""
+        self.box = parts[0].box
+        """the crop in the file's voxels, stored axis order"""
+        self.channels = len(parts[0].scores)
+        self.decision = decision
+        self._parts = parts
+        self._slices = [_Slices(part) for part in parts]
+        self._quantity = quantity
+        self._weights = weights
+
+    def logits_at(self, z: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """(N, C) float32 logits of the voxels (y, x) of slice `z`, all counted from the crop's first."""
+        result = np.empty((len(y), self.channels), np.float32)
+        for rows, values in self._means_at(z, y, x):
+            result[rows] = values if len(self._parts) == 1 else self._quantity.to_logits(values)
+        return result
+
+    def classify(self, result: np.ndarray) -> None:
+        """Fill `result`, dense classes (Z, Y, X) int16 of the crop."""
+        winners = [self.decision.winners(part.scores) for part in self._parts]
+        if len(self._parts) == 1 and self._parts[0].is_identity:
+            result[...] = winners[0]
+        else:
+            for z, plane in enumerate(result):
+                plane[...] = _agreed(self._parts, winners, z)
+                undecided = plane == UNDECIDED
+                if undecided.any():
+                    y, x = np.nonzero(undecided)
+                    plane[undecided] = np.concatenate(
+                        [self.decision.choose(values) for _, values in self._means_at(z, y, x)]
+                    )
+        if self.decision.classes is not None:
+            for plane in result:
+                plane[...] = self.decision.classes[plane]
+
+    def _means_at(self, z: int, y: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        """Some of the N voxels after others, and for these (n, C): a single source's logits, or the mean over them."""
+        tables = [slices.at(z) for slices in self._slices]
+        for start in range(0, len(y), ROWS):
+            rows = slice(start, start + ROWS)
+            scores = [interpolate(*pair, y[rows], x[rows]) for pair in zip(tables, self._parts, strict=True)]
+            if len(scores) == 1:
+                yield rows, scores[0]
+                continue
+            mean = RunningMean()
+            for own, weight in zip(scores, self._weights, strict=True):
+                mean.add(self._quantity.from_logits(own), weight)
+            yield rows, mean.result()
+
+
+def _agreed(parts: Sequence[Interpolation], winners: Sequence[np.ndarray], z: int) -> np.ndarray:
     """(Y, X) int16 of slice `z`: the winner on which all neighbours in all sources agree, else UNDECIDED."""
     agreed: np.ndarray | None = None
-    for view, winner in zip(views, winners, strict=True):
-        first, *plane = view.taps
+    for part, winner in zip(parts, winners, strict=True):
+        first, *plane = part.taps
         ends = (winner[first.low[z]], winner[first.high[z]])
         lowest, highest = (ends[0], ends[0]) if first.weight[z] == 0 else (np.minimum(*ends), np.maximum(*ends))
         for axis, each in enumerate(plane):
@@ -116,44 +157,19 @@ def _agreed(views: Sequence[View], winners: Sequence[np.ndarray], z: int) -> np.
     return agreed
 
 
-def _decide(
-    planes: Sequence[Planes],
-    decision: Decision,
-    shares: np.ndarray,
-    temperature: float,
-    average: Average,
-    z: int,
-    y: np.ndarray,
-    x: np.ndarray,
-) -> np.ndarray:
-    """Winners (N) of the voxels (y, x) of slice `z` of the crop."""
-    result = np.empty(len(y), np.int16)
-    tables = [each.at(z) for each in planes]
-    for start in range(0, len(y), ROWS):
-        rows = slice(start, start + ROWS)
-        scores = [interpolate(table, each.view, y[rows], x[rows]) for table, each in zip(tables, planes, strict=True)]
-        if len(scores) > 1:
-            parts = zip(shares.astype(np.float32), scores, strict=True)
-            scores = [
-                share * (own if average == "logits" else decision.shares(own / temperature)) for share, own in parts
-            ]
-        result[rows] = decision.choose(sum(scores[1:], start=scores[0]))
-    return result
-
-
-class Planes:
+class _Slices:
     """A source's scores in the plane of one slice of the crop: (Y', X', K) float32, interpolated along z alone.
 
     The two prepared slices used last are kept with their classes moved to the end, as neighbouring slices of the
     crop share them.
     """
 
-    def __init__(self, view: View) -> None:
-        self.view = view
+    def __init__(self, part: Interpolation) -> None:
+        self._part = part
         self._kept: dict[int, np.ndarray] = {}
 
     def at(self, z: int) -> np.ndarray:
-        along = self.view.taps[0]
+        along = self._part.taps[0]
         low, high, weight = int(along.low[z]), int(along.high[z]), along.weight[z]
         self._kept = {index: plane for index, plane in self._kept.items() if index in (low, high)}
         below = self._classes_last(low)
@@ -161,14 +177,14 @@ class Planes:
 
     def _classes_last(self, index: int) -> np.ndarray:
         if index not in self._kept:
-            plane = self.view.scores[:, index].transpose(1, 2, 0)
+            plane = self._part.scores[:, index].transpose(1, 2, 0)
             self._kept[index] = np.ascontiguousarray(plane, dtype=np.float32)
         return self._kept[index]
 
 
-def interpolate(table: np.ndarray, view: View, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+def interpolate(table: np.ndarray, part: Interpolation, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Scores (N, K) at voxels (y, x) of the crop: a sparse matrix of 4 neighbours a row times the table (Y', X', K)."""
-    along_y, along_x = view.taps[1:]
+    along_y, along_x = part.taps[1:]
     width = np.int64(table.shape[1])
     indices, weights = np.empty((len(y), 4), np.int32), np.empty((len(y), 4), np.float32)
     rows = ((along_y.low, 1 - along_y.weight), (along_y.high, along_y.weight))
@@ -181,27 +197,11 @@ def interpolate(table: np.ndarray, view: View, y: np.ndarray, x: np.ndarray) -> 
     return csr_array((weights.ravel(), indices.ravel(), ends), shape=(len(y), len(cells))) @ cells
 
 
-def export_map(values: np.ndarray, properties: CaseProperties) -> np.ndarray:
-    """(Z, Y, X) float32 in the shape of the original file, from `values` (*S) on the case's prepared grid.
-
-    Interpolated as scores are, slice by slice; 0 outside the crop. Raises ValueError when the values are not on the
-    case's prepared grid.
-    """
-    view = stored_view(values[None], properties)
-    along_z, along_y, along_x = view.taps
-    result = np.zeros(properties.geometry.shape, np.float32)
-    inside = result[tuple(slice(start, stop) for start, stop in view.box)]
-    for z, plane in enumerate(inside):
-        below, above = (view.scores[0, end[z]].astype(np.float32, copy=False) for end in along_z[:2])
-        plane[...] = apply_taps(apply_taps(below + along_z.weight[z] * (above - below), 0, along_y), 1, along_x)
-    return result
-
-
-LARGEST_INT8 = 127
+# ---- from one stage of a cascade to the next -----------------------------------------------------------------------
 
 
 def labels_for_next_stage(
-    scores: np.ndarray, source: CaseProperties, target: CaseProperties, decision: Decision = HIGHEST
+    scores: np.ndarray, source: CaseProperties, target: CaseProperties, decision: Decision = ARGMAX
 ) -> np.ndarray:
     """Dense labels (*S) on the prepared grid of `target` from scores (C, *S') on that of `source`.
 
@@ -209,26 +209,22 @@ def labels_for_next_stage(
     have its steps. int8, or int16 when a class is beyond 127. Raises ValueError when the two are not the same case.
     """
     result = np.empty(target.shape, np.int16)
-    classify([grid_view(scores, source, target)], decision, np.ones(1), 1.0, result)
+    EnsembleScores([to_grid(scores, source, target)], target.shape, decision).classify(result)
     highest = len(scores) - 1 if decision.classes is None else int(decision.classes.max())
-    return result.astype(np.int8) if highest <= LARGEST_INT8 else result
+    return result.astype(np.int8) if highest <= np.iinfo(np.int8).max else result
 
 
 def labels_by_file(
-    scores: np.ndarray, source: CaseProperties, target: CaseProperties, decision: Decision = HIGHEST
+    scores: np.ndarray, source: CaseProperties, target: CaseProperties, decision: Decision = ARGMAX
 ) -> np.ndarray:
     """As `labels_for_next_stage`, by way of a label image in the file's own voxels, which is prepared like any other.
 
     So nnU-Net does where the second stage reads the first one's files: each label is resampled by itself.
     """
-    view = stored_view(scores, source)
-    dense = np.zeros(source.geometry.shape, np.int16)
-    inside = dense[tuple(slice(start, stop) for start, stop in view.box)]
-    classify([view], decision, np.ones(1), 1.0, inside)
-    rules = target.spec.resampling
-    axis = separate_axis(target.network_spacing, prepared_spacing(target), rules.separate_z_ratio)
-    seen = crop(orient(dense, target.axes, target.flips), target.box)
-    return resample_labels(np.ascontiguousarray(seen), target.shape, rules.label_order, axis, rules.z_order)
+    stored = EnsembleScores([to_file(scores, source)], source.geometry.shape, decision)
+    dense = np.zeros(stored.shape, np.int16)
+    stored.classify(dense[tuple(slice(start, stop) for start, stop in stored.box)])
+    return prepare_labels(dense, target)
 
 
 def append_one_hot(image: np.ndarray, segmentation: np.ndarray, classes: int) -> np.ndarray:

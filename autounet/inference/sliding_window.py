@@ -1,4 +1,4 @@
-"""Predicting whole images: overlapping tiles, mirrored views and several networks, averaged (`pooling`).
+"""Predicting whole images: overlapping tiles, mirrored views and several networks, averaged (`ensembling`).
 
 Tiles cover the output. A network whose output is smaller than its input reads more of the image around each tile, and
 beyond the image's borders its mirror image: the overlap-tile strategy (Ronneberger et al. 2015).
@@ -15,12 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from ..nets import FAMILIES
-from ..ops.mirror import mirror_combinations, mirrored_indices, tensor_axes
-from ..ops.tiles import WEIGHTINGS, centred_padding, tile_starts, tile_windows
+from ..ops.tiles import (
+    WEIGHTINGS,
+    centred_padding,
+    mirror_combinations,
+    mirrored_indices,
+    tensor_axes,
+    tile_starts,
+    tile_windows,
+)
 from ..schema.plan import Configuration, Swap
 from ..step import Precision
-from .ensembling import LOGITS, Pooling, pooling_of
-from .loading import accumulators, is_out_of_memory, with_less_memory
+from .ensembling import AveragedQuantity, RunningMean, averaged_quantity
+from .out_of_memory import accumulators, is_out_of_memory, with_less_memory
 
 CPU_FORWARD_VOXELS = 2**20
 """input voxels of one forward on a CPU: more gains no speed and costs memory"""
@@ -48,8 +55,8 @@ class Tile(NamedTuple):
         return (slice(None),) if self.slice_index is None else (slice(None), self.slice_index)
 
 
-class View(NamedTuple):
-    """One way of looking at a tile: mirrored, and its channels in another order where left and right differ."""
+class MirroredView(NamedTuple):
+    """A tile mirrored along some axes, and its channels in another order where left and right differ."""
 
     axes: tuple[int, ...] = ()
     """mirrored axes of (B, C, *P)"""
@@ -58,10 +65,10 @@ class View(NamedTuple):
     outputs: tuple[int, ...] | None = None
     """order of the output's channels, likewise"""
 
-    def seen(self, inputs: Tensor) -> Tensor:
+    def apply(self, inputs: Tensor) -> Tensor:
         return _ordered(inputs.flip(self.axes) if self.axes else inputs, self.inputs)
 
-    def upright(self, logits: Tensor) -> Tensor:
+    def undo(self, logits: Tensor) -> Tensor:
         return _ordered(logits.flip(self.axes) if self.axes else logits, self.outputs)
 
 
@@ -70,15 +77,15 @@ def _ordered(array: Tensor, channels: tuple[int, ...] | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Averaging:
-    """What is averaged for one tile: every model, every view; at most `limit` inputs a forward."""
+class TileEnsemble:
+    """What is averaged in each tile: every model in every view; at most `limit` inputs a forward."""
 
     models: tuple[nn.Module, ...]
-    views: tuple[View, ...]
+    views: tuple[MirroredView, ...]
     """the unmirrored one first"""
     limit: int
     channels_last: bool
-    pooling: Pooling = LOGITS
+    quantity: AveragedQuantity
 
 
 def predict_scores(
@@ -100,7 +107,7 @@ def predict_scores(
     cropped again; where the output is smaller than the patch, the image is padded with its mirror image instead.
     `tile_batch` is the largest number of inputs (a tile in one view) of one forward; see `default_batch`.
     `on_done(done, total)` counts tiles. Where memory runs out, fewer inputs are predicted at a time, and when a single
-    one is too much, the scores are kept in the CPU's memory; both are said once a process.
+    one is too much, the scores are kept in the CPU's memory; both are logged once a process.
     Raises OutOfMemory when that does not help, ValueError for an image of another rank, no model, one in training mode,
     or a mirrored axis without the swap that it needs.
     """
@@ -111,28 +118,28 @@ def predict_scores(
     device, patch, field = torch.device(device), configuration.patch_size, output_field(configuration)
     padding = centred_padding(image.shape[-len(patch) :], field)
     padded = torch.from_numpy(_pad(image, padding, patch, field).astype(np.float32, copy=False))
-    averaging = Averaging(
+    ensemble = TileEnsemble(
         models=tuple(models),
         views=mirrored_views(configuration, swap),
         limit=tile_batch or default_batch(configuration, device),
         channels_last=configuration.channels_last,
-        pooling=pooling_of(configuration.inference.average, configuration.targets),
+        quantity=averaged_quantity(configuration.inference.average, configuration.targets),
     )
     precision = Precision(configuration.precision, configuration.channels_last)
     with torch.inference_mode(), precision.autocast(device.type):
-        scores = _blend(averaging, padded, configuration, classes, device, on_done)
+        scores = _blend(ensemble, padded, configuration, classes, device, on_done)
     for axis, ((below, _), size) in enumerate(zip(padding, image.shape[-len(patch) :], strict=True), 4 - len(patch)):
         scores = scores.narrow(axis, below, size)
     return np.ascontiguousarray(scores.cpu().numpy())
 
 
-def mirrored_views(configuration: Configuration, swap: Swap | None) -> tuple[View, ...]:
+def mirrored_views(configuration: Configuration, swap: Swap | None) -> tuple[MirroredView, ...]:
     """A view for every subset of the mirrored axes, the unmirrored one first."""
     dims = len(configuration.patch_size)
     views = []
     for axes in mirror_combinations(configuration.inference.mirror_axes):
         channels = (swap.inputs, swap.outputs) if swap is not None and swap.axis in axes else (None, None)
-        views.append(View(tensor_axes(axes, dims), *channels))
+        views.append(MirroredView(tensor_axes(axes, dims), *channels))
     return tuple(views)
 
 
@@ -163,7 +170,7 @@ def default_batch(configuration: Configuration, device: torch.device) -> int:
 
 
 def _blend(
-    averaging: Averaging,
+    ensemble: TileEnsemble,
     image: Tensor,
     configuration: Configuration,
     classes: int,
@@ -185,19 +192,19 @@ def _blend(
     weights = torch.from_numpy(WEIGHTINGS[inference.weighting](field)).to(scores.device)
     first = 0
     while first < len(tiles):
-        chunk = tiles[first : first + max(1, averaging.limit // len(averaging.views))]
-        shares = _shares_or_none(averaging, image, chunk, device, scores.device)
-        if shares is None:
-            inputs = min(averaging.limit, len(chunk) * len(averaging.views))
+        chunk = tiles[first : first + max(1, ensemble.limit // len(ensemble.views))]
+        means = _means_or_none(ensemble, image, chunk, device, scores.device)
+        if means is None:
+            inputs = min(ensemble.limit, len(chunk) * len(ensemble.views))
             limit, scores = with_less_memory(inputs, scores, device, patch)
-            averaging = replace(averaging, limit=limit)
+            ensemble = replace(ensemble, limit=limit)
             weights = weights.to(scores.device)
             continue
-        for tile, tile_shares in zip(chunk, shares, strict=True):
+        for tile, mean in zip(chunk, means, strict=True):
             if len(windows) == 1:
-                scores[tile.target] = tile_shares
+                scores[tile.target] = mean
             else:
-                scores[tile.target].addcmul_(tile_shares, weights)
+                scores[tile.target].addcmul_(mean, weights)
         first += len(chunk)
         if on_done:
             on_done(first, len(tiles))
@@ -206,41 +213,36 @@ def _blend(
         for _, window in windows:
             coverage[window] += weights
         scores /= coverage
-    return averaging.pooling.scores(scores)
+    return ensemble.quantity.to_logits(scores)
 
 
-def _shares_or_none(
-    averaging: Averaging, image: Tensor, tiles: Sequence[Tile], device: torch.device, target: torch.device
+def _means_or_none(
+    ensemble: TileEnsemble, image: Tensor, tiles: Sequence[Tile], device: torch.device, target: torch.device
 ) -> Tensor | None:
-    """`average_shares` of some tiles; None when memory ran out. By then the failed tensors are freed."""
+    """`average_tiles` of some tiles; None when memory ran out. By then the failed tensors are freed."""
     try:
         inputs = torch.stack([image[tile.source] for tile in tiles]).to(device)
-        return average_shares(averaging, inputs).to(target)
+        return average_tiles(ensemble, inputs).to(target)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
     return None
 
 
-def average_shares(averaging: Averaging, inputs: Tensor) -> Tensor:
-    """Mean logits, or what else is pooled, (B, K, *P) float32 of inputs (B, C, *P) over views and models.
-
-    Views share a forward if they fit.
-    """
-    total: Tensor | None = None
-    group = max(1, averaging.limit // len(inputs))
+def average_tiles(ensemble: TileEnsemble, inputs: Tensor) -> Tensor:
+    """Mean (B, K, *P) float32 of inputs (B, C, *P) over views and models. Views share a forward if they fit."""
+    mean = RunningMean()
+    group = max(1, ensemble.limit // len(inputs))
     layout = torch.channels_last if inputs.ndim == 4 else torch.channels_last_3d
-    for first in range(0, len(averaging.views), group):
-        views = averaging.views[first : first + group]
-        stacked = torch.cat([view.seen(inputs) for view in views])
-        if averaging.channels_last:
+    for first in range(0, len(ensemble.views), group):
+        views = ensemble.views[first : first + group]
+        stacked = torch.cat([view.apply(inputs) for view in views])
+        if ensemble.channels_last:
             stacked = stacked.contiguous(memory_format=layout)
-        for model in averaging.models:
+        for model in ensemble.models:
             for view, logits in zip(views, model(stacked).chunk(len(views)), strict=True):
-                share = averaging.pooling.shares(view.upright(logits))
-                total = share.to(torch.float32, copy=True) if total is None else total.add_(share)
-    assert total is not None
-    return total.div_(len(averaging.views) * len(averaging.models))
+                mean.add(ensemble.quantity.from_logits(view.undo(logits)))
+    return mean.result()
 
 
 def _accumulator_device(classes: int, image: Tensor, device: torch.device) -> torch.device:

@@ -1,1 +1,1 @@
-"""Models from and for other programs: nnU-Net's in, ONNX and DICOM-SEG out. Imported when asked for."""
+"""Models from and for other programs: nnU-Net's in, networks for ONNX and torch out. Imported only when used."""

@@ -4,7 +4,7 @@
                                         dataset.json
                                         fold_0/checkpoint_final.pth, ..., or fold_all/checkpoint_final.pth
 
-One such folder is one configuration. Those of a data set lie side by side; a cascade needs its first stage beside it.
+One such folder is one configuration. Those of a data set lie in one folder, where a cascade needs its first stage.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 from ..schema.errors import ModelError
+from .nnunet_network import NnunetCheckpoint, read_checkpoint
+from .nnunet_plans import read_configuration, read_plans
 
 PLANS, DATASET, CHECKPOINT = "plans.json", "dataset.json", "checkpoint_final.pth"
 FOLD = re.compile(r"fold_(\d+|all)")
@@ -62,7 +64,7 @@ class ModelFolder:
 
     @property
     def configuration(self) -> str | None:
-        """As the folder's name tells; None for a folder that was renamed."""
+        """By the folder's name; None for a folder that was renamed."""
         parts = self.name.split("__")
         return parts[2] if len(parts) == 3 else None
 
@@ -73,19 +75,19 @@ class ModelFolder:
 
 
 @contextmanager
-def opened(source: Path) -> Iterator[Source]:
+def open_source(source: Path) -> Iterator[Source]:
     """A folder or a zip to read from. Raises ModelError when it is neither, or a damaged zip."""
     source = Path(source)
     if source.is_dir():
-        yield _Folder(source)
+        yield FolderSource(source)
         return
     if not source.exists():
-        raise ModelError(f"{source} does not exist. Give the folder of a trained nnU-Net model, or its exported zip")
+        raise ModelError(f"{source} does not exist", "Give the folder of a trained nnU-Net model, or its exported zip")
     try:
         with zipfile.ZipFile(source) as archive:
-            yield _Zip(source, archive)
+            yield ZipSource(source, archive)
     except zipfile.BadZipFile as error:
-        raise ModelError(f"{source} is no whole zip file: {error}. Export or copy the model again") from None
+        raise ModelError(f"{source} is no whole zip file ({error})", "Export or copy the model again") from None
 
 
 def model_folders(source: Source) -> dict[str, ModelFolder]:
@@ -106,8 +108,9 @@ def model_folders(source: Source) -> dict[str, ModelFolder]:
         found[str(path)] = ModelFolder(str(path), checkpoints, unfinished)
     if not found:
         raise ModelError(
-            f"{source.label} holds no {PLANS}. Give the folder <trainer>__<plans>__<configuration> that nnU-Net wrote, "
-            "the folder above it, or the zip that nnUNetv2_export_model_to_zip writes"
+            f"{source.label} holds no {PLANS}",
+            "Give the folder <trainer>__<plans>__<configuration> that nnU-Net wrote, the folder above it, or the zip "
+            "that nnUNetv2_export_model_to_zip writes",
         )
     return found
 
@@ -115,13 +118,15 @@ def model_folders(source: Source) -> dict[str, ModelFolder]:
 def read_json(source: Source, name: str) -> dict[str, Any]:
     """Raises ModelError naming the file when it is missing or no JSON object."""
     if name not in source.names:
-        raise ModelError(f"{source.label}: {name} is missing. Copy or export the whole model again")
+        raise ModelError(f"{source.label}: {name} is missing", "Copy or export the whole model again")
     try:
         content = json.loads(source.text(name))
     except ValueError as error:
-        raise ModelError(f"{source.label}: {name} is not readable JSON: {error}. Copy the model again") from None
+        raise ModelError(f"{source.label}: {name} is not readable JSON ({error})", "Copy the model again") from None
     if not isinstance(content, dict):
-        raise ModelError(f"{source.label}: {name} holds {type(content).__name__}, not an object. Copy the model again")
+        raise ModelError(
+            f"{source.label}: {name} holds {type(content).__name__}, not an object", "Copy the model again"
+        )
     return content
 
 
@@ -133,7 +138,7 @@ def _fold_of(path: PurePosixPath, name: str) -> str | None:
     return parts[depth] if inside and FOLD.fullmatch(parts[depth]) else None
 
 
-class _Folder:
+class FolderSource:
     """A model folder itself is seen from the folder above, where the other stages of a cascade lie."""
 
     def __init__(self, root: Path) -> None:
@@ -157,7 +162,7 @@ class _Folder:
         yield self._base / name
 
 
-class _Zip:
+class ZipSource:
     """Nothing is unpacked but one checkpoint at a time, under a name of our own."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
@@ -167,7 +172,7 @@ class _Zip:
 
     def text(self, name: str) -> str:
         if self._archive.getinfo(name).file_size > LARGEST_JSON:
-            raise ModelError(f"{self.label}: {name} is larger than any of nnU-Net's. Export the model again")
+            raise ModelError(f"{self.label}: {name} is larger than any of nnU-Net's", "Export the model again")
         with self._reading(name) as packed:
             return packed.read().decode("utf-8-sig")
 
@@ -186,4 +191,69 @@ class _Zip:
             with self._archive.open(name) as packed:
                 yield packed
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-            raise ModelError(f"{self.label}: {name} cannot be unpacked: {error}. Export the model again") from None
+            raise ModelError(f"{self.label}: {name} cannot be unpacked ({error})", "Export the model again") from None
+
+
+def choose_folders(source: Source, names: Sequence[str] | None) -> dict[str, ModelFolder]:
+    """By configuration the folders to predict with. Raises ModelError when the names do not decide it."""
+    found = model_folders(source)
+    if source.given and names is None:
+        return {_configuration_of(source, found[source.given]): found[source.given]}
+    by_name: dict[str, list[ModelFolder]] = {}
+    for folder in found.values():
+        by_name.setdefault(_configuration_of(source, folder), []).append(folder)
+    if names is None and len(by_name) > 1:
+        known = ", ".join(sorted(by_name))
+        raise ModelError(f"{source.label} holds several configurations: {known}", "Choose with --configuration")
+    chosen: dict[str, ModelFolder] = {}
+    for name in names or by_name:
+        candidates = by_name.get(name, [])
+        if len(candidates) != 1:
+            held = ", ".join(sorted(folder.path for folder in candidates or found.values()))
+            problem = "several models" if candidates else "no model"
+            raise ModelError(f"{source.label} holds {problem} of {name}; there are {held}", "Give the folder of one")
+        chosen[name] = candidates[0]
+    return chosen
+
+
+def _configuration_of(source: Source, folder: ModelFolder) -> str:
+    """By the folder's name; where that was changed, by its first checkpoint."""
+    if folder.configuration is not None:
+        return folder.configuration
+    with open_checkpoint(source, folder, next(iter(finished_folds(source, folder)))) as checkpoint:
+        return checkpoint.configuration
+
+
+def finished_folds(source: Source, folder: ModelFolder) -> dict[int | None, str]:
+    """The checkpoints by fold. Raises ModelError when there is none."""
+    if not folder.checkpoints:
+        raise ModelError(
+            f"{source.label}: {folder.path} has no fold with a {CHECKPOINT}", "Finish its training, or export it again"
+        )
+    return folder.checkpoints
+
+
+def add_first_stages(source: Source, folders: dict[str, ModelFolder]) -> dict[str, ModelFolder]:
+    """With the folder of each previous stage, of the same trainer and plans. Raises ModelError where it is missing."""
+    found = model_folders(source)
+    complete = dict(folders)
+    for name, folder in folders.items():
+        plans = f"{folder.path}/{PLANS}"
+        label = f"{source.label}: {plans}"
+        previous = read_configuration(read_plans(read_json(source, plans), label), name, label).previous_stage
+        if previous is None or previous in complete:
+            continue
+        if (place := folder.sibling(previous)) not in found:
+            raise ModelError(
+                f"{source.label}: {name} is the second stage of a cascade, and {place}, its first, is missing",
+                "Put it into the same folder, or export both",
+            )
+        complete[previous] = found[place]
+    return complete
+
+
+@contextmanager
+def open_checkpoint(source: Source, folder: ModelFolder, fold: int | None) -> Iterator[NnunetCheckpoint]:
+    name = folder.checkpoints[fold]
+    with source.file(name) as path:
+        yield read_checkpoint(path, f"{source.label}: {name}")

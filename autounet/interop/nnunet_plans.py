@@ -1,7 +1,7 @@
 """nnU-Net's plans.json in our words: what a case goes through, and which network sees it.
 
 Keys and defaults are those of nnU-Net 2.8.1 (`utilities/plans_handling/plans_handler.py`), which also reads the plans
-of versions before 2.5, where the network's parts stood beside the rest. What we do not do as nnU-Net does is refused.
+of versions before 2.5, where the network's parts stood among the rest. What we do not do as nnU-Net does is refused.
 """
 
 from __future__ import annotations
@@ -12,11 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..datasets.labels import build_labels, parse_labels
-from ..datasets.layouts.detected_layout import channel_names
-from ..schema.errors import AutoUNetError, ModelError
-from ..schema.labels import Labels, overlapping_targets
-from ..schema.options import DataOptions
+from ..schema.errors import ModelError
 from ..schema.plan import ChannelNormalisation, Configuration, InferenceSpec, PreprocessSpec, Resampling
 from .nnunet_network import network_spec, with_architecture
 
@@ -30,17 +26,18 @@ READERS = {
     "NibabelIOWithReorient": "ras",
 }
 """nnU-Net's readers -> the orientation in which its networks see what they read"""
+PREDICT = "Predict with nnU-Net"
 ALWAYS, NEVER = 0.0, 1e9
 """`Resampling.separate_z_ratio` for nnU-Net's force_separate_z true and false"""
 
 
-class _Theirs(BaseModel):
+class NnunetRecord(BaseModel):
     """Part of a JSON file of nnU-Net's, of which only what predicting needs is read."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Resampler(_Theirs):
+class NnunetResampling(NnunetRecord):
     """Arguments of its resampling function."""
 
     order: int = 3
@@ -48,7 +45,7 @@ class Resampler(_Theirs):
     force_separate_z: bool | None = False
 
 
-class TheirConfiguration(_Theirs):
+class NnunetConfiguration(NnunetRecord):
     preprocessor_name: str = PREPROCESSOR
     patch_size: tuple[int, ...]
     batch_size: int
@@ -60,14 +57,14 @@ class TheirConfiguration(_Theirs):
     resampling_fn_data: str
     resampling_fn_seg: str
     resampling_fn_probabilities: str
-    resampling_fn_data_kwargs: Resampler
-    resampling_fn_seg_kwargs: Resampler
-    resampling_fn_probabilities_kwargs: Resampler
+    resampling_fn_data_kwargs: NnunetResampling
+    resampling_fn_seg_kwargs: NnunetResampling
+    resampling_fn_probabilities_kwargs: NnunetResampling
     previous_stage: str | None = None
     architecture: dict[str, Any]
 
 
-class Intensities(_Theirs):
+class NnunetIntensities(NnunetRecord):
     """Statistics of a channel's foreground."""
 
     mean: float
@@ -76,7 +73,7 @@ class Intensities(_Theirs):
     percentile_99_5: float
 
 
-class TheirPlans(_Theirs):
+class NnunetPlans(NnunetRecord):
     dataset_name: str
     plans_name: str
     image_reader_writer: str
@@ -84,18 +81,18 @@ class TheirPlans(_Theirs):
     original_median_shape_after_transp: tuple[float, ...]
     configurations: dict[str, dict[str, Any]]
     label_manager: str = LABEL_MANAGER
-    intensities: dict[str, Intensities] = Field(alias="foreground_intensity_properties_per_channel")
+    intensities: dict[str, NnunetIntensities] = Field(alias="foreground_intensity_properties_per_channel")
 
 
-def read_plans(content: Mapping[str, Any], label: str) -> TheirPlans:
+def read_plans(content: Mapping[str, Any], label: str) -> NnunetPlans:
     """Raises ModelError naming each key that is missing or wrong, and a reader or label manager that is not known."""
     old = "foreground_intensity_properties_by_modality"
     if old in content:
         content = {"foreground_intensity_properties_per_channel": content[old], **content}
     try:
-        plans = TheirPlans.model_validate(content)
+        plans = NnunetPlans.model_validate(content)
     except ValidationError as error:
-        raise ModelError(f"{label} is no plans.json of nnU-Net v2: {_problems(error)}. Export it again") from None
+        raise ModelError(f"{label} is no plans.json of nnU-Net v2 ({_problems(error)})", "Export it again") from None
     for what, name, known in (
         ("image reader", plans.image_reader_writer, tuple(READERS)),
         ("label manager", plans.label_manager, (LABEL_MANAGER,)),
@@ -104,7 +101,7 @@ def read_plans(content: Mapping[str, Any], label: str) -> TheirPlans:
     return plans
 
 
-def their_configuration(plans: TheirPlans, name: str, label: str) -> TheirConfiguration:
+def read_configuration(plans: NnunetPlans, name: str, label: str) -> NnunetConfiguration:
     """With what it inherits. Raises ModelError for one that is not there, inherits from itself, or lacks something."""
     content: dict[str, Any] = {}
     seen: list[str] = []
@@ -112,19 +109,22 @@ def their_configuration(plans: TheirPlans, name: str, label: str) -> TheirConfig
     while following is not None:
         if following in seen or following not in plans.configurations:
             known = ", ".join(plans.configurations)
-            raise ModelError(f"{label}: no configuration {following!r} to be had; there are {known}. Correct the plans")
+            raise ModelError(
+                f"{label} has no configuration {following!r}, or one that inherits from itself; there are {known}",
+                "Correct the plans",
+            )
         seen.append(following)
         own = plans.configurations[following]
         content = {**own, **content}
         following = own.get("inherits_from")
     try:
-        return TheirConfiguration.model_validate(with_architecture(content, f"{label}: {name}"))
+        return NnunetConfiguration.model_validate(with_architecture(content, f"{label}: {name}"))
     except ValidationError as error:
-        raise ModelError(f"{label}: {name}: {_problems(error)}. Export the model again") from None
+        raise ModelError(f"{label}: {name} is incomplete ({_problems(error)})", "Export the model again") from None
 
 
-def our_configuration(
-    plans: TheirPlans,
+def convert_configuration(
+    plans: NnunetPlans,
     name: str,
     label: str,
     in_channels: int,
@@ -139,13 +139,15 @@ def our_configuration(
     where nnU-Net's commands hand files on. fp16 is half precision on a GPU and float32 on a CPU: both programs predict
     so. Raises ModelError for what cannot be expressed.
     """
-    theirs, where = their_configuration(plans, name, label), f"{label}: {name}"
+    theirs, where = read_configuration(plans, name, label), f"{label}: {name}"
     _require(where, "preprocessor", theirs.preprocessor_name, (PREPROCESSOR,))
     dims = len(theirs.patch_size)
     if dims not in (2, 3) or len(theirs.spacing) != dims:
-        raise ModelError(f"{where}: patch {theirs.patch_size} and spacing {theirs.spacing} fit neither 2-D nor 3-D")
+        raise ModelError(
+            f"{where}: patch {theirs.patch_size} and spacing {theirs.spacing} fit neither 2-D nor 3-D", PREDICT
+        )
     if any(not 0 <= axis < dims for axis in mirror_axes):
-        raise ModelError(f"{where}: its checkpoint mirrors the axes {tuple(mirror_axes)} of {dims}")
+        raise ModelError(f"{where}: its checkpoint mirrors the axes {tuple(mirror_axes)} of {dims}", PREDICT)
     first = theirs.spacing[0] if dims == 3 else None
     cascade = theirs.previous_stage is not None
     network = network_spec(theirs.architecture, dims, in_channels, out_channels, where)
@@ -174,21 +176,24 @@ def our_configuration(
     )
 
 
-def _median_shape(plans: TheirPlans, theirs: TheirConfiguration) -> tuple[int, ...]:
+def _median_shape(plans: NnunetPlans, theirs: NnunetConfiguration) -> tuple[int, ...]:
     """Three entries; in 2-D nothing is resampled through the planes."""
     through = plans.original_median_shape_after_transp[:1] if len(theirs.patch_size) == 2 else ()
     return tuple(math.ceil(length) for length in (*through, *theirs.median_image_size_in_voxels))
 
 
-def _normalisation(plans: TheirPlans, theirs: TheirConfiguration, where: str) -> tuple[ChannelNormalisation, ...]:
+def _normalisation(plans: NnunetPlans, theirs: NnunetConfiguration, where: str) -> tuple[ChannelNormalisation, ...]:
     schemes = zip(theirs.normalization_schemes, theirs.use_mask_for_norm, strict=False)
     return tuple(_channel(plans, index, scheme, mask, where) for index, (scheme, mask) in enumerate(schemes))
 
 
-def _channel(plans: TheirPlans, index: int, scheme: str, mask: bool, where: str) -> ChannelNormalisation:
+def _channel(plans: NnunetPlans, index: int, scheme: str, mask: bool, where: str) -> ChannelNormalisation:
     if scheme == "CTNormalization":
         if (known := plans.intensities.get(str(index))) is None:
-            raise ModelError(f"{where}: no intensities of channel {index}, by which it is normalised. Export it again")
+            raise ModelError(
+                f"{where}: the intensities of channel {index}, by which it is normalised, are missing",
+                "Export it again",
+            )
         return ChannelNormalisation(
             scheme="ct",
             mean=known.mean,
@@ -207,7 +212,7 @@ def _channel(plans: TheirPlans, index: int, scheme: str, mask: bool, where: str)
     return ChannelNormalisation(scheme="none")
 
 
-def _resampling(theirs: TheirConfiguration, where: str) -> Resampling:
+def _resampling(theirs: NnunetConfiguration, where: str) -> Resampling:
     for name in (theirs.resampling_fn_data, theirs.resampling_fn_seg, theirs.resampling_fn_probabilities):
         _require(where, "resampling", name, (RESAMPLER,))
     image, labels, scores = (
@@ -216,10 +221,14 @@ def _resampling(theirs: TheirConfiguration, where: str) -> Resampling:
         theirs.resampling_fn_probabilities_kwargs,
     )
     if len({(each.order_z, each.force_separate_z) for each in (image, labels, scores)}) > 1:
-        raise ModelError(f"{where}: images, labels and probabilities are resampled by different rules through slices")
+        raise ModelError(
+            f"{where}: images, labels and probabilities are resampled by different rules across slices", PREDICT
+        )
     if image.order not in (0, 1, 3) or labels.order > 1 or scores.order > 1 or image.order_z > 1:
-        orders = f"{image.order}, {labels.order}, {scores.order} and {image.order_z} through slices"
-        raise ModelError(f"{where}: splines of the orders {orders}; known are 0, 1, 3 for images, else 0 and 1")
+        orders = f"{image.order}, {labels.order}, {scores.order} and {image.order_z} across slices"
+        raise ModelError(
+            f"{where}: splines of the orders {orders}; known are 0, 1, 3 for images, else 0 and 1", PREDICT
+        )
     ratio = {None: Resampling().separate_z_ratio, True: ALWAYS, False: NEVER}[image.force_separate_z]
     return Resampling(
         image_order=image.order,
@@ -232,74 +241,8 @@ def _resampling(theirs: TheirConfiguration, where: str) -> Resampling:
 
 def _require(where: str, what: str, name: str, known: Sequence[str]) -> None:
     if name not in known:
-        raise ModelError(f"{where}: the {what} {name} cannot be imported; known: {', '.join(known)}. Use nnU-Net")
+        raise ModelError(f"{where}: the {what} {name} cannot be imported; known are {', '.join(known)}", PREDICT)
 
 
 def _problems(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
-
-
-def read_channels(content: Mapping[str, Any], label: str) -> tuple[str, ...]:
-    """Names in the order of the network's input. Raises ModelError when there are none."""
-    try:
-        names = channel_names(dict(content))
-    except AutoUNetError as error:
-        raise ModelError(f"{label}: {error}") from None
-    if not names:
-        raise ModelError(f"{label} names no channels (channel_names). Copy the dataset.json of the training beside it")
-    return tuple(names)
-
-
-def read_labels(content: Mapping[str, Any], label: str) -> Labels:
-    """Classes by value, the ignore value, and regions in the order in which nnU-Net paints them.
-
-    Raises ModelError when classes are not numbered from 0 without gaps, which nnU-Net's outputs are, or when painting
-    regions in the order of `regions_class_order` gives what ours cannot.
-    """
-    declared = content.get("labels")
-    try:
-        classes, regions, ignore = parse_labels(declared)
-        labels = build_labels(classes, regions, ignore, DataOptions())
-        if regions:
-            return _with_regions(content, labels, _outputs(declared), label)
-    except AutoUNetError as error:
-        raise ModelError(f"{label}: {error}") from None
-    if labels.values != tuple(range(labels.count)):
-        raise ModelError(f"{label}: the labels {labels.values} are not 0, 1, 2, ..., as nnU-Net numbers its outputs")
-    if labels.count < 2:
-        raise ModelError(f"{label} names no class besides the background. Copy the dataset.json of the training")
-    return labels
-
-
-def _outputs(declared: Any) -> dict[str, tuple[int, ...]]:
-    """Name -> values of each of nnU-Net's outputs: all entries but the background and the ignore value, in order."""
-    each = {name: tuple(dict.fromkeys(value if isinstance(value, list) else [int(value)]))
-            for name, value in declared.items() if name != "ignore"}  # fmt: skip
-    return {name: values for name, values in each.items() if set(values) != {0}}
-
-
-def _with_regions(
-    content: Mapping[str, Any], labels: Labels, outputs: Mapping[str, tuple[int, ...]], label: str
-) -> Labels:
-    """Classes that are outputs themselves keep their names; where the order forbids it, every output is a region."""
-    order = content.get("regions_class_order")
-    if not isinstance(order, list) or len(order) != len(outputs):
-        raise ModelError(f"{label}: {len(outputs)} regions need as many entries of regions_class_order, not {order!r}")
-    wanted = [(frozenset(values), int(value)) for values, value in zip(outputs.values(), order, strict=True)]
-    all_regions = build_labels({}, dict(outputs), labels.ignore, DataOptions())
-    for candidate in (labels, all_regions):
-        if _painted(candidate) == wanted:
-            return candidate
-    shown = ", ".join(f"{name} paints {value}" for name, value in zip(outputs, order, strict=True))
-    raise ModelError(
-        f"{label}: regions_class_order cannot be followed ({shown}): each region has to paint the first of its values "
-        "that no later one holds, and each value has to be painted. Predict by nnU-Net"
-    )
-
-
-def _painted(labels: Labels) -> Sequence[tuple[frozenset[int], int]]:
-    """File values of each of our outputs, and the one that it paints."""
-    return [
-        (frozenset(labels.values[member] for member in target.members), labels.values[target.paints])
-        for target in overlapping_targets(labels)
-    ]

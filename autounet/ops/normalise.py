@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..schema.plan import ChannelNormalisation
-from .orient import filled_mask
+from .masks import filled_mask
 
 SMALLEST_STD = 1e-8
 """a constant channel becomes zero instead of a division by zero"""

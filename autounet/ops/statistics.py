@@ -1,4 +1,4 @@
-"""How sure a mean over cases is: percentile bootstrap.
+"""Confidence intervals of means over cases, by percentile bootstrap, and quantiles of several samples together.
 
 Source: Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7:1, 1979; for segmentation
 metrics as in Maier-Hein et al., "Why rankings of biomedical image analysis competitions should be interpreted with
@@ -87,9 +87,9 @@ def bootstrap_interval(
 
 
 def quantiles_of_samples(values: Sequence[np.ndarray], quantiles: Sequence[float]) -> list[float]:
-    """`weighted_quantiles` of samples (N) float32 that count equally, without joining them; they are sorted in place.
+    """Quantiles of the union of samples (N) float32 of which each weighs the same; they are sorted in place.
 
-    Memory beside the samples would be ten times theirs, and grow with the number of cases.
+    The samples are not joined: that would take ten times their memory, which grows with the number of cases.
     """
     for each in values:
         each.sort()
@@ -134,12 +134,3 @@ def _ordered(value: float) -> int:
 def _number(order: int) -> np.float32:
     """Inverse of `_ordered`."""
     return np.int32(order if order >= 0 else -order - 2**31).view(np.float32)
-
-
-def weighted_quantiles(values: np.ndarray, weights: np.ndarray, quantiles: Sequence[float]) -> list[float]:
-    """Quantiles of a weighted sample (weights sum to 1); with equal weights those of `np.quantile`."""
-    order = np.argsort(values, kind="stable")
-    values, weights = values[order], weights[order]
-    position = np.cumsum(weights) - weights
-    last = position[-1]
-    return [float(np.interp(quantile * last, position, values)) for quantile in quantiles]

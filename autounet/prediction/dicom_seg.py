@@ -34,7 +34,9 @@ def require_highdicom() -> None:
     try:
         import highdicom  # noqa: F401
     except ImportError:
-        raise OptionError("DICOM-SEG needs the package highdicom. Install it: pip install 'autounet[dicom]'") from None
+        raise OptionError(
+            "DICOM-SEG needs the package highdicom", "Install it: pip install 'autounet[dicom]'"
+        ) from None
 
 
 def write_dicom_seg(path: Path, values: np.ndarray, series: Path, labels: Labels) -> None:
@@ -51,7 +53,7 @@ def write_dicom_seg(path: Path, values: np.ndarray, series: Path, labels: Labels
     distance = read_geometry(series).spacing[0]
     sources = [_completed(pydicom.dcmread(file), distance) for file in series_files(series)]
     if len(sources) != len(values):
-        raise DataError(f"{series} has {len(sources)} slices, its segmentation {len(values)}. Predict it again")
+        raise DataError(f"{series} has {len(sources)} slices, and its segmentation {len(values)}", "Predict it again")
     dense = np.zeros(values.shape, np.uint8 if len(labels.foreground) < 256 else np.uint16)
     for number, label in enumerate(labels.foreground, 1):
         dense[values == label.value] = number
@@ -74,7 +76,7 @@ def write_dicom_seg(path: Path, values: np.ndarray, series: Path, labels: Labels
         )
     except (AttributeError, ValueError, TypeError) as error:  # of highdicom, for what the source images lack
         raise DataError(
-            f"{series} cannot carry a DICOM-SEG: {str(error).rstrip('.')}. Write NIfTI instead: leave --format out"
+            f"{series} cannot carry a DICOM-SEG ({error})", "Write NIfTI instead: leave --format out"
         ) from None
     with replacing(path, ".dcm") as temporary:
         segmentation.save_as(temporary)

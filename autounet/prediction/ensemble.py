@@ -15,7 +15,8 @@ import numpy as np
 
 from ..datasets import image_files
 from ..imageio import read_geometry, read_image, stem, write_labels
-from ..inference.decisions import Decision, decision_for
+from ..inference.decisions import decision_for
+from ..inference.ensembling import PROBABILITIES, RunningMean, normalised_weights
 from ..ops.label_values import decode
 from ..progress import progress
 from ..schema.errors import DataError, OptionError, RecordError
@@ -24,22 +25,22 @@ from ..schema.labels import Labels, TargetKind, targets_of
 from ..schema.plan import Average
 from ..schema.selection import ProbabilityChannels
 from .maps import CHANNELS_FILE, write_probabilities
-from .submission import geometry_difference
 
 log = logging.getLogger(__name__)
 
 ENDINGS = (".probabilities.nii.gz", ".probabilities.npz")
+PREDICT = "Predict with autounet predict --probabilities first"
 
 
-class _Predicted(NamedTuple):
-    """What one model wrote."""
+class PredictedFolder(NamedTuple):
+    """Probabilities that one model wrote."""
 
     folder: Path
     labels: Labels
     targets: TargetKind
     channels: tuple[str, ...]
     files: dict[str, Path]
-    """probabilities by case"""
+    """by case"""
 
 
 def ensemble(
@@ -53,78 +54,77 @@ def ensemble(
 
     Each folder is what `autounet predict --probabilities` wrote. Classes are matched by name; label values are those of
     the first folder. `weights` are one a folder, equal unless given, and need not sum to 1. `average` logits averages
-    the logarithms (of overlapping targets the log odds), which gives a single model's certainty more say.
+    the logarithms (of overlapping regions the log odds), which gives a single model's certainty more influence.
     `probabilities` writes the average as well. Two volumes of probabilities are held at a time. Raises OptionError for
     folders or weights that cannot be, DataError where classes, cases or geometries differ.
     """
     folders, out = [Path(folder) for folder in folders], Path(out)
-    shares = _shares(weights, folders)
+    _require_weights(weights, folders)
     if out.resolve() in [folder.resolve() for folder in folders]:
-        raise OptionError(f"--out {out} is one of the folders. Give another")
-    found = [_predicted(folder) for folder in folders]
-    first = found[0]
-    orders = [_order(first, other) for other in found]
-    _require_same_cases(found)
-    decision = decision_for(first.labels, first.targets)
+        raise OptionError(f"--out {out} is one of the folders that are averaged", "Give another folder")
+    models = [_read_folder(folder) for folder in folders]
+    first = models[0]
+    orders = [_channel_order(first, other) for other in models]
+    _require_same_cases(models)
+    shares = normalised_weights(weights, len(models))
     with progress("averaging", len(first.files)) as meter:
         for case in sorted(first.files):
             segmentation = _segmentation(first.folder, case)
             geometry = read_geometry(segmentation)
-            paths = [other.files[case] for other in found]
-            mean = _mean(paths, orders, shares, geometry, decision, average, first.targets)
-            _write(out, segmentation.name, mean, geometry, first, decision, probabilities)
+            mean = _mean([model.files[case] for model in models], orders, shares, geometry, average, first.targets)
+            _write(out, segmentation.name, mean, geometry, first, probabilities)
             meter.advance(text=case)
     return sorted(first.files)
 
 
-def _shares(weights: Sequence[float] | None, folders: Sequence[Path]) -> tuple[float, ...]:
-    """Summing to 1."""
+def _require_weights(weights: Sequence[float] | None, folders: Sequence[Path]) -> None:
     if len(folders) < 2:
-        raise OptionError("an ensemble is of at least two folders. Give what autounet predict wrote with each model")
+        raise OptionError(
+            "an ensemble needs at least two folders", "Give the folders that autounet predict wrote with each model"
+        )
     if weights is None:
-        return (1 / len(folders),) * len(folders)
+        return
     if len(weights) != len(folders):
-        raise OptionError(f"--weights are {len(weights)} for {len(folders)} folders. Give one for each")
+        raise OptionError(f"--weights has {len(weights)} numbers for {len(folders)} folders", "Give one for each")
     if not np.isfinite(weights).all() or min(weights) < 0 or sum(weights) <= 0:
         raise OptionError(
-            f"--weights {','.join(f'{each:g}' for each in weights)}: give numbers of at least 0, not all 0"
+            f"--weights {','.join(f'{each:g}' for each in weights)} cannot be used",
+            "Give numbers of at least 0, not all 0",
         )
-    return tuple(each / sum(weights) for each in weights)
 
 
-def _predicted(folder: Path) -> _Predicted:
-    remedy = "Predict with autounet predict --probabilities first"
+def _read_folder(folder: Path) -> PredictedFolder:
     try:
-        told = ProbabilityChannels.load(folder / CHANNELS_FILE)
+        record = ProbabilityChannels.load(folder / CHANNELS_FILE)
     except RecordError as error:
-        raise DataError(f"{folder} holds no probabilities: {error}. {remedy}") from None
-    if told.labels is None:
-        raise DataError(f"{folder / CHANNELS_FILE} does not say the values of its classes: it is of an older version. "
-                        f"{remedy}")  # fmt: skip
+        raise DataError(f"{folder} holds no probabilities ({error.message})", PREDICT) from None
+    if record.labels is None:
+        raise DataError(f"{folder / CHANNELS_FILE} lacks the values of its classes", PREDICT)
     files = {path.name.removesuffix(ending): path for ending in ENDINGS for path in sorted(folder.glob(f"*{ending}"))}
     if not files:
-        raise DataError(f"{folder} holds no <case>{ENDINGS[0]}. {remedy}")
-    return _Predicted(folder, told.labels, told.targets, told.channels, files)
+        raise DataError(f"{folder} holds no <case>{ENDINGS[0]}", PREDICT)
+    return PredictedFolder(folder, record.labels, record.targets, record.channels, files)
 
 
-def _order(first: _Predicted, other: _Predicted) -> list[int]:
+def _channel_order(first: PredictedFolder, other: PredictedFolder) -> list[int]:
     """Which of the other's channels is each of the first's. Raises DataError that names the classes that differ."""
     if other.targets != first.targets:
         raise DataError(
-            f"{other.folder} holds probabilities of {other.targets}, and {first.folder} of {first.targets}. "
-            "Average models that learnt the same"
+            f"{other.folder} holds probabilities of {other.targets}, and {first.folder} of {first.targets}",
+            "Average models that learnt the same",
         )
-    meanings = [_meanings(each) for each in (first, other)]
+    members = [_members_by_channel(each) for each in (first, other)]
     for index, (here, there) in enumerate(((first, other), (other, first))):
-        if alone := [name for name in meanings[index] if name not in meanings[1 - index]]:
+        if alone := [name for name in members[index] if name not in members[1 - index]]:
             raise DataError(
-                f"{here.folder} has {', '.join(alone)}, and {there.folder} has only {', '.join(meanings[1 - index])}. "
-                "Average models of the same classes, which have the same names"
+                f"{here.folder} has {', '.join(alone)}, and {there.folder} has only {', '.join(members[1 - index])}",
+                "Average models of the same classes, which have the same names",
             )
-    if differing := [name for name in meanings[0] if meanings[0][name] != meanings[1][name]]:
+    if differing := [name for name in members[0] if members[0][name] != members[1][name]]:
         raise DataError(
-            f"{differing[0]} is made of {' + '.join(meanings[0][differing[0]])} in {first.folder} and of "
-            f"{' + '.join(meanings[1][differing[0]])} in {other.folder}. Average models that learnt the same"
+            f"{differing[0]} is made of {' + '.join(members[0][differing[0]])} in {first.folder} and of "
+            f"{' + '.join(members[1][differing[0]])} in {other.folder}",
+            "Average models that learnt the same",
         )
     values = [{each.name: each.value for each in model.labels.classes} for model in (first, other)]
     if values[0] != values[1]:
@@ -132,68 +132,70 @@ def _order(first: _Predicted, other: _Predicted) -> list[int]:
     return [other.channels.index(name) for name in first.channels]
 
 
-def _meanings(model: _Predicted) -> dict[str, tuple[str, ...]]:
+def _members_by_channel(model: PredictedFolder) -> dict[str, tuple[str, ...]]:
     """Names of the classes that each channel is the union of."""
     classes = model.labels.classes
-    found = {
+    members = {
         target.name: tuple(sorted(classes[member].name for member in target.members))
         for target in targets_of(model.labels, model.targets)
     }
-    if set(found) != set(model.channels):
-        raise DataError(f"{model.folder / CHANNELS_FILE} contradicts itself. Predict again with --probabilities")
-    return found
+    if set(members) != set(model.channels):
+        raise DataError(
+            f"{model.folder / CHANNELS_FILE} has other channels than its own classes need",
+            "Predict again with --probabilities",
+        )
+    return members
 
 
-def _require_same_cases(found: Sequence[_Predicted]) -> None:
-    every = set().union(*(model.files for model in found))
-    for model in found:
+def _require_same_cases(models: Sequence[PredictedFolder]) -> None:
+    every = set().union(*(model.files for model in models))
+    for model in models:
         if missing := sorted(every - set(model.files)):
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             raise DataError(
-                f"{model.folder} has no probabilities of {', '.join(missing[:5])}{more}. Predict the same images with "
-                "every model"
+                f"{model.folder} has no probabilities of {', '.join(missing[:5])}{more}",
+                "Predict the same images with every model",
             )
 
 
 def _segmentation(folder: Path, case: str) -> Path:
-    """Beside the probabilities: its format and geometry are those of what is written."""
-    found = [path for path in image_files(folder) if stem(path) == case]
-    if not found:
-        raise DataError(f"case {case}: {folder} holds no segmentation of it. Predict again with --probabilities")
-    return found[0]
+    """Of the same folder as the probabilities: its format and geometry are those of what is written."""
+    paths = [path for path in image_files(folder) if stem(path) == case]
+    if not paths:
+        raise DataError(f"{folder} holds no segmentation", "Predict again with --probabilities", case)
+    return paths[0]
 
 
 def _mean(
     paths: Sequence[Path],
     orders: Sequence[Sequence[int]],
-    shares: Sequence[float],
+    weights: Sequence[float],
     geometry: Geometry,
-    decision: Decision,
     average: Average,
     targets: TargetKind,
 ) -> np.ndarray:
-    """Weighted mean (C, Z, Y, X) float32 of the shares that `decision` chooses by, or of the logits."""
-    total: np.ndarray | None = None
-    for path, order, share in zip(paths, orders, shares, strict=True):
+    """Weighted mean (C, Z, Y, X) float32 of probabilities; of regions 2 p - 1, as they are averaged everywhere."""
+    quantity, mean = PROBABILITIES[targets], RunningMean()
+    for path, order, weight in zip(paths, orders, weights, strict=True):
         values = _read(path, geometry)[list(order)]
         if targets == "regions":
-            values -= np.float32(0.5)
+            values *= 2
+            values -= 1
         if average == "logits":
-            for z in range(values.shape[1]):
-                values[:, z] = _by_voxel(decision.logits, values[:, z])
-        values *= np.float32(share)
-        total = values if total is None else np.add(total, values, out=total)
-    assert total is not None
+            _convert(values, quantity.to_logits)
+        mean.add(values, weight)
+    result: np.ndarray = mean.result()
     if average == "logits":
-        for z in range(total.shape[1]):
-            total[:, z] = _by_voxel(decision.shares, total[:, z])
-    return total
+        _convert(result, quantity.from_logits)
+    return result
 
 
-def _by_voxel(function: Callable[[np.ndarray], np.ndarray], plane: np.ndarray) -> np.ndarray:
-    """(C, Y, X) through a function of (N, C)."""
-    rows = plane.reshape(len(plane), -1).T
-    return function(np.ascontiguousarray(rows)).T.reshape(plane.shape)
+def _convert(values: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> None:
+    """(C, Z, Y, X) in place and slice by slice through a function of (N, C)."""
+    for z in range(values.shape[1]):
+        plane = values[:, z]
+        rows = np.ascontiguousarray(plane.reshape(len(plane), -1).T)
+        values[:, z] = function(rows).T.reshape(plane.shape)
 
 
 def _read(path: Path, geometry: Geometry) -> np.ndarray:
@@ -204,23 +206,25 @@ def _read(path: Path, geometry: Geometry) -> np.ndarray:
         difference = "" if values.shape[1:] == geometry.shape else f"shape: {values.shape[1:]}, not {geometry.shape}"
     else:
         values, own = read_image(path)
-        difference = geometry_difference(own, geometry)
+        difference = own.difference(geometry)
     if difference:
-        raise DataError(f"{path} differs from the first folder's in {difference}. Predict the same images")
+        raise DataError(f"{path} differs from the first folder's in {difference}", "Predict the same images")
     return values
 
 
 def _write(
-    out: Path, name: str, mean: np.ndarray, geometry: Geometry, first: _Predicted, decision: Decision, maps: bool
+    out: Path, name: str, mean: np.ndarray, geometry: Geometry, first: PredictedFolder, probabilities: bool
 ) -> None:
+    decision = decision_for(first.labels, first.targets)
     dense = np.empty(mean.shape[1:], np.int16)
     for z in range(len(dense)):
         winners = decision.choose(np.ascontiguousarray(mean[:, z].reshape(len(mean), -1).T))
         dense[z] = (winners if decision.classes is None else decision.classes[winners]).reshape(dense.shape[1:])
     write_labels(out / name, decode(dense, first.labels), geometry)
-    if maps:
+    if probabilities:
         if first.targets == "regions":
-            mean += np.float32(0.5)
+            mean += 1
+            mean /= 2
         channels = ProbabilityChannels(
             channels=first.channels, targets=first.targets, temperature=1.0, labels=first.labels
         )

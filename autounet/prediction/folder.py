@@ -1,6 +1,6 @@
-"""A file or folder of images through a model, one after another: read ahead, predicted, written, remembered.
+"""A file or folder of images through a model, one after another: read ahead, predicted, written, recorded.
 
-Nothing is kept of a case but its name; what is finished lies in the output folder (`shared_folder`).
+Nothing is kept of a case but its name; which cases are done is recorded in the output folder (`work_queue`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from .. import __version__
 from ..datasets import InputCase, find_inputs, load_input
 from ..imageio import is_series, output_suffix, suffix, write_labels
 from ..preprocessing import Prepared
-from ..schema.errors import AutoUNetError, DataError, OptionError
+from ..schema.errors import AutoUNetError, DataError, OptionError, OutOfMemory
 from ..schema.geometry import Geometry
 from ..schema.labels import Labels
 from ..schema.record import digest
 from ..workers import keep_freed_memory, one_ahead
-from .maps import Wanted, require_gates, write_gates
+from .maps import require_gates, write_gates, write_probability_maps
 from .predictor import Predictor
 from .work_queue import SharedFolder
+
+log = logging.getLogger(__name__)
 
 DICOM_SEG = "dicom-seg"
 
@@ -37,9 +39,14 @@ def prediction_path(out: Path, case: InputCase, form: str | None) -> Path:
     if form is None:
         return out / f"{case.identifier}{output_suffix(suffix(case.images[0]))}"
     if form != DICOM_SEG:
-        raise OptionError(f"--format {form} is unknown. Write {DICOM_SEG}, or leave it out for the image's own format")
+        raise OptionError(
+            f"--format {form} is unknown", f"Write {DICOM_SEG}, or leave it out for the image's own format"
+        )
     if not is_series(case.images[0]):
-        raise OptionError(f"--format {form}: {case.images[0]} is no folder with a DICOM series. Leave it out")
+        raise OptionError(
+            f"--format {form} is for DICOM images, and {case.images[0]} is no folder with a DICOM series",
+            "Leave --format out",
+        )
     from .dicom_seg import require_highdicom
 
     require_highdicom()
@@ -56,23 +63,22 @@ def write_prediction(path: Path, values: np.ndarray, geometry: Geometry, case: I
         write_labels(path, values, geometry)
 
 
-log = logging.getLogger(__name__)
-
 OnCase = Callable[[str], None]
 Read = tuple[list[Prepared], Geometry]
 
 
-class Request(NamedTuple):
+class OutputOptions(NamedTuple):
     """What is written of each case."""
 
     form: str | None = None
     """None: the image's own format, or dicom-seg"""
-    wanted: Wanted = Wanted(False, False)
+    probabilities: bool = False
+    uncertainty: bool = False
     gate_maps: bool = False
 
 
 class Outcome(NamedTuple):
-    """Of one process."""
+    """What one process has predicted."""
 
     predicted: int
     kept: int
@@ -89,12 +95,12 @@ def predict_folder(
     predictor: Predictor,
     source: Path,
     out: Path,
-    request: Request,
+    outputs: OutputOptions,
     on_case: OnCase | None = None,
     overwrite: bool = False,
     run: str | None = None,
 ) -> Outcome:
-    """Predict what is not yet finished in `out`, side by side with other processes that do the same.
+    """Predict what is not yet finished in `out`, together with other processes that do the same.
 
     `overwrite` predicts the finished ones again, too. `run` names the command of which this is one of several
     processes. An AutoUNetError, as of a bad image, and memory that runs out concern one case: they are logged, and
@@ -102,16 +108,17 @@ def predict_folder(
     mistake in the program raises, with the case in its notes. Raises OptionError for an unknown format and for
     gate maps of networks without gates.
     """
-    require_gates({name: predictor.configurations[name] for name in predictor.names} if request.gate_maps else {})
+    if outputs.gate_maps:
+        require_gates(predictor)
     keep_freed_memory()
     cases = find_inputs(source, predictor.bundle)
-    require_new({case: prediction_path(out, case, request.form) for case in cases})
+    require_new({case: prediction_path(out, case, outputs.form) for case in cases})
     predicted, failures = 0, []
-    with SharedFolder(out, request_key(predictor, request), run, overwrite) as shared:
+    with SharedFolder(out, prediction_key(predictor, outputs), run, overwrite) as shared:
         remaining = cases
         while remaining:
             for case, read in one_ahead(shared.claimed(remaining), partial(_load_and_prepare, predictor)):
-                problem = _attempt(predictor, case, read, shared, request)
+                problem = _attempt(predictor, case, read, shared, outputs)
                 if problem:
                     failures.append(problem)
                 predicted += not problem
@@ -124,53 +131,51 @@ def predict_folder(
     return Outcome(predicted, kept, failures)
 
 
-def request_key(predictor: Predictor, request: Request) -> str:
-    """Of all that decides what is written for an image, apart from the device."""
+def prediction_key(predictor: Predictor, outputs: OutputOptions) -> str:
+    """Digest of all that decides what is written for an image, apart from the device."""
     configurations = {name: each.model_dump(mode="json") for name, each in predictor.configurations.items()}
     steps = [step.model_dump(mode="json") for step in predictor.steps]
-    chosen = [predictor.names, predictor.folds, predictor.pooling, steps]
-    return digest([__version__, predictor.bundle.checksum, configurations, chosen, request])
+    chosen = [predictor.names, predictor.folds, predictor.combination, steps]
+    return digest([__version__, predictor.bundle.checksum, configurations, chosen, outputs])
 
 
 def _attempt(
-    predictor: Predictor, case: InputCase, read: Callable[[], Read], shared: SharedFolder, request: Request
+    predictor: Predictor, case: InputCase, read: Callable[[], Read], shared: SharedFolder, outputs: OutputOptions
 ) -> str | None:
-    """Predict and remember one case; None, or why it could not be."""
-    from ..inference.loading import is_out_of_memory
+    """Predict one case and record it as done; None, or why it could not be predicted."""
+    from ..inference.out_of_memory import is_out_of_memory
 
     try:
-        shared.finished(case, _predicted(predictor, case, read, shared.out, request))
+        shared.finished(case, _predict_case(predictor, case, read, shared.out, outputs))
         return None
     except AutoUNetError as error:
-        problem = str(error)
+        problem = str(error) if error.case is not None else f"case {case.identifier}: {error}"
     except OSError:
         raise
     except Exception as error:
         if not is_out_of_memory(error):
             error.add_note(f"case {case.identifier} was being predicted")
             raise
-        problem = f"memory ran out ({str(error).splitlines()[0] if str(error) else type(error).__name__}). Free some"
-    if not problem.startswith(f"case {case.identifier}: "):
-        problem = f"case {case.identifier}: {problem}"
+        problem = str(OutOfMemory("memory ran out", "Free some of it, or use --device cpu", case.identifier))
     log.error("%s", problem)
     shared.failed(case, problem)
     return problem
 
 
-def _predicted(
-    predictor: Predictor, case: InputCase, read: Callable[[], Read], out: Path, request: Request
+def _predict_case(
+    predictor: Predictor, case: InputCase, read: Callable[[], Read], out: Path, outputs: OutputOptions
 ) -> list[Path]:
-    """Everything that belongs to the case, written."""
+    """Write everything that belongs to the case."""
     prepared, geometry = read()
-    scored = predictor.scored(prepared, as_seen=request.gate_maps or request.wanted.uncertainty)
-    paths = [prediction_path(out, case, request.form)]
-    write_prediction(paths[0], predictor.decided(scored), geometry, case, predictor.bundle.labels)
-    beside = prediction_path(out, case, None)
-    if any(request.wanted):
-        paths += predictor.write_maps(scored, request.wanted, beside, geometry)
-    if request.gate_maps:
-        gated = {name: predictor.configurations[name] for name in predictor.names}
-        paths += write_gates(gated, predictor.models, scored, predictor.device, beside, geometry)
+    scores = predictor.predict_scores(prepared, keep_input=outputs.gate_maps or outputs.uncertainty)
+    paths = [prediction_path(out, case, outputs.form)]
+    write_prediction(paths[0], predictor.decide(scores), geometry, case, predictor.bundle.labels)
+    segmentation = prediction_path(out, case, None)  # whose name and format the maps follow
+    if outputs.probabilities or outputs.uncertainty:
+        wanted = outputs.probabilities, outputs.uncertainty
+        paths += write_probability_maps(predictor, scores, segmentation, geometry, *wanted)
+    if outputs.gate_maps:
+        paths += write_gates(predictor, scores, segmentation, geometry)
     return paths
 
 
@@ -179,13 +184,20 @@ def require_new(paths: Mapping[InputCase, Path]) -> None:
     images = {image.resolve() for case in paths for image in case.images}
     for case, path in paths.items():
         if path.resolve() in images:
-            raise OptionError(f"case {case.identifier}: {path} is an image to be predicted. Give another --out")
+            raise OptionError(
+                f"the segmentation would overwrite {path}, an image to be predicted",
+                "Give another --out",
+                case.identifier,
+            )
 
 
 def _load_and_prepare(predictor: Predictor, case: InputCase) -> Read:
     try:
         image, geometry = load_input(case, predictor.bundle.channels)
     except OSError as error:
-        raise DataError(f"case {case.identifier}: {error.filename or case.images[0]} cannot be read: {error}") from None
+        path = error.filename or case.images[0]
+        raise DataError(
+            f"{path} cannot be read ({error})", "Check that the file is there and whole", case.identifier
+        ) from None
     present = None if case.present is None else tuple(index in case.present for index in range(len(image)))
     return predictor.prepare(image, geometry, present), geometry

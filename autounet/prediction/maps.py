@@ -1,79 +1,75 @@
-"""What is written beside a segmentation: probabilities, and how unsure they are."""
+"""Maps beside a segmentation: probabilities, uncertainty, and what the gates of the family attention let pass."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..imageio import file_kind, stem, suffix, write_channels, write_image
-from ..inference.export import export_map
-from ..inference.probabilities import PooledScores, pooled_maps
-from ..nets import FAMILIES
-from ..schema.bundle import ModelBundle
-from ..schema.errors import OptionError
+from ..inference.export import ensemble_scores
+from ..inference.probabilities import fold_disagreement, probability_maps
+from ..nets.attention import gated_stages
+from ..preprocessing import restore_map
+from ..schema.errors import ModelError, OptionError
 from ..schema.geometry import Geometry
-from ..schema.labels import Labels, TargetKind, targets_of
-from ..schema.plan import Average, Configuration
-from ..schema.prepared import CaseProperties
+from ..schema.labels import targets_of
+from ..schema.plan import Configuration
 from ..schema.record import replacing
 from ..schema.selection import ProbabilityChannels
+from .predictor import NetworkScores, Predictor
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 CHANNELS_FILE = "classes.json"
 WITHOUT_FLOATS = frozenset({"png", "bmp"})
-"""file kinds whose maps are TIFF"""
+"""file kinds whose maps are TIFF, but for gate maps, which are scaled to 0..255"""
+GATED = "attention"
 
 
-class Wanted(NamedTuple):
-    """What is asked for."""
-
-    probabilities: bool
-    uncertainty: bool
-
-
-class Pooling(NamedTuple):
-    """How the configurations of a prediction are put together, and how sure their probabilities are told."""
-
-    targets: TargetKind
-    average: Average
-    temperature: float
-    weights: tuple[float, ...] | None = None
-    """of the configurations; None: equal"""
-
-
-def pooling_for(bundle: ModelBundle, names: Sequence[str], average: Average | None) -> Pooling:
-    """Temperature and weights are those of what was selected: 1 and equal for another configuration or average."""
-    calibration = bundle.selection.calibration
-    as_selected = tuple(names) == bundle.selection.chosen and average is None
-    temperature = calibration.temperature if calibration and as_selected else 1.0
-    weights = (bundle.selection.weights or None) if as_selected else None
-    return Pooling(bundle.configurations[names[0]].targets, average or "probabilities", temperature, weights)
-
-
-def write_pooled(
-    pooled: PooledScores, pooling: Pooling, labels: Labels, wanted: Wanted, segmentation: Path, geometry: Geometry
+def write_probability_maps(
+    predictor: Predictor,
+    scores: Mapping[str, NetworkScores],
+    segmentation: Path,
+    geometry: Geometry,
+    probabilities: bool,
+    uncertainty: bool,
 ) -> list[Path]:
-    """`<case>.probabilities.nii.gz` (of 2-D images `.npz`) with `classes.json`, `<case>.entropy.<ext>`: as wanted.
+    """Write the maps of one segmentation into its folder.
 
+    `probabilities`: `<case>.probabilities.nii.gz` (of 2-D images `.npz`) with `classes.json`; `uncertainty`:
+    `<case>.entropy.<ext>` and `<case>.disagreement.<ext>`, for which `scores` hold the images as the networks get them.
     Raises DataError where the format cannot hold a map.
     """
-    maps = pooled_maps(pooled, pooling.temperature, wanted.probabilities, wanted.uncertainty)
+    labels = predictor.bundle.labels
+    targets, average, temperature, weights = predictor.combination
+    ensemble = ensemble_scores(predictor.sources(scores), labels, weights, targets, average)
+    chances, entropy = probability_maps(ensemble, temperature, probabilities, uncertainty)
     paths = []
-    if maps.probabilities is not None:
-        names = tuple(target.name for target in targets_of(labels, pooling.targets))
-        channels = ProbabilityChannels(
-            channels=names, targets=pooling.targets, temperature=pooling.temperature, labels=labels
-        )
+    if chances is not None:
+        names = tuple(target.name for target in targets_of(labels, targets))
+        channels = ProbabilityChannels(channels=names, targets=targets, temperature=temperature, labels=labels)
         channels.save(segmentation.parent / CHANNELS_FILE)
-        paths.append(write_probabilities(maps.probabilities, segmentation, geometry))
-    if maps.entropy is not None:
-        paths.append(write_map(maps.entropy, "entropy", segmentation, geometry))
+        paths.append(write_probabilities(chances, segmentation, geometry))
+    if entropy is not None:
+        paths.append(write_map(entropy, "entropy", segmentation, geometry))
+        paths.append(write_map(_disagreement(predictor, scores), "disagreement", segmentation, geometry))
     return paths
+
+
+def _disagreement(predictor: Predictor, scores: Mapping[str, NetworkScores]) -> np.ndarray:
+    """Mean over the configurations of `fold_disagreement`, (Z, Y, X) in the geometry of the image."""
+    maps = []
+    for name in predictor.names:
+        image, configuration = scores[name].image, predictor.configurations[name]
+        labels, device = predictor.bundle.labels, predictor.device
+        disagreement = fold_disagreement(predictor.models[name], image, configuration, labels, device)
+        maps.append(restore_map(disagreement, scores[name].properties))
+    return np.average(maps, axis=0, weights=predictor.combination.weights)
 
 
 def write_probabilities(values: np.ndarray, segmentation: Path, geometry: Geometry) -> Path:
@@ -97,65 +93,76 @@ def write_map(values: np.ndarray, name: str, segmentation: Path, geometry: Geome
     return path
 
 
-GATED, PRUNABLE = "attention", "nested"
+# ---- attention gates -------------------------------------------------------------------------------------------------
 
 
-class Scored(NamedTuple):
-    """What the networks of one configuration saw of a case, and what they say."""
-
-    image: np.ndarray
-    """(C, *S); with the segmentation of a previous stage where that was asked for"""
-    scores: np.ndarray
-    """(C, *S), a channel for each output"""
-    properties: CaseProperties
-
-
-def pruned(name: str, configuration: Configuration, poolings: int) -> Configuration:
-    """Predicted by the U-Net of this many poolings. Raises OptionError where there is none."""
-    network = configuration.network
-    if network.family != PRUNABLE:
-        raise OptionError(
-            f"--prune is for networks of the family {PRUNABLE}, and {name} is of the family {network.family}. Leave it "
-            "out"
-        )
-    network = network.model_copy(update={"options": {**network.options, "prune": poolings}})
-    if problems := FAMILIES[PRUNABLE].problems(network):
-        raise OptionError(f"--prune {poolings}: {name}: {'; '.join(problems)}")
-    return configuration.model_copy(update={"network": network})
-
-
-def require_gates(configurations: Mapping[str, Configuration]) -> None:
-    """Raises OptionError that names those whose networks have none."""
-    families = {name: each.network.family for name, each in configurations.items()}
+def require_gates(predictor: Predictor) -> None:
+    """Raises OptionError that names the configurations whose networks have none."""
+    families = {name: predictor.configurations[name].network.family for name in predictor.names}
     without = [f"{name} is of the family {family}" for name, family in families.items() if family != GATED]
     if without:
         raise OptionError(
-            f"--gate-maps is for networks of the family {GATED}, and {', '.join(without)}. Leave it out, or train "
-            f"with --family {GATED}"
+            f"--gate-maps is for networks of the family {GATED}, and {', '.join(without)}",
+            f"Leave it out, or train with --family {GATED}",
         )
 
 
 def write_gates(
-    configurations: Mapping[str, Configuration],
-    models: Mapping[str, Sequence[nn.Module]],
-    scored: Mapping[str, Scored],
-    device: str,
-    segmentation: Path,
-    geometry: Geometry,
+    predictor: Predictor, scores: Mapping[str, NetworkScores], segmentation: Path, geometry: Geometry
 ) -> list[Path]:
-    """`<case>.gate<stage>.<ext>` beside the segmentation, in the image's geometry, for each gated stage.
+    """`<case>.gate<stage>.<ext>` in the folder of the segmentation, in the image's geometry, for each gated stage.
 
-    Coefficients are averaged over tiles, views and folds; voxels outside the crop are 0. Where there are several
-    `configurations` the name comes before `gate`. Raises DataError where the format cannot hold a map.
+    Coefficients are averaged over tiles, views and folds; voxels outside the crop are 0. `scores` hold the images as
+    the networks get them. Where there are several configurations the name comes before `gate`. Raises DataError where
+    the format cannot hold a map.
     """
-    from ..inference.maps import predict_gate_maps, write_gate_maps
-
     case, ending = stem(segmentation), suffix(segmentation)
     paths = []
-    for name, configuration in configurations.items():
-        image, _, properties = scored[name]
-        maps = predict_gate_maps(models[name], image, configuration, device)
-        whole = {stage: export_map(found, properties) for stage, found in maps.items()}
-        prefix = case if len(configurations) == 1 else f"{case}.{name}"
+    for name in predictor.names:
+        image, _, properties = scores[name]
+        maps = predict_gate_maps(predictor.models[name], image, predictor.configurations[name], predictor.device)
+        whole = {stage: restore_map(coefficients, properties) for stage, coefficients in maps.items()}
+        prefix = case if len(predictor.names) == 1 else f"{case}.{name}"
         paths += write_gate_maps(whole, segmentation.parent / prefix, geometry, ending)
+    return paths
+
+
+def predict_gate_maps(
+    networks: Sequence[nn.Module], image: np.ndarray, configuration: Configuration, device: str | torch.device
+) -> dict[int, np.ndarray]:
+    """Coefficients in 0..1 of each gated stage, (*S) float32 on the grid of a prepared image (C, *S).
+
+    Networks, tiles and mirrored views, but those that exchange left and right classes, are averaged as in
+    `predict_scores`, with the same demands on `networks`. Stages count from the highest resolution; coarser maps are
+    repeated. Raises ModelError for networks without gates.
+    """
+    from ..inference.sliding_window import predict_scores
+    from ..nets.attention_modules import AttentionUNet, GateMaps
+
+    gated = [network for network in networks if isinstance(network, AttentionUNet)]
+    if len(gated) < len(networks):
+        family = configuration.network.family
+        raise ModelError(f"a network of the family {family} has no gates", f"Train one with --family {GATED}")
+    stages = gated_stages(configuration.network)
+    recorders = [GateMaps(network).train(network.training) for network in gated]
+    inference = configuration.inference
+    plain = tuple(axis for axis in inference.mirror_axes if axis != configuration.swap_axis)
+    inference = inference.model_copy(update={"mirror_axes": plain, "average": "logits"})  # coefficients as they are
+    configuration = configuration.model_copy(update={"inference": inference})
+    maps = predict_scores(recorders, image, configuration, len(stages), device)
+    return dict(zip(stages, maps, strict=True))
+
+
+def write_gate_maps(maps: Mapping[int, np.ndarray], prefix: Path, geometry: Geometry, suffix: str) -> list[Path]:
+    """`<prefix>.gate<stage><suffix>` for each map (Z, Y, X) in the shape of `geometry`.
+
+    Pictures get 0..255 for 0..1. Raises DataError where the format cannot hold a map.
+    """
+    paths = []
+    for stage, coefficients in maps.items():
+        path = prefix.with_name(f"{prefix.name}.gate{stage}{suffix}")
+        picture = suffix.lower().lstrip(".") in WITHOUT_FLOATS
+        values = np.rint(255 * coefficients.clip(0, 1)).astype(np.uint8) if picture else coefficients
+        write_image(path, values[None], geometry)
+        paths.append(path)
     return paths

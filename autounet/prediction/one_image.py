@@ -1,4 +1,4 @@
-"""One image as a program has it: an array with where it lies in space, or the files of one case."""
+"""One image as a program has it: an array with its geometry, or the files of one case."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..datasets.inputs import require_trained
 from ..imageio import stem
 from ..imageio.formats import VOLUME_KINDS
 from ..schema.bundle import ModelBundle
-from ..schema.dataset import Presence
+from ..schema.dataset import ChannelAvailability
 from ..schema.errors import DataError, OptionError
 from ..schema.geometry import IDENTITY, Geometry
 
@@ -25,7 +25,7 @@ class OneImage(NamedTuple):
     array: np.ndarray
     """(C, Z, Y, X) float32"""
     geometry: Geometry
-    present: Presence | None
+    present: ChannelAvailability | None
     """which of C it has; None: all"""
 
 
@@ -38,18 +38,20 @@ def from_files(files: Files, bundle: ModelBundle) -> OneImage:
 
 
 def _case(files: Files, bundle: ModelBundle) -> InputCase:
-    """A single file may stand for its case: other channels that lie beside it under its name are found."""
+    """A single file may stand for its case: other channels with its name are looked for in its folder."""
     if isinstance(files, str | Path):
-        found = find_inputs(Path(files), bundle)
-        if len(found) != 1:
-            raise DataError(f"{files} is {len(found)} cases. Give one image, or use predict_files for all of them")
-        return found[0]
+        cases = find_inputs(Path(files), bundle)
+        if len(cases) != 1:
+            raise DataError(
+                f"{files} is {len(cases)} cases, not one", "Give one image, or use predict_files for all of them"
+            )
+        return cases[0]
     given = [None if file is None else Path(file).expanduser().resolve() for file in files]
     paths = tuple(file for file in given if file is not None)
     if not paths:
-        raise DataError("no file was given. Give one for each of the model's channels")
+        raise DataError("no file was given", "Give one for each of the model's channels")
     if missing := [path for path in paths if not path.exists()]:
-        raise DataError(f"{missing[0]} does not exist. Check the path")
+        raise DataError(f"{missing[0]} does not exist", "Check the path")
     if len(paths) == len(given):
         return InputCase(stem(paths[0]), paths)
     _require_channels(bundle, len(given), "files")
@@ -75,18 +77,23 @@ def from_array(
     if array.ndim != 4 or array.shape[0] != channels:
         names = ", ".join(channel.name for channel in bundle.channels)
         raise DataError(
-            f"the array has shape {tuple(np.shape(image))}; the model needs ({channels}, Z, Y, X) for {names}"
+            f"the array has the shape {tuple(np.shape(image))}, and the model needs {channels} channels: {names}",
+            f"Give an array ({channels}, Z, Y, X)",
         )
     wrong = int(array.size - np.count_nonzero(np.isfinite(array)))
     if wrong or not array.size:
-        raise DataError(f"the array has {wrong or 'no'} voxels" + (" that are NaN or infinite" if wrong else ""))
+        what = f"{wrong} voxels that are NaN or infinite" if wrong else "no voxels"
+        raise DataError(f"the array has {what}", "Give finite intensities")
     z, y, x = array.shape[1:]
     if geometry is None:
         geometry = _geometry((z, y, x), bundle, spacing, direction)
     elif spacing is not None or direction is not None:
-        raise OptionError("geometry holds spacing and direction. Give it alone, or those two")
+        raise OptionError("geometry holds spacing and direction already", "Give geometry alone, or those two")
     elif geometry.shape != (z, y, x):
-        raise DataError(f"the array has shape {tuple(np.shape(image))}, and its geometry {geometry.shape} voxels")
+        raise DataError(
+            f"the array has the shape {tuple(np.shape(image))}, and its geometry {geometry.shape}",
+            "Give the geometry of this array",
+        )
     return OneImage(array, geometry, _presence(bundle, present))
 
 
@@ -102,11 +109,13 @@ def _geometry(
     steps = [float(step) for step in (spacing if spacing is not None else (1.0, 1.0, 1.0))]
     steps = [1.0, *steps] if len(steps) == 2 else steps
     if len(steps) != 3 or not all(np.isfinite(steps)) or min(steps) <= 0:
-        raise OptionError(f"spacing is {spacing}. Give three lengths in mm above 0, in the order z, y, x")
-    if len(flat) != 9 or not np.allclose(_gram(flat), np.eye(3), atol=1e-2):
+        raise OptionError(f"spacing is {spacing}", "Give three lengths in mm above 0, in the order z, y, x")
+    orthonormal = len(flat) == 9 and np.allclose(flat.reshape(3, 3).T @ flat.reshape(3, 3), np.eye(3), atol=1e-2)
+    if not orthonormal:
         raise OptionError(
-            f"direction is {direction}. Give a 3x3 matrix, row by row, whose columns are the directions of the axes x, "
-            "y and z: at right angles and of length 1"
+            f"direction is {direction}",
+            "Give a 3x3 matrix, row by row, whose columns are the directions of the axes x, y and z: at right angles "
+            "and of length 1",
         )
     a, b, c, d, e, f, g, h, i = (float(value) for value in flat)
     return Geometry(
@@ -118,12 +127,7 @@ def _geometry(
     )
 
 
-def _gram(flat: np.ndarray) -> np.ndarray:
-    matrix = flat.reshape(3, 3)
-    return matrix.T @ matrix
-
-
-def _presence(bundle: ModelBundle, present: Sequence[bool] | None) -> Presence | None:
+def _presence(bundle: ModelBundle, present: Sequence[bool] | None) -> ChannelAvailability | None:
     if present is None or all(present):
         return None
     _require_channels(bundle, len(present), "entries of present")
@@ -134,4 +138,4 @@ def _presence(bundle: ModelBundle, present: Sequence[bool] | None) -> Presence |
 def _require_channels(bundle: ModelBundle, count: int, what: str) -> None:
     if count != len(bundle.channels):
         names = ", ".join(channel.name for channel in bundle.channels)
-        raise DataError(f"{count} {what} for the channels {names}. Give one for each")
+        raise DataError(f"there are {count} {what} for the channels {names}", "Give one for each")

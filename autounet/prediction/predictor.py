@@ -1,28 +1,51 @@
-"""New images through a packed model: read, prepare, predict with every fold, export, write."""
+"""New images through a packed model: prepare, predict with every fold, decide. Folders and files are `folder`'s."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 
 from ..inference.decisions import decision_for
-from ..inference.export import append_one_hot, export, export_map, labels_by_file, labels_for_next_stage
-from ..inference.probabilities import PooledScores
+from ..inference.export import append_one_hot, export, labels_by_file, labels_for_next_stage
+from ..nets import FAMILIES
 from ..ops.components import apply_steps
 from ..preprocessing import Prepared, prepare_case
-from ..schema.dataset import Presence
+from ..schema.bundle import ModelBundle
+from ..schema.dataset import ChannelAvailability
 from ..schema.errors import ModelError, OptionError
 from ..schema.geometry import Geometry
+from ..schema.labels import TargetKind
 from ..schema.plan import Average, Configuration, prediction_swap, with_previous_stages
 from ..schema.prepared import CaseProperties
-from .maps import Pooling, Scored, Wanted, pooling_for, pruned, write_map, write_pooled
 from .one_image import Files, from_array, from_files
 
 HANDOVERS = {"grid": labels_for_next_stage, "file": labels_by_file}
 """by `InferenceSpec.handover`"""
+PRUNABLE = "nested"
+
+
+class NetworkScores(NamedTuple):
+    """What the networks of one configuration predict for a case."""
+
+    image: np.ndarray
+    """(C, *S); with the segmentation of a previous stage where that is kept"""
+    scores: np.ndarray
+    """(C, *S), a channel for each output"""
+    properties: CaseProperties
+
+
+class Combination(NamedTuple):
+    """How the configurations of a prediction are averaged, and the calibration temperature of the result."""
+
+    targets: TargetKind
+    average: Average
+    temperature: float
+    weights: tuple[float, ...] | None = None
+    """of the configurations; None: equal"""
 
 
 class Predictor:
@@ -31,9 +54,9 @@ class Predictor:
     `configuration` is one instead of those selected. `folds` and `prune`, the number of poolings of the shallower
     network of the family nested, are those of the selected: a previous stage of a cascade is always predicted with all
     folds that were packed, and whole. `average` is what views and folds, and configurations, are averaged as; None: as
-    the model was selected. `postprocess` removes the components that cross-validation says to remove; what was judged
-    on the selected configurations is not applied to another one. Raises ModelError, and OptionError for a `prune` that
-    the networks cannot have.
+    the model was selected. `postprocess` removes the components that cross-validation says to remove; steps that were
+    chosen for the selected configurations are not applied to another one. Raises ModelError, and OptionError for a
+    `prune` that the networks cannot have.
     """
 
     def __init__(
@@ -53,20 +76,19 @@ class Predictor:
 
         self.bundle, self.folder = load_bundle(Path(model))
         self.device = choose_device(device)
+        known = self.bundle.configurations
         self.names = (configuration,) if configuration else self.bundle.selection.chosen
-        unknown = set(self.names) - set(self.bundle.configurations)
-        if unknown:
+        if unknown := sorted(set(self.names) - set(known)):
             raise ModelError(
-                f"{model} has no configuration {', '.join(sorted(unknown))}; "
-                f"it has {', '.join(self.bundle.configurations)}"
+                f"{model} has no configuration {', '.join(unknown)}; it has {', '.join(known)}",
+                "Give one of these as --configuration",
             )
         self.configurations = {
-            name: _adjusted(self.bundle.configurations[name], mirror, overlap, average)
-            for name in with_previous_stages(self.names, self.bundle.configurations)
+            name: _adjusted(known[name], mirror, overlap, average) for name in with_previous_stages(self.names, known)
         }
         if prune is not None:
-            self.configurations |= {name: pruned(name, self.configurations[name], prune) for name in self.names}
-        self.pooling: Pooling = pooling_for(self.bundle, self.names, average)
+            self.configurations |= {name: _pruned(name, self.configurations[name], prune) for name in self.names}
+        self.combination = _combination(self.bundle, self.names, average)
         self.folds = None if folds is None else tuple(folds)
         self.steps = self.bundle.selection.postprocessing if postprocess and configuration is None else ()
         built = self.bundle.model_copy(update={"configurations": self.configurations})
@@ -75,77 +97,54 @@ class Predictor:
             for name in self.configurations
         }
         self._networks = Lock()
-        """one image at a time: a second one would take its memory besides and gain nothing"""
+        """one image at a time: a second one would need memory of its own and gain nothing"""
 
-    def prepare(self, image: np.ndarray, geometry: Geometry, present: Presence | None = None) -> list[Prepared]:
+    def prepare(
+        self, image: np.ndarray, geometry: Geometry, present: ChannelAvailability | None = None
+    ) -> list[Prepared]:
         """An image (C,Z,Y,X) for each of the configurations, previous stages included. `present`: what it has of C."""
         return [
             prepare_case("", "", image, None, geometry, configuration.preprocess, present)
             for configuration in self.configurations.values()
         ]
 
-    def segment(self, prepared: Sequence[Prepared]) -> np.ndarray:
-        """Label values (Z,Y,X) in the geometry of the image that `prepared` came from."""
-        return self.decided(self.scored(prepared))
+    def predict_scores(self, prepared: Sequence[Prepared], keep_input: bool = False) -> dict[str, NetworkScores]:
+        """By configuration, previous stages included. Raises OutOfMemory.
 
-    def scored(self, prepared: Sequence[Prepared], as_seen: bool = False) -> dict[str, Scored]:
-        """What the networks say, by configuration, previous stages included.
-
-        `as_seen` keeps the images with what previous stages add. Raises OutOfMemory.
+        `keep_input` keeps the images as the networks get them, with what previous stages add.
         """
-        with self._networks:
-            return self._run_networks(prepared, as_seen)
-
-    def _run_networks(self, prepared: Sequence[Prepared], as_seen: bool) -> dict[str, Scored]:
         from ..inference.sliding_window import predict_scores
 
         all_labels = self.bundle.labels
-        found: dict[str, Scored] = {}
-        for (name, configuration), case in zip(self.configurations.items(), prepared, strict=True):
-            image = case.image
-            if configuration.previous_stage is not None:
-                before = found[configuration.previous_stage]
-                decision = decision_for(all_labels, self.configurations[configuration.previous_stage].targets)
-                hand_over = HANDOVERS[configuration.inference.handover]
-                labels = hand_over(before.scores, before.properties, case.properties, decision)
-                image = append_one_hot(image, labels, all_labels.count)
-            outputs, swap = configuration.network.out_channels, prediction_swap(configuration, all_labels)
-            scores = predict_scores(self.models[name], image, configuration, outputs, self.device, swap=swap)
-            found[name] = Scored(image if as_seen else case.image, scores, case.properties)
-        return found
+        results: dict[str, NetworkScores] = {}
+        with self._networks:
+            for (name, configuration), case in zip(self.configurations.items(), prepared, strict=True):
+                image = case.image
+                if configuration.previous_stage is not None:
+                    before = results[configuration.previous_stage]
+                    decision = decision_for(all_labels, self.configurations[configuration.previous_stage].targets)
+                    hand_over = HANDOVERS[configuration.inference.handover]
+                    labels = hand_over(before.scores, before.properties, case.properties, decision)
+                    image = append_one_hot(image, labels, all_labels.count)
+                outputs, swap = configuration.network.out_channels, prediction_swap(configuration, all_labels)
+                scores = predict_scores(self.models[name], image, configuration, outputs, self.device, swap=swap)
+                results[name] = NetworkScores(image if keep_input else case.image, scores, case.properties)
+        return results
 
-    def decided(self, scored: Mapping[str, Scored]) -> np.ndarray:
+    def decide(self, scores: Mapping[str, NetworkScores]) -> np.ndarray:
         """Label values (Z, Y, X) in the geometry of the image."""
-        sources, pooling = self._sources(scored), self.pooling
-        values = export(sources, self.bundle.labels, pooling.weights, targets=pooling.targets, average=pooling.average)
+        sources = self.sources(scores)
+        targets, average, _, weights = self.combination
+        values = export(sources, self.bundle.labels, weights, targets, average)
         return apply_steps(values, sources[0][1].geometry.spacing, self.steps)
 
-    def _sources(self, scored: Mapping[str, Scored]) -> list[tuple[np.ndarray, CaseProperties]]:
-        return [(scored[name].scores, scored[name].properties) for name in self.names]
+    def sources(self, scores: Mapping[str, NetworkScores]) -> list[tuple[np.ndarray, CaseProperties]]:
+        """Of the configurations that are averaged."""
+        return [(scores[name].scores, scores[name].properties) for name in self.names]
 
-    def write_maps(
-        self, scored: Mapping[str, Scored], wanted: Wanted, segmentation: Path, geometry: Geometry
-    ) -> list[Path]:
-        """What `wanted` names, beside the segmentation; `scored` with the images as the networks saw them."""
-        from ..inference.maps import fold_disagreement
-
-        labels = self.bundle.labels
-        pooling = self.pooling
-        pooled = PooledScores(self._sources(scored), labels, pooling.weights, pooling.targets, pooling.average)
-        paths = write_pooled(pooled, pooling, labels, wanted, segmentation, geometry)
-        if not wanted.uncertainty:
-            return paths
-        found = [
-            export_map(
-                fold_disagreement(
-                    self.models[name], scored[name].image, self.configurations[name], labels, self.device
-                ),
-                scored[name].properties,
-            )
-            for name in self.names
-        ]
-        mean = np.average(found, axis=0, weights=pooling.weights)
-        return [*paths, write_map(mean, "disagreement", segmentation, geometry)]
+    def segment(self, prepared: Sequence[Prepared]) -> np.ndarray:
+        """Label values (Z,Y,X) in the geometry of the image that `prepared` came from."""
+        return self.decide(self.predict_scores(prepared))
 
     def predict(
         self,
@@ -161,16 +160,19 @@ class Predictor:
         `image` is an image file (DICOM series included), the files of one case in the order of the model's channels,
         or an array: (C, Z, Y, X), of one channel also (Z, Y, X) or (Y, X), as stored in a file. Of an array, `spacing`
         is (z, y, x) mm (1 unless given) and `direction` ITK's matrix (3x3, row by row; columns are the directions of
-        the index axes x, y, z in LPS); unless given, x runs to the left, y to the back and z up. `geometry` says both
-        at once, as `autounet.images.read_image` tells it. `present` says which channels an array has, of a model that
-        was trained on images that lack some. Several threads may predict with one predictor: its networks run for one
-        image at a time. Raises DataError for an image that does not fit, OptionError for a spacing or direction that
-        cannot be.
+        the index axes x, y, z in LPS); unless given, x runs to the left, y to the back and z up. `geometry` holds
+        both at once, as `autounet.imageio.read_image` returns it. `present` says which channels an array has, of a
+        model that was trained on images that lack some. Several threads may predict with one predictor: its networks
+        run for one image at a time. Raises DataError for an image that does not fit, OptionError for a spacing or
+        direction that cannot be.
         """
         if isinstance(image, np.ndarray):
             given = from_array(image, self.bundle, spacing, direction, geometry, present)
-        elif any(said is not None for said in (spacing, direction, geometry, present)):
-            raise OptionError("spacing, direction, geometry and present are of arrays; files tell their own")
+        elif any(value is not None for value in (spacing, direction, geometry, present)):
+            raise OptionError(
+                "spacing, direction, geometry and present belong to arrays, and a file was given",
+                "Leave them out: they are read from the file",
+            )
         else:
             given = from_files(image, self.bundle)
         return self.segment(self.prepare(given.array, given.geometry, given.present))
@@ -187,3 +189,28 @@ def _adjusted(
     if average is not None:
         inference = inference.model_copy(update={"average": average})
     return configuration.model_copy(update={"inference": inference})
+
+
+def _pruned(name: str, configuration: Configuration, poolings: int) -> Configuration:
+    """Predicted by the U-Net of this many poolings. Raises OptionError where there is none."""
+    network = configuration.network
+    if network.family != PRUNABLE:
+        raise OptionError(
+            f"--prune is for networks of the family {PRUNABLE}, and {name} is of the family {network.family}",
+            "Leave --prune out",
+        )
+    network = network.model_copy(update={"options": {**network.options, "prune": poolings}})
+    if problems := FAMILIES[PRUNABLE].problems(network):
+        raise OptionError(
+            f"--prune {poolings} does not fit {name}: {'; '.join(problems)}", "Give another number of poolings"
+        )
+    return configuration.model_copy(update={"network": network})
+
+
+def _combination(bundle: ModelBundle, names: Sequence[str], average: Average | None) -> Combination:
+    """Temperature and weights are those of what was selected: 1 and equal for another configuration or average."""
+    calibration = bundle.selection.calibration
+    as_selected = tuple(names) == bundle.selection.chosen and average is None
+    temperature = calibration.temperature if calibration and as_selected else 1.0
+    weights = (bundle.selection.weights or None) if as_selected else None
+    return Combination(bundle.configurations[names[0]].targets, average or "probabilities", temperature, weights)

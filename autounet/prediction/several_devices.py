@@ -1,4 +1,4 @@
-"""Prediction of one folder by several devices: a process for each, which share the cases by claims (`claims`)."""
+"""Prediction of one folder on several devices: a process for each, which share the cases (`work_queue`)."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from typing import NamedTuple
 
 from ..schema.errors import AutoUNetError, OutOfMemory
 from ..workers import available_cores
-from .folder import Outcome, Request, predict_folder
+from .folder import Outcome, OutputOptions, predict_folder
 from .predictor import Predictor
 
 log = logging.getLogger(__name__)
 
 END_SECONDS = 5.0
-"""that a process has to clean up when it is told to end"""
+"""that a process has to clean up when it is asked to end"""
 
 Load = Callable[[str], Predictor]
 """on a device; picklable"""
-Task = Callable[[Predictor], Outcome]
+PredictFolder = Callable[[Predictor], Outcome]
 
 
-class Failed(NamedTuple):
-    """The answer of a process that an exception ended."""
+class ProcessFailure(NamedTuple):
+    """The exception that ended a process."""
 
     error: Exception
     trace: str
 
 
 def predict_on(
-    devices: Sequence[str], load: Load, source: Path, out: Path, request: Request, overwrite: bool = False
+    devices: Sequence[str], load: Load, source: Path, out: Path, outputs: OutputOptions, overwrite: bool = False
 ) -> Outcome:
     """`predict_folder` on one device in this process, or on several in spawned ones; a device may be named twice.
 
     The first process that ends with an exception ends the others, and its exception is raised here, with the
     traceback in its notes where it is no AutoUNetError or OSError. Raises AutoUNetError when a process is killed.
     """
-    task = partial(predict_folder, source=source, out=out, request=request, overwrite=overwrite, run=uuid.uuid4().hex)
+    task = partial(predict_folder, source=source, out=out, outputs=outputs, overwrite=overwrite, run=uuid.uuid4().hex)
     if len(devices) == 1:
         outcome = task(_loaded(load, devices[0]))
         outcome.log_counts()
@@ -78,14 +78,14 @@ def predict_on(
 
 
 def _loaded(load: Load, device: str) -> Predictor:
-    from ..inference.loading import is_out_of_memory
+    from ..inference.out_of_memory import is_out_of_memory
 
     try:
         return load(device)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-    raise OutOfMemory(f"the networks do not fit into the memory of {device}. Give fewer --folds, or another --device")
+    raise OutOfMemory(f"the networks do not fit into the memory of {device}", "Give fewer --folds, or another --device")
 
 
 def _answers(waiting: dict[Connection, tuple[str, BaseProcess]]) -> list[Outcome]:
@@ -101,9 +101,10 @@ def _answers(waiting: dict[Connection, tuple[str, BaseProcess]]) -> list[Outcome
                 process.join(END_SECONDS)
                 raise AutoUNetError(
                     f"the process that predicted on {device} was killed (status {process.exitcode}), perhaps because "
-                    "memory ran out. The same command continues where it was"
+                    "memory ran out",
+                    "Give the same command again: it continues where it was",
                 ) from None
-            if isinstance(answer, Failed):
+            if isinstance(answer, ProcessFailure):
                 if not isinstance(answer.error, (AutoUNetError, OSError)):
                     answer.error.add_note(f"In the process that predicted on {device}:\n{answer.trace}")
                 raise answer.error
@@ -122,7 +123,9 @@ def _end(processes: Sequence[BaseProcess]) -> None:
             process.join()
 
 
-def _child(connection: Connection, load: Load, task: Task, device: str, threads: int | None, level: int) -> None:
+def _child(
+    connection: Connection, load: Load, task: PredictFolder, device: str, threads: int | None, level: int
+) -> None:
     logging.basicConfig(level=level, format=f"%(asctime)s {device}: %(message)s", datefmt="%H:%M:%S")
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -131,9 +134,9 @@ def _child(connection: Connection, load: Load, task: Task, device: str, threads:
 
         torch.set_num_threads(threads)
     try:
-        answer: Outcome | Failed = task(_loaded(load, device))
+        answer: Outcome | ProcessFailure = task(_loaded(load, device))
     except Exception as error:
-        answer = Failed(_picklable(error), traceback.format_exc())
+        answer = ProcessFailure(_picklable(error), traceback.format_exc())
     except KeyboardInterrupt:
         return
     connection.send(answer)

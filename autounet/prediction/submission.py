@@ -1,4 +1,4 @@
-"""From a folder of test images to a zip that a challenge takes: predicted, checked file by file, hashed."""
+"""From a folder of test images to the zip that a challenge asks for: predicted, checked file by file, hashed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import numpy as np
 from .. import __version__
 from ..datasets import InputCase, find_inputs
 from ..imageio import output_suffix, read_geometry, read_labels, stored_type, suffix, write_labels
+from ..inference.archive import EPOCH
 from ..schema.bundle import ModelBundle
 from ..schema.errors import DataError, OptionError
-from ..schema.geometry import Geometry
 from ..schema.labels import Labels
 from ..schema.record import Part, Record, replacing
-from .folder import Request, predict_folder
+from .folder import OutputOptions, predict_folder
 from .predictor import Predictor
 
 TASKS = (
@@ -34,11 +34,16 @@ TASKS = (
 FIELDS = frozenset({"case", "ext"})
 
 
+PATTERN_HELP = "A pattern is a path inside the zip with {case} and perhaps {ext}, the ending of the image's format"
+
+
 class Template(NamedTuple):
+    """Names of the files in the zip."""
+
     pattern: str
     """with {case} and, for the ending of the image's own format, {ext}"""
     text: str
-    """as it was asked for"""
+    """as it was given"""
 
 
 def template_for(text: str, source: Path, trained_on: str) -> Template:
@@ -51,7 +56,7 @@ def template_for(text: str, source: Path, trained_on: str) -> Template:
     """
     name, _, argument = text.partition(":")
     if "{" in text:
-        return Template(_checked_pattern(text), text)
+        return Template(_require_pattern(text), text)
     if name == "files" and not argument:
         return Template("{case}{ext}", text)
     if name == "decathlon":
@@ -59,40 +64,38 @@ def template_for(text: str, source: Path, trained_on: str) -> Template:
     if name == "grand-challenge":
         if argument and not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", argument):
             raise OptionError(
-                f"--template {text}: a slug is lower case words joined by '-'. Copy it from the interface"
+                f"--template {text} has no valid slug: a slug is lower case words joined by '-'",
+                "Copy the slug from the interface",
             )
         return Template(f"images/{argument}/{{case}}.mha" if argument else "{case}.mha", text)
     raise OptionError(
-        f"--template {text} is unknown. Give files, decathlon, grand-challenge, or a pattern such as "
-        "'{case}_segmentation.nii.gz'"
+        f"--template {text} is unknown",
+        "Give files, decathlon, grand-challenge, or a pattern such as '{case}_segmentation.nii.gz'",
     )
 
 
 def _task(argument: str, source: Path, trained_on: str) -> str:
     if argument:
         if argument not in TASKS:
-            raise OptionError(f"--template decathlon:{argument} is no task. The tasks are {', '.join(TASKS)}")
+            raise OptionError(f"--template decathlon:{argument} is no task", f"Give one of {', '.join(TASKS)}")
         return argument
     named = [part for part in (*reversed(Path(source).resolve().parts), trained_on) if part in TASKS]
     if not named:
         raise OptionError(
-            f"--template decathlon: neither the path {source} nor the model names the task. "
-            f"Give --template decathlon:TASK, with one of {', '.join(TASKS)}"
+            f"--template decathlon needs a task, and neither the path {source} nor the model names one",
+            f"Give --template decathlon:TASK, with one of {', '.join(TASKS)}",
         )
     return named[0]
 
 
-def _checked_pattern(pattern: str) -> str:
+def _require_pattern(pattern: str) -> str:
     try:
         fields = {field for _, field, form, _ in Formatter().parse(pattern) if field is not None or form}
     except ValueError as error:
-        raise OptionError(f"--template {pattern}: {error}") from None
+        raise OptionError(f"--template {pattern} is no pattern ({error})", PATTERN_HELP) from None
     path = Path(pattern)
     if "case" not in fields or fields - FIELDS or path.is_absolute() or ".." in path.parts:
-        raise OptionError(
-            f"--template {pattern}: a pattern is a path inside the zip with {{case}} and perhaps {{ext}}, the ending "
-            "of the image's format"
-        )
+        raise OptionError(f"--template {pattern} is no pattern", PATTERN_HELP)
     return pattern
 
 
@@ -104,12 +107,12 @@ def submitted_names(template: Template, cases: Sequence[InputCase]) -> dict[str,
     }
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
-        raise OptionError(f"--template {template.text} gives {twice[0]} to more than one case. Use {{case}}")
+        raise OptionError(f"--template {template.text} gives {twice[0]} to more than one case", "Use {case}")
     unknown = [name for name in names.values() if not suffix(name) or output_suffix(suffix(name)) != suffix(name)]
     if unknown:
         raise OptionError(
-            f"--template {template.text} gives {unknown[0]}, which is no format that segmentations are written in. "
-            "End it with {ext}, .nii.gz, .mha, .nrrd, .tif or .png"
+            f"--template {template.text} gives {unknown[0]}, which is no format that segmentations are written in",
+            "End it with {ext}, .nii.gz, .mha, .nrrd, .tif or .png",
         )
     return names
 
@@ -145,15 +148,9 @@ class Submission(Record):
 
 log = logging.getLogger(__name__)
 
-SAME_PLACE = 1e-3
-"""mm: formats round what they store, NIfTI to float32"""
-SAME_DIRECTION = 1e-4
-EPOCH = (1980, 1, 1, 0, 0, 0)
-"""time of every file in a zip: equal segmentations make an equal zip"""
-
 
 def submit(predictor: Predictor, source: Path, out: Path, template: str = "files") -> Submission:
-    """Predict `source` and write the zip `out`, and beside it its manifest.
+    """Predict `source` and write the zip `out` and its manifest.
 
     Each file is read again as it will be submitted: it has the geometry of its image, an integer type and declared
     label values alone. Raises OptionError for a template or a name that cannot be, DataError that names every case that
@@ -161,19 +158,19 @@ def submit(predictor: Predictor, source: Path, out: Path, template: str = "files
     """
     out = Path(out)
     if out.suffix.lower() != ".zip":
-        raise OptionError(f"--out {out}: a submission is a zip. Give a name that ends in .zip")
+        raise OptionError(f"--out {out} is no zip, and a submission is one", "Give a name that ends in .zip")
     cases = find_inputs(source, predictor.bundle)
     chosen = template_for(template, source, predictor.bundle.name)
     names = submitted_names(chosen, cases)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as work:
         predicted, named = Path(work, "predicted"), Path(work, "named")
-        problems = list(predict_folder(predictor, source, predicted, Request()).failures)
+        problems = list(predict_folder(predictor, source, predicted, OutputOptions()).failures)
         files = []
         for case in cases:
             try:
-                path = _named(case, predicted, named / names[case.identifier])
-                files.append(_checked_file(case, path, names[case.identifier], predictor.bundle.labels))
+                path = _rename(case, predicted, named / names[case.identifier])
+                files.append(_inspect(case, path, names[case.identifier], predictor.bundle.labels))
             except DataError as error:
                 problems.append(str(error))
         if problems:
@@ -185,11 +182,11 @@ def submit(predictor: Predictor, source: Path, out: Path, template: str = "files
     return submission
 
 
-def _named(case: InputCase, predicted: Path, path: Path) -> Path:
+def _rename(case: InputCase, predicted: Path, path: Path) -> Path:
     """The segmentation under its name in the zip; written again where that is another format."""
     own = predicted / f"{case.identifier}{output_suffix(suffix(case.images[0]))}"
     if not own.is_file():
-        raise DataError(f"case {case.identifier}: there is no segmentation. Look at the messages above")
+        raise DataError("there is no segmentation", "Look at the messages above", case.identifier)
     path.parent.mkdir(parents=True, exist_ok=True)
     if suffix(own) == suffix(path):
         own.replace(path)
@@ -199,22 +196,22 @@ def _named(case: InputCase, predicted: Path, path: Path) -> Path:
     return path
 
 
-def _checked_file(case: InputCase, path: Path, name: str, labels: Labels) -> SubmittedFile:
-    """Raises DataError that names the case, what is wrong and what to do."""
+def _inspect(case: InputCase, path: Path, name: str, labels: Labels) -> SubmittedFile:
+    """Read the file as it will be submitted, and describe it. Raises DataError for what a challenge would refuse."""
     values, geometry = read_labels(path)
     expected, kind = read_geometry(case.images[0]), stored_type(path)
-    if difference := geometry_difference(geometry, expected):
+    if difference := geometry.difference(expected):
         raise DataError(
-            f"case {case.identifier}: {name} differs from its image in {difference}. "
-            "Give a template whose format keeps it"
+            f"{name} differs from its image in {difference}", "Give a template whose format keeps it", case.identifier
         )
     if not np.issubdtype(kind, np.integer):
-        raise DataError(f"case {case.identifier}: {name} holds {kind}, not integers. Give another format")
-    found = tuple(int(value) for value in np.unique(values))
-    if unknown := sorted(set(found) - set(labels.values)):
+        raise DataError(f"{name} holds {kind}, not integers", "Give another format", case.identifier)
+    present = tuple(int(value) for value in np.unique(values))
+    if unknown := sorted(set(present) - set(labels.values)):
         raise DataError(
-            f"case {case.identifier}: {name} holds the value {unknown[0]}, which the model does not declare. "
-            "Pack the model again"
+            f"{name} holds the value {unknown[0]}, which the model does not declare",
+            "Pack the model again",
+            case.identifier,
         )
     content = path.read_bytes()
     return SubmittedFile(
@@ -223,19 +220,8 @@ def _checked_file(case: InputCase, path: Path, name: str, labels: Labels) -> Sub
         sha256=hashlib.sha256(content).hexdigest(),
         bytes=len(content),
         type=str(kind),
-        values=found,
+        values=present,
     )
-
-
-def geometry_difference(found: Geometry, expected: Geometry) -> str:
-    """What differs, with both values; empty where nothing does. The kind of file may differ."""
-    if found.shape != expected.shape:
-        return f"shape: {found.shape}, not {expected.shape}"
-    for name, tolerance in (("spacing", SAME_PLACE), ("origin", SAME_PLACE), ("direction", SAME_DIRECTION)):
-        own, wanted = getattr(found, name), getattr(expected, name)
-        if not np.allclose(own, wanted, rtol=0, atol=tolerance):
-            return f"{name}: {own}, not {wanted}"
-    return ""
 
 
 def _write_zip(out: Path, folder: Path, names: Mapping[str, str]) -> None:

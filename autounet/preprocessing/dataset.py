@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..datasets import load_case
-from ..schema.dataset import Dataset, presence
+from ..schema.dataset import Dataset, channel_availability
 from ..schema.plan import PreprocessSpec
 from ..store import write_prepared
 from ..workers import map_parallel
@@ -41,7 +41,7 @@ def prepare_cases(
 def _prepare_one(task: _PrepareTask) -> str:
     case = task.dataset.cases[0]
     loaded = load_case(task.dataset, case.identifier)
-    present = presence(case, len(task.dataset.channels))
+    present = channel_availability(case, len(task.dataset.channels))
     prepared = prepare_case(case.identifier, task.key, loaded.image, loaded.labels, loaded.geometry, task.spec, present)
     write_prepared(task.folder, *prepared)
     return case.identifier

@@ -1,4 +1,8 @@
-"""A case as read becomes a case as trained on: orient, transpose, crop, normalise, resample. `export` goes back."""
+"""A case as read becomes a case as trained on, and what was predicted goes back to the file's own voxels.
+
+Forward: orient, transpose, crop, normalise, resample. The inverse needs the case's `CaseProperties` alone, and
+interpolates, undoes the crop and turns the axes back; values that belong to classes go by `inference.export`.
+"""
 
 from __future__ import annotations
 
@@ -8,112 +12,31 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..ops.masks import crop, nonzero_box
 from ..ops.normalise import normalise
-from ..ops.orient import crop, network_axes, nonzero_box, orient, permute, unorient, unpermute
-from ..ops.resample import Taps, axis_orders, axis_taps, resample_image, resample_labels, resampled_shape, separate_axis
-from ..schema.dataset import Presence
+from ..ops.orient import network_axes, orient, permute, unorient, unpermute
+from ..ops.resample import (
+    Taps,
+    apply_taps,
+    axis_orders,
+    axis_taps,
+    resample_image,
+    resample_labels,
+    resampled_shape,
+    separate_axis,
+)
+from ..schema.dataset import ChannelAvailability
 from ..schema.geometry import Box3, Geometry, Spacing3
 from ..schema.plan import PreprocessSpec
 from ..schema.prepared import CaseProperties
-
-
-class View(NamedTuple):
-    """One source's scores in the target's axis order, and how the target's voxels are made of them.
-
-    The target is the crop in the file (stored axis order), or another prepared grid (its own axis order).
-    """
-
-    scores: np.ndarray
-    """(K, *S) view"""
-    taps: tuple[Taps, Taps, Taps]
-    """from the source's prepared grid to the target, per axis"""
-    box: Box3
-    """where the target lies in the file (stored axis order), or the whole prepared grid"""
-
-    @property
-    def same_grid(self) -> bool:
-        return all(
-            len(each.low) == size and not each.weight.any() and np.array_equal(each.low, np.arange(size))
-            for each, size in zip(self.taps, self.scores.shape[1:], strict=True)
-        )
-
-
-def target_spacing(spec: PreprocessSpec, spacing: Spacing3) -> Spacing3:
-    """The spacing of the prepared grid; `spacing` is the case's own, network axis order."""
-    first, second, third = spec.spacing
-    return (spacing[0] if first is None else first, second, third)
-
-
-def stored_view(scores: np.ndarray, properties: CaseProperties) -> View:
-    """To the file's own voxels. Raises ValueError when the scores are not on the case's prepared grid."""
-    _require_grid(scores, properties)
-    along = _taps_to(properties, properties.cropped_shape, properties.network_spacing)
-    return View(
-        unorient(scores, properties.axes, properties.flips),
-        _stored_taps(along, properties),
-        _stored_box(properties),
-    )
-
-
-def grid_view(scores: np.ndarray, source: CaseProperties, target: CaseProperties) -> View:
-    """From one prepared grid straight to another of the same case.
-
-    Raises ValueError when the scores are not on the source's grid, or the two are of different cases or crops.
-    """
-    _require_grid(scores, source)
-    if source.identifier != target.identifier or source.geometry != target.geometry:
-        raise ValueError(f"grids of different cases: {source.identifier} and {target.identifier}")
-    if _stored_box(source) != _stored_box(target):
-        raise ValueError(f"{source.identifier}: grids with different crops")
-    shape = permute(unpermute(target.shape, target.axes), source.axes)
-    spacing = permute(unpermute(prepared_spacing(target), target.axes), source.axes)
-    stored = _stored_taps(_taps_to(source, shape, spacing), source)
-    sizes = permute(unpermute(source.shape, source.axes), target.axes)
-    turned = zip(permute(stored, target.axes), sizes, target.flips, strict=True)
-    first, second, third = (each.flipped(size) if flip else each for each, size, flip in turned)
-    straight = unorient(scores, source.axes, source.flips)
-    box = ((0, target.shape[0]), (0, target.shape[1]), (0, target.shape[2]))
-    return View(orient(straight, target.axes, target.flips), (first, second, third), box)
-
-
-def prepared_spacing(properties: CaseProperties) -> Spacing3:
-    """Of a case's prepared grid, network axis order."""
-    return target_spacing(properties.spec, properties.network_spacing)
-
-
-def _require_grid(scores: np.ndarray, properties: CaseProperties) -> None:
-    if scores.shape[1:] != properties.shape:
-        raise ValueError(
-            f"{properties.identifier}: scores of shape {scores.shape} for a prepared case of {properties.shape}"
-        )
-
-
-def _taps_to(source: CaseProperties, shape: Sequence[int], spacing: Spacing3) -> tuple[Taps, Taps, Taps]:
-    """From the prepared grid to one of `shape` and `spacing`, all in the source's network axis order."""
-    rules = source.spec.resampling
-    # nnU-Net looks at the grid one comes from first: here the prepared one
-    axis = separate_axis(prepared_spacing(source), spacing, rules.separate_z_ratio)
-    return axis_taps(source.shape, shape, axis_orders(rules.score_order, axis, rules.z_order))
-
-
-def _stored_taps(along: Sequence[Taps], properties: CaseProperties) -> tuple[Taps, Taps, Taps]:
-    """Taps of a case's network axes for its stored axes."""
-    turned = zip(along, properties.shape, properties.flips, strict=True)
-    return unpermute([each.flipped(size) if flip else each for each, size, flip in turned], properties.axes)
-
-
-def _stored_box(properties: CaseProperties) -> Box3:
-    """The crop in the file's voxels, stored axis order."""
-    sides = zip(properties.box, properties.network_shape, properties.flips, strict=True)
-    box = [(whole - stop, whole - start) if flip else (start, stop) for (start, stop), whole, flip in sides]
-    return unpermute(box, properties.axes)
-
 
 MOST_LOCATIONS = 10_000
 """per class, as in nnU-Net"""
 
 
 class Prepared(NamedTuple):
+    """A case on the grid that networks see."""
+
     properties: CaseProperties
     image: np.ndarray
     """(C, *S) float32"""
@@ -130,7 +53,7 @@ def prepare_case(
     labels: np.ndarray | None,
     geometry: Geometry,
     spec: PreprocessSpec,
-    present: Presence | None = None,
+    present: ChannelAvailability | None = None,
 ) -> Prepared:
     """From (C, Z, Y, X) and dense labels (Z, Y, X) as stored to the prepared grid. The inputs are not changed.
 
@@ -139,17 +62,14 @@ def prepare_case(
     Raises ValueError when image, labels and geometry differ in shape, or the channels are not the plan's.
     """
     if image.shape[1:] != geometry.shape or (labels is not None and labels.shape != geometry.shape):
-        found = f"image {image.shape[1:]}" + ("" if labels is None else f" and labels {labels.shape}")
-        raise ValueError(f"{identifier}: {found} do not fit the geometry's shape {geometry.shape}")
+        shapes = f"image {image.shape[1:]}" + ("" if labels is None else f" and labels {labels.shape}")
+        raise ValueError(f"{identifier}: {shapes} do not fit the geometry's shape {geometry.shape}")
     axes, flips = network_axes(geometry.direction, geometry.dimension, spec.orientation, spec.transpose)
     spacing = permute(geometry.spacing, axes)
-    target = target_spacing(spec, spacing)
     image = orient(image, axes, flips)
     box = nonzero_box(image)
     inside = crop(image, box)
-    shape = resampled_shape(inside.shape[1:], spacing, target)
-    rules = spec.resampling
-    axis = separate_axis(spacing, target, rules.separate_z_ratio)
+    target = _grid_spacing(spec, spacing)
     properties = CaseProperties(
         identifier=identifier,
         key=key,
@@ -160,19 +80,28 @@ def prepare_case(
         network_shape=permute(geometry.shape, axes),
         network_spacing=spacing,
         box=box,
-        shape=shape,
+        shape=resampled_shape(inside.shape[1:], spacing, target),
         present=present,
     )
     normalised = normalise(inside, spec.normalisation)
     if present is not None:
         normalised[~np.array(present)] = 0
-    result = resample_image(normalised, shape, rules.image_order, axis, rules.z_order)
+    rules = spec.resampling
+    axis = separate_axis(spacing, target, rules.separate_z_ratio)
+    result = resample_image(normalised, properties.shape, rules.image_order, axis, rules.z_order)
     if labels is None:
         return Prepared(properties, result, None, {})
-    dense = crop(orient(labels, axes, flips), box)
-    dense = np.ascontiguousarray(dense, dtype=np.int8 if dense.max() <= 127 else np.int16)
-    dense = resample_labels(dense, shape, rules.label_order, axis, rules.z_order)
+    dense = prepare_labels(labels, properties)
     return Prepared(properties, result, dense, class_locations(dense, identifier))
+
+
+def prepare_labels(labels: np.ndarray, properties: CaseProperties) -> np.ndarray:
+    """Dense labels (Z, Y, X) as stored to (*S) of the case's prepared grid; int8, or int16 for classes beyond 127."""
+    dense = crop(orient(labels, properties.axes, properties.flips), properties.box)
+    dense = np.ascontiguousarray(dense, dtype=np.int8 if dense.max() <= 127 else np.int16)
+    rules = properties.spec.resampling
+    axis = separate_axis(properties.network_spacing, _prepared_spacing(properties), rules.separate_z_ratio)
+    return resample_labels(dense, properties.shape, rules.label_order, axis, rules.z_order)
 
 
 def class_locations(labels: np.ndarray, identifier: str, most: int = MOST_LOCATIONS) -> dict[int, np.ndarray]:
@@ -194,3 +123,113 @@ def class_locations(labels: np.ndarray, identifier: str, most: int = MOST_LOCATI
             indices = np.sort(generator.choice(indices, most, replace=False, shuffle=False))
         locations[label] = np.stack(np.unravel_index(indices, labels.shape), axis=1).astype(np.int32)
     return locations
+
+
+# ---- the inverse ------------------------------------------------------------------------------------------------
+
+
+class Interpolation(NamedTuple):
+    """Scores of one source in the target's axis order, and how the target's voxels are interpolated from them.
+
+    The target is the crop in the file (stored axis order), or another prepared grid (its own axis order).
+    """
+
+    scores: np.ndarray
+    """(K, *S) view"""
+    taps: tuple[Taps, Taps, Taps]
+    """from the source's prepared grid to the target, per axis"""
+    box: Box3
+    """where the target lies in the file (stored axis order), or the whole prepared grid"""
+
+    @property
+    def is_identity(self) -> bool:
+        return all(
+            len(each.low) == size and not each.weight.any() and np.array_equal(each.low, np.arange(size))
+            for each, size in zip(self.taps, self.scores.shape[1:], strict=True)
+        )
+
+
+def to_file(scores: np.ndarray, properties: CaseProperties) -> Interpolation:
+    """To the file's own voxels. Raises ValueError when the scores are not on the case's prepared grid."""
+    _require_grid(scores, properties)
+    along = _taps_to(properties, properties.cropped_shape, properties.network_spacing)
+    return Interpolation(
+        unorient(scores, properties.axes, properties.flips),
+        _stored_taps(along, properties),
+        _stored_box(properties),
+    )
+
+
+def to_grid(scores: np.ndarray, source: CaseProperties, target: CaseProperties) -> Interpolation:
+    """From one prepared grid straight to another of the same case.
+
+    Raises ValueError when the scores are not on the source's grid, or the two are of different cases or crops.
+    """
+    _require_grid(scores, source)
+    if source.identifier != target.identifier or source.geometry != target.geometry:
+        raise ValueError(f"grids of different cases: {source.identifier} and {target.identifier}")
+    if _stored_box(source) != _stored_box(target):
+        raise ValueError(f"{source.identifier}: grids with different crops")
+    shape = permute(unpermute(target.shape, target.axes), source.axes)
+    spacing = permute(unpermute(_prepared_spacing(target), target.axes), source.axes)
+    stored = _stored_taps(_taps_to(source, shape, spacing), source)
+    sizes = permute(unpermute(source.shape, source.axes), target.axes)
+    turned = zip(permute(stored, target.axes), sizes, target.flips, strict=True)
+    first, second, third = (each.flipped(size) if flip else each for each, size, flip in turned)
+    straight = unorient(scores, source.axes, source.flips)
+    box = ((0, target.shape[0]), (0, target.shape[1]), (0, target.shape[2]))
+    return Interpolation(orient(straight, target.axes, target.flips), (first, second, third), box)
+
+
+def restore_map(values: np.ndarray, properties: CaseProperties) -> np.ndarray:
+    """(Z, Y, X) float32 in the shape of the original file, from `values` (*S) on the case's prepared grid.
+
+    Interpolated as scores are, slice by slice; 0 outside the crop. Raises ValueError when the values are not on the
+    case's prepared grid.
+    """
+    scores, (along_z, along_y, along_x), box = to_file(values[None], properties)
+    result = np.zeros(properties.geometry.shape, np.float32)
+    inside = result[tuple(slice(start, stop) for start, stop in box)]
+    for z, plane in enumerate(inside):
+        below, above = (scores[0, end[z]].astype(np.float32, copy=False) for end in along_z[:2])
+        plane[...] = apply_taps(apply_taps(below + along_z.weight[z] * (above - below), 0, along_y), 1, along_x)
+    return result
+
+
+def _grid_spacing(spec: PreprocessSpec, spacing: Spacing3) -> Spacing3:
+    """The spacing of the prepared grid; `spacing` is the case's own, network axis order."""
+    first, second, third = spec.spacing
+    return (spacing[0] if first is None else first, second, third)
+
+
+def _prepared_spacing(properties: CaseProperties) -> Spacing3:
+    """Of a case's prepared grid, network axis order."""
+    return _grid_spacing(properties.spec, properties.network_spacing)
+
+
+def _require_grid(scores: np.ndarray, properties: CaseProperties) -> None:
+    if scores.shape[1:] != properties.shape:
+        raise ValueError(
+            f"{properties.identifier}: scores of shape {scores.shape} for a prepared case of {properties.shape}"
+        )
+
+
+def _taps_to(source: CaseProperties, shape: Sequence[int], spacing: Spacing3) -> tuple[Taps, Taps, Taps]:
+    """From the prepared grid to one of `shape` and `spacing`, all in the source's network axis order."""
+    rules = source.spec.resampling
+    # nnU-Net looks at the grid one comes from first: here the prepared one
+    axis = separate_axis(_prepared_spacing(source), spacing, rules.separate_z_ratio)
+    return axis_taps(source.shape, shape, axis_orders(rules.score_order, axis, rules.z_order))
+
+
+def _stored_taps(along: Sequence[Taps], properties: CaseProperties) -> tuple[Taps, Taps, Taps]:
+    """Taps of a case's network axes for its stored axes."""
+    turned = zip(along, properties.shape, properties.flips, strict=True)
+    return unpermute([each.flipped(size) if flip else each for each, size, flip in turned], properties.axes)
+
+
+def _stored_box(properties: CaseProperties) -> Box3:
+    """The crop in the file's voxels, stored axis order."""
+    sides = zip(properties.box, properties.network_shape, properties.flips, strict=True)
+    box = [(whole - stop, whole - start) if flip else (start, stop) for (start, stop), whole, flip in sides]
+    return unpermute(box, properties.axes)

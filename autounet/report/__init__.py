@@ -1,6 +1,4 @@
-"""One self-contained page about a run, for the person who has to trust its result."""
-
-from __future__ import annotations
+"""The report of a run: one self-contained page for the person who has to trust its result."""
 
 from .page import write_report
 

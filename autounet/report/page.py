@@ -1,8 +1,10 @@
-"""Assembles the page."""
+"""Assembles and writes report.html."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -13,27 +15,27 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 import autounet
 
-from ..ops.chart_style import Picture
+from ..figures import Picture
+from ..schema.quantities import format_size
 from ..schema.record import write_text
-from . import charts, facts, run_tables, tables
-from . import run_tables as selection
-from .facts import grouped
-from .overlays import NUMBERED
-from .pictured import Ranked, Shown, counted, pictured, rank, shown
+from . import data_section, results_section, selection_section, training_section
+from .comparison import published_table
+from .facts import run_command
+from .output_records import OutputRecords, read_output_records
+from .overlays import MAX_NUMBERED
 from .published import compare_published
-from .records import Gathered, gather
-from .run_charts import data_charts, memory_chart, training_curves
-from .volumes import Entropy
+from .shown_cases import ShownCase, best_median_worst, show_cases
+from .volumes import EntropyReader
 
-MOST_BYTES = 9_900_000
+MAX_BYTES = 9_900_000
 """of the page, which people send by mail"""
 
 
-def write_report(out: Path, entropy: Entropy | None = None) -> Path:
+def write_report(out: Path, entropy: EntropyReader | None = None) -> Path:
     """Write `out`/report.html from whatever records `out` holds and return its path.
 
-    The page is self-contained and below 10 MB. A missing or damaged part is left out with a sentence that says so.
-    `entropy` tells the uncertainty of out-of-fold cases.
+    The page needs no other file and is below 10 MB. Instead of a missing or damaged part it has a sentence.
+    `entropy` reads the uncertainty of out-of-fold cases.
     """
     out = Path(out)
     environment = Environment(
@@ -43,116 +45,126 @@ def write_report(out: Path, entropy: Entropy | None = None) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["asdict"] = asdict
     template = environment.get_template("page.html.j2")
-    content = _content(gather(out), entropy)
+    content = _content(read_output_records(out), entropy)
     text = template.render(content)
-    while len(text.encode()) > MOST_BYTES and _lighten(content):
+    while len(text.encode()) > MAX_BYTES and _drop_part(content):
         text = template.render(content)
     path = out / "report.html"
     write_text(path, text)
     return path
 
 
-def _lighten(content: dict[str, Any]) -> bool:
+def _drop_part(content: dict[str, Any]) -> bool:
     """Leave out one part of a page that is too large: cases of the viewer first, then pictures. False: none is left."""
     if content["viewer"]:
         content["viewer"] = content["viewer"][:-1]
         return True
-    drawn = [one for one in content["shown"] if one.pictures]
-    if drawn:
-        drawn[-1].pictures, drawn[-1].uncertainties, drawn[-1].rivalries = [], [], []
-        drawn[-1].problem = "the page would be larger than 10 MB"
-    return bool(drawn)
+    last = max((place for place, shown in enumerate(content["shown"]) if shown.overlays), default=None)
+    if last is None:
+        return False
+    content["shown"][last] = content["shown"][last].without_pictures("the page would be larger than 10 MB")
+    return True
 
 
-def _content(found: Gathered, entropy: Entropy | None) -> dict[str, Any]:
-    """Everything the template names."""
-    name = found.dataset.name if found.dataset else found.out.resolve().name
+def _content(records: OutputRecords, entropy: EntropyReader | None) -> dict[str, Any]:
+    """Everything that the template names."""
+    dataset, fingerprint, plan, selection = records.dataset, records.fingerprint, records.plan, records.selection
+    comparison = compare_published(dataset, fingerprint, records.metrics)
+    calibration = selection.calibration if selection else None
     return {
-        "name": name,
+        "name": dataset.name if dataset else records.out.resolve().name,
         "version": autounet.__version__,
         "written": datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
-        "problems": found.problems,
-        "found": found,
-        "facts": facts.data_facts(found),
-        "data_charts": data_charts(found.fingerprint, found.dataset) if found.fingerprint else [],
-        "labels": facts.labels_table(found),
-        "findings": grouped(found.findings),
-        "plan": run_tables.plan_table(found.plan.configurations, found.runs) if found.plan else None,
-        "trainings": _trainings(found),
-        "training_table": run_tables.training_table(found.runs) if found.runs else None,
-        "selection": selection.candidates_table(found.selection) if found.selection else None,
-        "postprocessing": selection.trials_table(found.selection) if found.selection else None,
-        "calibration": selection.calibration_text(found.selection) if found.selection else "",
-        "reliability": charts.reliability_diagram(found.selection.calibration if found.selection else None),
-        "published": (published := compare_published(found)),
-        "published_table": tables.published_table(published),
-        "commands": facts.commands(found),
-        "machine": facts.machine_facts(found),
-        "files": {case: quote(path.as_posix()) for case, path in found.prediction_files.items()},
-        **_results(found, entropy),
+        "records": records,
+        "facts": data_section.data_facts(records),
+        "data_charts": data_section.data_charts(fingerprint, dataset) if fingerprint else [],
+        "labels": data_section.labels_table(dataset, fingerprint) if dataset else None,
+        "findings": data_section.group_findings(records.findings),
+        "plan": training_section.plan_table(plan.configurations, records.runs) if plan else None,
+        "trainings": _trainings(records),
+        "training_table": training_section.training_table(records.runs) if records.runs else None,
+        "candidates": selection_section.candidates_table(selection) if selection else None,
+        "postprocessing": selection_section.postprocessing_table(selection) if selection else None,
+        "calibration": selection_section.calibration_text(calibration) if calibration else "",
+        "reliability": selection_section.reliability_diagram(calibration) if calibration else None,
+        "published": comparison,
+        "published_table": published_table(comparison),
+        "commands": _commands(records),
+        "machine": _machine_facts(records),
+        **_results(records, entropy),
     }
 
 
-def _trainings(found: Gathered) -> list[tuple[str, list[Picture]]]:
-    """The charts of each configuration, and its memory."""
-    groups = []
-    for name, runs in groupby(found.runs, key=lambda run: run.configuration_name):
-        own = list(runs)
-        memory = memory_chart(found.plan.configurations[name], own) if found.plan else None
-        groups.append((name, [*training_curves(own), *([memory] if memory else [])]))
-    return groups
+def _trainings(records: OutputRecords) -> list[tuple[str, list[Picture]]]:
+    """(configuration, its charts)."""
+    plan = records.plan.configurations if records.plan else {}
+    return [
+        (name, training_section.training_charts(plan.get(name), list(runs)))
+        for name, runs in groupby(records.runs, key=lambda run: run.configuration_name)
+    ]
 
 
-def _results(found: Gathered, entropy: Entropy | None) -> dict[str, Any]:
+def _results(records: OutputRecords, entropy: EntropyReader | None) -> dict[str, Any]:
     """Tables, charts and pictures of the selected out-of-fold result; all empty without metrics."""
-    labels = found.dataset.labels if found.dataset else None
+    metrics, labels = records.metrics, records.dataset.labels if records.dataset else None
     class_names = [label.name for label in labels.foreground] if labels else []
-    content: dict[str, Any] = {
-        "headline": [], "classes": None, "ranked": [], "cases": None, "distributions": [], "shown": [], "viewer": [],
-        "numbers": [], "class_names": class_names, "measured": False,
-    }  # fmt: skip
-    if found.metrics is None:
-        return content
-    names = counted(labels, found.metrics)
-    ranked = rank(found.metrics, names)
-    by_name = list(found.metrics.per_class)
-    pictures = pictured(found, ranked, names, entropy)
-    has_regions = labels is not None and labels.regions
+    files = {case: quote(path.as_posix()) for case, path in records.prediction_files.items()}
+    content: dict[str, Any] = {"class_names": class_names, "numbers": _numbered_classes(records), "files": files}
+    if metrics is None:
+        return content | {
+            "headline": [], "classes": None, "cases": None, "result_charts": [], "shown": [], "viewer": [],
+            "measured": False,
+        }  # fmt: skip
+    counted = results_section.counted_names(labels, metrics)
+    ranked = results_section.rank_cases(metrics, counted)
+    shown, viewer = show_cases(records, ranked, counted, entropy)
+    headline = counted if labels is not None and labels.regions else list(metrics.per_class)
     return content | {
-        "headline": [(name, found.metrics.per_class[name]) for name in (names if has_regions else by_name)],
-        "classes": tables.class_table(found.metrics, names),
-        "ranked": ranked,
-        "cases": tables.case_table(ranked, by_name, _links(found, pictures.cases)),
-        "distributions": _distributions(found, ranked, by_name),
-        "shown": list(pictures.cases),
-        "viewer": list(pictures.viewer),
-        "numbers": _numbers(found),
+        "headline": [(name, metrics.per_class[name]) for name in headline],
+        "classes": results_section.class_table(metrics, counted),
+        "cases": results_section.case_table(ranked, list(metrics.per_class), files | _anchors(shown)),
+        "result_charts": results_section.result_charts(metrics, ranked, best_median_worst(ranked)),
+        "shown": shown,
+        "viewer": viewer,
         "measured": any(entry.metrics.uncertainty is not None for entry in ranked),
     }
 
 
-def _distributions(found: Gathered, ranked: list[Ranked], names: list[str]) -> list[Picture]:
-    assert found.metrics is not None
-    if not ranked:
+def _anchors(shown: Sequence[ShownCase]) -> dict[str, str]:
+    """case -> address of its pictures on the page."""
+    return {one.case: f"#{one.anchor}" for one in shown if one.problem is None}
+
+
+def _numbered_classes(records: OutputRecords) -> list[str]:
+    """The classes in the order of the numbers that are written into the pictures of a volume."""
+    if not records.dataset or not records.fingerprint or records.fingerprint.dimension == 2:
         return []
-    drawn = [
-        charts.ranked_dice(ranked, shown(ranked)),
-        charts.dice_distribution(found.metrics, names),
-        charts.fold_distribution(ranked),
-    ]
-    return [picture for picture in drawn if picture is not None]
+    names = [label.name for label in records.dataset.labels.foreground]
+    return names if 1 < len(names) <= MAX_NUMBERED else []
 
 
-def _links(found: Gathered, cases: Sequence[Shown]) -> dict[str, str]:
-    """To a case's pictures on the page, else to its segmentation beside the page."""
-    files = {case: quote(path.as_posix()) for case, path in found.prediction_files.items()}
-    return files | {one.case: f"#{one.anchor}" for one in cases if one.problem is None}
+def _commands(records: OutputRecords) -> list[str]:
+    """Command lines that repeat the run and that predict with its model."""
+    root = records.dataset.root if records.dataset else "DATA"
+    commands = [run_command(root, str(records.out), records.options)] if records.options else []
+    model = records.out / "model"
+    return [*commands, *([f"autounet predict {model} NEW_IMAGES --out SEGMENTATIONS"] if model.exists() else [])]
 
 
-def _numbers(found: Gathered) -> list[str]:
-    """The classes in the order of the numbers written into the pictures of a volume."""
-    if not found.dataset or not found.fingerprint or found.fingerprint.dimension == 2:
-        return []
-    names = [label.name for label in found.dataset.labels.foreground]
-    return names if 1 < len(names) <= NUMBERED else []
+def _machine_facts(records: OutputRecords) -> list[tuple[str, str]]:
+    """Pairs of name and value: machine, versions, seeds, digests of the plan."""
+    facts: list[tuple[str, str]] = []
+    if device := records.device:
+        facts.append(("machine", f"{device.name} ({device.device}), {device.cores} cores"))
+        facts.append(("memory available for training", format_size(device.memory_bytes)))
+    if records.runs:
+        facts += sorted(records.runs[-1].versions.items())
+        facts.append(("seed", ", ".join(dict.fromkeys(str(run.options.seed) for run in records.runs))))
+    else:
+        facts += [("autounet", autounet.__version__), ("python", platform.python_version())]
+    if plan := records.plan:
+        facts.append(("digest of the fingerprint", plan.fingerprint))
+        facts += [(f"digest of {name}", item.digest()) for name, item in plan.configurations.items()]
+    return facts

@@ -1,6 +1,6 @@
-"""This run's cross-validation beside published results of the same data set.
+"""Comparison of a run with published results of the same data set.
 
-The table is `published.json` beside this file: each figure with its source, and how far it can be compared.
+They are in `published.json` in this folder: each figure with its source and how comparable it is.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from ..schema.metrics import (
     PublishedTable,
     Signature,
 )
-from .records import Gathered
-from .table import plain_list
+from .tables import plain_list
 
 SPACING_TOLERANCE = 0.01
 """relative: files hold spacings in float32 and rounded"""
@@ -39,13 +38,13 @@ SPACING_TOLERANCE = 0.01
 def recognise(
     dataset: Dataset, fingerprint: Fingerprint | None, known: Sequence[KnownDataSet]
 ) -> tuple[KnownDataSet | None, str]:
-    """The public data set that this is, by its name or else its fingerprint, and a sentence on how that was seen.
+    """The public data set that this is, and a sentence on how it was recognised or why not.
 
-    A name counts only where dimension, channels and classes are the public set's, a fingerprint only where cases and
-    image sizes are as well.
+    Its name decides where dimension, number of channels and number of classes agree, else its fingerprint where the
+    number of cases and the image sizes agree as well.
     """
     if fingerprint is None:
-        return None, "There is no fingerprint.json, so the data set is not known."
+        return None, "There is no fingerprint.json, so the data set cannot be recognised."
     own = signature_of(dataset, fingerprint)
     name = plain_name(dataset.name)
     named = [each for each in known if any(alias in name for alias in each.aliases)]
@@ -60,14 +59,14 @@ def recognise(
             )
     if named:
         return None, (
-            f"The name {dataset.name} is like that of {named[0].name}, but dimension, channels or classes differ: "
+            f"The name {dataset.name} resembles {named[0].name}, but dimension, channels or classes differ: "
             "no published results are known for it."
         )
     return None, f"No published results are known for the data set {dataset.name}."
 
 
 def signature_of(dataset: Dataset, fingerprint: Fingerprint) -> Signature:
-    """What would be in the table if this data set were."""
+    """The properties by which public data sets are recognised."""
     shapes, spacings = (
         tuple(median(values) for values in zip(*found, strict=True))
         for found in ([case.shape for case in fingerprint.cases], [case.spacing for case in fingerprint.cases])
@@ -87,7 +86,7 @@ def _same_kind(own: Signature, other: Signature) -> bool:
 
 
 def _same_images(own: Signature, other: Signature) -> bool:
-    """Sizes in any order of axes: the plan's orientation may have turned them."""
+    """Whether cases, sizes and spacings agree, in any order of axes, since the orientation may differ."""
     if other.median_shape is None or own.median_shape is None or not _same_kind(own, other):
         return False
     if own.cases != other.cases or sorted(own.median_shape) != sorted(other.median_shape):
@@ -103,52 +102,60 @@ def plain_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-TABLE = Path(__file__).with_name("published.json")
+PUBLISHED_FILE = Path(__file__).with_name("published.json")
 MEAN = "mean over classes"
 Verdict = Literal["ahead", "level", "behind", "not comparable"]
-SAID: dict[Verdict, str] = {"ahead": "ahead of", "level": "level with", "behind": "behind"}
+VERDICT_WORDS: dict[Verdict, str] = {"ahead": "ahead of", "level": "level with", "behind": "behind"}
 
 
 def compare_published(
-    found: Gathered, table: PublishedTable | None = None, test: Metrics | None = None
+    dataset: Dataset | None,
+    fingerprint: Fingerprint | None,
+    metrics: Metrics | None,
+    test: Metrics | None = None,
+    table: PublishedTable | None = None,
 ) -> PublishedComparison:
-    """What is published on the data set of an output folder, beside its metrics. `table`: the package's own.
+    """Published figures on a data set and this program's own. `table`: by default the one of the package.
 
-    `test` are the metrics of the data set's own test cases, as `autounet evaluate` gives them: figures that were
-    measured on such cases (comparability `similar`) are then compared with these.
+    `metrics` are from cross-validation. `test` are those of the data set's own test cases, as `autounet evaluate`
+    writes them: figures measured on such cases (comparability `similar`) are compared with these where they are given.
     """
-    table = table or PublishedTable.load(TABLE)
-    if found.dataset is None:
-        return PublishedComparison(data_set=None, recognised="There is no dataset.json, so the data set is not known.")
-    known, how = recognise(found.dataset, found.fingerprint, table.data_sets)
+    table = table or PublishedTable.load(PUBLISHED_FILE)
+    if dataset is None:
+        missing = "There is no dataset.json, so the data set cannot be recognised."
+        return PublishedComparison(data_set=None, recognised=missing)
+    known, how = recognise(dataset, fingerprint, table.data_sets)
     if known is None:
         return PublishedComparison(data_set=None, recognised=how)
     rows, sentences = [], []
     for results in known.results:
-        ours = _ours(results, known, found.metrics, test)
-        if ours is None:
+        if test is not None and results.comparability == "similar":
+            own = _OwnMetrics(test, results.test_cases, known.name, is_test=True)
+        elif metrics is not None:
+            own = _OwnMetrics(metrics, known.signature.cases, known.name, is_test=False)
+        else:
             sentences.append("There is no metrics.json, so there is nothing to compare yet.")
             continue
-        own = [_compared(figure, results, ours, found.dataset) for figure in results.figures]
-        rows += own
-        sentences += _sentences(own, results, ours)
+        compared = [_compare_figure(figure, results, own, dataset) for figure in results.figures]
+        rows += compared
+        sentences += _sentences(compared, results, own)
     return PublishedComparison(
         data_set=known.name, recognised=how, rows=tuple(rows), sentences=tuple(dict.fromkeys(sentences))
     )
 
 
 @dataclass(frozen=True)
-class _Ours:
-    """The metrics of this program that figures of one source are set beside."""
+class _OwnMetrics:
+    """The metrics of this program that the figures of one source are compared with."""
 
     metrics: Metrics
     cases: int | None
-    """that there should be; None: not told"""
+    """that the data set has; None: not known"""
     data_set: str
     is_test: bool
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         return self.cases is None or len(self.metrics.cases) == self.cases
 
     @property
@@ -156,48 +163,45 @@ class _Ours:
         return f"{len(self.metrics.cases)} {'test' if self.is_test else 'out-of-fold'} cases"
 
     def relation(self, results: PublishedResults) -> str:
-        """How the two figures relate, in a sentence."""
+        """How comparable the two figures are, in a sentence."""
         if not self.is_test:
             return results.comparable
         if results.test_cases:
-            return "Both are of the data set's test images."
-        return "Both are of test images; whether of the same ones is not known."
+            return "Both were measured on the data set's test images."
+        return "Both were measured on test images; whether on the same ones is not known."
 
     @property
-    def part(self) -> str:
-        """Why a part is not judged."""
-        told = "The test metrics are of" if self.is_test else "This run validated"
-        what = f"{self.data_set} has {self.cases}{' test cases' if self.is_test else ''}"
-        return f"{told} {len(self.metrics.cases)} cases and {what}"
+    def incomplete_text(self) -> str:
+        """Why metrics of only some cases are not judged."""
+        start = "The test metrics are of" if self.is_test else "This run validated"
+        return f"{start} {len(self.metrics.cases)} cases and {self.data_set} has {self.cases}" + (
+            " test cases" if self.is_test else ""
+        )
 
 
-def _ours(results: PublishedResults, known: KnownDataSet, folds: Metrics | None, test: Metrics | None) -> _Ours | None:
-    if test is not None and results.comparability == "similar":
-        return _Ours(test, results.test_cases, known.name, is_test=True)
-    return None if folds is None else _Ours(folds, known.signature.cases, known.name, is_test=False)
-
-
-def _compared(figure: PublishedFigure, results: PublishedResults, ours: _Ours, dataset: Dataset) -> ComparedFigure:
-    value, interval = _dice_of(figure.target, ours.metrics, dataset)
+def _compare_figure(
+    figure: PublishedFigure, results: PublishedResults, own: _OwnMetrics, dataset: Dataset
+) -> ComparedFigure:
+    value, interval = _dice_of(figure.target, own.metrics, dataset)
     if results.comparability == "other":
         value, interval = None, None
     return ComparedFigure(
         method=figure.method,
-        target=figure.target or _mean_of(dataset),
+        target=figure.target or _mean_name(dataset),
         published=figure.value,
         ours=value,
-        measured_on=ours.measured_on,
+        measured_on=own.measured_on,
         interval=interval,
-        verdict=_verdict(figure.value, interval) if ours.is_whole else "not comparable",
+        verdict=_verdict(figure.value, interval) if own.is_complete else "not comparable",
         protocol=results.protocol,
         metric=results.metric,
         source=results.source,
-        comparable=ours.relation(results),
+        comparable=own.relation(results),
     )
 
 
 def _dice_of(target: str | None, metrics: Metrics, dataset: Dataset) -> tuple[float | None, tuple[float, float] | None]:
-    """This run's Dice of a class, or the mean, with its interval; results without one get it from their cases."""
+    """Dice of a class, or the mean (target None), with its interval, computed where it was not stored."""
     if target is None:
         names = [each.name for each in counted_targets(dataset.labels)]
         value, stored = metrics.mean_dice, metrics.mean_dice_interval
@@ -217,45 +221,43 @@ def _dice(case: CaseMetrics, name: str) -> float:
     return float("nan") if entry is None or entry.dice is None else entry.dice
 
 
-def _mean_of(dataset: Dataset) -> str:
-    """What the mean Dice is called: the mean over one class is that class."""
+def _mean_name(dataset: Dataset) -> str:
+    """What the mean Dice is called: with a single class it is that class's."""
     names = [target.name for target in counted_targets(dataset.labels)]
     return names[0] if len(names) == 1 else MEAN
 
 
 def _verdict(published: float, interval: tuple[float, float] | None) -> Verdict:
-    """Level: the published value lies within this run's interval."""
+    """Level if the published value is within this run's interval."""
     if interval is None:
         return "not comparable"
     low, high = interval
     return "ahead" if low > published else "behind" if high < published else "level"
 
 
-def _sentences(rows: Sequence[ComparedFigure], results: PublishedResults, ours: _Ours) -> list[str]:
-    """One about each target of one source: where this run stands."""
+def _sentences(rows: Sequence[ComparedFigure], results: PublishedResults, own: _OwnMetrics) -> list[str]:
+    """One for each target of one source: where this run stands."""
     if results.comparability == "other":
         return [f"{results.metric} ({results.source}) cannot be compared: {results.comparable}"]
-    if not ours.is_whole:
-        return [f"{ours.part}: the figures of {results.source} are shown for orientation alone."]
-    said = []
+    if not own.is_complete:
+        return [f"{own.incomplete_text}: the figures of {results.source} are only shown for orientation."]
+    caveat = ""
+    if own.is_test and not results.test_cases:
+        caveat = own.relation(results)
+    elif not own.is_test and results.comparability != "same":
+        caveat = "They were not measured on the same images: see the source."
+    sentences = []
     for target in dict.fromkeys(row.target for row in rows):
-        own = [row for row in rows if row.target == target]
-        if own[0].ours is None or own[0].interval is None:
-            said.append(f"This run has no Dice with an interval for {target}.")
+        same = [row for row in rows if row.target == target]
+        if same[0].ours is None or same[0].interval is None:
+            sentences.append(f"This run has no Dice with an interval for {target}.")
             continue
         groups = []
-        for verdict, words in SAID.items():
-            if those := [f"{row.method} ({row.published:.4f})" for row in own if row.verdict == verdict]:
-                groups.append(f"{words} {plain_list(those)}")
-        low, high = own[0].interval
-        of = f"{target}, {ours.measured_on}" if ours.is_test else target
-        stands = f"Dice, {of}: {own[0].ours:.4f} (95 % interval {low:.4f} to {high:.4f}) is {'; '.join(groups)}."
-        said.append(" ".join(filter(None, [stands, _difference(results, ours)])))
-    return said
-
-
-def _difference(results: PublishedResults, ours: _Ours) -> str:
-    """What still lies between two figures that are set beside each other."""
-    if ours.is_test:
-        return "" if results.test_cases else ours.relation(results)
-    return "" if results.comparability == "same" else "They were not measured on the same images: see the source."
+        for verdict, words in VERDICT_WORDS.items():
+            if methods := [f"{row.method} ({row.published:.4f})" for row in same if row.verdict == verdict]:
+                groups.append(f"{words} {plain_list(methods)}")
+        low, high = same[0].interval
+        where = f"{target}, {own.measured_on}" if own.is_test else target
+        text = f"Dice, {where}: {same[0].ours:.4f} (95 % interval {low:.4f} to {high:.4f}) is {'; '.join(groups)}."
+        sentences.append(" ".join(filter(None, [text, caveat])))
+    return sentences

@@ -4,7 +4,7 @@
   const box = document.getElementById("viewer-box");
   if (!box) return;
   const cases = JSON.parse(document.getElementById("viewer-data").textContent);
-  const TRUTH = [86, 180, 233], PREDICTION = [230, 159, 0], UNSURE = [255, 234, 70];
+  const REFERENCE = [86, 180, 233], PREDICTION = [230, 159, 0], UNSURE = [255, 234, 70];
   const control = (name) => box.querySelector(`[data-control="${name}"]`);
   const figures = [...box.querySelectorAll("[data-plane]")];
   const canvases = figures.map((figure) => figure.querySelector("canvas"));
@@ -48,8 +48,8 @@
     const found = cases[index];
     if (!found.volume) {
       const uncertainty = found.uncertainty ? unpack(found.uncertainty) : null;
-      [found.volume, found.labels, found.guess, found.unsure] = await Promise.all(
-        [readImage(found), unpack(found.truth), unpack(found.prediction), uncertainty]);
+      [found.volume, found.labels, found.predicted, found.unsure] = await Promise.all(
+        [readImage(found), unpack(found.reference), unpack(found.prediction), uncertainty]);
     }
     shown = found;
     position = [...found.start];
@@ -88,7 +88,7 @@
     return flat;
   };
 
-  const paint = (plane, truth, guess) => {
+  const paint = (plane, reference, prediction) => {
     const { rows, columns, voxel } = plane, pixels = new ImageData(columns, rows), data = pixels.data;
     const share = control("opacity").value / 100, unsure = control("uncertainty").checked ? shown.unsure : null;
     const mix = (place, colour, part) => {
@@ -100,9 +100,9 @@
         for (let k = 0; k < 3; k++) data[place + k] = shown.colour ? shown.volume[3 * from + k] : shown.volume[from];
         data[place + 3] = 255;
         if (unsure) mix(place, UNSURE, (0.85 * unsure[from]) / 255);
-        const inTruth = truth && truth[i], inGuess = guess && guess[i];
-        if (inTruth) mix(place, TRUTH, share);
-        if (inGuess) mix(place, PREDICTION, inTruth ? share / 2 : share);
+        const inReference = reference && reference[i], inPrediction = prediction && prediction[i];
+        if (inReference) mix(place, REFERENCE, share);
+        if (inPrediction) mix(place, PREDICTION, inReference ? share / 2 : share);
       }
     return pixels;
   };
@@ -169,16 +169,16 @@
     canvas.height = Math.max(1, Math.round(ratio >= 1 ? room / ratio : room));
     canvas.style.width = `${canvas.width / scale}px`;
     const wanted = Number(control("class").value);
-    const truth = control("truth").checked ? cut(shown.labels, plane, wanted) : null;
-    const guess = control("prediction").checked ? cut(shown.guess, plane, wanted) : null;
+    const reference = control("reference").checked ? cut(shown.labels, plane, wanted) : null;
+    const prediction = control("prediction").checked ? cut(shown.predicted, plane, wanted) : null;
     scratch.width = plane.columns;
     scratch.height = plane.rows;
-    scratch.getContext("2d").putImageData(paint(plane, truth, guess), 0, 0);
+    scratch.getContext("2d").putImageData(paint(plane, reference, prediction), 0, 0);
     const context = canvas.getContext("2d");
     context.drawImage(scratch, 0, 0, canvas.width, canvas.height);
     const wide = canvas.width / plane.columns, tall = canvas.height / plane.rows;
-    if (truth) outline(context, truth, plane, wide, tall, TRUTH, [], 2 * scale);
-    if (guess) outline(context, guess, plane, wide, tall, PREDICTION, [5 * scale, 4 * scale], 1.6 * scale);
+    if (reference) outline(context, reference, plane, wide, tall, REFERENCE, [], 2 * scale);
+    if (prediction) outline(context, prediction, plane, wide, tall, PREDICTION, [5 * scale, 4 * scale], 1.6 * scale);
     if (shown.planes.length > 1) marks(context, axis, canvas.width, canvas.height, scale);
     sliders[axis].value = position[axis];
     canvas.dataset.slice = position[axis];
@@ -255,7 +255,7 @@
     console.error(error);
   });
   control("case").addEventListener("change", (event) => open(Number(event.target.value)));
-  for (const name of ["truth", "prediction", "uncertainty", "opacity", "class"])
+  for (const name of ["reference", "prediction", "uncertainty", "opacity", "class"])
     control(name).addEventListener("input", drawAll);
   box.hidden = false;
   new ResizeObserver(drawAll).observe(box); /* also draws once it is laid out */

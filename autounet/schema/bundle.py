@@ -15,7 +15,7 @@ NO_LICENCE = "not stated"
 
 
 class ChannelSummary(Part):
-    """Of one channel; intensities are those of the foreground of all cases, None where there is none."""
+    """One channel; intensities are those of the foreground of all cases, None where there is none."""
 
     name: str
     kind: str
@@ -25,7 +25,7 @@ class ChannelSummary(Part):
 
 
 class ClassSummary(Part):
-    """Of one class, over the cases of the data set."""
+    """One class, over the cases of the data set."""
 
     name: str
     cases: int
@@ -64,7 +64,7 @@ class Score(Part):
 
 
 class ScoreSummary(Part):
-    """Of the selected out-of-fold result."""
+    """Cross-validation: the selected out-of-fold result."""
 
     cases: int
     unit: str
@@ -75,7 +75,7 @@ class ScoreSummary(Part):
 
 
 class TrainingSummary(Part):
-    """Of the folds of one configuration."""
+    """Training of the folds of one configuration."""
 
     configuration: str
     folds: tuple[int | None, ...]
@@ -92,16 +92,18 @@ class TrainingSummary(Part):
 
 
 class ModelCard(Part):
-    """What is not known, as of an imported model, is None or empty."""
+    """Facts about a model for those who use it; what is not known, as of an imported model, is None or empty."""
 
     licence: str = NO_LICENCE
-    """of the weights, in the words of who gave them away"""
+    """of the weights, as stated by whoever distributes them"""
     data: DataSummary | None = None
     scores: ScoreSummary | None = None
     trainings: tuple[TrainingSummary, ...] = ()
 
 
 class BundleMember(Part):
+    """The weights of one network."""
+
     configuration: str
     fold: int | None
     path: str
@@ -130,9 +132,8 @@ class ModelBundle(Record):
     mean_dice: float | None
     versions: dict[str, str]
     details: dict[str, JsonValue] = {}
-    card: ModelCard | None = None
-    """None: packed before models had cards"""
+    card: ModelCard = ModelCard()
     card_checksum: str | None = None
-    """blake2b-128 of `model_card.md`, hex; None: there is none"""
+    """blake2b-128 of `model_card.md`, hex; None until the bundle is sealed (`inference.archive.sealed`)"""
     checksum: str | None = None
-    """digest of this record without this field, so that a changed bundle.json is noticed"""
+    """digest of this record without this field, so that a changed bundle.json is noticed; None until it is sealed"""

@@ -134,7 +134,7 @@ class ChannelFacts(Part):
     """99th percentile"""
 
 
-class Components(Part):
+class ComponentFacts(Part):
     """The connected components (26 neighbours) of one label value in one case."""
 
     count: int
@@ -174,7 +174,7 @@ class CaseFacts(Record):
     """half-open (start, stop) per axis (z, y, x) of the box around voxels that are non-zero in any channel"""
     value_counts: dict[int, int]
     """voxels per label value as in the file"""
-    components: dict[int, Components] = {}
+    components: dict[int, ComponentFacts] = {}
     """per label value but 0 and the ignore value; empty for scribbles, of which components tell nothing"""
     pairs: tuple[PairFacts, ...] = ()
     """of each left/right pair of the data set, where the label could be read"""
@@ -249,25 +249,25 @@ def is_certain(members: Sequence[int], annotated: Sequence[bool]) -> bool:
     return all(known or (index in members) == inside for index, known in enumerate(annotated))
 
 
-Presence = tuple[bool, ...]
+ChannelAvailability = tuple[bool, ...]
 """(C) whether a case has each channel"""
 
 
-def presence(case: Case, channels: int) -> Presence | None:
+def channel_availability(case: Case, channels: int) -> ChannelAvailability | None:
     """None where the case has all of them."""
     if case.present is None or len(case.present) == channels:
         return None
     return tuple(index in case.present for index in range(channels))
 
 
-def partly_present(dataset: Dataset) -> dict[str, Presence]:
-    """`presence` of the cases that lack a channel; empty in most data sets."""
-    found = {case.identifier: presence(case, len(dataset.channels)) for case in dataset.cases}
+def partial_availability(dataset: Dataset) -> dict[str, ChannelAvailability]:
+    """`channel_availability` of the cases that lack a channel; empty in most data sets."""
+    found = {case.identifier: channel_availability(case, len(dataset.channels)) for case in dataset.cases}
     return {name: present for name, present in found.items() if present is not None}
 
 
-def combinations(dataset: Dataset) -> tuple[Presence, ...]:
+def channel_combinations(dataset: Dataset) -> tuple[ChannelAvailability, ...]:
     """The combinations of channels that occur, sorted; empty where every case has all channels."""
-    lacking = partly_present(dataset)
+    lacking = partial_availability(dataset)
     whole = [(True,) * len(dataset.channels)] if len(lacking) < len(dataset.cases) else []
     return tuple(sorted({*lacking.values(), *whole})) if lacking else ()

@@ -15,6 +15,9 @@ Positive = Annotated[float, Field(gt=0)]
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
+TOLERANCES = {"spacing": 1e-3, "origin": 1e-3, "direction": 1e-4}
+"""mm, and for directions of length 1; NIfTI rounds to float32"""
+
 
 class Geometry(Part):
     """The geometry of one image file, as stored.
@@ -35,3 +38,16 @@ class Geometry(Part):
     """file kind: nifti, nrrd, mha, dicom, png, tiff, gif, jpeg, bmp or array"""
     dimension: int = Field(default=3, ge=2, le=3)
     """2 for photographs and single-slice formats, 3 for volumes"""
+
+    def difference(self, expected: Geometry) -> str:
+        """The first of shape, spacing, origin and direction that differs, with both values; empty where none does.
+
+        The kind of file may differ, and formats round what they store.
+        """
+        if self.shape != expected.shape:
+            return f"shape: {self.shape}, not {expected.shape}"
+        for name, tolerance in TOLERANCES.items():
+            own, other = getattr(self, name), getattr(expected, name)
+            if not all(abs(a - b) <= tolerance for a, b in zip(own, other, strict=True)):
+                return f"{name}: {own}, not {other}"
+        return ""

@@ -54,20 +54,21 @@ class Record(Part):
         write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read and validate. Raises RecordError naming the file and every wrong field."""
+    def load(cls, path: Path, label: str | None = None) -> Self:
+        """Read and validate. Raises RecordError naming the file, as `label` where given, and every wrong field."""
+        name = label or path
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise RecordError(f"{path} does not exist") from None
+            raise RecordError(f"{name} does not exist") from None
         except (OSError, ValueError) as error:
-            raise RecordError(f"{path} is not readable JSON: {error}") from None
+            raise RecordError(f"{name} is not readable JSON: {error}") from None
         if not isinstance(content, dict):
-            raise RecordError(f"{path} holds {type(content).__name__}, not an object")
+            raise RecordError(f"{name} holds {type(content).__name__}, not an object")
         version = content.pop("format_version", None)
         if version != cls.FORMAT_VERSION:
             raise RecordError(
-                f"{path} has format_version {version}; this version of autounet reads {cls.FORMAT_VERSION}"
+                f"{name} has format_version {version}; this version of autounet reads {cls.FORMAT_VERSION}"
             )
         try:
             return cls.model_validate(content)
@@ -77,7 +78,7 @@ class Record(Part):
                 f"{problem['msg'].removeprefix('Value error, ')}"
                 for problem in error.errors()
             )
-            raise RecordError(f"{path} is not a valid {cls.__name__}: {problems}") from None
+            raise RecordError(f"{name} is not a valid {cls.__name__}: {problems}") from None
 
 
 def digest(value: Any) -> str:

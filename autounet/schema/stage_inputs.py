@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from .dataset import Presence
+from .dataset import ChannelAvailability
 from .labels import Labels, TargetKind
 from .options import TrainOptions
 from .plan import InferenceSpec, NetworkSpec, PreprocessSpec, TrainedConfiguration
@@ -35,7 +35,7 @@ class PreparedCaseInputs(StageInputs):
     values: tuple[int, ...]
     """of the classes, in dense order"""
     ignore: int | None
-    present: Presence | None = None
+    present: ChannelAvailability | None = None
     """which channels the case has; None: all"""
 
 
@@ -54,7 +54,7 @@ class TrainingCase(Part):
     """key of the prepared case"""
     annotated: tuple[bool, ...] | None = None
     """(K) which dense classes were annotated; None: all"""
-    present: Presence | None = None
+    present: ChannelAvailability | None = None
     """(C) which channels it has; None: all"""
     previous: str | None = None
     """key of what the previous stage of a cascade says of the case"""
@@ -83,7 +83,7 @@ class TrainingInputs(StageInputs):
     cases: tuple[TrainingCase, ...]
     class_voxels: tuple[int, ...] = ()
     """of the whole data set, per dense class, for losses that balance classes; empty for all others"""
-    channel_combinations: tuple[Presence, ...] = ()
+    channel_combinations: tuple[ChannelAvailability, ...] = ()
     """of channels, that occur in the whole data set; empty where every case has all channels"""
     steps: int | None
     """at most; None: until the time is used up"""

@@ -68,6 +68,10 @@ class CrossvalFolder:
     def metrics(self, fold: int) -> Path:
         return self.path / f"fold_{fold}.json"
 
+    def fold_metrics(self) -> list[Path]:
+        """Those that are there, sorted by name."""
+        return sorted(path for path in self.path.glob("fold_*.json") if not path.stem.endswith(".done"))
+
     def done(self, fold: int) -> Path:
         return self.path / f"fold_{fold}.done.json"
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..ops.mirror import mirrored_indices
+from ..ops.tiles import mirrored_indices
 from ..schema.prepared import CaseProperties
 from ..store import open_prepared, open_stage_labels, read_properties
 

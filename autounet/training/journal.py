@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..ops.chart_style import DASHES, GRID, INK, MUTED, RC, SERIES
+from ..figures import DASHES, GRID, INK, MUTED, SERIES, STYLE
 from ..schema.quantities import format_seconds, format_size, format_time
 from ..schema.record import replacing, write_text
 from ..schema.run import EpochLog, read_log
@@ -80,7 +80,7 @@ def draw_progress(curve: Sequence[EpochLog], path: Path, title: str = "") -> Non
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    with rc_context(RC | {"axes.titlesize": 10}):
+    with rc_context(STYLE | {"axes.titlesize": 10}):
         figure = Figure(figsize=SIZE, layout="constrained")
         (loss, dice), (rate, speed) = figure.subplots(2, 2, sharex=True)
         for axes in (loss, dice, rate, speed):

@@ -17,7 +17,7 @@ from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 from torch import Tensor
 
 from ..losses import Batch
-from ..schema.dataset import Presence
+from ..schema.dataset import ChannelAvailability
 from .augment import Augmentation
 from .cases import CaseStore, TrainCase, corner_limits, middle, read_patch
 
@@ -29,13 +29,13 @@ P_DROPOUT = 0.5
 class ChannelDropout:
     """Which channels a sample shows. Inactive where every case has all channels."""
 
-    combinations: tuple[Presence, ...] = ()
+    combinations: tuple[ChannelAvailability, ...] = ()
     """those that occur, of the whole data set"""
-    present: Mapping[str, Presence] = field(default_factory=dict)
+    present: Mapping[str, ChannelAvailability] = field(default_factory=dict)
     """of the cases that lack channels"""
     probability: float = P_DROPOUT
 
-    def draw(self, generator: np.random.Generator, case: str, channels: int) -> Presence | None:
+    def draw(self, generator: np.random.Generator, case: str, channels: int) -> ChannelAvailability | None:
         """The channels that a sample of a case shows: its own, or a smaller combination; None for all of them.
 
         Nothing is drawn where there is nothing to choose, so that samples of other data sets stay what they were.
@@ -49,7 +49,7 @@ class ChannelDropout:
         return None if all(own) else own
 
 
-def drop_channels(image: Tensor, shown: Presence | None) -> Tensor:
+def drop_channels(image: Tensor, shown: ChannelAvailability | None) -> Tensor:
     """Image (C + previous stage's channels, *P) with 0 in the channels that are not shown, as prepared cases have it.
 
     After intensity transforms, which would put noise into absent channels.

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ..datasets import complete_labels, make_splits, scan
-from ..datasets.repair.dataset import fix
-from ..datasets.stamps import FileHashes
-from ..fingerprint import build_fingerprint, check, examine
+from ..datasets import complete_labels, examine, make_splits, scan
+from ..datasets.checks.set_checks import check
+from ..datasets.file_hashes import FileHashes
+from ..datasets.repair.dataset_repair import fix
+from ..fingerprint import build_fingerprint
 from ..progress import progress
 from ..schema.dataset import CaseFacts, Dataset, Finding, Severity, Splits
 from ..schema.errors import DataError, OptionError, RecordError
@@ -76,7 +77,7 @@ def _counted(number: int, what: str) -> str:
 log = logging.getLogger(__name__)
 
 
-class ScannedData(NamedTuple):
+class DataRecords(NamedTuple):
     """What is known of the data."""
 
     dataset: Dataset
@@ -87,7 +88,7 @@ class ScannedData(NamedTuple):
 
 def read_data(
     data: Path, folder: RunFolder, options: RunOptions, orientation: Literal["canonical", "as_stored"], workers: int
-) -> ScannedData:
+) -> DataRecords:
     """Scan, read every case once, check, split; each record is saved in `folder`. Raises DataError with every finding.
 
     Facts of cases whose files have not changed are taken from its `facts`, hashes of files that have not been touched
@@ -109,7 +110,7 @@ def read_data(
     dataset.save(folder.dataset)
     splits.save(folder.splits)
     fingerprint.save(folder.fingerprint)
-    return ScannedData(dataset, facts, splits, fingerprint)
+    return DataRecords(dataset, facts, splits, fingerprint)
 
 
 def check_data(data: Path, options: DataOptions) -> CheckResult:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..crossval.validate import segmentation_name
-from ..schema.dataset import Dataset, annotated_classes, combinations, partly_annotated, presence
+from ..schema.dataset import Dataset, annotated_classes, channel_availability, channel_combinations, partly_annotated
 from ..schema.errors import OptionError
 from ..schema.fingerprint import Fingerprint
 from ..schema.options import DataOptions
@@ -135,7 +135,7 @@ class JobGraph:
                     content=self.content[case.identifier],
                     values=labels.values,
                     ignore=labels.ignore,
-                    present=presence(case, channels),
+                    present=channel_availability(case, channels),
                 ).key
                 for case in self.dataset.cases
             }
@@ -210,7 +210,7 @@ class JobGraph:
                 identifier=each,
                 prepared=keys[each],
                 annotated=annotated_classes(self.dataset.case(each), self.dataset.labels),
-                present=presence(self.dataset.case(each), len(self.dataset.channels)),
+                present=channel_availability(self.dataset.case(each), len(self.dataset.channels)),
                 previous=received.get(each),
             )
             for each in identifiers
@@ -233,7 +233,7 @@ class JobGraph:
             labels=self.dataset.labels.nameless,
             cases=self._cases(name, self.schedule.training_cases(fold), previous),
             class_voxels=self.class_voxels if options.loss in CLASS_BALANCED else (),
-            channel_combinations=combinations(self.dataset),
+            channel_combinations=channel_combinations(self.dataset),
             steps=self.schedule.steps,
             promised_seconds=self.schedule.promised_seconds,
             initial=start.weights if start else None,

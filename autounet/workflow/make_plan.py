@@ -21,7 +21,7 @@ from ..time_budget.cost_model import Timing
 from ..time_budget.deadline import Deadline
 from ..time_budget.run_length import closing_seconds, preprocessing_seconds, work_of
 from ..time_budget.shape import TimeBudget, fit_to_time
-from .dataset_stage import ScannedData
+from .dataset_stage import DataRecords
 from .defaults import FULL_STEPS, loader_workers, planner_options, step_limit, train_options, trained_names
 from .fine_tuning import require_model, starting_model, transfer_reason
 from .schedule import training_schedule
@@ -40,7 +40,7 @@ class PlanMaker:
     """Makes plans of one data set for one device."""
 
     options: RunOptions
-    data: ScannedData
+    data: DataRecords
     profile: DeviceProfile
     deadline: Deadline
     workers: int
@@ -57,7 +57,7 @@ class PlanMaker:
     def of(
         cls,
         options: RunOptions,
-        data: ScannedData,
+        data: DataRecords,
         profile: DeviceProfile,
         deadline: Deadline,
         workers: int,

@@ -18,7 +18,7 @@ from ..memory_model import Margin, TrainingMemory
 from ..schema.labels import LabelClass, Labels
 from ..schema.options import TrainOptions
 from ..schema.quantities import format_size
-from ..schema.run import CalibratedMargin, Calibration, DeviceProfile
+from ..schema.run import DeviceProfile, MemoryCalibration, MemoryMargin
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +68,12 @@ def calibrate(device: str) -> tuple[Margin, Path]:
     trials = [_try(trial, profile) for trial in TRIALS["cpu" if profile.device == "cpu" else "cuda"]]
     margin = fit_margin(trials)
     path = calibration_file()
-    entry = CalibratedMargin(
+    entry = MemoryMargin(
         memory_margin_bytes=margin.bytes, memory_margin_fraction=margin.fraction, torch=version("torch")
     )
-    known = Calibration.load(path).devices if path.exists() else {}
+    known = MemoryCalibration.load(path).devices if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    Calibration(devices={**known, profile.name: entry}).save(path)
+    MemoryCalibration(devices={**known, profile.name: entry}).save(path)
     log.info(
         "%s: %s and %.1f %% beyond what is traced; written to %s",
         profile.name, format_size(margin.bytes), 100 * margin.fraction, path,
@@ -84,7 +84,7 @@ def calibrate(device: str) -> tuple[Margin, Path]:
 def calibrated(profile: DeviceProfile) -> DeviceProfile:
     """`profile` with the margin that was measured on its device with this version of torch, if it was."""
     path = calibration_file()
-    entry = Calibration.load(path).devices.get(profile.name) if path.exists() else None
+    entry = MemoryCalibration.load(path).devices.get(profile.name) if path.exists() else None
     if entry is None or entry.torch != version("torch"):
         return profile
     return profile.model_copy(update=entry.model_dump(exclude={"torch"}))

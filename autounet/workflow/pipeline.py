@@ -25,8 +25,9 @@ from ..store.run_folder import RunFolder
 from ..time_budget.deadline import Deadline, TimeAllotment
 from ..time_budget.run_length import work_of
 from ..tracking import require_tracker
+from ..tracking.run_tracking import NO_TRACKER, RunTracker, track_run
 from ..workers import available_cores
-from .dataset_stage import read_data
+from .dataset_stage import DataRecords, read_data
 from .defaults import check_options, loader_workers, parse_folds, promised_seconds
 from .fine_tuning import FineTuning, known_weights
 from .jobs import Job, JobGraph, SequentialExecutor
@@ -37,7 +38,6 @@ from .parsing import with_stored
 from .plan_stage import PlanFile, describe_plan, plan_smaller, plan_stage, time_plan
 from .schedule import TrainingSchedule, training_schedule
 from .stages import run_job
-from .tracked import NO_TRACKER, Tracked, tracking
 from .trial_steps import MOST_ATTEMPTS, try_configurations
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class RunOutcome:
 
     written: Path
     """by the last stage"""
-    data: ScannedData
+    data: DataRecords
     plan: Plan | None = None
     schedule: TrainingSchedule | None = None
     maker: PlanMaker | None = None
@@ -91,14 +91,14 @@ def run_pipeline(data: Path, out: Path, options: RunOptions, until: str = "repor
             plan = time_plan(maker, file, plan, schedule)
             return RunOutcome(folder.plan, data_set, plan, schedule, maker)
 
-        with tracking(options, folder.path, data_set.dataset.name) as tracked:
-            plan, schedule = _run_jobs(folder, maker, file, plan, until, tracked)
+        with track_run(options, folder.path, data_set.dataset.name) as tracker:
+            plan, schedule = _run_jobs(folder, maker, file, plan, until, tracker)
             written = folder.path
             if until == "report":
                 selection = Selection.load(folder.selection)
                 entropy = OutOfFoldEntropy(folder, data_set.dataset, schedule.configurations, selection)
                 written = write_report(folder.path, entropy)
-            tracked.finish(plan, written if until == "report" else None)
+            tracker.finish(plan, written if until == "report" else None)
         return RunOutcome(written, data_set, plan, schedule)
 
 
@@ -126,7 +126,7 @@ def _clock(deadline: Deadline) -> Iterator[None]:
 
 
 def _run_jobs(
-    folder: RunFolder, maker: PlanMaker, file: PlanFile, plan: Plan, until: str, tracked: Tracked
+    folder: RunFolder, maker: PlanMaker, file: PlanFile, plan: Plan, until: str, tracker: RunTracker
 ) -> tuple[Plan, TrainingSchedule]:
     """Preprocess, then train and validate, then select and pack: as far as `until`.
 
@@ -136,7 +136,7 @@ def _run_jobs(
     for attempt in range(MOST_ATTEMPTS + 1):
         schedule = _schedule(maker, plan)
         try:
-            _execute(folder, maker, plan, schedule, until, tracked)
+            _execute(folder, maker, plan, schedule, until, tracker)
             break
         except BudgetExceeded as error:
             if attempt == MOST_ATTEMPTS:
@@ -148,7 +148,7 @@ def _run_jobs(
 
 
 def _execute(
-    folder: RunFolder, maker: PlanMaker, plan: Plan, schedule: TrainingSchedule, until: str, tracked: Tracked
+    folder: RunFolder, maker: PlanMaker, plan: Plan, schedule: TrainingSchedule, until: str, tracker: RunTracker
 ) -> None:
     options, data, profile, deadline = maker.options, maker.data, maker.profile, maker.deadline
     graph = JobGraph(
@@ -179,7 +179,7 @@ def _execute(
     jobs += trainings
     if STAGES.index(until) >= STAGES.index("select"):
         jobs.append(graph.selection(jobs, options.data, data.fingerprint, options.metrics or DEFAULT_METRICS))
-    SequentialExecutor(lambda job: run_job(job, allotment, tracked, deadline), deadline.save).run(jobs)
+    SequentialExecutor(lambda job: run_job(job, allotment, tracker, deadline), deadline.save).run(jobs)
 
 
 def _fine_tuning(folder: RunFolder, maker: PlanMaker, schedule: TrainingSchedule) -> FineTuning:

@@ -17,7 +17,7 @@ from ..schema.run import DeviceProfile
 from ..store.run_folder import RunFolder
 from ..time_budget.run_length import RunWork, length_lines, run_length, with_step_times
 from .cache import mark_done, stored_key
-from .dataset_stage import ScannedData
+from .dataset_stage import DataRecords
 from .defaults import FULL_STEPS, parse_folds, planner_options, step_limit
 from .fine_tuning import network_source
 from .make_plan import PlanMaker
@@ -83,7 +83,7 @@ def plan_stage(maker: PlanMaker, file: PlanFile, replan: bool) -> Plan:
     return plan
 
 
-def _made_for(options: RunOptions, data: ScannedData, profile: DeviceProfile, promised: float | None) -> str:
+def _made_for(options: RunOptions, data: DataRecords, profile: DeviceProfile, promised: float | None) -> str:
     """Digest of what a plan is made for; an option that only says the default changes nothing."""
     depends: list[object] = [planner_options(options, profile).digest(), profile.precision, promised]
     if promised:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..crossval.cascade_labels import write_cascade_labels
 from ..crossval.validate import segmentation_name, summarise_cases, validate_cases
-from ..datasets.stamps import FileHashes
+from ..datasets.file_hashes import FileHashes
 from ..preprocessing.dataset import prepare_cases
 from ..progress import progress
 from ..schema.dataset import Dataset
@@ -29,10 +29,10 @@ from ..schema.stage_inputs import (
 from ..store import is_prepared, read_properties, scores_file, stage_labels_file
 from ..store.run_folder import CascadeLabelsFolder, CrossvalFolder, FoldFolder
 from ..time_budget.deadline import Deadline, TimeAllotment
+from ..tracking.run_tracking import RunTracker
 from . import cache
 from .jobs import Job
 from .select_stage import select
-from .tracked import Tracked
 
 log = logging.getLogger(__name__)
 
@@ -173,20 +173,20 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 """what a job's function names, but for train and select, whose work depends on the time that is left"""
 
 
-def run_job(job: Job, shares: TimeAllotment, tracked: Tracked, deadline: Deadline) -> None:
-    """Run one job in this process, with its share of the time; its costs are learnt and tracked."""
+def run_job(job: Job, shares: TimeAllotment, tracker: RunTracker, deadline: Deadline) -> None:
+    """Run one job in this process, with its share of the time; its costs are learnt and tracker."""
     started = time.monotonic()
     if job.function == "train":
         inputs, place = job.args["inputs"], job.args["place"]
         lines = read_log(FoldFolder(place.folder).log) if _continues(job) else []
         spent = lines[-1].seconds if lines else 0.0
-        run = tracked.begin(
+        run = tracker.begin(
             place.configuration_name, fold_name(inputs.fold), job.key, inputs.configuration, inputs.options
         )
 
         def on_log(entry: EpochLog) -> None:
             deadline.save()
-            tracked.line(run, entry)
+            tracker.line(run, entry)
 
         record = train(inputs, place, shares.training_seconds(job.configuration, spent), on_log)
         shares.finished("train", job.configuration, time.monotonic() - started, record.seconds - spent)
@@ -199,7 +199,7 @@ def run_job(job: Job, shares: TimeAllotment, tracked: Tracked, deadline: Deadlin
         folder = FoldFolder(job.args["weights"].parent)
         lines = read_log(folder.log)
         name = f"{job.configuration} {fold_name(job.args['fold'])}"
-        tracked.fold(tracked.run(name, cache.stored_key(folder.started) or ""), result, lines[-1].step if lines else 0)
+        tracker.fold(tracker.run(name, cache.stored_key(folder.started) or ""), result, lines[-1].step if lines else 0)
     if job.configuration:
         shares.finished(job.function, job.configuration, time.monotonic() - started)
 

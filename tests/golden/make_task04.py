@@ -11,8 +11,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from autounet.datasets import complete_labels, scan
-from autounet.fingerprint import build_fingerprint, examine
+from autounet.datasets import complete_labels, examine, scan
+from autounet.fingerprint import build_fingerprint
 from autounet.planning import plan
 from autounet.schema.options import DataOptions, PlannerOptions, TrainOptions
 

@@ -10,25 +10,30 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from ...imageio import files_of, read_image, read_labels
-from ...ops.orient import nonzero_box
-from ...schema.dataset import Case, CaseFacts, ChannelFacts, Components, Dataset, Finding, PairFacts
+from ...ops.masks import nonzero_box
+from ...schema.dataset import Case, CaseFacts, ChannelFacts, ComponentFacts, Dataset, Finding, PairFacts
 from ...schema.errors import DataError
 from ...schema.geometry import Geometry
 from ...schema.labels import LabelCode
 from ...workers import map_parallel
-from ..stamps import FileHashes
+from ..file_hashes import FileHashes
 from .case_checks import (
+    NO_SAMPLE,
     channel_findings,
+    count_components,
+    count_values,
+    describe_channels,
     finding,
+    image_hash,
     intensity_findings,
     label_grid_findings,
     lossy_label,
     outside_findings,
+    sample_intensities,
     spoilt_label,
     unreadable,
 )
-from .contents import NO_SAMPLE, count_components, count_values, describe_channels, image_hash, sample_intensities
-from .symmetry import describe_pairs
+from .left_right import describe_pairs
 
 __all__ = ["CaseTask", "content_hash", "examine", "examine_case", "unreadable"]
 
@@ -143,7 +148,7 @@ def examine_case(task: CaseTask) -> CaseFacts:
     spoilt = intensity_findings(case, image, channels)
     findings += spoilt
     counts: dict[int, int] = {}
-    components: dict[int, Components] = {}
+    components: dict[int, ComponentFacts] = {}
     foreground = None
     pairs: tuple[PairFacts, ...] = ()
     if values is not None:

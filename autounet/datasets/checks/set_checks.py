@@ -1,5 +1,6 @@
-"""What can be wrong with a case that only the others show: doubles, outliers, slips. From facts alone; all warnings
-but for grey masks."""
+"""Defects that show only when cases are compared: duplicates, outliers, probable annotation errors.
+
+All are found from facts alone. `check` joins them with the defects of each case."""
 
 from __future__ import annotations
 
@@ -10,8 +11,18 @@ import numpy as np
 
 from ...imageio import VOLUME_KINDS
 from ...ops.orient import canonical_axes, permute
-from ...schema.dataset import CaseFacts, Channel, ChannelFacts, ChannelKind, Dataset, Finding, Severity
+from ...schema.dataset import (
+    CaseFacts,
+    Channel,
+    ChannelFacts,
+    ChannelKind,
+    Dataset,
+    Finding,
+    Severity,
+)
+from ..labels import annotation_findings, label_findings
 from .case_checks import FIX
+from .left_right import pair_findings
 
 LEAST_NUMBERS = 5
 """below, nobody can say what the rest is"""
@@ -235,3 +246,44 @@ def grey_values(counts: dict[int, int], declared: set[int | None]) -> list[int]:
 
 def _warning(case: str | None, code: str, message: str, remedy: str) -> Finding:
     return Finding(case=case, code=code, severity=Severity.warning, message=message, remedy=remedy)
+
+
+FOLDS = 5
+"""folds of a cross-validation when there are cases enough"""
+
+
+def check(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
+    """Every finding: of each case, then of the cases beside each other, then of the data set as a whole."""
+    findings = [finding for fact in facts for finding in fact.findings]
+    readable = [fact for fact in facts if fact.samples]
+    grey = grey_findings(dataset, readable)
+    spoilt = {finding.case for finding in grey}
+    findings += grey + label_findings(dataset, [fact for fact in readable if fact.identifier not in spoilt])
+    findings += set_findings(dataset, readable) + annotation_findings(dataset, readable)
+    findings += pair_findings(dataset, readable)
+    flat = {fact.geometry.dimension for fact in readable}
+    if len(flat) > 1:
+        example = {fact.geometry.dimension: fact.identifier for fact in readable}
+        findings.append(
+            Finding(
+                code="mixed-dimensions",
+                message=f"{example[2]} is a 2-D image and {example[3]} a volume",
+                remedy="Keep images and volumes in separate data sets",
+            )
+        )
+    return findings + _count_findings(dataset)
+
+
+def _count_findings(dataset: Dataset) -> list[Finding]:
+    groups = {case.group or case.identifier for case in dataset.cases}
+    grouped = any(case.group for case in dataset.cases)
+    what = "group" if grouped else "case"
+    if len(groups) == 1:
+        message = f"there is 1 {what}, which cannot be split for a cross-validation"
+        remedy = "One model is trained on it and nothing is validated; add cases to know how good it is"
+        return [Finding(code="too-few-cases", severity=Severity.warning, message=message, remedy=remedy)]
+    if len(groups) < FOLDS:
+        message = f"{len(groups)} {what}s are too few for {FOLDS} folds"
+        remedy = f"{len(groups)} folds are made; add cases for a validation worth more"
+        return [Finding(code="too-few-cases", severity=Severity.warning, message=message, remedy=remedy)]
+    return []

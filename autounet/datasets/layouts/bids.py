@@ -17,8 +17,16 @@ from ...imageio import is_image, stem, suffix
 from ...schema.dataset import Finding
 from ...schema.errors import DataError
 from ...schema.options import DataOptions
-from ..labels import parse_labels
-from .detected_layout import Found, case_of, lacks, missing_label, read_description, relative, with_channels
+from .detected_layout import (
+    DetectedLayout,
+    case_of,
+    lacks,
+    missing_label,
+    parse_labels,
+    read_description,
+    relative,
+    with_channels,
+)
 from .files import glob_images
 
 _OWNERS = ("sub", "ses")
@@ -77,7 +85,7 @@ def _images(root: Path) -> list[Named]:
     return [named for named in found if named.path.parent.name == "anat"] or found
 
 
-def find(root: Path, options: DataOptions) -> Found:
+def find(root: Path, options: DataOptions) -> DetectedLayout:
     images = _images(root)
     channels = sorted({named.kind for named in images})
     if not channels:
@@ -105,7 +113,7 @@ def find(root: Path, options: DataOptions) -> Found:
     findings += [_without_image(root, named) for named in labels if named.case not in by_case]
     description = read_description(root)
     classes, regions, ignore = parse_labels(description.get("labels", {}))
-    return Found(
+    return DetectedLayout(
         cases=cases,
         image_pattern=f"sub-*/anat/*_{channels[0]}{suffix(images[0].path)}",
         channels=channels,

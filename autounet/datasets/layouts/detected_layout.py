@@ -1,24 +1,27 @@
-"""What a layout tells of a folder, before any image is opened."""
+"""What a layout reads from a folder and its dataset.json, before any image is opened."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ...imageio import stem
 from ...schema.dataset import Case, Finding
 from ...schema.errors import DataError
 from ...schema.labels import LabelCode
-from .files import glob_images
-from .pairing import pair
+from ...schema.options import DataOptions
+from .files import glob_images, pair
 
 
 @dataclass
-class Found:
+class DetectedLayout:
     """Cases with absolute paths turned relative, and whatever the layout declares."""
 
     cases: list[Case]
@@ -63,6 +66,68 @@ def channel_names(description: dict[str, Any]) -> list[str] | None:
         return [str(declared[key]) for key in sorted(declared, key=int)]
     except ValueError:
         raise DataError(f"dataset.json: the channels {list(declared)} are not numbered. Number them from 0") from None
+
+
+def parse_labels(declared: Any) -> tuple[dict[str, int], dict[str, tuple[int, ...]], int | None]:
+    """Classes, regions and ignore value of a dataset.json, both ways round ({"0": "name"} or {"name": 0 or [1, 2]}).
+
+    A region of one value is a class of its own. Raises DataError for anything else.
+    """
+    if not isinstance(declared, dict):
+        raise DataError(f"dataset.json: labels is {declared!r}, not an object. Write name: value pairs")
+    classes: dict[str, int] = {}
+    regions: dict[str, tuple[int, ...]] = {}
+    ignore = None
+    for key, entry in declared.items():
+        if isinstance(entry, str) and re.fullmatch(r"-?\d+", key):
+            name, values = entry, (int(key),)
+        elif isinstance(entry, list) and entry and all(isinstance(value, int) for value in entry):
+            name, values = key, tuple(entry)
+        elif (isinstance(entry, int) and not isinstance(entry, bool)) or str(entry).lstrip("-").isdigit():
+            name, values = key, (int(entry),)
+        else:
+            raise DataError(f"dataset.json: label {key!r} has {entry!r}, not an integer. Write name: value pairs")
+        if name in classes or name in regions:
+            raise DataError(f"dataset.json: two labels are called {name!r}. Give each value its own name")
+        if name == "ignore":
+            ignore = values[0]
+        elif len(values) > 1:
+            regions[name] = values
+        else:
+            classes[name] = values[0]
+    return classes, regions, ignore
+
+
+_OPTION_TYPES: dict[str, type] = {
+    "channels": dict, "kinds": dict, "regions": dict, "label": str, "group": str, "ignore": int, "palette": str,
+    "frames": str, "missing_channels": bool,
+}  # fmt: skip
+
+
+def with_description(root: Path, options: DataOptions) -> DataOptions:
+    """The options, those left out taken from dataset.json. Raises DataError for entries that no option can have."""
+    description = read_description(root)
+    given: dict[str, Any] = {
+        key: description[key] for key in _OPTION_TYPES if isinstance(description.get(key), _OPTION_TYPES[key])
+    }
+    if not all(
+        isinstance(pattern, str) and set(pattern) & set("*?/[") for pattern in given.get("channels", {}).values()
+    ):
+        del given["channels"]  # names, as other programs write them, and no patterns
+    try:
+        described = DataOptions.model_validate(given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise DataError(f"dataset.json: {where} is {problem['input']!r}: {problem['msg']}. Correct it") from None
+    if options.channels:
+        described = described.model_copy(
+            update={"kinds": {name: kind for name, kind in described.kinds.items() if name in options.channels}}
+        )
+    missing = {key: getattr(described, key) for key in given if not getattr(options, key)}
+    if options.ignore is not None:
+        missing.pop("ignore", None)
+    return options.model_copy(update=missing)
 
 
 def relative(root: Path, path: Path) -> str:
@@ -118,12 +183,12 @@ def missing_image(root: Path, label: Path) -> Finding:
     )
 
 
-CODE = "missing-channel"
+MISSING_CHANNEL = "missing-channel"
 
 
 def missing_channel(case: str, message: str) -> Finding:
     remedy = "Add the file, take the case out, or give --missing-channels to train with the channels that are there"
-    return Finding(case=case, code=CODE, message=message, remedy=remedy)
+    return Finding(case=case, code=MISSING_CHANNEL, message=message, remedy=remedy)
 
 
 def lacks(case: str, channels: Sequence[str]) -> Finding:
@@ -139,4 +204,4 @@ def with_channels(case: Case, present: Iterable[int], count: int) -> Case:
 
 def without_missing_channels(findings: Iterable[Finding]) -> list[Finding]:
     """What is left to tell where cases may lack channels."""
-    return [finding for finding in findings if finding.code != CODE]
+    return [finding for finding in findings if finding.code != MISSING_CHANNEL]

@@ -1,19 +1,20 @@
-"""Looking through folders: image files, globs, and folders that may hold images or labels."""
+"""Image files in folders, and which label belongs to which image by their names."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from ...imageio import is_image, is_series
+from ...imageio import is_image, is_series, stem
 from ...schema.errors import DataError, OptionError
 
 _IMAGES = re.compile(r"^(images?|imgs?|img|scans?|photos?)(?![a-z]*mask)", re.IGNORECASE)
 _LABELS = re.compile(r"label|mask|seg|annot|manual|gt$|^gt|ground.?truth|truth|target", re.IGNORECASE)
 _PREVIEWS = re.compile(r"thumb(nail)?s?$|preview", re.IGNORECASE)
 _HELD_OUT = re.compile(r"(^|[-_ ])(?i:ts|test|testing|val|validation)$|(?<=[a-z])(Ts|Test|Testing|Val|Validation)$")
-
-
 TABLES = (".csv", ".tsv", ".json")
 """endings of files that may list the cases"""
 
@@ -90,3 +91,116 @@ def existing_folder(data: Path) -> Path:
     if not any(folder.iterdir()):
         raise DataError(f"{data} is empty. Give the folder that holds images and labels")
     return folder
+
+
+_CHANNEL = re.compile(r"^(.+)_(\d{4})$")
+
+
+class Match(NamedTuple):
+    case: str
+    first: Path
+    second: Path
+
+
+def strip_channel(name: str) -> tuple[str, str | None]:
+    """("case_0001") -> ("case", "0001"); names without the four digits of nnU-Net give (name, None)."""
+    match = _CHANNEL.match(name)
+    return (match[1], match[2]) if match else (name, None)
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """A name per file that tells it apart: its stem; else its folder's name; else folder and stem joined."""
+    candidates = (
+        [stem(path) for path in paths],
+        [path.parent.name for path in paths],
+        ["_".join([*path.parent.parts[-2:], stem(path)]) for path in paths],
+    )
+    for found in candidates:
+        if len(set(found)) == len(found):
+            return found
+    duplicate = Counter(candidates[0]).most_common(1)[0][0]
+    raise DataError(f"several files are called {duplicate}. Give the cases different names")
+
+
+def _coarse(path: Path) -> list[str]:
+    """Parts of folder and file name between separators: 21_manual1 -> 21, manual1."""
+    return [part.lower() for part in re.split(r"[^A-Za-z0-9]+", f"{path.parent.name} {stem(path)}") if part]
+
+
+def _fine(path: Path) -> list[str]:
+    """Letters and numbers apart, leading zeros dropped: img007 -> img, 7."""
+    parts = re.findall(r"[A-Za-z]+|\d+", f"{path.parent.name} {stem(path)}")
+    return [part.lstrip("0") or "0" if part.isdigit() else part.lower() for part in parts]
+
+
+def pair(first: Sequence[Path], second: Sequence[Path]) -> list[Match]:
+    """Files of `first` with their partners in `second`, in the order of `first`; files without one are left out.
+
+    Equal stems; else equal stems without the `_0000` of channel files; else the one part of the name that is
+    unique to each file in both folders (21_training, 21_manual1: 21); else equal names after leaving out the parts
+    that all files of a folder share (p1_frame2, p1_frame2_seg). Files of equal stem are told apart by their folder.
+    The case is the name of the first file, without `_0000` where that is no part of the second's name.
+    Raises DataError when nothing fits or a file has several partners.
+    """
+    if not first or not second:
+        raise DataError("there is nothing to pair: a folder holds no image files. Check the paths")
+    called = dict(zip(first, names(first), strict=True))
+    found = _by_key(first, second, stem)
+    if not found:
+        bases = {path: strip_channel(name)[0] for path, name in called.items()}
+        if len(set(bases.values())) == len(bases):
+            called = bases
+        found = _by_key(first, second, lambda path: strip_channel(stem(path))[0])
+    for split in (_coarse, _fine):
+        rules = (_by_unique_part, _by_rest)
+        found = found or max((rule(first, second, split) for rule in rules), key=len)
+    if not found:
+        raise DataError(
+            f"names cannot be paired: {_example(first)} in one folder, {_example(second)} in the other. "
+            "Give each image and its label the same name, up to one part that all files share"
+        )
+    return [Match(called[path], path, found[path]) for path in first if path in found]
+
+
+def _example(paths: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in paths[:2]) or "no file"
+
+
+def _by_key(first: Sequence[Path], second: Sequence[Path], key: Callable[[Path], str]) -> dict[Path, Path]:
+    left, right = [key(path) for path in first], [stem(path) for path in second]
+    if len(set(left)) < len(left) or len(set(right)) < len(right):
+        return {}
+    partner = dict(zip(right, second, strict=True))
+    return {path: partner[name] for path, name in zip(first, left, strict=True) if name in partner}
+
+
+def _by_unique_part(
+    first: Sequence[Path], second: Sequence[Path], split: Callable[[Path], list[str]]
+) -> dict[Path, Path]:
+    """Pairs by parts that occur in one file of each folder; nothing when two parts contradict each other."""
+    owners: list[dict[str, Path]] = []
+    for paths in (first, second):
+        parts = [(part, path) for path in paths for part in set(split(path))]
+        counts = Counter(part for part, _ in parts)
+        owners.append({part: path for part, path in parts if counts[part] == 1})
+    partners: dict[Path, set[Path]] = {}
+    for part, path in owners[0].items():
+        if part in owners[1]:
+            partners.setdefault(path, set()).add(owners[1][part])
+    found = {path: next(iter(matches)) for path, matches in partners.items() if len(matches) == 1}
+    complete = len(found) == len(partners) and len(set(found.values())) == len(found)
+    enough = len(found) > 0.5 * min(len(first), len(second))
+    return {path: found[path] for path in first if path in found} if complete and enough else {}
+
+
+def _by_rest(first: Sequence[Path], second: Sequence[Path], split: Callable[[Path], list[str]]) -> dict[Path, Path]:
+    """Pairs by what is left of the names without the parts that every file of the folder has."""
+    rests = []
+    for paths in (first, second):
+        parts = [split(path) for path in paths]
+        common = set.intersection(*map(set, parts)) if parts else set()
+        rests.append([tuple(part for part in own if part not in common) for own in parts])
+    if any(len(set(rest)) < len(rest) for rest in rests) or () in rests[0] + rests[1]:
+        return {}
+    partner = dict(zip(rests[1], second, strict=True))
+    return {path: partner[rest] for path, rest in zip(first, rests[0], strict=True) if rest in partner}

@@ -9,17 +9,23 @@ from ...imageio import stem, suffix
 from ...schema.dataset import Case, Finding
 from ...schema.errors import DataError
 from ...schema.options import DataOptions
-from ..labels import parse_labels
-from .detected_layout import Found, case_of, channel_names, missing_label, override_labels, read_description
-from .files import image_files
-from .pairing import strip_channel
+from .detected_layout import (
+    DetectedLayout,
+    case_of,
+    channel_names,
+    missing_label,
+    override_labels,
+    parse_labels,
+    read_description,
+)
+from .files import image_files, strip_channel
 
 
 def detect(root: Path, options: DataOptions) -> bool:
     return not options.channels and isinstance(read_description(root).get("training"), list)
 
 
-def find(root: Path, options: DataOptions) -> Found:
+def find(root: Path, options: DataOptions) -> DetectedLayout:
     """Every listed file must be there. A listed `x.nii.gz` may be stored as `x_0000.nii.gz`, `x_0001.nii.gz`, ..."""
     description = read_description(root)
     classes, regions, ignore = parse_labels(description.get("labels", {}))
@@ -43,7 +49,7 @@ def find(root: Path, options: DataOptions) -> Found:
     channel = "_0000" if numbered else ""
     folder = Path(cases[0].images[0]).parent.as_posix() if cases else "imagesTr"
     ending = suffix(cases[0].images[0]) if cases else ".nii.gz"
-    return Found(
+    return DetectedLayout(
         cases=cases,
         image_pattern=f"{folder}/*{channel}{ending}",
         channels=channel_names(description),

@@ -1,0 +1,144 @@
+"""Label files that hold colours or 3D Slicer's named segments: which value stands for what."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..imageio import is_nrrd_segmentation, read_segments, segment_sets
+from ..schema.dataset import Case
+from ..schema.errors import DataError, OptionError
+from ..schema.labels import LabelCode
+from ..schema.options import DataOptions
+from .layouts.detected_layout import DetectedLayout, read_description, read_object
+
+log = logging.getLogger(__name__)
+
+
+PALETTE = "palette.json"
+_IGNORE_VALUE = 255
+
+
+class Coding(NamedTuple):
+    classes: dict[str, int]
+    regions: dict[str, tuple[int, ...]]
+    ignore: int | None
+    codes: tuple[LabelCode, ...]
+
+
+def coded(root: Path, found: DetectedLayout, cases: Sequence[Case], options: DataOptions) -> DetectedLayout:
+    """`found` with the classes, regions and codes of a palette, or of segments. Raises DataError and OptionError."""
+    known = {**found.classes, **options.classes}
+    ignore = options.ignore if options.ignore is not None else found.ignore
+    palette = _palette(root, options)
+    files = [root / case.label for case in cases if case.label]
+    if palette is not None:
+        coding = _by_colour(palette, known, ignore)
+    elif any(is_nrrd_segmentation(path) for path in files):
+        coding = _by_segment([path for path in files if is_nrrd_segmentation(path)], known)
+    else:
+        return found
+    if not coding.codes:
+        return found
+    found.classes |= coding.classes
+    found.regions |= coding.regions
+    found.ignore = coding.ignore if coding.ignore is not None else found.ignore
+    found.codes, found.labels_declared = coding.codes, True
+    return found
+
+
+def _palette(root: Path, options: DataOptions) -> dict[str, Any] | None:
+    """Of `--palette`, of dataset.json (an object, or the name of a file), or palette.json in the folder."""
+    described = read_description(root).get("palette")
+    if options.palette is None and isinstance(described, dict):
+        return described
+    name = options.palette or described
+    path = root / str(name or PALETTE)
+    if not path.is_file():
+        if name:
+            raise OptionError(f"--palette {name}: there is no such file. Give a JSON file with a colour for each class")
+        return None
+    return read_object(path, 'an object like {"class": [red, green, blue], ...}')
+
+
+def _by_colour(palette: Mapping[str, Any], known: Mapping[str, int], ignore: int | None) -> Coding:
+    """Values as declared; else 0 for the class called background, or black; else numbers in the palette's order.
+
+    A class may have several colours: a list of them. The class called `ignore` is left out of training.
+    """
+    colours = {name: _colours(name, entry) for name, entry in palette.items()}
+    flat = Counter(colour for own in colours.values() for colour in own)
+    twice = [colour for colour, count in flat.items() if count > 1]
+    if twice:
+        raise DataError(f"the palette gives the colour {list(twice[0])} to two classes. Give each its own")
+    values = {name: known[name] for name in colours if name in known}
+    zero = next((name for name in colours if name.lower() == "background"), None)
+    zero = zero or next((name for name, own in colours.items() if (0, 0, 0) in own), None)
+    if zero is not None and 0 not in values.values():
+        values.setdefault(zero, 0)
+    ignored = next((name for name in colours if name.lower() == "ignore"), None)
+    if ignored is not None:
+        used = {*values.values(), *known.values()}
+        ignore = ignore if ignore is not None else next(v for v in range(_IGNORE_VALUE, 1 << 16) if v not in used)
+        values[ignored] = ignore
+    for name in colours:
+        if name not in values:
+            used = {0, *values.values(), *known.values()}
+            values[name] = next(value for value in range(1, len(used) + 2) if value not in used)
+    codes = [LabelCode(value=values[name], colour=colour) for name, own in colours.items() for colour in own]
+    classes = {name: value for name, value in values.items() if name != ignored}
+    return Coding(classes, {}, ignore, tuple(codes))
+
+
+def _colours(name: str, entry: Any) -> list[tuple[int, int, int]]:
+    several = entry if isinstance(entry, list) and entry and isinstance(entry[0], list) else [entry]
+    for colour in several:
+        parts = colour if isinstance(colour, list) and len(colour) == 3 else [None]
+        if not all(isinstance(part, int) and not isinstance(part, bool) and 0 <= part <= 255 for part in parts):
+            raise DataError(f"the palette gives class {name!r} {colour!r}. Write [red, green, blue], each 0 to 255")
+    return [(colour[0], colour[1], colour[2]) for colour in several]
+
+
+def _by_segment(files: Sequence[Path], known: Mapping[str, int]) -> Coding:
+    """Classes from segments' names; where segments overlap, a class for each combination, and the segments as regions.
+
+    Values are those of the files when all files agree, else numbers in the order of first appearance.
+    """
+    sets: dict[frozenset[str], None] = {}
+    names: dict[str, set[int]] = {}
+    for path in files:
+        segments = read_segments(path)
+        for segment in segments:
+            names.setdefault(segment.name, set()).add(segment.value)
+        layered = len({segment.layer for segment in segments}) > 1
+        twice = len({(segment.layer, segment.value) for segment in segments}) < len(segments)
+        found = segment_sets(path)[1] if layered or twice else [frozenset({segment.name}) for segment in segments]
+        sets |= dict.fromkeys(each for each in found if each)
+    joined = {name for combination in sets if len(combination) > 1 for name in combination}
+    single = [frozenset({name}) for name in names if name not in joined or frozenset({name}) in sets]
+    ordered = [*single, *(combination for combination in sets if len(combination) > 1)]
+    called = {combination: _class_name(combination, joined) for combination in ordered}
+    stored = {name: next(iter(values)) for name, values in names.items() if len(values) == 1 and 0 not in values}
+    usable = not joined and len(stored) == len(names) and len(set(stored.values())) == len(stored)
+    if not usable and not joined and len(names) > 1:
+        log.warning("the segments' values differ between label files: classes go by name, and are numbered anew")
+    values = {name: known[name] for name in called.values() if name in known}
+    for combination, name in called.items():
+        used = {0, *values.values(), *known.values()}
+        own = stored[next(iter(combination))] if usable else 0
+        free = next(value for value in range(1, len(used) + 2) if value not in used)
+        values.setdefault(name, own if own and own not in used else free)
+    regions = {
+        name: tuple(values[called[each]] for each in ordered if name in each) for name in names if name in joined
+    }
+    widest = sorted(regions, key=lambda name: -len(regions[name]))  # later regions overwrite earlier ones
+    codes = tuple(LabelCode(value=values[called[each]], segments=tuple(sorted(each))) for each in ordered)
+    return Coding(values, {name: regions[name] for name in widest}, None, codes)
+
+
+def _class_name(combination: frozenset[str], joined: set[str]) -> str:
+    names = sorted(combination)
+    return f"{names[0]} alone" if len(names) == 1 and names[0] in joined else " + ".join(names)

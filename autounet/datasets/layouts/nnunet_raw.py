@@ -1,0 +1,170 @@
+"""nnU-Net v2 raw: imagesTr/<case>_<channel, 4 digits>.<ext>, labelsTr/<case>.<ext>, dataset.json."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ...imageio import stem, suffix
+from ...schema.dataset import Finding
+from ...schema.errors import DataError
+from ...schema.options import DataOptions
+from .detected_layout import (
+    DetectedLayout,
+    case_of,
+    channel_names,
+    missing_channel,
+    missing_image,
+    missing_label,
+    override_labels,
+    parse_labels,
+    read_description,
+    with_channels,
+)
+from .files import image_files, listing, strip_channel
+
+
+def detect(root: Path, options: DataOptions) -> bool:
+    description = read_description(root)
+    return not options.channels and "channel_names" in description and "labels" in description
+
+
+def find(root: Path, options: DataOptions) -> DetectedLayout:
+    description = read_description(root)
+    classes, regions, ignore = parse_labels(description["labels"])
+    ending = str(description.get("file_ending", ".nii.gz"))
+    listed = "dataset" in description
+    images = _listed(root, description) if listed else _by_name(root, ending)
+    findings = _missing_channels(images) + ([] if listed else _misnumbered_channels(images))
+    if options.label:
+        cases = [case_of(root, name, files, None) for name, (files, _) in images.items()]
+        cases, unmatched = override_labels(root, cases, options.label)
+    else:
+        cases = [case_of(root, name, files, label) for name, (files, label) in images.items()]
+        unmatched = _label_findings(root, images, ending)
+    cases = [with_channels(case, _present(images, case.identifier), _most(images)) for case in cases]
+    return DetectedLayout(
+        cases=cases,
+        image_pattern=f"imagesTr/*_0000{ending}",
+        channels=channel_names(description),
+        classes=classes,
+        regions=regions,
+        ignore=ignore,
+        labels_declared=True,
+        findings=findings + unmatched,
+    )
+
+
+Images = dict[str, tuple[list[Path], Path]]
+"""case -> channel files, label file"""
+
+
+def _by_name(root: Path, ending: str) -> Images:
+    folder = root / "imagesTr"
+    if not folder.is_dir():
+        raise DataError(f"{root} has a dataset.json but no folder imagesTr. Its folders: {listing(root)}")
+    files = _with_ending(folder, ending)
+    if not files:
+        others = sorted({suffix(path) for path in image_files(folder)})
+        hint = f"; it has {', '.join(others)}: correct file_ending in dataset.json" if others else ". Put them there"
+        raise DataError(f"{folder} has no images that end in {ending}{hint}")
+    labels = {stem(path): path for path in _with_ending(root / "labelsTr", ending)}
+    images: Images = {}
+    for path in files:
+        name, channel = strip_channel(stem(path))
+        if channel is None:
+            raise DataError(f"{path} has no channel number. Call it {stem(path)}_0000{ending}")
+        label = labels.get(name, root / "labelsTr" / f"{name}{ending}")
+        images.setdefault(name, ([], label))[0].append(path)
+    return images
+
+
+def _with_ending(folder: Path, ending: str) -> list[Path]:
+    return [path for path in image_files(folder) if suffix(path).lower() == ending.lower()]
+
+
+def _listed(root: Path, description: dict[str, Any]) -> Images:
+    """The optional `dataset` of dataset.json: case -> {"images": [...], "label": ...}, paths relative to it."""
+    try:
+        if not all(isinstance(entry["images"], list) and entry["images"] for entry in description["dataset"].values()):
+            raise TypeError
+        return {
+            str(name): ([root / path for path in entry["images"]], root / entry["label"])
+            for name, entry in description["dataset"].items()
+        }
+    except (AttributeError, KeyError, TypeError):
+        raise DataError("dataset.json: each entry of `dataset` needs `images` (a list of files) and `label`") from None
+
+
+def _most(images: Images) -> int:
+    """Channel files of the case that has most."""
+    return max((len(files) for files, _ in images.values()), default=0)
+
+
+def _present(images: Images, name: str) -> list[int]:
+    """Which channels of the fullest case another one has, by their numbers; all that it has where none are numbered."""
+    fullest = max((files for files, _ in images.values()), key=len)
+    if len(images[name][0]) == len(fullest):
+        return list(range(len(fullest)))
+    usual = [strip_channel(stem(path))[1] for path in fullest]
+    return [usual.index(number) for path in images[name][0] if (number := strip_channel(stem(path))[1]) in usual]
+
+
+def _missing_channels(images: Images) -> list[Finding]:
+    """Cases with fewer channel files than others, and listed files that do not exist."""
+    most = _most(images)
+    findings = []
+    for name, (files, _) in images.items():
+        absent = [path.name for path in files if not path.is_file()]
+        if len(files) == most and not absent:
+            continue
+        have = ", ".join(path.name for path in files if path.is_file()) or "none"
+        if not absent and len(_present(images, name)) == len(files):
+            lacking = ", ".join(f"{index:04d}" for index in range(most) if index not in _present(images, name))
+            message = f"it has {len(files)} of {most} channel files ({have}), and none for {lacking}"
+            findings.append(missing_channel(name, message))
+            continue
+        findings.append(
+            Finding(
+                case=name,
+                code="missing-image",
+                message=f"it has {len(files) - len(absent)} of {most} channel files ({have})",
+                remedy="Add the missing channels, or take the case out",
+            )
+        )
+    return findings
+
+
+def _misnumbered_channels(images: Images) -> list[Finding]:
+    """Cases with as many channel files as the others, but other numbers."""
+    most = max(len(files) for files, _ in images.values())
+    numbers = {
+        name: ", ".join(str(strip_channel(stem(path))[1]) for path in files)
+        for name, (files, _) in images.items()
+        if len(files) == most
+    }
+    usual = Counter(numbers.values()).most_common(1)[0][0]
+    return [
+        Finding(
+            case=name,
+            code="missing-image",
+            message=f"its channel files are numbered {own}, those of other cases {usual}",
+            remedy="Number them like the others",
+        )
+        for name, own in numbers.items()
+        if own != usual
+    ]
+
+
+def _label_findings(root: Path, images: Images, ending: str) -> list[Finding]:
+    findings = [
+        missing_label(root, name, files[0], label.parent)
+        for name, (files, label) in images.items()
+        if not label.is_file()
+    ]
+    expected = {label for _, label in images.values()}
+    folders = {label.parent for label in expected}
+    files = [path for folder in sorted(folders) for path in _with_ending(folder, ending)]
+    listed = [path for path in files if path not in expected]
+    return findings + [missing_image(root, path) for path in listed]

@@ -1,0 +1,103 @@
+"""One case as arrays: of a data set, or a new image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..imageio import read_image, read_labels
+from ..ops.label_values import encode
+from ..schema.dataset import Case, Channel, Dataset
+from ..schema.errors import DataError
+from ..schema.geometry import Geometry
+from .checks.case_checks import differences
+from .inputs import InputCase
+
+
+class LoadedCase(NamedTuple):
+    image: np.ndarray
+    """(C, Z, Y, X) float32"""
+    labels: np.ndarray | None
+    """(Z, Y, X) int16 dense, -1 without loss"""
+    geometry: Geometry
+    """of the first channel's file"""
+
+
+def read_channels(paths: Sequence[Path], channels: int, frame: int | None = None) -> tuple[np.ndarray, Geometry]:
+    """All channel files of a case joined along C; the geometry is the first file's. `frame` is a time point.
+
+    Raises DataError when shapes or places in space differ, or the number of channels is not the one expected.
+    """
+    parts = [read_image(path, frame) for path in paths]
+    shape = parts[0][1].shape
+    for path, (_, geometry) in zip(paths, parts, strict=True):
+        if geometry.shape != shape:
+            raise DataError(
+                f"{path.name} has shape {geometry.shape}, but {paths[0].name} of the same case has {shape}. "
+                "Resample the channels to one grid"
+            )
+        if found := differences(geometry, parts[0][1]):
+            raise DataError(
+                f"{path.name} lies elsewhere than {paths[0].name} of the same case: {'; '.join(found)}. "
+                "Correct the header that is wrong, or resample the channels to one grid"
+            )
+    image = parts[0][0] if len(parts) == 1 else np.concatenate([array for array, _ in parts])
+    if image.shape[0] != channels:
+        named = ", ".join(path.name for path in paths)
+        raise DataError(f"{named}: {_count(image.shape[0])}, expected {_count(channels)}. Give images like the others")
+    return image, parts[0][1]
+
+
+def read_present(
+    paths: Sequence[Path], present: Sequence[int] | None, channels: int, frame: int | None = None
+) -> tuple[np.ndarray, Geometry]:
+    """As `read_channels`, of a case that has the `present` channels only (None: all); the others are 0."""
+    if present is None:
+        return read_channels(paths, channels, frame)
+    own, geometry = read_channels(paths, len(present), frame)
+    image = np.zeros((channels, *own.shape[1:]), np.float32)
+    image[list(present)] = own
+    return image, geometry
+
+
+def _count(channels: int) -> str:
+    return f"{channels} channel" + ("s" if channels != 1 else "")
+
+
+def read_reference(dataset: Dataset, case: Case) -> tuple[np.ndarray, Geometry]:
+    """The label of a case that has one: (Z, Y, X) int32 values, of colours and named segments too. Raises DataError."""
+    assert case.label is not None
+    return read_labels(Path(dataset.root) / case.label, dataset.labels.codes, case.frame)
+
+
+def load_case(dataset: Dataset, identifier: str) -> LoadedCase:
+    """Read and encode one case. Raises DataError naming the case."""
+    case = dataset.case(identifier)
+    root = Path(dataset.root)
+    try:
+        paths = [root / path for path in case.images]
+        image, geometry = read_present(paths, case.present, len(dataset.channels), case.frame)
+        labels = encode(read_reference(dataset, case)[0], dataset.labels) if case.label else None
+    except (DataError, ValueError) as error:
+        raise DataError(f"case {identifier}: {error}") from None
+    if labels is not None and labels.shape != geometry.shape:
+        raise DataError(
+            f"case {identifier}: the image has shape {geometry.shape} and the label {labels.shape}. "
+            "Give the label that was drawn on this image"
+        )
+    return LoadedCase(image, labels, geometry)
+
+
+def load_input(case: InputCase, channels: Sequence[Channel]) -> tuple[np.ndarray, Geometry]:
+    """Array (C, Z, Y, X) float32 and geometry. Raises DataError naming the case."""
+    try:
+        image, geometry = read_present(case.images, case.present, len(channels), case.frame)
+    except DataError as error:
+        raise DataError(f"case {case.identifier}: {error}") from None
+    wrong = int(image.size - np.count_nonzero(np.isfinite(image)))
+    if wrong:
+        raise DataError(f"case {case.identifier}: {wrong} voxels are NaN or infinite. Replace them, or export again")
+    return image, geometry

@@ -1,0 +1,166 @@
+"""The metrics by name, and their values for every class of one case, from two label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
+
+import numpy as np
+from scipy.ndimage import find_objects
+
+from ..schema.dataset import NOT_ANNOTATED, is_certain
+from ..schema.errors import DataError, OptionError
+from ..schema.geometry import Geometry
+from ..schema.labels import Labels
+from ..schema.metrics import ClassMetrics
+from .boundary_metrics import assd, boundary_iou, hd95, nsd, nsd_subvoxel
+from .overlap_metrics import (
+    MaskPair,
+    Undefined,
+    cl_dice,
+    dice,
+    iou,
+    lesion_f1,
+    panoptic_quality,
+    precision,
+    sensitivity,
+    volume,
+    volume_difference,
+)
+
+METRICS: dict[str, Callable[[MaskPair], float]] = {
+    "dice": dice,
+    "iou": iou,
+    "sensitivity": sensitivity,
+    "precision": precision,
+    "hd95": hd95,
+    "nsd": nsd,
+    "volume": volume,
+    "volume_difference": volume_difference,
+    "assd": assd,
+    "nsd_subvoxel": nsd_subvoxel,
+    "boundary_iou": boundary_iou,
+    "lesion_f1": lesion_f1,
+    "panoptic_quality": panoptic_quality,
+    "cl_dice": cl_dice,
+}
+"""by the field of `ClassMetrics` that holds the value"""
+DEFAULT_METRICS: Final = ("dice", "iou", "sensitivity", "precision", "hd95", "nsd", "volume", "volume_difference")
+"""what is measured unless others are asked for"""
+
+
+def chosen_metrics(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of metrics in their order; `default` and `all` stand for several. Dice is always among them.
+
+    Raises OptionError for an unknown name.
+    """
+    several = {"default": DEFAULT_METRICS, "all": tuple(METRICS)}
+    wanted = {"dice"}.union(*(several.get(name, (name,)) for name in names))
+    if unknown := sorted(wanted - set(METRICS)):
+        raise OptionError(f"--metrics {unknown[0]} is unknown; choose some of {', '.join(METRICS)}, or default, or all")
+    return tuple(name for name in METRICS if name in wanted)
+
+
+Unit = Literal["mm", "pixels"]
+Box = tuple[slice, ...]
+LARGEST_DIRECT_VALUE = 4096
+"""label values up to this are found in one pass over the array; others by a pass each"""
+
+
+def distance_unit(geometry: Geometry) -> Unit:
+    """Pixels for a 2-D image whose file states no spacing, else mm."""
+    return "pixels" if geometry.dimension == 2 and set(geometry.spacing) == {1.0} else "mm"
+
+
+def evaluate_case(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing: Sequence[float],
+    labels: Labels,
+    tolerance: float = 1.0,
+    unit: Unit = "mm",
+    annotated: Sequence[bool] | None = None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+) -> dict[str, ClassMetrics]:
+    """Metrics per reported class and per region of one case.
+
+    `prediction` and `reference` hold file values (Z,Y,X), `spacing` is (z, y, x). Voxels where the reference has
+    the ignore value belong to no class in either. `annotated` (K) says which classes were annotated in the case, by
+    dense index; None: all. What the reference does not tell then has no metric, with that as the reason. `metrics`
+    names those of `METRICS` that are measured. Raises DataError when the shapes differ.
+    """
+    if prediction.shape != reference.shape:
+        raise DataError(f"the prediction has the shape {prediction.shape}, the reference {reference.shape}")
+    names: dict[str, tuple[int, ...]] = {label.name: (label.value,) for label in labels.reported}
+    names |= {region.name: region.values for region in labels.regions}
+    targets = {name: values for name, values in names.items() if _is_told(values, labels, annotated)}
+    wanted = {value for values in targets.values() for value in values}
+    boxes = [value_boxes(array, wanted) for array in (prediction, reference)]
+    axes = tuple(axis for axis, size in enumerate(reference.shape) if size > 1) or tuple(range(reference.ndim))
+    result = {}
+    for name, values in targets.items():
+        box = _union([found[value] for found in boxes for value in values if value in found], reference.ndim)
+        counted = True if labels.ignore is None else reference[box] != labels.ignore
+        pair = MaskPair(
+            prediction=_mask(prediction[box], values) & counted,
+            reference=_mask(reference[box], values),
+            shape=reference.shape,
+            spacing=tuple(float(step) for step in spacing),
+            axes=axes,
+            tolerance=tolerance,
+            unit=unit,
+        )
+        result[name] = evaluate_pair(pair, metrics)
+    untold = ClassMetrics(undefined=dict.fromkeys(metrics, NOT_ANNOTATED))
+    return {name: result.get(name, untold) for name in names}
+
+
+def _is_told(values: Sequence[int], labels: Labels, annotated: Sequence[bool] | None) -> bool:
+    """Whether the reference says where the union of `values` is."""
+    return annotated is None or is_certain([labels.values.index(value) for value in values], annotated)
+
+
+def evaluate_pair(pair: MaskPair, metrics: Sequence[str] = DEFAULT_METRICS) -> ClassMetrics:
+    """The named metrics of one pair of masks, undefined ones as None with their reason."""
+    values: dict[str, float] = {}
+    undefined: dict[str, str] = {}
+    for name in metrics:
+        try:
+            values[name] = METRICS[name](pair)
+        except Undefined as reason:
+            undefined[name] = str(reason)
+    return ClassMetrics(**values, undefined=undefined)
+
+
+def value_boxes(array: np.ndarray, values: set[int]) -> dict[int, Box]:
+    """The bounding box of each of the values that occurs in an integer array."""
+    if not array.size:
+        return {}
+    if int(array.min()) >= 0 and int(array.max()) <= LARGEST_DIRECT_VALUE:
+        found = find_objects(array if array.dtype.kind in "iu" else array.astype(np.int32))
+        boxes = {value: found[value - 1] for value in values if 0 < value <= len(found)}
+    else:
+        boxes = {value: _box(array == value) for value in values if value != 0}
+    if 0 in values:
+        boxes[0] = _box(array == 0)
+    return {value: box for value, box in boxes.items() if box is not None}
+
+
+def _box(mask: np.ndarray) -> Box | None:
+    """The bounding box of a mask; None when it is empty."""
+    found = find_objects(mask.view(np.uint8))
+    return found[0] if found else None
+
+
+def _union(boxes: Sequence[Box], ndim: int) -> Box:
+    """The smallest box around several; an empty one when there are none."""
+    if not boxes:
+        return (slice(0, 0),) * ndim
+    return tuple(
+        slice(min(part.start for part in parts), max(part.stop for part in parts)) for parts in zip(*boxes, strict=True)
+    )
+
+
+def _mask(array: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Where the array has one of the values; boolean."""
+    return array == values[0] if len(values) == 1 else np.isin(array, values)

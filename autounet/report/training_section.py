@@ -1,0 +1,171 @@
+"""The report's sections on the plan and on training: tables, learning curves, speed and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from ..figures import DASHES, GRID, SERIES, Picture, as_svg, chart
+from ..schema.plan import Configuration
+from ..schema.quantities import format_size, format_time
+from ..schema.run import EpochLog, RunRecord
+from .tables import DASH, ReportTable, number, size_text
+
+MAX_POINTS = 400
+"""of a curve; a chart is not wider"""
+
+
+def plan_table(configurations: Mapping[str, Configuration], runs: Sequence[RunRecord]) -> ReportTable:
+    """A column per configuration; predicted memory above what training took."""
+    peaks = {
+        name: max((run.peak_memory_bytes or 0 for run in runs if run.configuration_name == name), default=0)
+        for name in configurations
+    }
+    lines = {
+        "target spacing (mm)": lambda name, item: size_text(item.spacing),
+        "median image size at this spacing": lambda name, item: size_text(item.median_shape),
+        "patch size": lambda name, item: size_text(item.patch_size),
+        "batch size": lambda name, item: str(item.batch_size),
+        "normalisation": lambda name, item: ", ".join(dict.fromkeys(x.scheme for x in item.preprocess.normalisation)),
+        "network family": lambda name, item: item.network.family,
+        "network output": lambda name, item: item.targets,
+        "features per stage": lambda name, item: ", ".join(map(str, item.network.features)),
+        "total downsampling": lambda name, item: size_text(item.network.divisor),
+        "precision": lambda name, item: getattr(item, "precision", DASH),
+        "overlap of tiles": lambda name, item: f"{item.inference.overlap:.0%}",
+        "mirroring at prediction": lambda name, item: f"{len(item.inference.mirror_axes)} axes",
+        "predicted memory of training": lambda name, item: format_size(item.predicted_memory_bytes),
+        "measured memory of training": lambda name, item: format_size(peaks[name]) if peaks[name] else DASH,
+    }
+    rows = [[title, *(line(name, item) for name, item in configurations.items())] for title, line in lines.items()]
+    return ReportTable(["", *configurations], rows)
+
+
+def training_table(runs: Sequence[RunRecord]) -> ReportTable:
+    """A row per trained fold."""
+    rows = []
+    for run in runs:
+        points = steady(run)
+        step = fmean(point.step_seconds for point in points) if points else None
+        wait = fmean(point.data_wait_seconds for point in points) if points else None
+        rows.append(
+            [
+                run.configuration_name,
+                "all cases" if run.fold is None else str(run.fold),
+                f"{len(run.train_cases)} / {len(run.validation_cases)}",
+                f"{run.steps:,}",
+                format_time(run.seconds),
+                number(step),
+                DASH if not step or wait is None else f"{wait / step:.1%}",
+                format_size(run.peak_memory_bytes) if run.peak_memory_bytes else DASH,
+                number(run.curve[-1].loss if run.curve else None),
+            ]
+        )
+    head = [
+        "configuration",
+        "fold",
+        "training / validation cases",
+        "steps",
+        "time",
+        "seconds per step",
+        "share waiting for data",
+        "peak memory",
+        "last loss",
+    ]
+    keys = {4: [run.seconds for run in runs], 7: [float(run.peak_memory_bytes or 0) for run in runs]}
+    return ReportTable(head, rows, numeric=range(2, 9), sort_keys=keys)
+
+
+def fold_title(fold: int | None) -> str:
+    return "all cases" if fold is None else f"fold {fold}"
+
+
+def training_charts(configuration: Configuration | None, runs: Sequence[RunRecord]) -> list[Picture]:
+    """Of the folds of one configuration: loss, Dice on validation patches where measured, speed, memory."""
+    pictures = []
+    if curved := [run for run in runs if run.curve]:
+        loss = [[(point.step, point.loss) for point in run.curve] for run in curved]
+        pictures.append(_curves(curved, loss, "training loss"))
+        dice = [
+            [(point.step, fmean(point.validation_dice.values())) for point in run.curve if point.validation_dice]
+            for run in curved
+        ]
+        if any(dice):
+            pictures.append(_curves(curved, dice, "Dice on validation patches"))
+        pictures.append(_speed_chart(curved))
+    memory = memory_chart(configuration.predicted_memory_bytes, runs) if configuration else None
+    return [*pictures, *([memory] if memory else [])]
+
+
+def _curves(runs: Sequence[RunRecord], curves: Sequence[Sequence[tuple[int, float]]], label: str) -> Picture:
+    """One line per fold; `curves` holds its points (step, value)."""
+    figure, axes = chart()
+    ends = []
+    for index, (run, curve) in enumerate(zip(runs, curves, strict=True)):
+        if not curve:
+            continue
+        steps, values = zip(*curve[:: -(-len(curve) // MAX_POINTS)], strict=True)
+        axes.plot(
+            steps,
+            values,
+            color=SERIES[index % len(SERIES)],
+            linestyle=DASHES[index % len(DASHES)],
+            marker="o" if len(steps) == 1 else "",
+            linewidth=1.5,
+            label=fold_title(run.fold),
+        )
+        ends.append(f"{fold_title(run.fold)} ends at {values[-1]:.3f}")
+    axes.set_xlabel("training step")
+    axes.set_ylabel(label)
+    axes.legend(frameon=False, fontsize=8, ncols=2 if len(runs) > 3 else 1)
+    alt = f"{label} of {runs[0].configuration_name}: {'; '.join(ends)}"
+    return Picture(as_svg(figure), alt=alt, title=label.capitalize())
+
+
+def steady(run: RunRecord) -> Sequence[EpochLog]:
+    """The log without its first line, whose time may include the start of kernels and workers."""
+    return run.curve[1:] or run.curve
+
+
+def _speed_chart(runs: Sequence[RunRecord]) -> Picture:
+    """Seconds per step of each fold, divided into computing and waiting for data."""
+    steps = [fmean(point.step_seconds for point in steady(run)) for run in runs]
+    waits = [fmean(point.data_wait_seconds for point in steady(run)) for run in runs]
+    unit, scale = ("ms", 1000.0) if max(steps) < 1 else ("s", 1.0)
+    figure, axes = chart()
+    places = range(len(runs))
+    computing = [scale * max(0.0, step - wait) for step, wait in zip(steps, waits, strict=True)]
+    axes.bar(places, computing, color=SERIES[0], width=0.6, label="computing")
+    axes.bar(
+        places, [scale * wait for wait in waits], bottom=computing, width=0.6, facecolor="white", edgecolor=SERIES[1],
+        hatch="xxx", linewidth=0.8, label="waiting for data",
+    )  # fmt: skip
+    axes.set_xticks(places, [fold_title(run.fold) for run in runs])
+    axes.set_ylabel(f"mean time per step ({unit})")
+    figure.legend(frameon=False, fontsize=8.5, ncols=2, loc="outside upper right")
+    values = (
+        f"{fold_title(run.fold)} {step:.3g} s, {wait:.2g} s of it waiting for data"
+        for run, step, wait in zip(runs, steps, waits, strict=True)
+    )
+    alt = f"Time per step of {runs[0].configuration_name}: {'; '.join(values)}"
+    return Picture(as_svg(figure), alt=alt, title="Time per step")
+
+
+def memory_chart(predicted: int, runs: Sequence[RunRecord]) -> Picture | None:
+    """Measured peak memory of each fold and the predicted one, in bytes; None where nothing was measured."""
+    measured = [(fold_title(run.fold), run.peak_memory_bytes) for run in runs if run.peak_memory_bytes]
+    if not measured:
+        return None
+    names, peaks = ["predicted", *(name for name, _ in measured)], [predicted, *(peak for _, peak in measured)]
+    unit, size = ("GB", 1024**3) if max(peaks) >= 1024**3 else ("MB", 1024**2)
+    figure, axes = chart(height=max(2.0, 0.9 + 0.36 * len(names)))
+    axes.barh([0], [predicted / size], height=0.6, facecolor="white", edgecolor=SERIES[1], hatch="////", linewidth=1.2)
+    axes.barh(range(1, len(names)), [peak / size for peak in peaks[1:]], height=0.6, color=SERIES[0])
+    axes.axvline(predicted / size, color=SERIES[1], linestyle="--", linewidth=1.2)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=GRID, linewidth=0.7)
+    axes.set_xlabel(f"peak memory of training ({unit})")
+    values = "; ".join(f"{name} {format_size(peak)}" for name, peak in zip(names, peaks, strict=True))
+    return Picture(as_svg(figure), alt=f"Memory of training: {values}", title="Memory, predicted and measured")

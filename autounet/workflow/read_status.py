@@ -1,0 +1,271 @@
+"""Reads from the files of an output folder how far a run is and how long it still takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from ..schema.dataset import Splits
+from ..schema.errors import OptionError, RecordError
+from ..schema.fingerprint import CheckResult
+from ..schema.metrics import Metrics
+from ..schema.options import RunOptions
+from ..schema.plan import Configuration, Plan
+from ..schema.run import read_log
+from ..store.run_folder import RunFolder
+from ..time_budget.deadline import Clock
+from .defaults import FULL_STEPS, is_every_fold, parse_folds, step_limit, trained_folds, trained_names
+from .output_folder import LOCK, Owner, owner
+from .status import FoldState, FoldStatus, RunState, RunStatus, status_lines
+
+MIN_PROGRESS = 0.01
+"""of a training before its own speed is used to estimate its end"""
+RUNNING_SECONDS = 120.0
+"""a run on another machine counts as running if it wrote something within this time"""
+STAGE_FILES = {
+    "fingerprint": "fingerprint.json",
+    "plan": "plan.json",
+    "preprocess": "prepared/*.done.json",
+    "train": "",
+    "select": "selection.json",
+    "report": "report.html",
+}
+"""stage -> the file that shows that it is done; of `train` the folds do"""
+
+
+def read_status(out: Path) -> RunStatus:
+    """State, stages, folds and time left of a run. Raises OptionError if `out` is not an output folder."""
+    out = Path(out)
+    if not out.is_dir():
+        raise OptionError(f"{out} is not a folder", "Give the folder of a run, as it was given with --out")
+    if not any(out.iterdir()):
+        none_done = dict.fromkeys(STAGE_FILES, False)
+        return RunStatus(state="empty", now="fingerprint", stages=none_done, lines=("nothing has been run here yet",))
+    if not any((out / name).exists() for name in ("options.json", "findings.json", LOCK)):
+        raise OptionError(
+            f"{out} is not an output folder of AutoUNet", "Give the folder of a run, as it was given with --out"
+        )
+    process = owner(out)
+    running = _is_running(out, process)
+    folds = _read_folds(out, running)
+    stages = {stage: bool(file) and any(out.glob(file)) for stage, file in STAGE_FILES.items()}
+    stages["train"] = bool(folds) and all(fold.status.state == "done" for fold in folds)
+    state = _run_state(out, running, stages, folds)
+    known = [_promised_seconds_left(out, running), _fold_seconds_left(folds)]
+    status = RunStatus(
+        state=state,
+        now=_current_work(running, stages, folds),
+        stages=stages,
+        folds=tuple(fold.status for fold in folds),
+        mean_dice=_mean_dice(RunFolder(out).metrics),
+        seconds_left=0.0 if state == "finished" else min((left for left in known if left is not None), default=None),
+        memory_bytes=resident_bytes(process.process),
+        findings=_warnings(RunFolder(out).findings),
+    )
+    return status.model_copy(update={"lines": tuple(status_lines(status))})
+
+
+@dataclass(frozen=True)
+class FoldTime:
+    """Times of one fold of one configuration in seconds; None: not known."""
+
+    configuration: str
+    trained: bool
+    validated: bool
+    """also true where there is nothing to validate"""
+    progress: float = 0.0
+    """of its training, 0..1"""
+    spent: float = 0.0
+    """on its training so far"""
+    validation: float | None = None
+    """that its validation took"""
+    planned_training: float | None = None
+    planned_validation: float | None = None
+
+
+@dataclass(frozen=True)
+class FoldReading:
+    """What the files of one fold show."""
+
+    status: FoldStatus
+    time: FoldTime
+    log_age: float
+    """seconds since a line was added to its log; infinite without a log"""
+
+
+def _read_folds(out: Path, running: bool) -> list[FoldReading]:
+    """Every fold that the options ask for; none before there is a plan."""
+    try:
+        plan = Plan.load(RunFolder(out).plan)
+        splits = Splits.load(RunFolder(out).splits)
+        options = RunOptions.load(RunFolder(out).options)
+    except RecordError:
+        return []
+    limited = (RunFolder(out).clock).exists() or options.seconds is not None
+    count = len(splits.folds)
+    folds = parse_folds(options.folds, count)
+    names = [name for name in plan.configurations if RunFolder(out).models(name).exists()]
+    names = names or list(trained_names(plan, options, limited, is_every_fold(folds, count)))
+    configurations = {name: plan.configurations[name] for name in names}
+    return [
+        _read_fold(out, name, fold, configurations[name], step_limit(options), running)
+        for name in names
+        for fold in trained_folds(name, configurations, folds, count)
+    ]
+
+
+def _read_fold(
+    out: Path, name: str, fold: int | None, configuration: Configuration, steps: int | None, running: bool
+) -> FoldReading:
+    """`steps` are those that the options limit a training to; None: the time limits it, or nothing does."""
+    folder, crossval = RunFolder(out).fold(name, fold), RunFolder(out).crossval(name)
+    done, validated = folder.done, crossval.done(fold or 0)
+    started = folder.started.exists()
+    state: FoldState = "waiting"
+    if done.exists():
+        state = "done"
+    elif started:
+        state = "running" if running else "interrupted"
+    log = read_log(folder.log) if started else []
+    last = log[-1] if log else None
+    patch_dice = [line.validation_dice for line in log if line.validation_dice]
+    status = FoldStatus(
+        configuration=name,
+        fold="all" if fold is None else fold,
+        state=state,
+        progress=1.0 if state == "done" else last.progress if last else 0.0,
+        dice=None if fold is None else _mean_dice(crossval.metrics(fold)),
+        patch_dice=fmean(patch_dice[-1].values()) if patch_dice else None,
+        validated=state == "done" and (fold is None or validated.exists()),
+        seconds=last.seconds if last else 0.0,
+        peak_memory_bytes=last.peak_memory_bytes if last else None,
+        predicted_memory_bytes=configuration.predicted_memory_bytes,
+    )
+    step_seconds = configuration.predicted_step_seconds
+    times = FoldTime(
+        configuration=name,
+        trained=state == "done",
+        validated=status.validated,
+        progress=status.progress,
+        spent=status.seconds,
+        validation=age(done) - age(validated) if validated.exists() and age(done) > age(validated) else None,
+        planned_training=step_seconds and step_seconds * (steps or configuration.predicted_steps or FULL_STEPS),
+        planned_validation=configuration.predicted_validation_seconds,
+    )
+    return FoldReading(status, times, age(folder.log))
+
+
+def _is_running(out: Path, process: Owner) -> bool:
+    if process.state != "elsewhere":
+        return process.state == "working"
+    files = [RunFolder(out).clock, *out.glob("models/*/fold_*/*"), *out.glob("crossval/*/*.json")]
+    return any(age(file) < RUNNING_SECONDS for file in files)
+
+
+def _run_state(out: Path, running: bool, stages: dict[str, bool], folds: Sequence[FoldReading]) -> RunState:
+    if running:
+        return "running"
+    if all(stages.values()):
+        return "finished"
+    interrupted = any(fold.status.state == "interrupted" for fold in folds)
+    return "interrupted" if interrupted or (RunFolder(out).clock).exists() else "stopped"
+
+
+def _current_work(running: bool, stages: dict[str, bool], folds: Sequence[FoldReading]) -> str | None:
+    """What runs, or the next stage; None when all is done."""
+    stage = next((stage for stage, done in stages.items() if not done), None)
+    if not running:
+        return stage
+    for status in (fold.status for fold in folds):
+        name = f"{status.configuration} fold_{status.fold}"
+        if status.state == "running":
+            return f"train {name}"
+        if status.state == "done" and not status.validated:
+            return f"validate {name}"
+    return stage or "report"
+
+
+def _warnings(file: Path) -> int | None:
+    try:
+        return len(CheckResult.load(file).findings)
+    except RecordError:
+        return None
+
+
+def _mean_dice(file: Path) -> float | None:
+    return Metrics.load(file).mean_dice if file.exists() else None
+
+
+def _promised_seconds_left(out: Path, running: bool) -> float | None:
+    """Rest of the promised time; None without a promise."""
+    file = RunFolder(out).clock
+    try:
+        clock = Clock.load(file)
+    except RecordError:
+        return None
+    if clock.promised_seconds is None:
+        return None
+    spent = clock.spent_seconds + (age(file) if running else 0.0)
+    return max(0.0, clock.promised_seconds - spent)
+
+
+def _fold_seconds_left(folds: Sequence[FoldReading]) -> float | None:
+    """None also where only selection and report are left, whose time is not known."""
+    times = [fold.time for fold in folds]
+    if not times or all(each.trained and each.validated for each in times):
+        return None
+    left = seconds_left(times)
+    since = min((fold.log_age for fold in folds if fold.status.state == "running"), default=0.0)
+    return None if left is None else max(0.0, left - since)
+
+
+def seconds_left(folds: Sequence[FoldTime]) -> float | None:
+    """Of training and validation together, without selection; None where the time of a fold is not known."""
+    total = 0.0
+    for fold in folds:
+        same = [each for each in folds if each.configuration == fold.configuration]
+        training = _training_left(fold, same)
+        if training is None:
+            return None
+        total += training + _validation_left(fold, same)
+    return total
+
+
+def _training_left(fold: FoldTime, same: Sequence[FoldTime]) -> float | None:
+    """By its own speed, else by the mean of the other folds of its configuration (`same`), else as planned."""
+    if fold.trained:
+        return 0.0
+    if fold.progress >= MIN_PROGRESS:
+        return fold.spent * (1 - fold.progress) / fold.progress
+    measured = [each.spent for each in same if each.trained]
+    measured = measured or [each.spent / each.progress for each in same if each.progress >= MIN_PROGRESS]
+    whole = fmean(measured) if measured else fold.planned_training
+    return None if whole is None else max(0.0, whole - fold.spent)
+
+
+def _validation_left(fold: FoldTime, same: Sequence[FoldTime]) -> float:
+    """By the mean of the other folds, else as planned; 0 where nothing is known, since it is short."""
+    if fold.validated:
+        return 0.0
+    measured = [each.validation for each in same if each.validation is not None]
+    return fmean(measured) if measured else fold.planned_validation or 0.0
+
+
+def age(file: Path) -> float:
+    """Seconds since a file was written; infinite where there is none."""
+    try:
+        return max(0.0, time.time() - file.stat().st_mtime)
+    except OSError:
+        return float("inf")
+
+
+def resident_bytes(process: int | None) -> int | None:
+    """Main memory that a process holds, on Linux; None elsewhere, and for a process that has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:")), None)
