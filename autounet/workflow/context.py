@@ -90,9 +90,7 @@ class Context(Setup):
     def train_options(self, configuration: Configuration) -> TrainOptions:
         known = [steps for steps in (configuration.predicted_steps, self.steps) if steps]
         # a model to start from decides on the family, which the options need not say
-        family = (
-            configuration.network.family if self.options.start and self.options.start is self.options.init else None
-        )
+        family = configuration.network.family if self.options.starts_from == "model" else None
         return train_options(self.options, min(known, default=0), self.known.fingerprint.dimension, family)
 
     @property

@@ -16,7 +16,7 @@ from ..crossval.calibrate import OutOfFoldEntropy
 from ..report import write_report
 from ..schema.errors import AutoUNetError, BudgetExceeded, OptionError, PlanError, RecordError
 from ..schema.labels import overlapping_targets
-from ..schema.options import PlannerOptions, RunOptions
+from ..schema.options import PlannerOptions, RunOptions, with_stored
 from ..schema.plan import Plan, swapped_classes
 from ..schema.quantities import format_time
 from ..schema.record import digest
@@ -33,7 +33,6 @@ from .fine_tuning import Starting, known_weights, network_source
 from .jobs import SequentialExecutor
 from .make_plan import PlanFile, PlanMaker
 from .output_folder import locked, require_output_folder
-from .parsing import with_stored
 from .plan_summary import timed
 from .stages import FoldJobs
 from .trial_steps import MOST_ATTEMPTS, try_configurations
