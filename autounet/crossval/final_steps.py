@@ -27,8 +27,7 @@ from ..schema.selection import WEIGHTED, PostprocessStep, Selection
 from ..store import read_properties, read_scores
 from ..workers import map_parallel
 from ..workflow.context import Context
-from . import calibrate
-from .calibrate import Sample, relative_entropy
+from .calibrate import Sample, calibrate, relative_entropy
 from .postprocess import CaseTable, Judgement, held_out, judge, tabulate
 from .sampled_voxels import draw
 from .validate import segmentation_name, summarise_cases
