@@ -1,16 +1,20 @@
-"""Writes docs/commands.md from the command line itself: `python docs/make_commands.py`.
+"""Writes docs/commands.md from the table of options: `python docs/make_commands.py`.
 
 tests/test_docs.py compares the file with what this makes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from typer.main import get_command
 
 from autounet.cli.app import app
+from autounet.cli.options import options_of
+from autounet.schema.option_table import Option
 
 PAGE = Path(__file__).with_name("commands.md")
 HEAD = """\
@@ -25,76 +29,65 @@ Sizes are written like `8GB` or `500MB` (powers of 1024), times like `90s`, `30m
 """
 SHARED = "run"
 """the command whose options others share"""
+ONE_TABLE = 10
+"""options that one table holds at most"""
 
 
 def page() -> str:
     """The whole text of docs/commands.md."""
     root: Any = get_command(app)
-    parts = [HEAD, "## autounet\n\n" + _table(root.params)]
-    shared = _rows(root.commands[SHARED].params)
+    parts = [HEAD, "## autounet\n\n" + _table(options_of("autounet"))]
     names = [SHARED, *(name for name in root.commands if name != SHARED)]
-    parts += [_section(name, root.commands[name], shared) for name in names]
+    parts += [_section(name, root.commands[name].help) for name in names]
     return "\n".join(parts)
 
 
-def _section(name: str, command: Any, shared: list[str]) -> str:
-    needed = [_needed(each) for each in command.params if each.required]
-    usage = " ".join(["autounet", name, *needed, "[OPTIONS]"])
-    text = f"## autounet {name}\n\n{command.help}\n\n    {usage}\n\n"
-    rows = _rows(command.params)
-    if name != SHARED and set(shared) <= set(rows):
-        own = [each for each in command.params if _row(each) not in shared]
-        text += f"Takes what [`autounet {SHARED}`](#autounet-{SHARED}) takes" + (", and:\n\n" if own else ".\n")
-        return text + (_table(own) if own else "")
-    return text + _table(command.params)
+def _section(command: str, text: str) -> str:
+    options, shared = options_of(command), options_of(SHARED)
+    needed = [
+        each.metavar if _is_argument(each) else f"{each.name} {each.metavar}" for each in options if each.required
+    ]
+    usage = " ".join(["autounet", command, *needed, "[OPTIONS]"])
+    text = f"## autounet {command}\n\n{text}\n\n    {usage}\n\n"
+    if command == SHARED or not set(shared) <= set(options):
+        return text + _tables(options)
+    own = [each for each in options if each not in shared]
+    text += f"Takes what [`autounet {SHARED}`](#autounet-{SHARED}) takes" + (", and:\n\n" if own else ".\n")
+    return text + (_table(own) if own else "")
 
 
-def _table(parameters: list[Any]) -> str:
-    return "\n".join(["| option | what it is | default |", "|---|---|---|", *_rows(parameters)]) + "\n"
+def _tables(options: Sequence[Option]) -> str:
+    """One table, or where there are many options one for each panel of the help."""
+    if len(options) <= ONE_TABLE:
+        return _table(options)
+    panels = [(panel, list(rows)) for panel, rows in groupby(options, lambda option: option.panel)]
+    return "\n".join(f"{panel}:\n\n{_table(rows)}" for panel, rows in panels)
 
 
-def _rows(parameters: list[Any]) -> list[str]:
-    return [_row(each) for each in parameters if "--help" not in each.opts]
+def _table(options: Sequence[Option]) -> str:
+    return "\n".join(["| option | what it is | default |", "|---|---|---|", *map(_row, options)]) + "\n"
 
 
-def _row(parameter: Any) -> str:
-    text = (parameter.help or "").replace("|", "\\|")
-    return f"| {_shown(parameter)} | {text} | {_default(parameter)} |"
+def _row(option: Option) -> str:
+    default = "must be given" if option.required else "" if option.default is None else f"`{option.default}`"
+    return f"| {_shown(option)} | {_cell(option.help)} | {default} |"
 
 
-def _shown(parameter: Any) -> str:
+def _shown(option: Option) -> str:
     """The name, and what it takes."""
-    if parameter.param_type_name == "argument":
-        return f"`{_placeholder(parameter)}`"
-    names = ", ".join(f"`{name}`" for name in parameter.opts)
-    if parameter.is_flag:
-        return names
-    takes = (parameter.metavar or _taken(parameter)).replace("|", "\\|")
-    return f"{names} `{takes}`" + (", may be repeated" if parameter.multiple else "")
+    repeated = ", may be repeated" if option.notation.repeated else ""
+    if _is_argument(option):
+        return f"`{option.metavar}`{repeated}"
+    names = ", ".join(f"`{name}`" for name in option.names.split())
+    return f"{names} `{_cell(option.metavar)}`{repeated}" if option.metavar else names
 
 
-def _taken(parameter: Any) -> str:
-    described = getattr(parameter, "type_descriptor", None)  # before typer 0.20 options had click's types
-    name = described.annotation.__name__ if described else parameter.type.name
-    return {"int": "N", "integer": "N", "float": "X", "Path": "PATH", "path": "PATH"}.get(name, "TEXT")
+def _is_argument(option: Option) -> bool:
+    return not option.name.startswith("-")
 
 
-def _needed(parameter: Any) -> str:
-    """As in a usage line."""
-    if parameter.param_type_name == "argument":
-        return _placeholder(parameter)
-    return f"{parameter.opts[0]} {parameter.metavar or _taken(parameter)}"
-
-
-def _placeholder(argument: Any) -> str:
-    return (argument.metavar or argument.name).upper()
-
-
-def _default(parameter: Any) -> str:
-    if parameter.required:
-        return "must be given"
-    unset = parameter.default in (None, False, ()) or parameter.is_flag
-    return "" if unset else f"`{parameter.default}`"
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":

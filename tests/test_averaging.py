@@ -164,4 +164,4 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert "2 cases by 2 models" in done.output
     assert not (tmp_path / "out" / CHANNELS_FILE).exists()
     failed = CliRunner().invoke(app, [*given, "--weights", "much,little"])
-    assert "write numbers with commas" in str(failed.exception)
+    assert "--weights: 'much,little' is not a list of numbers" in str(failed.exception)

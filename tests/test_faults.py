@@ -225,7 +225,7 @@ def test_claims_of_the_dead_are_broken_and_those_of_the_living_are_not(tmp_path:
 
 
 def test_a_claim_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(claims, "RENEW_SECONDS", 0.01)
     with Claims(tmp_path) as ours:
         ours.take("a")
         os.utime(tmp_path / "a.claim", (0, 0))

@@ -22,7 +22,7 @@ for name in {packages!r}:
 """
 HELP = """
 import sys
-from autounet.cli import main
+from autounet.cli.app import main
 sys.argv = ["autounet", "--help"]
 try:
     main()
@@ -68,5 +68,5 @@ def test_training_and_inference_load_no_simpleitk(package):
 
 
 def test_stages_around_training_load_no_torch():
-    packages = ["schema", "planning", "images", "datasets", "store", "ops", "report", "evaluation", "preprocessing"]
+    packages = ["schema", "planning", "imageio", "datasets", "store", "ops", "report", "evaluation", "preprocessing"]
     assert "torch" not in loaded(EVERY_MODULE.format(packages=[*packages, "selection", "fingerprint"]))

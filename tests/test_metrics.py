@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 
 import numpy as np
@@ -19,8 +18,7 @@ from autounet.ops.surfaces import distances_to_outside, element_sizes, surface, 
 from autounet.report.results_section import class_table
 from autounet.schema.errors import OptionError
 from autounet.schema.labels import LabelClass, Labels
-from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics
-from autounet.workflow.parsing import run_options
+from autounet.schema.metrics import METRIC_NAMES, CaseMetrics, ClassMetrics, Metrics
 
 LABELS = Labels(classes=(LabelClass(name="background", value=0), LabelClass(name="organ", value=1)))
 OVERLAPS = ("dice", "iou", "sensitivity", "precision", "nsd", "nsd_subvoxel", "boundary_iou", "lesion_f1",
@@ -196,22 +194,12 @@ def test_what_was_not_measured_is_not_written() -> None:
 def test_names_of_metrics() -> None:
     assert chosen_metrics(["default"]) == DEFAULT_METRICS
     assert chosen_metrics(["assd"]) == ("dice", "assd")
-    assert chosen_metrics(["all"]) == tuple(METRICS) == chosen_metrics(["default", *METRICS])
-    with pytest.raises(OptionError, match="--metrics surface is unknown; choose some of dice"):
+    assert chosen_metrics(["all"]) == tuple(METRICS) == METRIC_NAMES == chosen_metrics(["default", *METRICS])
+    with pytest.raises(OptionError, match=r"there is no metric 'surface'\. Choose some of dice"):
         chosen_metrics(["surface"])
 
 
-def test_options_keep_the_names_of_metrics() -> None:
-    """As a command with DATA is given them; the table of the page has a column for each that was measured."""
-    callback = next(each.callback for each in app.registered_commands if each.name == "run")
-    given = {name: each.default for name, each in inspect.signature(callback).parameters.items()}
-    assert run_options(given | {"metrics": "assd,cl_dice"}).metrics == ("dice", "assd", "cl_dice")
-    assert run_options(given).metrics is None
-    with pytest.raises(OptionError, match="--metrics f1 is unknown"):
-        run_options(given | {"metrics": "f1"})
-    assert run_options(given | {"track": "wandb"}).track == "wandb"
-    with pytest.raises(OptionError, match="--track notes"):
-        run_options(given | {"track": "notes"})
+def test_the_table_of_the_page_has_a_column_for_each_metric_that_was_measured() -> None:
     something = box((3, 4, 5), np.s_[1, 1:3, 1:3])
     cases = [CaseMetrics(case="a", per_class={"organ": measured(something, something)})]
     for names in (("dice", "assd", "cl_dice"), ("dice", "hd95")):

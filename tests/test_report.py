@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 from html.parser import HTMLParser
 
@@ -20,16 +19,13 @@ from autounet.figures import AGREEMENT_COLOUR, PREDICTION_COLOUR, REFERENCE_COLO
 from autounet.ops.orient import orient
 from autounet.report import page as page_module
 from autounet.report import shown_cases, write_report
-from autounet.report.facts import duration_option, run_command
 from autounet.report.overlays import Cut, case_cuts, difference_image
 from autounet.report.results_section import RankedCase, rank_cases
 from autounet.report.shown_cases import best_median_worst
 from autounet.report.volumes import CaseVolume, whole, window
 from autounet.schema.errors import RecordError
 from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics
-from autounet.schema.options import DataOptions, RunOptions
 from autounet.schema.plan import Plan
-from autounet.schema.quantities import parse_time
 
 SAID = (
     "Synthetic & small",
@@ -309,37 +305,3 @@ def test_differences_tell_missed_from_added():
         (0, 0, 0),
         to_rgb(REFERENCE_COLOUR),
     ]
-
-
-def test_command_holds_every_option_given():
-    options = RunOptions(
-        data=DataOptions(label="1st_manual/*", classes={"red vessel": 255}, regions={"all": (1, 2)}, ignore=9),
-        memory_bytes=int(2.5 * 1024**3),
-        seconds=5400,
-        configurations=("2d", "3d_fullres"),
-        iterations=20,
-        seed=0,
-        metrics=("dice", "assd"),
-        deterministic=True,
-    )
-    words = shlex.split(run_command("/my data", "out", options))
-    assert words[:5] == ["autounet", "run", "/my data", "--out", "out"]
-    given_options = dict(zip(words[5:-1:2], words[6::2], strict=True))
-    assert given_options == {
-        "--class": "red vessel=255",
-        "--region": "all=1,2",
-        "--label": "1st_manual/*",
-        "--ignore": "9",
-        "--memory": "2.5GB",
-        "--time": "90m",
-        "--configurations": "2d,3d_fullres",
-        "--iterations": "20",
-        "--seed": "0",
-        "--metrics": "dice,assd",
-    }
-    assert words[-1] == "--deterministic"
-
-
-@given(st.integers(1, 10**6))
-def test_duration_is_read_back_as_written(seconds):
-    assert parse_time(duration_option(seconds)) == seconds

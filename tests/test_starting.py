@@ -23,7 +23,7 @@ from autounet.nets import FAMILIES
 from autounet.nets.mednext import propose as propose_mednext
 from autounet.schema.errors import ModelError, OptionError
 from autounet.schema.geometry import Geometry
-from autounet.schema.options import DataOptions, PlannerOptions, RunOptions, TrainOptions, WeightsSource
+from autounet.schema.options import DataOptions, PlannerOptions, RunOptions, StartingWeights, TrainOptions, with_stored
 from autounet.schema.plan import Configuration, InferenceSpec, NetworkSpec, Plan
 from autounet.schema.run import DeviceProfile, RunRecord
 from autounet.schema.stage_inputs import InitialWeights
@@ -89,8 +89,17 @@ def run(folder: Path, out: Path, until: str = "train", **changes: object) -> Non
     run_pipeline(folder, out, RunOptions(**{**given, **changes}), until=until)
 
 
-def source(path: Path | str) -> WeightsSource:
-    return WeightsSource(path=str(path))
+def encoder_file(path: Path | str) -> StartingWeights:
+    """`--pretrained`."""
+    return StartingWeights(kind="encoder", path=str(path))
+
+
+def model_of(path: Path | str) -> StartingWeights:
+    """`--init`."""
+    return StartingWeights(kind="model", path=str(path))
+
+
+NONE = StartingWeights(kind="none")
 
 
 def weights(out: Path, name: str, fold: object = 0) -> Path:
@@ -141,7 +150,7 @@ EFFICIENT = {"2d": configuration(spec("efficient", 2, 2), (16, 16))}
 
 def test_an_encoder_starts_from_its_file_and_another_file_is_noticed(pictures, encoder, tmp_path, caplog) -> None:
     file, out = Path(shutil.copy(encoder, tmp_path / "weights.safetensors")), begin(tmp_path / "out", EFFICIENT)
-    run(pictures, out, family="efficient", pretrained=source(file))
+    run(pictures, out, family="efficient", start=encoder_file(file))
     content = load_weights(file)
     found = {name.removeprefix("encoder."): tensor for name, tensor in load_weights(weights(out, "2d")).items()}
     same = [name for name in content if name in found and name != "conv_stem.weight"]
@@ -153,11 +162,15 @@ def test_an_encoder_starts_from_its_file_and_another_file_is_noticed(pictures, e
     checksum = file_checksum(file)
     assert record(out, "2d").options.start == checksum
     assert f"the encoder starts from {file} ({checksum})" in record(out, "2d").events
-    assert json.loads((out / "options.json").read_text())["pretrained"] == {"path": str(file), "checksum": checksum}
+    assert json.loads((out / "options.json").read_text())["start"] == {
+        "kind": "encoder",
+        "path": str(file),
+        "checksum": checksum,
+    }
 
     before = weights(out, "2d").stat().st_mtime_ns
-    run(pictures, out, pretrained=source(encoder))  # the same weights elsewhere
-    run(pictures, out, pretrained=source(file))
+    run(pictures, out, start=encoder_file(encoder))  # the same weights elsewhere
+    run(pictures, out, start=encoder_file(file))
     file.unlink()
     run(pictures, out)  # as stored
     assert f"--pretrained {file} is gone: what was trained from it is kept" in caplog.text
@@ -208,36 +221,33 @@ def checked(out: Path, configurations: dict[str, Configuration], **given: object
 )
 def test_files_that_do_not_fit_are_refused(tmp_path, name, message) -> None:
     with pytest.raises((ModelError, OptionError), match=message):
-        checked(tmp_path / "out", EFFICIENT, pretrained=source(refused(name, tmp_path)))
+        checked(tmp_path / "out", EFFICIENT, start=encoder_file(refused(name, tmp_path)))
 
 
 def test_nothing_is_trained_or_kept_of_a_refused_file(pictures, tmp_path) -> None:
     out = begin(tmp_path / "out", EFFICIENT)
     with pytest.raises(ModelError, match="the pretrained weights lack"):
-        run(pictures, out, family="efficient", pretrained=source(refused("lacking", tmp_path)))
+        run(pictures, out, family="efficient", start=encoder_file(refused("lacking", tmp_path)))
     assert not (out / "models").exists()
     assert not (out / "options.json").exists()
 
 
 def test_options_that_cannot_be_meant(encoder, tmp_path) -> None:
-    checked(tmp_path, EFFICIENT, pretrained=source(encoder))
-    checked(tmp_path, EFFICIENT, pretrained=source("none"), init=source("none"))
+    checked(tmp_path, EFFICIENT, start=encoder_file(encoder))
+    checked(tmp_path, EFFICIENT)
     with pytest.raises(OptionError, match="--pretrained is for --family efficient, not plain"):
-        checked(tmp_path, EFFICIENT, family="plain", pretrained=source(encoder))
-    with pytest.raises(OptionError, match="both say what weights start from"):
-        check_options(RunOptions(family="efficient", pretrained=source("a"), init=source("b")))
-    check_options(RunOptions(family="efficient", pretrained=source("none"), init=source("b")))
+        checked(tmp_path, EFFICIENT, family="plain", start=encoder_file(encoder))
     solid = {"3d_fullres": configuration(spec("efficient", 3, 3), (8, 8, 8))}
     with pytest.raises(OptionError, match=r"3d_fullres is three-dimensional.* Give --configurations 2d"):
-        checked(tmp_path, solid, pretrained=source(encoder))
+        checked(tmp_path, solid, start=encoder_file(encoder))
     other = {"2d": configuration(spec("plain", 2, 2), (16, 16))}
     with pytest.raises(OptionError, match="2d is of the family plain, and the weights are those of an encoder"):
-        checked(tmp_path, other, pretrained=source(encoder))
+        checked(tmp_path, other, start=encoder_file(encoder))
 
 
 def test_paths_are_kept_whole_on_the_command_line(pictures, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    given = ("run", pictures, "--out", "out", "--family", "efficient", "--init", "none", "--pretrained", "absent.pth")
+    given = ("run", pictures, "--out", "out", "--family", "efficient", "--pretrained", "absent.pth")
     monkeypatch.setattr(sys, "argv", ["autounet", *map(str, given)])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -246,14 +256,14 @@ def test_paths_are_kept_whole_on_the_command_line(pictures, tmp_path, monkeypatc
 
 
 def test_pretrained_weights_decide_on_the_width() -> None:
-    asked = RunOptions(family="efficient", pretrained=source("a"))
+    asked = RunOptions(family="efficient", start=encoder_file("a"))
     assert planner_options(asked, CPU).base_features == 32
-    for other in (RunOptions(family="efficient"), asked.model_copy(update={"pretrained": source("none")})):
+    none = asked.model_copy(update={"start": NONE})
+    for other in (RunOptions(family="efficient"), with_stored(none, Path("absent.json"))):
         assert planner_options(other, CPU).base_features is None
 
 
-def test_trainings_of_earlier_versions_keep_their_digest() -> None:
-    assert TrainOptions().digest() == "024f6856863d9ca3"
+def test_other_weights_to_start_from_are_another_training() -> None:
     assert TrainOptions(start="a").digest() != TrainOptions(start="b").digest() != TrainOptions().digest()
 
 
@@ -291,7 +301,7 @@ def trained(volumes, tmp_path_factory) -> Path:
 
 def test_a_run_starts_from_the_folds_of_a_model(volumes, trained, tmp_path) -> None:
     out = begin(tmp_path / "out", PLAIN)
-    run(volumes, out, folds="0,1,2", init=source(trained))
+    run(volumes, out, folds="0,1,2", start=model_of(trained))
     for fold, of in ((0, 0), (1, 1), (2, 0)):
         before = load_weights(weights(trained, "3d_fullres", of))
         assert change(load_weights(weights(out, "3d_fullres", fold)), before, list(before)) < CLOSE
@@ -300,9 +310,9 @@ def test_a_run_starts_from_the_folds_of_a_model(volumes, trained, tmp_path) -> N
         assert ("the model may have been trained on validation cases" in " ".join(events)) == (fold != of)
     before = weights(out, "3d_fullres").stat().st_mtime_ns
     shutil.copytree(trained / "model", tmp_path / "elsewhere")
-    run(volumes, out, init=source(tmp_path / "elsewhere"))
+    run(volumes, out, start=model_of(tmp_path / "elsewhere"))
     assert weights(out, "3d_fullres").stat().st_mtime_ns == before
-    run(volumes, out, init=source("none"))
+    run(volumes, out, start=NONE)
     assert weights(out, "3d_fullres").stat().st_mtime_ns > before
     assert record(out, "3d_fullres").options.start is None
 
@@ -310,7 +320,7 @@ def test_a_run_starts_from_the_folds_of_a_model(volumes, trained, tmp_path) -> N
 def test_heads_of_other_classes_are_new_and_listed(one_organ, trained, tmp_path, caplog) -> None:
     caplog.set_level("INFO")
     out = begin(tmp_path / "out", {"3d_fullres": configuration(spec("plain", 3, 2), (4, 12, 12))})
-    run(one_organ, out, init=source(trained / "model"))
+    run(one_organ, out, start=model_of(trained / "model"))
     found, before = load_weights(weights(out, "3d_fullres")), load_weights(weights(trained, "3d_fullres"))
     heads = [name for name in found if found[name].shape != before[name].shape]
     assert len(heads) == 4  # weight and bias of two outputs
@@ -329,14 +339,14 @@ def test_other_architectures_are_refused_with_every_difference(volumes, trained,
         r"model; decoder_blocks are \(1, 1\) here and \(2, 2\) in the model. Plan with"
     )
     with pytest.raises(ModelError, match=message):
-        checked(tmp_path, {"3d_fullres": configuration(wide, (4, 12, 12))}, init=source(trained))
+        checked(tmp_path, {"3d_fullres": configuration(wide, (4, 12, 12))}, start=model_of(trained))
     flat = {"2d": configuration(spec("plain", 2, 3), (12, 12))}
     with pytest.raises(OptionError, match=r"no configuration 2d; it has 3d_fullres\. Give --configurations 3d_fullres"):
-        checked(tmp_path, flat, init=source(trained))
+        checked(tmp_path, flat, start=model_of(trained))
     with pytest.raises(ModelError, match="is no model"):
-        checked(tmp_path, PLAIN, init=source(volumes))
+        checked(tmp_path, PLAIN, start=model_of(volumes))
     with pytest.raises(OptionError, match="is the model of --out"):
-        checked(trained, PLAIN, init=source(trained))
+        checked(trained, PLAIN, start=model_of(trained))
 
 
 def test_a_plan_takes_over_the_network_and_channels_are_matched_by_name(one_organ, trained, tmp_path) -> None:
@@ -352,9 +362,9 @@ def test_a_plan_takes_over_the_network_and_channels_are_matched_by_name(one_orga
     out.mkdir()
     CPU.save(out / "device.json")
     with pytest.raises(OptionError, match=r"of the family plain, and --family is residual\. Give --family plain"):
-        run(folder, out, "plan", family="residual", init=source(trained))
+        run(folder, out, "plan", family="residual", start=model_of(trained))
     model = Path(shutil.copytree(trained / "model", tmp_path / "model"))
-    run(folder, out, init=source(model))
+    run(folder, out, start=model_of(model))
     plan = Plan.load(out / "plan.json")
     network = plan.configurations["3d_fullres"].network
     assert list(plan.configurations) == ["3d_fullres"]
@@ -387,7 +397,7 @@ def test_both_stages_of_a_cascade_start_from_those_of_a_model(volumes, tmp_path)
     run(volumes, first, folds="all", configurations=(SECOND,), data=splits)
     model = packed(first, tmp_path / "model", SECOND)
     second = begin(tmp_path / "second", CASCADE)
-    run(volumes, second, "select", folds="all", configurations=(SECOND,), data=splits, init=source(model))
+    run(volumes, second, "select", folds="all", configurations=(SECOND,), data=splits, start=model_of(model))
     for name in CASCADE:
         before = load_weights(weights(first, name, 1))
         assert change(load_weights(weights(second, name, 1)), before, list(before)) < CLOSE

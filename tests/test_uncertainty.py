@@ -261,7 +261,7 @@ def test_the_command_line_writes_maps_and_names_averages(tmp_path: Path, monkeyp
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1
-    assert "--average votes: write probabilities or logits" in capsys.readouterr().err
+    assert "--average: 'votes' is not a quantity that can be averaged" in capsys.readouterr().err
 
 
 def main_ended(run) -> None:

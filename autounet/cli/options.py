@@ -1,84 +1,166 @@
-"""Options of the command line that more than one command has, or that need a long text."""
+"""The options of the commands that are no run, and how a command is made from the table of options.
+
+`schema/option_table.py` holds those of a run.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional, get_args
 
 import typer
 
-Text = Optional[str]  # noqa: UP045
-Texts = Optional[list[str]]  # noqa: UP045
-Whole = Optional[int]  # noqa: UP045
-Switch = Optional[bool]  # noqa: UP045
-File = Optional[Path]  # noqa: UP045
+from ..schema.errors import OptionError
+from ..schema.option_table import (
+    INTEGER,
+    PATH,
+    RUN_OPTIONS,
+    SWITCH,
+    TEXT,
+    TIME,
+    Notation,
+    Option,
+    Panel,
+    run_options,
+)
+from ..schema.quantities import parse_integers, parse_numbers
 
-Data = Annotated[Path, typer.Argument(help="Folder with images and labels, in any supported layout")]
-Model = Annotated[Path, typer.Argument(help="A packed model: OUT/model, or a file .autounet")]
-Out = Annotated[Path, typer.Option(help="Output folder; given again, the run continues")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output")]
-# written out, since the dicts that hold the names of the next four load numpy and torch (tests/test_help_names.py)
-Configurations = Annotated[Text, typer.Option(help="auto, or some of 2d,3d_lowres,3d_fullres,3d_cascade_fullres")]
-Family = Annotated[
-    Text,
-    typer.Option(help="Network family: plain, residual, original, unet3d, nested, attention, swin, efficient, mednext"),
-]
-Loss = Annotated[
-    Text,
-    typer.Option(
-        help="Loss: dice_ce, dice, ce, bce, weighted_ce, topk, dice_topk, focal, dice_focal, tversky, focal_tversky"
-    ),
-]
-Preset = Annotated[Text, typer.Option(help="Plan as nnU-Net does: nnunet, residual-m, residual-l, residual-xl")]
-Channel = Annotated[Texts, typer.Option(help="NAME=PATTERN: files of a channel")]
-Kind = Annotated[Texts, typer.Option(help="NAME=ct|mri|photo|other: kind of a channel")]
-Label = Annotated[Text, typer.Option(help="Pattern of the label files, for example '1st_manual/*'")]
-Class = Annotated[Texts, typer.Option("--class", help="NAME=VALUE: name of a label value")]
-Region = Annotated[Texts, typer.Option(help="NAME=V1,V2,...: target made of several values")]
-Ignore = Annotated[Whole, typer.Option(help="Label value that means: not annotated")]
-Group = Annotated[Text, typer.Option(help="Regular expression; cases with the same first capture stay together")]
-Splits = Annotated[Text, typer.Option(help="nnunet, or a JSON file with the folds")]
-Palette = Annotated[
-    Text, typer.Option(metavar="FILE", help="JSON with a colour for each class, where label pictures hold colours")
-]
-MissingChannels = Annotated[
-    bool, typer.Option("--missing-channels", help="Cases may lack channels: train with what is there")
-]
-Frames = Annotated[Text, typer.Option(metavar="channels|time", help="What the fourth axis of 4-D files is")]
-Pretrained = Annotated[
-    Text, typer.Option(help="File: family efficient in 2-D starts from these weights, timm's EfficientNet; or none")
-]
-Init = Annotated[
-    Text, typer.Option(metavar="MODEL", help="Start from a packed model of the same architecture; or none")
-]
-Metrics = Annotated[
-    Text,
-    typer.Option(
-        help="default, all, or some of dice, iou, sensitivity, precision, hd95, nsd, volume, volume_difference, assd, "
-        "nsd_subvoxel, boundary_iou, lesion_f1, panoptic_quality, cl_dice"
-    ),
-]
-Track = Annotated[
-    Text,
-    typer.Option(
-        metavar="tensorboard|wandb|mlflow", help="Also show curves and results there (extra track); none: no more"
-    ),
-]
-Overlap = Annotated[Optional[float], typer.Option(help="Overlap of tiles", min=0, max=0.9)]  # noqa: UP045
-Prune = Annotated[Whole, typer.Option(help="Family nested: predict by its U-Net of this many poolings", min=1)]
-GateMaps = Annotated[
-    bool, typer.Option("--gate-maps", help="Family attention: also write what its gates let pass, as images")
-]
-Probabilities = Annotated[bool, typer.Option("--probabilities", help="Also write probabilities; order in classes.json")]
-Uncertainty = Annotated[
-    bool, typer.Option("--uncertainty", help="Also write the entropy and the disagreement between folds, in nats")
-]
-Average = Annotated[
-    Text, typer.Option(metavar="probabilities|logits", help="What folds, views and configurations are averaged as")
-]
-NoPostprocessing = Annotated[
-    bool, typer.Option("--no-postprocessing", help="Keep the components that the model was selected to remove")
-]
-Template = Annotated[
-    str, typer.Option(help="files, decathlon[:TASK], grand-challenge[:SLUG], or a pattern such as '{case}_seg.nii.gz'")
-]
+
+def _average(text: str) -> str:
+    if text not in ("probabilities", "logits"):
+        raise OptionError(f"'{text}' is not a quantity that can be averaged", "Give probabilities or logits")
+    return text
+
+
+AVERAGE = Notation(_average)
+FOLDS = Notation(lambda text: None if text == "all" else parse_integers(text))
+NUMBER = Notation(type=float)
+NUMBERS = Notation(parse_numbers)
+NAMES = Notation(lambda text: text.split(","))
+PATHS = Notation(type=Path, repeated=True)
+
+MODEL_OPTIONS: tuple[Option, ...] = (
+    Option("OUT", "OUT", "Arguments", ("status", "compare"), "Output folder of a run", PATH, required=True),
+    Option("MODEL", "MODEL", "Arguments", ("predict", "submit", "export"), "A packed model: OUT/model, or a file "
+           ".autounet", PATH, required=True),
+    Option("INPUT", "INPUT", "Arguments", ("predict",), "An image or a folder of images", PATH, required=True),
+    Option("INPUT", "INPUT", "Arguments", ("submit",), "A folder of test images", PATH, required=True),
+    Option("FOLDERS", "DIR", "Arguments", ("ensemble",), "Folders that predict --probabilities wrote", PATHS,
+           required=True),
+    Option("PREDICTIONS", "PREDICTIONS", "Arguments", ("evaluate",), "Predicted label images", PATH, required=True),
+    Option("REFERENCES", "REFERENCES", "Arguments", ("evaluate",), "Reference label images", PATH, required=True),
+    Option("SOURCE", "SRC", "Arguments", ("import",), "Folder of a trained nnU-Net v2 model, or its zip file", PATH,
+           required=True),
+    # options that choose what is predicted, measured, compared or exported
+    Option("--configuration", "NAME", "Prediction", ("predict", "export"), "Use this configuration in place of the "
+           "selected ones", TEXT),
+    Option("--configuration", "NAMES", "Prediction", ("import",), "Which of several configurations, for example 2d or "
+           "2d,3d_fullres", NAMES),
+    Option("--folds", "INDICES", "Prediction", ("predict", "export"), "Networks of these folds, for example 0,1. By "
+           "default all", FOLDS),
+    Option("--no-mirror", "", "Prediction", ("predict",), "Predict without mirrored views: faster, a little less "
+           "accurate", SWITCH),
+    Option("--overlap", "SHARE", "Prediction", ("predict",), "Overlap of neighbouring tiles. By default as planned",
+           NUMBER, least=0, most=0.9),
+    Option("--prune", "N", "Prediction", ("predict",), "For the family nested: predict with its U-Net of this many "
+           "downsamplings", INTEGER, least=1),
+    Option("--average", "QUANTITY", "Prediction", ("predict", "ensemble"), "Quantity that is averaged over views, "
+           "folds, configurations and models: probabilities or logits", AVERAGE),
+    Option("--weights", "NUMBERS", "Prediction", ("ensemble",), "Weight of each folder, for example 0.7,0.3. By "
+           "default all are equal", NUMBERS),
+    Option("--no-postprocessing", "", "Prediction", ("predict",), "Keep the components that the model was selected to "
+           "remove", SWITCH),
+    Option("--with", "OTHER", "Comparison", ("compare",), "Another output folder or a metrics.json: a paired test of "
+           "the two", PATH),
+    Option("--metric", "NAME", "Comparison", ("compare",), "Metric that --with tests", TEXT, default="dice"),
+    Option("--test", "METRICS", "Comparison", ("compare",), "metrics.json of the public test set, written by autounet "
+           "evaluate --out", PATH),
+    Option("--model", "MODEL", "Data", ("evaluate",), "Take the classes and regions from this packed model", PATH),
+    Option("--time", "TIME", "Training", ("demo",), "Time for the whole run", TIME, default="3m"),
+    Option("--device", "NAME", "Device", ("predict",), "auto, cpu, cuda, cuda:1 or mps. Several share the cases: "
+           "cuda:0,cuda:1 or cuda:all", TEXT, default="auto"),
+    Option("--device", "NAME", "Device", ("submit", "calibrate"), "auto, cpu, cuda, cuda:1 or mps", TEXT,
+           default="auto"),
+    # options that say what is written, and where
+    Option("--out", "FOLDER", "Output", ("demo",), "Output folder", PATH, default=Path("demo-output")),
+    Option("--out", "FOLDER", "Output", ("predict", "ensemble"), "Folder for the segmentations", PATH, required=True),
+    Option("--out", "FILE", "Output", ("submit",), "Zip file to write; its manifest is written beside it", PATH,
+           required=True),
+    Option("--out", "FILE", "Output", ("evaluate",), "File metrics.json to write", PATH),
+    Option("--out", "FOLDER", "Output", ("import",), "Folder for the model", PATH, required=True),
+    Option("--out", "PATH", "Output", ("export",), "A new folder, or with --format bundle a new file .autounet", PATH,
+           required=True),
+    Option("--fix", "", "Output", ("check",), "Write a repaired copy of the data into the new folder --out", SWITCH),
+    Option("--out", "FOLDER", "Output", ("check",), "New folder for --fix", PATH),
+    Option("--format", "NAME", "Output", ("predict",), "dicom-seg: write DICOM segmentation objects, where INPUT is "
+           "DICOM", TEXT),
+    Option("--format", "NAME", "Output", ("export",), "bundle, onnx (needs the extra onnx) or torch (torch.export)",
+           TEXT, required=True),
+    Option("--licence", "NAME", "Output", ("export",), "With --format bundle: licence of the weights, for the model "
+           "card", TEXT),
+    Option("--template", "NAME", "Output", ("submit",), "Names of the files in the zip: files, decathlon[:TASK], "
+           "grand-challenge[:SLUG], or a pattern such as '{case}_seg.nii.gz'", TEXT, default="files"),
+    Option("--probabilities", "", "Output", ("predict", "ensemble"), "Also write the probabilities; classes.json has "
+           "the order of the classes", SWITCH),
+    Option("--uncertainty", "", "Output", ("predict",), "Also write maps of the entropy and of the disagreement "
+           "between folds, in nats", SWITCH),
+    Option("--gate-maps", "", "Output", ("predict",), "For the family attention: also write its gates as images",
+           SWITCH),
+    Option("--overwrite", "", "Output", ("predict",), "Also predict images that have a prediction already", SWITCH),
+    Option("--json", "", "Output", ("check", "status", "compare"), "Machine-readable output", SWITCH),
+    Option("--watch", "", "Output", ("status",), "Look again every 5 seconds for as long as it runs", SWITCH),
+    Option("--version", "", "Options", ("autounet",), "Show the version", SWITCH),
+    Option("--quiet -q", "", "Options", ("autounet",), "Show warnings and results only", SWITCH),
+)  # fmt: skip
+
+
+def options_of(command: str) -> tuple[Option, ...]:
+    """The options of a command in the order of its help; 'autounet' is what stands before any command."""
+    panels = get_args(Panel)
+    options = (option for option in (*RUN_OPTIONS, *MODEL_OPTIONS) if command in option.commands)
+    return tuple(sorted(options, key=lambda option: panels.index(option.panel)))
+
+
+def add_command(app: typer.Typer, name: str, action: Callable[..., None], text: str | None = None) -> None:
+    """A command whose signature comes from the table; `text`, by default the docstring, is its help.
+
+    `action` gets each option by its name in Python, parsed; those of the run and the data together as `options`.
+    """
+    table = options_of(name)
+
+    def command(**given: Any) -> None:
+        values = {option.parameter: option.parse(given[option.parameter]) for option in table if option.field is None}
+        recorded = [(option, given[option.parameter]) for option in table if option.field is not None]
+        action(**values, **({"options": run_options(recorded)} if recorded else {}))
+
+    command.__doc__ = text or action.__doc__
+    command.__signature__ = inspect.Signature([_parameter(option) for option in table])  # type: ignore[attr-defined]
+    app.command(name)(command)
+
+
+def root_signature() -> inspect.Signature:
+    """Of what stands before any command."""
+    return inspect.Signature([_parameter(option) for option in options_of("autounet")])
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    """Of a function that typer makes a command of."""
+    notation = option.notation
+    taken: Any = list[notation.type] if notation.repeated else notation.type  # type: ignore[name-defined]
+    common: dict[str, Any] = {"help": option.help, "min": option.least, "max": option.most}
+    shown: Any
+    if option.name.startswith("-"):
+        shown = typer.Option(*option.names.split(), metavar=option.metavar, rich_help_panel=option.panel, **common)
+    else:
+        shown = typer.Argument(metavar=option.metavar, **common)
+    if option.required:
+        default: Any = inspect.Parameter.empty
+    elif notation.type is bool:
+        default = False
+    else:
+        default, taken = option.default, Optional[taken]  # noqa: UP045
+    return inspect.Parameter(
+        option.parameter, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[taken, shown]
+    )

@@ -1,6 +1,7 @@
 """How good a segmentation is: metrics of one case, and of all, and of two models side by side."""
 
-from .evaluate import DEFAULT_METRICS, METRICS, chosen_metrics, distance_unit, evaluate_case
+from ..schema.metrics import DEFAULT_METRICS, chosen_metrics
+from .evaluate import METRICS, distance_unit, evaluate_case
 from .summary import compare_models, summarise
 
 __all__ = [

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.ndimage import find_objects
 
 from ..schema.dataset import NOT_ANNOTATED, is_certain
-from ..schema.errors import DataError, OptionError
+from ..schema.errors import DataError
 from ..schema.geometry import Geometry
 from ..schema.labels import Labels
-from ..schema.metrics import ClassMetrics
+from ..schema.metrics import DEFAULT_METRICS, ClassMetrics
 from .boundary_metrics import assd, boundary_iou, hd95, nsd, nsd_subvoxel
 from .overlap_metrics import (
     MaskPair,
@@ -45,20 +45,6 @@ METRICS: dict[str, Callable[[MaskPair], float]] = {
     "cl_dice": cl_dice,
 }
 """by the field of `ClassMetrics` that holds the value"""
-DEFAULT_METRICS: Final = ("dice", "iou", "sensitivity", "precision", "hd95", "nsd", "volume", "volume_difference")
-"""what is measured unless others are asked for"""
-
-
-def chosen_metrics(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of metrics in their order; `default` and `all` stand for several. Dice is always among them.
-
-    Raises OptionError for an unknown name.
-    """
-    several = {"default": DEFAULT_METRICS, "all": tuple(METRICS)}
-    wanted = {"dice"}.union(*(several.get(name, (name,)) for name in names))
-    if unknown := sorted(wanted - set(METRICS)):
-        raise OptionError(f"--metrics {unknown[0]} is unknown; choose some of {', '.join(METRICS)}, or default, or all")
-    return tuple(name for name in METRICS if name in wanted)
 
 
 Unit = Literal["mm", "pixels"]

@@ -10,8 +10,7 @@ import numpy as np
 from ..ops.statistics import bootstrap_interval, intervals
 from ..schema.errors import DataError
 from ..schema.labels import Labels, counted_targets
-from ..schema.metrics import CaseMetrics, ClassMetrics, Metrics, PairedDifference
-from .evaluate import DEFAULT_METRICS
+from ..schema.metrics import DEFAULT_METRICS, CaseMetrics, ClassMetrics, Metrics, PairedDifference
 
 SEED = 0
 """of the bootstrap: equal cases have equal intervals"""

@@ -74,7 +74,7 @@ class Predictor:
         from ..inference.bundle import build_models, load_bundle
         from ..ops.device import choose_device
 
-        self.bundle, self.folder = load_bundle(Path(model))
+        self.bundle, folder = load_bundle(Path(model))
         self.device = choose_device(device)
         known = self.bundle.configurations
         self.names = (configuration,) if configuration else self.bundle.selection.chosen
@@ -93,7 +93,7 @@ class Predictor:
         self.steps = self.bundle.selection.postprocessing if postprocess and configuration is None else ()
         built = self.bundle.model_copy(update={"configurations": self.configurations})
         self.models = {
-            name: build_models(built, self.folder, name, folds if name in self.names else None, self.device)
+            name: build_models(built, folder, name, folds if name in self.names else None, self.device)
             for name in self.configurations
         }
         self._networks = Lock()

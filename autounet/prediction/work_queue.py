@@ -1,4 +1,4 @@
-"""An output folder of `predict`: which cases are finished, and which are this process's to do.
+"""The work queue of `predict` in its output folder: which cases are finished, and which this process predicts.
 
 OUT/.predicted/<case>.json    what was written for the case, by which model and options, from which files
 OUT/.predicted/<case>.claim   while a process works on it
@@ -26,21 +26,21 @@ from ..imageio import files_of
 from ..schema.errors import RecordError
 from ..schema.record import Part, Record, digest
 
-BEAT_SECONDS = 20.0
-"""between two signs of life of a claim: its time of modification is renewed"""
+RENEW_SECONDS = 20.0
+"""after which the time of modification of a claim is renewed"""
 STALE_SECONDS = 300.0
-"""without a sign of life after which a claim counts as abandoned: a suspended process or a slow file server may miss
-a few beats, and a wrong guess costs no more than one case predicted twice"""
+"""without renewal after which a claim counts as abandoned: a suspended process or a slow file server may miss a few
+renewals, and a wrong guess costs no more than one case predicted twice"""
 EMPTY_SECONDS = 10.0
 """the same for a claim without content, whose owner ended between making and filling it"""
 
 
 class Claims:
-    """Claims `<name>.claim` in a folder; a context that gives back at its end what it holds.
+    """Claims `<name>.claim` in a folder; a context that releases at its end what it holds.
 
     A claim is made with O_EXCL, which one process only can do, also over NFS (version 3 and later). It is stale when
-    its owner ran on this host and is gone, or when it has given no sign of life for `STALE_SECONDS` by the clock of the
-    file system. Two processes that break the same stale claim at the same moment may both get it: they then write the
+    its owner ran on this host and is gone, or when it was not renewed for `STALE_SECONDS` by the clock of the file
+    system. Two processes that break the same stale claim at the same moment may both get it: they then write the
     same files, each whole.
     """
 
@@ -49,21 +49,21 @@ class Claims:
         self._held: set[Path] = set()
         self._guard = threading.Lock()
         self._ended = threading.Event()
-        self._pulse = threading.Thread(target=self._beat, name="claims", daemon=True)
+        self._renewal = threading.Thread(target=self._renew, name="claims", daemon=True)
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._pulse.start()
+        self._renewal.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._pulse.join()
+        self._renewal.join()
         for path in list(self._held):
             self._drop(path)
 
     def take(self, name: str) -> bool:
-        """Whether the case is this process's now. Another's claim that is stale is broken by `broken` first."""
+        """Claim the case, unless another process has; returns whether it is this process's now."""
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -77,12 +77,12 @@ class Claims:
         return True
 
     def break_stale(self, name: str) -> int | None:
-        """Remove the claim if it is stale; the process number of its dead owner, 0 where unknown. None: it lives."""
+        """Remove a stale claim; returns the process number of its dead owner, 0 if unknown, None if it lives."""
         path = self._path(name)
         try:
             silent = self._now() - path.stat().st_mtime
             owner = json.loads(path.read_text(encoding="utf-8") or "{}")
-        except (FileNotFoundError, ValueError):  # given back, or being written at this moment
+        except (FileNotFoundError, ValueError):  # released, or being written at this moment
             return None
         pid = int(owner.get("pid", 0))
         gone = owner.get("host") == _host() and not _is_alive(pid)
@@ -103,8 +103,8 @@ class Claims:
         with suppress(OSError):  # a claim that stays behind is stale as soon as this process ends
             path.unlink(missing_ok=True)
 
-    def _beat(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEW_SECONDS):
             with self._guard:
                 held = list(self._held)
             for path in held:
@@ -139,6 +139,8 @@ def _is_alive(pid: int) -> bool:
 
 
 class PredictedFile(Part):
+    """A file that was written for a case."""
+
     name: str
     """relative to the output folder"""
     bytes: int
@@ -148,23 +150,23 @@ class PredictedCase(Record):
     """`OUT/.predicted/<case>.json`, written after all files of the case."""
 
     key: str
-    """of the model, the options and the image files, see `running.shared_folder`"""
+    """of the model, the options and the image files, see `SharedFolder`"""
     run: str
-    """of the command that predicted it; several processes of one command share it"""
+    """identifies the command that predicted it; several processes of one command share it"""
     files: tuple[PredictedFile, ...] = ()
     problem: str | None = None
-    """why it could not be predicted; the processes of the same command leave it, a later command tries again"""
+    """why it could not be predicted; the processes of the same command skip it, a later command tries again"""
 
 
 log = logging.getLogger(__name__)
 
 RECORDS = ".predicted"
 WAIT_SECONDS = 0.5
-"""between two looks at the cases that others work on"""
+"""between two checks of the cases that others work on"""
 
 
 class SharedFolder:
-    """A context: `claimed` gives cases to predict, each of which ends with `finished` or `failed`.
+    """A context in which `claimed` yields cases to predict, each of which ends with `finished` or `failed`.
 
     `key` is of the model and the options, `run` of the command. A case is finished when its record has the same key,
     also of its image files by name, size and time of modification, and its files have the sizes of the record; with
@@ -177,12 +179,12 @@ class SharedFolder:
         self.overwrite = overwrite
         self.claims = Claims(self.out / RECORDS)
         self.postponed: list[InputCase] = []
-        """of the last `claimed`: those that others work on"""
+        """cases of the last `claimed` that other processes work on"""
         self.kept = 0
         """cases that other commands have finished, before or meanwhile"""
         self._keys: dict[str, str] = {}
-        """by case, of what is claimed: as its files were before they were read"""
-        self._told = False
+        """of claimed cases, with the state of their files before they were read"""
+        self._announced = False
 
     def __enter__(self) -> Self:
         self.claims.__enter__()
@@ -208,14 +210,14 @@ class SharedFolder:
                 yield case
 
     def wait(self) -> None:
-        """Until it is worth to look again at what was postponed."""
-        if not self._told:
+        """Wait before checking the postponed cases again."""
+        if not self._announced:
             log.info("%d cases are being predicted by other processes; waiting for them", len(self.postponed))
-            self._told = True
+            self._announced = True
         time.sleep(WAIT_SECONDS)
 
     def finished(self, case: InputCase, paths: Sequence[Path]) -> None:
-        """All files of the case are written."""
+        """Record that all files of the case are written."""
         files = tuple(
             PredictedFile(name=path.relative_to(self.out).as_posix(), bytes=path.stat().st_size) for path in paths
         )
@@ -236,14 +238,14 @@ class SharedFolder:
         if not path.exists():
             return False
         try:
-            found = PredictedCase.load(path)
+            record = PredictedCase.load(path)
         except RecordError:  # of another version, or removed since: the case is predicted again
             return False
-        if found.problem is not None or self.overwrite:
-            settled = found.run == self.run
+        if record.problem is not None or self.overwrite:
+            settled = record.run == self.run
         else:
-            settled = found.key == key and all(_is_there(self.out, file) for file in found.files)
-        self.kept += settled and found.run != self.run
+            settled = record.key == key and all(_is_there(self.out, file) for file in record.files)
+        self.kept += settled and record.run != self.run
         return settled
 
     def _taken(self, case: InputCase) -> bool:
@@ -258,7 +260,7 @@ class SharedFolder:
         return self.claims.take(name)
 
     def _remove_leftovers(self, name: str, pid: int) -> None:
-        """Files that a dead process had begun under their temporary names (`atomic.replacing`)."""
+        """Remove files that a dead process had begun under their temporary names (`schema.record.replacing`)."""
         pattern = re.compile(rf"\.{re.escape(Path(name).name)}\..+\.{pid}(\.\D.*)?")
         for folder in (self.out / name, self.out / RECORDS / name):
             for path in folder.parent.iterdir():
@@ -279,9 +281,9 @@ def _is_there(out: Path, file: PredictedFile) -> bool:
 def _state(image: Path) -> list[tuple[str, int, int]]:
     """Name, size and time of modification of all files of an image; without those that are missing."""
     files = sorted(image.iterdir()) if image.is_dir() else files_of(image)
-    found = []
+    states = []
     for file in files:
         with suppress(OSError):
             status = file.stat()
-            found.append((file.name, status.st_size, status.st_mtime_ns))
-    return found
+            states.append((file.name, status.st_size, status.st_mtime_ns))
+    return states

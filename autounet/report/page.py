@@ -16,11 +16,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 import autounet
 
 from ..figures import Picture
+from ..schema.option_table import run_command
 from ..schema.quantities import format_size
 from ..schema.record import write_text
 from . import data_section, results_section, selection_section, training_section
 from .comparison import published_table
-from .facts import run_command
 from .output_records import OutputRecords, read_output_records
 from .overlays import MAX_NUMBERED
 from .published import compare_published

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from .errors import OptionError
 from .record import Part, Record
 from .selection import TemperatureScaling
 
@@ -37,6 +39,25 @@ class ClassMetrics(Part):
     @model_serializer(mode="wrap")
     def _without_unmeasured(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {name: value for name, value in serialise(self).items() if value is not None or name in self.undefined}
+
+
+METRIC_NAMES = tuple(name for name in ClassMetrics.model_fields if name != "undefined")
+DEFAULT_METRICS = ("dice", "iou", "sensitivity", "precision", "hd95", "nsd", "volume", "volume_difference")
+"""what is measured unless others are asked for"""
+
+
+def chosen_metrics(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of metrics in their order; `default` and `all` stand for several. Dice is always among them.
+
+    Raises OptionError for an unknown name.
+    """
+    several = {"default": DEFAULT_METRICS, "all": METRIC_NAMES}
+    wanted = {"dice"}.union(*(several.get(name, (name,)) for name in names))
+    if unknown := sorted(wanted - set(METRIC_NAMES)):
+        raise OptionError(
+            f"there is no metric '{unknown[0]}'", f"Choose some of {', '.join(METRIC_NAMES)}, or default, or all"
+        )
+    return tuple(name for name in METRIC_NAMES if name in wanted)
 
 
 class CaseMetrics(Part):

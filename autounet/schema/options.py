@@ -1,11 +1,13 @@
-"""What a person may say. `RunOptions` is options.json; the others are handed to the stages."""
+"""The options of a run: `RunOptions` as given (options.json), and the records for each stage that follow from them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from .errors import RecordError
 from .record import Part, Record
 
 GIB = 1024**3
@@ -88,26 +90,31 @@ class TrainOptions(Part):
     """checksum of the weights that training starts from; None: drawn from the seed"""
 
 
-NO_WEIGHTS = "none"
-"""takes back the weights of an earlier command"""
+class StartingWeights(Part):
+    """What training starts from in place of random numbers: `--init MODEL` or `--pretrained FILE`."""
 
-
-class WeightsSource(Part):
-    """A file or a packed model whose weights training starts from."""
-
-    path: str
-    """absolute, or `NO_WEIGHTS`"""
+    kind: Literal["model", "encoder", "none"]
+    """a packed model or the output folder of a run; a file with an encoder's weights in timm's naming; or none, which
+    takes back what an earlier command gave"""
+    path: str = ""
+    """absolute; empty for none"""
     checksum: str | None = None
-    """of the weights, hex; None: not read yet"""
+    """of the weights, hexadecimal; None: not read yet"""
 
 
 class RunOptions(Record):
-    """`options.json`: every option of `autounet run` as given; None means not given."""
+    """`options.json`: every option of `autounet run` as it was given; None means not given.
+
+    `schema/option_table.py` says how each is written on the command line. `device`, `workers` and `track` change no
+    result, `metrics` only what is measured, and of `start` the checksum counts, not the path.
+    """
 
     data: DataOptions = DataOptions()
-    memory_bytes: int | None = None
-    seconds: float | None = None
+    memory_bytes: int | None = Field(default=None, gt=0)
+    seconds: float | None = Field(default=None, gt=0)
+    """time for the whole command"""
     configurations: tuple[str, ...] | None = None
+    """names, or ('auto',), which takes back names given earlier"""
     family: str | None = None
     loss: str | None = None
     preset: Preset | None = None
@@ -115,21 +122,36 @@ class RunOptions(Record):
     """all, full, or comma-separated indices"""
     epochs: int | None = Field(default=None, ge=1)
     iterations: int | None = Field(default=None, ge=1)
+    """steps per fold"""
     device: str | None = None
     workers: int | None = Field(default=None, ge=0)
-    seed: int | None = None
-    deterministic: bool | None = None
-    pretrained: WeightsSource | None = None
-    """file with the weights of an encoder, in timm's naming"""
-    init: WeightsSource | None = None
-    """packed model, or the output folder of a run"""
+    """processes for reading and augmentation; None: by the number of cores"""
+    seed: int | None = Field(default=None, ge=0)
+    deterministic: bool = False
+    start: StartingWeights | None = None
+    """None: random numbers drawn from the seed"""
     track: Literal["tensorboard", "wandb", "mlflow", "none"] | None = None
-    """where curves and results are shown; changes nothing that is trained"""
+    """service that also shows curves and results; none: no more"""
     metrics: tuple[str, ...] | None = None
-    """that metrics.json holds, by name; None: the default. Other ones are measured anew, and nothing is trained"""
+    """names in metrics.json; None: the default. Others are measured anew, and nothing is trained again"""
 
     @property
-    def start(self) -> WeightsSource | None:
-        """What weights start from; None: random numbers. Of `pretrained` and `init` one is given at most."""
-        given = (each for each in (self.pretrained, self.init) if each is not None and each.path != NO_WEIGHTS)
-        return next(given, None)
+    def starts_from(self) -> Literal["model", "encoder", "none"] | None:
+        """The kind of weights that training starts from; None: random numbers."""
+        return self.start.kind if self.start else None
+
+
+def with_stored(given: RunOptions, file: Path) -> RunOptions:
+    """The options given, and for each that was omitted its value in `file`, options.json.
+
+    Raises RecordError where the file cannot be read.
+    """
+    values = given.model_dump(exclude_none=True, exclude_defaults=True)
+    if file.exists():
+        try:
+            stored = RunOptions.load(file).model_dump()
+        except RecordError as error:
+            raise RecordError(str(error), "To go on, delete it and give all options again") from None
+        values = {**stored, **values, "data": {**stored["data"], **values.get("data", {})}}
+    options = RunOptions.model_validate(values)
+    return options.model_copy(update={"start": None}) if options.starts_from == "none" else options

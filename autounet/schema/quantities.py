@@ -1,8 +1,13 @@
-"""Sizes and times as people write them: 8GB, 500MB; 90s, 30m, 2h, 1h30m."""
+"""Sizes, times, numbers and lists as people write them: 8GB, 500MB; 90s, 30m, 1h30m; 0,1,2; NAME=VALUE.
+
+`parse_` reads what `write_` writes; `format_` is for people alone.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 
 from .errors import OptionError
 
@@ -13,10 +18,22 @@ TIME_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 def parse_size(text: str) -> int:
     """Bytes. Units are powers of 1024; a bare number is GB. Raises OptionError."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B?)?\s*", text, re.IGNORECASE)
-    if not match or float(match[1]) <= 0:
-        raise OptionError(f"'{text}' is not a size; write for example 8GB or 500MB")
-    unit = (match[2] or "GB").upper().replace("I", "")
-    return int(float(match[1]) * SIZE_UNITS[unit if unit.endswith("B") else unit + "B"])
+    size = 0
+    if match:
+        unit = (match[2] or "GB").upper().replace("I", "")
+        size = int(float(match[1]) * SIZE_UNITS[unit if unit.endswith("B") else unit + "B"])
+    if size <= 0:
+        raise OptionError(f"'{text}' is not a size", "Write for example 8GB or 500MB")
+    return size
+
+
+def write_size(size: int) -> str:
+    """The size in bytes as `parse_size` reads it back exactly: 8GB, 2.5GB, 600MB."""
+    for unit in ("GB", "MB", "KB"):
+        number = format(Decimal(size) / SIZE_UNITS[unit], ".6f").rstrip("0").rstrip(".")
+        if int(float(number) * SIZE_UNITS[unit]) == size:
+            return number + unit
+    return format(Decimal(size) / SIZE_UNITS["KB"], "f") + "KB"
 
 
 def parse_time(text: str) -> float:
@@ -25,8 +42,64 @@ def parse_time(text: str) -> float:
     rest = re.sub(r"(\d+(?:\.\d+)?)\s*([smhd])", "", text.lower()).strip()
     seconds = sum(float(number) * TIME_UNITS[unit] for number, unit in parts)
     if rest or seconds <= 0:
-        raise OptionError(f"'{text}' is not a time; write for example 90s, 30m, 2h or 1h30m")
+        raise OptionError(f"'{text}' is not a time", "Write for example 90s, 30m, 2h or 1h30m")
     return seconds
+
+
+def write_time(seconds: float) -> str:
+    """As `parse_time` reads it back exactly, in the largest unit that keeps it a whole number: 2h, 90m, 45s."""
+    for unit in ("h", "m"):
+        if seconds >= TIME_UNITS[unit] and seconds % TIME_UNITS[unit] == 0:
+            return f"{seconds / TIME_UNITS[unit]:.0f}{unit}"
+    number = format(Decimal(repr(float(seconds))), "f")
+    return number.removesuffix(".0") + "s"
+
+
+def parse_integers(text: str) -> tuple[int, ...]:
+    """`1` or `1,2,3`. Raises OptionError."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise OptionError(f"'{text}' is not a whole number or a list of them", "Write for example 0,1,2") from None
+
+
+def parse_integer(text: str) -> int:
+    """Raises OptionError."""
+    try:
+        return int(text)
+    except ValueError:
+        raise OptionError(f"'{text}' is not a whole number", "Write one, for example 2") from None
+
+
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """`0.7,0.3`. Raises OptionError."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise OptionError(f"'{text}' is not a list of numbers", "Write for example 0.7,0.3") from None
+
+
+def write_list(values: Sequence[object]) -> str:
+    """`0,1,2`, as the functions above read it."""
+    return ",".join(map(str, values))
+
+
+def parse_pairs(entries: Sequence[str]) -> dict[str, str]:
+    """Entries NAME=VALUE. Raises OptionError."""
+    pairs: dict[str, str] = {}
+    for entry in entries:
+        name, _, value = entry.partition("=")
+        if not name or not value:
+            raise OptionError(f"'{entry}' is not of the form NAME=VALUE", "Write for example liver=1")
+        if name in pairs:
+            raise OptionError(f"{name} is given twice", "Give it once")
+        pairs[name] = value
+    return pairs
+
+
+def write_pairs(pairs: Mapping[str, object]) -> list[str]:
+    """Entries NAME=VALUE, as `parse_pairs` reads them."""
+    return [f"{name}={value}" for name, value in pairs.items()]
 
 
 def format_time(seconds: float) -> str:

@@ -8,7 +8,7 @@ from ..nets import FAMILIES
 from ..nets.efficient import STEM_FEATURES
 from ..planning import PRESETS
 from ..schema.errors import OptionError
-from ..schema.options import GIB, NO_WEIGHTS, PlannerOptions, RunOptions, TrainOptions
+from ..schema.options import GIB, PlannerOptions, RunOptions, TrainOptions
 from ..schema.plan import Configuration, Plan, with_previous_stages
 from ..schema.run import DeviceProfile
 from ..workers import available_cores
@@ -57,7 +57,7 @@ def planner_options(options: RunOptions, profile: DeviceProfile) -> PlannerOptio
         preset=options.preset,
         family=asked_family(options),
         configurations=asked_configurations(options),
-        base_features=STEM_FEATURES if options.start and options.start is options.pretrained else None,
+        base_features=STEM_FEATURES if options.starts_from == "encoder" else None,
     )
 
 
@@ -94,10 +94,10 @@ def train_options(options: RunOptions, expected_steps: int, dims: int, family: s
         loss=options.loss or ("weighted_ce" if published else "dice_ce"),
         elastic=published,
         seed=options.seed or 0,
-        deterministic=bool(options.deterministic),
+        deterministic=options.deterministic,
         start=options.start.checksum if options.start else None,
     )
-    transferred = options.start is not None and options.start is options.init
+    transferred = options.starts_from == "model"
     if options.preset or expected_steps > SHORT_STEPS:
         slow = {"learning_rate": TRANSFERRED_RATE, "schedule": "warmup_poly"}
         return full.model_copy(update=slow) if transferred else full
@@ -120,12 +120,7 @@ def check_options(options: RunOptions) -> None:
             f"{options.family}",
             f"Leave out --family {options.family}, or give another preset",
         )
-    pretrained, init = (each and each.path != NO_WEIGHTS for each in (options.pretrained, options.init))
-    if pretrained and init:
-        raise OptionError(
-            "--pretrained and --init both name initial weights", "Give only one, or the word none for the other"
-        )
-    if pretrained and asked_family(options) != PRETRAINED_FAMILY:
+    if options.starts_from == "encoder" and asked_family(options) != PRETRAINED_FAMILY:
         raise OptionError(
             f"--pretrained is for --family {PRETRAINED_FAMILY}, not {asked_family(options)}",
             f"Give --family {PRETRAINED_FAMILY}, or --pretrained none",

@@ -19,7 +19,7 @@ from ..planning.plan_transfer import StartingModel
 from ..schema.bundle import BundleMember, ModelBundle
 from ..schema.dataset import Channel, Dataset
 from ..schema.errors import ModelError, OptionError
-from ..schema.options import RunOptions, TrainOptions, WeightsSource
+from ..schema.options import RunOptions, StartingWeights, TrainOptions
 from ..schema.plan import Configuration, Reason
 from ..schema.record import digest
 from ..schema.stage_inputs import InitialWeights
@@ -28,10 +28,10 @@ from .defaults import PRETRAINED_FAMILY, TRANSFERRED_RATE
 from .jobs import InitialFold
 
 
-def network_source(options: RunOptions) -> WeightsSource | None:
+def network_source(options: RunOptions) -> StartingWeights | None:
     """The model whose networks a plan transfers; None: there is none, or a preset says what the networks are."""
     source = options.start
-    return source if source is not None and source is options.init and not options.preset else None
+    return source if options.starts_from == "model" and not options.preset else None
 
 
 def starting_model(options: RunOptions) -> StartingModel | None:
@@ -53,7 +53,7 @@ def starting_model(options: RunOptions) -> StartingModel | None:
     return StartingModel(name=str(folder), channels=bundle.channels, configurations=bundle.configurations)
 
 
-def loaded(source: WeightsSource) -> tuple[ModelBundle, Path]:
+def loaded(source: StartingWeights) -> tuple[ModelBundle, Path]:
     """The bundle and its folder, read once for each checksum. Raises ModelError as `load_bundle` does."""
     return _loaded(source.path, source.checksum)
 
@@ -98,24 +98,23 @@ def known_weights(options: RunOptions, out: Path) -> RunOptions:
             raise OptionError(f"{_option(options)} {source.path} does not exist", "Check the path")
         log.warning("%s %s does not exist any more: what was trained from it is kept", _option(options), source.path)
         return options
-    checksum = _model_checksum(source, out) if source is options.init else _file_checksum(source)
+    checksum = _model_checksum(source, out) if source.kind == "model" else _file_checksum(source)
     if source.checksum not in (None, checksum):
         log.warning("%s %s has changed since: folds are trained again", _option(options), source.path)
-    changed = source.model_copy(update={"checksum": checksum})
-    return options.model_copy(update={_option(options).removeprefix("--"): changed})
+    return options.model_copy(update={"start": source.model_copy(update={"checksum": checksum})})
 
 
 def _option(options: RunOptions) -> str:
-    return "--pretrained" if options.start is options.pretrained else "--init"
+    return "--pretrained" if options.starts_from == "encoder" else "--init"
 
 
-def _file_checksum(source: WeightsSource) -> str:
+def _file_checksum(source: StartingWeights) -> str:
     if not Path(source.path).is_file():
         raise OptionError(f"--pretrained {source.path} is a folder", "Give a file of weights")
     return file_checksum(Path(source.path))
 
 
-def _model_checksum(source: WeightsSource, out: Path) -> str:
+def _model_checksum(source: StartingWeights, out: Path) -> str:
     """Of the weights alone: a model that is packed again with the same ones is the same."""
     bundle, folder = load_bundle(Path(source.path))
     if folder.resolve().is_relative_to(out.resolve()):
@@ -136,14 +135,14 @@ class FineTuning:
     plan_file: Path
 
     @property
-    def source(self) -> WeightsSource | None:
+    def source(self) -> StartingWeights | None:
         return self.options.start
 
     @cached_property
     def model(self) -> tuple[ModelBundle, Path] | None:
         """What `--init` names."""
         source = self.source
-        return loaded(source) if source and source is self.options.init else None
+        return loaded(source) if source and source.kind == "model" else None
 
     @property
     def _starting(self) -> StartingModel:

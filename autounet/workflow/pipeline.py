@@ -16,7 +16,7 @@ from ..crossval.calibrate import OutOfFoldEntropy
 from ..evaluation import DEFAULT_METRICS
 from ..report import write_report
 from ..schema.errors import AutoUNetError, BudgetExceeded, OptionError, RecordError
-from ..schema.options import PlannerOptions, RunOptions
+from ..schema.options import PlannerOptions, RunOptions, with_stored
 from ..schema.plan import Plan
 from ..schema.quantities import format_time
 from ..schema.run import DeviceProfile
@@ -24,8 +24,8 @@ from ..schema.selection import Selection
 from ..store.run_folder import RunFolder
 from ..time_budget.deadline import Deadline, TimeAllotment
 from ..time_budget.run_length import work_of
-from ..tracking import require_tracker
-from ..tracking.run_tracking import NO_TRACKER, RunTracker, track_run
+from ..tracking import NO_TRACKER, require_tracker, track_run
+from ..tracking.run_tracking import RunTracker
 from ..workers import available_cores
 from .dataset_stage import DataRecords, read_data
 from .defaults import check_options, loader_workers, parse_folds, promised_seconds
@@ -34,7 +34,6 @@ from .jobs import Job, JobGraph, SequentialExecutor
 from .make_plan import PlanMaker
 from .memory_calibration import calibrated
 from .output_folder import locked, require_output_folder
-from .parsing import with_stored
 from .plan_stage import PlanFile, describe_plan, plan_smaller, plan_stage, time_plan
 from .schedule import TrainingSchedule, training_schedule
 from .stages import run_job

@@ -71,7 +71,7 @@ def training_schedule(
     steps = limit if limit or promised else FULL_STEPS
     configurations = {name: plan.configurations[name] for name in names}
     # a model to start from decides on the family, which the options need not say
-    of_model = options.start is not None and options.start is options.init
+    of_model = options.starts_from == "model"
 
     def options_of(configuration: Configuration) -> TrainOptions:
         expected = min((each for each in (configuration.predicted_steps, steps) if each), default=0)
