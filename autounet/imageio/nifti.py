@@ -7,6 +7,7 @@ that nibabel makes of a header, ours lacked that of the magic letters, without w
 from __future__ import annotations
 
 import errno
+import gzip
 import math
 import struct
 import tempfile
@@ -34,6 +35,8 @@ from .image_format import (
 _SIZE_1, _SIZE_2 = 348, 540
 """bytes of a header of NIfTI-1 and of NIfTI-2, which is also its first entry"""
 _ITK_READER = "NiftiImageIO"
+_ITK_ENDINGS = (".nii", ".nii.gz", ".NII", ".NII.GZ")
+"""of the file names that it accepts"""
 _NUMBER_TYPES = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
 }  # fmt: skip
@@ -91,8 +94,8 @@ def _content(path: Path, size: int | None = None) -> bytes:
         if size is None:
             return gunzip(path, file.read())
         try:
-            return zlib.decompressobj(wbits=31).decompress(file.read(1 << 16), size)
-        except zlib.error as error:
+            return gzip.GzipFile(fileobj=file).read(size)
+        except (OSError, EOFError, zlib.error) as error:
             raise damaged(path, str(error)) from None
 
 
@@ -165,12 +168,13 @@ def _read_with_itk(path: Path, header: _Header) -> np.ndarray:
 
 def _image_header(path: Path, header: _Header, content: bytes) -> ImageHeader:
     """ITK's reading of the two transforms that a header may hold; the fourth axis is time or channels."""
-    if header.version == 2:
-        with tempfile.TemporaryDirectory() as folder:
-            first = Path(folder) / "header.nii"
-            first.write_bytes(_as_first_version(path, content))
-            return _itk_header(path, first, header)
-    return _itk_header(path, path, header)
+    if header.version == 1 and path.name.endswith(_ITK_ENDINGS):
+        return _itk_header(path, path, header)
+    with tempfile.TemporaryDirectory() as folder:
+        first = Path(folder) / "header.nii"
+        head = content[:_SIZE_1] if header.version == 1 else _as_first_version(path, content)
+        first.write_bytes(head + bytes(4))  # no extension follows
+        return _itk_header(path, first, header)
 
 
 def _as_first_version(path: Path, content: bytes) -> bytes:
@@ -185,7 +189,7 @@ def _as_first_version(path: Path, content: bytes) -> bytes:
     with np.errstate(all="ignore"):  # numbers of a damaged header that 32 bits cannot hold
         for name in set(first.keys()) & set(second.keys()) - {"sizeof_hdr", "magic", "vox_offset"}:
             first[name] = second[name]
-    return first.binaryblock + b"\0" * 4
+    return first.binaryblock
 
 
 def _itk_header(path: Path, source: Path, header: _Header) -> ImageHeader:
