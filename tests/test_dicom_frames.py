@@ -122,7 +122,7 @@ def test_what_is_no_whole_volume_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"frame 2 of x\.dcm and frame 4 of x\.dcm lie at the same position"):
         read_image(folder)
     write_frames(folder / "x.dcm", stored, NumberOfFrames=4)
-    with pytest.raises(DataError, match=r"x\.dcm is damaged: it has 4 frames and tells of 5"):
+    with pytest.raises(DataError, match=r"x\.dcm is damaged: it has 4 frames and describes 5"):
         read_image(folder)
     write_frames(folder / "x.dcm", stored, PerFrameFunctionalGroupsSequence=[])
     with pytest.raises(DataError, match="5 frames in one file and does not say where they lie"):
