@@ -218,16 +218,17 @@ def _voxels(path: Path, header: NrrdHeader, content: bytes) -> np.ndarray:
     """With the axes as in the file, slowest first. Raises DataError."""
     import nrrd
 
-    encoding = header.fields["encoding"].lower()
-    data = content[header.offset :]
+    encoding, source = header.fields["encoding"].lower(), BytesIO(content)
+    source.seek(header.offset)
     lines = header.fields.get("line skip", header.fields.get("lineskip", 0))
-    if lines > 0:
-        data = data.split(b"\n", min(lines, len(data)))[-1]
+    for _ in range(lines):
+        if not source.readline():  # a damaged header may say billions
+            break
     if encoding in ("gzip", "gz"):
-        data, encoding = gunzip(path, data), "raw"
+        encoding, source = "raw", BytesIO(gunzip(path, source.read()))
     elif encoding in ("bzip2", "bz2"):
         try:
-            data, encoding = bz2.decompress(data), "raw"
+            encoding, source = "raw", BytesIO(bz2.decompress(source.read()))
         except (OSError, ValueError, EOFError) as error:
             raise damaged(path, str(error)) from None
     elif encoding not in ("raw", "ascii", "text", "txt"):
@@ -236,8 +237,7 @@ def _voxels(path: Path, header: NrrdHeader, content: bytes) -> np.ndarray:
     no_number = DataError(f"{path} holds voxels of type {number!r}", "Store them as integers or floats")
     if number == "block":
         raise no_number
-    changes = {"type": number, "encoding": encoding, "line skip": 0, "lineskip": 0}
-    source = BytesIO(data)
+    changes = {"type": number, "encoding": encoding, "lineskip": min(0, lines)}  # negative: pynrrd refuses it
     try:
         voxels = nrrd.read_data({"endian": "little", **header.fields, **changes}, source, index_order="C")
     except KeyError:
