@@ -75,7 +75,10 @@ def read_properties(folder: Path, identifier: str) -> CaseProperties:
 
 
 def open_prepared(folder: Path, identifier: str) -> StoredCase:
-    """A prepared case; it keeps its files open while it exists. Raises RecordError when the case is not there, or not completely."""
+    """A prepared case, which keeps its files open while it exists.
+
+    Raises RecordError when the case is not there, or not completely.
+    """
     folder = Path(folder)
     properties = read_properties(folder, identifier)
     remedy = _prepare_again(folder)
