@@ -9,6 +9,7 @@ import errno
 import locale
 import math
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 COPY_AGAIN = "Copy or export the file again"
 MAX_SKEW = 1e-2
 """largest scalar product of two axes' unit vectors: headers keep few digits; a sheared image is far beyond it"""
+PADDING = 1 << 20
+"""bytes behind the voxels that are accepted in compressed data, if they are zeros"""
 _ITK_PLACE = re.compile(r"^(ITK )?ERROR: (\w+\(0x[0-9a-f]+\): )?")
 MAX_MILLIMETRES = 1e9
 """a spacing or an origin beyond it comes from a damaged header"""
@@ -129,22 +132,31 @@ def take_voxels(path: Path, data: bytes, number: np.dtype, shape: Sequence[int])
     return np.frombuffer(data, number, math.prod(shape)).reshape(tuple(shape))
 
 
-def gunzip(path: Path, content: bytes) -> bytes:
-    """All members of a gzip file, checksums verified; padding by zeros is allowed behind them. Raises DataError."""
-    parts = []
+def gunzip(path: Path, content: bytes, limit: int) -> bytes:
+    """All members of a gzip file, checksums verified; padding by zeros is allowed behind them.
+
+    Raises DataError, also for more than `limit` bytes and `PADDING`: a small file can claim all memory.
+    """
+    parts: list[bytes] = []
     while content:
         stream = zlib.decompressobj(wbits=31)
-        parts.append(inflate(path, stream, content))
+        parts.append(inflate(path, stream, content, limit - sum(map(len, parts))))
         content = stream.unused_data.lstrip(b"\0")
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def inflate(path: Path, stream: zlib._Decompress, content: bytes) -> bytes:
-    """What a zlib stream holds, to its end. Raises DataError when it is damaged or ends early."""
+def inflate(path: Path, stream: zlib._Decompress, content: bytes, limit: int) -> bytes:
+    """What a zlib stream holds, to its end.
+
+    Raises DataError when it is damaged, ends early, or holds more than `limit` bytes and `PADDING`.
+    """
+    most = min(max(0, limit), sys.maxsize // 2) + PADDING
     try:
-        data = stream.decompress(content)
+        data = stream.decompress(content, most + 1)
     except zlib.error as error:
         raise damaged(path, str(error)) from None
+    if len(data) > most:
+        raise damaged(path, f"its header says {limit} bytes, and its compressed data hold more")
     if not stream.eof:
         raise DataError(f"{path} is truncated: its compressed data end early, after {len(data)} bytes", COPY_AGAIN)
     return data

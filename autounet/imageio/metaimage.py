@@ -6,6 +6,7 @@ files and takes what is missing in compressed ones as read. Format: itk.org/Wiki
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from pathlib import Path
@@ -157,9 +158,11 @@ def read_meta(path: Path) -> tuple[np.ndarray, ImageHeader]:
         raise DataError(f"{path} holds its voxels as text", "Save it as binary")
     skip = fields.get("HeaderSize", "0")
     if _flag(path, fields, "CompressedData"):
-        data = gunzip(path, data) if data[:2] == b"\x1f\x8b" else inflate(path, zlib.decompressobj(), data)
+        limit = math.prod(shape) * number.itemsize
+        packed = data[:2] == b"\x1f\x8b"
+        data = gunzip(path, data, limit) if packed else inflate(path, zlib.decompressobj(), data, limit)
     elif skip == "-1":  # the voxels are the last bytes
-        data = data[-int(np.prod(shape)) * number.itemsize :]
+        data = data[-math.prod(shape) * number.itemsize :]
     elif skip != "0":
         data = data[_integers(path, "HeaderSize", skip)[0] :]
     voxels = np.moveaxis(take_voxels(path, data, number, shape), -1, 1)

@@ -45,6 +45,7 @@ _ITK_MAX_SKEW = 1e-5
 """scalar product of two axes' unit vectors that ITK reads without complaint"""
 _MOST_WRITTEN_HEADER = 4096
 """bytes before the voxels of a NIfTI-1 file as ITK writes it: 352"""
+_GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_TRAILER = 4
 """last bytes of a gzip file: length of the content modulo 2^32, little-endian (RFC 1952)"""
 
@@ -66,12 +67,20 @@ class _Header(NamedTuple):
     sform: np.ndarray | None
     """(3, 4) voxel indices -> mm, None where the file has none"""
 
+    @property
+    def end(self) -> int:
+        """Offset of the first byte after the voxels."""
+        return self.offset + math.prod(self.shape) * self.bits // 8
+
 
 def read_nifti(path: Path) -> tuple[np.ndarray, ImageHeader]:
     """Array (C, Z, Y, X), scaled as the header says, and the image's header. Raises DataError."""
-    content = _content(path)
-    header = _parse(path, content)
-    image_header = _image_header(path, header, content)
+    start = _first_bytes(path)
+    header = _parse(path, start)
+    image_header = _image_header(path, header, start)
+    content = path.read_bytes()
+    if content.startswith(_GZIP_MAGIC):
+        content = gunzip(path, content, header.end)
     voxels = _voxels(path, header, content)
     if voxels is None or voxels.size != image_header.channels * math.prod(image_header.geometry.shape):
         voxels = _read_with_itk(path, header)
@@ -80,21 +89,19 @@ def read_nifti(path: Path) -> tuple[np.ndarray, ImageHeader]:
 
 def read_nifti_header(path: Path) -> ImageHeader:
     """Reads the first bytes of the file only. Raises DataError."""
-    content = _content(path, _SIZE_2)
-    return _image_header(path, _parse(path, content), content)
+    start = _first_bytes(path)
+    return _image_header(path, _parse(path, start), start)
 
 
-def _content(path: Path, size: int | None = None) -> bytes:
-    """The first bytes of a file, or all of them, unpacked where they are gzip, whatever the file's name says."""
+def _first_bytes(path: Path) -> bytes:
+    """As many as a header has, unpacked where the file is gzip, whatever its name says. Raises DataError."""
     with path.open("rb") as file:
-        if file.read(2) != b"\x1f\x8b":
-            file.seek(0)
-            return file.read() if size is None else file.read(size)
+        magic = file.read(len(_GZIP_MAGIC))
         file.seek(0)
-        if size is None:
-            return gunzip(path, file.read())
+        if magic != _GZIP_MAGIC:
+            return file.read(_SIZE_2)
         try:
-            return gzip.GzipFile(fileobj=file).read(size)
+            return gzip.GzipFile(fileobj=file).read(_SIZE_2)
         except (OSError, EOFError, zlib.error) as error:
             raise damaged(path, str(error)) from None
 
@@ -134,7 +141,7 @@ def _parse(path: Path, content: bytes) -> _Header:
 
 def _voxels(path: Path, header: _Header, content: bytes) -> np.ndarray | None:
     """Array (..., Z, Y, X), scaled when the header says so; None for types that are left to ITK. Raises DataError."""
-    expected = header.offset + math.prod(header.shape) * header.bits // 8
+    expected = header.end
     if len(content) < expected:
         raise DataError(f"{path} is truncated: {len(content)} of {expected} bytes are there", COPY_AGAIN)
     if content[expected:].strip(b"\0"):

@@ -8,6 +8,7 @@ labelmap file format" of 3D Slicer's developer guide.
 from __future__ import annotations
 
 import bz2
+import math
 import re
 from collections.abc import Mapping
 from io import BytesIO
@@ -19,6 +20,7 @@ import numpy as np
 from ..schema.errors import DataError
 from .image_format import (
     COPY_AGAIN,
+    PADDING,
     ImageFormat,
     ImageHeader,
     damaged,
@@ -32,6 +34,8 @@ _DOMAINS = ("domain", "space", "time")
 _MOST_HEADER = 1 << 16
 """bytes in which the header of an image must end; what 3D Slicer writes per segment stays far below"""
 _MOST_SEGMENT_HEADER = 1 << 22
+_MOST_ITEM_BYTES, _MOST_BYTES = 8, 1 << 50
+"""of a number, and of all voxels, which a damaged header may exceed"""
 _SPACES = {
     **dict.fromkeys(("right-anterior-superior", "ras"), (-1, -1, 1)),
     **dict.fromkeys(("left-anterior-superior", "las"), (1, -1, 1)),
@@ -224,11 +228,16 @@ def _voxels(path: Path, header: NrrdHeader, content: bytes) -> np.ndarray:
     for _ in range(lines):
         if not source.readline():  # a damaged header may say billions
             break
+    skip = max(0, header.fields.get("byte skip", header.fields.get("byteskip", 0)))
+    limit = min(_MOST_BYTES, math.prod(header.sizes) * _MOST_ITEM_BYTES + skip)
     if encoding in ("gzip", "gz"):
-        encoding, source = "raw", BytesIO(gunzip(path, source.read()))
+        encoding, source = "raw", BytesIO(gunzip(path, source.read(), limit))
     elif encoding in ("bzip2", "bz2"):
         try:
-            encoding, source = "raw", BytesIO(bz2.decompress(source.read()))
+            stream = bz2.BZ2Decompressor()
+            encoding, source = "raw", BytesIO(stream.decompress(source.read(), limit + PADDING))
+            if not stream.eof:
+                raise damaged(path, f"its compressed data end early, or hold more than {limit} bytes")
         except (OSError, ValueError, EOFError) as error:
             raise damaged(path, str(error)) from None
     elif encoding not in ("raw", "ascii", "text", "txt"):
