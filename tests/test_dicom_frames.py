@@ -109,7 +109,7 @@ def test_a_frame_per_file_and_frames_in_two_files(tmp_path: Path) -> None:
     for name in ("single", "halves"):
         np.testing.assert_array_equal(read_image(tmp_path / name)[0][0], stored)
     assert [path.name for path in series_files(tmp_path / "single")] == [f"{5 - z}.dcm" for z in range(5)]
-    with pytest.raises(DataError, match=r"b\.dcm has 3 frames in one file. Here a file per slice is needed"):
+    with pytest.raises(DataError, match=r"b\.dcm has 3 frames in one file. Give a series with a file per slice"):
         series_files(tmp_path / "halves")
 
 
@@ -122,7 +122,7 @@ def test_what_is_no_whole_volume_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"frame 2 of x\.dcm and frame 4 of x\.dcm lie at the same position"):
         read_image(folder)
     write_frames(folder / "x.dcm", stored, NumberOfFrames=4)
-    with pytest.raises(DataError, match=r"x\.dcm is damaged: it has 4 frames and tells of 5"):
+    with pytest.raises(DataError, match=r"x\.dcm is damaged: it has 4 frames and describes 5"):
         read_image(folder)
     write_frames(folder / "x.dcm", stored, PerFrameFunctionalGroupsSequence=[])
     with pytest.raises(DataError, match="5 frames in one file and does not say where they lie"):

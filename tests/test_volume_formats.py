@@ -1,9 +1,13 @@
-"""NRRD, MetaImage and sidecars: read as ITK reads them, or refused; 4-D and time in files."""
+"""NRRD, MetaImage, NIfTI-2 and sidecars: read as ITK reads them, or refused; 4-D and time in files."""
 
 from __future__ import annotations
 
 import bz2
+import gzip
 import json
+import locale
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from autounet.imageio import files_of, read_frames, read_header, read_image, read_labels, stem, write_image
+from autounet.imageio import (
+    files_of,
+    read_frames,
+    read_geometry,
+    read_header,
+    read_image,
+    read_labels,
+    stem,
+    write_image,
+    write_labels,
+)
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 
@@ -100,17 +114,54 @@ def test_nrrd_spaces_encodings_and_axes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("(0,2,0) (3,0,0) (0,0,4)", "( 0, 2 ,0)  (3, 0, 0) (0,0,4 )"),
+        ("(0,2,0) (3,0,0) (0,0,4)", "(0,2,0)(3,0,0)(0,0,4)"),
+        ("space directions", "Space Directions"),
+        ("encoding: raw", "Encoding: RAW"),
+        ("type: short", 'type: signed short int\nspace units: "mm" "mm" "mm"\n# a comment\nSegment:=a: b'),
+        ("endian: little\n", ""),
+    ],
+)
+def test_nrrd_headers_are_read_as_freely_as_the_format_is(tmp_path: Path, old: str, new: str) -> None:
+    header = (
+        "type: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 4 3 2\n"
+        "space directions: (0,2,0) (3,0,0) (0,0,4)\nspace origin: (1,2,3)\nendian: little\nencoding: raw"
+    )
+    plain = nrrd(tmp_path / "plain.nrrd", header, np.arange(24, dtype="<i2").tobytes())
+    other = nrrd(tmp_path / "other.nrrd", header.replace(old, new), np.arange(24, dtype="<i2").tobytes())
+    np.testing.assert_array_equal(read_image(other)[0], read_image(plain)[0])
+    assert read_header(other) == read_header(plain)
+
+
+def test_nrrd_skips_lines_and_bytes(tmp_path: Path) -> None:
+    header = "type: uchar\ndimension: 2\nsizes: 4 3\nencoding: {}\nline skip: {}\nbyte skip: {}"
+    data = bytes(range(12))
+    cases = {("raw", 2, 3): b"a\nb\nxyz" + data, ("raw", 0, -1): b"xyz" + data, ("raw", 0, 0): data,
+             ("gzip", 1, 3): b"a\n" + gzip.compress(b"xyz" + data)}  # fmt: skip
+    for (encoding, lines, skipped), content in cases.items():
+        path = nrrd(tmp_path / "a.nrrd", header.format(encoding, lines, skipped), content)
+        np.testing.assert_array_equal(read_image(path)[0].ravel(), np.arange(12))
+    for wrong in ("999999999999", "-2", "1.5"):
+        with pytest.raises(DataError, match=r"a\.nrrd is (truncated|damaged)"):
+            read_image(nrrd(tmp_path / "a.nrrd", header.format("raw", wrong, 0), data))
+        with pytest.raises(DataError, match=r"a\.nrrd is (truncated|damaged)"):
+            read_image(nrrd(tmp_path / "a.nrrd", header.format("raw", 0, wrong), data))
+
+
+@pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("sizes: 4 3 2", "sizes: 4 3 9", "truncated"),
-        ("sizes: 4 3 2", "sizes: 4 3 1", "tells of 24 bytes of voxels, and 48 are there"),
+        ("sizes: 4 3 2", "sizes: 4 3 1", "says 24 bytes of voxels, and more are there"),
         ("sizes: 4 3 2", "sizes: 4 3", "its sizes are 4 3, its dimension 3"),
         ("type: short", "type: block", "voxels of type 'block'"),
         ("encoding: raw", "encoding: zip", "encoding 'zip'"),
         ("encoding: raw", "data file: a.raw\nencoding: raw", "Save it as one file"),
         ("(0,0,4)", "(0,4,4)", "not at right angles"),
         ("(0,0,4)", "(0,0,0)", "its spacing is"),
-        ("(0,0,4)", "(0,0,x)", "its space directions is"),
+        ("(0,0,4)", "(0,0,x)", "its header cannot be parsed"),
         ("(1,2,3)", "(1,2,nan)", "its origin is"),
         ("dimension: 3", "dimansion: 3", "its header has no dimension"),
     ],
@@ -124,6 +175,77 @@ def test_damaged_nrrd_headers_are_told(tmp_path: Path, old: str, new: str, messa
     with pytest.raises(DataError, match="case_7") as caught:
         read_image(path)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("codes", [(1, 1), (0, 1), (1, 0), (0, 0), (2, 4)])
+def test_nifti_2_is_read_as_nifti_1(tmp_path: Path, ending: str, codes: tuple[int, int]) -> None:
+    import nibabel as nib
+
+    rng = np.random.default_rng(0)
+    array = rng.integers(-99, 99, (5, 4, 3, 2)).astype(np.int16)
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.random(random_state=1).as_matrix() * (0.5, 0.75, 2.5)
+    affine[:3, 3] = 10.5, -20.25, 30
+    for kind, name in ((nib.Nifti1Image, "one"), (nib.Nifti2Image, "two")):
+        image = kind(array, affine)
+        image.set_qform(affine, codes[0])
+        image.set_sform(affine, codes[1])
+        image.header.set_slope_inter(0.5, -3)
+        nib.save(image, tmp_path / f"{name}{ending}")
+    one, two = read_image(tmp_path / f"one{ending}"), read_image(tmp_path / f"two{ending}")
+    np.testing.assert_array_equal(two[0], one[0])
+    np.testing.assert_array_equal(two[0], array.T * 0.5 - 3)
+    assert two[1] == one[1]
+    assert read_header(tmp_path / f"two{ending}") == (one[1], 2)
+    assert read_frames(tmp_path / f"two{ending}") == 2
+
+
+def test_nifti_without_its_letters_is_refused(tmp_path: Path) -> None:
+    """ITK would take it for another format, whose files have no orientation."""
+    write_labels(tmp_path / "a.nii", np.ones((2, 3, 4), np.int32), Geometry(shape=(2, 3, 4)))
+    content = (tmp_path / "a.nii").read_bytes()
+    (tmp_path / "a.nii").write_bytes(content[:344] + b"ni1\0" + content[348:])
+    for read in (read_image, read_header):
+        with pytest.raises(DataError, match=r"a\.nii is damaged: its header has the letters b'ni1"):
+            read(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize("ending", [".NII.GZ", ".NII", ".Nii.Gz", ".NRRD", ".MHA", ".TIF", ".OME.TIF"])
+def test_endings_in_any_letters_are_written_and_read(tmp_path: Path, ending: str) -> None:
+    values = np.random.default_rng(0).integers(0, 5, (3, 4, 5))
+    write_labels(tmp_path / f"a{ending}", values, Geometry(shape=(3, 4, 5), spacing=(2.5, 0.5, 0.5)))
+    read, geometry = read_labels(tmp_path / f"a{ending}")
+    np.testing.assert_array_equal(read, values)
+    assert geometry.spacing == (2.5, 0.5, 0.5)
+    assert read_header(tmp_path / f"a{ending}") == (geometry, 1)
+    assert [path.name for path in tmp_path.iterdir()] == [f"a{ending}"]
+
+
+@pytest.fixture
+def decimal_comma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The locale of a German program, in which this process runs until the end of the test."""
+    if not shutil.which("localedef"):
+        pytest.skip("needs localedef to make a locale")
+    subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", tmp_path / "de_DE.UTF-8"], check=False)
+    monkeypatch.setenv("LOCPATH", str(tmp_path))
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        locale.setlocale(locale.LC_ALL, "de_DE.UTF-8")
+    except locale.Error:
+        pytest.skip("needs the sources of the German locale")
+    yield
+    locale.setlocale(locale.LC_ALL, before)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".nii.gz"])
+@pytest.mark.usefixtures("decimal_comma")
+def test_numbers_have_a_decimal_point_in_every_locale(tmp_path: Path, ending: str) -> None:
+    geometry = Geometry(shape=(2, 3, 4), spacing=(2.5, 0.75, 0.625), origin=(1.5, -2.25, 3.125), kind="nrrd")
+    write_labels(tmp_path / f"a{ending}", np.ones((2, 3, 4), np.int32), geometry)
+    read = read_geometry(tmp_path / f"a{ending}")
+    assert (read.spacing, read.origin) == (geometry.spacing, geometry.origin)
+    assert locale.localeconv()["decimal_point"] == ","
 
 
 def test_meta_images_of_two_files(tmp_path: Path) -> None:

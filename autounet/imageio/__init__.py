@@ -1,11 +1,11 @@
-"""Image files <-> arrays. The only place that knows SimpleITK, Pillow and tifffile (all loaded on first use).
+"""Image files <-> arrays, the public face of this folder. An image is a file, or a folder that holds one DICOM series.
 
-An image is a file, or a folder that holds one DICOM series.
+Only this folder knows SimpleITK, Pillow, tifffile, pynrrd, pydicom and nibabel, all loaded on first use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,21 +15,15 @@ from ..schema.errors import DataError
 from ..schema.geometry import Geometry
 from ..schema.labels import LabelCode
 from ..schema.record import replacing
-from .coded import (
-    coded_by_colour,
-    colours_without_palette,
-    plain_segments,
-    segment_sets,
-    values_of_colours,
-    values_of_segments,
-)
-from .dicom import dicom_files, is_series, read_series, read_series_header, series_files
+from .dicom import dicom_files, series_files
 from .formats import (
     DICOM,
+    FORMATS,
     SUFFIXES,
     VOLUME_KINDS,
     file_kind,
     is_image,
+    is_series,
     label_limits,
     output_suffix,
     sidecar_of,
@@ -37,25 +31,22 @@ from .formats import (
     suffix,
     with_sidecar,
 )
-from .headers import VolumeHeader
+from .image_format import ImageFormat, ImageHeader
+from .label_codes import (
+    coded_by_colour,
+    colours_without_palette,
+    plain_segments,
+    segment_sets,
+    values_of_colours,
+    values_of_segments,
+)
 from .metaimage import data_file
-from .nifti import read_volume, read_volume_header, write_channels, write_volume
+from .nifti import write_nifti_channels
 from .nrrd import is_nrrd_segmentation, read_segments
-from .pictures import read_picture, read_picture_geometry, write_picture
-from .tiff import read_tiff, write_tiff
-
-
-def stored_type(path: Path | str) -> np.dtype:
-    """The number type of the voxels of a file; of a palette picture that of its indices. Raises DataError."""
-    path = Path(path)
-    kind = file_kind(path)
-    if kind in VOLUME_KINDS:
-        return read_volume(path, kind)[0].dtype
-    return (read_tiff(path) if kind == "tiff" else read_picture(path, kind, True))[0].dtype
-
 
 __all__ = [
     "DICOM",
+    "FORMATS",
     "SUFFIXES",
     "VOLUME_KINDS",
     "file_kind",
@@ -81,39 +72,6 @@ __all__ = [
     "write_labels",
 ]
 
-_PICTURES = frozenset({"png", "gif", "jpeg", "bmp"})
-
-
-def _read(path: Path, as_indices: bool) -> tuple[np.ndarray, VolumeHeader]:
-    """`as_indices`: pictures with a palette of colours give their indices."""
-    kind = _existing_kind(path)
-    if kind == DICOM:
-        return read_series(path)
-    if kind in VOLUME_KINDS:
-        return read_volume(path, kind)
-    if kind == "tiff":
-        return read_tiff(path)
-    array, geometry = read_picture(path, kind, as_indices)
-    return array, VolumeHeader(with_sidecar(path, geometry), array.shape[0], 1)
-
-
-def _existing_kind(path: Path) -> str:
-    kind = file_kind(path)
-    if kind == DICOM:
-        return kind
-    if not path.is_file():
-        raise DataError(f"{path} does not exist. Check the path, or put the file there")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes). Copy or export the file again")
-    return kind
-
-
-def _one_frame(path: Path, array: np.ndarray, header: VolumeHeader, frame: int) -> np.ndarray:
-    """(frames x components or the other way round, Z, Y, X) -> (1, Z, Y, X)."""
-    if header.components > 1 or frame >= header.frames:
-        raise DataError(f"{path} has {header.frames} time points of {header.components} values. Give the original file")
-    return array[frame : frame + 1]
-
 
 def read_image(path: Path | str, frame: int | None = None) -> tuple[np.ndarray, Geometry]:
     """Array (C, Z, Y, X) float32 as stored, and its geometry. Colour images have C = 3; a fourth axis is C.
@@ -122,9 +80,9 @@ def read_image(path: Path | str, frame: int | None = None) -> tuple[np.ndarray, 
     Raises DataError naming the file, what is wrong with it and what to do; truncated and damaged files included.
     """
     path = Path(path)
-    array, header = _read(path, as_indices=False)
+    array, header = _read(path)
     if np.iscomplexobj(array):
-        raise DataError(f"{path} holds complex numbers. Store magnitude and phase as channels")
+        raise DataError(f"{path} holds complex numbers", "Store magnitude and phase as channels")
     if frame is not None:
         array = _one_frame(path, array, header, frame)
     return np.require(array, np.float32, ["C", "W"]), header.geometry
@@ -141,7 +99,7 @@ def read_labels(
     """
     path = Path(path)
     if is_nrrd_segmentation(path):
-        _existing_kind(path)
+        _format_of(path)
         named = any(code.segments for code in codes)
         values, geometry = values_of_segments(path, codes) if named else plain_segments(path)
         return _integers(path, values), geometry
@@ -154,20 +112,9 @@ def read_labels(
         if array.shape[0] == 3 and header.frames == 1:
             raise colours_without_palette(path, array)
         raise DataError(
-            f"{path} has {array.shape[0]} channels with different values. Store labels as one channel of integers"
+            f"{path} has {array.shape[0]} channels with different values", "Store labels as one channel of integers"
         )
     return _integers(path, array[0]), header.geometry
-
-
-def _integers(path: Path, values: np.ndarray) -> np.ndarray:
-    """(Z, Y, X) int32, the same values."""
-    if not np.issubdtype(values.dtype, np.integer):
-        wrong = int(np.count_nonzero(~np.isfinite(values) | (values != np.round(values))))
-        if wrong:
-            raise DataError(f"{path} holds {wrong} label values that are not integers. Store whole numbers")
-    if values.size and (values.max() > np.iinfo(np.int32).max or values.min() < np.iinfo(np.int32).min):
-        raise DataError(f"{path} holds label values beyond 32 bits. Renumber the classes")
-    return np.require(values, np.int32, ["C", "W"])
 
 
 def read_header(path: Path | str) -> tuple[Geometry, int]:
@@ -176,26 +123,19 @@ def read_header(path: Path | str) -> tuple[Geometry, int]:
     return header.geometry, header.channels
 
 
+def read_geometry(path: Path | str) -> Geometry:
+    """Geometry, from the header where the format allows. Raises DataError."""
+    return _header(Path(path)).geometry
+
+
 def read_frames(path: Path | str) -> int:
     """Length of the fourth axis, 1 when there is none: channels or time points, which the file does not tell."""
     return _header(Path(path)).frames
 
 
-def _header(path: Path) -> VolumeHeader:
-    kind = _existing_kind(path)
-    if kind == DICOM:
-        return read_series_header(path)
-    if kind in VOLUME_KINDS:
-        return read_volume_header(path, kind)
-    if kind == "tiff":
-        return read_tiff(path)[1]
-    geometry, channels = read_picture_geometry(path, kind)
-    return VolumeHeader(with_sidecar(path, geometry), channels, 1)
-
-
-def read_geometry(path: Path | str) -> Geometry:
-    """Geometry, from the header where the format allows. Raises DataError."""
-    return _header(Path(path)).geometry
+def stored_type(path: Path | str) -> np.dtype:
+    """The number type of the voxels of a file; of a palette picture that of its indices. Raises DataError."""
+    return _read(Path(path), as_indices=True)[0].dtype
 
 
 def files_of(path: Path | str) -> list[Path]:
@@ -203,14 +143,14 @@ def files_of(path: Path | str) -> list[Path]:
     path = Path(path)
     if path.is_dir():
         return dicom_files(path)
-    found = [path]
-    kind = file_kind(path) if suffix(path) else "unknown"
+    files = [path]
+    kind = SUFFIXES.get(suffix(path).lower())
     if kind == "mha" and path.is_file():
         with suppress(DataError):
-            found += [file for file in [data_file(path)] if file != path]
-    if kind not in VOLUME_KINDS and (beside := sidecar_of(path)):
-        found.append(beside)
-    return found
+            files += [file for file in [data_file(path)] if file != path]
+    if kind not in VOLUME_KINDS and (sidecar := sidecar_of(path)):
+        files.append(sidecar)
+    return files
 
 
 def write_labels(path: Path | str, values: np.ndarray, geometry: Geometry) -> None:
@@ -222,38 +162,88 @@ def write_labels(path: Path | str, values: np.ndarray, geometry: Geometry) -> No
     path = Path(path)
     if tuple(values.shape) != geometry.shape:
         raise DataError(f"{path} needs an array of shape {geometry.shape}, not {tuple(values.shape)}")
+    least, largest = FORMATS[file_kind(path)].label_limits
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
-    number = _smallest_type(low, high)
-    if file_kind(path) in _PICTURES and number not in (np.uint8, np.uint16):
-        raise DataError(f"{path} cannot hold the label values {low} to {high}. Write TIFF or NIfTI")
-    _write(path, values.astype(number)[None], geometry)
-
-
-def _smallest_type(low: int, high: int) -> type[np.integer]:
-    choices = (np.uint8, np.uint16, np.uint32) if low >= 0 else (np.int8, np.int16, np.int32)
-    return next(choice for choice in choices if np.iinfo(choice).min <= low and high <= np.iinfo(choice).max)
+    if low < least or high > largest:
+        raise DataError(f"{path} cannot hold the label values {low} to {high}", "Write TIFF or NIfTI")
+    types = (np.uint8, np.uint16, np.uint32) if low >= 0 else (np.int8, np.int16, np.int32)
+    smallest = next(each for each in types if np.iinfo(each).min <= low and high <= np.iinfo(each).max)
+    _write(path, values.astype(smallest)[None], geometry)
 
 
 def write_image(path: Path | str, array: np.ndarray, geometry: Geometry) -> None:
     """Write (C, Z, Y, X) as it is when the format holds its number type; pictures take uint8 with C 1 or 3."""
     path = Path(path)
-    if file_kind(path) in _PICTURES and (array.dtype not in (np.uint8, np.uint16) or array.shape[0] not in (1, 3)):
-        raise DataError(f"{path} cannot hold {array.dtype} with {array.shape[0]} channels. Write TIFF or NIfTI")
+    is_picture = FORMATS[file_kind(path)].is_picture
+    if is_picture and (array.dtype not in (np.uint8, np.uint16) or array.shape[0] not in (1, 3)):
+        raise DataError(f"{path} cannot hold {array.dtype} with {array.shape[0]} channels", "Write TIFF or NIfTI")
     _write(path, array, geometry)
 
 
-def _write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+def write_channels(path: Path | str, array: np.ndarray, geometry: Geometry) -> None:
+    """Write (C, Z, Y, X) with the channels as the fourth and last axis of the file, each in the geometry of the volume.
+
+    Raises DataError for other formats than NIfTI, images of two axes, and arrays of another shape than the geometry's.
+    """
+    path = Path(path)
+    if file_kind(path) != "nifti" or geometry.dimension != 3:
+        raise DataError(f"{path}: several values per voxel are written as NIfTI of a volume", "Write .nii.gz")
+    if array.shape[1:] != geometry.shape:
+        raise DataError(f"{path} needs an array of shape {geometry.shape} per channel, not {tuple(array.shape[1:])}")
+    with replacing(path, suffix(path).lower()) as temporary:
+        write_nifti_channels(temporary, array, geometry)
+
+
+def _format_of(path: Path) -> ImageFormat:
+    """Raises DataError for a file that is not there, is empty, or has an unknown ending."""
     kind = file_kind(path)
-    if suffix(path).lower() == ".mhd":
-        raise DataError(f"{path} would be two files. Write .mha")
-    if kind in _PICTURES and array.shape[1] != 1:
-        raise DataError(f"{path} cannot hold {array.shape[1]} slices. Write TIFF or NIfTI")
-    writer: Callable[[Path], None]
-    if kind in VOLUME_KINDS:
-        writer = lambda target: write_volume(target, array, geometry)  # noqa: E731
-    elif kind == "tiff":
-        writer = lambda target: write_tiff(target, array, geometry)  # noqa: E731
-    else:
-        writer = lambda target: write_picture(target, array)  # noqa: E731
-    with replacing(path, suffix(path)) as temporary:
-        writer(temporary)
+    if kind != DICOM and not path.is_file():
+        raise DataError(f"{path} does not exist", "Check the path, or put the file there")
+    if kind != DICOM and path.stat().st_size == 0:
+        raise DataError(f"{path} is empty (0 bytes)", "Copy or export the file again")
+    return FORMATS[kind]
+
+
+def _read(path: Path, as_indices: bool = False) -> tuple[np.ndarray, ImageHeader]:
+    """`as_indices`: pictures with a palette of colours give their indices."""
+    form = _format_of(path)
+    array, header = form.read_indices(path) if as_indices and form.read_indices else form.read(path)
+    return array, header if form.has_geometry else with_sidecar(path, header)
+
+
+def _header(path: Path) -> ImageHeader:
+    form = _format_of(path)
+    header = form.read_header(path)
+    return header if form.has_geometry else with_sidecar(path, header)
+
+
+def _one_frame(path: Path, array: np.ndarray, header: ImageHeader, frame: int) -> np.ndarray:
+    """(frames x components or the other way round, Z, Y, X) -> (1, Z, Y, X)."""
+    if header.components > 1 or frame >= header.frames:
+        raise DataError(
+            f"{path} has {header.frames} time points of {header.components} values", "Give the original file"
+        )
+    return array[frame : frame + 1]
+
+
+def _integers(path: Path, values: np.ndarray) -> np.ndarray:
+    """(Z, Y, X) int32, the same values."""
+    if not np.issubdtype(values.dtype, np.integer):
+        wrong = int(np.count_nonzero(~np.isfinite(values) | (values != np.round(values))))
+        if wrong:
+            raise DataError(f"{path} holds {wrong} label values that are not integers", "Store whole numbers")
+    if values.size and (values.max() > np.iinfo(np.int32).max or values.min() < np.iinfo(np.int32).min):
+        raise DataError(f"{path} holds label values beyond 32 bits", "Renumber the classes")
+    return np.require(values, np.int32, ["C", "W"])
+
+
+def _write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    form, ending = FORMATS[file_kind(path)], suffix(path).lower()
+    if form.write is None:
+        raise DataError(f"{path} is a folder of a format that is only read", "Give a file, for example .nii.gz")
+    if ending == ".mhd":
+        raise DataError(f"{path} would be two files", "Write .mha")
+    if form.is_picture and array.shape[1] != 1:
+        raise DataError(f"{path} cannot hold {array.shape[1]} slices", "Write TIFF or NIfTI")
+    with replacing(path, ending) as temporary:
+        form.write(temporary, array, geometry)

@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from ..schema.errors import DataError
-from .dicom_pixels import PIXELS, Elements, Slice, frames_of, is_dicom, read_elements, read_pixels
-from .formats import is_image
-from .headers import AGAIN, VolumeHeader, damaged, make_geometry
+from .dicom_slices import Slice, is_dicom, read_pixels, read_slices
+from .image_format import ImageFormat, ImageHeader, make_geometry
 
 UNEVEN = 0.1
 """of the distance between slices: what a position may be off a regular grid (scanners round to 0.01 mm or so)"""
-_LOOKED_INTO = 8
-_NO_IMAGES = frozenset({"dicomdir", "version", "lockfile"})
+NO_IMAGES = frozenset({"dicomdir", "version", "lockfile"})
+"""names in small letters of what media carry besides images"""
 
 
 def dicom_files(folder: Path) -> list[Path]:
@@ -30,23 +29,12 @@ def dicom_files(folder: Path) -> list[Path]:
         for path in sorted(folder.iterdir())
         if path.is_file()
         and not path.name.startswith(".")
-        and path.name.lower() not in _NO_IMAGES
+        and path.name.lower() not in NO_IMAGES
         and (path.suffix.lower() == ".dcm" or is_dicom(path))
     ]
 
 
-def is_series(folder: Path) -> bool:
-    """True for a folder with DICOM files; a few files are looked into."""
-    if not folder.is_dir() or folder.name.startswith("."):
-        return False
-    files = [path for path in folder.iterdir() if path.is_file() and not is_image(path)]
-    if any(path.suffix.lower() == ".dcm" for path in files):
-        return True
-    files = sorted(path for path in files if not path.name.startswith(".") and path.name.lower() not in _NO_IMAGES)
-    return any(is_dicom(path) for path in files[:_LOOKED_INTO])
-
-
-def read_series(folder: Path) -> tuple[np.ndarray, VolumeHeader]:
+def read_series(folder: Path) -> tuple[np.ndarray, ImageHeader]:
     """Array (C, Z, Y, X) with the rescale slope and intercept of each slice applied, and its header.
 
     Integers stay integers where slopes are 1. MONOCHROME1 is not inverted. Raises DataError.
@@ -55,7 +43,7 @@ def read_series(folder: Path) -> tuple[np.ndarray, VolumeHeader]:
     return np.stack([read_pixels(each) for each in slices], axis=1), header
 
 
-def read_series_header(folder: Path) -> VolumeHeader:
+def read_series_header(folder: Path) -> ImageHeader:
     """Reads every file: whether a series is whole cannot be told from one. Raises DataError."""
     return _ordered(folder)[1]
 
@@ -68,23 +56,23 @@ def series_files(folder: Path) -> list[Path]:
     slices = _ordered(folder)[0]
     for each in slices:
         if each.frames > 1:
-            raise DataError(f"{each.path} has {each.frames} frames in one file. Here a file per slice is needed")
+            raise DataError(f"{each.path} has {each.frames} frames in one file", "Give a series with a file per slice")
     return [each.path for each in slices]
 
 
-def _ordered(folder: Path) -> tuple[list[Slice], VolumeHeader]:
+def _ordered(folder: Path) -> tuple[list[Slice], ImageHeader]:
     files = dicom_files(folder)
     if not files:
-        raise DataError(f"{folder} holds no DICOM files. Give the folder of one series")
-    slices = [each for path in files for each in _slices(path, read_elements(path))]
+        raise DataError(f"{folder} holds no DICOM files", "Give the folder of one series")
+    slices = [each for path in files for each in read_slices(path)]
     _require_one_series(folder, slices)
     first = slices[0]
     if first.position is None or first.axes is None:
         if len(slices) > 1:
-            raise DataError(f"{folder}: its {len(slices)} slices do not say where they lie. Give one image each")
+            raise DataError(f"{folder}: its {len(slices)} slices do not say where they lie", "Give one image each")
         spacing = (first.spacing[1], first.spacing[0])
         size = (first.shape[1], first.shape[0])
-        return slices, VolumeHeader(make_geometry(folder, "dicom", size, spacing, (0, 0), np.eye(2)), first.samples, 1)
+        return slices, ImageHeader(make_geometry(folder, "dicom", size, spacing, (0, 0), np.eye(2)), first.samples, 1)
     normal = np.cross(*first.axes)
     slices.sort(key=lambda each: float(np.dot(normal, each.position)))  # type: ignore[arg-type]
     step = _step(folder, slices, normal)
@@ -96,50 +84,7 @@ def _ordered(folder: Path) -> tuple[list[Slice], VolumeHeader]:
         slices[0].position.tolist(),  # type: ignore[union-attr]
         np.stack([*first.axes, normal], axis=1),
     )
-    return slices, VolumeHeader(geometry, first.samples, 1)
-
-
-def _slices(path: Path, elements: Elements) -> list[Slice]:
-    """The slices in one file. Raises DataError for frames that are no slices, as of a film."""
-    try:
-        count = int((elements.numbers(0x28, 8) or [1])[0])
-    except (ValueError, OverflowError) as error:
-        raise damaged(path, str(error)) from None
-    frames = frames_of(path, elements, count)
-    if frames is None and count > 1:
-        raise DataError(
-            f"{path} has {count} frames in one file and does not say where they lie. "
-            "Convert it to NIfTI, or to a file per slice"
-        )
-    frames = frames or [elements]
-    return [_slice(path, each)._replace(frame=index, frames=len(frames)) for index, each in enumerate(frames)]
-
-
-def _slice(path: Path, elements: Elements) -> Slice:
-    rows, columns = elements.short(0x28, 0x10), elements.short(0x28, 0x11)
-    if PIXELS not in elements.values or not rows or not columns:
-        modality = elements.text(8, 0x60) or "unknown"
-        raise DataError(f"{path} holds no image (modality {modality}). Keep only the slices of one series")
-    try:
-        spacing = elements.numbers(0x28, 0x30) or elements.numbers(0x18, 0x1164) or [1.0, 1.0]
-        thickness = elements.numbers(0x18, 0x88) or elements.numbers(0x18, 0x50) or [1.0]
-        position, axes = elements.numbers(0x20, 0x32), elements.numbers(0x20, 0x37)
-    except ValueError as error:
-        raise damaged(path, str(error)) from None
-    lengths = (len(spacing), len(position), len(axes))
-    if lengths not in ((2, 3, 6), (2, 0, 0)) or not np.isfinite([*spacing, *position, *axes, *thickness]).all():
-        raise damaged(path, "its spacing, position or orientation is no list of numbers")
-    return Slice(
-        path=path,
-        elements=elements,
-        series=elements.text(0x20, 0x0E),
-        shape=(rows, columns),
-        samples=elements.short(0x28, 2) or 1,
-        spacing=(spacing[0], spacing[1]),
-        thickness=abs(thickness[0]) or 1.0,
-        position=np.array(position) if position else None,
-        axes=np.reshape(axes, (2, 3)) if axes else None,
-    )
+    return slices, ImageHeader(geometry, first.samples, 1)
 
 
 def _require_one_series(folder: Path, slices: Sequence[Slice]) -> None:
@@ -149,12 +94,13 @@ def _require_one_series(folder: Path, slices: Sequence[Slice]) -> None:
         of_series.setdefault(each.series, []).append(each)
     if len(of_series) > 1:
         shown = [
-            f"{own[0].elements.text(8, 0x103E) or 'series ' + (own[0].elements.text(0x20, 0x11) or series[-12:])} "
+            f"{own[0].text('SeriesDescription') or 'series ' + (own[0].text('SeriesNumber') or series[-12:])} "
             f"({len(own)} file{'s' if len(own) > 1 else ''}, for example {own[0].path.name})"
             for series, own in of_series.items()
         ]
         raise DataError(
-            f"{folder} holds {len(of_series)} series: {'; '.join(shown[:8])}. Put each series into a folder of its own"
+            f"{folder} holds {len(of_series)} series: {'; '.join(shown[:8])}",
+            "Put each series into a folder of its own",
         )
     usual = slices[0]
     counts = Counter((each.shape, each.samples) for each in slices)
@@ -162,16 +108,18 @@ def _require_one_series(folder: Path, slices: Sequence[Slice]) -> None:
     for each in slices:
         if (each.shape, each.samples) != shape:
             raise DataError(
-                f"{each.path} is {each.shape[0]}x{each.shape[1]}, the other slices {shape[0][0]}x{shape[0][1]}. "
-                "Keep only slices of one size"
+                f"{each.path} is {each.shape[0]}x{each.shape[1]}, the other slices {shape[0][0]}x{shape[0][1]}",
+                "Keep only slices of one size",
             )
         if (each.position is None) != (usual.position is None):
-            raise DataError(f"{each.path} does not say where it lies, unlike other slices. Take it out, or {AGAIN}")
+            raise DataError(
+                f"{each.path} does not say where it lies, unlike other slices", "Take it out, or export it again"
+            )
         same = np.allclose(each.spacing, usual.spacing, rtol=1e-3)
         if not same or (each.axes is not None and np.abs(each.axes - usual.axes).max() > 1e-3):
             raise DataError(
-                f"{folder}: {each.name} has another spacing or orientation than {usual.name}. "
-                "Keep only parallel slices; a scout image belongs elsewhere"
+                f"{folder}: {each.name} has another spacing or orientation than {usual.name}",
+                "Keep only parallel slices; a scout image belongs elsewhere",
             )
 
 
@@ -191,7 +139,8 @@ def _step(folder: Path, slices: Sequence[Slice], normal: np.ndarray) -> float:
         repeats = f" ({len(twice)} slices lie where another does)" if len(twice) > 1 else ""
         raise DataError(
             f"{folder}: {here[0]} and {here[1]} lie at the same position{repeats}: a duplicate, or several "
-            "time points or echoes. Keep one of each slice, and a folder per time point"
+            "time points or echoes",
+            "Keep one of each slice, and a folder per time point",
         )
     wide = np.flatnonzero(gaps > (1.5 * step))
     if len(wide):
@@ -199,17 +148,23 @@ def _step(folder: Path, slices: Sequence[Slice], normal: np.ndarray) -> float:
         missing = round(float(gaps[index]) / step) - 1
         raise DataError(
             f"{folder}: {missing} slice{'s are' if missing > 1 else ' is'} missing between {slices[index].name} "
-            f"and {slices[index + 1].name}, {gaps[index]:.2f} mm apart where others are {step:.2f} mm. "
-            "Add the missing files, or export the series again"
+            f"and {slices[index + 1].name}, {gaps[index]:.2f} mm apart where others are {step:.2f} mm",
+            "Add the missing files, or export the series again",
         )
     mean = float(along[-1] - along[0]) / (len(slices) - 1)
     off = np.abs(along - along[0] - mean * np.arange(len(slices))).max()
     aside = positions - positions[0] - np.outer(along - along[0], normal)
     if off > UNEVEN * mean:
-        raise DataError(f"{folder}: its slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart. Resample it evenly")
+        raise DataError(
+            f"{folder}: its slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart", "Resample it to even distances"
+        )
     if np.abs(aside).max() > UNEVEN * min(*slices[0].spacing, mean):
         raise DataError(
             f"{folder}: its slices are shifted against each other by up to {np.abs(aside).max():.2f} mm "
-            "(a tilted gantry). Resample it to a rectangular grid"
+            "(a tilted gantry)",
+            "Resample it to a rectangular grid",
         )
     return mean
+
+
+DICOM_SERIES = ImageFormat((), read_series, read_series_header, written_as={"": ".nii.gz"}, has_geometry=True)

@@ -6,6 +6,7 @@ files and takes what is missing in compressed ones as read. Format: itk.org/Wiki
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from pathlib import Path
@@ -14,14 +15,24 @@ from typing import NamedTuple
 import numpy as np
 
 from ..schema.errors import DataError
-from .headers import AGAIN, VolumeHeader, damaged, gunzip, inflate, make_geometry, take_voxels
+from .image_format import (
+    COPY_AGAIN,
+    ImageFormat,
+    ImageHeader,
+    damaged,
+    gunzip,
+    inflate,
+    make_geometry,
+    take_voxels,
+    write_volume,
+)
 
-_TYPES = {
+_NUMBER_TYPES = {
     "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
     "MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }  # fmt: skip
-_MOST = 1 << 16
+_MOST_HEADER = 1 << 16
 """bytes in which the header must end"""
 
 
@@ -33,9 +44,9 @@ class MetaFile(NamedTuple):
 
 def _parse(path: Path, content: bytes) -> MetaFile:
     """Lines `Key = Value`; ElementDataFile is the last."""
-    end = re.search(rb"ElementDataFile[ \t]*=[^\n]*(\n|$)", content[:_MOST])
+    end = re.search(rb"ElementDataFile[ \t]*=[^\n]*(\n|$)", content[:_MOST_HEADER])
     if end is None:
-        raise DataError(f"{path} is not a MetaImage file, or truncated: its header has no ElementDataFile. {AGAIN}")
+        raise DataError(f"{path} is not a MetaImage file, or truncated: its header has no ElementDataFile", COPY_AGAIN)
     try:
         lines = content[: end.end()].decode("utf-8").splitlines()
     except UnicodeDecodeError:
@@ -81,17 +92,17 @@ def _floats(
     return values
 
 
-def _header(path: Path, file: MetaFile) -> VolumeHeader:
+def _header(path: Path, file: MetaFile) -> ImageHeader:
     fields = file.fields
     (count,) = _integers(path, "NDims", fields["NDims"])[:1]
     size = _integers(path, "DimSize", fields["DimSize"])
     if count not in (2, 3, 4) or len(size) != count:
         raise DataError(
-            f"{path} has {count} axes of size {fields['DimSize']}. Images have 2 or 3, and one for channels"
+            f"{path} has {count} axes of size {fields['DimSize']}", "Store 2 or 3 axes, and one more for channels"
         )
     components = _integers(path, "ElementNumberOfChannels", fields.get("ElementNumberOfChannels", "1"))[0]
     if components < 1:
-        raise DataError(f"{path} holds no voxels. {AGAIN}")
+        raise DataError(f"{path} holds no voxels", COPY_AGAIN)
     axes = min(count, 3)
     spacing = _floats(path, fields, ("ElementSpacing", "ElementSize"), count, [1.0] * count)
     origin = _floats(path, fields, ("Offset", "Position", "Origin"), count, [0.0] * count)
@@ -99,19 +110,19 @@ def _header(path: Path, file: MetaFile) -> VolumeHeader:
     matrix = _floats(path, fields, ("TransformMatrix", "Rotation", "Orientation"), count * count, identity)
     columns = np.reshape(matrix, (count, count)).T[:axes, :axes]  # each row of the file is one axis
     geometry = make_geometry(path, "mha", size[:axes], spacing[:axes], origin[:axes], columns)
-    return VolumeHeader(geometry, components, size[3] if count == 4 else 1)
+    return ImageHeader(geometry, components, size[3] if count == 4 else 1)
 
 
-def read_meta_header(path: Path) -> VolumeHeader:
+def read_meta_header(path: Path) -> ImageHeader:
     """Raises DataError."""
     with path.open("rb") as file:
-        return _header(path, _parse(path, file.read(_MOST)))
+        return _header(path, _parse(path, file.read(_MOST_HEADER)))
 
 
 def data_file(path: Path) -> Path:
     """The file that holds the voxels: `path` itself, or what an .mhd file names. Raises DataError."""
     with path.open("rb") as file:
-        return _data_file(path, _parse(path, file.read(_MOST)))
+        return _data_file(path, _parse(path, file.read(_MOST_HEADER)))
 
 
 def _data_file(path: Path, file: MetaFile) -> Path:
@@ -119,34 +130,45 @@ def _data_file(path: Path, file: MetaFile) -> Path:
     if name.upper() == "LOCAL":
         return path
     if name.upper().startswith("LIST") or "%" in name or not name or Path(name).is_absolute():
-        raise DataError(f"{path} keeps its voxels in {name[:60] or 'no file'!r}. Save it as one file (.mha)")
-    found = path.parent / name
-    if not found.is_file():
-        raise DataError(f"{path} keeps its voxels in {name[:60]}, which is not there. Put it beside, or save as .mha")
-    return found
+        raise DataError(f"{path} keeps its voxels in {name[:60] or 'no file'!r}", "Save it as one file (.mha)")
+    source = path.parent / name
+    if not source.is_file():
+        raise DataError(
+            f"{path} keeps its voxels in {name[:60]}, which is not there", "Put that file beside it, or save as .mha"
+        )
+    return source
 
 
-def read_meta(path: Path) -> tuple[np.ndarray, VolumeHeader]:
+def read_meta(path: Path) -> tuple[np.ndarray, ImageHeader]:
     """Array (components x frames, Z, Y, X) in the file's own number type. Raises DataError."""
     content = path.read_bytes()
     file = _parse(path, content)
     header = _header(path, file)
     fields = file.fields
-    if fields["ElementType"] not in _TYPES:
-        raise DataError(f"{path} holds voxels of type {fields['ElementType'][:40]!r}. Store integers or floats")
+    if fields["ElementType"] not in _NUMBER_TYPES:
+        raise DataError(
+            f"{path} holds voxels of type {fields['ElementType'][:40]!r}", "Store them as integers or floats"
+        )
     big = _flag(path, fields, "BinaryDataByteOrderMSB", "ElementByteOrderMSB")
-    number = np.dtype((">" if big else "<") + _TYPES[fields["ElementType"]])
+    number = np.dtype((">" if big else "<") + _NUMBER_TYPES[fields["ElementType"]])
     source = _data_file(path, file)
     data = content[file.offset :] if source == path else source.read_bytes()
     shape = (header.frames, *header.geometry.shape, header.components)
     if not _flag(path, {"BinaryData": "True", **fields}, "BinaryData"):
-        raise DataError(f"{path} holds its voxels as text. Save it as binary")
+        raise DataError(f"{path} holds its voxels as text", "Save it as binary")
     skip = fields.get("HeaderSize", "0")
     if _flag(path, fields, "CompressedData"):
-        data = gunzip(path, data) if data[:2] == b"\x1f\x8b" else inflate(path, zlib.decompressobj(), data)
+        limit = math.prod(shape) * number.itemsize
+        packed = data[:2] == b"\x1f\x8b"
+        data = gunzip(path, data, limit) if packed else inflate(path, zlib.decompressobj(), data, limit)
     elif skip == "-1":  # the voxels are the last bytes
-        data = data[-int(np.prod(shape)) * number.itemsize :]
+        data = data[-math.prod(shape) * number.itemsize :]
     elif skip != "0":
         data = data[_integers(path, "HeaderSize", skip)[0] :]
     voxels = np.moveaxis(take_voxels(path, data, number, shape), -1, 1)
     return voxels.reshape(header.channels, *header.geometry.shape), header
+
+
+METAIMAGE = ImageFormat(
+    (".mha", ".mhd"), read_meta, read_meta_header, write_volume, written_as={".mhd": ".mha"}, has_geometry=True
+)

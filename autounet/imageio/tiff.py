@@ -13,8 +13,7 @@ import numpy as np
 
 from ..schema.errors import DataError
 from ..schema.geometry import Geometry, Spacing3
-from .formats import with_sidecar
-from .headers import AGAIN, VolumeHeader, damaged, make_geometry
+from .image_format import COPY_AGAIN, ImageFormat, ImageHeader, damaged, make_geometry
 
 if TYPE_CHECKING:
     from tifffile import TiffFile
@@ -28,29 +27,31 @@ _OFFSETS, _COUNTS = (273, 324), (279, 325)
 """of strips and of tiles"""
 _READ = frozenset({_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES, _ROWS, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _DEPTH,
                    *_OFFSETS, *_COUNTS})  # fmt: skip
-_DENSEST = 100_000
+_MAX_COMPRESSION = 100_000
 """bytes of pixels that a compressed byte can stand for at most; deflate and LZW reach about 1,000"""
 
 
-class _File:
+class _TiffFile:
+    """Numbers of a TIFF file by their offsets, checked to lie within it."""
+
     def __init__(self, path: Path, content: bytes) -> None:
         self.path, self.content = path, content
         self.order = {b"II": "<", b"MM": ">"}.get(content[:2], "")
         version = self.unpack("H", 2)[0] if self.order else 0
         if version not in (42, 43):
-            raise DataError(f"{path} cannot be read: it is not a TIFF file. {AGAIN}")
+            raise DataError(f"{path} cannot be read: it is not a TIFF file", COPY_AGAIN)
         self.big = version == 43
         self.first = self.unpack("Q", 8)[0] if self.big else self.unpack("I", 4)[0]
 
     def unpack(self, form: str, offset: int) -> tuple[int, ...]:
         if offset + struct.calcsize("<" + form) > len(self.content):
-            raise DataError(f"{self.path} is truncated: it ends before what its header points to. {AGAIN}")
+            raise DataError(f"{self.path} is truncated: it ends before what its header points to", COPY_AGAIN)
         return struct.unpack_from(self.order + form, self.content, offset)
 
 
 def require_whole(path: Path) -> int:
     """The number of pages, all of whose pixels lie within the file. Raises DataError."""
-    file = _File(path, path.read_bytes())
+    file = _TiffFile(path, path.read_bytes())
     offset, seen = file.first, set[int]()
     while offset:
         if offset in seen:
@@ -62,7 +63,7 @@ def require_whole(path: Path) -> int:
     return len(seen)
 
 
-def _page(file: _File, offset: int) -> int:
+def _page(file: _TiffFile, offset: int) -> int:
     """Checks one page; the offset of the next, 0 after the last."""
     (count,) = file.unpack("Q" if file.big else "H", offset)
     start, size = (offset + 8, 20) if file.big else (offset + 2, 12)
@@ -74,7 +75,7 @@ def _page(file: _File, offset: int) -> int:
     return following
 
 
-def _tag(file: _File, offset: int) -> tuple[int, Sequence[int]]:
+def _tag(file: _TiffFile, offset: int) -> tuple[int, Sequence[int]]:
     """(tag, its values) of whole numbers; other tags are only checked to lie within the file."""
     tag, kind = file.unpack("HH", offset)
     (count,) = file.unpack("Q" if file.big else "I", offset + 4)
@@ -83,13 +84,13 @@ def _tag(file: _File, offset: int) -> tuple[int, Sequence[int]]:
     if length > room:
         (place,) = file.unpack(form, place)
     if place + length > len(file.content):
-        raise DataError(f"{file.path} is truncated: it ends before the values of tag {tag}. {AGAIN}")
+        raise DataError(f"{file.path} is truncated: it ends before the values of tag {tag}", COPY_AGAIN)
     if kind not in _WHOLE or tag not in _READ:
         return tag, ()
     return tag, file.unpack(f"{count}{_WHOLE[kind]}", place)
 
 
-def _require_pixels(file: _File, tags: dict[int, Sequence[int]]) -> None:
+def _require_pixels(file: _TiffFile, tags: dict[int, Sequence[int]]) -> None:
     """Every strip or tile lies within the file; what is not compressed has as many bytes as its size tells."""
     offsets, counts = (next((tags[tag] for tag in pair if tag in tags), ()) for pair in (_OFFSETS, _COUNTS))
     width, height = _one(tags, _WIDTH, 0), _one(tags, _HEIGHT, 0)
@@ -99,15 +100,15 @@ def _require_pixels(file: _File, tags: dict[int, Sequence[int]]) -> None:
         raise damaged(file.path, f"a page of {width}x{height} pixels has {len(offsets)} parts")
     for offset, length in zip(offsets, counts, strict=True):
         if offset + length > len(file.content):
-            raise DataError(f"{file.path} is truncated: its pixels end after {len(file.content)} bytes. {AGAIN}")
+            raise DataError(f"{file.path} is truncated: its pixels end after {len(file.content)} bytes", COPY_AGAIN)
     plain = _one(tags, _COMPRESSION, 1) == 1 and _OFFSETS[0] in tags
     expected = (width * samples * bits + 7) // 8 * height
-    found = sum(counts)
-    if expected > _DENSEST * found:
-        raise damaged(file.path, f"a page of {width}x{height} pixels has {found} bytes")
-    several = found % expected == 0 and found > 0  # ImageJ: the strip of the first page spans the whole stack
-    if plain and not (0 <= found - expected <= len(counts) or several):
-        raise damaged(file.path, f"a page of {width}x{height} pixels has {found} bytes, not {expected}")
+    stored = sum(counts)
+    if expected > _MAX_COMPRESSION * stored:
+        raise damaged(file.path, f"a page of {width}x{height} pixels has {stored} bytes")
+    several = stored % expected == 0 and stored > 0  # ImageJ: the strip of the first page spans the whole stack
+    if plain and not (0 <= stored - expected <= len(counts) or several):
+        raise damaged(file.path, f"a page of {width}x{height} pixels has {stored} bytes, not {expected}")
 
 
 def _one(tags: dict[int, Sequence[int]], tag: int, default: int) -> int:
@@ -129,11 +130,11 @@ _MILLIMETRES = {
 }  # fmt: skip
 
 
-def read_tiff(path: Path) -> tuple[np.ndarray, VolumeHeader]:
+def read_tiff(path: Path) -> tuple[np.ndarray, ImageHeader]:
     """Array (C, Z, Y, X) in the file's own number type. Pages are slices; samples and OME channels are channels.
 
-    A single page is a photograph with spacing 1; a stack takes its spacing from a sidecar, else from OME or ImageJ
-    metadata. Time points of stacks come along C. Transparency is dropped. Raises DataError.
+    A single page is a photograph with spacing 1; a stack takes its spacing from OME or ImageJ metadata. Time points of
+    stacks come along C. Transparency is dropped. Raises DataError.
     """
     import tifffile
 
@@ -148,30 +149,30 @@ def read_tiff(path: Path) -> tuple[np.ndarray, VolumeHeader]:
             axes, spacing = file.series[0].axes, _spacing(file)
             metadata = file.imagej_metadata or {}
     except Exception as error:  # tifffile lets struct, zlib, key and codec errors through
-        raise DataError(f"{path} cannot be read: {_reason(error)}. Copy or export the file again") from None
+        raise DataError(f"{path} cannot be read: {_reason(error)}", COPY_AGAIN) from None
     if array.ndim != len(axes):
-        raise damaged(path, f"its pages are not of the sizes that its axes {axes} tell")
+        raise damaged(path, f"its pages are not of the sizes of its axes {axes}")
     _require_all(path, array, pages, metadata)
     array, frames = _order(path, array, axes)
     if not array.size:
-        raise DataError(f"{path} holds no pixels. {AGAIN}")
+        raise DataError(f"{path} holds no pixels", COPY_AGAIN)
     used = 2 if array.shape[1] == 1 else 3
     if used == 2:
         spacing = (1.0, 1.0, 1.0)
-    placed = make_geometry(path, "tiff", array.shape[:0:-1][:used], spacing[::-1][:used], [0.0] * used, np.eye(used))
-    return array, VolumeHeader(with_sidecar(path, placed), array.shape[0] // frames, frames)
+    geometry = make_geometry(path, "tiff", array.shape[:0:-1][:used], spacing[::-1][:used], [0.0] * used, np.eye(used))
+    return array, ImageHeader(geometry, array.shape[0] // frames, frames)
 
 
 def _require_all(path: Path, array: np.ndarray, pages: int, metadata: dict[str, Any]) -> None:
     """ImageJ says how many images a stack has. Raises DataError when there are fewer."""
-    told = metadata.get("images", 1)
-    if isinstance(told, int) and pages < told and array.size < told * array.shape[-1] * array.shape[-2]:
-        raise DataError(f"{path} is truncated: it tells of {told} images, and has {pages}. {AGAIN}")
+    count = metadata.get("images", 1)
+    if isinstance(count, int) and pages < count and array.size < count * array.shape[-1] * array.shape[-2]:
+        raise DataError(f"{path} is truncated: its header says {count} images, and {pages} are there", COPY_AGAIN)
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return "it is not a TIFF file" if "not a TIFF" in text else text
+    """tifffile's first line."""
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
 
 
 def _grey_palette(indices: np.ndarray, colormap: np.ndarray) -> np.ndarray:
@@ -194,7 +195,7 @@ def _order(path: Path, array: np.ndarray, axes: str) -> tuple[np.ndarray, int]:
         channels, slices = [axes.index("T")], [i for i in slices if axes[i] != "T"]
         frames = array.shape[channels[0]]
     if len(slices) > 1 or len(channels) > 1 or not {"Y", "X"} <= set(axes):
-        raise DataError(f"{path} has the axes {axes}. Store one volume per file, with one axis of slices")
+        raise DataError(f"{path} has the axes {axes}", "Store one volume per file, with one axis of slices")
     if channels and axes[channels[0]] == "S" and array.shape[channels[0]] in (2, 4):
         array = np.take(array, range(array.shape[channels[0]] - 1), axis=channels[0])
     order = [*channels, *slices, axes.index("Y"), axes.index("X")]
@@ -248,3 +249,12 @@ def write_tiff(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     axes = "ZYXS" if photometric == "rgb" else "ZYX"
     metadata = {"axes": axes, "spacing": z, "unit": "mm"}
     tifffile.imwrite(path, pixels, imagej=True, photometric=photometric, resolution=(1 / x, 1 / y), metadata=metadata)
+
+
+TIFF = ImageFormat(
+    (".ome.tif", ".ome.tiff", ".tif", ".tiff"),
+    read_tiff,
+    lambda path: read_tiff(path)[1],
+    write_tiff,
+    written_as={".ome.tif": ".tif", ".ome.tiff": ".tif"},
+)

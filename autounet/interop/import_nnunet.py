@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ..datasets.labels import build_labels
 from ..datasets.layouts.detected_layout import channel_names, parse_labels
-from ..imageio.formats import file_kind
+from ..imageio import file_kind
 from ..inference.bundle import pack
 from ..schema.bundle import ModelBundle
 from ..schema.dataset import Channel, ChannelKind, Dataset

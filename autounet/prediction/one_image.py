@@ -10,8 +10,7 @@ import numpy as np
 
 from ..datasets import InputCase, find_inputs, load_input
 from ..datasets.inputs import require_trained
-from ..imageio import stem
-from ..imageio.formats import VOLUME_KINDS
+from ..imageio import VOLUME_KINDS, stem
 from ..schema.bundle import ModelBundle
 from ..schema.dataset import ChannelAvailability
 from ..schema.errors import DataError, OptionError

@@ -25,7 +25,7 @@ from ..schema.record import replacing
 CHUNK_BYTES = 1024**2
 """uncompressed size that a chunk's slices are gathered to"""
 SCORES, STAGE_LABELS = "scores.b2nd", "labels.b2nd"
-"""how the names of kept scores, and of labels handed to the next stage, end after the case's and a dot"""
+"""how the names of kept scores, and of labels for the next stage of a cascade, end after the case's and a dot"""
 
 
 class StoredCase(NamedTuple):
@@ -46,7 +46,7 @@ def write_prepared(
     labels: np.ndarray | None,
     locations: Mapping[int, np.ndarray],
 ) -> None:
-    """Replace what the folder holds of this case. Labels may be None (cases to be predicted)."""
+    """Write a case to the folder, over what is there of it. Labels may be None (cases to be predicted)."""
     identifier = properties.identifier
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,18 +64,21 @@ def write_prepared(
 
 
 def read_properties(folder: Path, identifier: str) -> CaseProperties:
-    """Without opening the arrays. Raises RecordError when the case is not there."""
+    """What is known of a prepared case, without opening its arrays. Raises RecordError when the case is not there."""
     path = _file(Path(folder), identifier, "json")
     try:
         return CaseProperties.load(path)
     except RecordError as error:
         if path.exists():
             _require_openable(path)
-        raise RecordError(f"{error}. {_prepare_again(Path(folder))}") from None
+        raise RecordError(error.message, _prepare_again(Path(folder))) from None
 
 
 def open_prepared(folder: Path, identifier: str) -> StoredCase:
-    """Holds two files open while it is kept. Raises RecordError when the case is not there, or not completely."""
+    """A prepared case, which keeps its files open while it exists.
+
+    Raises RecordError when the case is not there, or not completely.
+    """
     folder = Path(folder)
     properties = read_properties(folder, identifier)
     remedy = _prepare_again(folder)
@@ -122,12 +125,12 @@ def read_scores(folder: Path, identifier: str) -> np.ndarray:
 
 
 def scores_file(folder: Path, identifier: str) -> Path:
-    """What `write_scores` writes."""
+    """The file that `write_scores` writes."""
     return _file(Path(folder), identifier, SCORES)
 
 
 def write_stage_labels(folder: Path, identifier: str, labels: np.ndarray) -> None:
-    """Dense labels (*S) that one stage of a cascade hands to the next, on the next one's prepared grid."""
+    """Dense labels (*S) of one stage of a cascade for the next, on the next one's prepared grid."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     _write(stage_labels_file(folder, identifier), labels)
 
@@ -139,7 +142,7 @@ def open_stage_labels(folder: Path, identifier: str) -> blosc2.NDArray:
 
 
 def stage_labels_file(folder: Path, identifier: str) -> Path:
-    """What `write_stage_labels` writes."""
+    """The file that `write_stage_labels` writes."""
     return _file(Path(folder), identifier, STAGE_LABELS)
 
 
@@ -175,12 +178,12 @@ def _prepare_again(folder: Path) -> str:
 def _open(path: Path, remedy: str) -> blosc2.NDArray:
     """Memory-mapped, with one file kept open, where the system can replace mapped files (not on Windows)."""
     if not path.exists():
-        raise RecordError(f"{path} does not exist. {remedy}")
+        raise RecordError(f"{path} does not exist", remedy)
     try:
         return blosc2.open(str(path), mode="r", mmap_mode=None if os.name == "nt" else "r")
     except (OSError, RuntimeError, ValueError) as error:
         _require_openable(path)
-        raise RecordError(f"{path} is damaged ({error}). {remedy}") from None
+        raise RecordError(f"{path} is damaged ({error})", remedy) from None
 
 
 def _require_openable(path: Path) -> None:
@@ -189,5 +192,5 @@ def _require_openable(path: Path) -> None:
         path.open("rb").close()
     except OSError as error:
         many = error.errno in (errno.EMFILE, errno.ENFILE)
-        advice = ". Allow more open files, for example with: ulimit -n 4096" if many else ""
-        raise RecordError(f"{path} cannot be opened: {error.strerror}{advice}") from None
+        remedy = "Allow more open files, for example with: ulimit -n 4096" if many else "Check the rights to read it"
+        raise RecordError(f"{path} cannot be opened: {error.strerror}", remedy) from None

@@ -34,7 +34,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"the weights {path} cannot be read: {error}") from None
+        raise ModelError(f"the weights {path} cannot be read: {error}", "Copy the file again") from None
 
 
 WRAPPERS = ("state_dict", "model")
@@ -54,10 +54,10 @@ def read_pretrained(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling raises whatever a damaged file leads to
-        raise ModelError(f"the weights {path} cannot be read: {error}") from None
+        raise ModelError(f"the weights {path} cannot be read: {error}", "Copy the file again") from None
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ModelError(f"{path} does not hold tensors by name. Give a state dict, as safetensors or by torch.save")
+        raise ModelError(f"{path} does not hold tensors by name", "Give a state dict, as safetensors or by torch.save")
     return content

@@ -11,16 +11,17 @@ from typing import Literal, NamedTuple
 
 from ..schema.dataset import Dataset
 from ..schema.errors import OptionError, RecordError
+from ..schema.record import write_text
 
 
 def require_output_folder(out: Path, data: Path) -> None:
     """Make the folder. Raises OptionError for a file, for the data folder, and for one with another dataset.json."""
     if out.exists() and not out.is_dir():
-        raise OptionError(f"--out {out} is a file. Give a folder")
+        raise OptionError(f"--out {out} is a file", "Give a folder")
     if out.resolve() == data.expanduser().resolve():
-        raise OptionError(f"--out {out} is the data folder itself. Give another, for example {out / 'autounet'}")
+        raise OptionError(f"--out {out} is the data folder itself", f"Give another, for example {out / 'autounet'}")
     if not (out / "options.json").exists() and _is_foreign(out / "dataset.json"):
-        raise OptionError(f"--out {out} holds a dataset.json that is not AutoUNet's. Give a new or empty folder")
+        raise OptionError(f"--out {out} holds a dataset.json that is not AutoUNet's", "Give a new or empty folder")
     out.mkdir(parents=True, exist_ok=True)
 
 
@@ -32,55 +33,68 @@ def _is_foreign(file: Path) -> bool:
     return False
 
 
-LOCK = ".lock"
+LOCK, HOLDER = ".lock", ".lock_holder"
+"""the lock, which the system frees when its process ends, however it ends; and who holds it: host and process"""
+LOCK_WAIT_SECONDS = 1.0
+"""`autounet status` holds the lock for an instant, to see whether it is free"""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One command at a time works in an output folder. Raises OptionError while another does, or where no locks are."""
-    with open(folder / LOCK, "a", encoding="utf-8") as file:
-        try:
-            import fcntl
+    from filelock import FileLock, Timeout
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # no such lock on this system
-            pass
-        except BlockingIOError:
-            raise OptionError(f"another autounet is working in {folder}. Wait for it, or give another --out") from None
-        except OSError as error:
-            raise OptionError(
-                f"{folder} lies on a file system without locks ({error.strerror}). Give an --out on another one"
-            ) from None
-        file.truncate(0)
-        file.write(f"{socket.gethostname()} {os.getpid()}\n")
-        file.flush()
+    lock = FileLock(folder / LOCK, timeout=LOCK_WAIT_SECONDS, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        holder = _holder(folder)
+        who = f" (process {holder[1]} on {holder[0]})" if holder else ""
+        raise OptionError(
+            f"another autounet is working in {folder}{who}", "Wait for it, or give another --out"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        raise OptionError(
+            f"{folder} lies on a file system without locks ({error})", "Give an --out on another one"
+        ) from None
+    try:
+        write_text(folder / HOLDER, f"{socket.gethostname()} {os.getpid()}\n")
         yield
+    finally:
+        lock.release()
 
 
 class Owner(NamedTuple):
     """Who works in an output folder."""
 
     state: Literal["working", "gone", "elsewhere"]
-    """elsewhere: the last command was given on another machine, or locks are unknown here"""
+    """elsewhere: the last command was given on another machine, or the lock cannot be looked at from here"""
     process: int | None = None
     """its number, while it works on this machine"""
 
 
 def owner(folder: Path) -> Owner:
-    """Of the command that was given last in an output folder."""
-    try:
-        import fcntl
+    """The command that was given last in an output folder."""
+    from filelock import FileLock, Timeout
 
-        with open(folder / LOCK, encoding="utf-8") as file:
-            words = file.read().split()
-            if len(words) == 2 and words[0] != socket.gethostname():
-                return Owner("elsewhere")
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return Owner("working", int(words[1]) if len(words) == 2 and words[1].isdigit() else None)
-    except ImportError:
+    holder = _holder(folder)
+    if holder and holder[0] != socket.gethostname():
         return Owner("elsewhere")
-    except OSError:
-        pass
-    return Owner("gone")
+    if not (folder / LOCK).exists():
+        return Owner("gone")
+    try:
+        with FileLock(folder / LOCK, timeout=0, fallback_to_soft=False):
+            return Owner("gone")
+    except Timeout:
+        return Owner("working", holder[1] if holder else None)
+    except (OSError, NotImplementedError):
+        return Owner("elsewhere")
+
+
+def _holder(folder: Path) -> tuple[str, int] | None:
+    """Host and process of the command that was given last; None where that is unknown."""
+    try:
+        host, process = (folder / HOLDER).read_text(encoding="utf-8").split()
+        return host, int(process)
+    except (OSError, ValueError):
+        return None

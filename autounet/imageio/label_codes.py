@@ -1,4 +1,4 @@
-"""Label files that do not hold values: colours in pictures, and the named segments of 3D Slicer, in layers."""
+"""Labels that are not stored as values: colours in pictures, and the named segments of 3D Slicer, in layers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..schema.geometry import Geometry
 from ..schema.labels import LabelCode
 from .nrrd import Segment, read_nrrd, read_segments
 
-_SHOWN = 12
+_MAX_LISTED = 12
 """colours listed in a message"""
-_TABLE = 1 << 16
+_VALUES = 1 << 16
 """label values that 3D Slicer gives stay far below"""
 
 
@@ -28,29 +28,29 @@ def values_of_colours(path: Path, array: np.ndarray, codes: Sequence[LabelCode])
     Raises DataError listing the colours that the palette lacks, with their number of pixels.
     """
     if array.shape[0] not in (1, 3) or (array.size and not 0 <= array.min() <= array.max() <= 255):
-        raise DataError(f"{path} is no picture with 8 bits a colour, so that no palette fits. Store it as RGB PNG")
+        raise DataError(f"{path} is no picture with 8 bits a colour, so that no palette fits", "Store it as RGB PNG")
     red, green, blue = array.astype(np.int32) if array.shape[0] == 3 else [array[0].astype(np.int32)] * 3
     packed = (red << 16) | (green << 8) | blue
-    found, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
+    colours, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
     known = {_pack(code.colour): code.value for code in codes if code.colour is not None}
-    lacking = [(colour, count) for colour, count in zip(found.tolist(), counts.tolist(), strict=True)
+    lacking = [(colour, count) for colour, count in zip(colours.tolist(), counts.tolist(), strict=True)
                if colour not in known]  # fmt: skip
     if lacking:
         raise DataError(
-            f"{path} holds colours that the palette does not list: {_listed(lacking)}. Add them to the palette"
+            f"{path} holds colours that the palette does not list: {_listed(lacking)}", "Add them to the palette"
         )
-    table = np.array([known[colour] for colour in found.tolist()], np.int32)
+    table = np.array([known[colour] for colour in colours.tolist()], np.int32)
     return table[inverse.reshape(packed.shape)]
 
 
 def colours_without_palette(path: Path, array: np.ndarray) -> DataError:
-    """What is told of (3, Z, Y, X) when nothing says which class a colour is."""
+    """The error for (3, Z, Y, X) when nothing says which class a colour is; it lists the colours."""
     red, green, blue = np.clip(array, 0, 255).astype(np.int32)
-    found, counts = np.unique((red << 16) | (green << 8) | blue, return_counts=True)
+    colours, counts = np.unique((red << 16) | (green << 8) | blue, return_counts=True)
     return DataError(
         f"{path} has 3 channels with different values: it is coded by colour, or no label at all. Its colours: "
-        f"{_listed(list(zip(found.tolist(), counts.tolist(), strict=True)))}. "
-        'Map them in a palette.json, {"class": [red, green, blue], ...}, or store labels as one channel of integers'
+        f"{_listed(list(zip(colours.tolist(), counts.tolist(), strict=True)))}",
+        'Map them in a palette.json, {"class": [red, green, blue], ...}, or store labels as one channel of integers',
     )
 
 
@@ -63,9 +63,9 @@ def _listed(colours: list[tuple[int, int]]) -> str:
     ordered = sorted(colours, key=lambda entry: -entry[1])
     shown = [
         f"[{code >> 16}, {code >> 8 & 255}, {code & 255}] ({count} pixel{'s' if count != 1 else ''})"
-        for code, count in ordered[:_SHOWN]
+        for code, count in ordered[:_MAX_LISTED]
     ]
-    return ", ".join(shown) + (f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else "")
+    return ", ".join(shown) + (f" and {len(ordered) - _MAX_LISTED} more" if len(ordered) > _MAX_LISTED else "")
 
 
 def segment_sets(path: Path) -> tuple[np.ndarray, list[frozenset[str]], Geometry]:
@@ -76,7 +76,7 @@ def segment_sets(path: Path) -> tuple[np.ndarray, list[frozenset[str]], Geometry
     segments = read_segments(path)
     layers, header = read_nrrd(path)
     if not segments:
-        raise DataError(f"{path} describes no segments. Save it again with 3D Slicer, or as plain .nrrd")
+        raise DataError(f"{path} describes no segments", "Save it again with 3D Slicer, or as plain .nrrd")
     indices, sets = np.zeros(layers.shape[1:], np.int32), [frozenset[str]()]
     for number, layer in enumerate(layers):
         own = [segment for segment in segments if segment.layer == number]
@@ -93,19 +93,19 @@ def segment_sets(path: Path) -> tuple[np.ndarray, list[frozenset[str]], Geometry
 
 def _table(path: Path, layer: np.ndarray, own: Sequence[Segment]) -> tuple[np.ndarray, list[frozenset[str]]]:
     """Label value -> index into sets of names, for one layer; the first set is empty."""
-    if not np.issubdtype(layer.dtype, np.integer) or layer.min() < 0 or layer.max() >= _TABLE:
-        raise DataError(f"{path} holds values that no segment can have. Save it again with 3D Slicer")
+    if not np.issubdtype(layer.dtype, np.integer) or layer.min() < 0 or layer.max() >= _VALUES:
+        raise DataError(f"{path} holds values that no segment can have", "Save it again with 3D Slicer")
     by_value: dict[int, frozenset[str]] = {}
     for segment in own:
         if segment.value:
             by_value[segment.value] = by_value.get(segment.value, frozenset()) | {segment.name}
-    table = np.zeros(_TABLE, np.int32)
+    table = np.zeros(_VALUES, np.int32)
     for index, value in enumerate(by_value, 1):
         table[value] = index
     present = np.flatnonzero(np.bincount(layer.ravel().astype(np.int64), minlength=1))
     lacking = [value for value in present.tolist() if value and value not in by_value]
     if lacking:
-        raise DataError(f"{path} holds the value {lacking[0]}, which no segment has. Save it again with 3D Slicer")
+        raise DataError(f"{path} holds the value {lacking[0]}, which no segment has", "Save it again with 3D Slicer")
     return table, [frozenset(), *by_value.values()]
 
 
@@ -119,8 +119,8 @@ def values_of_segments(path: Path, codes: Sequence[LabelCode]) -> tuple[np.ndarr
             single = ", ".join(sorted(" ".join(code.segments) for code in codes if len(code.segments) == 1))
             where = "segments that overlap" if len(names) > 1 else "the segment"
             raise DataError(
-                f"{path} has {where} {' and '.join(sorted(names))}, which the data set does not know ({single}). "
-                "Rename the segment, or declare it"
+                f"{path} has {where} {' and '.join(sorted(names))}, which the data set does not know ({single})",
+                "Rename the segment, or declare it",
             )
         values.append(known.get(names, 0))
     return np.array(values, np.int32)[indices], geometry
@@ -130,5 +130,7 @@ def plain_segments(path: Path) -> tuple[np.ndarray, Geometry]:
     """(Z, Y, X) values of a .seg.nrrd file as stored, when it has one layer. Raises DataError."""
     layers, header = read_nrrd(path)
     if layers.shape[0] > 1:
-        raise DataError(f"{path} has segments in {layers.shape[0]} layers, whose values repeat. Read it by their names")
+        raise DataError(
+            f"{path} has segments in {layers.shape[0]} layers, whose values repeat", "Read it by the segments' names"
+        )
     return layers[0], header.geometry

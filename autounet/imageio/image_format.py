@@ -1,0 +1,224 @@
+"""What a file format offers, and what the formats share: checked headers, compressed voxels, writing through ITK.
+
+Another format is one new file that exports an `ImageFormat`, and one entry in `formats.FORMATS`.
+"""
+
+from __future__ import annotations
+
+import errno
+import locale
+import math
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ..schema.errors import DataError
+from ..schema.geometry import Geometry
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+COPY_AGAIN = "Copy or export the file again"
+MAX_SKEW = 1e-2
+"""largest scalar product of two axes' unit vectors: headers keep few digits; a sheared image is far beyond it"""
+PADDING = 1 << 20
+"""bytes behind the voxels that are accepted in compressed data, if they are zeros"""
+_ITK_PLACE = re.compile(r"^(ITK )?ERROR: (\w+\(0x[0-9a-f]+\): )?")
+MAX_MILLIMETRES = 1e9
+"""a spacing or an origin beyond it comes from a damaged header"""
+
+
+class ImageHeader(NamedTuple):
+    """What is known of an image without its voxels."""
+
+    geometry: Geometry
+    components: int
+    """values per voxel: colours, vectors, layers"""
+    frames: int
+    """length of a fourth axis, 1 when there is none"""
+
+    @property
+    def channels(self) -> int:
+        return self.components * self.frames
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """A file format. Arrays are (C, Z, Y, X) in the file's own number type.
+
+    Readers raise DataError for everything that a file can have wrong; writers raise OSError where a file cannot be
+    written to its end.
+    """
+
+    endings: tuple[str, ...]
+    """of file names, in lower case with the dot, the longest first; none where an image is a folder"""
+    read: Callable[[Path], tuple[np.ndarray, ImageHeader]]
+    read_header: Callable[[Path], ImageHeader]
+    write: Callable[[Path, np.ndarray, Geometry], None] | None = None
+    """for a path with one of the endings in lower case; None for formats that are only read"""
+    read_indices: Callable[[Path], tuple[np.ndarray, ImageHeader]] | None = None
+    """as `read`, but the indices of a palette of colours instead of its colours; None where there are no palettes"""
+    written_as: Mapping[str, str] = field(default_factory=dict)
+    """ending of images -> ending of their segmentations, where it is another ("" for a folder)"""
+    has_geometry: bool = False
+    """whether files hold spacing in millimetres, origin and direction; others take their spacing from a sidecar"""
+    is_picture: bool = False
+    """one slice of 8 or 16 bits a value, grey or RGB"""
+    label_limits: tuple[int, int] = (-(2**31), 2**31 - 1)
+    """the least and the largest label value that a file can hold"""
+
+
+def damaged(path: Path, problem: str) -> DataError:
+    """The error for a file whose content contradicts itself."""
+    return DataError(f"{path} is damaged: {problem}", COPY_AGAIN)
+
+
+def make_geometry(
+    path: Path,
+    kind: str,
+    size: Sequence[int],
+    spacing: Sequence[float],
+    origin: Sequence[float],
+    direction: np.ndarray,
+) -> Geometry:
+    """Geometry of 2 or 3 axes: size, spacing and origin as (x, y[, z]), direction with the axes in its columns.
+
+    Raises DataError for anything that no image can have.
+    """
+    axes = len(size)
+    if min(size) < 1:
+        raise DataError(f"{path} holds no voxels", COPY_AGAIN)
+    if not all(math.isfinite(value) and 0 < value < MAX_MILLIMETRES for value in spacing):
+        raise damaged(path, f"its spacing is {tuple(map(float, spacing))}")
+    if not all(math.isfinite(value) and abs(value) < MAX_MILLIMETRES for value in origin):
+        raise damaged(path, f"its origin is {tuple(map(float, origin))}")
+    if not np.isfinite(direction).all() or np.abs(direction.T @ direction - np.eye(axes)).max() > MAX_SKEW:
+        raise DataError(
+            f"{path} cannot be read: its axes are not at right angles (sheared or inexact direction matrix)",
+            "Resample it to a rectangular grid",
+        )
+    full = np.eye(3)
+    full[:axes, :axes] = direction
+    x, y, z = [*map(int, size), 1][:3]
+    dx, dy, dz = [*map(float, spacing), 1.0][:3]
+    ox, oy, oz = [*map(float, origin), 0.0][:3]
+    return Geometry(
+        shape=(z, y, x),
+        spacing=(dz, dy, dx),
+        origin=(ox, oy, oz),
+        direction=tuple(full.ravel().tolist()),  # type: ignore[arg-type]
+        kind=kind,
+        dimension=axes,
+    )
+
+
+def take_voxels(path: Path, data: bytes, number: np.dtype, shape: Sequence[int]) -> np.ndarray:
+    """The voxels of a file, `shape` from the slowest axis to the fastest.
+
+    Raises DataError when there are too few bytes, or more than the header says (padding by zeros is accepted).
+    """
+    expected = math.prod(shape) * number.itemsize
+    if len(data) < expected:
+        raise DataError(f"{path} is truncated: {len(data)} of {expected} bytes of voxels are there", COPY_AGAIN)
+    if data[expected:].strip(b"\0"):
+        raise damaged(path, f"its header says {expected} bytes of voxels, and {len(data)} are there")
+    return np.frombuffer(data, number, math.prod(shape)).reshape(tuple(shape))
+
+
+def gunzip(path: Path, content: bytes, limit: int) -> bytes:
+    """All members of a gzip file, checksums verified; padding by zeros is allowed behind them.
+
+    Raises DataError, also for more than `limit` bytes and `PADDING`: a small file can claim all memory.
+    """
+    parts: list[bytes] = []
+    while content:
+        stream = zlib.decompressobj(wbits=31)
+        parts.append(inflate(path, stream, content, limit - sum(map(len, parts))))
+        content = stream.unused_data.lstrip(b"\0")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def inflate(path: Path, stream: zlib._Decompress, content: bytes, limit: int) -> bytes:
+    """What a zlib stream holds, to its end.
+
+    Raises DataError when it is damaged, ends early, or holds more than `limit` bytes and `PADDING`.
+    """
+    most = min(max(0, limit), sys.maxsize // 2) + PADDING
+    try:
+        data = stream.decompress(content, most + 1)
+    except zlib.error as error:
+        raise damaged(path, str(error)) from None
+    if len(data) > most:
+        raise damaged(path, f"its header says {limit} bytes, and its compressed data hold more")
+    if not stream.eof:
+        raise DataError(f"{path} is truncated: its compressed data end early, after {len(data)} bytes", COPY_AGAIN)
+    return data
+
+
+def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    """Write (C, Z, Y, X) through ITK, compressed where the format can. One channel becomes a scalar image.
+
+    Raises OSError where ITK cannot write the file.
+    """
+    import SimpleITK as sitk
+
+    flat = geometry.dimension == 2
+    if array.shape[0] == 1:
+        image = sitk.GetImageFromArray(array[0, 0] if flat else array[0])
+    else:
+        moved = np.ascontiguousarray(np.moveaxis(array, 0, -1))
+        image = sitk.GetImageFromArray(moved[0] if flat else moved, isVector=True)
+    axes = 2 if flat else 3
+    image.SetSpacing(tuple(reversed(geometry.spacing))[:axes])
+    image.SetOrigin(geometry.origin[:axes])
+    image.SetDirection(np.reshape(geometry.direction, (3, 3))[:axes, :axes].ravel().tolist())
+    write_itk_image(path, image)
+
+
+def write_itk_image(path: Path, image: sitk.Image) -> None:
+    """Write in the format of the path's ending, with decimal points. Raises OSError."""
+    import SimpleITK as sitk
+
+    try:
+        with _decimal_point():
+            sitk.WriteImage(image, str(path), useCompression=not path.name.endswith(".nii"))
+    except RuntimeError as error:  # its only type; array and geometry were made by us and can be written
+        raise OSError(errno.EIO, f"cannot be written: {itk_reason(error)}", str(path)) from None
+
+
+@contextmanager
+def _decimal_point() -> Iterator[None]:
+    """ITK writes the numbers of a NRRD header as the host program's locale has them, and cannot read decimal commas."""
+    if locale.localeconv()["decimal_point"] == ".":
+        yield
+        return
+    before = locale.setlocale(locale.LC_NUMERIC)
+    locale.setlocale(locale.LC_NUMERIC, "C")
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_NUMERIC, before)
+
+
+def itk_reader(path: Path, name: str) -> sitk.ImageFileReader:
+    """A reader of one format by ITK's name for it, which says nothing on the terminal."""
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(name)
+    reader.SetFileName(str(path))
+    return reader
+
+
+def itk_reason(error: RuntimeError) -> str:
+    """The last line of ITK's report without the address of an object: what went wrong, not where in ITK."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return _ITK_PLACE.sub("", lines[-1]).rstrip(".") if lines else "ITK gives no reason"
