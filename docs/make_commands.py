@@ -13,7 +13,7 @@ from typing import Any
 from typer.main import get_command
 
 from autounet.cli.app import app
-from autounet.cli.options import options_of
+from autounet.cli.command_options import options_of
 from autounet.schema.option_table import Option
 
 PAGE = Path(__file__).with_name("commands.md")

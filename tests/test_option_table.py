@@ -15,7 +15,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from autounet.cli.app import app
-from autounet.cli.options import options_of
+from autounet.cli.command_options import options_of
 from autounet.losses import LOSSES
 from autounet.nets import FAMILIES
 from autounet.planning import CONFIGURATIONS, PRESETS

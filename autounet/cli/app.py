@@ -12,9 +12,9 @@ import typer
 
 from ..schema.errors import AutoUNetError
 from ..workers import wait_politely
+from .command_options import add_command, root_signature
 from .data_commands import add_data_commands
 from .model_commands import add_model_commands
-from .options import add_command, root_signature
 
 LOST_WORKER = "DataLoader worker (pid"
 """how torch's own message begins when a process that makes batches was killed: it raises a bare RuntimeError, wherever

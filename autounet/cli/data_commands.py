@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..schema.option_table import RUN_COMMANDS
-from .options import add_command
+from .command_options import add_command
 
 if TYPE_CHECKING:
     from ..schema.options import RunOptions

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from .command_options import add_command
 from .data_commands import shown_interval
-from .options import add_command
 
 if TYPE_CHECKING:
     from ..schema.options import RunOptions

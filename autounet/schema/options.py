@@ -17,7 +17,7 @@ Preset = Literal["nnunet", "residual-m", "residual-l", "residual-xl"]
 
 
 class DataOptions(Part):
-    """What the files cannot tell."""
+    """What the files cannot tell about the data; all of it may change the result."""
 
     channels: dict[str, str] = {}
     """channel name -> glob pattern of its files, relative to the data folder"""
@@ -26,21 +26,26 @@ class DataOptions(Part):
     label: str | None = None
     """glob pattern of the label files"""
     classes: dict[str, int] = {}
+    """class name -> value in the label files"""
     regions: dict[str, tuple[int, ...]] = {}
+    """region name -> label values that it unites"""
     ignore: int | None = None
+    """label value of voxels that nobody annotated"""
     group: str | None = None
     """regular expression; its first capture in the case name is the group"""
     splits: str | None = None
-    """'nnunet' or a JSON file"""
+    """'nnunet', or absolute path of a JSON file"""
     palette: str | None = None
-    """JSON file that says which colour in the label pictures is which class"""
+    """absolute path of a JSON file with the colour of each class in the label pictures"""
     missing_channels: bool = False
     """cases may lack files of some channels"""
     frames: Literal["channels", "time"] | None = None
-    """what the fourth axis of 4-D files is; None: by the rule of `datasets.frames`"""
+    """what the fourth axis of 4-D files is; None: as the files suggest (`datasets/scan.py`)"""
 
 
 class PlannerOptions(Part):
+    """What the planner is asked for: the options that concern it, with what fitting to a promised time has added."""
+
     memory_bytes: int = Field(default=8 * GIB, gt=0)
     preset: Preset | None = None
     family: str = "plain"
@@ -49,17 +54,19 @@ class PlannerOptions(Part):
     base_features: int | None = Field(default=None, gt=0)
     """features of the first stage; None: 32, or more where memory limits patch or batch and some is left"""
     patch_limit: int | None = Field(default=None, gt=0)
-    """most voxels of a patch, set by the time shaping; None: memory and the images alone decide"""
+    """most voxels of a patch, set to fit a promised time; None: memory and the images alone decide"""
     lowres_spacing: tuple[float, float, float] | None = None
-    """target spacing of 3d_lowres, kept by the time shaping, whose smaller networks would change it; None: the rules"""
+    """target spacing of 3d_lowres, kept while networks shrink to fit a promised time, which would change it; None: by
+    the rules"""
     batch_limit: int | None = None
-    """upper bound set by the time shaping; None: memory and the 5 % rule alone decide"""
+    """largest batch, set to fit a promised time; None: memory and the 5 % rule alone decide"""
     minimum_batch: int = 2
     overlap: float = 0.5
+    """share of a tile that neighbouring tiles have in common in prediction"""
     mirror: bool = True
     """test-time mirroring"""
     spacing_scale: float = Field(default=1.0, ge=1.0)
-    """the time shaping's last resort: target spacing times this"""
+    """factor of the target spacing: the last resort to fit a promised time"""
 
     @property
     def orientation(self) -> Literal["canonical", "as_stored"]:
@@ -68,9 +75,10 @@ class PlannerOptions(Part):
 
 
 class TrainOptions(Part):
-    """How weights are reached. Changes neither prepared data nor shapes."""
+    """How weights are reached: every field changes the trained weights, none the prepared data or tensor shapes."""
 
     loss: str = "dice_ce"
+    """key of `losses.LOSSES`"""
     optimiser: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(default=1e-2, gt=0)
     weight_decay: float = 3e-5
@@ -116,7 +124,9 @@ class RunOptions(Record):
     configurations: tuple[str, ...] | None = None
     """names, or ('auto',), which takes back names given earlier"""
     family: str | None = None
+    """key of `nets.FAMILIES`"""
     loss: str | None = None
+    """key of `losses.LOSSES`"""
     preset: Preset | None = None
     folds: str | None = None
     """all, full, or comma-separated indices"""
@@ -124,10 +134,12 @@ class RunOptions(Record):
     iterations: int | None = Field(default=None, ge=1)
     """steps per fold"""
     device: str | None = None
+    """auto, cpu, cuda, cuda:1 or mps"""
     workers: int | None = Field(default=None, ge=0)
     """processes for reading and augmentation; None: by the number of cores"""
     seed: int | None = Field(default=None, ge=0)
     deterministic: bool = False
+    """the same weights each time, on the same machine"""
     start: StartingWeights | None = None
     """None: random numbers drawn from the seed"""
     track: Literal["tensorboard", "wandb", "mlflow", "none"] | None = None
@@ -151,7 +163,7 @@ def with_stored(given: RunOptions, file: Path) -> RunOptions:
         try:
             stored = RunOptions.load(file).model_dump()
         except RecordError as error:
-            raise RecordError(str(error), "To go on, delete it and give all options again") from None
+            raise RecordError(error.message, "To go on, delete it and give all options again") from None
         values = {**stored, **values, "data": {**stored["data"], **values.get("data", {})}}
     options = RunOptions.model_validate(values)
     return options.model_copy(update={"start": None}) if options.starts_from == "none" else options
