@@ -1,8 +1,8 @@
 """The options of a run, one table: how each is written on the command line, what it means, which commands have it.
 
-The signatures and the help of the commands (`cli/command_options.py`), `RunOptions`, the command in the report that gives the
-same run again, and docs/commands.md are all made from `RUN_OPTIONS`. A new option is one entry here and its field in
-`RunOptions` or `DataOptions`. Records are imported inside functions: `autounet --help` starts without pydantic.
+The signatures and the help of the commands (`cli/command_options.py`), `RunOptions`, the command in the report that
+gives the same run again, and docs/commands.md are all made from `RUN_OPTIONS`. A new option is one entry here and its
+field in `RunOptions` or `DataOptions`. Records are imported inside functions: `autounet --help` starts without pydantic.
 """
 
 from __future__ import annotations
