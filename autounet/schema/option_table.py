@@ -2,7 +2,8 @@
 
 The signatures and the help of the commands (`cli/command_options.py`), `RunOptions`, the command in the report that
 gives the same run again, and docs/commands.md are all made from `RUN_OPTIONS`. A new option is one entry here and its
-field in `RunOptions` or `DataOptions`. Records are imported inside functions: `autounet --help` starts without pydantic.
+field in `RunOptions` or `DataOptions`. Records are imported inside functions, so that `autounet --help` starts without
+pydantic.
 """
 
 from __future__ import annotations
