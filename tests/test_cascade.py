@@ -17,7 +17,6 @@ from training_cases import configuration as tiny
 from training_cases import task, write_case
 
 from autounet import api
-from autounet.crossval.cascade_labels import hand_over_cases
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.imageio import read_image, read_labels
 from autounet.inference.archive import sealed
@@ -412,6 +411,8 @@ def test_another_way_of_predicting_the_first_stage_trains_the_second_again(data,
 
 
 def test_a_case_is_handed_over_again_when_its_scores_or_grids_change(finished, tmp_path):
+    from autounet.crossval.cascade_labels import hand_over_cases
+
     dataset, names = Dataset.load(finished / "dataset.json"), Splits.load(finished / "splits.json").folds[0]
     for folder in ("scores", FIRST, SECOND):
         source = finished / "crossval" / FIRST / folder if folder == "scores" else finished / "prepared" / folder

@@ -28,7 +28,8 @@ from autounet.training import journal as journal_module
 from autounet.training.journal import MOST_CLASSES, Journal, draw_progress, smoothed
 from autounet.workflow.cache import mark_done
 from autounet.workflow.output_folder import locked, owner
-from autounet.workflow.read_status import FoldTime, RunStatus, read_status, seconds_left, watch
+from autounet.workflow.read_status import FoldTime, RunStatus, read_status, seconds_left
+from autounet.workflow.status import watch
 
 NAME = "3d_fullres"
 

@@ -11,10 +11,11 @@ from skimage.transform import resize
 
 from autounet.inference.export import export
 from autounet.ops.label_values import encode
-from autounet.preprocessing import case_key, prepare_case
+from autounet.preprocessing import prepare_case
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels
 from autounet.schema.plan import ChannelNormalisation, PreprocessSpec
+from autounet.schema.stage_inputs import PreparedCaseInputs
 
 LABELS = Labels(classes=tuple(LabelClass(name=f"c{value}", value=value) for value in (0, 255, 7, 1000)))
 NONE = (ChannelNormalisation(scheme="none"),)
@@ -241,5 +242,9 @@ def test_mismatched_arrays_are_refused():
 def test_the_key_follows_spec_and_content():
     spec = PreprocessSpec(spacing=(1, 1, 1), normalisation=NONE)
     other = spec.model_copy(update={"spacing": (1.0, 1.0, 2.0)})
-    assert case_key(spec, "x") == case_key(spec.model_copy(), "x")
-    assert len({case_key(spec, "x"), case_key(other, "x"), case_key(spec, "y")}) == 3
+
+    def key(preprocess, content):
+        return PreparedCaseInputs(preprocess=preprocess, content=content, values=(0, 1), ignore=None).key
+
+    assert key(spec, "x") == key(spec.model_copy(), "x")
+    assert len({key(spec, "x"), key(other, "x"), key(spec, "y")}) == 3
