@@ -22,9 +22,9 @@ import torch
 from measuring import commit, machine, public_command, table, write_results
 from torch import nn
 
-from autounet.nets.convolution import Conv3d
+from autounet.nets.convolution import Conv2d, Conv3d
 
-CHANNELS = ((1, 16), (16, 16), (16, 32), (32, 32))
+CHANNELS = ((1, 16), (4, 8), (16, 16), (16, 32), (32, 32))
 PLANES = (
     *((16, 16), (40, 40), (56, 40), (64, 64), (64, 128), (72, 112), (96, 160)),
     *((128, 64), (128, 128), (128, 256), (192, 48), (256, 224), (320, 320)),
@@ -140,6 +140,8 @@ DAMAGE = {
     "ours, 1 x 3 x 3": Trial(Conv3d, (1, 3, 3)),
     "ours, 1 x 1 x 1": Trial(Conv3d, (1, 1, 1)),
     "ours, 1 x 1 x 1, stride 2": Trial(Conv3d, (1, 1, 1), 2),
+    "ours, 1 x 1 (planes), stride 2": Trial(Conv2d, (1, 1), 2),
+    "ours, 1 x 1 (planes), stride 2, float32": Trial(Conv2d, (1, 1), 2, precision=FULL),
 }
 RESULTS = {
     f"{whose}, {' x '.join(map(str, kernel))}, stride {step}": Trial(kind, kernel, step)
@@ -161,10 +163,12 @@ def rows(trials: Mapping[str, Trial], count: Callable[[Trial], tuple[int, int]])
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results"))
+    parser.add_argument("--only", default="", help="kinds of convolution whose name holds this text")
     given = parser.parse_args()
     if not os.environ.get("MALLOC_CHECK_") or "malloc_debug" not in os.environ.get("LD_PRELOAD", ""):
         sys.exit("Start it as described at the top: without the debugging allocator most damage goes unnoticed.")
-    damage, wrong = rows(DAMAGE, count_damage), rows(RESULTS, count_wrong)
+    tried = [{name: trial for name, trial in kinds.items() if given.only in name} for kinds in (DAMAGE, RESULTS)]
+    damage, wrong = rows(tried[0], count_damage), rows(tried[1], count_wrong)
     text = "\n".join(
         [
             "# Memory overwritten by convolutions, and wrong results\n",

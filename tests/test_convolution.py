@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autounet.nets import FAMILIES, convolution
-from autounet.nets.convolution import Conv3d
+from autounet.nets.convolution import Conv2d, Conv3d
 
 ROUNDING = 0.02
 """of sums of products rounded to bf16 (2^-8), as a share of the sum of the absolute products"""
@@ -77,6 +77,50 @@ def test_the_kernels_gradient_comes_from_planes(monkeypatch, batch: int) -> None
         layer(torch.randn(batch, 2, 4, 6, 6, requires_grad=True)).float().sum().backward()
     assert (5, (True, False)) in asked
     assert {dims for dims, (_, kernel) in asked if kernel} == {4}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kernel=st.tuples(*[st.sampled_from((1, 3))] * 2),
+    stride=st.tuples(*[st.sampled_from((1, 2, 3))] * 2),
+    size=st.tuples(sizes, sizes),
+    channels=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    padded=st.booleans(),
+)
+def test_in_2d_it_is_torchs_convolution_too(kernel, stride, size, channels, padded) -> None:
+    """The expected gradients are computed in the contiguous order, where torch's own are right."""
+    layer_options = (*channels, kernel, stride, tuple(length // 2 for length in kernel) if padded else 0)
+    true, ours = nn.Conv2d(*layer_options), Conv2d(*layer_options)
+    ours.load_state_dict(true.state_dict())
+    x = torch.randn((2, channels[0], *(length if padded else length + 2 for length in size)))
+    towards = torch.randn(true(x).shape)
+    expected = trained(true, x, towards)
+    ours, x = (each.to(memory_format=torch.channels_last) for each in (ours, x))
+    for each, other in zip(trained(ours, x, towards), expected, strict=True):
+        torch.testing.assert_close(each, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_no_family_trains_a_pointwise_convolution_with_a_stride(family: str) -> None:
+    """oneDNN overwrites memory in the backward pass of such planes, of which bf16 convolutions in 3-D are made."""
+    asked = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.convolution.default and torch.is_grad_enabled():
+                weight, stride, groups = args[1], args[3], args[8]
+                if groups == 1 and any(k == 1 and s > 1 for k, s in zip(weight.shape[2:], stride, strict=True)):
+                    asked.append((tuple(weight.shape), stride))
+            return function(*args, **(kwargs or {}))
+
+    for dims in FAMILIES[family].dims:
+        strides, kernels = [(1,) * dims, *[(2,) * dims] * 2], [(3,) * dims, (1,) * (dims - 1) + (3,), (1,) * dims]
+        spec = FAMILIES[family].propose(dims, 1, 3, strides, kernels, 8)
+        with Watch():
+            network, size = FAMILIES[family].build(spec), FAMILIES[family].valid_size(spec, (8,) * dims)
+            with torch.autocast("cpu", torch.bfloat16, enabled=dims == 3):
+                network(torch.randn(1, 1, *size))
+    assert asked == []
 
 
 def test_without_training_it_is_torchs_own() -> None:

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from .convolution import Conv3d, number_format
+from .convolution import Conv2d, Conv3d, number_format
 
 SLOPE = 0.01
 """negative slope of leaky ReLU (nnU-Net)"""
 EPS = 1e-5
 """added to the variance (nnU-Net)"""
 
-CONVOLUTIONS: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: Conv3d}
+CONVOLUTIONS: dict[int, type[nn.Module]] = {2: Conv2d, 3: Conv3d}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 

@@ -1,12 +1,15 @@
-"""The 3-D convolution of all families. This module loads torch: import it inside `build` only.
+"""The convolutions of all families, around oneDNN's faults on CPUs. It loads torch: import it inside `build` only.
 
-oneDNN 3.12 (torch 2.13) has two faults in 3-D convolutions in bf16 on CPUs with AMX, none of them in 2-D:
+oneDNN 3.12 (torch 2.13) has these faults; `benchmarks/convolution_memory.py` counts how many sizes they concern:
 
-- The gradient of the kernel (`brgconv_bwd_w:avx10_1_512_amx`) writes beyond its memory wherever a plane is large enough
-  to be worked on in parts: the process crashes, or trains on what it has overwritten. That is so for half of the sizes
-  that `benchmarks/convolution_memory.py` tries. So it is put together from planes here, by 2-D convolutions.
-- The result (`brg_conv_fwd:avx10_1_512_amx`) is wrong where an axis has one or two voxels, and where a stride leaves a
-  single column (github.com/pytorch/pytorch/issues/169688). Such small inputs are convolved in float32.
+- 3-D, bf16, CPUs with AMX. The gradient of the kernel (`brgconv_bwd_w:avx10_1_512_amx`) writes beyond its memory
+  wherever a plane is large enough to be worked on in parts: the process crashes, or trains on what it has overwritten.
+  That is so for half of the sizes tried. So it is put together from planes here, by 2-D convolutions.
+- 3-D, bf16, CPUs with AMX. The result (`brg_conv_fwd:avx10_1_512_amx`) is wrong where an axis has one or two voxels,
+  and where a stride leaves a single column (github.com/pytorch/pytorch/issues/169688). Such small inputs are convolved
+  in float32.
+- 2-D, channels-last, CPUs with AVX-512. The backward pass of a 1x1 convolution with a stride writes beyond its memory
+  for some numbers of channels. So the voxels that the stride leaves are cut out first, and convolved without a stride.
 """
 
 from __future__ import annotations
@@ -23,13 +26,30 @@ LEAST_EDGE = 3
 """voxels along each axis from which on oneDNN's result is right (343 shapes, 6 kinds of layer, against float32)"""
 
 
+class Conv2d(nn.Conv2d):
+    """torch's class of this name without these faults; the parameters are the same. Padding is given as numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, Y, X)
+        if self.groups != 1:
+            return super().forward(x)
+        return conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+
 class Conv3d(nn.Conv3d):
-    """torch's without these faults; the parameters are the same. Padding is given as numbers."""
+    """torch's class of this name without these faults; the parameters are the same. Padding is given as numbers."""
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, Z, Y, X)
         if self.groups != 1:
             return super().forward(x)
         return conv3d(x, self.weight, self.bias, self.stride, self.padding)
+
+
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = (1, 1), padding: Any = (0, 0)
+) -> Tensor:
+    """torch's function of the same name without these faults."""
+    x, stride = _without_pointwise_strides(x, weight, stride, padding)
+    return functional.conv2d(x, weight, bias, stride, padding)
 
 
 def conv3d(
@@ -38,14 +58,30 @@ def conv3d(
     """torch's function of the same name without these faults."""
     if x.device.type != "cpu" or number_format(x) != torch.bfloat16:
         return functional.conv3d(x, weight, bias, tuple(stride), padding)
+    x, stride = _without_pointwise_strides(x, weight, stride, padding)
     if _is_thin(x, weight, stride, padding):
         with torch.autocast("cpu", enabled=False):
-            y = functional.conv3d(x.float(), weight.float(), as_type(bias, torch.float32), tuple(stride), padding)
+            y = functional.conv3d(x.float(), weight.float(), as_type(bias, torch.float32), stride, padding)
         return y.to(torch.bfloat16)
     if not (torch.is_grad_enabled() and weight.requires_grad):
-        return functional.conv3d(x, weight, bias, tuple(stride), padding)
+        return functional.conv3d(x, weight, bias, stride, padding)
     low = torch.bfloat16
-    return _Convolution.apply(x.to(low), weight.to(low), as_type(bias, low), tuple(stride), tuple(padding))
+    return _Convolution.apply(x.to(low), weight.to(low), as_type(bias, low), stride, tuple(padding))
+
+
+def _without_pointwise_strides(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Input and stride of the same convolution with stride 1 along axes where the kernel has one voxel.
+
+    Only on a CPU where gradients are computed: predictions are torch's own.
+    """
+    axes = zip(weight.shape[2:], stride, padding, strict=True)
+    left = tuple(1 if length == 1 and margin == 0 else step for length, step, margin in axes)
+    if left == tuple(stride) or x.device.type != "cpu" or not torch.is_grad_enabled():
+        return x, tuple(stride)
+    kept = (slice(None, None, step // other) for step, other in zip(stride, left, strict=True))
+    return x[(slice(None), slice(None), *kept)], left
 
 
 def _is_thin(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> bool:
