@@ -85,7 +85,7 @@ def make_bundle(out: Path, weights: Path, model: Path) -> None:
     """A bundle of five folds with nnU-Net's tensors under our names."""
     from autounet.inference.bundle import pack
     from autounet.nets import FAMILIES
-    from autounet.nets.plain import nnunet_name
+    from autounet.nets.plain import nnunet_plain_name
     from autounet.store.weights import save_weights
 
     dataset, splits = Dataset.load(out / "dataset.json"), Splits.load(out / "splits.json")
@@ -95,7 +95,7 @@ def make_bundle(out: Path, weights: Path, model: Path) -> None:
     files: dict[int | None, Path] = {}
     for fold in range(5):
         theirs = torch.load(weights / f"fold_{fold}.pt", weights_only=True)
-        ours = {name: theirs[nnunet_name(name, len(spec.features))] for name in names}
+        ours = {name: theirs[nnunet_plain_name(name, spec)] for name in names}
         files[fold] = model.parent / "untrained" / f"fold_{fold}" / "weights.safetensors"
         save_weights(files[fold], ours)
         RunRecord(

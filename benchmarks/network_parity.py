@@ -19,14 +19,15 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from autounet.nets import FAMILIES, plain, residual
+from autounet.nets import FAMILIES
+from autounet.nets.plain import nnunet_plain_name, nnunet_residual_name
 from autounet.planning.memory import convolution_outputs
 from autounet.schema.plan import NetworkSpec
 
 THEIRS = {"plain": (PlainConvUNet, "n_conv_per_stage"), "residual": (ResidualEncoderUNet, "n_blocks_per_stage")}
 NAMES: dict[str, Callable[[str, NetworkSpec], str]] = {
-    "plain": lambda name, spec: plain.nnunet_name(name, len(spec.features)),
-    "residual": residual.nnunet_name,
+    "plain": nnunet_plain_name,
+    "residual": nnunet_residual_name,
 }
 TOPOLOGIES = {
     "2-D": ([(1, 1), (2, 2), (2, 1), (2, 2)], [(3, 3)] * 4),

@@ -10,9 +10,16 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
-from autounet.nets.efficient import EFFICIENT, SCALES, EfficientOptions, propose, round_features, stage_rows
+from autounet.nets.efficient import (
+    EFFICIENT,
+    SCALES,
+    EfficientOptions,
+    for_channels,
+    load_pretrained,
+    round_features,
+    stage_rows,
+)
 from autounet.nets.efficient_modules import BatchNorm
-from autounet.nets.efficient_weights import for_channels, load_pretrained
 from autounet.schema.errors import ModelError, PlanError
 from autounet.schema.plan import NetworkSpec
 from autounet.store.weights import read_pretrained, save_weights
@@ -36,7 +43,7 @@ def _one_thread():
 
 def small(dims: int = 2, channels: int = 1) -> NetworkSpec:
     strides = [(1,) * dims, (2,) * dims, (1,) * (dims - 1) + (2,)]
-    return propose(dims, channels, 2, strides, [(3,) * dims] * 3, base_features=4)
+    return EFFICIENT.propose(dims, channels, 2, strides, [(3,) * dims] * 3, base_features=4)
 
 
 def timm_b0() -> dict[str, Tensor]:
@@ -70,7 +77,7 @@ def timm_b0() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("variant", ["b0", "b1", "b4", "b7"])
 def test_parameters_of_the_published_variants(variant: str) -> None:
-    spec = propose(2, 3, 2, FULL, KERNELS, variant=variant)  # type: ignore[arg-type]
+    spec = EFFICIENT.propose(2, 3, 2, FULL, KERNELS, variant=variant)  # type: ignore[arg-type]
     with torch.device("meta"):
         encoder = EFFICIENT.build(spec).encoder
     count = sum(parameter.numel() for parameter in encoder.parameters())
@@ -86,7 +93,7 @@ def test_strides_go_where_efficientnet_halves() -> None:
     assert stage_rows(6) == ((0,), (1,), (2,), (3, 4), (5, 6))
     assert stage_rows(3) == ((0,), (1, 2, 3, 4, 5, 6))
     assert stage_rows(2) == ((0, 1, 2, 3, 4, 5, 6),)
-    spec = propose(2, 3, 2, FULL, KERNELS)
+    spec = EFFICIENT.propose(2, 3, 2, FULL, KERNELS)
     assert spec.features == (16, 16, 24, 40, 112, 320)
     assert spec.encoder_blocks == (1, 1, 2, 2, 6, 5)
     with torch.device("meta"):
@@ -98,7 +105,7 @@ def test_strides_go_where_efficientnet_halves() -> None:
 def test_every_block_is_used_however_deep_the_topology() -> None:
     counts = set()
     for stages in (2, 4, 6, 8):
-        spec = propose(2, 3, 2, [(1, 1)] + [(2, 2)] * (stages - 1), [(3, 3)] * stages)
+        spec = EFFICIENT.propose(2, 3, 2, [(1, 1)] + [(2, 2)] * (stages - 1), [(3, 3)] * stages)
         assert len(spec.features) == min(stages, 6)
         with torch.device("meta"):
             counts.add(sum(parameter.numel() for parameter in EFFICIENT.build(spec).encoder.parameters()))
@@ -106,7 +113,7 @@ def test_every_block_is_used_however_deep_the_topology() -> None:
 
 
 def test_kernels_keep_to_the_axes_that_are_convolved() -> None:
-    spec = propose(3, 1, 2, [(1, 1, 1), (1, 2, 2), (2, 2, 2)], [(1, 3, 3), (1, 3, 3), (3, 3, 3)])
+    spec = EFFICIENT.propose(3, 1, 2, [(1, 1, 1), (1, 2, 2), (2, 2, 2)], [(1, 3, 3), (1, 3, 3), (3, 3, 3)])
     with torch.device("meta"):
         encoder = EFFICIENT.build(spec).encoder
     assert encoder.conv_stem.kernel_size == (1, 3, 3)
@@ -133,7 +140,7 @@ def test_pretrained_weights_come_from_a_file_in_timms_naming(tmp_path: Path, suf
         save_weights(path, content)
     else:
         torch.save({"state_dict": content}, path)
-    network = EFFICIENT.build(propose(2, 3, 2, FULL, KERNELS))
+    network = EFFICIENT.build(EFFICIENT.propose(2, 3, 2, FULL, KERNELS))
     load_pretrained(network, read_pretrained(path))
     state = network.encoder.state_dict()
     loaded = {name for name in state if not name.endswith("num_batches_tracked")}
@@ -155,7 +162,7 @@ def test_the_stem_takes_other_numbers_of_channels() -> None:
 
 
 def test_pretrained_weights_that_do_not_fit_are_named_and_change_nothing() -> None:
-    network = EFFICIENT.build(propose(2, 1, 2, FULL, KERNELS))
+    network = EFFICIENT.build(EFFICIENT.propose(2, 1, 2, FULL, KERNELS))
     before = {name: value.clone() for name, value in network.encoder.state_dict().items()}
     content = timm_b0()
     name = "blocks.3.1.se.conv_reduce.weight"

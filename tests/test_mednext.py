@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from autounet.nets.blocks import CHANNELS_LAST
 from autounet.nets.depthwise import depthwise, depthwise_transposed
-from autounet.nets.mednext import MEDNEXT, propose
+from autounet.nets.mednext import MEDNEXT
 from autounet.nets.mednext_modules import UpBlock, upkern
 from autounet.schema.errors import ModelError
 from autounet.schema.plan import NetworkSpec
@@ -25,7 +25,7 @@ def _one_thread():
 
 
 def published(size: str, kernel: int) -> NetworkSpec:
-    return propose(
+    return MEDNEXT.propose(
         3,
         1,
         14,
@@ -38,7 +38,7 @@ def published(size: str, kernel: int) -> NetworkSpec:
 
 def small(kernel: int = 3, dims: int = 2, size: str = "S") -> NetworkSpec:
     strides = [(1,) * dims, (2,) * dims, (1,) * (dims - 1) + (2,)]
-    return propose(
+    return MEDNEXT.propose(
         dims,
         1,
         2,
@@ -83,7 +83,7 @@ def test_a_size_says_how_many_blocks_and_how_wide_they_are() -> None:
 
 def test_axes_that_are_not_convolved_stay_so_and_features_stop_doubling() -> None:
     strides = [(1, 1, 1), (1, 2, 2)] + [(2, 2, 2)] * 5
-    spec = propose(3, 2, 3, strides, [(1, 3, 3)] + [(3, 3, 3)] * 6, base_features=8, kernel=5)
+    spec = MEDNEXT.propose(3, 2, 3, strides, [(1, 3, 3)] + [(3, 3, 3)] * 6, base_features=8, kernel=5)
     assert spec.kernel_sizes[:2] == ((1, 5, 5), (5, 5, 5))
     assert spec.features == (8, 16, 32, 64, 128, 128, 128)
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.nn import functional
 
-from autounet.nets import FAMILIES, Family, residual
+from autounet.nets import FAMILIES, Family
 from autounet.nets.blocks import CHANNELS_LAST, InstanceNorm, UpConvolution, average_pool
-from autounet.nets.plain import nnunet_name
+from autounet.nets.plain import nnunet_plain_name, nnunet_residual_name
 from autounet.schema.plan import NetworkSpec
 
 PADDED = {name: FAMILIES[name] for name in ("plain", "residual")}
@@ -240,16 +240,20 @@ def test_initial_weights_follow_he() -> None:
 
 
 def test_names_map_to_nnunets() -> None:
-    assert nnunet_name("encoder.2.blocks.1.conv.weight", 4) == "encoder.stages.2.0.convs.1.conv.weight"
-    assert nnunet_name("decoder.0.blocks.0.norm.bias", 4) == "decoder.stages.2.convs.0.norm.bias"
-    assert nnunet_name("decoder.2.up.weight", 4) == "decoder.transpconvs.0.weight"
-    assert nnunet_name("decoder.1.head.bias", 4) == "decoder.seg_layers.1.bias"
+    spec = FAMILIES["plain"].propose(2, 1, 2, [(1, 1), *[(2, 2)] * 3], [(3, 3)] * 4)
+    for ours, theirs in {
+        "encoder.2.blocks.1.conv.weight": "encoder.stages.2.0.convs.1.conv.weight",
+        "decoder.0.blocks.0.norm.bias": "decoder.stages.2.convs.0.norm.bias",
+        "decoder.2.up.weight": "decoder.transpconvs.0.weight",
+        "decoder.1.head.bias": "decoder.seg_layers.1.bias",
+    }.items():
+        assert nnunet_plain_name(ours, spec) == theirs
 
 
 def test_names_of_the_residual_network_map_to_nnunets() -> None:
     strides = [(1, 1, 1), (1, 2, 2), (1, 1, 1)]
     spec = FAMILIES["residual"].propose(3, 1, 2, strides, [(3, 3, 3)] * 3, base_features=2)
-    named = {name: residual.nnunet_name(name, spec) for name, _ in FAMILIES["residual"].build(spec).named_parameters()}
+    named = {name: nnunet_residual_name(name, spec) for name, _ in FAMILIES["residual"].build(spec).named_parameters()}
     assert len(set(named.values())) == len(named)
     expected = {
         "stem.conv.weight": "encoder.stem.convs.0.conv.weight",

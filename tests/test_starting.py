@@ -20,7 +20,6 @@ from autounet.datasets.synthetic import make_demo_dataset
 from autounet.imageio import read_labels, write_image, write_labels
 from autounet.inference.bundle import file_checksum
 from autounet.nets import FAMILIES
-from autounet.nets.mednext import propose as propose_mednext
 from autounet.schema.errors import ModelError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.options import DataOptions, PlannerOptions, RunOptions, StartingWeights, TrainOptions, with_stored
@@ -409,7 +408,7 @@ def test_both_stages_of_a_cascade_start_from_those_of_a_model(volumes, tmp_path)
 def test_larger_kernels_start_from_smaller_ones(tmp_path) -> None:
     strides = [(1, 1, 1), (2, 2, 2), (2, 2, 2)]
     small, large = (
-        propose_mednext(3, 1, 3, strides, [(3, 3, 3)] * 3, 4, kernel=kernel)  # type: ignore[arg-type]
+        FAMILIES["mednext"].propose(3, 1, 3, strides, [(3, 3, 3)] * 3, 4, kernel=kernel)  # type: ignore[arg-type]
         for kernel in (3, 5)
     )
     before = FAMILIES["mednext"].build(small).state_dict()

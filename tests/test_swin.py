@@ -10,8 +10,8 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
 from autounet.nets.depthwise import DropPath, rising_rates
-from autounet.nets.swin import SWIN, heads, propose
-from autounet.nets.swin_modules import WindowAttention, WindowGrid, from_blocks, into_blocks
+from autounet.nets.swin import SWIN
+from autounet.nets.swin_modules import WindowAttention, WindowGrid, from_blocks, heads, into_blocks
 from autounet.schema.plan import NetworkSpec
 
 
@@ -26,7 +26,7 @@ def _one_thread():
 
 def small(dims: int = 2, **options: object) -> NetworkSpec:
     strides = [(1,) * dims, (2,) * dims, (1,) * (dims - 1) + (2,)]
-    spec = propose(dims, 1, 2, strides, [(3,) * dims] * 3, base_features=4)
+    spec = SWIN.propose(dims, 1, 2, strides, [(3,) * dims] * 3, base_features=4)
     return spec.model_copy(update={"options": options})
 
 
@@ -34,7 +34,7 @@ def test_parameters_of_the_published_network() -> None:
     """27.17 M for 3 channels and 9 classes. The paper states no count; its code has this one, and later comparisons
     print it (27.17 M beside 79.13 Dice on Synapse, the paper's own result)."""
     strides = [(1, 1), (4, 4)] + [(2, 2)] * 3
-    spec = propose(2, 3, 9, strides, [(3, 3)] * 5, deep_supervision=False)
+    spec = SWIN.propose(2, 3, 9, strides, [(3, 3)] * 5, deep_supervision=False)
     assert spec.features[1:] == (96, 192, 384, 768)
     published = spec.model_copy(update={"features": (96, *spec.features[1:]), "options": {"full_resolution": "expand"}})
     with torch.device("meta"):
@@ -49,13 +49,13 @@ def test_heads_have_32_features_or_somewhat_more() -> None:
 
 
 def test_the_embedding_is_4_where_four_stages_of_attention_remain() -> None:
-    plane = propose(2, 1, 2, [(1, 1)] + [(2, 2)] * 7, [(3, 3)] * 8)
+    plane = SWIN.propose(2, 1, 2, [(1, 1)] + [(2, 2)] * 7, [(3, 3)] * 8)
     assert plane.strides == ((1, 1), (4, 4), (2, 2), (2, 2), (2, 2))
     assert plane.divisor == (32, 32)
-    volume = propose(3, 1, 2, [(1, 1, 1)] + [(2, 2, 2)] * 3, [(3, 3, 3)] * 4)
+    volume = SWIN.propose(3, 1, 2, [(1, 1, 1)] + [(2, 2, 2)] * 3, [(3, 3, 3)] * 4)
     assert volume.strides == ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
     assert volume.features == (32, 48, 96, 192)
-    flat = propose(3, 1, 2, [(1, 1, 1), (1, 2, 2), (1, 2, 2)] + [(2, 2, 2)] * 3, [(1, 3, 3)] * 2 + [(3, 3, 3)] * 4)
+    flat = SWIN.propose(3, 1, 2, [(1, 1, 1), (1, 2, 2), (1, 2, 2)] + [(2, 2, 2)] * 3, [(1, 3, 3)] * 2 + [(3, 3, 3)] * 4)
     assert flat.strides == ((1, 1, 1), (1, 4, 4), (2, 2, 2), (2, 2, 2), (2, 2, 2))
     assert flat.kernel_sizes == ((1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3))
 

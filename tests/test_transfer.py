@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from autounet.nets import FAMILIES
-from autounet.nets.mednext import propose as propose_mednext
 from autounet.nets.transfer import class_tensors, differences, input_tensors, transfer
 from autounet.schema.errors import ModelError
 from autounet.schema.plan import NetworkSpec
@@ -96,7 +95,7 @@ def test_several_differences_and_those_that_do_not_count() -> None:
 
 def mednext(kernel: int, classes: int = 2) -> NetworkSpec:
     strides = [(1, 1, 1), (1, 2, 2), (2, 2, 2)]
-    return propose_mednext(3, 1, classes, strides, [(1, 3, 3), (3, 3, 3), (3, 3, 3)], 4, kernel=kernel)  # type: ignore[arg-type]
+    return FAMILIES["mednext"].propose(3, 1, classes, strides, [(1, 3, 3), (3, 3, 3), (3, 3, 3)], 4, kernel=kernel)  # type: ignore[arg-type]
 
 
 def test_kernels_of_a_mednext_may_be_larger_and_never_smaller() -> None:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from pydantic import ValidationError
 
-from ..nets import FAMILIES, plain, residual
+from ..nets import FAMILIES
+from ..nets.plain import nnunet_plain_name, nnunet_residual_name
 from ..schema.errors import ModelError
 from ..schema.plan import NetworkSpec
 
@@ -155,8 +156,8 @@ ALIASES = ((re.compile(r"^decoder\.encoder\."), "encoder."), (re.compile(r"\.all
            (re.compile(r"\.all_modules\.\d+\."), ".norm."))  # fmt: skip
 """further names of tensors that nnU-Net's networks list twice"""
 NNUNET_NAMES = {
-    "plain": lambda name, spec: plain.nnunet_name(name, len(spec.features)),
-    "residual": residual.nnunet_name,
+    "plain": nnunet_plain_name,
+    "residual": nnunet_residual_name,
 }
 OTHER_NETWORK = "Its trainer may have built another network than that of its plans, and only that can be imported"
 

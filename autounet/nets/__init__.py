@@ -7,22 +7,12 @@ from .efficient import EFFICIENT
 from .family import Family
 from .mednext import MEDNEXT
 from .nested import NESTED
-from .original import ORIGINAL
-from .plain import PLAIN
-from .residual import RESIDUAL
+from .plain import PLAIN, RESIDUAL
 from .swin import SWIN
-from .unet3d import UNET3D
+from .unpadded import ORIGINAL, UNET3D
 
 FAMILIES: dict[str, Family] = {
-    "plain": PLAIN,
-    "residual": RESIDUAL,
-    "original": ORIGINAL,
-    "unet3d": UNET3D,
-    "nested": NESTED,
-    "attention": ATTENTION,
-    "swin": SWIN,
-    "efficient": EFFICIENT,
-    "mednext": MEDNEXT,
+    family.name: family for family in (PLAIN, RESIDUAL, ORIGINAL, UNET3D, NESTED, ATTENTION, SWIN, EFFICIENT, MEDNEXT)
 }
 
 __all__ = ["FAMILIES", "Family"]

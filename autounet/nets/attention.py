@@ -16,41 +16,18 @@ from typing import TYPE_CHECKING, Literal
 
 from ..schema.plan import NetworkSpec
 from ..schema.record import Part
-from .family import Family, Steps, as_steps, checked_options, divisible_size, same_size, stage_features
-from .unpadded import Normalisation
+from .family import Family, Normalisation, checked_options
 
 if TYPE_CHECKING:
     from torch import nn
 
 
+Upsampling = Literal["transposed", "linear"]
+
+
 class AttentionOptions(Part):
     normalisation: Normalisation = "instance"
-    upsampling: Literal["transposed", "linear"] = "transposed"
-
-
-def propose(
-    dims: int,
-    in_channels: int,
-    out_channels: int,
-    strides: Steps,
-    kernel_sizes: Steps,
-    base_features: int = 32,
-    deep_supervision: bool = True,
-) -> NetworkSpec:
-    """Two convolutions per stage, features doubled at each stage up to the cap; published: `base_features` 16."""
-    stages = len(strides)
-    return NetworkSpec(
-        family="attention",
-        dims=dims,  # type: ignore[arg-type]
-        in_channels=in_channels,
-        out_channels=out_channels,
-        features=stage_features(dims, stages, base_features),
-        strides=as_steps(strides),
-        kernel_sizes=as_steps(kernel_sizes),
-        encoder_blocks=(2,) * stages,
-        decoder_blocks=(2,) * (stages - 1),
-        deep_supervision=deep_supervision,
-    )
+    upsampling: Upsampling = "transposed"
 
 
 def gated_stages(spec: NetworkSpec) -> tuple[int, ...]:
@@ -62,9 +39,9 @@ def build(spec: NetworkSpec) -> nn.Module:
     """The network with He initialisation from torch's global generator. Raises ValueError for one stage only."""
     from .attention_modules import AttentionUNet
 
-    return AttentionUNet(spec, checked_options(AttentionOptions, spec))
+    options: AttentionOptions = checked_options(AttentionOptions, spec)
+    return AttentionUNet(spec, gated_stages(spec), options.normalisation, options.upsampling)
 
 
-ATTENTION = Family(
-    options=AttentionOptions, propose=propose, valid_size=divisible_size, output_size=same_size, build=build
-)
+ATTENTION = Family("attention", build, options=AttentionOptions)
+"""published: batch norm and linear interpolation, with `base_features` 16"""

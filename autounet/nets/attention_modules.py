@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..schema.plan import NetworkSpec
-from .attention import AttentionOptions, gated_stages
 from .blocks import CONVOLUTIONS, UpConvolution, initialise
+from .family import Normalisation
 from .units import Unit, max_pool, norm_slope, unit_row, upsample_linear
 
 
@@ -44,18 +45,20 @@ class LinearUp(nn.Module):
 class GatedStage(nn.Module):
     """Gate the skip by what comes from below, bring that up, join, convolve. The head is applied by the network."""
 
-    def __init__(self, spec: NetworkSpec, stage: int, options: AttentionOptions) -> None:
+    def __init__(
+        self, spec: NetworkSpec, stage: int, gated: bool, normalisation: Normalisation, upsampling: str
+    ) -> None:
         super().__init__()
         features, below, stride = spec.features[stage], spec.features[stage + 1], spec.strides[stage + 1]
-        transposed = options.upsampling == "transposed"
+        transposed = upsampling == "transposed"
         self.up = UpConvolution(below, features, stride) if transposed else LinearUp(stride)
-        self.gate = AttentionGate(features, below, stride) if stage in gated_stages(spec) else None
+        self.gate = AttentionGate(features, below, stride) if gated else None
         self.blocks = unit_row(
             features + (features if transposed else below),
             (features,) * spec.decoder_blocks[stage],
             spec.kernel_sizes[stage],
-            options.normalisation,
-            norm_slope(options.normalisation),
+            normalisation,
+            norm_slope(normalisation),
         )
         supervised = stage == 0 or spec.deep_supervision
         self.head = CONVOLUTIONS[spec.dims](features, spec.out_channels, (1,) * spec.dims) if supervised else None
@@ -67,27 +70,38 @@ class GatedStage(nn.Module):
 
 
 class AttentionUNet(nn.Module):
-    """Input (B, C, *P), P divisible by the strides; see `Family` for what forward returns."""
+    """Input (B, C, *P), P divisible by the strides; see `Family` for what forward returns.
 
-    def __init__(self, spec: NetworkSpec, options: AttentionOptions) -> None:
+    `gated` are the stages whose skips pass a gate, 0 the highest resolution.
+    """
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        gated: Collection[int],
+        normalisation: Normalisation,
+        upsampling: Literal["transposed", "linear"],
+    ) -> None:
         super().__init__()
         stages = len(spec.features)
         if stages < 2:
             raise ValueError("a U-Net needs at least two stages")
         self.strides = spec.strides
-        inputs, slope = (spec.in_channels, *spec.features), norm_slope(options.normalisation)
+        inputs, slope = (spec.in_channels, *spec.features), norm_slope(normalisation)
         self.encoder = nn.ModuleList(
             unit_row(
                 inputs[stage],
                 (spec.features[stage],) * spec.encoder_blocks[stage],
                 spec.kernel_sizes[stage],
-                options.normalisation,
+                normalisation,
                 slope,
             )
             for stage in range(stages)
         )
-        self.signal = Unit(spec.features[-1], spec.features[-1], (1,) * spec.dims, options.normalisation, slope)
-        self.decoder = nn.ModuleList(GatedStage(spec, stage, options) for stage in range(stages - 1))
+        self.signal = Unit(spec.features[-1], spec.features[-1], (1,) * spec.dims, normalisation, slope)
+        self.decoder = nn.ModuleList(
+            GatedStage(spec, stage, stage in gated, normalisation, upsampling) for stage in range(stages - 1)
+        )
         initialise(self, slope)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:

@@ -2,30 +2,36 @@
 
 The encoder's seven stages of MBConv blocks, with squeeze-and-excitation, swish and batch norm, are those of Table 1;
 variants B0 to B7 scale their width and depth together (Sec. 3.3). It works in 2-D and 3-D. The decoder is that of the
-plain U-Net. In 2-D the encoder can start from pretrained weights, see `efficient_weights`.
+plain U-Net. In 2-D the encoder can start from pretrained weights.
 
 Where the strides of a topology go. EfficientNet halves its resolution at five places: the stem and the MBConv stages
 2, 3, 4 and 6. They take the topology's strides in this order; a topology with fewer leaves the remaining places
 unstrided, so that every block of the encoder stays in use, at the resolution of the bottleneck; what a topology has
 beyond five is left away. Stage 0 of `NetworkSpec` is the full resolution, where EfficientNet has nothing: a
 convolution of the image, whose result is a skip alone, so that the stem sees the image as in pretraining.
+
+Pretrained weights of the encoder have the names of timm (timm/models/efficientnet.py), which are those of our encoder:
+conv_stem.weight, bn1.*, blocks.S.I.{conv_pw, bn1, conv_dw, bn2, se.conv_reduce, se.conv_expand, conv_pwl, bn3}.*
+for MBConv stage S and block I, both from 0; in stage 0 blocks.0.I.{conv_dw, bn1, se.*, conv_pw, bn2}.*. Each norm has
+weight, bias, running_mean, running_var, and perhaps num_batches_tracked.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from ..schema.errors import PlanError
+from ..schema.errors import ModelError, PlanError
 from ..schema.plan import NetworkSpec
 from ..schema.record import Part
-from .family import Family, Steps, as_steps, checked_options, divisible_size, same_size
+from .family import Family, Stages, Steps, checked_options
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Variant = Literal["b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7"]
 
@@ -117,33 +123,11 @@ def stage_rows(stages: int) -> tuple[tuple[int, ...], ...]:
     return (*LEVELS[: stages - 2], left)
 
 
-def propose(
-    dims: int,
-    in_channels: int,
-    out_channels: int,
-    strides: Steps,
-    kernel_sizes: Steps,
-    base_features: int = 32,
-    deep_supervision: bool = True,
-    variant: Variant = "b0",
-) -> NetworkSpec:
+def stages(dims: int, strides: Steps, kernel_sizes: Steps, base_features: int, variant: Variant = "b0") -> Stages:
     """A variant, its width scaled by `base_features` / 32, on the first five strides of the topology."""
     options = EfficientOptions(variant=variant, width=base_features / STEM_FEATURES)
-    steps = as_steps(strides)[: len(LEVELS) + 1]
-    features, blocks = layout(len(steps), options)
-    return NetworkSpec(
-        family="efficient",
-        dims=dims,  # type: ignore[arg-type]
-        in_channels=in_channels,
-        out_channels=out_channels,
-        features=features,
-        strides=steps,
-        kernel_sizes=as_steps(kernel_sizes)[: len(steps)],
-        encoder_blocks=blocks,
-        decoder_blocks=(DECODER_BLOCKS,) * (len(steps) - 1),
-        deep_supervision=deep_supervision,
-        options=options.model_dump(mode="json"),
-    )
+    features, blocks = layout(len(strides), options)
+    return Stages(strides, kernel_sizes, features, blocks, (DECODER_BLOCKS,) * (len(strides) - 1), options)
 
 
 def layout(stages: int, options: EfficientOptions) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -183,14 +167,71 @@ def build(spec: NetworkSpec) -> nn.Module:
         raise PlanError("\n".join(found))
     from .efficient_modules import EfficientUNet
 
-    return EfficientUNet(spec, checked_options(EfficientOptions, spec))
+    options: EfficientOptions = checked_options(EfficientOptions, spec)
+    stem = round_features(STEM_FEATURES, total_width(options))
+    return EfficientUNet(
+        spec, stem, scaled_stages(options), stage_rows(len(spec.features)), options.norm_epsilon, options.drop_path
+    )
 
 
 EFFICIENT = Family(
+    "efficient",
+    build,
     options=EfficientOptions,
-    propose=propose,
-    valid_size=divisible_size,
-    output_size=same_size,
-    build=build,
+    stages=stages,
+    max_stages=len(LEVELS) + 1,
     problems=problems,
 )
+
+
+UNUSED = ("conv_head.", "bn2.", "classifier.")
+"""prefixes of timm's tensors after the last block, which a U-Net does not have"""
+COUNTER = ".num_batches_tracked"
+STEM_WEIGHT = "conv_stem.weight"
+COLOURS = 3
+"""channels of the images of pretraining: red, green, blue"""
+
+
+def load_pretrained(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Set the encoder of `network`, as `build` gives it, to `weights`; see `encoder_weights`.
+
+    Raises ModelError where they do not fit. Nothing is changed in that case.
+    """
+    fitting = encoder_weights(network, weights)
+    network.encoder.load_state_dict(fitting, strict=False)  # type: ignore[union-attr]  # only counters may be left out
+
+
+def encoder_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of `weights` that belong to the encoder of `network`, which may be on the Meta device.
+
+    For one input channel the stem's weights are summed over the colours, so that a grey image gives the same result;
+    for other numbers the colours are repeated in turn and scaled by 3 / channels (timm's rule). Raises ModelError
+    naming the first tensor that is missing, unknown or of another shape, and for a network that is not 2-D.
+    """
+    state = network.encoder.state_dict()  # type: ignore[union-attr]
+    if state[STEM_WEIGHT].ndim != 4:
+        raise ModelError("pretrained weights are two-dimensional, and this network is not", "Use a 2-D configuration")
+    given = {name: tensor for name, tensor in weights.items() if not name.startswith(UNUSED)}
+    missing = sorted(name for name in state.keys() - given.keys() if not name.endswith(COUNTER))
+    remedy = "Use weights of timm's efficientnet with the variant of the plan, and 32 base features"
+    if missing:
+        raise ModelError(f"the pretrained weights lack {missing[0]}", remedy)
+    unknown = sorted(given.keys() - state.keys())
+    if unknown:
+        raise ModelError(f"the pretrained weights hold {unknown[0]}, which the network does not have", remedy)
+    given[STEM_WEIGHT] = for_channels(given[STEM_WEIGHT], state[STEM_WEIGHT].shape[1])
+    for name, tensor in given.items():
+        if tensor.shape != state[name].shape:
+            shapes = f"{tuple(tensor.shape)}, and {tuple(state[name].shape)} in the network"
+            raise ModelError(f"the shape of {name} in the pretrained weights is {shapes}", remedy)
+    return given
+
+
+def for_channels(weight: Tensor, channels: int) -> Tensor:
+    """The stem's weight (outputs, 3, *kernel) for images of `channels` channels."""
+    if weight.ndim != 4 or weight.shape[1] != COLOURS or channels == COLOURS:
+        return weight
+    if channels == 1:
+        return weight.float().sum(1, keepdim=True)
+    turns = -(-channels // COLOURS)
+    return weight.float().repeat(1, turns, 1, 1)[:, :channels] * (COLOURS / channels)

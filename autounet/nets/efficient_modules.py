@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,24 @@ from torch.nn import functional
 from ..schema.plan import NetworkSpec
 from .blocks import CONVOLUTIONS, conv_blocks, initialise
 from .depthwise import DropPath, depthwise
-from .efficient import STEM_FEATURES, EfficientOptions, MBStage, round_features, scaled_stages, stage_rows, total_width
 from .plain_modules import DecoderStage, decode
 
 SQUEEZE = 0.25
 """features inside squeeze-and-excitation as a share of the block's inputs (MnasNet, as the paper takes it over)"""
 STEM_KERNEL = 3
+
+
+class BlockRow(Protocol):
+    """A row of the paper's Table 1, scaled: blocks whose depthwise kernel has `kernel` voxels along an axis."""
+
+    @property
+    def kernel(self) -> int: ...
+    @property
+    def expansion(self) -> int: ...
+    @property
+    def features(self) -> int: ...
+    @property
+    def blocks(self) -> int: ...
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -98,29 +111,37 @@ class MBConv(nn.Module):
 
 
 class EfficientEncoder(nn.Module):
-    """(B, C, *P) -> the results of stages 1, 2, ... of `spec`. Without the classifier and the convolution before it."""
+    """(B, C, *P) -> the results of stages 1, 2, ... of `spec`. Without the classifier and the convolution before it.
 
-    def __init__(self, spec: NetworkSpec, options: EfficientOptions) -> None:
+    Arguments as in `EfficientUNet`.
+    """
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        stem: int,
+        table: Sequence[BlockRow],
+        rows: Sequence[Sequence[int]],
+        epsilon: float,
+        drop_path: float,
+    ) -> None:
         super().__init__()
-        table, self.rows = scaled_stages(options), stage_rows(len(spec.features))
-        stem = round_features(STEM_FEATURES, total_width(options))
+        self.rows = rows
         kernel = along(STEM_KERNEL, spec.kernel_sizes[1])
         padding = tuple(size // 2 for size in kernel)
         self.conv_stem = CONVOLUTIONS[spec.dims](spec.in_channels, stem, kernel, spec.strides[1], padding, bias=False)
-        self.bn1 = BatchNorm(stem, options.norm_epsilon)
+        self.bn1 = BatchNorm(stem, epsilon)
         self.blocks = nn.Sequential()
         total = sum(row.blocks for row in table)
-        for stage, rows in enumerate(self.rows, start=1):
-            for row in rows:
+        for stage, stage_rows in enumerate(rows, start=1):
+            for row in stage_rows:
                 # the stem carries the stride of stage 1, the first row that of a later stage
-                first = stage > 1 and row == rows[0]
+                first = stage > 1 and row == stage_rows[0]
                 stride = spec.strides[stage] if first else (1,) * spec.dims
                 inputs = table[row - 1].features if row else stem
                 done = sum(before.blocks for before in table[:row])
-                rates = [options.drop_path * (done + index) / total for index in range(table[row].blocks)]
-                self.blocks.append(
-                    mbconv_row(inputs, table[row], spec.kernel_sizes[stage], stride, options.norm_epsilon, rates)
-                )
+                rates = [drop_path * (done + index) / total for index in range(table[row].blocks)]
+                self.blocks.append(mbconv_row(inputs, table[row], spec.kernel_sizes[stage], stride, epsilon, rates))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = functional.silu(self.bn1(self.conv_stem(x)))
@@ -133,7 +154,7 @@ class EfficientEncoder(nn.Module):
 
 
 def mbconv_row(
-    inputs: int, row: MBStage, axes: Sequence[int], stride: Sequence[int], epsilon: float, rates: Sequence[float]
+    inputs: int, row: BlockRow, axes: Sequence[int], stride: Sequence[int], epsilon: float, rates: Sequence[float]
 ) -> nn.Sequential:
     """The blocks of one row of Table 1; the first carries the stride. `axes`: the topology's kernel size."""
     kernel, ones = along(row.kernel, axes), (1,) * len(axes)
@@ -159,13 +180,25 @@ def along(size: int, axes: Sequence[int]) -> tuple[int, ...]:
 
 
 class EfficientUNet(nn.Module):
-    """Input (B, C, *P), P divisible by the strides; see `Family` for what forward returns."""
+    """Input (B, C, *P), P divisible by the strides; see `Family` for what forward returns.
 
-    def __init__(self, spec: NetworkSpec, options: EfficientOptions) -> None:
+    `stem`: features of the encoder's first convolution; `table`: its rows of blocks; `rows`: which of them belong to
+    stages 1, 2, ...; `epsilon`: added to the variance; `drop_path`: rate of stochastic depth after the last block.
+    """
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        stem: int,
+        table: Sequence[BlockRow],
+        rows: Sequence[Sequence[int]],
+        epsilon: float,
+        drop_path: float,
+    ) -> None:
         super().__init__()
         ones = (1,) * spec.dims
         self.image = conv_blocks(spec.in_channels, spec.features[0], spec.kernel_sizes[0], ones, spec.encoder_blocks[0])
-        self.encoder = EfficientEncoder(spec, options)
+        self.encoder = EfficientEncoder(spec, stem, table, rows, epsilon, drop_path)
         self.decoder = nn.ModuleList(DecoderStage(spec, stage) for stage in range(len(spec.features) - 1))
         initialise(self.image)
         initialise(self.decoder)

@@ -12,61 +12,53 @@ from typing import TYPE_CHECKING, Literal
 
 from ..schema.plan import NetworkSpec
 from ..schema.record import Part
-from .family import Family, Steps, as_steps, checked_options, divisible_size, same_size
+from .family import Family, Stages, Steps, checked_options
 
 if TYPE_CHECKING:
     from torch import nn
 
-Size = Literal["S", "B", "M", "L"]
+MedNeXtSize = Literal["S", "B", "M", "L"]
 
-EXPANSIONS: dict[Size, tuple[int, ...]] = {"S": (2,), "B": (2, 3, 4), "M": (2, 3, 4), "L": (3, 4, 8)}
+EXPANSIONS: dict[MedNeXtSize, tuple[int, ...]] = {"S": (2,), "B": (2, 3, 4), "M": (2, 3, 4), "L": (3, 4, 8)}
 """ratio of the 1x1 expansion per stage, the last for all later stages (Sec. 2.4 and Table 1)"""
-BLOCKS: dict[Size, tuple[int, ...]] = {"S": (2,), "B": (2,), "M": (3, 4), "L": (3, 4, 8)}
+BLOCKS: dict[MedNeXtSize, tuple[int, ...]] = {"S": (2,), "B": (2,), "M": (3, 4), "L": (3, 4, 8)}
 """blocks per stage, encoder and decoder alike, the last for all later stages (Sec. 2.4 and Table 1)"""
 MOST_DOUBLINGS = 4
 """features are doubled at each of the four changes of resolution of the published network, and then no more"""
 
 
 class MedNeXtOptions(Part):
-    size: Size = "S"
+    size: MedNeXtSize = "S"
     """whose expansion ratios are used; the number of blocks and the kernel sizes are fields of `NetworkSpec`"""
 
 
-def propose(
+def stages(
     dims: int,
-    in_channels: int,
-    out_channels: int,
     strides: Steps,
     kernel_sizes: Steps,
-    base_features: int = 32,
-    deep_supervision: bool = True,
-    size: Size = "S",
+    base_features: int,
+    size: MedNeXtSize = "S",
     kernel: Literal[3, 5] = 3,
-) -> NetworkSpec:
-    """One of the four published sizes with kernel 3 or 5, its 32 features of the first stage replaced.
+) -> Stages:
+    """One of the four published sizes with kernel 3 or 5; `base_features` stands for its 32 of the first stage.
 
     Axes along which the topology does not convolve, for voxels are too long there, keep kernel size 1.
     """
-    stages = range(len(strides))
-    blocks = tuple(at_stage(BLOCKS[size], stage) for stage in stages)
-    return NetworkSpec(
-        family="mednext",
-        dims=dims,  # type: ignore[arg-type]
-        in_channels=in_channels,
-        out_channels=out_channels,
-        features=tuple(base_features * 2 ** min(stage, MOST_DOUBLINGS) for stage in stages),
-        strides=as_steps(strides),
-        kernel_sizes=tuple(tuple(kernel if length > 1 else 1 for length in entry) for entry in kernel_sizes),
-        encoder_blocks=blocks,
-        decoder_blocks=blocks[:-1],
-        deep_supervision=deep_supervision,
-        options={"size": size},
+    count = len(strides)
+    blocks = by_stage(BLOCKS[size], count)
+    return Stages(
+        strides,
+        tuple(tuple(kernel if length > 1 else 1 for length in entry) for entry in kernel_sizes),
+        tuple(base_features * 2 ** min(stage, MOST_DOUBLINGS) for stage in range(count)),
+        blocks,
+        blocks[:-1],
+        MedNeXtOptions(size=size),
     )
 
 
-def at_stage(values: tuple[int, ...], stage: int) -> int:
-    """The value of `stage`; stages beyond the last entry share it."""
-    return values[min(stage, len(values) - 1)]
+def by_stage(values: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """The values of `count` stages; stages beyond the last entry share it."""
+    return tuple(values[min(stage, len(values) - 1)] for stage in range(count))
 
 
 def build(spec: NetworkSpec) -> nn.Module:
@@ -76,7 +68,8 @@ def build(spec: NetworkSpec) -> nn.Module:
     """
     from .mednext_modules import MedNeXt
 
-    return MedNeXt(spec, EXPANSIONS[checked_options(MedNeXtOptions, spec).size])
+    expansions = EXPANSIONS[checked_options(MedNeXtOptions, spec).size]
+    return MedNeXt(spec, by_stage(expansions, len(spec.features)))
 
 
-MEDNEXT = Family(options=MedNeXtOptions, propose=propose, valid_size=divisible_size, output_size=same_size, build=build)
+MEDNEXT = Family("mednext", build, options=MedNeXtOptions, stages=stages)

@@ -13,7 +13,6 @@ from ..schema.plan import NetworkSpec
 from .blocks import CONVOLUTIONS, InstanceNorm
 from .convolution import conv3d
 from .depthwise import depthwise, depthwise_transposed, spread
-from .mednext import at_stage
 from .plain_modules import decode
 
 INTERPOLATION = {4: "bilinear", 5: "trilinear"}
@@ -126,7 +125,7 @@ class DecoderStage(nn.Module):
 class MedNeXt(nn.Module):
     """Input (B, C, *P), P divisible by the strides; see `Family` for what forward returns.
 
-    `expansions` by stage, as `mednext.EXPANSIONS` has them. Stages count from the highest resolution.
+    `expansions`: ratio of the 1x1 expansion in the blocks of each stage. Stages count from the highest resolution.
     """
 
     def __init__(self, spec: NetworkSpec, expansions: tuple[int, ...]) -> None:
@@ -134,10 +133,8 @@ class MedNeXt(nn.Module):
         stages = len(spec.features)
         if stages < 2:
             raise ValueError("a U-Net needs at least two stages")
-        self.encoder = nn.ModuleList(EncoderStage(spec, stage, at_stage(expansions, stage)) for stage in range(stages))
-        self.decoder = nn.ModuleList(
-            DecoderStage(spec, stage, at_stage(expansions, stage)) for stage in range(stages - 1)
-        )
+        self.encoder = nn.ModuleList(EncoderStage(spec, stage, expansions[stage]) for stage in range(stages))
+        self.decoder = nn.ModuleList(DecoderStage(spec, stage, expansions[stage]) for stage in range(stages - 1))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         skips = []

@@ -11,21 +11,16 @@ ReLU, as in the plain family: so the two differ in their skips and in how they g
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from ..schema.plan import NetworkSpec
 from ..schema.record import Part
-from .family import Family, Steps, as_steps, checked_options, divisible_size, same_size, stage_features
-from .unpadded import Normalisation
+from .family import Family, Normalisation, checked_options
 
 if TYPE_CHECKING:
     from torch import nn
-
-MOST_STAGES = 5
-"""as published; the nodes grow with the square of the stages, most of their work is at full resolution"""
 
 
 class NestedOptions(Part):
@@ -34,48 +29,18 @@ class NestedOptions(Part):
     """prediction uses the U-Net of this many poolings; None: the whole network. Needs deep supervision"""
 
 
-def propose(
-    dims: int,
-    in_channels: int,
-    out_channels: int,
-    strides: Steps,
-    kernel_sizes: Steps,
-    base_features: int = 32,
-    deep_supervision: bool = True,
-) -> NetworkSpec:
-    """The first five stages of the topology, two convolutions per node, features doubled at each stage up to the cap.
-
-    The published network is the 2-D one with `base_features` 32.
-    """
-    strides, kernel_sizes = strides[:MOST_STAGES], kernel_sizes[:MOST_STAGES]
-    stages = len(strides)
-    return NetworkSpec(
-        family="nested",
-        dims=dims,  # type: ignore[arg-type]
-        in_channels=in_channels,
-        out_channels=out_channels,
-        features=stage_features(dims, stages, base_features),
-        strides=as_steps(strides),
-        kernel_sizes=as_steps(kernel_sizes),
-        encoder_blocks=(2,) * stages,
-        decoder_blocks=(2,) * (stages - 1),
-        deep_supervision=deep_supervision,
-    )
-
-
 def problems(spec: NetworkSpec) -> tuple[str, ...]:
     """What is wrong with `prune`."""
-    return tuple(_problems(spec))
-
-
-def _problems(spec: NetworkSpec) -> Iterator[str]:
     depth, prune = len(spec.decoder_blocks), checked_options(NestedOptions, spec).prune
     if prune is None or prune == depth:
-        return
+        return ()
     if prune > depth:
-        yield f"network.options.prune is {prune}: the network has {depth} poolings, so give 1 to {depth}"
-    elif not spec.deep_supervision:
-        yield f"network.options.prune is {prune}: without deep supervision the network has only the head of {depth}"
+        return (f"network.options.prune is {prune}: the network has {depth} poolings, so give 1 to {depth}",)
+    if not spec.deep_supervision:
+        return (
+            f"network.options.prune is {prune}: without deep supervision the only head is that of {depth} poolings",
+        )
+    return ()
 
 
 def build(spec: NetworkSpec) -> nn.Module:
@@ -88,14 +53,14 @@ def build(spec: NetworkSpec) -> nn.Module:
     options = checked_options(NestedOptions, spec)
     if found := problems(spec):
         raise ValueError("; ".join(found))
-    return NestedUNet(spec, options)
+    return NestedUNet(spec, options.normalisation, options.prune)
 
 
 NESTED = Family(
+    "nested",
+    build,
     options=NestedOptions,
-    propose=propose,
-    valid_size=divisible_size,
-    output_size=same_size,
-    build=build,
+    max_stages=5,  # as published; nodes grow with the square of the stages, most of their work is at full resolution
     problems=problems,
 )
+"""published: the 2-D one with `base_features` 32"""

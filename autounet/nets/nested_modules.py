@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from ..schema.plan import NetworkSpec
 from .blocks import CONVOLUTIONS, UpConvolution, initialise
-from .nested import NestedOptions
+from .family import Normalisation
 from .units import max_pool, norm_slope, unit_row
-from .unpadded import Normalisation
 
 
 class Node(nn.Module):
@@ -35,17 +34,18 @@ class NestedUNet(nn.Module):
     """Input (B, C, *P), P divisible by the strides; see `Family` for what forward returns.
 
     In training the outputs are those of the deepest U-Net first, all at full resolution. `nodes[i][j - 1]` is node
-    (i, j), `heads[j - 1]` the head of node (0, j); without deep supervision only the last exists.
+    (i, j), `heads[j - 1]` the head of node (0, j); without deep supervision only the last exists. `prune` is the
+    depth that evaluation uses, None the whole one.
     """
 
-    def __init__(self, spec: NetworkSpec, options: NestedOptions) -> None:
+    def __init__(self, spec: NetworkSpec, normalisation: Normalisation, prune: int | None) -> None:
         super().__init__()
-        stages, normalisation = len(spec.features), options.normalisation
+        stages = len(spec.features)
         if stages < 2:
             raise ValueError("a U-Net needs at least two stages")
         self.strides = spec.strides
         self.depth = stages - 1
-        self.pruned_depth = options.prune or self.depth
+        self.pruned_depth = prune or self.depth
         inputs, slope = (spec.in_channels, *spec.features), norm_slope(normalisation)
         self.encoder = nn.ModuleList(
             unit_row(

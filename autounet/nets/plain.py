@@ -1,7 +1,11 @@
-"""The plain convolutional U-Net that nnU-Net made the standard (Isensee et al., Nature Methods 2021).
+"""The two families of nnU-Net: plain, and residual, whose encoder is made of residual blocks.
 
-Encoder stages of convolution, instance norm, leaky ReLU, the first convolution of a stage strided; transposed
-convolutions up, skips concatenated, a 1x1 head at every decoder stage for deep supervision.
+Plain (Isensee et al., Nature Methods 2021): encoder stages of convolution, instance norm, leaky ReLU, the first
+convolution of a stage strided; transposed convolutions up, skips concatenated, a 1x1 head at every decoder stage for
+deep supervision.
+
+Residual (Isensee et al., MICCAI 2024: "nnU-Net Revisited"): a stem, encoder stages of residual blocks with instance
+norm and leaky ReLU, and the decoder of the plain U-Net with one convolution per stage.
 """
 
 from __future__ import annotations
@@ -9,38 +13,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..schema.plan import NetworkSpec
-from .family import Family, NoOptions, Steps, as_steps, checked_options, divisible_size, same_size, stage_features
+from .family import Family, NoOptions, Stages, Steps, checked_options, two_convolutions
 
 if TYPE_CHECKING:
     from torch import nn
 
-
-def propose(
-    dims: int,
-    in_channels: int,
-    out_channels: int,
-    strides: Steps,
-    kernel_sizes: Steps,
-    base_features: int = 32,
-    deep_supervision: bool = True,
-) -> NetworkSpec:
-    """Two convolutions per stage, features doubled at each stage up to the cap."""
-    stages = len(strides)
-    return NetworkSpec(
-        family="plain",
-        dims=dims,  # type: ignore[arg-type]
-        in_channels=in_channels,
-        out_channels=out_channels,
-        features=stage_features(dims, stages, base_features),
-        strides=as_steps(strides),
-        kernel_sizes=as_steps(kernel_sizes),
-        encoder_blocks=(2,) * stages,
-        decoder_blocks=(2,) * (stages - 1),
-        deep_supervision=deep_supervision,
-    )
+FIRST_BLOCKS, DEEP_BLOCKS = (1, 3, 4), 6
+"""residual blocks of the first stages and of all later ones (nnU-Net 2.8.1, ResEncUNetPlanner)"""
 
 
-def build(spec: NetworkSpec) -> nn.Module:
+def build_plain(spec: NetworkSpec) -> nn.Module:
     """The network with He initialisation from torch's global generator. Raises ValueError for one stage only."""
     from .plain_modules import PlainUNet
 
@@ -48,8 +30,27 @@ def build(spec: NetworkSpec) -> nn.Module:
     return PlainUNet(spec)
 
 
-def nnunet_name(name: str, stages: int) -> str:
-    """The name that nnU-Net's PlainConvUNet gives to our parameter `name` in a network of `stages` encoder stages.
+def residual_stages(dims: int, strides: Steps, kernel_sizes: Steps, base_features: int) -> Stages:
+    """1, 3, 4, 6, 6, ... residual blocks per encoder stage, one convolution per decoder stage."""
+    count = len(strides)
+    return two_convolutions(dims, strides, kernel_sizes, base_features)._replace(
+        encoder_blocks=(FIRST_BLOCKS + (DEEP_BLOCKS,) * count)[:count], decoder_blocks=(1,) * (count - 1)
+    )
+
+
+def build_residual(spec: NetworkSpec) -> nn.Module:
+    """The network with He initialisation from torch's global generator; the last norm of every block scales by 0.
+
+    Raises ValueError for one stage only.
+    """
+    from .plain_modules import ResidualUNet
+
+    checked_options(NoOptions, spec)
+    return ResidualUNet(spec)
+
+
+def nnunet_plain_name(name: str, spec: NetworkSpec) -> str:
+    """The name that nnU-Net's PlainConvUNet gives to our parameter `name` in the network of `spec`.
 
     encoder.S.blocks.I.conv.weight     encoder.stages.S.0.convs.I.conv.weight
     decoder.S.blocks.I.norm.bias       decoder.stages.D.convs.I.norm.bias
@@ -62,11 +63,35 @@ def nnunet_name(name: str, stages: int) -> str:
     part, stage, *rest = name.split(".")
     if part == "encoder":
         return ".".join(["encoder.stages", stage, "0.convs", *rest[1:]])
-    place = str(stages - 2 - int(stage))
+    place = str(len(spec.features) - 2 - int(stage))
     if rest[0] == "blocks":
         return ".".join(["decoder.stages", place, "convs", *rest[1:]])
     group = {"up": "transpconvs", "head": "seg_layers"}[rest[0]]
     return ".".join(["decoder", group, place, *rest[1:]])
 
 
-PLAIN = Family(options=NoOptions, propose=propose, valid_size=divisible_size, output_size=same_size, build=build)
+def nnunet_residual_name(name: str, spec: NetworkSpec) -> str:
+    """The name that nnU-Net's ResidualEncoderUNet gives to our parameter `name` in the network of `spec`.
+
+    stem.conv.weight                           encoder.stem.convs.0.conv.weight
+    encoder.S.blocks.I.first.conv.weight       encoder.stages.S.blocks.I.conv1.conv.weight
+    encoder.S.blocks.I.second.norm.bias        encoder.stages.S.blocks.I.conv2.norm.bias
+    encoder.S.blocks.0.project.conv.weight     encoder.stages.S.blocks.0.skip.P.conv.weight
+    decoder.S. ...                             as in the plain U-Net, see `nnunet_plain_name`
+
+    S counts from the highest resolution. P is 1 where the stage has a stride, since pooling comes first, else 0.
+    nnU-Net's state dict names some tensors twice more (`all_modules`, `decoder.encoder`); those are the same tensors.
+    """
+    part, *rest = name.split(".")
+    if part == "decoder":
+        return nnunet_plain_name(name, spec)
+    if part == "stem":
+        return ".".join(["encoder.stem.convs.0", *rest])
+    stage, _, block, module, *rest = rest
+    strided = max(spec.strides[int(stage)]) > 1
+    place = {"first": "conv1", "second": "conv2", "project": f"skip.{int(strided)}"}[module]
+    return ".".join(["encoder.stages", stage, "blocks", block, place, *rest])
+
+
+PLAIN = Family("plain", build_plain)
+RESIDUAL = Family("residual", build_residual, stages=residual_stages)

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from ..schema.plan import NetworkSpec
 from ..schema.record import Part
-from .family import Family, Steps, as_steps, checked_options, divisible_size, same_size
+from .family import Family, Stages, Steps, checked_options
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,8 +27,6 @@ LEVELS = 4
 """stages of attention (Cao, Sec. 3.2 and 3.5)"""
 BLOCKS = 2
 """per stage; every second block shifts its windows (Cao, Sec. 3.2)"""
-HEAD_FEATURES = 32
-"""query dimension of a head (Liu, Sec. 3.3)"""
 FEATURES = {2: 3.0, 3: 1.5}
 """features of the first stage of attention by dimension, in multiples of `base_features`: with 32 these are the 96 of
 Swin-T (Liu, Sec. 3.3) and the 48 of Swin UNETR, its 3-D relative (Hatamizadeh et al. 2022, arXiv 2201.01266)"""
@@ -46,22 +44,14 @@ class SwinOptions(Part):
     before the head, as in Swin UNETR (Sec. 3.2 there), for details that are finer than an embedded patch"""
 
 
-def propose(
-    dims: int,
-    in_channels: int,
-    out_channels: int,
-    strides: Steps,
-    kernel_sizes: Steps,
-    base_features: int = 32,
-    deep_supervision: bool = True,
-) -> NetworkSpec:
+def stages(dims: int, strides: Steps, kernel_sizes: Steps, base_features: int) -> Stages:
     """The published four stages of two blocks, features doubled at each; fewer where the topology has fewer.
 
     Where it has enough, its first two strides are one patch embedding of 4, as published; else the embedding is its
     first stride. What is deeper than four stages of attention is left away. `base_features` are those of the
     convolutions at full resolution.
     """
-    steps, kernels = list(as_steps(strides)), list(as_steps(kernel_sizes))
+    steps, kernels = list(strides), list(kernel_sizes)
     if len(steps) > LEVELS + 1:
         embedding = tuple(a * b for a, b in zip(steps[1], steps[2], strict=True))
         steps, kernels = [steps[0], embedding, *steps[3:]], [kernels[0], *kernels[2:]]
@@ -69,30 +59,17 @@ def propose(
     levels = len(steps) - 1
     blocks = (1, *(BLOCKS,) * levels)
     first = math.floor(FEATURES[dims] * base_features)
-    return NetworkSpec(
-        family="swin",
-        dims=dims,  # type: ignore[arg-type]
-        in_channels=in_channels,
-        out_channels=out_channels,
-        features=(base_features, *(first * 2**level for level in range(levels))),
-        strides=tuple(steps),
-        kernel_sizes=tuple(kernels),
-        encoder_blocks=blocks,
-        decoder_blocks=blocks[:-1],
-        deep_supervision=deep_supervision,
-    )
-
-
-def heads(features: int) -> int:
-    """The most heads that divide `features` into at least `HEAD_FEATURES` each: 3, 6, 12, 24 for 96 to 768 (Swin-T)."""
-    return max((count for count in range(1, features // HEAD_FEATURES + 1) if features % count == 0), default=1)
+    features = (base_features, *(first * 2**level for level in range(levels)))
+    return Stages(steps, kernels, features, blocks, blocks[:-1])
 
 
 def build(spec: NetworkSpec) -> nn.Module:
     """The network, initialised from torch's global generator. Raises ValueError for one stage only."""
     from .swin_modules import SwinUNet
 
-    return SwinUNet(spec, checked_options(SwinOptions, spec))
+    options: SwinOptions = checked_options(SwinOptions, spec)
+    convolve = options.full_resolution == "convolve"
+    return SwinUNet(spec, options.window, options.mlp_ratio, options.drop_path, convolve)
 
 
-SWIN = Family(options=SwinOptions, propose=propose, valid_size=divisible_size, output_size=same_size, build=build)
+SWIN = Family("swin", build, options=SwinOptions, stages=stages)

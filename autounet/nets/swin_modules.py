@@ -12,8 +12,9 @@ from torch.nn import functional
 from ..schema.plan import NetworkSpec
 from .blocks import CONVOLUTIONS, conv_blocks, initialise
 from .depthwise import DropPath, rising_rates
-from .swin import SwinOptions, heads
 
+HEAD_FEATURES = 32
+"""query dimension of a head (Liu, Sec. 3.3)"""
 BIAS_DEVIATION = 0.02
 """standard deviation of initial position biases and weights (Liu's code, where the normal distribution is cut at 2, a
 hundred deviations)"""
@@ -97,6 +98,11 @@ def relative_places(edges: Sequence[int], window: int, device: torch.device) -> 
     return row
 
 
+def heads(features: int) -> int:
+    """The most heads that divide `features` into at least `HEAD_FEATURES` each: 3, 6, 12, 24 for 96 to 768 (Swin-T)."""
+    return max((count for count in range(1, features // HEAD_FEATURES + 1) if features % count == 0), default=1)
+
+
 class WindowAttention(nn.Module):
     """Multi-head self-attention within windows, with a learnt bias for each relative position (Liu, Sec. 3.2).
 
@@ -128,11 +134,13 @@ class WindowAttention(nn.Module):
 class SwinBlock(nn.Module):
     """Attention, then an MLP, each on normed tokens beside a residual connection (Cao, Sec. 3.2, equations 1 to 4)."""
 
-    def __init__(self, features: int, dims: int, options: SwinOptions, shifted: bool, drop_path: float) -> None:
+    def __init__(
+        self, features: int, dims: int, window: int, mlp_ratio: float, shifted: bool, drop_path: float
+    ) -> None:
         super().__init__()
-        hidden = round(options.mlp_ratio * features)
+        hidden = round(mlp_ratio * features)
         self.norm = nn.LayerNorm(features)
-        self.attention = WindowAttention(features, dims, heads(features), options.window, shifted)
+        self.attention = WindowAttention(features, dims, heads(features), window, shifted)
         self.mlp = nn.Sequential(
             nn.LayerNorm(features), nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, features)
         )
@@ -143,10 +151,10 @@ class SwinBlock(nn.Module):
         return x + self.drop_path(self.mlp(x))
 
 
-def swin_blocks(features: int, dims: int, options: SwinOptions, rates: Sequence[float]) -> nn.Sequential:
+def swin_blocks(features: int, dims: int, window: int, mlp_ratio: float, rates: Sequence[float]) -> nn.Sequential:
     """A block for each rate of stochastic depth; every second one shifts its windows."""
     return nn.Sequential(
-        *(SwinBlock(features, dims, options, index % 2 == 1, rate) for index, rate in enumerate(rates))
+        *(SwinBlock(features, dims, window, mlp_ratio, index % 2 == 1, rate) for index, rate in enumerate(rates))
     )
 
 
@@ -195,12 +203,12 @@ class DecoderStage(nn.Module):
     The head is applied by the network.
     """
 
-    def __init__(self, spec: NetworkSpec, stage: int, options: SwinOptions, rates: Sequence[float]) -> None:
+    def __init__(self, spec: NetworkSpec, stage: int, window: int, mlp_ratio: float, rates: Sequence[float]) -> None:
         super().__init__()
         features = spec.features[stage]
         self.up = Expanding(spec.features[stage + 1], features, spec.strides[stage + 1])
         self.join = nn.Linear(2 * features, features)
-        self.blocks = swin_blocks(features, spec.dims, options, rates)
+        self.blocks = swin_blocks(features, spec.dims, window, mlp_ratio, rates)
         self.head = None
         if spec.deep_supervision:
             self.head = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, spec.out_channels))
@@ -212,11 +220,10 @@ class DecoderStage(nn.Module):
 class FullResolution(nn.Module):
     """From the tokens of stage 1 to logits at full resolution, with or without convolutions of the image."""
 
-    def __init__(self, spec: NetworkSpec, options: SwinOptions) -> None:
+    def __init__(self, spec: NetworkSpec, convolve: bool) -> None:
         super().__init__()
         features, kernel, ones = spec.features[0], spec.kernel_sizes[0], (1,) * spec.dims
         self.up = Expanding(spec.features[1], features, spec.strides[1])
-        convolve = options.full_resolution == "convolve"
         self.image = conv_blocks(spec.in_channels, features, kernel, ones, spec.encoder_blocks[0]) if convolve else None
         self.blocks = conv_blocks(2 * features, features, kernel, ones, spec.decoder_blocks[0]) if convolve else None
         self.head = CONVOLUTIONS[spec.dims](features, spec.out_channels, 1, bias=convolve)
@@ -234,15 +241,18 @@ class SwinUNet(nn.Module):
     Stages count from the highest resolution; stage 0 has no attention. Skips are the results of a stage's blocks (Cao,
     Figure 1). As in the authors' code norms stand after the bottleneck and before the last expanding, and a stage's
     rates of stochastic depth are the same on both ways.
+
+    `window`: most tokens along the edge of a window; `mlp_ratio`: hidden features of the MLP in multiples of its
+    inputs; `drop_path`: rate of stochastic depth in the last block; `convolve`: see `FullResolution`.
     """
 
-    def __init__(self, spec: NetworkSpec, options: SwinOptions) -> None:
+    def __init__(self, spec: NetworkSpec, window: int, mlp_ratio: float, drop_path: float, convolve: bool) -> None:
         super().__init__()
         stages = len(spec.features)
         if stages < 2:
             raise ValueError("a U-Net needs at least two stages")
         counts = spec.encoder_blocks[1:]
-        rising = rising_rates(options.drop_path, sum(counts))
+        rising = rising_rates(drop_path, sum(counts))
         rates = [rising[sum(counts[:level]) : sum(counts[: level + 1])] for level in range(stages - 1)]
         features, strides = spec.features, spec.strides
         self.embed = Embedding(spec.in_channels, features[1], strides[1])
@@ -250,15 +260,15 @@ class SwinUNet(nn.Module):
             Merging(features[stage - 1], features[stage], strides[stage]) for stage in range(2, stages)
         )
         self.encoder = nn.ModuleList(
-            swin_blocks(features[stage], spec.dims, options, rates[stage - 1]) for stage in range(1, stages)
+            swin_blocks(features[stage], spec.dims, window, mlp_ratio, rates[stage - 1]) for stage in range(1, stages)
         )
         self.bottleneck_norm = nn.LayerNorm(features[-1])
         self.decoder = nn.ModuleList(
-            DecoderStage(spec, stage, options, resized(rates[stage - 1], spec.decoder_blocks[stage]))
+            DecoderStage(spec, stage, window, mlp_ratio, resized(rates[stage - 1], spec.decoder_blocks[stage]))
             for stage in range(1, stages - 1)
         )
         self.norm = nn.LayerNorm(features[1])
-        self.full = FullResolution(spec, options)
+        self.full = FullResolution(spec, convolve)
         self._initialise()
 
     def _initialise(self) -> None:

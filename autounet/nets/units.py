@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .blocks import CONVOLUTIONS, SLOPE, InstanceNorm, UpConvolution
-from .unpadded import Normalisation
+from .family import Normalisation
 
 BATCH_NORMS: dict[int, type[nn.Module]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 

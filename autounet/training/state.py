@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..nets import FAMILIES
-from ..nets.efficient_weights import load_pretrained
+from ..nets.efficient import load_pretrained
 from ..nets.transfer import transfer
 from ..schema.errors import ModelError
 from ..schema.plan import NetworkSpec

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..inference.bundle import BUNDLE_FILE, file_checksum, load_bundle
 from ..nets import FAMILIES
-from ..nets.efficient_weights import encoder_weights
+from ..nets.efficient import encoder_weights
 from ..nets.transfer import class_tensors, differences, input_tensors
 from ..planning.plan_transfer import StartingModel
 from ..schema.bundle import BundleMember, ModelBundle

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..schema.plan import NetworkSpec
 from .blocks import CONVOLUTIONS, UpConvolution
+from .family import Normalisation
 from .units import centre, he_initialise, max_pool, unit_row
-from .unpadded import Normalisation
 
 
 class ExpandingStage(nn.Module):
