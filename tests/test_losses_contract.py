@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from loss_cases import PATCH, channels, classes, random_batch, random_outputs, t
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
-from autounet.losses import BORDER_WEIGHTED, LOSSES, Batch, ProcessGroup, build_loss
+from autounet.losses import BORDER_WEIGHTED, LOSSES, Batch, build_loss
 from autounet.schema.labels import Labels, Region, overlapping_targets
 
 FLAGS = (False, True)
@@ -215,80 +214,6 @@ def test_compiles_into_one_graph(name, overlapping):
     torch.testing.assert_close(value, expected)
     gradients = [torch.autograd.grad(each, logits)[0] for each in (value, expected)]
     torch.testing.assert_close(*gradients)
-
-
-class ThreadRanks:
-    """Ranks that are threads of this process: `of(index)` is what rank `index` is given."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.barrier = threading.Barrier(size, timeout=60)
-        self.parts: list[torch.Tensor | None] = [None] * size
-        self.index = threading.local()
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        self.parts[self.index.value] = values.detach()
-        self.barrier.wait()
-        result = torch.stack(self.parts).sum(0)
-        self.barrier.wait()
-        return result
-
-    def run(self, work) -> list:
-        results: list = [None] * self.size
-
-        def one(index: int) -> None:
-            self.index.value = index
-            try:
-                results[index] = work(index)
-            except BaseException:
-                self.barrier.abort()
-                raise
-
-        threads = [threading.Thread(target=one, args=(index,)) for index in range(self.size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return results
-
-
-@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"topk", "dice_topk"}))
-@both_kinds
-@pytest.mark.parametrize("batch_dice", FLAGS)
-def test_ranks_together_are_one_process(name, overlapping, batch_dice):
-    """Values and gradients that DistributedDataParallel averages over 2 ranks are those of the whole batch at once."""
-    shape = (4, 5, 4)
-    for ignore, weights, partial in situations(name):
-        labels = tumour(ignore)
-        batch = random_batch(14, shape, ignore, weights, partial)
-        (logits,) = random_outputs(15, shape, channels(labels, overlapping))
-        alone = build_loss(name, labels, batch_dice, 1, overlapping=overlapping)([logits], batch)
-        (expected,) = torch.autograd.grad(alone, logits)
-        ranks = ThreadRanks(2)
-        shared = build_loss(name, labels, batch_dice, 1, overlapping=overlapping, ranks=ranks)
-
-        def work(index, batch=batch, logits=logits, shared=shared):
-            own = slice(2 * index, 2 * index + 2)
-            part = Batch(*(None if each is None else each[own] for each in batch[:4]))
-            mine = logits.detach()[own].requires_grad_()
-            value = shared([mine], part)
-            return value.detach(), torch.autograd.grad(value, mine)[0]
-
-        values, gradients = zip(*ranks.run(work), strict=True)
-        torch.testing.assert_close(sum(values) / 2, alone.detach())
-        torch.testing.assert_close(torch.cat(gradients) / 2, expected)
-
-
-def test_a_process_group_is_summed_over():
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        group, values = ProcessGroup(), torch.arange(3.0)
-        total = group.sum(values)
-        assert group.size == 1
-        assert torch.equal(total, values)
-        assert total.data_ptr() != values.data_ptr()
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def test_weights_are_demanded_where_they_are_the_point():

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from ..schema.errors import OptionError
 from ..schema.labels import Labels, overlapping_targets
-from .cross_entropy import CrossEntropy, Focal, TopKCrossEntropy, WeightedCrossEntropy
+from .cross_entropy import Focal, TopKCrossEntropy, WeightedCrossEntropy, cross_entropy
 from .deep_supervision import Batch, DeepSupervision, Pixelwise
 from .dice_ce import DiceCrossEntropy
 from .overlap import Dice, FocalTversky, Tversky, VoxelLoss
-from .ranks import ProcessGroup, Ranks
 from .voxels import Encoding, Exclusive, Overlapping
 
 __all__ = [
@@ -23,8 +22,6 @@ __all__ = [
     "Batch",
     "Loss",
     "LossSetting",
-    "ProcessGroup",
-    "Ranks",
     "build_loss",
     "even_weight",
 ]
@@ -37,11 +34,9 @@ class LossSetting(NamedTuple):
 
     labels: Labels
     batch_dice: bool = False
-    """sums of Dice and Tversky go over the whole batch, on all ranks"""
+    """sums of Dice and Tversky go over the whole batch"""
     overlapping: bool = False
     """one sigmoid for each of `overlapping_targets(labels)`, instead of a softmax over all classes"""
-    ranks: Ranks | None = None
-    """the processes of a distributed training"""
 
     @property
     def ignores(self) -> bool:
@@ -59,13 +54,9 @@ class LossSetting(NamedTuple):
 def _dice_ce(setting: LossSetting, dice: float = 1.0, ce: float = 1.0) -> Pixelwise:
     """Both terms or one of them: for exclusive classes with the gradient written out."""
     if not setting.overlapping:
-        return DiceCrossEntropy(setting.batch_dice, dice, ce, setting.ignores, setting.ranks)
-    terms = [CrossEntropy(setting.ranks)] if ce else []
-    return VoxelLoss(setting.encoding, *terms, *([_dice(setting)] if dice else []))
-
-
-def _dice(setting: LossSetting) -> Dice:
-    return Dice(setting.batch_dice, setting.ranks)
+        return DiceCrossEntropy(setting.batch_dice, dice, ce, setting.ignores)
+    terms = [cross_entropy] if ce else []
+    return VoxelLoss(setting.encoding, *terms, *([Dice(setting.batch_dice)] if dice else []))
 
 
 def _binary(setting: LossSetting) -> Pixelwise:
@@ -73,7 +64,7 @@ def _binary(setting: LossSetting) -> Pixelwise:
     if setting.overlapping:
         return _dice_ce(setting, dice=0.0)
     members = [(index,) for index in range(setting.labels.count)]
-    return VoxelLoss(Overlapping(members, len(members), setting.ignores), CrossEntropy(setting.ranks))
+    return VoxelLoss(Overlapping(members, len(members), setting.ignores), cross_entropy)
 
 
 LOSSES: dict[str, Callable[[LossSetting], Pixelwise]] = {
@@ -83,11 +74,11 @@ LOSSES: dict[str, Callable[[LossSetting], Pixelwise]] = {
     "bce": _binary,
     "weighted_ce": lambda setting: WeightedCrossEntropy(_dice_ce(setting, dice=0.0)),
     "topk": lambda setting: VoxelLoss(setting.encoding, TopKCrossEntropy()),
-    "dice_topk": lambda setting: VoxelLoss(setting.encoding, _dice(setting), TopKCrossEntropy()),
-    "focal": lambda setting: VoxelLoss(setting.encoding, Focal(ranks=setting.ranks)),
-    "dice_focal": lambda setting: VoxelLoss(setting.encoding, _dice(setting), Focal(ranks=setting.ranks)),
-    "tversky": lambda setting: VoxelLoss(setting.encoding, Tversky(setting.batch_dice, setting.ranks)),
-    "focal_tversky": lambda setting: VoxelLoss(setting.encoding, FocalTversky(setting.batch_dice, setting.ranks)),
+    "dice_topk": lambda setting: VoxelLoss(setting.encoding, Dice(setting.batch_dice), TopKCrossEntropy()),
+    "focal": lambda setting: VoxelLoss(setting.encoding, Focal()),
+    "dice_focal": lambda setting: VoxelLoss(setting.encoding, Dice(setting.batch_dice), Focal()),
+    "tversky": lambda setting: VoxelLoss(setting.encoding, Tversky(setting.batch_dice)),
+    "focal_tversky": lambda setting: VoxelLoss(setting.encoding, FocalTversky(setting.batch_dice)),
 }
 """name -> factory of the loss of one output"""
 
@@ -107,14 +98,13 @@ def build_loss(
     levels: int,
     *,
     overlapping: bool = False,
-    ranks: Ranks | None = None,
 ) -> Loss:
     """The loss `name` for `levels` outputs, of K channels, or with `overlapping` one for each target.
 
     Raises OptionError for an unknown name or too few classes.
     """
     if name not in LOSSES:
-        raise OptionError(f"there is no loss {name!r}; choose one of {', '.join(sorted(LOSSES))}")
+        raise OptionError(f"there is no loss {name!r}", f"Choose one of {', '.join(sorted(LOSSES))}")
     if labels.count < 2:
-        raise OptionError("a loss needs background and at least one class")
-    return DeepSupervision(LOSSES[name](LossSetting(labels, batch_dice, overlapping, ranks)), levels)
+        raise OptionError("the labels have no class besides the background", "Give at least one class to segment")
+    return DeepSupervision(LOSSES[name](LossSetting(labels, batch_dice, overlapping)), levels)

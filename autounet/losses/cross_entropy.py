@@ -9,29 +9,19 @@ import torch
 from torch import Tensor
 
 from .deep_supervision import Pixelwise
-from .ranks import Ranks, mean_total
 from .voxels import SMALLEST_TOTAL, Voxels
 
 
-@dataclass(frozen=True)
-class CrossEntropy:
+def cross_entropy(voxels: Voxels) -> Tensor:
     """Mean of -log p(what is true) over voxels, and channels where they overlap, by their weights."""
-
-    ranks: Ranks | None = None
-
-    def __call__(self, voxels: Voxels) -> Tensor:
-        return weighted_mean(-voxels.log_likelihood(), voxels.weight, self.ranks)
+    return weighted_mean(-voxels.log_likelihood(), voxels.weight)
 
 
-def weighted_mean(values: Tensor, weight: Tensor | None, ranks: Ranks | None) -> Tensor:
-    """Of `values` (B, C', N) by `weight`, which broadcasts to it; 0 where all weights are 0.
-
-    The divisor is shared by all ranks, so that their results average to the mean over the whole batch.
-    """
+def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of `values` (B, C', N) by `weight`, which broadcasts to it; 0 where all weights are 0."""
     if weight is None:
         return values.mean()
-    divisor = mean_total(weight.expand_as(values).sum(), ranks).clamp(min=SMALLEST_TOTAL)
-    return (values * weight).sum() / divisor
+    return (values * weight).sum() / weight.expand_as(values).sum().clamp(min=SMALLEST_TOTAL)
 
 
 @dataclass(frozen=True)
@@ -43,11 +33,10 @@ class Focal:
     """
 
     gamma: float = 2.0
-    ranks: Ranks | None = None
 
     def __call__(self, voxels: Voxels) -> Tensor:
         values = -(voxels.error() ** self.gamma) * voxels.log_likelihood()
-        return weighted_mean(values, voxels.weight, self.ranks)
+        return weighted_mean(values, voxels.weight)
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,7 @@ class TopKCrossEntropy:
     Wu, Shen, van den Hengel 2016, Bridging category-level and instance-level semantic image segmentation
     (arXiv 1605.06885), as nnU-Net has it: 10 % of the voxels of the whole batch. Cross-entropy is multiplied by the
     voxel's weight before, and the mean divided by the mean weight of the known voxels, chosen or not: by that of the
-    chosen it would jump where voxels change places. Under distributed training each rank takes the worst of its own.
+    chosen it would jump where voxels change places.
     """
 
     fraction: float = 0.1

@@ -23,16 +23,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .overlap import SMOOTH, shared_count
-from .ranks import Ranks, mean_total
+from .overlap import SMOOTH
 from .voxels import SMALLEST_TOTAL, flat_logits, known_weight, merge_unannotated
 
 
 class DiceCrossEntropy:
     """`loss(logits (B, K, *S), labels (B, *S), weight (B, *S) or None, annotated (B, K) or None) -> scalar`.
 
-    Labels are -1 where there is no loss; without `ignores` there is no such voxel. `ranks` are the processes whose
-    batches are one.
+    Labels are -1 where there is no loss; without `ignores` there is no such voxel.
     """
 
     def __init__(
@@ -41,13 +39,11 @@ class DiceCrossEntropy:
         dice_weight: float = 1.0,
         ce_weight: float = 1.0,
         ignores: bool = True,
-        ranks: Ranks | None = None,
     ) -> None:
         self.batch_dice = batch_dice
         self.dice_weight = dice_weight
         self.ce_weight = ce_weight
         self.ignores = ignores
-        self.ranks = ranks
 
     def __call__(
         self, logits: Tensor, labels: Tensor, weight: Tensor | None = None, annotated: Tensor | None = None
@@ -56,7 +52,7 @@ class DiceCrossEntropy:
             logits, labels, annotated = merge_unannotated(flat_logits(logits), labels.flatten(1).long(), annotated)
         return _DiceCrossEntropy.apply(
             logits, labels, weight, annotated,
-            self.batch_dice, self.dice_weight, self.ce_weight, self.ignores, self.ranks,
+            self.batch_dice, self.dice_weight, self.ce_weight, self.ignores,
         )  # fmt: skip
 
 
@@ -72,7 +68,6 @@ class _DiceCrossEntropy(torch.autograd.Function):
         dice_weight: float,
         ce_weight: float,
         ignores: bool,
-        ranks: Ranks | None,
     ) -> Tensor:
         # (B, K, N) contiguous: softmax over a strided class axis is vectorised along the voxels
         flat = flat_logits(logits)
@@ -95,12 +90,12 @@ class _DiceCrossEntropy(torch.autograd.Function):
             sums[1] = probability.sum(-1)
             sums[2].scatter_add_(1, target, torch.ones_like(true))
         else:
-            total = mean_total(mask.sum(), ranks).clamp(min=SMALLEST_TOTAL)
+            total = mask.sum().clamp(min=SMALLEST_TOTAL)
             ce = -(log_true * mask).sum() / total
             sums[0].scatter_add_(1, target, true * mask)
             sums[1] = torch.bmm(probability, mask[:, :, None])[:, :, 0]
             sums[2].scatter_add_(1, target, mask)
-        dice, by_overlap, by_size = _dice(sums, annotated, batch_dice, ranks)
+        dice, by_overlap, by_size = _dice(sums, annotated, batch_dice)
         if ctx.needs_input_grad[0]:
             gradient = _gradient(
                 probability, true, index, mask,
@@ -116,31 +111,23 @@ class _DiceCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return ((gradient * upstream.to(gradient.dtype)).to(ctx.dtype), *[None] * 8)
+        return ((gradient * upstream.to(gradient.dtype)).to(ctx.dtype), *[None] * 7)
 
 
-def _dice(
-    sums: Tensor, annotated: Tensor | None, batch_dice: bool, ranks: Ranks | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _dice(sums: Tensor, annotated: Tensor | None, batch_dice: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Mean foreground Dice and its derivatives by I and by P, both (B, K), from `sums` (3, B, K)."""
-    shape, factor = sums.shape[1:], 1
+    shape = sums.shape[1:]
     counted = torch.ones_like(sums[0]) if annotated is None else annotated.to(sums.dtype)
     counted[:, 0] = 0
     if batch_dice:
-        sums, counted = sums.sum(1, keepdim=True), counted.sum(0, keepdim=True)
-        if ranks is not None:
-            # each rank's numbers enter the score of all, of which DistributedDataParallel takes the mean
-            sums, counted, factor = ranks.sum(sums), ranks.sum(counted), ranks.size
-        counted = counted.clamp(max=1)
-        counted = counted / counted.sum().clamp(min=1)
-    else:
-        counted = counted / shared_count(counted, ranks)
+        sums, counted = sums.sum(1, keepdim=True), counted.sum(0, keepdim=True).clamp(max=1)
+    counted = counted / counted.sum().clamp(min=1)
     overlap, predicted, reference = sums
     numerator = 2 * overlap + SMOOTH
     denominator = predicted + reference + SMOOTH
     score = numerator / denominator
-    by_overlap = factor * 2 * counted / denominator
-    by_size = -factor * counted * score / denominator
+    by_overlap = 2 * counted / denominator
+    by_size = -counted * score / denominator
     return (score * counted).sum(), by_overlap.expand(shape), by_size.expand(shape)
 
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .ranks import Ranks, mean_total, total
 from .voxels import Encoding, Voxels
 
 SMOOTH = 1e-5
@@ -29,23 +28,13 @@ class Overlap(NamedTuple):
         return (scores * self.share).sum()
 
 
-def overlap(voxels: Voxels, batch: bool, ranks: Ranks | None) -> Overlap:
-    """Sums of each sample, or with `batch` over the whole batch on all `ranks`."""
+def overlap(voxels: Voxels, batch: bool) -> Overlap:
+    """Sums of each sample, or with `batch` over the whole batch."""
     sums, annotated = voxels.sums(), voxels.annotated()
     if batch:
-        sums = total(sums.sum(1, keepdim=True), ranks)
-        annotated = total(annotated.sum(0, keepdim=True), ranks).clamp(max=1)
-        share = annotated / annotated.sum().clamp(min=1)
-    else:
-        share = annotated / shared_count(annotated, ranks)
+        sums, annotated = sums.sum(1, keepdim=True), annotated.sum(0, keepdim=True).clamp(max=1)
     both, predicted, true = sums
-    return Overlap(both, predicted, true, share)
-
-
-def shared_count(annotated: Tensor, ranks: Ranks | None) -> Tensor:
-    """How many (sample, channel) pairs are annotated, as the mean over all ranks; at least the smallest that is > 0."""
-    count = mean_total(annotated.sum(), ranks)
-    return count.clamp(min=1 if ranks is None else 1 / ranks.size)
+    return Overlap(both, predicted, true, annotated / annotated.sum().clamp(min=1))
 
 
 @dataclass(frozen=True)
@@ -53,15 +42,14 @@ class Dice:
     """Minus the mean over channels of (2 I + s) / (P + Y + s): -1 for a perfect prediction, as nnU-Net counts.
 
     Milletari et al. 2016 (V-Net) with the sums in the denominator (Drozdzal et al. 2016). With `batch` the sums go over
-    the whole batch and all ranks, else each sample has its own.
+    the whole batch, else each sample has its own.
     """
 
     batch: bool = False
-    ranks: Ranks | None = None
 
     def __call__(self, voxels: Voxels) -> Tensor:
-        found = overlap(voxels, self.batch, self.ranks)
-        return -found.mean((2 * found.both + SMOOTH) / (found.predicted + found.true + SMOOTH))
+        sums = overlap(voxels, self.batch)
+        return -sums.mean((2 * sums.both + SMOOTH) / (sums.predicted + sums.true + SMOOTH))
 
 
 @dataclass(frozen=True)
@@ -73,19 +61,18 @@ class Tversky:
     """
 
     batch: bool = False
-    ranks: Ranks | None = None
     false_positives: float = 0.3
     false_negatives: float = 0.7
 
     def __call__(self, voxels: Voxels) -> Tensor:
-        found = overlap(voxels, self.batch, self.ranks)
-        return found.mean(tversky_error(found, self.false_positives, self.false_negatives))
+        sums = overlap(voxels, self.batch)
+        return sums.mean(tversky_error(sums, self.false_positives, self.false_negatives))
 
 
-def tversky_error(found: Overlap, false_positives: float, false_negatives: float) -> Tensor:
+def tversky_error(sums: Overlap, false_positives: float, false_negatives: float) -> Tensor:
     """1 - Tversky index of each channel, written so that small errors are not lost beside the 1."""
-    errors = false_positives * (found.predicted - found.both) + false_negatives * (found.true - found.both)
-    return errors / (found.both + errors + SMOOTH)
+    errors = false_positives * (sums.predicted - sums.both) + false_negatives * (sums.true - sums.both)
+    return errors / (sums.both + errors + SMOOTH)
 
 
 LEAST_ERROR = 1e-7
@@ -101,15 +88,14 @@ class FocalTversky:
     """
 
     batch: bool = False
-    ranks: Ranks | None = None
     false_positives: float = 0.3
     false_negatives: float = 0.7
     gamma: float = 4 / 3
 
     def __call__(self, voxels: Voxels) -> Tensor:
-        found = overlap(voxels, self.batch, self.ranks)
-        errors = tversky_error(found, self.false_positives, self.false_negatives)
-        return found.mean(errors.clamp(min=LEAST_ERROR) ** (1 / self.gamma))
+        sums = overlap(voxels, self.batch)
+        errors = tversky_error(sums, self.false_positives, self.false_negatives)
+        return sums.mean(errors.clamp(min=LEAST_ERROR) ** (1 / self.gamma))
 
 
 Term = Callable[[Voxels], Tensor]
