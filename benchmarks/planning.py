@@ -91,9 +91,8 @@ def combinations() -> list[Combination]:
 
 def compare(combination: Combination, device: str) -> tuple[int, int]:
     """(predicted, measured) bytes."""
+    from autounet.memory_model.measured_steps import MemoryProbe, StepSetting, measure
     from autounet.memory_model.peak import CODE_BYTES, DEFAULTS
-    from autounet.memory_model.real_steps import Question, measure
-    from autounet.memory_model.traced import StepSetting
     from autounet.step import Precision
 
     names = ("background", *(f"class {index}" for index in range(1, combination.classes)))
@@ -107,8 +106,8 @@ def compare(combination: Combination, device: str) -> tuple[int, int]:
     predicted = memory(spec, patch, combination.batch)
     precision = Precision(combination.precision, combination.channels_last)
     setting = StepSetting(labels, options, precision, kind)
-    question = Question(spec, patch, combination.batch, setting, device)
-    return predicted, measure(question).peak
+    probe = MemoryProbe(spec, patch, combination.batch, setting, device)
+    return predicted, measure(probe).peak
 
 
 def report(rows: list[tuple[Combination, int, int]], device: str) -> str:

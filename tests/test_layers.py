@@ -19,7 +19,7 @@ import autounet
 ROOT = Path(autounet.__file__).parent
 
 LAYERS = (
-    ("workers",),
+    ("workers", "torch_private"),
     ("schema",),
     ("imageio", "store", "nets", "losses", "ops", "progress", "figures"),
     ("datasets", "step"),
@@ -163,6 +163,26 @@ def test_torch_stays_out_of_the_light_packages():
             continue
         for line, there in imported(path, WithoutFunctions().visit(parse(path))):
             assert there.split(".")[0] != "torch", f"{path.relative_to(ROOT.parent)}:{line} imports torch"
+
+
+PRIVATE_OF_TORCH = {"_cdata", "_schema", "_make_wrapper_subclass", "_scoped_library"}
+"""names without torch in front"""
+
+
+def test_private_names_of_torch_stand_in_one_file():
+    for name, path in MODULES.items():
+        if name == "torch_private":
+            continue
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.Attribute):
+                words = ast.unparse(node).split(".")
+                ours = words[0] in ("torch", "nn", "functional", "aten", "Tensor") or words[-1] in PRIVATE_OF_TORCH
+            elif isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith("torch"):
+                words, ours = [*node.module.split("."), *(alias.name for alias in node.names)], True
+            else:
+                continue
+            private = [word for word in words if word.startswith("_") and not word.startswith("__")]
+            assert not (ours and private), f"{path.relative_to(ROOT.parent)}:{node.lineno} uses {'.'.join(words)}"
 
 
 def test_nothing_prints():

@@ -18,7 +18,7 @@ from autounet.imageio import read_labels, write_image, write_labels
 from autounet.inference.decisions import OrderedRegions, decision_for
 from autounet.inference.ensembling import PROBABILITIES
 from autounet.inference.export import export, labels_for_next_stage
-from autounet.memory_model.traced import step_loss
+from autounet.memory_model.measured_steps import step_loss
 from autounet.nets import FAMILIES
 from autounet.ops.label_values import decode, encode
 from autounet.planning import plan, validate

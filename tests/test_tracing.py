@@ -13,8 +13,10 @@ from training_cases import configuration as small_configuration
 from training_cases import labels
 
 from autounet.memory_model import Margin, TrainingMemory, inference_memory, memory_margin, training_memory
-from autounet.memory_model.fake_tensors import Event, alive_peak
-from autounet.memory_model.traced import StepSetting, Trace, saved_peak, trace_forward, trace_step
+from autounet.memory_model.estimates import tracing_works
+from autounet.memory_model.measured_steps import StepSetting, saved_peak
+from autounet.memory_model.peak import Event, alive_peak
+from autounet.memory_model.traced import Trace, trace_forward, trace_step
 from autounet.nets import FAMILIES
 from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autounet.schema.options import TrainOptions
@@ -113,7 +115,7 @@ def test_bytes_are_those_of_torchs_own_fake_tensors():
     from torch.utils._pytree import tree_leaves
 
     from autounet.losses import Batch
-    from autounet.memory_model.traced import step_loss
+    from autounet.memory_model.measured_steps import step_loss
     from autounet.step import build_optimiser, train_step
 
     alive: dict[int, object] = {}
@@ -217,11 +219,28 @@ def test_the_fallback_takes_over_and_says_so(monkeypatch, caplog):
         raise RuntimeError("no such thing")
 
     monkeypatch.setattr("autounet.memory_model.traced.trace_step", fails)
-    model = memory()
-    assert model.traced(network(2, 2), (16, 16), 2) > 0
-    assert model.method == "saved tensors"
-    assert "no such thing" in caplog.text
+    tracing_works.cache_clear()
+    try:
+        model = memory()
+        assert model.traced(network(2, 2), (16, 16), 2) > 0
+        assert model.method == "saved tensors"
+        assert "no such thing" in caplog.text
+        assert inference_memory(small_configuration(), fingerprint((8, 12, 8)), 3, "cpu", 4) is None
+    finally:
+        tracing_works.cache_clear()
     assert memory().method is None
+
+
+def test_an_error_in_tracing_is_an_error(monkeypatch):
+    """After the self-test nothing is caught: a wrong prediction would go unnoticed."""
+    assert tracing_works()
+
+    def fails(*_: object) -> Trace:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr("autounet.memory_model.traced.trace_step", fails)
+    with pytest.raises(TypeError, match="a bug"):
+        memory().traced(network(2, 2), (16, 16), 2)
 
 
 def test_method_is_said():
@@ -303,9 +322,7 @@ def test_inference_counts_the_largest_case():
     assert two.device_bytes == two.host_bytes > one.host_bytes
     assert two.host_bytes >= 4 * (3 + 2) * voxels  # scores, the image and its padded copy
     gpu = inference_memory(chosen, large, 3, "cuda:0", 4)
-    assert gpu.scores_on_device
     beside = inference_memory(chosen, large, 3, "cuda:0", 4, free_bytes=4 * 3 * voxels)
-    assert not beside.scores_on_device
     assert gpu.device_bytes - beside.device_bytes >= 4 * 3 * voxels
     many = inference_memory(chosen, large, 3, "cuda:0", 4, networks=5)
     assert many.device_bytes > gpu.device_bytes

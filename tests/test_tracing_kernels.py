@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from autounet.memory_model.kernels import KERNELS
+from autounet.memory_model.fake_tensors import KERNELS
 
 aten = torch.ops.aten
 LAYOUTS = {4: (torch.contiguous_format, torch.channels_last), 5: (torch.contiguous_format, torch.channels_last_3d)}

@@ -6,18 +6,10 @@ prediction needs. Torch is loaded at the first question, not on import.
 
 from __future__ import annotations
 
-from .peak import (
-    TRACING_ERRORS,
-    InferenceMemory,
-    Margin,
-    TrainingMemory,
-    inference_memory,
-    memory_margin,
-    training_memory,
-)
+from .estimates import InferenceMemory, TrainingMemory, inference_memory, training_memory
+from .peak import Margin, memory_margin
 
 __all__ = [
-    "TRACING_ERRORS",
     "InferenceMemory",
     "Margin",
     "TrainingMemory",

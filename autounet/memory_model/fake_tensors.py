@@ -1,8 +1,5 @@
 """Tensors without numbers that a training step runs on as on real ones, and a record of the memory it takes.
 
-The one module that touches torch's private interfaces: `Tensor._make_wrapper_subclass`, `__torch_dispatch__` modes and
-the Meta kernels, which compute shapes only.
-
 torch's own FakeTensorMode gives the same bytes (a test compares them), but it loads and asks the compiler: 2.5 s of
 processor time once and 0.4 s a step of a 3-D U-Net of six stages, where this needs 0.2 s a step. And in a torch built
 without CUDA a backward pass over its tensors on a GPU aborts the process, as autograd finds no device guard. Here all
@@ -13,52 +10,28 @@ with the device that is played. So a plan for a GPU is the same wherever it is m
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from .kernels import KERNELS, META
-
-ROUNDING = 512
-"""bytes to which torch's allocator on CUDA rounds every block (kMinBlockSize in c10/cuda/CUDACachingAllocator.cpp); on
-a CPU it is 64, which makes no difference that one could see"""
-
-
-class Event(NamedTuple):
-    """A block of memory begins, or ends (negative bytes)."""
-
-    block: int
-    size: int
-
-
-def alive_peak(events: Iterable[Event], rounding: int = ROUNDING) -> int:
-    """The most bytes alive at once, each block rounded up: what `torch.cuda.max_memory_allocated` counts."""
-    now = peak = 0
-    for _, size in events:
-        rounded = -(-abs(size) // rounding) * rounding
-        now += rounded if size > 0 else -rounded
-        peak = max(peak, now)
-    return peak
-
-
-def correspond(one: Sequence[Event], two: Sequence[Event]) -> bool:
-    """Whether the same blocks begin and end in the same order, whatever their sizes."""
-    return [(event.block, event.size > 0) for event in one] == [(event.block, event.size > 0) for event in two]
-
-
-def scaled(small: Sequence[Event], large: Sequence[Event], share: float) -> list[Event]:
-    """Corresponding events, each size on the line through both: `share` 0 gives `small`, 1 gives `large`."""
-    return [Event(a.block, round(a.size + share * (b.size - a.size))) for a, b in zip(small, large, strict=True)]
-
+from ..torch_private import (
+    READ_NUMBER,
+    WITHOUT_TORCH_FUNCTION,
+    DispatchMode,
+    autocast_in_float32,
+    schema,
+    storage_key,
+    wrapper,
+)
+from .peak import Event
 
 aten = torch.ops.aten
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 
 CUDA_IN_FLOAT32 = (
     "layer_norm", "group_norm", "rms_norm", "softmax.int", "log_softmax.int", "softplus", "cumsum",
@@ -66,6 +39,99 @@ CUDA_IN_FLOAT32 = (
 )  # fmt: skip
 """what autocast computes in float32 on CUDA and leaves alone on a CPU (torch's "CUDA Ops that can autocast to
 float32"), as far as networks use it"""
+
+
+# What comes out of the operations that a training step calls most, as Meta tensors: size, type and memory order.
+# torch's own shape functions forget the memory order of convolutions on Meta tensors and load the symbolic algebra. For
+# the others theirs give the same, but take most of the time of a trace.
+
+
+def _layout(*tensors: Tensor) -> torch.memory_format:
+    """Channels-last when the image or the kernel is, as oneDNN and cuDNN decide."""
+    for layout, dims in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+        for tensor in tensors:
+            if tensor.ndim == dims and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous():
+                return layout
+    return torch.contiguous_format
+
+
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, transposed: bool,
+    output_padding: Any, groups: int,
+) -> Tensor:  # fmt: skip
+    size = []
+    for axis, length in enumerate(x.shape[2:]):
+        step, pad, spread = (value[axis if len(value) > 1 else 0] for value in (stride, padding, dilation))
+        reach = spread * (weight.shape[2 + axis] - 1) + 1
+        if transposed:
+            more = output_padding[axis if len(output_padding) > 1 else 0]
+            size.append((length - 1) * step - 2 * pad + reach + more)
+        else:
+            size.append((length + 2 * pad - reach) // step + 1)
+    channels = weight.shape[1] * groups if transposed else weight.shape[0]
+    shape = (len(x), channels, *size)
+    return torch.empty(shape, dtype=x.dtype, device=META, memory_format=_layout(x, weight))
+
+
+def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, *rest: Any) -> Any:
+    layout, wanted = _layout(x, weight), rest[-1]
+    made = [
+        torch.empty(like.shape, dtype=like.dtype, device=META, memory_format=layout) if asked else None
+        for like, asked in zip((x, weight), wanted, strict=False)
+    ]
+    return (*made, torch.empty(bias_sizes, dtype=weight.dtype, device=META) if wanted[2] else None)
+
+
+def _like_first(first: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(first)
+
+
+def _norm(
+    x: Tensor, order: Any = 2, dim: Any = None, keepdim: bool = False, dtype: torch.dtype | None = None
+) -> Tensor:
+    if dim is not None or keepdim:
+        return aten.linalg_vector_norm.default(x, order, dim, keepdim, dtype=dtype)
+    return torch.empty((), dtype=dtype or x.dtype, device=META)
+
+
+def _binary(operation: Any) -> Callable[..., Tensor]:
+    """Where nothing is broadcast or converted the result is like the first; elsewhere torch says."""
+
+    def kernel(first: Tensor, second: Any, **more: Any) -> Tensor:
+        plain = first.dtype.is_floating_point and (
+            isinstance(second, int | float)
+            if not isinstance(second, Tensor)
+            else (second.shape, second.dtype, second.stride()) == (first.shape, first.dtype, first.stride())
+        )
+        return torch.empty_like(first) if plain else operation(first, second, **more)
+
+    return kernel
+
+
+def _batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *rest: Any) -> Any:
+    if not training:
+        return aten.native_batch_norm.default(x, weight, bias, mean, variance, training, *rest)
+    statistics = [torch.empty(x.shape[1], dtype=torch.float32, device=META) for _ in range(2)]
+    return torch.empty_like(x), *statistics
+
+
+def _batch_norm_backward(gradient: Tensor, x: Tensor, weight: Any, *rest: Any) -> Any:
+    wanted = rest[-1]
+    vectors = [torch.empty(x.shape[1], dtype=torch.float32, device=META) if asked else None for asked in wanted[1:]]
+    return torch.empty_like(x), *vectors
+
+
+KERNELS: dict[Any, Callable[..., Any]] = {
+    aten.convolution.default: _convolution,
+    aten.convolution_backward.default: _convolution_backward,
+    aten.leaky_relu_backward.default: _like_first,
+    aten.gelu_backward.default: _like_first,
+    aten.linalg_vector_norm.default: _norm,
+    aten.native_batch_norm.default: _batch_norm,
+    aten.native_batch_norm_backward.default: _batch_norm_backward,
+    **{each: _binary(each) for each in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)},
+}
+"""by the operation that they stand for"""
 
 
 class Fake(Tensor):
@@ -76,18 +142,11 @@ class Fake(Tensor):
 
     @staticmethod
     def __new__(cls, meta_tensor: Tensor, shown: torch.device) -> Fake:
-        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls,
-            meta_tensor.size(),
-            strides=meta_tensor.stride(),
-            storage_offset=meta_tensor.storage_offset(),
-            dtype=meta_tensor.dtype,
-            device=CPU,
-        )
+        made = wrapper(cls, meta_tensor, CPU)
         made.meta_tensor, made.shown = meta_tensor, shown
         return made
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = WITHOUT_TORCH_FUNCTION  # type: ignore[assignment]
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -118,12 +177,8 @@ class _Devices(TorchFunctionMode):
         return function(*map(known, args), **{name: known(value) for name, value in (kwargs or {}).items()})
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(DispatchMode):
     """Runs every operation on Meta tensors and notes when storages begin and end."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # saves loading the compiler, which takes seconds
 
     def __init__(self, played: torch.device) -> None:
         super().__init__()
@@ -134,7 +189,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if operation is aten._local_scalar_dense.default:
+        if operation is READ_NUMBER:
             # The answer to any question about values is yes: some voxels have no loss, which takes more memory than
             # none, and the gradients need no clipping, which takes none.
             return True
@@ -157,7 +212,7 @@ class Recorder(TorchDispatchMode):
         return value
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
+        key = storage_key(storage)
         if key in self._alive:
             return
         self._blocks += 1
@@ -177,9 +232,7 @@ def played(device: str) -> Iterator[Recorder]:
     shown = torch.device("cuda:0" if device == "cuda" else device)
     with ExitStack() as stack:
         if shown.type == "cuda":
-            library = stack.enter_context(torch.library._scoped_library("aten", "IMPL"))
-            for name in CUDA_IN_FLOAT32:
-                library.impl(name, _in_float32(name), "AutocastCPU")
+            stack.enter_context(autocast_in_float32(CUDA_IN_FLOAT32))
         stack.enter_context(_Devices(shown))
         yield stack.enter_context(Recorder(shown))
 
@@ -198,10 +251,9 @@ def fake_module(module: torch.nn.Module, channels_last: bool) -> torch.nn.Module
         return made[id(tensor)]
 
     for part in module.modules():
-        for table in (part._parameters, part._buffers):
-            for name, tensor in table.items():
-                if tensor is not None:
-                    table[name] = fake(tensor)  # type: ignore[assignment]
+        own = part.named_parameters(recurse=False, remove_duplicate=False)
+        for name, tensor in [*own, *part.named_buffers(recurse=False, remove_duplicate=False)]:
+            setattr(part, name, fake(tensor))
     return module
 
 
@@ -224,35 +276,19 @@ def _written(operation: Any) -> Callable[[Any, Any], Any] | None:
 
     Shapes stay as they are, so nothing has to be computed. None for all others, and for the few that resize.
     """
-    schema = operation._schema
-    name = schema.name.rpartition("::")[2]
+    described = schema(operation)
+    name = described.name.rpartition("::")[2]
     places = [
         (index, argument.name)
-        for index, argument in enumerate(schema.arguments)
+        for index, argument in enumerate(described.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
-    fresh = any(value.alias_info is None for value in schema.returns)
+    fresh = any(value.alias_info is None for value in described.returns)
     if not places or fresh or torch.Tag.inplace_view in operation.tags or name in ("resize_", "resize_as_", "set_"):
         return None
 
     def pick(args: Any, kwargs: Any) -> Any:
         found = [kwargs[name] if name in kwargs else args[index] for index, name in places]
-        return None if not schema.returns else found[0] if len(schema.returns) == 1 else tuple(found)
+        return None if not described.returns else found[0] if len(described.returns) == 1 else tuple(found)
 
     return pick
-
-
-def _in_float32(name: str) -> Callable[..., Tensor]:
-    packet, _, overload = name.partition(".")
-    operation = getattr(getattr(aten, packet), overload or "default")
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
-
-    def cast(value: Any) -> Any:
-        lower = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
-        return value.float() if lower else value
-
-    def kernel(*args: Any, **kwargs: Any) -> Tensor:
-        with torch._C._ExcludeDispatchKeyGuard(keys):
-            return operation(*map(cast, args), **{key: cast(value) for key, value in kwargs.items()})
-
-    return kernel

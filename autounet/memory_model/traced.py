@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from ..losses import BORDER_WEIGHTED, Batch, Loss, even_weight
+from ..losses import BORDER_WEIGHTED, Batch
 from ..nets import FAMILIES
-from ..schema.labels import Labels, TargetKind, planned_targets, targets_of
+from ..schema.labels import LabelClass, Labels
 from ..schema.options import TrainOptions
-from ..schema.plan import Configuration, NetworkSpec, PreprocessSpec
-from ..step import AUTOCAST, Precision, build_optimiser, configuration_loss, train_step
-from .fake_tensors import Event, Recorder, fake_module, played
-
-
-@dataclass(frozen=True)
-class StepSetting:
-    """What a training step depends on beside the network, the patch and the batch."""
-
-    labels: Labels
-    options: TrainOptions
-    precision: Precision
-    device: str
-    """cpu or cuda; for every other kind the GPU's code is traced"""
-    partial: bool = False
-    """cases in which not every class was annotated occur, which takes more memory in the loss"""
+from ..schema.plan import NetworkSpec
+from ..step import AUTOCAST, Precision, build_optimiser, train_step
+from .fake_tensors import Recorder, fake_module, played
+from .measured_steps import StepSetting, step_loss
+from .peak import Event
 
 
 class Trace(NamedTuple):
@@ -46,30 +32,6 @@ class _PlayedPrecision(Precision):
         if device_type == "cpu" or self.name == "fp32":
             return super().autocast("cpu")
         return torch.autocast("cpu", dtype=AUTOCAST[self.name])
-
-
-def step_loss(spec: NetworkSpec, labels: Labels, options: TrainOptions) -> Loss:
-    """The loss of any configuration with this network; patch, batch and preprocessing do not change it.
-
-    What the network learns shows in its outputs: where they could be both, it is what the planner chooses.
-    """
-    planned = planned_targets(labels)
-    targets: TargetKind = planned if spec.out_channels == len(targets_of(labels, planned)) else "classes"
-    return configuration_loss(
-        Configuration(
-            preprocess=PreprocessSpec(spacing=(1, 1, 1), normalisation=()),
-            prepared="",
-            patch_size=spec.divisor,
-            batch_size=1,
-            network=spec,
-            targets=targets,
-            batch_dice=True,
-            median_shape=(1, 1, 1),
-            predicted_memory_bytes=0,
-        ),
-        labels,
-        options,
-    )
 
 
 def trace_step(spec: NetworkSpec, patch: tuple[int, ...], batch: int, setting: StepSetting) -> Trace:
@@ -146,53 +108,19 @@ def _take(recorder: Recorder) -> list[Event]:
     return events
 
 
-BATCH = 2
-STATES = {"adamw": 2, "sgd": 1}
-"""numbers that an optimiser keeps per weight"""
+def self_test() -> None:
+    """Trace one step of a small network and compare with what can be counted by hand.
 
-
-def saved_peak(spec: NetworkSpec, patch: tuple[int, ...], batch: int, setting: StepSetting) -> int:
-    """Bytes: weights, averages, optimiser state, and the larger of what is saved and of the gradients."""
-    with torch.random.fork_rng():
-        model = FAMILIES[spec.family].build(spec).train()
-        model = setting.precision.place(model, torch.device("cpu"))
-        least = FAMILIES[spec.family].valid_size(spec, [2 * step for step in spec.divisor])
-        more = FAMILIES[spec.family].valid_size(spec, (*least[:-1], 2 * least[-1]))
-        sizes = [BATCH * math.prod(size) for size in (least, more)]
-        counts = [_saved(spec, model, size, setting) for size in (least, more)]
-    voxels = batch * math.prod(patch)
-    share = (voxels - sizes[0]) / (sizes[1] - sizes[0])
-    saved, largest = (first + share * (second - first) for first, second in zip(*counts, strict=True))
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    copies = 1 + STATES[setting.options.optimiser] + (setting.options.ema_decay is not None)
-    data = voxels * (4 * spec.in_channels + 2)
-    return round(copies * weights + data + max(saved + 2 * largest, weights))
-
-
-def _saved(spec: NetworkSpec, model: torch.nn.Module, patch: tuple[int, ...], setting: StepSetting) -> tuple[int, int]:
-    """Bytes of all saved tensors and of the largest; weights do not count, and each storage counts once."""
-    pass
-
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    seen: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            seen[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    precision: Precision = setting.precision
-    image = torch.randn(BATCH, spec.in_channels, *patch)
-    known = torch.ones((BATCH, setting.labels.count), dtype=torch.bool) if setting.partial else None
-    labels = torch.zeros((BATCH, *patch), dtype=torch.int16)
-    batch = Batch(image, labels, known, even_weight(setting.options.loss, labels.shape))
-    batch = batch.to(torch.device("cpu"), precision.channels_last)
-    loss = step_loss(spec, setting.labels, setting.options)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with precision.autocast("cpu"):
-            outputs = model(batch.image)
-        value = loss(outputs, batch)
-    held = {output.untyped_storage().data_ptr(): output for output in outputs}
-    sizes = [tensor.untyped_storage().nbytes() for tensor in (seen | held).values()]
-    del value
-    return sum(sizes), max(sizes)
+    Raises RuntimeError where the bytes differ, and whatever a missing or changed private interface of torch raises.
+    """
+    labels = Labels(classes=(LabelClass(name="background", value=0), LabelClass(name="object", value=1)))
+    spec = FAMILIES["plain"].propose(2, 1, 2, [(1, 1), (2, 2)], [(3, 3)] * 2, 4)
+    with torch.device("meta"):
+        parameters = [each.numel() for each in FAMILIES["plain"].build(spec).parameters()]
+    setting = StepSetting(labels, TrainOptions(optimiser="adamw"), Precision("bf16", True), "cuda")
+    trace = trace_step(spec, (8, 8), 2, setting)
+    # weights and two numbers each for AdamW, and its steps; image and labels
+    by_hand = 3 * 4 * sum(parameters) + 4 * len(parameters) + 2 * 8**2 * (4 + 2)
+    setup, left = (sum(event.size for event in part) for part in trace)
+    if (setup, left) != (by_hand, 0) or not trace.step:
+        raise RuntimeError(f"{setup} bytes were traced before a step and {by_hand} counted, {left} were left after it")

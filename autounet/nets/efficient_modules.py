@@ -36,8 +36,8 @@ class BlockRow(Protocol):
     def blocks(self) -> int: ...
 
 
-class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm in 2-D and 3-D. A single number per channel has no variance: the running statistics stand in."""
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm, in 3-D as well. A single number per channel has no variance: the running statistics stand in."""
 
     def forward(self, x: Tensor) -> Tensor:
         training = self.training and x.numel() > x.shape[1]

@@ -6,7 +6,7 @@ import logging
 import math
 from dataclasses import dataclass, replace
 
-from ..memory_model import TRACING_ERRORS, TrainingMemory, inference_memory, memory_margin, training_memory
+from ..memory_model import TrainingMemory, inference_memory, memory_margin, training_memory
 from ..planning import plan as make_plan
 from ..planning import validate as validate_plan
 from ..planning.memory import MeasuredMemory
@@ -148,20 +148,18 @@ class PlanMaker:
         from ..inference.sliding_window import default_batch
 
         known, device = self.data, self.profile.device
-        try:
-            memory = inference_memory(
-                configuration,
-                known.fingerprint,
-                configuration.network.out_channels,
-                device,
-                default_batch(configuration, torch.device(device)),
-                networks=len(known.splits.folds),
-                margin=memory_margin(self.profile),
-                free_bytes=self.profile.memory_bytes,
-            )
-        except TRACING_ERRORS as error:
-            log.warning("%s: the memory of predicting could not be traced: %s", name, error)
-            text = "the memory that predicting takes is not known: the network could not be traced"
+        memory = inference_memory(
+            configuration,
+            known.fingerprint,
+            configuration.network.out_channels,
+            device,
+            default_batch(configuration, torch.device(device)),
+            networks=len(known.splits.folds),
+            margin=memory_margin(self.profile),
+            free_bytes=self.profile.memory_bytes,
+        )
+        if memory is None:
+            text = "the memory that predicting takes is not known: this version of torch cannot be traced"
             return Reason(configuration=name, topic="prediction", text=text)
         text = f"predicting the largest case is expected to take {format_size(memory.device_bytes)}"
         text += "" if memory.shared else f", and {format_size(memory.host_bytes)} of main memory"

@@ -111,8 +111,7 @@ def fit_margin(trials: Sequence[MemoryTrial]) -> Margin:
 
 
 def _try(trial: TrialSize, profile: DeviceProfile) -> MemoryTrial:
-    from ..memory_model.real_steps import Question, measure
-    from ..memory_model.traced import StepSetting
+    from ..memory_model.measured_steps import MemoryProbe, StepSetting, measure
     from ..nets import FAMILIES
     from ..step import Precision
 
@@ -126,7 +125,7 @@ def _try(trial: TrialSize, profile: DeviceProfile) -> MemoryTrial:
     traced = memory.traced_fully(spec, trial.patch, trial.batch)
     precision = Precision(profile.precision, profile.channels_last)  # type: ignore[arg-type]
     setting = StepSetting(LABELS, TrainOptions(), precision, kind)
-    probe = Question(spec, trial.patch, trial.batch, setting, profile.device)
+    probe = MemoryProbe(spec, trial.patch, trial.batch, setting, profile.device)
     if kind != "cuda":
         measured = measure(probe)
         total = measured.before + measured.peak
@@ -143,7 +142,7 @@ def _gpu_bytes(probe) -> int:  # type: ignore[no-untyped-def]
     """Bytes of the GPU that the measured process takes: its allocator's peak, and its context as seen from here."""
     import torch
 
-    from ..memory_model.real_steps import measure
+    from ..memory_model.measured_steps import measure
 
     device = torch.device(probe.device)
     before = torch.cuda.mem_get_info(device)[0]

@@ -79,15 +79,14 @@ def trial_peak(
     On a CPU of the whole process; on a GPU what was allocated, with the margin for what nobody can count. `partial`:
     some cases are annotated in part. Raises OutOfMemory.
     """
-    from ..memory_model.real_steps import Question, measure
-    from ..memory_model.traced import StepSetting
+    from ..memory_model.measured_steps import MemoryProbe, StepSetting, measure
     from ..step import Precision
 
     device = profile.device
     precision = Precision(configuration.precision, configuration.channels_last)
     setting = StepSetting(labels, options, precision, "cpu" if device == "cpu" else "cuda", partial)
     found = measure(
-        Question(configuration.network, configuration.patch_size, configuration.batch_size, setting, device)
+        MemoryProbe(configuration.network, configuration.patch_size, configuration.batch_size, setting, device)
     )
     return found.before + found.peak if device == "cpu" else memory_margin(profile).on(found.peak)
 

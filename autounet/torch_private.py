@@ -1,0 +1,75 @@
+"""torch's private names that this program uses, all of them: what may change with any version of torch.
+
+Only the tracing of memory needs them (`memory_model.fake_tensors`). It tests itself before its first use, and where
+that fails the memory model does without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+READ_NUMBER = torch.ops.aten._local_scalar_dense.default
+"""the operation behind `tensor.item()` and `if tensor:`"""
+WITHOUT_TORCH_FUNCTION = torch._C._disabled_torch_function_impl
+"""`__torch_function__` of a subclass of Tensor that has no functions of its own"""
+
+
+class DispatchMode(TorchDispatchMode):
+    """Inside, every operation goes through `__torch_dispatch__`."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # saves loading the compiler, which takes seconds
+
+
+def wrapper(kind: type[Tensor], like: Tensor, device: torch.device) -> Any:
+    """A tensor of class `kind` without storage: sizes, strides and type of `like`, and C++ sees it on `device`."""
+    return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        kind,
+        like.size(),
+        strides=like.stride(),
+        storage_offset=like.storage_offset(),
+        dtype=like.dtype,
+        device=device,
+    )
+
+
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """Equal for the same storage while it is alive."""
+    return storage._cdata
+
+
+def schema(operation: Any) -> Any:
+    """Names, arguments and results of an operation of torch, with what it writes to."""
+    return operation._schema
+
+
+@contextmanager
+def autocast_in_float32(names: Sequence[str]) -> Iterator[None]:
+    """Inside, autocast on a CPU computes these operations (`name` or `name.overload`) in float32."""
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        for name in names:
+            library.impl(name, _in_float32(name), "AutocastCPU")
+        yield
+
+
+def _in_float32(name: str) -> Callable[..., Tensor]:
+    packet, _, overload = name.partition(".")
+    operation = getattr(getattr(torch.ops.aten, packet), overload or "default")
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+
+    def cast(value: Any) -> Any:
+        lower = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+        return value.float() if lower else value
+
+    def kernel(*args: Any, **kwargs: Any) -> Tensor:
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return operation(*map(cast, args), **{key: cast(value) for key, value in kwargs.items()})
+
+    return kernel
