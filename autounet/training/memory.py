@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 
 
@@ -13,9 +14,8 @@ def free_memory(device: torch.device) -> int:
     """Bytes that may be used now: a GPU's free memory, or the machine's, limits of control groups respected."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    found = [_meminfo_available(), *(group_available(group) for group in GROUPS)]
-    known = [value for value in found if value is not None]
-    return min(known) if known else 4 * 1024**3
+    found = [psutil.virtual_memory().available, *(group_available(group) for group in GROUPS)]
+    return min(value for value in found if value is not None)
 
 
 class ControlGroup(NamedTuple):
@@ -50,14 +50,6 @@ def group_available(group: ControlGroup) -> int | None:
     except (OSError, ValueError):
         cached = 0
     return max(0, limit - max(0, used - cached))
-
-
-def _meminfo_available() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..nets import FAMILIES
 from ..nets.efficient import load_pretrained
@@ -49,8 +50,8 @@ class TrainState:
         if self.average is None or decay is None:
             return
         decay = min(decay, (1 + self.step) / (10 + self.step))
-        averages = list(self.average.parameters())
-        torch._foreach_lerp_(averages, [parameter.detach() for parameter in self.model.parameters()], 1 - decay)
+        update = get_ema_multi_avg_fn(decay)  # AveragedModel asks each step for the device, which takes longer
+        update(list(self.average.parameters()), list(self.model.parameters()), self.step)
         for kept, current in zip(self.average.buffers(), self.model.buffers(), strict=True):
             kept.copy_(current)  # running statistics are averages already
 

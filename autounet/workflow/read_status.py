@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+import psutil
+
 from ..schema.dataset import Splits
 from ..schema.errors import OptionError, RecordError
 from ..schema.fingerprint import CheckResult
@@ -263,9 +265,8 @@ def age(file: Path) -> float:
 
 
 def resident_bytes(process: int | None) -> int | None:
-    """Main memory that a process holds, on Linux; None elsewhere, and for a process that has ended."""
+    """Main memory that a process holds; None for a process that has ended or belongs to somebody else."""
     try:
-        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
+        return psutil.Process(process).memory_info().rss if process else None
+    except psutil.Error:
         return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:")), None)
