@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..schema.plan import NetworkSpec
 from ..schema.record import Part
-from .family import Family, Normalisation, checked_options
+from .family import Family, Normalisation
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,13 +35,12 @@ def gated_stages(spec: NetworkSpec) -> tuple[int, ...]:
     return tuple(range(1 if len(spec.features) > 2 else 0, len(spec.features) - 1))
 
 
-def build(spec: NetworkSpec) -> nn.Module:
-    """The network with He initialisation from torch's global generator. Raises ValueError for one stage only."""
+def attention_network(spec: NetworkSpec, options: AttentionOptions) -> nn.Module:
+    """He initialisation."""
     from .attention_modules import AttentionUNet
 
-    options: AttentionOptions = checked_options(AttentionOptions, spec)
     return AttentionUNet(spec, gated_stages(spec), options.normalisation, options.upsampling)
 
 
-ATTENTION = Family("attention", build, options=AttentionOptions)
+ATTENTION = Family("attention", attention_network, options=AttentionOptions)
 """published: batch norm and linear interpolation, with `base_features` 16"""

@@ -84,8 +84,6 @@ class AttentionUNet(nn.Module):
     ) -> None:
         super().__init__()
         stages = len(spec.features)
-        if stages < 2:
-            raise ValueError("a U-Net needs at least two stages")
         self.strides = spec.strides
         inputs, slope = (spec.in_channels, *spec.features), norm_slope(normalisation)
         self.encoder = nn.ModuleList(

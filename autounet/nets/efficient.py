@@ -155,19 +155,16 @@ def problems(spec: NetworkSpec) -> tuple[str, ...]:
     )
 
 
-def build(spec: NetworkSpec) -> nn.Module:
-    """The network, initialised from torch's global generator.
+def efficient_network(spec: NetworkSpec, options: EfficientOptions) -> nn.Module:
+    """Convolutions of the encoder as in the authors' code, the others by He.
 
     `spec.kernel_sizes` are those of the decoder; the encoder's kernels are those of Table 1 along the axes where they
-    exceed 1, and 1 elsewhere. Raises ValueError for one stage only, and PlanError for what `problems` finds.
+    exceed 1, and 1 elsewhere. Raises PlanError for what `problems` finds.
     """
-    if len(spec.features) < 2:
-        raise ValueError("a U-Net needs at least two stages")
     if found := problems(spec):
         raise PlanError("\n".join(found))
     from .efficient_modules import EfficientUNet
 
-    options: EfficientOptions = checked_options(EfficientOptions, spec)
     stem = round_features(STEM_FEATURES, total_width(options))
     return EfficientUNet(
         spec, stem, scaled_stages(options), stage_rows(len(spec.features)), options.norm_epsilon, options.drop_path
@@ -176,7 +173,7 @@ def build(spec: NetworkSpec) -> nn.Module:
 
 EFFICIENT = Family(
     "efficient",
-    build,
+    efficient_network,
     options=EfficientOptions,
     stages=stages,
     max_stages=len(LEVELS) + 1,
@@ -193,7 +190,7 @@ COLOURS = 3
 
 
 def load_pretrained(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Set the encoder of `network`, as `build` gives it, to `weights`; see `encoder_weights`.
+    """Set the encoder of `network`, as `EFFICIENT.build` gives it, to `weights`; see `encoder_weights`.
 
     Raises ModelError where they do not fit. Nothing is changed in that case.
     """

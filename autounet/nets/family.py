@@ -77,8 +77,9 @@ class Family:
     `stages(dims, strides, kernel_sizes, base_features, **choices)` lays out the network for a topology, whose strides
     and kernel sizes are given per encoder stage; `propose` is the same as a `NetworkSpec`. `options` validates
     `NetworkSpec.options`. `valid_size(spec, size)` is the smallest input size, per axis at least `size`, that the
-    network takes; `output_size(spec, size)` the size of its logits for such an input. `build(spec)`
-    gives a module (float32, default memory format) whose forward takes (B, C, *P) and returns in train() mode a tuple
+    network takes; `output_size(spec, size)` the size of its logits for such an input. `build(spec)`,
+    made of `network(spec, options)`, gives a module (float32, default memory format), initialised from torch's global
+    generator, whose forward takes (B, C, *P) and returns in train() mode a tuple
     of logits (B, K, *P / s), highest resolution first, and in eval() mode the full-resolution logits alone.
 
     With `NetworkSpec.deep_supervision` the tuple has one entry per decoder stage, else one. The loss weighs them by
@@ -86,7 +87,7 @@ class Family:
     """
 
     name: str
-    build: Callable[[NetworkSpec], nn.Module]
+    network: Callable[[NetworkSpec, Any], nn.Module]
     options: type[Part] = NoOptions
     stages: Callable[..., Stages] = two_convolutions
     max_stages: int | None = None
@@ -102,6 +103,12 @@ class Family:
     (`training.elastic`), unless a person gives a loss"""
     problems: Callable[[NetworkSpec], Sequence[str]] = lambda spec: ()
     """what is wrong in a spec whose options are valid one by one; for people"""
+
+    def build(self, spec: NetworkSpec) -> nn.Module:
+        """The network. Raises ValueError for a spec of one stage, or with options that the family does not have."""
+        if len(spec.features) < 2:
+            raise ValueError("a U-Net needs at least two stages")
+        return self.network(spec, checked_options(self.options, spec))
 
     def propose(
         self,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..schema.plan import NetworkSpec
 from ..schema.record import Part
-from .family import Family, Stages, Steps, checked_options
+from .family import Family, Stages, Steps
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,15 +61,11 @@ def by_stage(values: tuple[int, ...], count: int) -> tuple[int, ...]:
     return tuple(values[min(stage, len(values) - 1)] for stage in range(count))
 
 
-def build(spec: NetworkSpec) -> nn.Module:
-    """The network with torch's own initialisation (the authors' choice) from its global generator.
-
-    Raises ValueError for one stage only.
-    """
+def mednext_network(spec: NetworkSpec, options: MedNeXtOptions) -> nn.Module:
+    """torch's own initialisation (the authors' choice)."""
     from .mednext_modules import MedNeXt
 
-    expansions = EXPANSIONS[checked_options(MedNeXtOptions, spec).size]
-    return MedNeXt(spec, by_stage(expansions, len(spec.features)))
+    return MedNeXt(spec, by_stage(EXPANSIONS[options.size], len(spec.features)))
 
 
-MEDNEXT = Family("mednext", build, options=MedNeXtOptions, stages=stages)
+MEDNEXT = Family("mednext", mednext_network, options=MedNeXtOptions, stages=stages)

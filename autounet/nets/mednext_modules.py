@@ -17,6 +17,7 @@ from .plain_modules import decode
 
 INTERPOLATION = {4: "bilinear", 5: "trilinear"}
 """by the dimensions of a convolution's weight"""
+UPKERN_REMEDY = "Start from a network that differs in its kernel sizes only"
 
 
 class Block(nn.Module):
@@ -131,8 +132,6 @@ class MedNeXt(nn.Module):
     def __init__(self, spec: NetworkSpec, expansions: tuple[int, ...]) -> None:
         super().__init__()
         stages = len(spec.features)
-        if stages < 2:
-            raise ValueError("a U-Net needs at least two stages")
         self.encoder = nn.ModuleList(EncoderStage(spec, stage, expansions[stage]) for stage in range(stages))
         self.decoder = nn.ModuleList(DecoderStage(spec, stage, expansions[stage]) for stage in range(stages - 1))
 
@@ -155,7 +154,7 @@ def upkern(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     odd = sorted(state.keys() ^ weights.keys())
     if odd:
         where = "the network does not have" if odd[0] in weights else "the weights lack"
-        raise ModelError(f"{where} {odd[0]}. UpKern needs networks that differ in their kernel sizes alone")
+        raise ModelError(f"{where} {odd[0]}", UPKERN_REMEDY)
     network.load_state_dict({name: _resized(name, weights[name], tensor.shape) for name, tensor in state.items()})
 
 
@@ -164,5 +163,5 @@ def _resized(name: str, small: Tensor, shape: torch.Size) -> Tensor:
         return small
     if small.ndim not in INTERPOLATION or small.shape[:2] != shape[:2]:
         shapes = f"{tuple(small.shape)} in the weights and {tuple(shape)} in the network"
-        raise ModelError(f"{name} is {shapes}. UpKern needs networks that differ in their kernel sizes alone")
+        raise ModelError(f"the shape of {name} is {shapes}", UPKERN_REMEDY)
     return functional.interpolate(small.float(), size=shape[2:], mode=INTERPOLATION[small.ndim], align_corners=False)

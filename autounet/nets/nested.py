@@ -43,14 +43,10 @@ def problems(spec: NetworkSpec) -> tuple[str, ...]:
     return ()
 
 
-def build(spec: NetworkSpec) -> nn.Module:
-    """The network with He initialisation from torch's global generator.
-
-    Raises ValueError for one stage only, and for a `prune` that the network cannot have.
-    """
+def nested_network(spec: NetworkSpec, options: NestedOptions) -> nn.Module:
+    """He initialisation. Raises ValueError for a `prune` that the network cannot have."""
     from .nested_modules import NestedUNet
 
-    options = checked_options(NestedOptions, spec)
     if found := problems(spec):
         raise ValueError("; ".join(found))
     return NestedUNet(spec, options.normalisation, options.prune)
@@ -58,7 +54,7 @@ def build(spec: NetworkSpec) -> nn.Module:
 
 NESTED = Family(
     "nested",
-    build,
+    nested_network,
     options=NestedOptions,
     max_stages=5,  # as published; nodes grow with the square of the stages, most of their work is at full resolution
     problems=problems,

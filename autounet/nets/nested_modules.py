@@ -41,8 +41,6 @@ class NestedUNet(nn.Module):
     def __init__(self, spec: NetworkSpec, normalisation: Normalisation, prune: int | None) -> None:
         super().__init__()
         stages = len(spec.features)
-        if stages < 2:
-            raise ValueError("a U-Net needs at least two stages")
         self.strides = spec.strides
         self.depth = stages - 1
         self.pruned_depth = prune or self.depth

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..schema.plan import NetworkSpec
-from .family import Family, NoOptions, Stages, Steps, checked_options, two_convolutions
+from .family import Family, NoOptions, Stages, Steps, two_convolutions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,11 +22,10 @@ FIRST_BLOCKS, DEEP_BLOCKS = (1, 3, 4), 6
 """residual blocks of the first stages and of all later ones (nnU-Net 2.8.1, ResEncUNetPlanner)"""
 
 
-def build_plain(spec: NetworkSpec) -> nn.Module:
-    """The network with He initialisation from torch's global generator. Raises ValueError for one stage only."""
+def plain_network(spec: NetworkSpec, options: NoOptions) -> nn.Module:
+    """He initialisation."""
     from .plain_modules import PlainUNet
 
-    checked_options(NoOptions, spec)
     return PlainUNet(spec)
 
 
@@ -38,14 +37,10 @@ def residual_stages(dims: int, strides: Steps, kernel_sizes: Steps, base_feature
     )
 
 
-def build_residual(spec: NetworkSpec) -> nn.Module:
-    """The network with He initialisation from torch's global generator; the last norm of every block scales by 0.
-
-    Raises ValueError for one stage only.
-    """
+def residual_network(spec: NetworkSpec, options: NoOptions) -> nn.Module:
+    """He initialisation; the last norm of every block scales by 0."""
     from .plain_modules import ResidualUNet
 
-    checked_options(NoOptions, spec)
     return ResidualUNet(spec)
 
 
@@ -93,5 +88,5 @@ def nnunet_residual_name(name: str, spec: NetworkSpec) -> str:
     return ".".join(["encoder.stages", stage, "blocks", block, place, *rest])
 
 
-PLAIN = Family("plain", build_plain)
-RESIDUAL = Family("residual", build_residual, stages=residual_stages)
+PLAIN = Family("plain", plain_network)
+RESIDUAL = Family("residual", residual_network, stages=residual_stages)

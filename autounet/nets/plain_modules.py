@@ -61,8 +61,6 @@ class PlainUNet(nn.Module):
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
         stages = len(spec.features)
-        if stages < 2:
-            raise ValueError("a U-Net needs at least two stages")
         self.encoder = nn.ModuleList(EncoderStage(spec, stage) for stage in range(stages))
         self.decoder = nn.ModuleList(DecoderStage(spec, stage) for stage in range(stages - 1))
         initialise(self)
@@ -119,8 +117,6 @@ class ResidualUNet(nn.Module):
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
         stages = len(spec.features)
-        if stages < 2:
-            raise ValueError("a U-Net needs at least two stages")
         self.stem = ConvBlock(spec.in_channels, spec.features[0], spec.kernel_sizes[0], (1,) * spec.dims)
         self.encoder = nn.ModuleList(ResidualStage(spec, stage) for stage in range(stages))
         self.decoder = nn.ModuleList(DecoderStage(spec, stage) for stage in range(stages - 1))

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from ..schema.plan import NetworkSpec
 from ..schema.record import Part
-from .family import Family, Stages, Steps, checked_options
+from .family import Family, Stages, Steps
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,13 +63,12 @@ def stages(dims: int, strides: Steps, kernel_sizes: Steps, base_features: int) -
     return Stages(steps, kernels, features, blocks, blocks[:-1])
 
 
-def build(spec: NetworkSpec) -> nn.Module:
-    """The network, initialised from torch's global generator. Raises ValueError for one stage only."""
+def swin_network(spec: NetworkSpec, options: SwinOptions) -> nn.Module:
+    """Convolutions by He, linear maps as in the authors' code."""
     from .swin_modules import SwinUNet
 
-    options: SwinOptions = checked_options(SwinOptions, spec)
     convolve = options.full_resolution == "convolve"
     return SwinUNet(spec, options.window, options.mlp_ratio, options.drop_path, convolve)
 
 
-SWIN = Family("swin", build, options=SwinOptions, stages=stages)
+SWIN = Family("swin", swin_network, options=SwinOptions, stages=stages)

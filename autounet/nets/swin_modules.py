@@ -249,8 +249,6 @@ class SwinUNet(nn.Module):
     def __init__(self, spec: NetworkSpec, window: int, mlp_ratio: float, drop_path: float, convolve: bool) -> None:
         super().__init__()
         stages = len(spec.features)
-        if stages < 2:
-            raise ValueError("a U-Net needs at least two stages")
         counts = spec.encoder_blocks[1:]
         rising = rising_rates(drop_path, sum(counts))
         rates = [rising[sum(counts[:level]) : sum(counts[: level + 1])] for level in range(stages - 1)]

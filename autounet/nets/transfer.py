@@ -98,7 +98,10 @@ def transfer(
     Raises ModelError that lists `differences`, or names a tensor that does not fit; nothing is changed then.
     """
     if found := differences(spec, trained, channels is not None):
-        raise ModelError(f"its architecture differs: {'; '.join(found)}")
+        raise ModelError(
+            f"the architecture of the model differs from that of the plan: {'; '.join(found)}",
+            "Start from a model with the same architecture, or let the plan take the model's network",
+        )
     state = network.state_dict()
     given = {**weights, **{name: state[name] for name in new}}
     if channels is not None:
@@ -112,17 +115,23 @@ def transfer(
         return
     odd = (name for name in sorted(state.keys() | given.keys()) if _shape(given, name) != _shape(state, name))
     if (name := next(odd, None)) is not None:
-        raise ModelError(f"its weights are not those of the network that it describes: {name} does not fit")
+        raise ModelError(
+            f"the weights are not those of the network that the model describes: {name} does not fit",
+            "Pack the model again from its training folder",
+        )
     network.load_state_dict(given)
 
 
 def _rearranged(name: str, drawn: Tensor, weights: Tensor, channels: Channels) -> Tensor:
     """A kernel (features, channels, ...) with the trained columns of the known channels, and `drawn` ones elsewhere."""
     if drawn.shape[1] != len(channels) or drawn.dim() != weights.dim():
-        raise ModelError(f"{name} cannot be fitted to {len(channels)} channels")
+        raise ModelError(f"the weights {name} have another number of channels than the {len(channels)} of the images")
     columns = [drawn[:, here] if there is None else weights[:, there] for here, there in enumerate(channels)]
     if any(column.shape != columns[0].shape for column in columns):
-        raise ModelError(f"its weights are not those of the network that it describes: {name} does not fit")
+        raise ModelError(
+            f"the weights are not those of the network that the model describes: {name} does not fit",
+            "Pack the model again from its training folder",
+        )
     import torch
 
     return torch.stack(columns, dim=1)

@@ -25,7 +25,7 @@ from pydantic import Field
 
 from ..schema.plan import NetworkSpec
 from ..schema.record import Part
-from .family import Family, Normalisation, Stages, Steps, checked_options, divisible_size, two_convolutions
+from .family import Family, Normalisation, Stages, Steps, divisible_size, two_convolutions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -115,14 +115,10 @@ def original_stages(dims: int, strides: Steps, kernel_sizes: Steps, base_feature
     return two_convolutions(dims, strides, kernel_sizes, base_features)._replace(features=features)
 
 
-def build_original(spec: NetworkSpec) -> nn.Module:
-    """The network with He initialisation from torch's global generator.
-
-    Raises ValueError for one stage only, and for deep supervision.
-    """
+def original_network(spec: NetworkSpec, options: OriginalOptions) -> nn.Module:
+    """He initialisation. Raises ValueError for deep supervision."""
     from .unpadded_modules import CroppingUNet
 
-    options = checked_options(OriginalOptions, spec)
     return CroppingUNet(
         spec,
         widths=[(features,) * count for features, count in zip(spec.features, spec.encoder_blocks, strict=True)],
@@ -135,7 +131,7 @@ def build_original(spec: NetworkSpec) -> nn.Module:
 
 ORIGINAL = Family(
     "original",
-    build_original,
+    original_network,
     options=OriginalOptions,
     stages=original_stages,
     max_stages=5,  # as published; 5 stages take 184 voxels off each axis, 6 would take 376
@@ -164,14 +160,10 @@ def stage_widths(spec: NetworkSpec) -> list[tuple[int, ...]]:
     return [(before[stage],) * (count - 1) + (spec.features[stage],) for stage, count in enumerate(spec.encoder_blocks)]
 
 
-def build_unet3d(spec: NetworkSpec) -> nn.Module:
-    """The network with He initialisation from torch's global generator.
-
-    Raises ValueError for one stage only, for two dimensions and for deep supervision.
-    """
+def unet3d_network(spec: NetworkSpec, options: UNet3dOptions) -> nn.Module:
+    """He initialisation. Raises ValueError for two dimensions and for deep supervision."""
     from .unpadded_modules import CroppingUNet
 
-    options = checked_options(UNet3dOptions, spec)
     if spec.dims not in UNET3D.dims:
         raise ValueError("the family unet3d is for three dimensions; in two there is the family original")
     return CroppingUNet(
@@ -186,7 +178,7 @@ def build_unet3d(spec: NetworkSpec) -> nn.Module:
 
 UNET3D = Family(
     "unet3d",
-    build_unet3d,
+    unet3d_network,
     options=UNet3dOptions,
     stages=unet3d_stages,
     max_stages=4,  # as published; 4 stages take 88 voxels off each axis, 5 would take 184

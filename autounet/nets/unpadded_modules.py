@@ -46,8 +46,6 @@ class CroppingUNet(nn.Module):
     ) -> None:
         super().__init__()
         stages = len(spec.features)
-        if stages < 2:
-            raise ValueError("a U-Net needs at least two stages")
         if spec.deep_supervision:
             raise ValueError(f"the family {spec.family} has one output: set deep_supervision to false")
         self.strides = spec.strides

@@ -1,4 +1,4 @@
-"""Which device to use."""
+"""The devices that a command may use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from ..schema.errors import OptionError
 
 
 def choose_devices(asked: str) -> list[str]:
-    """One or more, separated by commas; cuda:all is every GPU. One named twice gets two processes. OptionError."""
+    """One or more devices, separated by commas; cuda:all is every GPU. A device named twice gets two processes.
+
+    Raises OptionError for a device that this machine does not have.
+    """
     import torch
 
     if asked == "cuda:all" and torch.cuda.is_available():
@@ -29,4 +32,4 @@ def choose_device(asked: str) -> str:
     if (kind == "mps" and mps) or asked == "cpu":
         return kind
     found = ["cpu", *(["mps"] if mps else []), *(f"cuda:{gpu}" for gpu in range(gpus))]
-    raise OptionError(f"--device {asked} is not here; there is {', '.join(found)}")
+    raise OptionError(f"--device {asked} is not here; there is {', '.join(found)}", "Give one of these")
