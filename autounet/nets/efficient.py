@@ -220,7 +220,7 @@ def encoder_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[s
     for name, tensor in given.items():
         if tensor.shape != state[name].shape:
             shapes = f"{tuple(tensor.shape)}, and {tuple(state[name].shape)} in the network"
-            raise ModelError(f"the shape of {name} in the pretrained weights is {shapes}", remedy)
+            raise ModelError(f"{name} is {shapes}", remedy)
     return given
 
 
