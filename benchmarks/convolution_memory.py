@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -32,7 +33,7 @@ PLANES = (
 DEPTHS = (1, 4)
 BATCH = 2
 MOST_VOXELS = 500_000
-"""of a sample: larger ones only take longer"""
+"""of a sample: larger ones only take longer (`--voxels`)"""
 
 
 EDGES = (1, 2, 3, 4, 5, 7, 8)
@@ -89,13 +90,13 @@ def damages(trial: Trial, channels: tuple[int, int], shape: tuple[int, ...]) -> 
     return os.waitpid(child, 0)[1] != 0
 
 
-def count_damage(trial: Trial) -> tuple[int, int]:
+def count_damage(trial: Trial, most_voxels: int = MOST_VOXELS) -> tuple[int, int]:
     """(damaging sizes, sizes tried)."""
     found = []
     for channels in CHANNELS:
         for plane in PLANES:
             for depth in DEPTHS:
-                if depth * plane[0] * plane[1] > MOST_VOXELS:
+                if depth * plane[0] * plane[1] > most_voxels:
                     continue
                 flat = len(trial.kernel) == 2
                 shape = (BATCH * depth, channels[0], *plane) if flat else (BATCH, channels[0], depth, *plane)
@@ -164,11 +165,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results"))
     parser.add_argument("--only", default="", help="kinds of convolution whose name holds this text")
+    parser.add_argument("--voxels", type=int, default=MOST_VOXELS, help="most voxels of a sample")
     given = parser.parse_args()
     if not os.environ.get("MALLOC_CHECK_") or "malloc_debug" not in os.environ.get("LD_PRELOAD", ""):
         sys.exit("Start it as described at the top: without the debugging allocator most damage goes unnoticed.")
     tried = [{name: trial for name, trial in kinds.items() if given.only in name} for kinds in (DAMAGE, RESULTS)]
-    damage, wrong = rows(tried[0], count_damage), rows(tried[1], count_wrong)
+    damage, wrong = rows(tried[0], partial(count_damage, most_voxels=given.voxels)), rows(tried[1], count_wrong)
     text = "\n".join(
         [
             "# Memory overwritten by convolutions, and wrong results\n",
