@@ -30,7 +30,7 @@ Loss = Callable[[Sequence[Tensor], Batch], Tensor]
 
 
 class LossSetting(NamedTuple):
-    """What a loss has to know besides its name."""
+    """What the factories of losses get."""
 
     labels: Labels
     batch_dice: bool = False

@@ -1,7 +1,7 @@
 """Soft Dice plus cross-entropy over softmax classes, with its gradient written out.
 
 Both terms need the same softmax, and the gradient of both with respect to the logits has a closed form. Computing it
-beside the value takes one softmax and a handful of passes over the (B, K, voxels) array, where automatic
+together with the value takes one softmax and a handful of passes over the (B, K, voxels) array, where automatic
 differentiation keeps and walks a dozen of them.
 
 Formulas (Isensee et al. 2021, nnU-Net): with p the softmax, y the one-hot labels and m the voxel weight,

@@ -1,4 +1,4 @@
-"""Network outputs beside what they should have been, as every loss but the fast Dice + cross-entropy reads them.
+"""Network outputs with their targets, as all losses except the fast Dice plus cross-entropy read them.
 
 Two encodings. Exclusive: a softmax over K classes, of which one is right. Overlapping: a sigmoid for each channel,
 whose target is a union of classes. Terms of a loss see likelihoods, sums and weights, and work for both.
@@ -152,12 +152,12 @@ class Overlapping:
         return OverlappingVoxels(flat, table[:, target].transpose(0, 1), share, certain)
 
     def _certain(self, table: Tensor, annotated: Tensor) -> Tensor:
-        """(B, C) bool: whether the labels tell what is in the channel.
+        """(B, C) bool: whether the labels determine what is in the channel.
 
         Classes that were not annotated are labelled 0: they must lie on the same side as the background.
         """
-        beside = table != table[:, :1]  # (C, K); never the background itself
-        return ~(beside[None] & ~annotated[:, None]).any(-1)
+        differs = table != table[:, :1]  # (C, K); never the background itself
+        return ~(differs[None] & ~annotated[:, None]).any(-1)
 
 
 class OverlappingVoxels:

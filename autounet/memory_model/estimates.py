@@ -90,7 +90,7 @@ class TrainingMemory:
     partial: bool = False
     """whether cases occur in which not every class was annotated"""
     method: Method | None = None
-    """how the last answer was found"""
+    """how the last answer was computed"""
     _known: dict[str, _TracePair | None] = field(default_factory=dict)
     _verified: dict[tuple[str, tuple[int, ...], int], int] = field(default_factory=dict)
 
@@ -143,8 +143,8 @@ class TrainingMemory:
             large = family.valid_size(spec, [2 * length for length in least])
             # without padding sizes inside are not in proportion to the patch
             padded = family.output_size(spec, large) == large
-            asked = ((least, TRACED_BATCH), (large, TRACED_BATCH))
-            self._known[key] = self._trace_both(spec, *asked) if padded else None
+            sizes = ((least, TRACED_BATCH), (large, TRACED_BATCH))
+            self._known[key] = self._trace_both(spec, *sizes) if padded else None
         return self._known[key]
 
     def _between_batches(self, spec: NetworkSpec, patch: tuple[int, ...]) -> _TracePair | None:
@@ -209,7 +209,7 @@ class InferenceMemory(NamedTuple):
     shared: bool
 
 
-class _Case(NamedTuple):
+class _LargestCase(NamedTuple):
     """The largest case of a data set, network axis order."""
 
     stored: tuple[int, ...]
@@ -266,15 +266,15 @@ def inference_memory(
     return InferenceMemory(margin.on(at_device) if margin else at_device, host, False)
 
 
-def _largest_case(configuration: Configuration, fingerprint: Fingerprint) -> _Case:
+def _largest_case(configuration: Configuration, fingerprint: Fingerprint) -> _LargestCase:
     """A volume is padded to the patch; of a 2d configuration only the slices are."""
     spec, patch = configuration.preprocess, configuration.patch_size
     grids = [prepared_shape(spec, case.cropped_shape, case.spacing) for case in fingerprint.cases]
     largest = max(range(len(grids)), key=lambda index: math.prod(grids[index]))
-    found, grid = fingerprint.cases[largest], grids[largest]
+    case, grid = fingerprint.cases[largest], grids[largest]
     least = (1,) * (3 - len(patch)) + tuple(patch)
     padded = tuple(map(max, grid, least))
-    return _Case(permute(found.shape, spec.transpose), grid, padded)
+    return _LargestCase(permute(case.shape, spec.transpose), grid, padded)
 
 
 def _forward_peak(configuration: Configuration, tile_batch: int, kind: str, networks: int) -> int:

@@ -95,7 +95,7 @@ def _norm(
 
 
 def _binary(operation: Any) -> Callable[..., Tensor]:
-    """Where nothing is broadcast or converted the result is like the first; elsewhere torch says."""
+    """The result is like the first argument where nothing is broadcast or converted; elsewhere torch computes it."""
 
     def kernel(first: Tensor, second: Any, **more: Any) -> Tensor:
         plain = first.dtype.is_floating_point and (
@@ -134,14 +134,14 @@ KERNELS: dict[Any, Callable[..., Any]] = {
 """by the operation that they stand for"""
 
 
-class Fake(Tensor):
+class FakeTensor(Tensor):
     """Stands for a tensor; `meta_tensor` is on the Meta device, whose storage is what is counted."""
 
     meta_tensor: Tensor
     shown: torch.device
 
     @staticmethod
-    def __new__(cls, meta_tensor: Tensor, shown: torch.device) -> Fake:
+    def __new__(cls, meta_tensor: Tensor, shown: torch.device) -> FakeTensor:
         made = wrapper(cls, meta_tensor, CPU)
         made.meta_tensor, made.shown = meta_tensor, shown
         return made
@@ -164,7 +164,7 @@ class Fake(Tensor):
 
 
 class _Devices(TorchFunctionMode):
-    """Wherever Python names the played device, torch is told CPU: it may be built without the other."""
+    """Replaces the simulated device by the CPU in calls of torch, which may be built without the other."""
 
     def __init__(self, played: torch.device) -> None:
         super().__init__()
@@ -196,17 +196,17 @@ class Recorder(DispatchMode):
         written = _written(operation)
         if written is not None:
             return written(args, kwargs)
-        known: dict[int, Fake] = {}
+        known: dict[int, FakeTensor] = {}
         inner = _inner(tuple(args), known)
         named = {name: _inner(value, known) for name, value in kwargs.items()}
         return self._outer(KERNELS.get(operation, operation)(*inner, **named), known)
 
-    def _outer(self, value: Any, known: dict[int, Fake]) -> Any:
+    def _outer(self, value: Any, known: dict[int, FakeTensor]) -> Any:
         if isinstance(value, Tensor):
             if id(value) in known:
                 return known[id(value)]
             self._count(value.untyped_storage())
-            return Fake(value, self._played)
+            return FakeTensor(value, self._played)
         if isinstance(value, list | tuple):
             return type(value)(self._outer(each, known) for each in value)
         return value
@@ -228,7 +228,7 @@ class Recorder(DispatchMode):
 
 @contextmanager
 def played(device: str) -> Iterator[Recorder]:
-    """Inside, every tensor made is fake and says that it is on `device` ('cpu' or 'cuda')."""
+    """Inside, every new tensor is a fake one, whose device reads as `device` ('cpu' or 'cuda')."""
     shown = torch.device("cuda:0" if device == "cuda" else device)
     with ExitStack() as stack:
         if shown.type == "cuda":
@@ -257,8 +257,8 @@ def fake_module(module: torch.nn.Module, channels_last: bool) -> torch.nn.Module
     return module
 
 
-def _inner(value: Any, known: dict[int, Fake]) -> Any:
-    if isinstance(value, Fake):
+def _inner(value: Any, known: dict[int, FakeTensor]) -> Any:
+    if isinstance(value, FakeTensor):
         known[id(value.meta_tensor)] = value
         return value.meta_tensor
     if isinstance(value, Tensor):

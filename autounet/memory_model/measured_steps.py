@@ -32,7 +32,7 @@ KILLED = -9
 
 @dataclass(frozen=True)
 class StepSetting:
-    """What a training step depends on beside the network, the patch and the batch."""
+    """What the memory of a training step depends on, apart from network, patch and batch."""
 
     labels: Labels
     options: TrainOptions

@@ -26,7 +26,7 @@ class Trace(NamedTuple):
 
 
 class _PlayedPrecision(Precision):
-    """Autocast as the played device has it. torch, seeing the CPU, is told so; fp16 on a CPU stays float32."""
+    """Autocast of the simulated device, for tensors that torch sees on a CPU; fp16 on a CPU stays float32."""
 
     def autocast(self, device_type: str):  # type: ignore[no-untyped-def]
         if device_type == "cpu" or self.name == "fp32":

@@ -1,4 +1,4 @@
-"""Network families, each in its own file, found by name in one dict."""
+"""Network families by name. X.py describes a family without torch; X_modules.py holds its torch modules."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from ..schema.plan import NetworkSpec
 from .blocks import CONVOLUTIONS, conv_blocks, initialise
 from .depthwise import DropPath, depthwise
-from .plain_modules import DecoderStage, decode
+from .plain_modules import PlainDecoderStage, decode
 
 SQUEEZE = 0.25
 """features inside squeeze-and-excitation as a share of the block's inputs (MnasNet, as the paper takes it over)"""
@@ -199,7 +199,7 @@ class EfficientUNet(nn.Module):
         ones = (1,) * spec.dims
         self.image = conv_blocks(spec.in_channels, spec.features[0], spec.kernel_sizes[0], ones, spec.encoder_blocks[0])
         self.encoder = EfficientEncoder(spec, stem, table, rows, epsilon, drop_path)
-        self.decoder = nn.ModuleList(DecoderStage(spec, stage) for stage in range(len(spec.features) - 1))
+        self.decoder = nn.ModuleList(PlainDecoderStage(spec, stage) for stage in range(len(spec.features) - 1))
         initialise(self.image)
         initialise(self.decoder)
         initialise_encoder(self.encoder)

@@ -20,7 +20,7 @@ INTERPOLATION = {4: "bilinear", 5: "trilinear"}
 UPKERN_REMEDY = "Start from a network that differs in its kernel sizes only"
 
 
-class Block(nn.Module):
+class MedNeXtBlock(nn.Module):
     """Depthwise convolution, norm, 1x1 expansion, GELU, 1x1 compression, beside a residual connection.
 
     The norm is group norm with one channel a group, which is instance norm.
@@ -43,11 +43,11 @@ class Block(nn.Module):
 def blocks(features: int, kernel: Sequence[int], expansion: int, count: int) -> nn.Sequential:
     dims, ones = len(kernel), (1,) * len(kernel)
     return nn.Sequential(
-        *(Block(depthwise(features, kernel, ones), features, features, dims, expansion) for _ in range(count))
+        *(MedNeXtBlock(depthwise(features, kernel, ones), features, features, dims, expansion) for _ in range(count))
     )
 
 
-class DownBlock(Block):
+class DownBlock(MedNeXtBlock):
     """A block whose depthwise convolution is strided; a strided 1x1 convolution is the residual path."""
 
     def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], expansion: int) -> None:
@@ -78,7 +78,7 @@ def pointwise_transposed(y: Tensor, bias: Tensor | None, stride: Sequence[int]) 
     return y if bias is None else y + bias.to(y.dtype).reshape(-1, *(1 for _ in stride))
 
 
-class UpBlock(Block):
+class UpBlock(MedNeXtBlock):
     """A block whose depthwise convolution is transposed; a transposed 1x1 convolution is the residual path.
 
     Both give (S - 1) x stride + 1 voxels along an axis and are padded with zeros in front, as the authors do.
@@ -93,7 +93,7 @@ class UpBlock(Block):
         return functional.pad(self.change(x) + self.residual(x), self.margin)
 
 
-class EncoderStage(nn.Module):
+class MedNeXtEncoderStage(nn.Module):
     def __init__(self, spec: NetworkSpec, stage: int, expansion: int) -> None:
         super().__init__()
         features, kernel = spec.features[stage], spec.kernel_sizes[stage]
@@ -108,7 +108,7 @@ class EncoderStage(nn.Module):
         return self.blocks(self.down(x))
 
 
-class DecoderStage(nn.Module):
+class MedNeXtDecoderStage(nn.Module):
     """Up from stage + 1 to the resolution of `stage`, add the skip, refine. The head is applied by the network."""
 
     def __init__(self, spec: NetworkSpec, stage: int, expansion: int) -> None:
@@ -132,8 +132,8 @@ class MedNeXt(nn.Module):
     def __init__(self, spec: NetworkSpec, expansions: tuple[int, ...]) -> None:
         super().__init__()
         stages = len(spec.features)
-        self.encoder = nn.ModuleList(EncoderStage(spec, stage, expansions[stage]) for stage in range(stages))
-        self.decoder = nn.ModuleList(DecoderStage(spec, stage, expansions[stage]) for stage in range(stages - 1))
+        self.encoder = nn.ModuleList(MedNeXtEncoderStage(spec, stage, expansions[stage]) for stage in range(stages))
+        self.decoder = nn.ModuleList(MedNeXtDecoderStage(spec, stage, expansions[stage]) for stage in range(stages - 1))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         skips = []

@@ -12,7 +12,7 @@ from ..schema.plan import NetworkSpec
 from .blocks import CONVOLUTIONS, SLOPE, ConvBlock, UpConvolution, average_pool, conv_blocks, initialise
 
 
-class EncoderStage(nn.Module):
+class PlainEncoderStage(nn.Module):
     def __init__(self, spec: NetworkSpec, stage: int) -> None:
         super().__init__()
         inputs = spec.features[stage - 1] if stage else spec.in_channels
@@ -24,7 +24,7 @@ class EncoderStage(nn.Module):
         return self.blocks(x)
 
 
-class DecoderStage(nn.Module):
+class PlainDecoderStage(nn.Module):
     """Up from stage + 1 to the resolution of `stage`, join the skip, convolve. The head is applied by the network."""
 
     def __init__(self, spec: NetworkSpec, stage: int) -> None:
@@ -45,7 +45,7 @@ def decode(decoder: nn.ModuleList, skips: list[Tensor], training: bool) -> Tenso
     x = skips[-1]
     outputs: list[Tensor] = []
     for index in range(len(decoder) - 1, -1, -1):
-        stage: DecoderStage = decoder[index]  # type: ignore[assignment]
+        stage: PlainDecoderStage = decoder[index]  # type: ignore[assignment]
         x = stage(x, skips[index])
         if stage.head is not None and (index == 0 or training):
             outputs.append(stage.head(x))
@@ -61,8 +61,8 @@ class PlainUNet(nn.Module):
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
         stages = len(spec.features)
-        self.encoder = nn.ModuleList(EncoderStage(spec, stage) for stage in range(stages))
-        self.decoder = nn.ModuleList(DecoderStage(spec, stage) for stage in range(stages - 1))
+        self.encoder = nn.ModuleList(PlainEncoderStage(spec, stage) for stage in range(stages))
+        self.decoder = nn.ModuleList(PlainDecoderStage(spec, stage) for stage in range(stages - 1))
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -119,7 +119,7 @@ class ResidualUNet(nn.Module):
         stages = len(spec.features)
         self.stem = ConvBlock(spec.in_channels, spec.features[0], spec.kernel_sizes[0], (1,) * spec.dims)
         self.encoder = nn.ModuleList(ResidualStage(spec, stage) for stage in range(stages))
-        self.decoder = nn.ModuleList(DecoderStage(spec, stage) for stage in range(stages - 1))
+        self.decoder = nn.ModuleList(PlainDecoderStage(spec, stage) for stage in range(stages - 1))
         initialise(self)
         for module in self.modules():
             if isinstance(module, ResidualBlock):

@@ -197,7 +197,7 @@ class Expanding(nn.Module):
         return self.norm(from_blocks(self.expand(x).unflatten(-1, (math.prod(self.stride), -1)), self.stride))
 
 
-class DecoderStage(nn.Module):
+class SwinDecoderStage(nn.Module):
     """Expand to the resolution of `stage`, join the skip by a linear map (Cao, Sec. 3.5), attend.
 
     The head is applied by the network.
@@ -262,7 +262,7 @@ class SwinUNet(nn.Module):
         )
         self.bottleneck_norm = nn.LayerNorm(features[-1])
         self.decoder = nn.ModuleList(
-            DecoderStage(spec, stage, window, mlp_ratio, resized(rates[stage - 1], spec.decoder_blocks[stage]))
+            SwinDecoderStage(spec, stage, window, mlp_ratio, resized(rates[stage - 1], spec.decoder_blocks[stage]))
             for stage in range(1, stages - 1)
         )
         self.norm = nn.LayerNorm(features[1])
@@ -287,7 +287,7 @@ class SwinUNet(nn.Module):
         x = self.bottleneck_norm(x)
         outputs: list[Tensor] = []
         for index in range(len(self.decoder) - 1, -1, -1):
-            stage: DecoderStage = self.decoder[index]  # type: ignore[assignment]
+            stage: SwinDecoderStage = self.decoder[index]  # type: ignore[assignment]
             x = stage(x, skips[index])
             if stage.head is not None and self.training:
                 outputs.append(stage.head(x).movedim(-1, 1))
