@@ -77,11 +77,11 @@ def read_nifti(path: Path) -> tuple[np.ndarray, ImageHeader]:
     """Array (C, Z, Y, X), scaled as the header says, and the image's header. Raises DataError."""
     start = _first_bytes(path)
     header = _parse(path, start)
-    image_header = _image_header(path, header, start)
     content = path.read_bytes()
     if content.startswith(_GZIP_MAGIC):
         content = gunzip(path, content, header.end)
     voxels = _voxels(path, header, content)
+    image_header = _image_header(path, header, start)
     if voxels is None or voxels.size != image_header.channels * math.prod(image_header.geometry.shape):
         voxels = _read_with_itk(path, header)
     return voxels.reshape(image_header.channels, *image_header.geometry.shape), image_header
