@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from autounet.crossval.calibrate import (
-    Sample,
+    LogitSample,
     calibrate,
     calibration_error,
     fit_temperature,
@@ -210,16 +210,16 @@ def test_groups_are_folds_or_parts_of_a_single_one() -> None:
 # ---- calibration ----------------------------------------------------------------------------------------------
 
 
-def told(temperature: float, count: int = 4000, seed: int = 0, overlapping: bool = False) -> Sample:
+def told(temperature: float, count: int = 4000, seed: int = 0, overlapping: bool = False) -> LogitSample:
     """Voxels whose logits are right at that temperature."""
     random = np.random.default_rng(seed)
     logits = random.normal(0, 1.5, (count, 3))
     if overlapping:
         truth = random.random((count, 3)) < 1 / (1 + np.exp(-logits))
-        return Sample((logits * temperature).astype(np.float32), truth)
+        return LogitSample((logits * temperature).astype(np.float32), truth)
     chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     truth = (random.random((count, 1)) > chances.cumsum(axis=1)).sum(axis=1).clip(0, 2)
-    return Sample((logits * temperature).astype(np.float32), truth)
+    return LogitSample((logits * temperature).astype(np.float32), truth)
 
 
 @pytest.mark.parametrize("overlapping", [False, True])

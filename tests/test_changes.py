@@ -13,7 +13,7 @@ from broken_sets import image_file, label_file, volumes
 from autounet.crossval import validate as validation
 from autounet.datasets import file_hashes
 from autounet.imageio import read_image, read_labels, write_image, write_labels
-from autounet.preprocessing import dataset as preparation
+from autounet.preprocessing import prepare as preparation
 from autounet.schema.metrics import Metrics
 from autounet.schema.options import DataOptions, RunOptions
 from autounet.workflow import pipeline

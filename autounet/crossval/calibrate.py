@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 
 from ..inference.decisions import Decision
 from ..inference.export import EnsembleScores, ensemble_scores
+from ..ops.label_values import NO_LOSS
+from ..ops.masks import nonzero_box
 from ..schema.dataset import Dataset
+from ..schema.geometry import Box3
 from ..schema.labels import TargetKind
 from ..schema.plan import Configuration
 from ..schema.selection import ReliabilityBin, Selection, TemperatureScaling
@@ -28,7 +32,7 @@ PRECISION = 1e-3
 """of the logarithm of the temperature"""
 
 
-class Sample(NamedTuple):
+class LogitSample(NamedTuple):
     """Voxels of one case. N voxels, C outputs."""
 
     logits: np.ndarray
@@ -46,7 +50,7 @@ class Judged(NamedTuple):
     """(M,) bool"""
 
 
-def calibrate(samples: Mapping[str, Sample], groups: Mapping[str, int]) -> TemperatureScaling | None:
+def calibrate(samples: Mapping[str, LogitSample], groups: Mapping[str, int]) -> TemperatureScaling | None:
     """The temperature of samples by case, and what it does to cases that had no part in it.
 
     `groups` holds the fold (or group) of each case: the error after is that of each at the temperature of the others.
@@ -78,7 +82,7 @@ def calibrate(samples: Mapping[str, Sample], groups: Mapping[str, int]) -> Tempe
     )
 
 
-def fit_temperature(sample: Sample) -> float:
+def fit_temperature(sample: LogitSample) -> float:
     """That with the least negative log-likelihood, between LOWEST and HIGHEST."""
     from scipy.optimize import minimize_scalar
 
@@ -91,7 +95,7 @@ def fit_temperature(sample: Sample) -> float:
     return float(np.exp(found.x))
 
 
-def negative_log_likelihood(sample: Sample, temperature: float) -> float:
+def negative_log_likelihood(sample: LogitSample, temperature: float) -> float:
     """Mean over voxels, in nats; of overlapping targets also over these."""
     logits = sample.logits / np.float32(temperature)
     if sample.truth.ndim == 1:
@@ -101,7 +105,7 @@ def negative_log_likelihood(sample: Sample, temperature: float) -> float:
     return float(np.mean(np.logaddexp(0, np.where(sample.truth, -logits, logits))))
 
 
-def judged(sample: Sample, temperature: float) -> Judged:
+def judged(sample: LogitSample, temperature: float) -> Judged:
     """What is decided at each voxel, how surely, and whether rightly."""
     logits = sample.logits / np.float32(temperature)
     if sample.truth.ndim == 1:
@@ -132,8 +136,10 @@ def _binned(found: Judged) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return counts, np.bincount(index, found.confidence, BINS), np.bincount(index, found.right, BINS)
 
 
-def _joined(samples: Sequence[Sample]) -> Sample:
-    return Sample(np.concatenate([each.logits for each in samples]), np.concatenate([each.truth for each in samples]))
+def _joined(samples: Sequence[LogitSample]) -> LogitSample:
+    return LogitSample(
+        np.concatenate([each.logits for each in samples]), np.concatenate([each.truth for each in samples])
+    )
 
 
 def _together(parts: Sequence[Judged]) -> Judged:
@@ -149,6 +155,51 @@ def relative_entropy(logits: np.ndarray, decision: Decision, targets: TargetKind
     greatest = np.log(channels) if targets == "classes" else channels * np.log(2)
     found = decision.entropy(decision.probabilities(logits / np.float32(temperature)))
     return np.clip(found / greatest, 0, 1).astype(np.float32)
+
+
+MARGIN = 8
+"""voxels around the structures, referenced or predicted: farther out nothing is uncertain"""
+
+
+class SampledVoxels(NamedTuple):
+    """N voxels, sorted by slice."""
+
+    inside: np.ndarray
+    """(N, 3) indices (z, y, x), counted from the crop's first voxel"""
+    classes: np.ndarray
+    """(N,) dense classes of the reference"""
+
+    def logits(self, pooled: EnsembleScores) -> np.ndarray:
+        """(N, C) float32."""
+        found = np.empty((len(self.inside), pooled.channels), np.float32)
+        for z in np.unique(self.inside[:, 0]):
+            rows = self.inside[:, 0] == z
+            found[rows] = pooled.logits_at(int(z), self.inside[rows, 1], self.inside[rows, 2])
+        return found
+
+
+def sample_voxels(identifier: str, dense: np.ndarray, structures: np.ndarray, crop: Box3, most: int) -> SampledVoxels:
+    """Up to `most` voxels of a case, the same for the same name; those without a label are left out.
+
+    `dense` (Z, Y, X) is the reference as dense classes, `structures` (Z, Y, X) bool where it or the segmentation is
+    something else than background, both in the file's voxels, of which `crop` was predicted.
+    """
+    box = _around(structures, crop)
+    starts, sizes = [start for start, _ in box], [stop - start for start, stop in box]
+    chosen = np.random.default_rng(crc32(identifier.encode())).integers(0, np.prod(sizes), most)
+    found = np.stack(np.unravel_index(np.unique(chosen), sizes), axis=1) + starts
+    classes = dense[tuple(found.T)]
+    found, classes = found[classes != NO_LOSS], classes[classes != NO_LOSS]
+    return SampledVoxels(found - [start for start, _ in crop], classes)
+
+
+def _around(structures: np.ndarray, crop: Box3) -> Box3:
+    """The part of the crop within `MARGIN` of the structures; the whole crop where there are none in it."""
+    near = [
+        (max(first, start - MARGIN), min(last, stop + MARGIN))
+        for (start, stop), (first, last) in zip(nonzero_box(structures[None]), crop, strict=True)
+    ]
+    return crop if any(start >= stop for start, stop in near) else (near[0], near[1], near[2])
 
 
 class OutOfFoldEntropy:

@@ -29,8 +29,8 @@ from ..schema.selection import Selection, Weighting
 from ..store import read_properties, read_scores
 from ..store.run_folder import RunFolder
 from ..workers import map_parallel
+from .calibrate import sample_voxels
 from .postprocess import held_out
-from .sampled_voxels import sample_voxels
 from .select import dice_table, mean_dice, standard_error
 from .validate import ensemble_cases, score_sources, segmentation_name, summarise_cases
 
@@ -148,7 +148,7 @@ TIME_SHARE = 0.2
 """of the promised time that is left, which the fit may take; postprocessing and calibration come after it"""
 
 
-class _CaseTask(NamedTuple):
+class _WeightTask(NamedTuple):
     dataset: Dataset
     """of this case alone"""
     segmentations: Path
@@ -201,7 +201,7 @@ def _fitted(
     segmentations = folder.crossval(*selection.chosen).path
     sources = score_sources(folder, configurations, selection.chosen)
     targets = configurations[selection.chosen[0]].targets
-    first, *others = (_CaseTask(dataset.only(case), segmentations, sources, targets) for case in complete)
+    first, *others = (_WeightTask(dataset.only(case), segmentations, sources, targets) for case in complete)
     started = time.monotonic()
     found = [_dice_of_case(first)]
     needed = (time.monotonic() - started) * len(others) / max(1, min(workers, len(others)))
@@ -243,7 +243,7 @@ def _confirmed(
     return weighting, equal
 
 
-def _dice_of_case(task: _CaseTask) -> np.ndarray:
+def _dice_of_case(task: _WeightTask) -> np.ndarray:
     """(G, T) Dice of each option of weights, over sampled voxels of a case."""
     dataset, labels = task.dataset, task.dataset.labels
     case = dataset.cases[0]

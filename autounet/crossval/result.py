@@ -26,9 +26,8 @@ from ..schema.selection import PostprocessStep, Selection
 from ..store import read_properties, read_scores
 from ..store.run_folder import CrossvalFolder, RunFolder
 from ..workers import map_parallel
-from .calibrate import Sample, calibrate, relative_entropy
+from .calibrate import LogitSample, calibrate, relative_entropy, sample_voxels
 from .postprocess import CaseTable, Judgement, held_out, judge, tabulate
-from .sampled_voxels import sample_voxels
 from .validate import score_sources, segmentation_name, summarise_cases
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ class _CaseEvidence(NamedTuple):
     """What postprocessing and calibration are fitted on."""
 
     tables: dict[str, CaseTable]
-    sample: Sample
+    sample: LogitSample
 
 
 def postprocess_and_calibrate(
@@ -177,8 +176,10 @@ def _gather_one(task: _CaseTask) -> _CaseEvidence:
     logits, classes = voxels.logits(pooled), voxels.classes
     if task.configuration.targets == "regions":
         members = [target.members for target in targets_of(labels, "regions")]
-        return _CaseEvidence(tables, Sample(logits, np.stack([np.isin(classes, each) for each in members], axis=1)))
-    return _CaseEvidence(tables, Sample(logits, classes))
+        return _CaseEvidence(
+            tables, LogitSample(logits, np.stack([np.isin(classes, each) for each in members], axis=1))
+        )
+    return _CaseEvidence(tables, LogitSample(logits, classes))
 
 
 def _postprocess_one(task: _PostprocessTask) -> CaseMetrics:

@@ -7,11 +7,13 @@ interpolates, undoes the crop and turns the axes back; values that belong to cla
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from ..datasets import load_case
 from ..ops.masks import crop, nonzero_box
 from ..ops.normalise import normalise
 from ..ops.orient import network_axes, orient, permute, unorient, unpermute
@@ -25,10 +27,12 @@ from ..ops.resample import (
     resampled_shape,
     separate_axis,
 )
-from ..schema.dataset import ChannelAvailability
+from ..schema.dataset import ChannelAvailability, Dataset, channel_availability
 from ..schema.geometry import Box3, Geometry, Spacing3
 from ..schema.plan import PreprocessSpec
 from ..schema.prepared import CaseProperties
+from ..store import write_prepared
+from ..workers import map_parallel
 
 MOST_LOCATIONS = 10_000
 """per class, as in nnU-Net"""
@@ -233,3 +237,36 @@ def _stored_box(properties: CaseProperties) -> Box3:
     sides = zip(properties.box, properties.network_shape, properties.flips, strict=True)
     box = [(whole - stop, whole - start) if flip else (start, stop) for (start, stop), whole, flip in sides]
     return unpermute(box, properties.axes)
+
+
+class _PrepareTask(NamedTuple):
+    dataset: Dataset
+    """of this case alone"""
+    key: str
+    spec: PreprocessSpec
+    folder: Path
+
+
+def prepare_cases(
+    dataset: Dataset,
+    spec: PreprocessSpec,
+    folder: Path,
+    keys: Mapping[str, str],
+    workers: int,
+    on_case: Callable[[str], None],
+) -> None:
+    """Read and preprocess the cases that `keys` names into `folder`, in parallel, each with its key.
+
+    Raises DataError naming the case.
+    """
+    tasks = [_PrepareTask(dataset.only(case), key, spec, folder) for case, key in keys.items()]
+    map_parallel(_prepare_one, tasks, workers, on_case)
+
+
+def _prepare_one(task: _PrepareTask) -> str:
+    case = task.dataset.cases[0]
+    loaded = load_case(task.dataset, case.identifier)
+    present = channel_availability(case, len(task.dataset.channels))
+    prepared = prepare_case(case.identifier, task.key, loaded.image, loaded.labels, loaded.geometry, task.spec, present)
+    write_prepared(task.folder, *prepared)
+    return case.identifier

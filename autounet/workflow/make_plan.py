@@ -24,7 +24,7 @@ from ..time_budget.shape import TimeBudget, fit_to_time
 from .dataset_stage import DataRecords
 from .defaults import FULL_STEPS, loader_workers, planner_options, step_limit, train_options, trained_names
 from .fine_tuning import require_model, starting_model, transfer_reason
-from .schedule import training_schedule
+from .training_schedule import training_schedule
 from .trial_steps import corrected
 
 log = logging.getLogger(__name__)

@@ -35,8 +35,8 @@ from .make_plan import PlanMaker
 from .memory_calibration import calibrated
 from .output_folder import locked, require_output_folder
 from .plan_stage import PlanFile, describe_plan, plan_smaller, plan_stage, time_plan
-from .schedule import TrainingSchedule, training_schedule
 from .stages import run_job
+from .training_schedule import TrainingSchedule, training_schedule
 from .trial_steps import MOST_ATTEMPTS, try_configurations
 
 log = logging.getLogger(__name__)

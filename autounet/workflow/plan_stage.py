@@ -21,7 +21,7 @@ from .dataset_stage import DataRecords
 from .defaults import FULL_STEPS, parse_folds, planner_options, step_limit
 from .fine_tuning import network_source
 from .make_plan import PlanMaker
-from .schedule import TrainingSchedule
+from .training_schedule import TrainingSchedule
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..crossval.cascade_labels import write_cascade_labels
 from ..crossval.validate import segmentation_name, summarise_cases, validate_cases
 from ..datasets.file_hashes import FileHashes
-from ..preprocessing.dataset import prepare_cases
+from ..preprocessing.prepare import prepare_cases
 from ..progress import progress
 from ..schema.dataset import Dataset
 from ..schema.labels import Labels, TargetKind, overlapping_targets
