@@ -43,6 +43,7 @@ from autounet.store import (
     write_scores,
     write_stage_labels,
 )
+from autounet.store.run_folder import CascadeLabelsFolder
 from autounet.training import Horizon, train_fold
 from autounet.training import transforms as one_hot
 from autounet.training.augment import Augmentation
@@ -50,6 +51,7 @@ from autounet.training.cases import CaseStore
 from autounet.training.samples import SampleSource
 from autounet.workflow.pipeline import run_pipeline
 from autounet.workflow.read_status import read_status
+from autounet.workflow.stages import cascade_labels
 
 FIRST, SECOND = "3d_lowres", "3d_cascade_fullres"
 
@@ -410,10 +412,8 @@ def test_another_way_of_predicting_the_first_stage_trains_the_second_again(data,
     assert (copied / "models" / SECOND / "fold_0.old_1").is_dir()
 
 
-def test_a_case_is_handed_over_again_when_its_scores_or_grids_change(finished, tmp_path):
-    from autounet.crossval.cascade_labels import hand_over_cases
-
-    dataset, names = Dataset.load(finished / "dataset.json"), Splits.load(finished / "splits.json").folds[0]
+def test_cascade_labels_of_a_case_are_made_again_when_its_scores_or_grids_change(finished, tmp_path):
+    labels, names = Dataset.load(finished / "dataset.json").labels, Splits.load(finished / "splits.json").folds[0]
     for folder in ("scores", FIRST, SECOND):
         source = finished / "crossval" / FIRST / folder if folder == "scores" else finished / "prepared" / folder
         shutil.copytree(source, tmp_path / folder)
@@ -421,8 +421,10 @@ def test_a_case_is_handed_over_again_when_its_scores_or_grids_change(finished, t
     def changed() -> list[str]:
         files = [stage_labels_file(tmp_path / "next", name) for name in names]
         before = [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
-        folders = (tmp_path / folder for folder in ("scores", FIRST, SECOND, "next"))
-        hand_over_cases(dataset, STAGES[FIRST], *folders, names, workers=0)
+        folders = (tmp_path / folder for folder in ("scores", FIRST, SECOND))
+        cascade_labels(
+            labels, STAGES[FIRST].targets, names, *folders, CascadeLabelsFolder(tmp_path / "next"), workers=0
+        )
         return [name for name, old, new in zip(names, before, times(*files), strict=True) if new > old]
 
     assert changed() == list(names)

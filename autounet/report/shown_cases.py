@@ -135,7 +135,8 @@ def _choose_cases(records: OutputRecords, ranked: Sequence[RankedCase], classes:
         shown = chosen.get(entry.case) or ShownCase(entry)
         chosen[entry.case] = replace(shown, reasons=(*shown.reasons, reason))
     for case, shown in chosen.items():
-        notes, configurations = [], ()
+        notes: list[str] = []
+        configurations: tuple[str, ...] = ()
         if disagreement and disagreement[0].case == case:
             dice = disagreement[1]
             values = ", ".join(f"{name} {number(value)}" for name, value in dice.items())
