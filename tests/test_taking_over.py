@@ -58,7 +58,7 @@ def test_the_network_is_the_models_and_its_patch_fits(family: str, shape: tuple[
         assert each.predicted_memory_bytes <= 2 * GIB
         taken = each.spacing == theirs.spacing
         assert taken == (max(scale, 1 / scale) <= 2)
-        assert any(reason.text.startswith("the network of the model's {name}") for reason in made.reasons)
+        assert any(reason.text.startswith(f"the network of the model's {name}") for reason in made.reasons)
 
 
 def test_less_memory_makes_the_patch_smaller_and_too_little_is_an_error() -> None:
