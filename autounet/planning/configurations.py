@@ -195,7 +195,7 @@ def _reason(name: str, topic: Topic, text: str) -> Reason:
 
 def _depth_reason(inputs: PlanInputs, name: str, network: NetworkSpec) -> tuple[Reason, ...]:
     if inputs.starting and inputs.starting.source(name):
-        return ()  # the reason for the transferred network says it
+        return ()  # the reason for the transferred network holds it
     features = "-".join(str(value) for value in network.features)
     depth = f"{len(network.features)} stages with {features} features"
     return (_reason(name, "network", f"{depth}; axes are halved while they stay at least 4 voxels long"),)

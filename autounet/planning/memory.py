@@ -46,7 +46,7 @@ def convolution_outputs(spec: NetworkSpec, patch: Sequence[int], outputs: int) -
     """Numbers that all convolutions give for one sample: blocks, transposed convolutions, the final head.
 
     A residual block has two convolutions; its skip counts as one more where stride or features change, as in nnU-Net,
-    though it is only pooled where the features stay. Before the first stage stands a stem.
+    though it is only pooled where the features stay. A stem comes before the first stage.
     """
     size, total, voxels = list(patch), 0, []
     before = spec.features[0]

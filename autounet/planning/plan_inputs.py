@@ -1,4 +1,4 @@
-"""What all configurations of one plan share, and how patch, batch and network of one of them are found."""
+"""What all configurations of one plan share, and the search for patch, batch and network of one of them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from .topology import Topology
 
 @dataclass(frozen=True)
 class PlanInputs:
+    """The data, options and device of one plan, and what follows from them for every configuration."""
+
     fingerprint: Fingerprint
     labels: Labels
     options: PlannerOptions

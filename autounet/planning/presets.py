@@ -25,7 +25,7 @@ class PresetRules:
     memory_bytes: int
     """nominal target when none is given"""
     reference_outputs: dict[int, int]
-    """convolution outputs of one sample of which `REFERENCE_BATCH` are taken to fill the nominal target"""
+    """convolution outputs of one sample of which `REFERENCE_BATCH` are assumed to fill the nominal target"""
     fitting_batch: dict[int, int]
     """samples that a patch must leave room for"""
     largest_share: float
@@ -35,7 +35,7 @@ class PresetRules:
 
 
 def _residual(planner: str, gigabytes: int, flat: int, volume: int) -> PresetRules:
-    """These ask for room for the whole reference batch, and may put the whole data set into a batch."""
+    """A residual planner: a patch must leave room for the whole reference batch, which may hold the whole data set."""
     return PresetRules(
         planner=planner,
         family="residual",
@@ -82,8 +82,8 @@ class NominalMemory:
 
     def fits(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> bool:
         count = convolution_outputs(spec, patch, self.outputs)
-        asked, reference = max(batch, self.rules.fitting_batch[spec.dims]), REFERENCE_BATCH[spec.dims]
-        needed = count if asked == reference else count / reference * asked
+        samples, reference = max(batch, self.rules.fitting_batch[spec.dims]), REFERENCE_BATCH[spec.dims]
+        needed = count if samples == reference else count / reference * samples
         return not needed > self._allowed(spec.dims)
 
     def largest_batch(self, spec: NetworkSpec, patch: tuple[int, ...], most: int) -> int:

@@ -127,7 +127,7 @@ class InferenceSpec(Part):
 Limit = Literal["memory", "image", "data", "time", "option", "search", "minimum"]
 """What keeps a patch, a batch or a width from growing: memory; image: it covers the median image; data: a batch covers
 5 % of the data set's voxels; time: `--time`; option: a limit that was given; search: the largest that is considered;
-minimum: the smallest allowed, which does not fit in full what the others ask for"""
+minimum: the smallest allowed, although another limit is below it"""
 
 
 class Limits(Part):
@@ -333,7 +333,7 @@ def prediction_swap(configuration: Configuration, labels: Labels) -> Swap | None
             "right, and a region has no mirror image among the targets",
             f"Remove {axis} from inference.mirror_axes",
         )
-    handed = swapped_classes(labels)[1:] if configuration.previous_stage is not None else ()
-    first = configuration.network.in_channels - len(handed)
-    inputs = (*range(first), *(first + index - 1 for index in handed))
+    previous = swapped_classes(labels)[1:] if configuration.previous_stage is not None else ()
+    first = configuration.network.in_channels - len(previous)
+    inputs = (*range(first), *(first + index - 1 for index in previous))
     return Swap(axis, inputs, outputs)

@@ -35,7 +35,7 @@ STEP_SECONDS = 0.5
 QUICK_STEP = 0.8
 """seconds; a step expected to take no longer is timed as planned, a slower one on a smaller input"""
 STEPS = 3
-"""timed per size, beside the warm-up"""
+"""timed per size after the warm-up"""
 
 
 class StepTimes(NamedTuple):
@@ -88,15 +88,6 @@ class StepTimer:
             target = torch.randint(self.labels.count, (size.batch, *size.patch), dtype=torch.int16)
         weight = even_weight(self.options.loss, target.shape)
         return Batch(image, target, weight=weight).to(self.device, self.precision.channels_last)
-
-
-def time_steps(
-    configuration: Configuration, labels: Labels, options: TrainOptions, device: str, steps: int = 3
-) -> StepTimes:
-    """Seconds of a configuration's steps at its own patch and batch; see `StepTimer.times`."""
-    with algorithms(options.deterministic):
-        size = InputSize(configuration.patch_size, configuration.batch_size)
-        return StepTimer(configuration, labels, options, device).times(size, steps)
 
 
 def measure_speed(configuration: Configuration, labels: Labels, options: TrainOptions, device: str) -> NetworkSpeed:
@@ -157,14 +148,14 @@ def median_seconds(
     work: Callable[[], None], device: torch.device, steps: int, limit: float = float("inf"), warm_up: int = 1
 ) -> float:
     """Median over `steps` runs, fewer when they take more than `limit` seconds together."""
-    taken: list[float] = []
+    seconds: list[float] = []
     for number in range(warm_up + steps):
         began = time.monotonic()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         if number >= warm_up:
-            taken.append(time.monotonic() - began)
-        if taken and sum(taken) > limit:
+            seconds.append(time.monotonic() - began)
+        if seconds and sum(seconds) > limit:
             break
-    return sorted(taken)[len(taken) // 2]
+    return sorted(seconds)[len(seconds) // 2]

@@ -32,7 +32,7 @@ LEAST_BATCH = 2
 """samples that are timed, where the plan has as many: libraries take other, on a CPU much slower, ways for a single one
 (plain U-Net of 16 features in fp32 on one thread: 12 us a voxel instead of 3.7)"""
 LEAST_VOXELS = 2**15
-"""of the smallest input: less says more about starting kernels than about the network"""
+"""of the smallest input: the time of a smaller one is mostly that of starting kernels"""
 APART = 1.9
 """times that the voxels of two sizes differ at least, so that noise does not decide on the slope"""
 SAMPLE_RATES = {"light_2d": 5.0e7, "light_3d": 2.4e7, "full_2d": 4.0e7, "full_3d": 2.2e7, "reading": 2.0e8}
@@ -42,8 +42,8 @@ FIXED_MAPS, MEASURED_MAPS = 2, 3
 channel and two classes. Fitted to 1 to 4 channels with 2 to 7 classes: within 25 % (light and full, 2-D and 3-D)"""
 ELASTIC_SHARE = {"2d": 1.7, "3d": 3.3}
 WEIGHT_MAP_SHARE = 4.0
-"""what bending a sample, and its weight map, cost beside the light augmentation of one channel and two classes; the
-second depends on the number of objects (256 x 256 and 512 x 512: 4.1 and 4.7; 40^3 and 64^3: 1.1 and 2.8)"""
+"""what bending a sample, and its weight map, cost in units of the light augmentation of one channel and two classes;
+the second depends on the number of objects (256 x 256 and 512 x 512: 4.1 and 4.7; 40^3 and 64^3: 1.1 and 2.8)"""
 FLAT_RATIO = 3.0
 """a 3-D patch this much thinner than long is augmented plane by plane, at the rate of 2-D (as the training does)"""
 LABEL_SHARE = 0.25
@@ -88,7 +88,7 @@ def fit(points: Sequence[tuple[int, float]]) -> LinearTime:
     """The line through the largest of (voxels, seconds) and the largest that is `APART` from it.
 
     With no such second point the seconds are proportional to the voxels. Neither overhead nor slope is negative:
-    where noise says so, the largest point alone decides. Raises ValueError without a point.
+    where noise gives such a line, the largest point alone decides. Raises ValueError without a point.
     """
     if not points:
         raise ValueError("nothing was measured")
@@ -156,12 +156,11 @@ def sample_seconds(
     read: bool,
     weighted: bool = False,
 ) -> float:
-    """Seconds of one core for one sample: augmenting, and reading where `read` says that the cases are on disk.
+    """Seconds of one core for one sample: augmenting, and reading with `read` where the cases are on disk.
 
-    `weighted` says that the loss needs a weight map.
-
-    `classes` counts the background; `rates` are a device's `sample_rates`. Reading decompresses whole planes of the
-    axes it stands on (`store.prepared`), here those of the median image.
+    `weighted`: the loss needs a weight map. `classes` counts the background; `rates` are a device's `sample_rates`.
+    Reading decompresses whole planes of the
+    axes that they span (`store.prepared`), here those of the median image.
     """
     patch, channels = configuration.patch_size, configuration.network.in_channels
     rates = {**SAMPLE_RATES, **rates}

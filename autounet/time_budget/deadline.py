@@ -93,7 +93,7 @@ class TimeAllotment:
         """seconds of the last job by function and configuration"""
 
     def check(self) -> None:
-        """A resumed command whose time is used up says so before anything is trained for too short."""
+        """Raises DeadlineError where too little time is left for a resumed command to train what is missing."""
         deadline, left = self.deadline, self.deadline.remaining()
         trainings = self._pending("train")
         if left is None or not deadline.resumed or not trainings:

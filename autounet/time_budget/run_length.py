@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 FOLD_OVERHEAD_SECONDS = 4.0
 """building the network, opening the data, writing checkpoints; replaced by what the first fold measures"""
 CLOSING_SECONDS = 15.0
-"""selection, packing and report, beside the part that grows with the cases"""
+"""selection, packing and report, apart from the part that grows with the cases"""
 LOOP_SHARE = 1.02
 """validation patches shown while training take up to 2 % more (`training.monitor.TIME_SHARE`)"""
 PREPARE_SECONDS_PER_VOXEL = 4e-7

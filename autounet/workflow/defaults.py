@@ -34,13 +34,13 @@ AVERAGED_PART = 10
 """the averaged weights look back over a tenth of the training"""
 
 
-def asked_configurations(options: RunOptions) -> tuple[str, ...] | None:
+def requested_configurations(options: RunOptions) -> tuple[str, ...] | None:
     """Names given; None for 'auto', which is stored as such so that it can revoke names given earlier."""
     return None if options.configurations == ("auto",) else options.configurations
 
 
 def memory_budget(options: RunOptions, profile: DeviceProfile) -> int:
-    """Bytes: as asked, else the preset's target, else 90 % of a free GPU, or half of a CPU's memory, at most 8 GB."""
+    """Bytes: --memory, else the preset's target, else 90 % of a free GPU, or half of a CPU's memory, at most 8 GB."""
     if options.memory_bytes:
         return options.memory_bytes
     if options.preset:
@@ -55,26 +55,26 @@ def planner_options(options: RunOptions, profile: DeviceProfile) -> PlannerOptio
     return PlannerOptions(
         memory_bytes=memory_budget(options, profile),
         preset=options.preset,
-        family=asked_family(options),
-        configurations=asked_configurations(options),
+        family=network_family(options),
+        configurations=requested_configurations(options),
         base_features=STEM_FEATURES if options.starts_from == "encoder" else None,
     )
 
 
-def asked_family(options: RunOptions) -> str:
+def network_family(options: RunOptions) -> str:
     """The preset's, the one given, or plain."""
     return PRESETS[options.preset].family if options.preset else options.family or "plain"
 
 
 def step_limit(options: RunOptions) -> int | None:
-    """Steps per fold that were asked for; the smaller of epochs and iterations."""
-    asked = [EPOCH_STEPS * options.epochs if options.epochs else None, options.iterations]
-    given = [steps for steps in asked if steps]
+    """Steps per fold by --epochs or --iterations, whichever is smaller; None without either."""
+    limits = [EPOCH_STEPS * options.epochs if options.epochs else None, options.iterations]
+    given = [steps for steps in limits if steps]
     return min(given) if given else None
 
 
 def promised_seconds(options: RunOptions, profile: DeviceProfile) -> float | None:
-    """The time limit of the command: as asked, or one hour on a CPU when neither time nor steps are given."""
+    """The time limit of the command: --time, or one hour on a CPU when neither time nor steps are given."""
     if options.seconds:
         return options.seconds
     if profile.device == "cpu" and step_limit(options) is None:
@@ -89,7 +89,7 @@ def train_options(options: RunOptions, expected_steps: int, dims: int, family: s
     images of `dims` 2 the first U-Net is trained as published. In volumes its balance of rare classes makes them far
     too large: Dice of 0.24 instead of 0.81 on Task04 (benchmarks/results/families_task04_2026-11-22.md).
     """
-    published = dims in FAMILIES[family or asked_family(options)].weighs_borders
+    published = dims in FAMILIES[family or network_family(options)].weighs_borders
     full = TrainOptions(
         loss=options.loss or ("weighted_ce" if published else "dice_ce"),
         elastic=published,
@@ -120,9 +120,9 @@ def check_options(options: RunOptions) -> None:
             f"{options.family}",
             f"Leave out --family {options.family}, or give another preset",
         )
-    if options.starts_from == "encoder" and asked_family(options) != PRETRAINED_FAMILY:
+    if options.starts_from == "encoder" and network_family(options) != PRETRAINED_FAMILY:
         raise OptionError(
-            f"--pretrained is for --family {PRETRAINED_FAMILY}, not {asked_family(options)}",
+            f"--pretrained is for --family {PRETRAINED_FAMILY}, not {network_family(options)}",
             f"Give --family {PRETRAINED_FAMILY}, or --pretrained none",
         )
     if options.deterministic and not step_limit(options):
@@ -150,14 +150,14 @@ def parse_folds(text: str | None, count: int) -> tuple[int | None, ...]:
 
 
 def trained_names(plan: Plan, options: RunOptions, limited: bool, every_fold: bool = True) -> tuple[str, ...]:
-    """Which configurations are trained: those asked for; with a time limit the main one; else all of the plan.
+    """Which configurations are trained: those that are named; with a time limit the main one; else all of the plan.
 
     The previous stage of each comes before it. Where not `every_fold` is trained, stages that need one are left out
-    unless asked for. Raises PlanError for a name that the plan does not have.
+    unless it is named. Raises PlanError for a name that the plan does not have.
     """
-    asked = asked_configurations(options)
-    if asked:
-        names = asked
+    requested = requested_configurations(options)
+    if requested:
+        names = requested
     elif limited:
         names = ("3d_fullres",) if "3d_fullres" in plan.configurations else tuple(plan.configurations)[:1]
     else:
@@ -173,7 +173,7 @@ def is_every_fold(folds: tuple[int | None, ...], count: int) -> bool:
 def trained_folds(
     name: str, configurations: Mapping[str, Configuration], folds: tuple[int | None, ...], count: int
 ) -> tuple[int | None, ...]:
-    """The folds of one configuration: those asked for, and every cross-validation fold of a previous stage.
+    """The folds of one configuration: those of --folds, and every cross-validation fold of a previous stage.
 
     The next stage learns from segmentations of cases that the network had not seen. A previous stage trained on all
     cases would hand on segmentations better than any of a new image, so `full` cross-validates it all the same.

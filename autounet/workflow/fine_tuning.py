@@ -35,9 +35,9 @@ def network_source(options: RunOptions) -> StartingWeights | None:
 
 
 def starting_model(options: RunOptions) -> StartingModel | None:
-    """The model of `--init`; None also where it is gone by now: what was planned and trained from it stays.
+    """The model of `--init`; None also where it does not exist any more: what was planned and trained from it stays.
 
-    Raises OptionError where the options ask for another family, and ModelError for a damaged model.
+    Raises OptionError where the options name another family, and ModelError for a damaged model.
     """
     source = network_source(options)
     if source is None or not Path(source.path).exists():
@@ -64,7 +64,7 @@ def _loaded(path: str, checksum: str | None) -> tuple[ModelBundle, Path]:
 
 
 def require_model(options: RunOptions, starting: StartingModel | None) -> None:
-    """Raises OptionError where a plan is to be made from a model that is gone."""
+    """Raises OptionError where a plan is to be made from a model that does not exist any more."""
     source = network_source(options)
     if source is not None and starting is None:
         raise OptionError(
@@ -87,7 +87,7 @@ log = logging.getLogger(__name__)
 def known_weights(options: RunOptions, out: Path) -> RunOptions:
     """With the checksum of what weights start from, so that another file of the same name is noticed.
 
-    A file of an earlier command may be gone: what was trained from it is kept. Raises OptionError for one that was
+    A file of an earlier command may be missing: what was trained from it is kept. Raises OptionError for one that was
     never there, and for the model of this very output folder, and ModelError for a damaged one.
     """
     source = options.start

@@ -1,4 +1,4 @@
-"""`autounet calibrate`: how much more memory a device takes than tracing says; kept for all later plans on it.
+"""`autounet calibrate`: how much more memory a device takes than is traced; kept for all later plans on it.
 
 Three networks of different size are traced and trained for a few steps. What a process needs beyond the traced bytes
 becomes a margin: bytes + fraction x traced, on no trial less than what was measured.

@@ -76,7 +76,7 @@ def trial_peak(
 ) -> int:
     """Bytes that steps of the planned patch and batch need in a process of their own.
 
-    On a CPU of the whole process; on a GPU what was allocated, with the margin for what nobody can count. `partial`:
+    On a CPU of the whole process; on a GPU what was allocated, with the margin for what is not counted. `partial`:
     some cases are annotated in part. Raises OutOfMemory.
     """
     from ..memory_model.measured_steps import MemoryProbe, StepSetting, measure
