@@ -159,8 +159,7 @@ def sample_seconds(
     """Seconds of one core for one sample: augmenting, and reading with `read` where the cases are on disk.
 
     `weighted`: the loss needs a weight map. `classes` counts the background; `rates` are a device's `sample_rates`.
-    Reading decompresses whole planes of the
-    axes that they span (`store.prepared`), here those of the median image.
+    Reading decompresses whole planes of the axes that they span (`store.prepared`), here those of the median image.
     """
     patch, channels = configuration.patch_size, configuration.network.in_channels
     rates = {**SAMPLE_RATES, **rates}
