@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from .datasets.checks.left_right import unlike_pairs
+from .datasets.checks.left_right import asymmetric_pairs
 from .imageio import VOLUME_KINDS
 from .ops.orient import IDENTITY_AXES, canonical_axes, permute
 from .ops.statistics import quantiles_of_samples
@@ -33,7 +33,7 @@ def build_fingerprint(
         dimension=2 if all(case.shape[0] == 1 for case in cases) else 3,
         orientation=orientation,
         oriented=all(_is_oriented(fact.geometry) for fact in facts),
-        unlike=unlike_pairs(dataset.labels, facts),
+        unlike=asymmetric_pairs(dataset.labels, facts),
         channels=tuple(
             _channel_fingerprint(channel, [fact.samples[index] for fact in facts])
             for index, channel in enumerate(dataset.channels)

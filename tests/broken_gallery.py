@@ -16,10 +16,9 @@ AGAIN = "Copy or export the file again"
 FIX = "autounet check DATA --fix --out NEW"
 IMAGE, LABEL = "imagesTr/c2_0000.nii.gz", "labelsTr/c2.nii.gz"
 SECOND = "imagesTr/c2_0001.nii.gz"
-ELSEWHERE = f"{LABEL} lies elsewhere than {IMAGE}: "
+ELSEWHERE = f"{LABEL} is not aligned with {IMAGE}: "
 LEFT_OUT = "left out: "
 RESAMPLED = f"{LABEL} was resampled onto its image"
-MENDED = "Mend this first"
 
 
 @dataclass(frozen=True)
@@ -114,23 +113,33 @@ GALLERY = (
     Broken(
         sets.channel_of_another_origin,
         "geometry-mismatch",
-        "imagesTr/c2_0001.nii.gz lies elsewhere",
+        "imagesTr/c2_0001.nii.gz is not aligned",
         FIX,
         fixed="was resampled onto the case's first channel",
     ),
     Broken(
-        sets.channel_without_header, "geometry-mismatch", "imagesTr/c2_0001.nii.gz lies", FIX, fixed="had no geometry"
+        sets.channel_without_header,
+        "geometry-mismatch",
+        "imagesTr/c2_0001.nii.gz is not aligned",
+        FIX,
+        fixed="had no geometry",
     ),
     Broken(sets.flat_and_deep, "mixed-dimensions", "is a 2-D image and c2 a volume", "separate data sets", case=None),
     Broken(
         sets.odd_spacing,
         "spacing-outlier",
-        "20 x 1 x 1.5 mm (z, y, x) is unlike",
-        "Check its header",
+        "20 x 1 x 1.5 mm (z, y, x) differs",
+        "Check the header",
         severity="warning",
     ),
-    Broken(contents.constant_image, "constant-image", "the image is 7 everywhere", "take the case out", fixed=LEFT_OUT),
-    Broken(contents.constant_channel, "constant-image", "channel 1 is 7 everywhere", "Export", severity="warning"),
+    Broken(
+        contents.constant_image,
+        "constant-image",
+        "the image has the value 7 in every voxel",
+        "remove the case",
+        fixed=LEFT_OUT,
+    ),
+    Broken(contents.constant_channel, "constant-image", "channel 1 has the value 7", "Export", severity="warning"),
     Broken(
         contents.nan_voxels, "nan-voxels", "holds 3 NaN voxels of 480", FIX, fixed="3 voxels of imagesTr/c2_0000.nii.gz"
     ),
@@ -148,7 +157,9 @@ GALLERY = (
         "Replace",
         fixed="left out: imagesTr/c2_0000.nii.gz",
     ),
-    Broken(contents.another_scale, "intensity-outlier", "MRI are unlike the rest", "exported like", severity="warning"),
+    Broken(
+        contents.another_scale, "intensity-outlier", "MRI differ from the other", "exported like", severity="warning"
+    ),
     Broken(
         contents.no_ct_anywhere,
         "no-ct-values",
@@ -160,28 +171,37 @@ GALLERY = (
     Broken(
         contents.one_windowed_ct,
         "no-ct-values",
-        "its values of CT, 0 to 255",
+        "its CT values, 0 to 255",
         "windowing",
         severity="warning",
         alone=False,
     ),
     Broken(
-        contents.one_ct_with_offset, "intensity-outlier", "CT are unlike the rest", "exported like", severity="warning"
+        contents.one_ct_with_offset,
+        "intensity-outlier",
+        "CT differ from the other",
+        "exported like",
+        severity="warning",
     ),
     Broken(
-        contents.one_dark_photograph, "intensity-outlier", "red are unlike", "exported", severity="warning", alone=False
+        contents.one_dark_photograph,
+        "intensity-outlier",
+        "red differ from",
+        "exported",
+        severity="warning",
+        alone=False,
     ),
     Broken(
         contents.grey_among_colours,
         "channel-mismatch",
-        "has 1 channels, the data set 3",
+        "has 1 channel, the data set has 3",
         "Convert",
         fixed="has 3 channels now",
     ),
     Broken(
         contents.same_image_twice,
         "duplicate-image",
-        "same as that of c1",
+        "identical to that of c1",
         "one fold",
         severity="warning",
         fixed=LEFT_OUT,
@@ -189,7 +209,7 @@ GALLERY = (
     Broken(
         contents.same_image_stored_otherwise,
         "duplicate-image",
-        "same as that of c1, with another label",
+        "identical to that of c1, but its label differs",
         "one fold",
         severity="warning",
         fixed=LEFT_OUT,
@@ -206,9 +226,13 @@ GALLERY = (
     Broken(
         contents.no_foreground, "no-foreground", "no label file holds any value besides 0", "--label PATTERN", case=None
     ),
-    Broken(contents.one_empty_label, "empty-label", "its label holds no foreground", "was saved", severity="warning"),
+    Broken(contents.one_empty_label, "empty-label", "its label is empty", "was saved", severity="warning"),
     Broken(
-        contents.label_beyond_the_image, "label-outside-image", "lie outside the image", "shifted", severity="warning"
+        contents.label_beyond_the_image,
+        "label-outside-image",
+        "lie outside the imaged region",
+        "shifted",
+        severity="warning",
     ),
     Broken(
         contents.label_on_nothing,
@@ -217,9 +241,7 @@ GALLERY = (
         "drawn on",
         severity="warning",
     ),
-    Broken(
-        contents.stray_voxel, "tiny-component", "organ has 1 component of a few voxels", "erase", severity="warning"
-    ),
+    Broken(contents.stray_voxel, "tiny-component", "organ has an isolated component of", "erase", severity="warning"),
     Broken(
         contents.smoothed_mask,
         "grey-label",
@@ -245,16 +267,26 @@ GALLERY = (
         contents.photographs_for_labels, "too-many-values", "different values, from 3", "--label PATTERN", case=None
     ),
     Broken(
-        contents.value_that_pictures_cannot_hold, "unwritable-label", "70000 does not fit .png", "Renumber", case=None
+        contents.value_that_pictures_cannot_hold,
+        "unwritable-label",
+        "70000 does not fit into .png",
+        "Renumber",
+        case=None,
     ),
-    Broken(contents.wrong_number_of_names, "layout", "has 1 channels, but 2 are named", MENDED, case=None),
-    Broken(contents.broken_description, "layout", "is not readable JSON", MENDED, case=None),
-    Broken(contents.wrong_ending, "layout", "no images that end in .nrrd; it has .nii.gz", MENDED, case=None),
-    Broken(contents.ambiguous_labels, "layout", "candidates: mask2, masks", MENDED, case=None),
-    Broken(contents.no_labels_at_all, "layout", "can hold the labels", MENDED, case=None),
-    Broken(contents.nothing_there, "layout", "is empty", MENDED, case=None),
+    Broken(contents.wrong_number_of_names, "layout", "has 1 channel, but 2 are named", "dataset.json", case=None),
+    Broken(contents.broken_description, "layout", "is not readable JSON", "Correct", case=None),
+    Broken(contents.wrong_ending, "layout", "no images that end in .nrrd; it has .nii.gz", "file_ending", case=None),
     Broken(
-        contents.one_case, "too-few-cases", "there is 1 case", "nothing is validated", case=None, severity="warning"
+        contents.ambiguous_labels,
+        "layout",
+        "candidates: mask2, masks",
+        "--label 'mask2/*' or --label 'masks/*'",
+        case=None,
+    ),
+    Broken(contents.no_labels_at_all, "layout", "can hold the labels", "--label", case=None),
+    Broken(contents.nothing_there, "layout", "is empty", "images and labels", case=None),
+    Broken(
+        contents.one_case, "too-few-cases", "there is 1 case", "without any validation", case=None, severity="warning"
     ),
     Broken(
         contents.three_cases, "too-few-cases", "3 cases are too few for 5", "3 folds", case=None, severity="warning"
@@ -271,8 +303,8 @@ GALLERY = (
     Broken(
         contents.data_one_folder_deeper,
         "layout",
-        "/data/training --label 'mask2/*' or --label 'masks/*' (autounet predict takes test afterwards)",
-        MENDED,
+        "its folders do: test, training",
+        "/data/training --label 'mask2/*' or --label 'masks/*' (and test later to autounet predict)",
         case=None,
     ),
     Broken(contents.annotated_for_no_class, "unknown-annotation", "lists 'bone' among", "--class NAME=VALUE"),

@@ -9,14 +9,14 @@ from broken_gallery import GALLERY, Broken
 from broken_sets import NONE, pictures, volumes
 
 from autounet.schema.dataset import Finding
-from autounet.workflow import dataset_stage as reading
+from autounet.workflow import dataset_stage
 from autounet.workflow.dataset_stage import check_data
 
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting processes would take longer than all that they would do here."""
-    monkeypatch.setattr(reading, "available_cores", lambda: 1)
+    monkeypatch.setattr(dataset_stage, "available_cores", lambda: 1)
 
 
 def test_the_gallery_is_large_enough() -> None:

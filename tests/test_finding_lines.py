@@ -1,4 +1,4 @@
-"""What was found is told briefly to people and completely to programs and the report."""
+"""Findings are shown briefly to people, and completely to programs and in the report."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from autounet.report import write_report
 from autounet.schema.dataset import Channel, Finding, Severity
 from autounet.schema.fingerprint import CheckResult, Repair, RepairResult
 from autounet.schema.labels import LabelClass, Labels, Region
-from autounet.workflow.dataset_stage import SHOWN, described, is_fatal, told
+from autounet.workflow.dataset_stage import SHOWN, finding_lines, has_fatal, result_lines
 
 
 def finding(case: str | None, code: str, severity: Severity = Severity.warning) -> Finding:
-    return Finding(case=case, code=code, severity=severity, message=f"{code} of {case}", remedy="Mend it")
+    return Finding(case=case, code=code, severity=severity, message=f"{code} of {case}", remedy="Correct it")
 
 
 def result(*findings: Finding) -> CheckResult:
@@ -28,35 +28,35 @@ def result(*findings: Finding) -> CheckResult:
 
 def test_many_findings_of_one_kind_are_counted() -> None:
     many = [finding(f"c{index:02d}", "slip") for index in range(40)]
-    lines = described([*many, finding("x", "broken", Severity.fatal)])
-    assert lines[0] == "case x: broken of x. Mend it"
+    lines = finding_lines([*many, finding("x", "broken", Severity.fatal)])
+    assert lines[0] == "case x: broken of x. Correct it"
     assert len(lines) == 1 + SHOWN + 1
-    assert lines[-1] == "and 30 more of the kind slip; autounet check --json lists all"
-    assert len(described(many[: SHOWN + 1])) == SHOWN + 1
+    assert lines[-1] == "and 30 more with the code slip; autounet check --json lists all"
+    assert len(finding_lines(many[: SHOWN + 1])) == SHOWN + 1
 
 
 def test_what_was_understood_is_told() -> None:
-    lines = told(result())
+    lines = result_lines(result())
     assert lines == [
         "layout: pairs, 2 cases",
         "channels: T1 (other), T2 (other)",
         "labels: 0 background, 1 a_left, 2 a_right",
         "regions: both (1, 2)",
-        "left and right: a_left and a_right",
-        "not annotated: 9",
-        "nothing to complain about",
+        "left/right pairs: a_left and a_right",
+        "ignored label value: 9",
+        "no problems found",
     ]
-    assert told(result(finding("a", "slip")))[-2:] == ["warning: case a: slip of a. Mend it", "1 finding"]
+    assert result_lines(result(finding("a", "slip")))[-2:] == ["warning: case a: slip of a. Correct it", "1 problem"]
 
 
 def test_repairs_are_told_before_what_is_left() -> None:
     repairs = (Repair(case="a", done=("one thing", "another")), Repair(case="b", dropped="it is broken"))
     found = RepairResult(folder="new", repairs=repairs, result=result(finding(None, "layout", Severity.fatal)))
-    lines = told(found)
+    lines = result_lines(found)
     assert lines[:2] == ["case a: one thing; another", "case b: left out: it is broken"]
-    assert lines[2] == "written to new, which needs no option:"
-    assert is_fatal(found)
-    assert not is_fatal(result(finding("a", "slip")))
+    assert lines[2] == "the repaired data set is in new and needs no options:"
+    assert has_fatal(found)
+    assert not has_fatal(result(finding("a", "slip")))
 
 
 class Text(HTMLParser):

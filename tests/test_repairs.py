@@ -169,7 +169,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert command(monkeypatch, "check", tmp_path / "data", "--fix", "--out", tmp_path / "new") == 0
     printed = capsys.readouterr().out
     assert "case c2: 3 voxels of imagesTr/c2_0000.nii.gz were replaced" in printed
-    assert "nothing to complain about" in printed
+    assert "no problems found" in printed
     assert command(monkeypatch, "check", tmp_path / "data", "--fix", "--json", "--out", tmp_path / "newer") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["repairs"][0]["case"] == "c2"

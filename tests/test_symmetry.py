@@ -86,7 +86,7 @@ def test_names_alone_make_no_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     data_set(tmp_path, sides(unlike=True))
     (found,) = check_data(tmp_path, NONE).findings
     assert (found.case, found.code) == (None, "unlike-pair")
-    assert "left_part and right_part are no mirror images of each other: one mirrored" in found.message
+    assert "left_part and right_part are not mirror images of each other: with one mirrored" in found.message
     scanned = scan(tmp_path, NONE)
     facts = examine(scanned, workers=1)
     dataset = complete_labels(scanned, facts)

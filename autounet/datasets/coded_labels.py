@@ -22,15 +22,17 @@ PALETTE = "palette.json"
 _IGNORE_VALUE = 255
 
 
-class Coding(NamedTuple):
+class CodedClasses(NamedTuple):
+    """Classes, regions and codes of label files that hold colours or named segments."""
+
     classes: dict[str, int]
     regions: dict[str, tuple[int, ...]]
     ignore: int | None
     codes: tuple[LabelCode, ...]
 
 
-def coded(root: Path, found: DetectedLayout, cases: Sequence[Case], options: DataOptions) -> DetectedLayout:
-    """`found` with the classes, regions and codes of a palette, or of segments. Raises DataError and OptionError."""
+def with_coded_labels(root: Path, found: DetectedLayout, cases: Sequence[Case], options: DataOptions) -> DetectedLayout:
+    """`found` with the classes, regions and codes of a palette or of segments. Raises DataError and OptionError."""
     known = {**found.classes, **options.classes}
     ignore = options.ignore if options.ignore is not None else found.ignore
     palette = _palette(root, options)
@@ -59,12 +61,14 @@ def _palette(root: Path, options: DataOptions) -> dict[str, Any] | None:
     path = root / str(name or PALETTE)
     if not path.is_file():
         if name:
-            raise OptionError(f"--palette {name}: there is no such file. Give a JSON file with a colour for each class")
+            raise OptionError(
+                f"--palette {name}: there is no such file", "Give a JSON file with a colour for each class"
+            )
         return None
     return read_object(path, 'an object like {"class": [red, green, blue], ...}')
 
 
-def _by_colour(palette: Mapping[str, Any], known: Mapping[str, int], ignore: int | None) -> Coding:
+def _by_colour(palette: Mapping[str, Any], known: Mapping[str, int], ignore: int | None) -> CodedClasses:
     """Values as declared; else 0 for the class called background, or black; else numbers in the palette's order.
 
     A class may have several colours: a list of them. The class called `ignore` is left out of training.
@@ -73,7 +77,7 @@ def _by_colour(palette: Mapping[str, Any], known: Mapping[str, int], ignore: int
     flat = Counter(colour for own in colours.values() for colour in own)
     twice = [colour for colour, count in flat.items() if count > 1]
     if twice:
-        raise DataError(f"the palette gives the colour {list(twice[0])} to two classes. Give each its own")
+        raise DataError(f"the palette gives the colour {list(twice[0])} to two classes", "Give each its own")
     values = {name: known[name] for name in colours if name in known}
     zero = next((name for name in colours if name.lower() == "background"), None)
     zero = zero or next((name for name, own in colours.items() if (0, 0, 0) in own), None)
@@ -90,7 +94,7 @@ def _by_colour(palette: Mapping[str, Any], known: Mapping[str, int], ignore: int
             values[name] = next(value for value in range(1, len(used) + 2) if value not in used)
     codes = [LabelCode(value=values[name], colour=colour) for name, own in colours.items() for colour in own]
     classes = {name: value for name, value in values.items() if name != ignored}
-    return Coding(classes, {}, ignore, tuple(codes))
+    return CodedClasses(classes, {}, ignore, tuple(codes))
 
 
 def _colours(name: str, entry: Any) -> list[tuple[int, int, int]]:
@@ -98,11 +102,11 @@ def _colours(name: str, entry: Any) -> list[tuple[int, int, int]]:
     for colour in several:
         parts = colour if isinstance(colour, list) and len(colour) == 3 else [None]
         if not all(isinstance(part, int) and not isinstance(part, bool) and 0 <= part <= 255 for part in parts):
-            raise DataError(f"the palette gives class {name!r} {colour!r}. Write [red, green, blue], each 0 to 255")
+            raise DataError(f"the palette gives class {name!r} {colour!r}", "Write [red, green, blue], each 0 to 255")
     return [(colour[0], colour[1], colour[2]) for colour in several]
 
 
-def _by_segment(files: Sequence[Path], known: Mapping[str, int]) -> Coding:
+def _by_segment(files: Sequence[Path], known: Mapping[str, int]) -> CodedClasses:
     """Classes from segments' names; where segments overlap, a class for each combination, and the segments as regions.
 
     Values are those of the files when all files agree, else numbers in the order of first appearance.
@@ -136,7 +140,7 @@ def _by_segment(files: Sequence[Path], known: Mapping[str, int]) -> Coding:
     }
     widest = sorted(regions, key=lambda name: -len(regions[name]))  # later regions overwrite earlier ones
     codes = tuple(LabelCode(value=values[called[each]], segments=tuple(sorted(each))) for each in ordered)
-    return Coding(values, {name: regions[name] for name in widest}, None, codes)
+    return CodedClasses(values, {name: regions[name] for name in widest}, None, codes)
 
 
 def _class_name(combination: frozenset[str], joined: set[str]) -> str:

@@ -15,11 +15,11 @@ from .layouts.case_folders import case_inputs
 from .layouts.case_table import CASE, find_table
 from .layouts.files import (
     TABLES,
+    distinct_names,
     glob_images,
     image_files,
     looks_like_images,
     looks_like_labels,
-    names,
     pair,
     strip_channel,
     subfolders,
@@ -40,7 +40,7 @@ class InputCase(NamedTuple):
     """indices of the channels that the images are, where the case lacks some; None: all"""
 
 
-def of_channels(bundle: ModelBundle, name: str, files: Mapping[str, Path]) -> InputCase:
+def _case_of_channels(bundle: ModelBundle, name: str, files: Mapping[str, Path]) -> InputCase:
     """A case from its files by channel. Raises DataError for a combination of channels that was not trained."""
     channels = list(bundle.channel_patterns)  # one file may hold several of the model's channels
     present = [index for index, channel in enumerate(channels) if channel in files]
@@ -63,10 +63,10 @@ def require_trained(bundle: ModelBundle, name: str, present: Sequence[int]) -> N
         for each in bundle.channel_combinations
     ]
     trained = f", or give {' or '.join(known)}, which the model was trained with" if known else ""
-    raise DataError(f"case {name}: no file for channel {lacking}. Add it{trained}")
+    raise DataError(f"it has no file for channel {lacking}", f"Add it{trained}", case=name)
 
 
-def numbered(bundle: ModelBundle, name: str, files: Sequence[Path]) -> InputCase:
+def _case_of_numbers(bundle: ModelBundle, name: str, files: Sequence[Path]) -> InputCase:
     """A case whose files end in the numbers of their channels. Raises DataError as `require_trained`."""
     present = tuple(int(str(strip_channel(stem(file))[1])) for file in files)
     if len(present) == len(bundle.channels):
@@ -87,8 +87,8 @@ def find_inputs(path: Path, bundle: ModelBundle) -> list[InputCase]:
     """
     path = Path(path).expanduser().resolve()
     if not path.exists():
-        raise DataError(f"{path} does not exist. Give an image or a folder of images")
-    found = _found(path, bundle)
+        raise DataError(f"{path} does not exist", "Give an image or a folder of images")
+    found = _inputs_of(path, bundle)
     return [frame for case in found for frame in _time_points(case)] if bundle.time_points else found
 
 
@@ -100,7 +100,7 @@ def _time_points(case: InputCase) -> list[InputCase]:
     return [case._replace(identifier=frame_name(case.identifier, frame, count), frame=frame) for frame in range(count)]
 
 
-def _found(path: Path, bundle: ModelBundle) -> list[InputCase]:
+def _inputs_of(path: Path, bundle: ModelBundle) -> list[InputCase]:
     if path.is_file() and path.suffix.lower() in TABLES:
         return _from_table(path, bundle)
     if path.is_file() or (len(bundle.channel_patterns) <= 1 and is_series(path)):
@@ -113,12 +113,12 @@ def _found(path: Path, bundle: ModelBundle) -> list[InputCase]:
     elif bundle.layout == "cases":
         listed = case_inputs(path, bundle.channel_patterns)
     if listed:
-        return sorted(of_channels(bundle, name, files) for name, files in listed.items())
+        return sorted(_case_of_channels(bundle, name, files) for name, files in listed.items())
     if len(bundle.channel_patterns) > 1:
         try:
             return _by_patterns(path, bundle.channel_patterns, bundle)
         except OptionError as error:
-            raise DataError(f"{error}. The model needs files for each of its channels") from None
+            raise DataError(error.message, "The model needs files for each of its channels") from None
     return _cases(_same_kind(_folder_files(path, bundle), bundle), bundle)
 
 
@@ -129,13 +129,15 @@ def _from_table(path: Path, bundle: ModelBundle) -> list[InputCase]:
     names = [channel.name for channel in bundle.channels]
     wanted = names if set(names) <= set(table.columns) else table.image_columns
     if len(wanted) != len(names) and len(wanted) != 1:
-        raise DataError(f"{table.path} has the columns {', '.join(table.columns)}. The model needs {', '.join(names)}")
+        raise DataError(
+            f"{table.path} has the columns {', '.join(table.columns)}", f"The model needs {', '.join(names)}"
+        )
     cases = []
     for row in table.rows:
         files = {index: table.path.parent / row[column] for index, column in enumerate(wanted) if row[column]}
         absent = [wanted[index] for index, file in files.items() if not file.exists()]
         if absent or not files:
-            raise DataError(f"{table.path}: case {row[CASE]} has no file for {(absent or wanted)[0]}. Add it")
+            raise DataError(f"{table.path}: there is no file for {(absent or wanted)[0]}", "Add it", case=row[CASE])
         if len(files) < len(wanted):
             require_trained(bundle, row[CASE], list(files))
         present = None if len(files) == len(wanted) else tuple(files)
@@ -146,7 +148,7 @@ def _from_table(path: Path, bundle: ModelBundle) -> list[InputCase]:
 def _single(path: Path, bundle: ModelBundle) -> InputCase:
     """One file, or DICOM series; its other channels are looked for beside it."""
     if not is_image(path) and not path.is_dir():
-        raise DataError(f"{path} is no image that can be read. Give NIfTI, NRRD, MHA, PNG, TIFF, GIF or JPEG")
+        raise DataError(f"{path} is not an image that can be read", "Give NIfTI, NRRD, MHA, PNG, TIFF, GIF or JPEG")
     base, channel = strip_channel(stem(path))
     if channel is None:
         return InputCase(stem(path), (path,))
@@ -154,7 +156,7 @@ def _single(path: Path, bundle: ModelBundle) -> InputCase:
     if len(siblings) == len(bundle.channels) and len(siblings) > 1:
         return InputCase(base, tuple(siblings))
     if bundle.channel_combinations and len(siblings) < len(bundle.channels):
-        return numbered(bundle, base, siblings)
+        return _case_of_numbers(bundle, base, siblings)
     return InputCase(base if channel == "0000" else stem(path), (path,))
 
 
@@ -176,10 +178,10 @@ def _folder_files(path: Path, bundle: ModelBundle) -> list[Path]:
     if len(candidates) == 1:
         return image_files(candidates[0])
     if not candidates:
-        raise DataError(f"{path} holds no images. Give a folder with {bundle.suffix or 'DICOM'} files")
+        raise DataError(f"{path} holds no images", f"Give a folder with {bundle.suffix or 'DICOM'} files")
     raise DataError(
-        f"several folders of {path} hold images; candidates: {', '.join(folder.name for folder in candidates)}. "
-        "Give one of them"
+        f"several folders of {path} hold images; candidates: {', '.join(folder.name for folder in candidates)}",
+        "Give one of them",
     )
 
 
@@ -206,10 +208,10 @@ def _cases(files: Sequence[Path], bundle: ModelBundle) -> list[InputCase]:
         fitting = max(len(group) for group in groups.values()) <= len(bundle.channels)
         if trained_so or (fitting and all(stem(group[0]).endswith("_0000") for group in groups.values())):
             if bundle.channel_combinations:
-                return [numbered(bundle, base, group) for base, group in sorted(groups.items())]
+                return [_case_of_numbers(bundle, base, group) for base, group in sorted(groups.items())]
             _require_same_channels(groups)
             return [InputCase(base, tuple(group)) for base, group in sorted(groups.items())]
-    return sorted(InputCase(name, (file,)) for name, file in zip(names(files), files, strict=True))
+    return sorted(InputCase(name, (file,)) for name, file in zip(distinct_names(files), files, strict=True))
 
 
 def _require_same_channels(groups: dict[str, list[Path]]) -> None:
@@ -219,7 +221,11 @@ def _require_same_channels(groups: dict[str, list[Path]]) -> None:
     for base, own in numbers.items():
         if own != usual:
             have = ", ".join(file.name for file in groups[base])
-            raise DataError(f"case {base}: only {have}; other cases have the channels {', '.join(usual)}. Add them")
+            raise DataError(
+                f"it has only {have}; other cases have the channels {', '.join(usual)}",
+                "Add the missing files",
+                case=base,
+            )
 
 
 def _matching(path: Path, name: str, pattern: str) -> list[Path]:
@@ -246,16 +252,18 @@ def _by_patterns(path: Path, patterns: dict[str, str], bundle: ModelBundle) -> l
         lists = [_matching_if_any(path, name, pattern) for name, pattern in patterns.items()]
         joined = join_channels(lists, list(patterns))
         return sorted(
-            of_channels(bundle, name, {list(patterns)[index]: file for index, file in zip(own, files, strict=True)})
+            _case_of_channels(
+                bundle, name, {list(patterns)[index]: file for index, file in zip(own, files, strict=True)}
+            )
             for (name, files), own in zip(joined.images.items(), joined.present.values(), strict=True)
         )
     lists = [_matching(path, name, pattern) for name, pattern in patterns.items()]
     cases = {file: [file] for file in lists[0]}
-    called = dict(zip(lists[0], names(lists[0]), strict=True))
+    called = dict(zip(lists[0], distinct_names(lists[0]), strict=True))
     for name, files in zip(list(patterns)[1:], lists[1:], strict=True):
         for match in pair(lists[0], files):
             cases[match.first].append(match.second)
         short = next((called[file] for file, found in cases.items() if len(found) < len(cases[lists[0][0]])), None)
         if short is not None:
-            raise DataError(f"case {short}: no file for channel {name}. Add it")
+            raise DataError(f"it has no file for channel {name}", "Add it", case=short)
     return sorted(InputCase(called[file], tuple(found)) for file, found in cases.items())

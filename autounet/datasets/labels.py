@@ -19,7 +19,7 @@ from .layouts.case_table import ANNOTATED, CASE, find_table
 from .layouts.detected_layout import read_description
 
 MOST_UNNAMED = 100
-"""more unnamed values than this in label files: they are pictures, or spoilt by interpolation"""
+"""most unnamed values in label files; files with more are photographs, or labels that were interpolated"""
 
 
 def build_labels(
@@ -31,12 +31,12 @@ def build_labels(
     """
     twice = [value for value in set(options.classes.values()) if list(options.classes.values()).count(value) > 1]
     if twice:
-        raise OptionError(f"--class gives the value {twice[0]} two names. Name each value once")
+        raise OptionError(f"--class gives the value {twice[0]} two names", "Name each value once")
     regions = {**regions, **options.regions}
     ignore = options.ignore if options.ignore is not None else ignore
     named = {value: name for name, value in classes.items() if name not in options.classes}
     if len(named) < len([name for name in classes if name not in options.classes]):
-        raise DataError("dataset.json gives two classes the same value. Write each value once; use lists for regions")
+        raise DataError("dataset.json gives two classes the same value", "Write each value once; use lists for regions")
     named |= {value: name for name, value in options.classes.items()}
     if options.ignore is not None and options.ignore not in options.classes.values():
         named.pop(options.ignore, None)
@@ -47,7 +47,7 @@ def build_labels(
         return _labels(named, regions, ignore, 0 in options.classes.values())
     except ValidationError as error:
         problems = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
-        raise OptionError(f"labels: {problems}. Correct --class, --region and --ignore, or dataset.json") from None
+        raise OptionError(f"labels: {problems}", "Correct --class, --region and --ignore, or dataset.json") from None
 
 
 def _labels(
@@ -133,7 +133,7 @@ def _undeclared(value: int, cases: Sequence[str], labels: Labels) -> Finding:
 def _unwritable(value: int, ending: str, limits: tuple[int, int]) -> Finding:
     return Finding(
         code="unwritable-label",
-        message=f"label value {value} does not fit {ending} files, in which segmentations of these images are written",
+        message=f"label value {value} does not fit into {ending} files, the format that segmentations are written in",
         remedy=f"Renumber the classes to {limits[0]} to {limits[1]}, or store the images as TIFF",
     )
 
@@ -143,7 +143,7 @@ def _absent(label: LabelClass, labels: Labels) -> Finding:
         code="absent-class",
         severity=Severity.warning,
         message=f"class {label.name} (value {label.value}) occurs in no case",
-        remedy="It cannot be learned; check the label files if it should be there",
+        remedy="It cannot be learned; check the label files if it should occur",
     )
 
 
@@ -161,7 +161,7 @@ def complete_labels(dataset: Dataset, facts: Sequence[CaseFacts]) -> Dataset:
         if value != labels.ignore:
             named.setdefault(value, f"label_{value}")
     if len(named) < 2:
-        raise DataError("no class besides the background is declared or found. Name one with --class NAME=VALUE")
+        raise DataError("the data set has no class besides the background", "Name one with --class NAME=VALUE")
     regions = {region.name: region.values for region in labels.regions}
     complete = _labels(named, regions, labels.ignore, labels.background_named)
     complete = complete.model_copy(update={"codes": labels.codes})
@@ -205,10 +205,12 @@ def annotate(
 def _described(root: Path) -> Mapping[str, Words]:
     listed = read_description(root).get(ANNOTATED, {})
     if not isinstance(listed, dict):
-        raise DataError(f"{_DATASET_JSON}: annotated is {listed!r}, no object. Write a list of classes for each case")
+        raise DataError(
+            f"{_DATASET_JSON}: annotated is {listed!r}, not an object", "Write a list of classes for each case"
+        )
     for name, words in listed.items():
         if not isinstance(words, list) or not all(type(word) in (str, int) for word in words):
-            raise DataError(f"{_DATASET_JSON}: annotated of case {name} is {words!r}. Write a list of classes")
+            raise DataError(f"{_DATASET_JSON}: annotated of case {name} is {words!r}", "Write a list of classes")
     return {name: tuple(str(word).strip() for word in words) for name, words in listed.items()}
 
 
@@ -223,7 +225,7 @@ def _tabled(place: Path) -> tuple[str, Mapping[str, Words]]:
 
 def _unknown_class(case: str, word: str, source: str, labels: Labels) -> Finding:
     names = ", ".join(f"{label.name}={label.value}" for label in labels.classes)
-    message = f"{source} lists {word!r} among its annotated classes, which is no class ({names})"
+    message = f"{source} lists {word!r} among its annotated classes, which is not a class ({names})"
     return Finding(
         case=case, code=UNKNOWN_ANNOTATION, message=message, remedy="Correct it, or name the class: --class NAME=VALUE"
     )
@@ -234,7 +236,7 @@ def _unknown_case(case: str, source: str, known: Iterable[str]) -> Finding:
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     message = f"{source} lists its annotated classes, and there is no such case (cases: {shown})"
     return Finding(
-        case=case, code=UNKNOWN_ANNOTATION, message=message, remedy="Correct the name, or take it out of the list"
+        case=case, code=UNKNOWN_ANNOTATION, message=message, remedy="Correct the name, or remove it from the list"
     )
 
 
@@ -248,11 +250,12 @@ def annotation_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Fi
     names = {label.value: label.name for label in dataset.labels.classes}
     listed = {case.identifier: case.annotated for case in dataset.cases if case.annotated is not None}
     known = sorted({0, *names, *(value for fact in facts for value in fact.value_counts)} - {dataset.labels.ignore})
+    shown = ", ".join(map(str, known))
     findings = [
         Finding(
             case=case,
-            code="unknown-annotation",
-            message=f"its annotated classes name the value {value}, which no class has ({', '.join(map(str, known))})",
+            code=UNKNOWN_ANNOTATION,
+            message=f"its annotated classes contain the value {value}, which no class has ({shown})",
             remedy="Correct the list, or name the class: --class NAME=VALUE",
         )
         for case, values in listed.items()
@@ -273,7 +276,7 @@ def annotation_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Fi
                         severity=Severity.warning,
                         message=f"its label holds {voxels} voxels of {name} (value {value}), which is not among its "
                         "annotated classes",
-                        remedy="They are not learned from; add the class to the list if all of it is labelled",
+                        remedy="These voxels are not learned from. Add the class to the list if all of it is labelled",
                     )
                 )
     return findings

@@ -13,7 +13,7 @@ from ..ops.label_values import encode
 from ..schema.dataset import Case, Channel, Dataset
 from ..schema.errors import DataError
 from ..schema.geometry import Geometry
-from .checks.case_checks import differences
+from .checks.case_checks import world_differences
 from .inputs import InputCase
 
 
@@ -27,7 +27,7 @@ class LoadedCase(NamedTuple):
 
 
 def read_channels(paths: Sequence[Path], channels: int, frame: int | None = None) -> tuple[np.ndarray, Geometry]:
-    """All channel files of a case joined along C; the geometry is the first file's. `frame` is a time point.
+    """All channel files of a case, joined along C, with the geometry of the first file. `frame` is a time point.
 
     Raises DataError when shapes or places in space differ, or the number of channels is not the one expected.
     """
@@ -36,18 +36,20 @@ def read_channels(paths: Sequence[Path], channels: int, frame: int | None = None
     for path, (_, geometry) in zip(paths, parts, strict=True):
         if geometry.shape != shape:
             raise DataError(
-                f"{path.name} has shape {geometry.shape}, but {paths[0].name} of the same case has {shape}. "
-                "Resample the channels to one grid"
+                f"{path.name} has shape {geometry.shape}, but {paths[0].name} of the same case has {shape}",
+                "Resample the channels to one grid",
             )
-        if found := differences(geometry, parts[0][1]):
+        if found := world_differences(geometry, parts[0][1]):
             raise DataError(
-                f"{path.name} lies elsewhere than {paths[0].name} of the same case: {'; '.join(found)}. "
-                "Correct the header that is wrong, or resample the channels to one grid"
+                f"{path.name} is not aligned with {paths[0].name} of the same case: {'; '.join(map(str, found))}",
+                "Correct the header that is wrong, or resample the channels to one grid",
             )
     image = parts[0][0] if len(parts) == 1 else np.concatenate([array for array, _ in parts])
     if image.shape[0] != channels:
         named = ", ".join(path.name for path in paths)
-        raise DataError(f"{named}: {_count(image.shape[0])}, expected {_count(channels)}. Give images like the others")
+        raise DataError(
+            f"{named} has {_count(image.shape[0])}, expected {_count(channels)}", "Give an image like the others"
+        )
     return image, parts[0][1]
 
 
@@ -81,12 +83,15 @@ def load_case(dataset: Dataset, identifier: str) -> LoadedCase:
         paths = [root / path for path in case.images]
         image, geometry = read_present(paths, case.present, len(dataset.channels), case.frame)
         labels = encode(read_reference(dataset, case)[0], dataset.labels) if case.label else None
-    except (DataError, ValueError) as error:
-        raise DataError(f"case {identifier}: {error}") from None
+    except DataError as error:
+        raise DataError(error.message, error.remedy, identifier) from None
+    except ValueError as error:  # an undeclared label value
+        raise DataError(str(error), "Declare the value, or correct the label file", identifier) from None
     if labels is not None and labels.shape != geometry.shape:
         raise DataError(
-            f"case {identifier}: the image has shape {geometry.shape} and the label {labels.shape}. "
-            "Give the label that was drawn on this image"
+            f"the image has shape {geometry.shape} and the label {labels.shape}",
+            "Give the label that was drawn on this image",
+            case=identifier,
         )
     return LoadedCase(image, labels, geometry)
 
@@ -96,8 +101,10 @@ def load_input(case: InputCase, channels: Sequence[Channel]) -> tuple[np.ndarray
     try:
         image, geometry = read_present(case.images, case.present, len(channels), case.frame)
     except DataError as error:
-        raise DataError(f"case {case.identifier}: {error}") from None
+        raise DataError(error.message, error.remedy, case.identifier) from None
     wrong = int(image.size - np.count_nonzero(np.isfinite(image)))
     if wrong:
-        raise DataError(f"case {case.identifier}: {wrong} voxels are NaN or infinite. Replace them, or export again")
+        raise DataError(
+            f"{wrong} voxels are NaN or infinite", "Replace them, or export the image again", case=case.identifier
+        )
     return image, geometry

@@ -13,7 +13,7 @@ from ..schema.dataset import Case, Channel, ChannelKind, Dataset, Finding
 from ..schema.errors import DataError, OptionError
 from ..schema.options import DataOptions
 from .checks.examine import unreadable
-from .coded_labels import coded
+from .coded_labels import with_coded_labels
 from .labels import annotate, build_labels
 from .layouts import bids, case_folders, case_table, msd, nnunet_raw, paired_folders
 from .layouts.detected_layout import DetectedLayout, read_description, with_description, without_missing_channels
@@ -49,12 +49,13 @@ def find_channels(
         ]
     else:
         raise DataError(
-            f"case {cases[0].identifier} has {count} channels, but {len(names)} are named ({', '.join(names)}). "
-            "Correct dataset.json or the --channel options"
+            f"it has {count} channel{'s' if count > 1 else ''}, but {len(names)} are named ({', '.join(names)})",
+            "Correct dataset.json or the --channel options",
+            case=cases[0].identifier,
         )
     if unknown:
         known = ", ".join(channel.name for channel in found)
-        raise OptionError(f"--kind names the channel {', '.join(sorted(unknown))}; the channels are {known}")
+        raise OptionError(f"--kind names the unknown channel {', '.join(sorted(unknown))}", f"The channels are {known}")
     return tuple(found)
 
 
@@ -76,7 +77,7 @@ def _kind(word: str) -> ChannelKind:
     try:
         return ChannelKind(word.lower())
     except ValueError:
-        raise OptionError(f"--kind {word!r} is unknown. Kinds are {', '.join(ChannelKind)}") from None
+        raise OptionError(f"--kind {word!r} is unknown", f"Kinds are {', '.join(ChannelKind)}") from None
 
 
 def _kind_by_name(name: str) -> ChannelKind:
@@ -91,7 +92,7 @@ def split_frames(
     """The cases, each time point one of its own where the fourth axis is time, and whether it is.
 
     A time point is called `<case>_t<number from 0>`, and those of one file are a group unless a group is given.
-    `named` are the channels' names as far as known. Raises DataError by point 4 of the rule.
+    `named` are the channels' names as far as known. Raises DataError where labels and names do not decide which.
     """
     first = _first_readable(root, cases)
     if first is None:
@@ -100,7 +101,9 @@ def split_frames(
     in_label = _frames(root / case.label) if case.label else 1
     if frames == 1:
         if options.frames == "time":
-            raise DataError(f"--frames time: case {case.identifier} has no fourth axis. Leave the option out")
+            raise DataError(
+                "--frames time is given, and it has no fourth axis", "Leave the option out", case.identifier
+            )
         return list(cases), False
     if options.frames is None:
         _require_clear(root, case, frames, in_label, named)
@@ -113,13 +116,13 @@ def _first_readable(root: Path, cases: Sequence[Case]) -> tuple[Case, int] | Non
     for case in cases:
         try:
             return case, max(read_frames(root / path) for path in case.images)
-        except DataError:  # told when the case is examined
+        except DataError:  # reported when the case is examined
             continue
     return None
 
 
 def _frames(path: Path) -> int:
-    """1 for what cannot be read: told when the case is examined."""
+    """1 for a file that cannot be read, which is reported when the case is examined."""
     try:
         return read_frames(path)
     except DataError:
@@ -131,16 +134,17 @@ def _require_clear(root: Path, case: Case, frames: int, in_label: int, named: Se
     as_channels, as_time = named is not None and len(named) == channels, in_label == frames
     if as_channels != as_time:
         return
-    told = (
+    counted = (
         f"its label has {in_label} too, and {frames} channels are named"
         if as_time
         else f"its label has {'none' if in_label == 1 else in_label}, and "
         + (f"{len(named)} channel{'s are' if len(named) > 1 else ' is'} named" if named else "no channels are named")
     )
     raise DataError(
-        f"case {case.identifier}: {case.images[0]} has {frames} entries along a fourth axis; {told}. Say what they "
-        f"are: --frames channels, or {frames} names in dataset.json under channel_names; or --frames time, with a "
-        f"label of {frames} time points"
+        f"{case.images[0]} has {frames} entries along a fourth axis; {counted}",
+        f"Say what they are: --frames channels, or {frames} names in dataset.json under "
+        f"channel_names; or --frames time, with a label of {frames} time points",
+        case=case.identifier,
     )
 
 
@@ -149,10 +153,11 @@ def _time_points(root: Path, case: Case) -> list[Case]:
     files = [*case.images, *([case.label] if case.label else [])]
     counts = [read_frames(root / path) for path in files]
     if len(set(counts)) > 1:
-        told = ", ".join(f"{path} {count}" for path, count in zip(files, counts, strict=True))
+        counted = ", ".join(f"{path} {count}" for path, count in zip(files, counts, strict=True))
         raise DataError(
-            f"case {case.identifier}: its files have different numbers of time points ({told}). "
-            "Give a label for every time point, or store each labelled time point as an image of its own"
+            f"its files have different numbers of time points ({counted})",
+            "Give a label for every time point, or store each labelled time point as an image of its own",
+            case=case.identifier,
         )
     return [
         case.model_copy(
@@ -188,7 +193,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None) -> Dataset:
-    """The data set in a folder or a table, layout detected; cases sorted by identifier, labels as far as declared.
+    """The data set in a folder or a table, with its layout detected, its cases sorted, and labels as far as declared.
 
     What a dataset.json or a table in the folder says comes before what is guessed, and options before both. Opens the
     header of one image, and of every label file with named segments. Raises DataError with every missing file at once,
@@ -198,21 +203,21 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     root = existing_folder(data)
     options = with_description(root, options)
     place = Path(data).expanduser().resolve()
-    found, layout = _find(place, options)
+    found, layout = _detect_layout(place, options)
     if options.missing_channels:
         found.findings = without_missing_channels(found.findings)
     known = {case.identifier for case in found.cases} | {each.case for each in found.findings if each.case}
-    whole, told = case_table.supplement(place, _whole(found, findings, root), known)
+    whole, table_findings = case_table.supplement(place, _complete_cases(found, findings, root), known)
     listed = sorted(whole, key=lambda case: case.identifier)
     listed = [_grouped(case, options.group) for case in listed]
     twice = {case.identifier for case, after in pairwise(listed) if case.identifier == after.identifier}
     if twice:
-        raise DataError(f"several cases are called {', '.join(sorted(twice))}. Give them different names")
-    found = coded(root, found, listed, options)
+        raise DataError(f"several cases are called {', '.join(sorted(twice))}", "Give them different names")
+    found = with_coded_labels(root, found, listed, options)
     labels = build_labels(found.classes, found.regions, found.ignore, options)
     labels = labels.model_copy(update={"codes": found.codes})
     listed, unknown = annotate(place, root, listed, labels, known)
-    _tell([*told, *unknown], findings)
+    _report([*table_findings, *unknown], findings)
     listed, time_points = split_frames(root, listed, found.channels, options)
     image = listed[0].images[0]
     return Dataset(
@@ -231,7 +236,7 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     )
 
 
-def _find(place: Path, options: DataOptions) -> tuple[DetectedLayout, str]:
+def _detect_layout(place: Path, options: DataOptions) -> tuple[DetectedLayout, str]:
     """A file is a table; what it leaves open is taken from its folder."""
     if place.is_file():
         if case_table.detect(place, options):
@@ -243,17 +248,17 @@ def _find(place: Path, options: DataOptions) -> tuple[DetectedLayout, str]:
     raise AssertionError("the last layout takes every folder")
 
 
-def _whole(found: DetectedLayout, findings: list[Finding] | None, root: Path) -> list[Case]:
+def _complete_cases(found: DetectedLayout, findings: list[Finding] | None, root: Path) -> list[Case]:
     """The cases that lack nothing. Raises DataError, unless `findings` takes what is missing."""
     broken = {finding.case for finding in found.findings}
     whole = [case for case in found.cases if case.identifier not in broken]
-    _tell(found.findings, findings if whole else None)
+    _report(found.findings, findings if whole else None)
     if not whole:
-        raise DataError(f"{root} lists no case. Add images and labels")
+        raise DataError(f"{root} holds no complete case", "Add images and labels")
     return whole
 
 
-def _tell(found: Sequence[Finding], findings: list[Finding] | None) -> None:
+def _report(found: Sequence[Finding], findings: list[Finding] | None) -> None:
     """Add to `findings`. Raises DataError where there are none to add to."""
     if found and findings is None:
         raise DataError.of(found)
@@ -267,7 +272,10 @@ def _grouped(case: Case, pattern: str | None) -> Case:
     try:
         match = re.search(pattern, case.identifier)
     except re.error as error:
-        raise OptionError(f"--group {pattern!r} is not a regular expression: {error}") from None
+        raise OptionError(f"--group {pattern!r} is not a regular expression: {error}", "Correct it") from None
     if match is None or not match.groups() or match[1] is None:
-        raise OptionError(f"--group {pattern!r} captures nothing in {case.identifier!r}. Write one (...) that matches")
+        raise OptionError(
+            f"--group {pattern!r} captures nothing in {case.identifier!r}",
+            "Write one group in parentheses, (...), that matches every case",
+        )
     return case.model_copy(update={"group": match[1]})

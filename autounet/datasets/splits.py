@@ -1,4 +1,4 @@
-"""Cases into folds: even by class, groups together, or as nnU-Net or a file says."""
+"""Cross-validation folds: stratified by class with groups kept together, or as nnU-Net, a table or a file says."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def make_splits(
     identifiers = sorted(case.identifier for case in dataset.cases)
     groups = {case.identifier: case.group or case.identifier for case in dataset.cases}
     if options.splits:
-        return _as_asked(options.splits, identifiers, groups, existing)
+        return _given_splits(options.splits, identifiers, groups, existing)
     given = table_folds(dataset.cases)
     if given is not None:
         return Splits(source="table", folds=given)
     start = _kept(existing, groups)
     if len(set(groups.values())) < 2:
         what = "group" if len(identifiers) > 1 else "case"
-        log.warning("there is 1 %s, which cannot be split: it is trained on, and nothing is left to validate on", what)
+        log.warning("there is 1 %s, which cannot be split: it is used for training, and there is no validation", what)
         return Splits(source="full", folds=(tuple(identifiers),))
     together = _with_duplicates(groups, duplicates(facts))
     count = len(set(together.values()))
@@ -60,17 +60,19 @@ def make_splits(
             log.warning("%d groups of cases are too few for %d folds: %d folds are made", count, folds, max(2, count))
         start = [[] for _ in range(max(2, min(folds, count)))]
         together = together if count > 1 else groups
-    presence = {fact.identifier: _classes(fact, dataset) for fact in facts}
-    return Splits(source="automatic", folds=_stratify(start, together, presence, seed))
+    classes_in = {fact.identifier: _classes(fact, dataset) for fact in facts}
+    return Splits(source="automatic", folds=_stratify(start, together, classes_in, seed))
 
 
-def _as_asked(source: str, identifiers: Sequence[str], groups: Mapping[str, str], existing: Splits | None) -> Splits:
+def _given_splits(
+    source: str, identifiers: Sequence[str], groups: Mapping[str, str], existing: Splits | None
+) -> Splits:
     """`--splits`: nnU-Net's rule or a file. Raises OptionError where it splits a group, or would move cases."""
     found = nnunet_folds(identifiers) if source == "nnunet" else _from_file(Path(source), identifiers)
     splits = Splits(source=source, folds=found)
-    divided = _divided(splits.folds, groups)
+    divided = _divided_groups(splits.folds, groups)
     if divided:
-        raise OptionError(f"--splits {source} splits groups: {divided}. Correct it, or leave --group out")
+        raise OptionError(f"--splits {source} splits groups: {divided}", "Correct it, or leave --group out")
     if source == "nnunet" and existing is not None and existing.source == source and existing != splits:
         old, new = _fold_of(existing.folds), _fold_of(splits.folds)
         moved = sorted(name for name in old if name in new and old[name] != new[name])
@@ -79,7 +81,7 @@ def _as_asked(source: str, identifiers: Sequence[str], groups: Mapping[str, str]
             "gone": sorted(set(old) - set(new)),
             "in another fold by nnU-Net's rule": moved,
         }
-        raise OptionError(f"{EARLIER}: {_listed(changes)}. {SPLIT_ANEW}")
+        raise OptionError(f"{EARLIER}: {_listed(changes)}", SPLIT_ANEW)
     return splits
 
 
@@ -93,15 +95,15 @@ def _kept(existing: Splits | None, groups: Mapping[str, str]) -> list[list[str]]
         for index, fold in enumerate(existing.folds)
         if not kept[index]
     ]
-    divided = _divided(kept, groups)
+    divided = _divided_groups(kept, groups)
     if divided:
         problems.append(f"groups lie in several folds: {divided}")
     if problems:
-        raise OptionError(f"{EARLIER}: {'; '.join(problems)}. {SPLIT_ANEW}")
+        raise OptionError(f"{EARLIER}: {'; '.join(problems)}", SPLIT_ANEW)
     return kept
 
 
-def _divided(folds: Sequence[Sequence[str]], groups: Mapping[str, str]) -> str:
+def _divided_groups(folds: Sequence[Sequence[str]], groups: Mapping[str, str]) -> str:
     """The groups that lie in several folds, in words; empty when there are none."""
     places: dict[str, dict[int, list[str]]] = {}
     for index, fold in enumerate(folds):
@@ -143,7 +145,7 @@ def _classes(fact: CaseFacts, dataset: Dataset) -> frozenset[int]:
 
 
 def _stratify(
-    start: Sequence[Sequence[str]], groups: Mapping[str, str], presence: Mapping[str, frozenset[int]], seed: int
+    start: Sequence[Sequence[str]], groups: Mapping[str, str], classes_in: Mapping[str, frozenset[int]], seed: int
 ) -> tuple[tuple[str, ...], ...]:
     """Greedy: groups with the rarest class first, each to the fold with fewest cases of that class, then fewest cases.
 
@@ -154,12 +156,12 @@ def _stratify(
     members: dict[str, list[str]] = {}
     for name in sorted(groups):
         members.setdefault(groups[name], []).append(name)
-    frequency = Counter(value for name in groups for value in presence.get(name, ()))
-    per_fold = [Counter(value for name in fold for value in presence.get(name, ())) for fold in folds]
+    frequency = Counter(value for name in groups for value in classes_in.get(name, ()))
+    per_fold = [Counter(value for name in fold for value in classes_in.get(name, ())) for fold in folds]
     placed = {name for fold in folds for name in fold}
 
     def rarest(group: str) -> int | None:
-        values = {value for name in members[group] for value in presence.get(name, ())}
+        values = {value for name in members[group] for value in classes_in.get(name, ())}
         return min(values, key=lambda value: (frequency[value], value)) if values else None
 
     ranks = dict(zip(members, np.random.default_rng(seed).permutation(len(members)).tolist(), strict=True))
@@ -183,7 +185,7 @@ def _stratify(
             ),
         )
         folds[chosen] += new
-        per_fold[chosen].update(value for name in new for value in presence.get(name, ()))
+        per_fold[chosen].update(value for name in new for value in classes_in.get(name, ()))
     return tuple(tuple(sorted(fold)) for fold in folds)
 
 
@@ -191,7 +193,7 @@ def nnunet_folds(identifiers: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """nnU-Net's five folds: scikit-learn's KFold(5, shuffle=True, random_state=12345) over the sorted identifiers."""
     names = sorted(identifiers)
     if len(names) < NNUNET_FOLDS:
-        raise DataError(f"--splits nnunet needs {NNUNET_FOLDS} cases, and there are {len(names)}. Leave it out")
+        raise DataError(f"--splits nnunet needs {NNUNET_FOLDS} cases, and there are {len(names)}", "Leave it out")
     indices = np.arange(len(names))
     np.random.RandomState(NNUNET_SEED).shuffle(indices)
     return tuple(tuple(names[index] for index in sorted(part)) for part in np.array_split(indices, NNUNET_FOLDS))
@@ -200,11 +202,11 @@ def nnunet_folds(identifiers: Sequence[str]) -> tuple[tuple[str, ...], ...]:
 def _from_file(path: Path, identifiers: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """`{"folds": [[case, ...], ...]}` or nnU-Net's splits_final.json `[{"train": [...], "val": [...]}, ...]`."""
     if not path.is_file():
-        raise OptionError(f"--splits {path}: there is no such file. Give nnunet, or a JSON file with the folds")
+        raise OptionError(f"--splits {path}: there is no such file", "Give nnunet, or a JSON file with the folds")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise OptionError(f"--splits {path} is not readable JSON: {error}") from None
+        raise OptionError(f"--splits {path} is not readable JSON: {error}", "Correct it") from None
     folds = _fold_lists(content, path)
     flat = [name for fold in folds for name in fold]
     problems = {
@@ -214,9 +216,11 @@ def _from_file(path: Path, identifiers: Sequence[str]) -> tuple[tuple[str, ...],
     }
     for problem, names in problems.items():
         if names:
-            raise OptionError(f"--splits {path}: {_some(names)} {problem}. Each case is validated in exactly one fold")
+            raise OptionError(
+                f"--splits {path}: {_some(names)} {problem}", "Each case is validated in exactly one fold"
+            )
     if len(folds) < 2 or not all(folds):
-        raise OptionError(f"--splits {path}: at least two folds with cases are needed")
+        raise OptionError(f"--splits {path} has fewer than two folds with cases", "Give at least two")
     return tuple(tuple(fold) for fold in folds)
 
 
@@ -227,4 +231,6 @@ def _fold_lists(content: Any, path: Path) -> list[list[str]]:
         folds: list[Any] = [entry.get("val") if isinstance(entry, dict) else entry for entry in content]
         if all(isinstance(fold, list) and all(isinstance(name, str) for name in fold) for fold in folds):
             return folds
-    raise OptionError(f'--splits {path}: expected {{"folds": [[case, ...], ...]}} or nnU-Net\'s splits_final.json')
+    raise OptionError(
+        f"--splits {path} holds no folds", 'Write {"folds": [[case, ...], ...]}, or give nnU-Net\'s splits_final.json'
+    )

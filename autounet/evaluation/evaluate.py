@@ -72,14 +72,17 @@ def evaluate_case(
 
     `prediction` and `reference` hold file values (Z,Y,X), `spacing` is (z, y, x). Voxels where the reference has
     the ignore value belong to no class in either. `annotated` (K) says which classes were annotated in the case, by
-    dense index; None: all. What the reference does not tell then has no metric, with that as the reason. `metrics`
+    dense index; None: all. Classes that the reference does not show have no metric, with that as the reason. `metrics`
     names those of `METRICS` that are measured. Raises DataError when the shapes differ.
     """
     if prediction.shape != reference.shape:
-        raise DataError(f"the prediction has the shape {prediction.shape}, the reference {reference.shape}")
+        raise DataError(
+            f"the prediction has the shape {prediction.shape}, the reference {reference.shape}",
+            "Compare segmentations of the same image",
+        )
     names: dict[str, tuple[int, ...]] = {label.name: (label.value,) for label in labels.reported}
     names |= {region.name: region.values for region in labels.regions}
-    targets = {name: values for name, values in names.items() if _is_told(values, labels, annotated)}
+    targets = {name: values for name, values in names.items() if _is_annotated(values, labels, annotated)}
     wanted = {value for values in targets.values() for value in values}
     boxes = [value_boxes(array, wanted) for array in (prediction, reference)]
     axes = tuple(axis for axis, size in enumerate(reference.shape) if size > 1) or tuple(range(reference.ndim))
@@ -97,11 +100,11 @@ def evaluate_case(
             unit=unit,
         )
         result[name] = evaluate_pair(pair, metrics)
-    untold = ClassMetrics(undefined=dict.fromkeys(metrics, NOT_ANNOTATED))
-    return {name: result.get(name, untold) for name in names}
+    unannotated = ClassMetrics(undefined=dict.fromkeys(metrics, NOT_ANNOTATED))
+    return {name: result.get(name, unannotated) for name in names}
 
 
-def _is_told(values: Sequence[int], labels: Labels, annotated: Sequence[bool] | None) -> bool:
+def _is_annotated(values: Sequence[int], labels: Labels, annotated: Sequence[bool] | None) -> bool:
     """Whether the reference says where the union of `values` is."""
     return annotated is None or is_certain([labels.values.index(value) for value in values], annotated)
 

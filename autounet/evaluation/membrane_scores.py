@@ -30,7 +30,7 @@ UNREACHED = -1
 def segments(foreground: np.ndarray) -> np.ndarray:
     """The 4-connected components of a slice (Y, X), int32 from 1 on; 0 on the borders."""
     if foreground.ndim != 2:
-        raise DataError(f"a slice has two axes, this array has the shape {foreground.shape}")
+        raise DataError(f"an array of shape {foreground.shape} is not a slice", "Give arrays of two axes")
     image = np.ascontiguousarray(foreground, dtype=bool)
     return cc3d.connected_components(image, connectivity=PIXEL_NEIGHBOURS).astype(np.int32)
 
@@ -110,7 +110,10 @@ def overlap(prediction: np.ndarray, reference: np.ndarray) -> SegmentOverlap:
     restriction. Raises DataError when the shapes differ, `Undefined` when the reference has no object.
     """
     if prediction.shape != reference.shape:
-        raise DataError(f"the prediction has the shape {prediction.shape}, the reference {reference.shape}")
+        raise DataError(
+            f"the prediction has the shape {prediction.shape}, the reference {reference.shape}",
+            "Compare segmentations of the same image",
+        )
     true = segments(reference)
     if not true.any():
         raise Undefined(EMPTY_IN_REFERENCE)

@@ -93,7 +93,7 @@ def compare_models(first: Metrics, second: Metrics, metric: str = "dice") -> tup
     common = [case for case in first.cases if case.case in of_second]
     names = [name for name in first.per_class if name in second.per_class]
     if not common or not names:
-        raise DataError("the two results have no case and class in common. Compare models on the same data set")
+        raise DataError("the two results have no case and class in common", "Compare models on the same data set")
     others = [of_second[case.case] for case in common]
     differences = (values_of(common, names, metric) - values_of(others, names, metric)).T
     return _corrected([_difference(name, each[~np.isnan(each)]) for name, each in zip(names, differences, strict=True)])

@@ -20,7 +20,7 @@ from ..inference.ensembling import PROBABILITIES, RunningMean, normalised_weight
 from ..ops.label_values import decode
 from ..progress import progress
 from ..schema.errors import DataError, OptionError, RecordError
-from ..schema.geometry import Geometry
+from ..schema.geometry import Geometry, geometry_differences
 from ..schema.labels import Labels, TargetKind, targets_of
 from ..schema.plan import Average
 from ..schema.selection import ProbabilityChannels
@@ -203,10 +203,12 @@ def _read(path: Path, geometry: Geometry) -> np.ndarray:
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as stored:
             values = np.moveaxis(stored["probabilities"], -1, 0)[:, None].astype(np.float32)
-        difference = "" if values.shape[1:] == geometry.shape else f"shape: {values.shape[1:]}, not {geometry.shape}"
+        difference = (
+            "" if values.shape[1:] == geometry.shape else f"shape {values.shape[1:]} instead of {geometry.shape}"
+        )
     else:
         values, own = read_image(path)
-        difference = own.difference(geometry)
+        difference = "; ".join(map(str, geometry_differences(own, geometry)))
     if difference:
         raise DataError(f"{path} differs from the first folder's in {difference}", "Predict the same images")
     return values

@@ -21,6 +21,7 @@ from ..imageio import output_suffix, read_geometry, read_labels, stored_type, su
 from ..inference.archive import EPOCH
 from ..schema.bundle import ModelBundle
 from ..schema.errors import DataError, OptionError
+from ..schema.geometry import geometry_differences
 from ..schema.labels import Labels
 from ..schema.record import Part, Record, replacing
 from .folder import OutputOptions, predict_folder
@@ -200,9 +201,11 @@ def _inspect(case: InputCase, path: Path, name: str, labels: Labels) -> Submitte
     """Read the file as it will be submitted, and describe it. Raises DataError for what a challenge would refuse."""
     values, geometry = read_labels(path)
     expected, kind = read_geometry(case.images[0]), stored_type(path)
-    if difference := geometry.difference(expected):
+    if differences := geometry_differences(geometry, expected):
         raise DataError(
-            f"{name} differs from its image in {difference}", "Give a template whose format keeps it", case.identifier
+            f"{name} differs from its image in {differences[0]}",
+            "Give a template whose format keeps it",
+            case.identifier,
         )
     if not np.issubdtype(kind, np.integer):
         raise DataError(f"{name} holds {kind}, not integers", "Give another format", case.identifier)

@@ -23,7 +23,10 @@ class Severity(StrEnum):
 
 
 class Finding(Part):
-    """One defect: which case, what was found, what to do. `case` is None for the whole data set."""
+    """One defect: the case (None: the whole data set), what is wrong, and what to do.
+
+    `message` and `remedy` have no full stop at their end.
+    """
 
     case: str | None = None
     code: str
@@ -140,10 +143,12 @@ class ComponentFacts(Part):
     count: int
     largest: int
     """voxels"""
-    clicks: int
-    """components that look like slips of the hand: see `datasets.contents`"""
+    isolated: int
+    """components of a few voxels, probably annotation errors: see `datasets.checks.case_checks.count_components`"""
+    smallest: int | None = None
+    """voxels of the smallest isolated component"""
     place: tuple[int, int, int] | None = None
-    """a voxel (z, y, x) of the smallest of them"""
+    """a voxel (z, y, x) of it"""
 
 
 class PairFacts(Part):
@@ -160,9 +165,9 @@ class PairFacts(Part):
 
 
 class CaseFacts(Record):
-    """Everything that one reading of a case's files tells."""
+    """What a case's files hold, from reading them once."""
 
-    FORMAT_VERSION: ClassVar[int] = 2
+    FORMAT_VERSION: ClassVar[int] = 3
 
     identifier: str
     content_hash: str
@@ -175,7 +180,7 @@ class CaseFacts(Record):
     value_counts: dict[int, int]
     """voxels per label value as in the file"""
     components: dict[int, ComponentFacts] = {}
-    """per label value but 0 and the ignore value; empty for scribbles, of which components tell nothing"""
+    """per label value but 0 and the ignore value; empty for scribbles, whose components mean nothing"""
     pairs: tuple[PairFacts, ...] = ()
     """of each left/right pair of the data set, where the label could be read"""
     channels: tuple[ChannelFacts, ...] = ()
@@ -190,7 +195,7 @@ class CaseFacts(Record):
 
 
 class Splits(Record):
-    """Which fold validates which case."""
+    """The folds of the cross-validation."""
 
     source: str
     """automatic, nnunet, table, full, or the file it came from"""
@@ -226,8 +231,9 @@ def annotated_classes(case: Case, labels: Labels) -> tuple[bool, ...] | None:
     if unknown:
         known = ", ".join(f"{each.name}={each.value}" for each in labels.classes)
         raise DataError(
-            f"case {case.identifier}: its annotated classes name the value {unknown[0]}, which no class has. "
-            f"The classes are {known}"
+            f"its annotated classes contain the value {unknown[0]}, which no class has",
+            f"The classes are {known}",
+            case=case.identifier,
         )
     found = tuple(index == 0 or value in case.annotated for index, value in enumerate(labels.values))
     return None if all(found) else found
@@ -240,7 +246,7 @@ def partly_annotated(dataset: Dataset) -> dict[str, tuple[bool, ...]]:
 
 
 def is_certain(members: Sequence[int], annotated: Sequence[bool]) -> bool:
-    """Whether a case's label tells where the union of `members` (dense classes) is.
+    """Whether a case's label shows where the union of `members` (dense classes) is.
 
     Voxels of the classes that were not annotated (`annotated` (K) is False) are labelled 0: the union is known where
     they lie on the same side of it as the background.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -14,9 +14,6 @@ Box3 = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 Positive = Annotated[float, Field(gt=0)]
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
-
-TOLERANCES = {"spacing": 1e-3, "origin": 1e-3, "direction": 1e-4}
-"""mm, and for directions of length 1; NIfTI rounds to float32"""
 
 
 class Geometry(Part):
@@ -39,15 +36,44 @@ class Geometry(Part):
     dimension: int = Field(default=3, ge=2, le=3)
     """2 for photographs and single-slice formats, 3 for volumes"""
 
-    def difference(self, expected: Geometry) -> str:
-        """The first of shape, spacing, origin and direction that differs, with both values; empty where none does.
 
-        The kind of file may differ, and formats round what they store.
-        """
-        if self.shape != expected.shape:
-            return f"shape: {self.shape}, not {expected.shape}"
-        for name, tolerance in TOLERANCES.items():
-            own, other = getattr(self, name), getattr(expected, name)
-            if not all(abs(a - b) <= tolerance for a, b in zip(own, other, strict=True)):
-                return f"{name}: {own}, not {other}"
-        return ""
+TOLERANCE = 1e-3
+"""mm by which spacing and origin of two files on the same voxels may differ: formats round, NIfTI to float32"""
+DIRECTION_TOLERANCE = 1e-4
+"""the same for direction cosines"""
+
+
+class GeometryDifference(NamedTuple):
+    """A field in which two geometries differ, and both values."""
+
+    field: str
+    """shape, spacing, origin or direction"""
+    found: tuple[float, ...]
+    expected: tuple[float, ...]
+
+    def __str__(self) -> str:
+        found, expected = (
+            tuple(value if isinstance(value, int) else round(value, 4) + 0.0 for value in values)
+            for values in (self.found, self.expected)
+        )
+        return f"{self.field} {found} instead of {expected}"
+
+
+def geometry_differences(
+    found: Geometry, expected: Geometry, direction_tolerance: float = DIRECTION_TOLERANCE
+) -> tuple[GeometryDifference, ...]:
+    """The fields that keep two files from lying on the same voxels in space; empty where they do.
+
+    The shape must be equal; spacing and origin may differ by `TOLERANCE` and the direction cosines by
+    `direction_tolerance`. File kind and dimension do not count.
+    """
+    tolerances = {"shape": 0.0, "spacing": TOLERANCE, "origin": TOLERANCE, "direction": direction_tolerance}
+    pairs = [
+        (GeometryDifference(field, getattr(found, field), getattr(expected, field)), tolerance)
+        for field, tolerance in tolerances.items()
+    ]
+    return tuple(
+        difference
+        for difference, tolerance in pairs
+        if any(abs(own - wanted) > tolerance for own, wanted in zip(difference[1], difference[2], strict=True))
+    )

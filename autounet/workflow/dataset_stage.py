@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from ..datasets import complete_labels, examine, make_splits, scan
 from ..datasets.checks.set_checks import check
 from ..datasets.file_hashes import FileHashes
-from ..datasets.repair.dataset_repair import fix
+from ..datasets.repair.dataset_repair import repair_dataset
 from ..fingerprint import build_fingerprint
 from ..progress import progress
 from ..schema.dataset import CaseFacts, Dataset, Finding, Severity, Splits
@@ -25,7 +25,7 @@ SHOWN = 10
 """findings of one kind that a person is shown; programs get all of them"""
 
 
-def described(findings: Sequence[Finding]) -> list[str]:
+def finding_lines(findings: Sequence[Finding]) -> list[str]:
     """One line for each, fatal ones first; of many of one kind the first, and how many more there are."""
     kinds: dict[tuple[bool, str], list[Finding]] = {}
     for finding in findings:
@@ -35,25 +35,25 @@ def described(findings: Sequence[Finding]) -> list[str]:
         shown = found if len(found) <= SHOWN + 1 else found[:SHOWN]
         lines += [str(finding) for finding in shown]
         if len(found) > len(shown):
-            lines.append(f"and {len(found) - len(shown)} more of the kind {code}; autounet check --json lists all")
+            lines.append(f"and {len(found) - len(shown)} more with the code {code}; autounet check --json lists all")
     return lines
 
 
-def is_fatal(found: CheckResult | RepairResult) -> bool:
-    """Whether nothing can be trained on the data; of repaired ones, on what was written."""
+def has_fatal(found: CheckResult | RepairResult) -> bool:
+    """Whether a finding makes training impossible; after a repair, one of the repaired data set."""
     result = found.result if isinstance(found, RepairResult) else found
     return any(finding.severity is Severity.fatal for finding in result.findings)
 
 
-def told(found: CheckResult | RepairResult) -> list[str]:
-    """What `autounet check` prints: what was repaired if anything was, what was understood, and every defect."""
+def result_lines(found: CheckResult | RepairResult) -> list[str]:
+    """What `autounet check` prints: repairs if there were any, the layout as understood, and every defect."""
     if isinstance(found, CheckResult):
-        return _result_lines(found)
-    lines = [str(repair) for repair in found.repairs] or ["there was nothing to repair"]
-    return [*lines, f"written to {found.folder}, which needs no option:", *_result_lines(found.result)]
+        return _check_lines(found)
+    lines = [str(repair) for repair in found.repairs] or ["nothing needed repair"]
+    return [*lines, f"the repaired data set is in {found.folder} and needs no options:", *_check_lines(found.result)]
 
 
-def _result_lines(result: CheckResult) -> list[str]:
+def _check_lines(result: CheckResult) -> list[str]:
     lines = [f"layout: {result.layout}, {_counted(len(result.cases), 'case')}"]
     lines.append("channels: " + ", ".join(f"{channel.name} ({channel.kind})" for channel in result.channels))
     lines.append("labels: " + ", ".join(f"{label.value} {label.name}" for label in result.labels.classes))
@@ -61,12 +61,14 @@ def _result_lines(result: CheckResult) -> list[str]:
         regions = (f"{region.name} ({', '.join(map(str, region.values))})" for region in result.labels.regions)
         lines.append("regions: " + ", ".join(regions))
     if result.labels.pairs:
-        lines.append("left and right: " + ", ".join(f"{left} and {right}" for left, right in result.labels.pairs))
+        lines.append("left/right pairs: " + ", ".join(f"{left} and {right}" for left, right in result.labels.pairs))
     if result.labels.ignore is not None:
-        lines.append(f"not annotated: {result.labels.ignore}")
+        lines.append(f"ignored label value: {result.labels.ignore}")
     for severity in (Severity.fatal, Severity.warning):
-        lines += [f"{severity}: {line}" for line in described([f for f in result.findings if f.severity is severity])]
-    lines.append(_counted(len(result.findings), "finding") if result.findings else "nothing to complain about")
+        lines += [
+            f"{severity}: {line}" for line in finding_lines([f for f in result.findings if f.severity is severity])
+        ]
+    lines.append(_counted(len(result.findings), "problem") if result.findings else "no problems found")
     return lines
 
 
@@ -101,7 +103,7 @@ def read_data(
     fatal = [finding for finding in findings if finding.severity is Severity.fatal]
     if fatal:
         raise DataError.of(fatal)
-    for line in described(findings):
+    for line in finding_lines(findings):
         log.warning("%s", line)
     dataset = complete_labels(scanned, facts)
     splits = _split(dataset, facts, options, folder.splits)
@@ -140,7 +142,7 @@ def fix_data(data: Path, options: DataOptions, folder: Path) -> RepairResult:
         raise DataError.of(contradictory)
     facts = _examined(dataset)
     with progress("repairing", len(dataset.cases)) as meter:
-        repairs = fix(dataset, facts, missing, folder, available_cores(), on_done=lambda _: meter.advance())
+        repairs = repair_dataset(dataset, facts, missing, folder, available_cores(), on_done=lambda _: meter.advance())
     found = RepairResult(folder=str(folder), repairs=tuple(repairs), result=check_data(folder, DataOptions()))
     found.save(Path(folder) / "repairs.json")
     return found
@@ -171,8 +173,7 @@ def _split_findings(dataset: Dataset, facts: Sequence[CaseFacts], options: DataO
     try:
         make_splits(dataset, facts, options)
     except (DataError, OptionError) as error:
-        message, _, remedy = str(error).rpartition(". ")
-        return [Finding(code="splits", message=message, remedy=remedy)]
+        return [Finding(code="splits", message=error.message, remedy=error.remedy)]
     return []
 
 
@@ -223,6 +224,8 @@ def _result(dataset: Dataset, findings: Sequence[Finding]) -> CheckResult:
 
 
 def _unscanned(error: DataError) -> CheckResult:
-    """The files cannot be put in order, so that no case could be read."""
-    whole = Finding(code="layout", message=str(error).rstrip("."), remedy="Mend this first; then every case is read")
+    """The layout could not be determined, so that no case was read."""
+    whole = Finding(
+        code="layout", message=error.message, remedy=error.remedy or "Correct this; then every case is read"
+    )
     return CheckResult(layout="unknown", channels=(), labels=Labels(), cases=(), findings=error.findings or (whole,))

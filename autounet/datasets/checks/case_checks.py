@@ -13,7 +13,7 @@ from ...imageio import VOLUME_KINDS
 from ...ops.masks import crop, nonzero_box, nonzero_mask
 from ...schema.dataset import Case, ChannelFacts, ComponentFacts, Finding, IntensitySample, Severity
 from ...schema.errors import DataError
-from ...schema.geometry import Box3, Geometry
+from ...schema.geometry import Box3, Geometry, GeometryDifference, geometry_differences
 
 SAMPLES = 10_000
 """intensities kept per case and channel"""
@@ -22,12 +22,12 @@ _COUNTED = 1 << 20
 """value range up to which label values are counted by table"""
 _INSPECTED = 1 << 14
 """voxels of a channel's regular sample, about"""
-CLICK_VOXELS = 8
-"""a component of no more voxels is what one click of a brush of two voxels a side leaves"""
-CLICK_RATIO = 100
-"""how many times larger the largest component of the same class is, so that structures of a few voxels are none"""
-MOST_CLICKS = 3
-"""of one class in one case; a class with more of them comes in pieces"""
+ISOLATED_VOXELS = 8
+"""most voxels of an isolated component: what one click with a brush of two voxels a side leaves"""
+ISOLATED_RATIO = 100
+"""least ratio of the largest component of the class to an isolated one, so that small structures do not count"""
+MOST_ISOLATED = 3
+"""isolated components of one class in one case; a class with more of them comes in pieces"""
 
 
 def count_values(values: np.ndarray) -> dict[int, int]:
@@ -96,8 +96,8 @@ def image_hash(image: np.ndarray, box: Box3) -> str:
 def count_components(values: np.ndarray, counts: Mapping[int, int], ignore: int | None) -> dict[int, ComponentFacts]:
     """Per value of (Z, Y, X), with its `counts`, its components; without 0 and `ignore`.
 
-    A component of at most CLICK_VOXELS beside one CLICK_RATIO times larger looks like a click that went astray, unless
-    the class has more than MOST_CLICKS of them.
+    A component of at most ISOLATED_VOXELS next to one ISOLATED_RATIO times larger counts as isolated, unless the class
+    has more than MOST_ISOLATED of them.
     """
     wanted = np.array([value for value in counts if value not in (0, ignore)])
     if not wanted.size:
@@ -126,39 +126,35 @@ def _dense(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def _summary(sizes: np.ndarray, places: np.ndarray) -> ComponentFacts:
     """Of one class, from the voxels of its components and a place (z, y, x) in each."""
     largest = int(sizes.max())
-    clicks = np.flatnonzero((sizes <= CLICK_VOXELS) & (sizes * CLICK_RATIO <= largest))
-    if not 0 < len(clicks) <= MOST_CLICKS:
-        return ComponentFacts(count=len(sizes), largest=largest, clicks=0)
-    z, y, x = places[clicks[sizes[clicks].argmin()]].tolist()
-    return ComponentFacts(count=len(sizes), largest=largest, clicks=len(clicks), place=(z, y, x))
+    isolated = np.flatnonzero((sizes <= ISOLATED_VOXELS) & (sizes * ISOLATED_RATIO <= largest))
+    if not 0 < len(isolated) <= MOST_ISOLATED:
+        return ComponentFacts(count=len(sizes), largest=largest, isolated=0)
+    smallest = isolated[sizes[isolated].argmin()]
+    z, y, x = places[smallest].tolist()
+    return ComponentFacts(
+        count=len(sizes), largest=largest, isolated=len(isolated), smallest=int(sizes[smallest]), place=(z, y, x)
+    )
 
 
-GEOMETRY_TOLERANCE = 1e-3
-"""mm, or direction cosine, that the headers of one case may differ by: what rounding in the formats leaves"""
+HEADER_TOLERANCE = 1e-3
+"""by which direction cosines in the headers of one case may differ: some programs write three decimals"""
 
 
-def differences(own: Geometry, image: Geometry) -> list[str]:
-    """How a file's spacing, origin and direction differ from the image's, in words; none within the tolerance.
+def world_differences(own: Geometry, image: Geometry) -> tuple[GeometryDifference, ...]:
+    """How spacing, origin and direction of a file differ from the image's; none for files that do not store them.
 
-    Only volume formats say where their voxels lie, and a flat image says less than a volume: others never differ.
+    Only volume formats say where their voxels lie, and a 2-D image says less than a volume: others never differ.
     """
     if own.kind not in VOLUME_KINDS or image.kind not in VOLUME_KINDS or own.dimension != image.dimension:
-        return []
-    return [
-        f"{field} {_rounded(getattr(own, field))} instead of {_rounded(getattr(image, field))}"
-        for field in ("spacing", "origin", "direction")
-        if np.abs(np.subtract(getattr(own, field), getattr(image, field))).max() > GEOMETRY_TOLERANCE
-    ]
-
-
-def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(round(value, 4) + 0.0 for value in values)
+        return ()
+    return tuple(each for each in geometry_differences(own, image, HEADER_TOLERANCE) if each.field != "shape")
 
 
 FIX = "autounet check DATA --fix --out NEW"
+COPY_AGAIN = "Copy or export the file again"
 MOST_OUTSIDE = 0.01
 """share of a class that may lie beyond the image's border of zeros, where nothing is learned or predicted"""
-MOST_ON_NOTHING = 0.5
+MOST_ON_ZEROS = 0.5
 """share of all that is labelled that may lie on zeros"""
 
 
@@ -168,15 +164,18 @@ def finding(case: Case, code: str, message: str, remedy: str, severity: Severity
 
 def unreadable(case: Case, root: Path | str, error: DataError) -> Finding:
     """A case's file that cannot be read."""
-    message, _, remedy = str(error).replace(f"{root}/", "").rpartition(". ")
-    return finding(case, "unreadable-file", message or remedy, remedy if message else "Copy or export the file again")
+    return finding(case, "unreadable-file", relative_message(error, root), error.remedy or COPY_AGAIN)
 
 
-def spoilt_label(case: Case, root: Path | str, error: DataError) -> Finding:
-    """A label file that is read as an image, but whose values are no whole numbers."""
-    found = unreadable(case, root, error)
-    remedy = f"{found.remedy}: they come from interpolation. {FIX} repairs masks of two values"
-    return found.model_copy(update={"code": "grey-label", "remedy": remedy})
+def relative_message(error: DataError, root: Path | str) -> str:
+    """The error's message with paths relative to the data folder."""
+    return error.message.replace(f"{root}/", "")
+
+
+def fractional_label(case: Case, root: Path | str, error: DataError) -> Finding:
+    """A label file that is read as an image, but whose values are not whole numbers."""
+    remedy = f"Save whole numbers: fractions come from interpolation. {FIX} repairs masks of two values"
+    return finding(case, "grey-label", relative_message(error, root), remedy)
 
 
 def lossy_label(case: Case, name: str, values: int) -> Finding:
@@ -190,7 +189,7 @@ def channel_findings(case: Case, name: str, own: Geometry, image: Geometry) -> l
     if own.shape != image.shape:
         message = f"{name} has shape {own.shape}, but {case.images[0]} has {image.shape} (z, y, x)"
         return [finding(case, "shape-mismatch", message, f"Resample the channels to one grid, as {FIX} does")]
-    return _elsewhere(case, name, own, image)
+    return _misaligned(case, name, own, image)
 
 
 def label_grid_findings(case: Case, name: str, own: Geometry, image: Geometry) -> list[Finding]:
@@ -199,14 +198,14 @@ def label_grid_findings(case: Case, name: str, own: Geometry, image: Geometry) -
         message = f"the image {case.images[0]} has shape {image.shape}, its label {name} {own.shape} (z, y, x)"
         remedy = f"Give the label that was drawn on this image, or resample it to the image's grid, as {FIX} does"
         return [finding(case, "shape-mismatch", message, remedy)]
-    return _elsewhere(case, name, own, image)
+    return _misaligned(case, name, own, image)
 
 
-def _elsewhere(case: Case, name: str, own: Geometry, image: Geometry) -> list[Finding]:
-    found = differences(own, image)
+def _misaligned(case: Case, name: str, own: Geometry, image: Geometry) -> list[Finding]:
+    found = world_differences(own, image)
     if not found:
         return []
-    message = f"{name} lies elsewhere than {case.images[0]}: {'; '.join(found)}"
+    message = f"{name} is not aligned with {case.images[0]}: {'; '.join(map(str, found))}"
     remedy = f"Correct the header that is wrong, or resample {name} onto {case.images[0]}, as {FIX} does"
     return [finding(case, "geometry-mismatch", message, remedy)]
 
@@ -224,13 +223,13 @@ def intensity_findings(case: Case, image: np.ndarray, facts: tuple[ChannelFacts,
     if not constant:
         return []
     which = "the image" if len(facts) == 1 else f"channel {', '.join(map(str, constant))}"
-    message = f"{which} is {facts[constant[0]].minimum:g} everywhere ({', '.join(case.images)})"
+    message = f"{which} has the value {facts[constant[0]].minimum:g} in every voxel ({', '.join(case.images)})"
     severity = Severity.fatal if len(constant) == len(facts) else Severity.warning
-    return [finding(case, "constant-image", message, "Export the image again, or take the case out", severity)]
+    return [finding(case, "constant-image", message, "Export the image again, or remove the case", severity)]
 
 
 def outside_findings(case: Case, image: np.ndarray, box: Box3, values: np.ndarray, ignore: int | None) -> list[Finding]:
-    """Labels where the image (C, Z, Y, X) holds nothing; `values` (Z, Y, X) as in the file.
+    """Labels where the image (C, Z, Y, X) is zero; `values` (Z, Y, X) as in the file.
 
     Beyond the box around what is not zero nothing is learned: it is cropped away. And a label that lies on zeros for
     the most part was drawn on another image.
@@ -251,8 +250,8 @@ def outside_findings(case: Case, image: np.ndarray, box: Box3, values: np.ndarra
     if total and worst <= MOST_OUTSIDE:
         empty = int(np.count_nonzero(~nonzero_mask(image[:, *inside])[foreground[inside]]))
     if worst > MOST_OUTSIDE:
-        message = f"{beyond} of {total} labelled voxels lie outside the image, beyond the last voxel that is not zero"
-    elif empty > MOST_ON_NOTHING * total:
+        message = f"{beyond} of {total} labelled voxels lie outside the imaged region, where all image voxels are zero"
+    elif empty > MOST_ON_ZEROS * total:
         message = f"{empty} of {total} labelled voxels lie where the image is zero"
     else:
         return []

@@ -24,13 +24,13 @@ from .case_checks import (
     count_values,
     describe_channels,
     finding,
+    fractional_label,
     image_hash,
     intensity_findings,
     label_grid_findings,
     lossy_label,
     outside_findings,
     sample_intensities,
-    spoilt_label,
     unreadable,
 )
 from .left_right import describe_pairs
@@ -42,7 +42,7 @@ Each = TypeVar("Each")
 FACTS_VERSION = 2
 """raised whenever the same files would give other facts"""
 SPARSE = 0.5
-"""share of unlabelled voxels from which on a label is taken for scribbles, whose components tell nothing"""
+"""share of ignored voxels from which a label counts as scribbles, whose components mean nothing"""
 
 
 class CaseTask(NamedTuple):
@@ -216,8 +216,9 @@ def _read_channels(task: CaseTask, findings: list[Finding]) -> tuple[np.ndarray 
     image = parts[0][0] if len(parts) == 1 else np.concatenate([array for array, _ in parts])
     wanted = task.channels if case.present is None else len(case.present)
     if image.shape[0] != wanted:
-        message = f"{', '.join(case.images)} has {image.shape[0]} channels, the data set {wanted}"
-        remedy = "Convert it to the channels of the others"
+        channels = "1 channel" if image.shape[0] == 1 else f"{image.shape[0]} channels"
+        message = f"{', '.join(case.images)} has {channels}, the data set has {wanted}"
+        remedy = "Convert it to the channels of the other cases"
         findings.append(finding(case, "channel-mismatch", message, remedy))
         return None, geometry
     return image, geometry
@@ -229,8 +230,8 @@ def _read_labels(task: CaseTask, name: str, geometry: Geometry | None, findings:
     try:
         values, own = read_labels(path, task.codes, case.frame)
     except DataError as error:
-        told = spoilt_label if not task.codes and _is_grey(path) else unreadable
-        findings.append(told(case, task.root, error))
+        make = fractional_label if not task.codes and _is_grey(path) else unreadable
+        findings.append(make(case, task.root, error))
         return None
     if own.kind == "jpeg" and len(different := np.unique(values)) > 2:
         findings.append(lossy_label(case, name, len(different)))

@@ -56,13 +56,13 @@ def _overlap(first: np.ndarray, second: np.ndarray, axis: int) -> float:
     return 2 * len(common) / len(both)
 
 
-def unlike_pairs(labels: Labels, facts: Sequence[CaseFacts]) -> tuple[tuple[str, str], ...]:
-    """The pairs by name of `labels` that are no mirror images of each other in most cases that show both."""
+def asymmetric_pairs(labels: Labels, facts: Sequence[CaseFacts]) -> tuple[tuple[str, str], ...]:
+    """The left/right pairs of `labels`, by name, that are not mirror images in most cases that show both."""
     return tuple(pair for pair in labels.pairs if not _is_symmetric(_overlaps(_of_pair(labels, pair, facts))))
 
 
 def pair_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
-    """A warning for each pair that is none, and for cases whose two classes lie on each other's side."""
+    """A warning for each pair that is asymmetric, and for cases whose two classes lie on each other's side."""
     for left, right in dataset.labels.pairs:
         found = _of_pair(dataset.labels, (left, right), facts)
         overlaps = _overlaps(found)
@@ -70,9 +70,9 @@ def pair_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> Iterator[Find
             yield _warning(
                 None,
                 "unlike-pair",
-                f"{left} and {right} are no mirror images of each other: one mirrored and laid on the other, the Dice "
-                f"is {np.median(overlaps):.2f} (median of {len(overlaps)} cases)",
-                "Nothing is mirrored from left to right, since that would show the one in the place of the other",
+                f"{left} and {right} are not mirror images of each other: with one mirrored onto the other, their "
+                f"median Dice over {len(overlaps)} cases is {np.median(overlaps):.2f}",
+                "Nothing to do if their shapes differ: images are then not mirrored from left to right",
             )
             continue
         for name, each in found.items():
@@ -81,7 +81,7 @@ def pair_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> Iterator[Find
                     name,
                     "swapped-sides",
                     f"{left} lies {-each.apart:.0f} mm to the patient's right of {right}",
-                    "Check whether the two are exchanged in its label, or its header is flipped",
+                    "Check whether the two labels are swapped, or the header of a file is flipped",
                 )
 
 
@@ -96,7 +96,7 @@ def _overlaps(found: Mapping[str, PairFacts]) -> list[float]:
 
 
 def _is_symmetric(overlaps: Sequence[float]) -> bool:
-    """Also where no case shows both, so that nothing speaks against it."""
+    """True also where no case shows both classes."""
     return not overlaps or float(np.median(overlaps)) >= LEAST_OVERLAP
 
 

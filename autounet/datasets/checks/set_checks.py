@@ -25,12 +25,12 @@ from .case_checks import FIX
 from .left_right import pair_findings
 
 LEAST_NUMBERS = 5
-"""below, nobody can say what the rest is"""
+"""with fewer numbers there is no telling which ones are usual"""
 LIMIT = 3.5
 """modified z-score from which on a number is an outlier: B. Iglewicz and D. Hoaglin, How to Detect and Handle Outliers,
 ASQC Quality Press 1993"""
 MOST_APART = 0.05
-"""share of the numbers; where more lie apart, they come from several sources and none is wrong"""
+"""share of the numbers that may be outliers; where more are, the data come from several sources and none is wrong"""
 
 
 def outliers(values: Sequence[float], least: float) -> list[int]:
@@ -49,9 +49,9 @@ def outliers(values: Sequence[float], least: float) -> list[int]:
 
 
 RARE = 0.1
-"""share of the cases up to which what a case shows is a slip; beyond, it is how the data set was made"""
+"""share of the cases up to which a peculiarity is probably an error; beyond, it is how the data set was made"""
 MOST_PIECES = 2
-"""components of a class in the median case, up to which a stray one is told: structures are single or paired"""
+"""components of a class in the median case, up to which isolated ones are reported: structures are single or paired"""
 SPACING_FACTOR = 2.0
 """least factor between a case's spacing and the median: below, patches of every case show about the same"""
 FIXED_FACTOR, OWN_FACTOR = 3.0, 5.0
@@ -73,11 +73,11 @@ WHITE = (255, 65_535)
 
 
 def set_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
-    """Warnings about cases beside the others; `facts` of those that could be read."""
+    """Warnings about cases that differ from the others; `facts` of those that could be read."""
     return [
         *duplicate_findings(facts),
         *empty_findings(dataset, facts),
-        *click_findings(dataset, facts),
+        *isolated_findings(dataset, facts),
         *spacing_findings(facts),
         *(each for index, channel in enumerate(dataset.channels) for each in _channel_findings(channel, index, facts)),
     ]
@@ -96,59 +96,60 @@ def duplicate_findings(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
     labels = {fact.identifier: fact.value_counts for fact in facts}
     for first, *others in duplicates(facts):
         for name in others:
-            label = "" if labels[name] == labels[first] else ", with another label"
+            label = "" if labels[name] == labels[first] else ", but its label differs"
             yield _warning(
                 name,
                 "duplicate-image",
-                f"its image is the same as that of {first}{label}",
-                "Take one of them out. Until then both stay in one fold, so that the validation stays honest",
+                f"its image is identical to that of {first}{label}",
+                "Remove one of the two. Until then both stay in one fold, so that the validation is not too optimistic",
             )
 
 
 def empty_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
-    """Labels without foreground where nearly all others have some; where none has any, that is told by itself."""
+    """Empty labels where nearly all other cases have foreground; that no case has any is another finding."""
     background = {0, dataset.labels.ignore}
     labelled = [fact for fact in facts if fact.value_counts]
     empty = [fact.identifier for fact in labelled if not set(fact.value_counts) - background]
     if len(empty) <= max(1, RARE * len(labelled)) and len(empty) < len(labelled):
         for name in empty:
-            remedy = "Check that its label was saved; a case without any structure is fine"
-            yield _warning(name, "empty-label", "its label holds no foreground", remedy)
+            remedy = "Check that the label was saved. A case without any structure may stay"
+            yield _warning(name, "empty-label", "its label is empty: every voxel is background", remedy)
 
 
-def click_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
-    """Stray voxels beside a structure, where the class seldom has any."""
+def isolated_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """Isolated components of a few voxels, where the class seldom has any."""
     names = {label.value: label.name for label in dataset.labels.classes}
     values = sorted({value for fact in facts for value in fact.components})
     for value in values:
         having = [fact for fact in facts if value in fact.components]
-        slips = [fact for fact in having if fact.components[value].clicks]
+        suspicious = [fact for fact in having if fact.components[value].isolated]
         pieces = sorted(fact.components[value].count for fact in having)[len(having) // 2]
-        if len(slips) > max(1, RARE * len(having)) or pieces > MOST_PIECES:
+        if len(suspicious) > max(1, RARE * len(having)) or pieces > MOST_PIECES:
             continue
-        for fact in slips:
+        for fact in suspicious:
             found = fact.components[value]
-            what = "component" if found.clicks == 1 else "components"
-            message = (
-                f"{names.get(value, f'label {value}')} has {found.clicks} {what} of a few voxels that may be a slip of "
-                f"the hand, one at (z, y, x) = {found.place}; the largest has {found.largest} voxels"
-            )
-            yield _warning(fact.identifier, "tiny-component", message, "Look at them, and erase them if they are")
+            size = "1 voxel" if found.smallest == 1 else f"{found.smallest} voxels"
+            what = f"an isolated component of {size} at (z, y, x) = {found.place}"
+            if found.isolated > 1:
+                what = f"{found.isolated} isolated components, the smallest of {size} at (z, y, x) = {found.place}"
+            message = f"{names.get(value, f'label {value}')} has {what}: probably an annotation error"
+            remedy = f"Look at it, and erase it if it is one; the largest component has {found.largest} voxels"
+            yield _warning(fact.identifier, "tiny-component", message, remedy)
 
 
 def spacing_findings(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
     """Along the patient's axes, of volumes that have a spacing."""
     volumes = [fact for fact in facts if fact.geometry.kind in VOLUME_KINDS or fact.geometry.dimension == 3]
     spacings = [permute(each.geometry.spacing, canonical_axes(each.geometry.direction)[0]) for each in volumes]
-    told = set()
+    reported = set()
     for along in zip(*spacings, strict=True):
         for index in outliers([math.log(value) for value in along], math.log(SPACING_FACTOR)):
-            if index not in told:
-                told.add(index)
+            if index not in reported:
+                reported.add(index)
                 own = " x ".join(f"{value:.4g}" for value in spacings[index])
-                usual = f"the median of the others is {_median(along, index):.4g} where it has {along[index]:.4g}"
-                message = f"its spacing of {own} mm (z, y, x) is unlike the rest: {usual}"
-                remedy = "Check its header: a lost or wrong spacing spoils sizes and resampling"
+                usual = f"{along[index]:.4g} mm, where the median of the others is {_median(along, index):.4g} mm"
+                message = f"its spacing of {own} mm (z, y, x) differs from the other cases: {usual}"
+                remedy = "Check the header of its file: a missing or wrong spacing distorts sizes and resampling"
                 yield _warning(volumes[index].identifier, "spacing-outlier", message, remedy)
 
 
@@ -180,8 +181,8 @@ def _intensity_outliers(channel: Channel, cases: Sequence[tuple[str, ChannelFact
         rest = [each for place, (_, each) in enumerate(cases) if place != index]
         low, high = (sorted(getattr(each, side) for each in rest)[len(rest) // 2] for side in ("low", "high"))
         message = (
-            f"the intensities of {channel.name} are unlike the rest: mostly {own.low:.4g} to {own.high:.4g}, where the "
-            f"others have {low:.4g} to {high:.4g}"
+            f"the intensities of channel {channel.name} differ from the other cases: mostly {own.low:.4g} to "
+            f"{own.high:.4g}, in the others {low:.4g} to {high:.4g}"
         )
         yield _warning(name, "intensity-outlier", message, "Check that it was exported like the others")
 
@@ -195,15 +196,19 @@ def _width(facts: ChannelFacts) -> float:
 def _ct_findings(channel: Channel, cases: Sequence[tuple[str, ChannelFacts]]) -> Iterator[Finding]:
     """One finding for the whole set where most cases hold no CT values, else one for each that does not."""
     wrong = [(name, each) for name, each in cases if not _looks_like_ct(each)]
-    remedy = "CT is normalised by its absolute values. If it is none, say so: --kind '{}=other' or mri"
     if len(wrong) > len(cases) / 2:
         low, high = min(each.minimum for _, each in wrong), max(each.maximum for _, each in wrong)  # type: ignore[type-var]
-        message = f"{channel.name} is CT by its name, but its values, {low:.4g} to {high:.4g}, are no Hounsfield units"
-        yield _warning(None, "no-ct-values", message, remedy.format(channel.name))
+        values = f"{low:.4g} to {high:.4g}"
+        message = f"channel {channel.name} is CT by its name, but its values, {values}, are not Hounsfield units"
+        remedy = (
+            f"CT is normalised on the Hounsfield scale; if the channel is not CT, give --kind '{channel.name}=other' "
+            f"or --kind '{channel.name}=mri'"
+        )
+        yield _warning(None, "no-ct-values", message, remedy)
         return
     for name, each in wrong:
         values = f"{each.minimum:.4g} to {each.maximum:.4g}"
-        message = f"its values of {channel.name}, {values}, are no Hounsfield units like those of other cases"
+        message = f"its {channel.name} values, {values}, are not Hounsfield units like those of the other cases"
         yield _warning(name, "no-ct-values", message, "Export it again, without windowing or scaling")
 
 
@@ -228,7 +233,7 @@ def grey_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]
             f"{case.label} is a mask of 0 and {max(fact.value_counts)}, but {voxels} of its voxels hold {len(greys)} "
             f"values in between ({greys[0]} to {greys[-1]})"
         )
-        remedy = f"Save it without smoothing or scaling, or let {FIX} round it to the nearer of the two"
+        remedy = f"Save it without smoothing or scaling, or let {FIX} round these voxels to the nearer of the two"
         found.append(Finding(case=case.identifier, code="grey-label", message=message, remedy=remedy))
     return found
 
@@ -253,7 +258,7 @@ FOLDS = 5
 
 
 def check(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
-    """Every finding: of each case, then of the cases beside each other, then of the data set as a whole."""
+    """Every finding: of each case by itself, of cases compared with each other, and of the data set as a whole."""
     findings = [finding for fact in facts for finding in fact.findings]
     readable = [fact for fact in facts if fact.samples]
     grey = grey_findings(dataset, readable)
@@ -280,10 +285,10 @@ def _count_findings(dataset: Dataset) -> list[Finding]:
     what = "group" if grouped else "case"
     if len(groups) == 1:
         message = f"there is 1 {what}, which cannot be split for a cross-validation"
-        remedy = "One model is trained on it and nothing is validated; add cases to know how good it is"
+        remedy = "One model is trained on it without any validation. Add cases to measure how good it is"
         return [Finding(code="too-few-cases", severity=Severity.warning, message=message, remedy=remedy)]
     if len(groups) < FOLDS:
         message = f"{len(groups)} {what}s are too few for {FOLDS} folds"
-        remedy = f"{len(groups)} folds are made; add cases for a validation worth more"
+        remedy = f"{len(groups)} folds are made. Add cases for a more reliable validation"
         return [Finding(code="too-few-cases", severity=Severity.warning, message=message, remedy=remedy)]
     return []

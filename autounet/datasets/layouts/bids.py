@@ -20,7 +20,7 @@ from ...schema.options import DataOptions
 from .detected_layout import (
     DetectedLayout,
     case_of,
-    lacks,
+    lacking_channels,
     missing_label,
     parse_labels,
     read_description,
@@ -36,7 +36,7 @@ _NO_IMAGES = (*_LABELS, "probseg", "xfm", "bold", "sbref", "dwi", "events", "phy
               "phasediff", "phase1", "phase2", "epi", "defacemask")  # fmt: skip
 
 
-class Named(NamedTuple):
+class BidsFile(NamedTuple):
     path: Path
     case: str
     """sub-01 or sub-01_ses-02"""
@@ -52,14 +52,14 @@ class Named(NamedTuple):
         return next((part[len(key) + 1 :] for part in self.kind.split("_") if part.startswith(f"{key}-")), None)
 
 
-def parse_name(path: Path) -> Named | None:
+def parse_name(path: Path) -> BidsFile | None:
     """None for a name that is not built like sub-01_ses-02_ce-gadolinium_T1w.nii.gz."""
     *entities, last = stem(path).split("_")
     if not entities or not entities[0].startswith("sub-") or "-" in last or not all("-" in part for part in entities):
         return None
     owners = [part for part in entities if part.partition("-")[0] in _OWNERS]
     rest = [part for part in entities if part not in owners]
-    return Named(path, "_".join(owners), entities[0], "_".join([*rest, last]))
+    return BidsFile(path, "_".join(owners), entities[0], "_".join([*rest, last]))
 
 
 def detect(root: Path, options: DataOptions) -> bool:
@@ -79,7 +79,7 @@ def _raw(root: Path, limit: int | None = None) -> list[Path]:
     return []
 
 
-def _images(root: Path) -> list[Named]:
+def _images(root: Path) -> list[BidsFile]:
     """Those in folders called anat where there are any, else all that show anatomy."""
     found = [named for path in _raw(root) if (named := parse_name(path)) and named.suffix not in _NO_IMAGES]
     return [named for named in found if named.path.parent.name == "anat"] or found
@@ -89,7 +89,9 @@ def find(root: Path, options: DataOptions) -> DetectedLayout:
     images = _images(root)
     channels = sorted({named.kind for named in images})
     if not channels:
-        raise DataError(f"{root} holds subjects, but no images of theirs. Say which: --channel 'T1w=sub-*/anat/*_T1w*'")
+        raise DataError(
+            f"{root} holds folders of subjects, but no images in them", "Say which: --channel 'T1w=sub-*/anat/*_T1w*'"
+        )
     labels = _labels(root, options)
     by_case: dict[str, dict[str, Path]] = {}
     subjects: dict[str, str] = {}
@@ -102,7 +104,7 @@ def find(root: Path, options: DataOptions) -> DetectedLayout:
     for name, files in by_case.items():
         lacking = [channel for channel in channels if channel not in files]
         if lacking:
-            findings.append(lacks(name, lacking))
+            findings.append(lacking_channels(name, lacking))
         if name not in label_of:
             findings.append(missing_label(root, name, next(iter(files.values())), _pipeline(root, labels[0])))
         found = case_of(root, name, [files[channel] for channel in channels if channel in files], label_of.get(name))
@@ -126,17 +128,18 @@ def find(root: Path, options: DataOptions) -> DetectedLayout:
     )
 
 
-def _labels(root: Path, options: DataOptions) -> list[Named]:
-    """The label files, one kind of them. Raises DataError with the candidates where there are several."""
+def _labels(root: Path, options: DataOptions) -> list[BidsFile]:
+    """The label files, of one kind. Raises DataError with the candidates where there are several kinds."""
     if options.label:
         found = [named for path in glob_images(root, options.label, "--label") if (named := parse_name(path))]
         if not found:
             raise DataError(
-                f"--label {options.label!r} names no file that says whose it is, as sub-01_dseg.nii.gz does"
+                f"--label {options.label!r} matches no file with a subject in its name",
+                "Name label files like sub-01_dseg.nii.gz",
             )
         return _one_each(root, found)
     places = [*root.glob("derivatives/*/**/sub-*"), *root.glob("derivatives/sub-*"), *root.glob("sub-*")]
-    kinds: dict[str, list[Named]] = {}
+    kinds: dict[str, list[BidsFile]] = {}
     for path in _files_below(places):
         named = parse_name(path)
         if named and named.suffix in _LABELS:
@@ -144,30 +147,32 @@ def _labels(root: Path, options: DataOptions) -> list[Named]:
             kinds.setdefault(f"{inside}: {named.kind}" if inside else named.kind, []).append(named)
     if not kinds:
         raise DataError(
-            f"{root} has no label files: no *_dseg or *_mask file in derivatives/. Say which: --label 'PATTERN'"
+            f"{root} has no label files: no *_dseg or *_mask file in derivatives/", "Say which: --label 'PATTERN'"
         )
     if len(kinds) > 1:
         candidates = ", ".join(f"{kind} ({len(own)} files)" for kind, own in sorted(kinds.items()))
         example = relative(root, next(iter(kinds.values()))[0].path)
         own = next(iter(kinds.values()))[0]
-        pattern = example.replace(own.subject, "sub-*").replace(own.case, "*")
+        pattern = example.replace(own.subject, "sub-*").replace(
+            own.case, "*"
+        )  # a path, of which names become wildcards
         raise DataError(
-            f"{root} has several kinds of label files; candidates: {candidates}. Say which: --label '{pattern}'"
+            f"{root} has several kinds of label files; candidates: {candidates}", f"Say which: --label '{pattern}'"
         )
     return _one_each(root, next(iter(kinds.values())))
 
 
-def _pipeline(root: Path, label: Named) -> Path:
+def _pipeline(root: Path, label: BidsFile) -> Path:
     """The folder in which the label's subjects lie."""
     return root / relative(root, label.path).partition("/sub-")[0]
 
 
-def _one_each(root: Path, labels: Sequence[Named]) -> list[Named]:
-    seen: dict[str, Named] = {}
+def _one_each(root: Path, labels: Sequence[BidsFile]) -> list[BidsFile]:
+    seen: dict[str, BidsFile] = {}
     for named in labels:
         if named.case in seen:
             both = f"{relative(root, seen[named.case].path)} and {relative(root, named.path)}"
-            raise DataError(f"case {named.case}: {both} can be its label. Say which: --label 'PATTERN'")
+            raise DataError(f"{both} can be its label", "Say which: --label 'PATTERN'", case=named.case)
         seen[named.case] = named
     return list(seen.values())
 
@@ -176,7 +181,7 @@ def _files_below(folders: Iterable[Path]) -> list[Path]:
     return sorted({path for folder in folders for path in folder.rglob("*") if path.is_file() and is_image(path)})
 
 
-def _class_names(root: Path, label: Named) -> dict[str, int]:
+def _class_names(root: Path, label: BidsFile) -> dict[str, int]:
     """From the dseg.tsv of the file, of its pipeline or of the whole set; of a mask, what it is a mask of."""
     if label.suffix == "mask":
         name = label.entity("label") or label.entity("desc")
@@ -188,12 +193,12 @@ def _class_names(root: Path, label: Named) -> dict[str, int]:
             rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), delimiter="\t")
             found = {row.get("name") or "": row.get("index") or "" for row in rows}
             if not all(name and index.strip().isdigit() for name, index in found.items()):
-                raise DataError(f"{path} needs the columns index (a whole number) and name. Correct it")
+                raise DataError(f"{path} lacks the columns index (a whole number) and name", "Add them")
             return {name: int(index) for name, index in found.items()}
     return {}
 
 
-def _without_image(root: Path, label: Named) -> Finding:
+def _without_image(root: Path, label: BidsFile) -> Finding:
     message, remedy = f"{relative(root, label.path)} has no image", "Add its image, or take the label out"
     return Finding(case=label.case, code="missing-image", message=message, remedy=remedy)
 

@@ -22,7 +22,7 @@ from .detected_layout import (
     DetectedLayout,
     case_of,
     channel_names,
-    lacks,
+    lacking_channels,
     missing_label,
     parse_labels,
     read_description,
@@ -38,7 +38,7 @@ MOST_VALUES = 50
 _PARTS = re.compile(r"[A-Za-z0-9]+")
 
 
-class Role(NamedTuple):
+class FileRole(NamedTuple):
     """A kind of file that the case folders have: a channel, the label, or something else."""
 
     pattern: str
@@ -71,7 +71,7 @@ def images_below(folder: Path, depth: int = 0) -> Iterator[Path]:
                 yield from images_below(inner, depth + 1)
 
 
-def find_roles(root: Path, folders: Sequence[Path]) -> list[Role]:
+def find_roles(root: Path, folders: Sequence[Path]) -> list[FileRole]:
     """The kinds of files that more than half of the case folders have, in order of their names.
 
     Raises DataError when a folder has several files of one kind.
@@ -89,11 +89,12 @@ def find_roles(root: Path, folders: Sequence[Path]) -> list[Role]:
             other = roles.setdefault(pattern, {}).setdefault(case, path)
             if other != path and len(folders) > 1:
                 raise DataError(
-                    f"case {case}: {relative(root, other)} and {relative(root, path)} have names of the same kind "
-                    f"({pattern}). Say which files to use: --channel NAME=PATTERN --label PATTERN"
+                    f"{relative(root, other)} and {relative(root, path)} have names of the same kind ({pattern})",
+                    "Say which files to use: --channel NAME=PATTERN --label PATTERN",
+                    case=case,
                 )
     kept = {pattern: own for pattern, own in roles.items() if len(own) > len(folders) / 2}
-    return [Role(pattern, own) for pattern, own in sorted(kept.items())]
+    return [FileRole(pattern, own) for pattern, own in sorted(kept.items())]
 
 
 def _pattern(name: str, usual: set[str]) -> str:
@@ -105,7 +106,7 @@ def _pattern(name: str, usual: set[str]) -> str:
     return "*/" + re.sub(r"\*([^/A-Za-z0-9]*\*)+", "*", base) + ending
 
 
-def looks_like_label(role: Role) -> bool:
+def looks_like_label(role: FileRole) -> bool:
     """By its name, or by the first case's content: whole numbers of few values. What cannot be read goes by name."""
     path = next(iter(role.files.values()))
     if says_label(role.name) or is_nrrd_segmentation(path):
@@ -127,7 +128,7 @@ def few_values(path: Path) -> list[int] | None:
     return [int(value) for value in found]
 
 
-def short_names(roles: Sequence[Role]) -> list[str]:
+def short_names(roles: Sequence[FileRole]) -> list[str]:
     """Names without the words that all of them share, where something distinct is left."""
     words = [_PARTS.findall(role.name) for role in roles]
     common = set.intersection(*map(set, words)) if len(words) > 1 else set()
@@ -199,14 +200,14 @@ def find(root: Path, options: DataOptions) -> DetectedLayout:
     )
 
 
-def _role(root: Path, pattern: str, option: str) -> Role:
+def _role(root: Path, pattern: str, option: str) -> FileRole:
     files = glob_images(root, pattern, option)
-    return Role(pattern, {path.relative_to(root).parts[0]: path for path in files})
+    return FileRole(pattern, {path.relative_to(root).parts[0]: path for path in files})
 
 
 def _guessed(
-    root: Path, folders: Sequence[Path], channels: Mapping[str, Role], label: Role | None
-) -> tuple[dict[str, Role], Role]:
+    root: Path, folders: Sequence[Path], channels: Mapping[str, FileRole], label: FileRole | None
+) -> tuple[dict[str, FileRole], FileRole]:
     """What the options leave open. Raises DataError with the candidates unless there is a single reading."""
     taken = {path for role in [*channels.values(), *([label] if label else [])] for path in role.files.values()}
     rest = [role for role in find_roles(root, folders) if not taken & set(role.files.values())]
@@ -218,18 +219,18 @@ def _guessed(
     elif images and len(masks) == (1 if label is None else 0):
         names = short_names(images)
         return dict(zip(names, images, strict=True)), label or masks[0]
-    raise DataError(_ambiguous(root, len(folders), images, masks, not channels, label is None))
+    raise _ambiguous(root, len(folders), images, masks, not channels, label is None)
 
 
 def _ambiguous(
-    root: Path, count: int, images: Sequence[Role], masks: Sequence[Role], need_channels: bool, need_label: bool
-) -> str:
-    """What the folders hold, which of it may be what, and the options that say so."""
+    root: Path, count: int, images: Sequence[FileRole], masks: Sequence[FileRole], need_channels: bool, need_label: bool
+) -> DataError:
+    """The error with what the folders hold, what may be images or labels, and the options that say so."""
     described = []
     for role in masks:
         values = few_values(next(iter(role.files.values())))
-        told = f" (values {', '.join(map(str, values[:8]))}{', ...' if len(values) > 8 else ''})" if values else ""
-        described.append(f"{role.pattern}{told}")
+        shown = f" (values {', '.join(map(str, values[:8]))}{', ...' if len(values) > 8 else ''})" if values else ""
+        described.append(f"{role.pattern}{shown}")
     text = f"{root} has one folder per case ({count}), and "
     if need_label:
         text += f"{'several files' if len(masks) > 1 else 'no file'} of each can be the label"
@@ -245,16 +246,16 @@ def _ambiguous(
     if need_channels:
         some = images or masks
         options += [f"--channel '{name}={role.pattern}'" for name, role in zip(short_names(some), some, strict=True)]
-    return f"{text}. Say which: {' '.join(options)}"
+    return DataError(text, f"Say which: {' '.join(options)}")
 
 
-def _cases(root: Path, channels: Mapping[str, Role], label: Role | None) -> tuple[list[Case], list[Finding]]:
+def _cases(root: Path, channels: Mapping[str, FileRole], label: FileRole | None) -> tuple[list[Case], list[Finding]]:
     names = sorted({case for role in channels.values() for case in role.files} | set(label.files if label else ()))
     cases, findings = [], []
     for name in names:
         lacking = [channel for channel, role in channels.items() if name not in role.files]
         if lacking:
-            findings.append(lacks(name, lacking) if len(lacking) < len(channels) else _without_images(name))
+            findings.append(lacking_channels(name, lacking) if len(lacking) < len(channels) else _without_images(name))
         present = [index for index, role in enumerate(channels.values()) if name in role.files]
         images = [role.files[name] for role in channels.values() if name in role.files]
         if label is not None and name not in label.files and images:
@@ -265,8 +266,8 @@ def _cases(root: Path, channels: Mapping[str, Role], label: Role | None) -> tupl
 
 
 def _without_images(name: str) -> Finding:
-    remedy = "Add its images, or take the case out"
-    return Finding(case=name, code="missing-image", message="it has a label and no image", remedy=remedy)
+    remedy = "Add its images, or remove the case"
+    return Finding(case=name, code="missing-image", message="it has a label but no image", remedy=remedy)
 
 
 def case_inputs(root: Path, patterns: Mapping[str, str]) -> dict[str, dict[str, Path]]:

@@ -50,7 +50,7 @@ def find_table(data: Path) -> DatasetTable | None:
         table = read_table(data)
         if table is None:
             raise DataError(
-                f"{data} is no table of cases: it has no column `case` beside others. Write one row per case"
+                f"{data} is not a table of cases: it needs a column `case` and others", "Write one row per case"
             )
         return table
     files = [
@@ -65,7 +65,7 @@ def find_table(data: Path) -> DatasetTable | None:
     if len(found) > 1:
         names = ", ".join(table.path.name for table in found)
         raise DataError(
-            f"several files of {data} list cases; candidates: {names}. Give one of them in place of the folder"
+            f"several files of {data} list cases; candidates: {names}", "Give one of them in place of the folder"
         )
     return found[0] if found else None
 
@@ -85,10 +85,10 @@ def read_table(path: Path) -> DatasetTable | None:
     rows = [{column: row.get(column, "") for column in columns} for row in rows]
     blank = [number for number, row in enumerate(rows, 1) if not row[CASE]]
     if blank:
-        raise DataError(f"{path}: row {blank[0]} has no case. Name it")
+        raise DataError(f"{path}: row {blank[0]} names no case", "Fill the column `case`")
     twice = [name for name, count in Counter(row[CASE] for row in rows).items() if count > 1]
     if twice:
-        raise DataError(f"{path} lists {', '.join(twice[:5])} more than once. Write one row per case")
+        raise DataError(f"{path} lists {', '.join(twice[:5])} more than once", "Write one row per case")
     return DatasetTable(path, columns, rows)
 
 
@@ -101,10 +101,10 @@ def _from_csv(path: Path, text: str) -> list[dict[str, str]]:
     if CASE not in columns:
         return []
     if len(set(columns)) < len(columns):
-        raise DataError(f"{path} has two columns of one name. Give each its own")
+        raise DataError(f"{path} has two columns of the same name", "Give each its own name")
     for number, row in enumerate(lines[1:], 2):
         if len(row) > len(columns):
-            raise DataError(f"{path}: line {number} has {len(row)} entries for {len(columns)} columns. Correct it")
+            raise DataError(f"{path}: line {number} has {len(row)} entries for {len(columns)} columns", "Correct it")
     return [dict(zip(columns, (cell.strip() for cell in row), strict=False)) for row in lines[1:]]
 
 
@@ -113,7 +113,7 @@ def _from_json(path: Path, text: str) -> list[dict[str, str]]:
         content = json.loads(text)
     except ValueError as error:
         if '"case"' in text:
-            raise DataError(f"{path} is not readable JSON: {error}. Correct it") from None
+            raise DataError(f"{path} is not readable JSON: {error}", "Correct it") from None
         return []
     entries = content.get("cases") if isinstance(content, dict) else content
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and CASE in entry for entry in entries):
@@ -127,7 +127,7 @@ def _cell(path: Path, value: Any) -> str:
     if isinstance(value, list) and all(isinstance(each, (str, int)) for each in value):
         return ";".join(str(each) for each in value)
     if isinstance(value, dict | list | bool):
-        raise DataError(f"{path} holds {value!r} where a name, a number or a path is expected. Correct it")
+        raise DataError(f"{path} holds {value!r} where a name, a number or a path is expected", "Correct it")
     return "" if value is None else str(value).strip()
 
 
@@ -149,7 +149,7 @@ def find(data: Path, options: DataOptions) -> DetectedLayout:
     for row in table.rows:
         images = [root / row[channel] for channel in channels if row[channel]]
         label = root / row[LABEL] if row.get(LABEL) and not options.label else None
-        findings += _missing(row, channels, label, root, bool(options.label))
+        findings += _missing_files(row, channels, label, root, bool(options.label))
         cases.append(case_of(root, row[CASE], images, label))
     if options.label:
         cases, unmatched = override_labels(root, cases, options.label)
@@ -177,7 +177,7 @@ def _description(path: Path) -> dict[str, Any]:
     return read_description(path.parent) | (own if isinstance(own, dict) else {})
 
 
-def _missing(
+def _missing_files(
     row: dict[str, str], channels: Sequence[str], label: Path | None, root: Path, other: bool
 ) -> list[Finding]:
     """Entries that name nothing, cases without any image; `other`: labels come from elsewhere."""
@@ -185,14 +185,14 @@ def _missing(
     for channel in channels:
         if row[channel] and not (root / row[channel]).exists():
             message = f"the table names {row[channel]}, which does not exist, for channel {channel}"
-            remedy = "Name the file, leave the entry empty if there is none, or take the case out"
+            remedy = "Correct the path, leave the entry empty if there is no file, or remove the row"
             findings.append(Finding(case=row[CASE], code="missing-image", message=message, remedy=remedy))
     if not any(row[channel] for channel in channels):
-        message, remedy = "the table names no image for it", "Name its files, or take the case out"
+        message, remedy = "the table names no image for it", "Name its files, or remove its row"
         findings.append(Finding(case=row[CASE], code="missing-image", message=message, remedy=remedy))
     if not other and (label is None or not label.is_file()):
         entry = f"{row[LABEL]}, which does not exist," if row.get(LABEL) else "nothing"
-        message, remedy = f"the table names {entry} as its label", "Name its label file, or take the case out"
+        message, remedy = f"the table names {entry} as its label", "Name its label file, or remove its row"
         findings.append(Finding(case=row[CASE], code="missing-label", message=message, remedy=remedy))
     return findings
 
@@ -212,8 +212,8 @@ def supplement(data: Path, cases: list[Case], known: Collection[str]) -> tuple[l
         shown = ", ".join(sorted(known)[:3])
         for name in rows:
             if name not in known:
-                message = f"{table.path.name} lists it, and there is no such case (cases: {shown}, ...)"
-                remedy = "Correct the name, or take its row out"
+                message = f"{table.path.name} lists it, but there is no such case (cases: {shown}, ...)"
+                remedy = "Correct the name, or remove its row"
                 findings.append(Finding(case=name, code="unknown-case", message=message, remedy=remedy))
     without = [
         case.identifier for case in cases if FOLD in table.columns and not rows.get(case.identifier, {}).get(FOLD)
@@ -232,7 +232,7 @@ def _supplemented(case: Case, row: dict[str, str], table: DatasetTable, findings
             changes["label"] = row[LABEL]
         else:
             message = f"{table.path.name} names {row[LABEL]}, which does not exist, as its label"
-            remedy = "Name its label file, or take the entry out"
+            remedy = "Name its label file, or leave the entry empty"
             findings.append(Finding(case=case.identifier, code="layout", message=message, remedy=remedy))
     return case.model_copy(update=changes)
 
@@ -246,10 +246,13 @@ def table_folds(cases: Sequence[Case]) -> tuple[tuple[str, ...], ...] | None:
     if not names:
         return None
     if len(names) < 2:
-        raise DataError(f"the table puts every case into fold {names[0]}. Give at least two folds, or leave them out")
+        raise DataError(f"the table puts every case into fold {names[0]}", "Give at least two folds, or leave them out")
     owner: dict[str, str] = {}
     for case in cases:
         group, fold = case.group or case.identifier, str(case.fold)
         if owner.setdefault(group, fold) != fold:
-            raise DataError(f"the table puts group {group} into folds {owner[group]} and {fold}. Keep it together")
+            raise DataError(
+                f"the table puts group {group} into folds {owner[group]} and {fold}",
+                "Put all cases of a group into one fold",
+            )
     return tuple(tuple(sorted(case.identifier for case in cases if case.fold == name)) for name in names)

@@ -22,7 +22,7 @@ from .files import glob_images, pair
 
 @dataclass
 class DetectedLayout:
-    """Cases with absolute paths turned relative, and whatever the layout declares."""
+    """The cases of a folder in one layout, with paths relative to it, and what the layout declares."""
 
     cases: list[Case]
     image_pattern: str
@@ -49,9 +49,9 @@ def read_object(path: Path, form: str = "an object") -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not readable JSON: {error}. Correct it") from None
+        raise DataError(f"{path} is not readable JSON: {error}", "Correct it") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds {type(content).__name__}, not {form}. Correct it")
+        raise DataError(f"{path} holds {type(content).__name__}, not {form}", "Correct it")
     return content
 
 
@@ -65,7 +65,7 @@ def channel_names(description: dict[str, Any]) -> list[str] | None:
     try:
         return [str(declared[key]) for key in sorted(declared, key=int)]
     except ValueError:
-        raise DataError(f"dataset.json: the channels {list(declared)} are not numbered. Number them from 0") from None
+        raise DataError(f"dataset.json: the channels {list(declared)} are not numbered", "Number them from 0") from None
 
 
 def parse_labels(declared: Any) -> tuple[dict[str, int], dict[str, tuple[int, ...]], int | None]:
@@ -74,7 +74,7 @@ def parse_labels(declared: Any) -> tuple[dict[str, int], dict[str, tuple[int, ..
     A region of one value is a class of its own. Raises DataError for anything else.
     """
     if not isinstance(declared, dict):
-        raise DataError(f"dataset.json: labels is {declared!r}, not an object. Write name: value pairs")
+        raise DataError(f"dataset.json: labels is {declared!r}, not an object", 'Write "name": value pairs')
     classes: dict[str, int] = {}
     regions: dict[str, tuple[int, ...]] = {}
     ignore = None
@@ -86,9 +86,9 @@ def parse_labels(declared: Any) -> tuple[dict[str, int], dict[str, tuple[int, ..
         elif (isinstance(entry, int) and not isinstance(entry, bool)) or str(entry).lstrip("-").isdigit():
             name, values = key, (int(entry),)
         else:
-            raise DataError(f"dataset.json: label {key!r} has {entry!r}, not an integer. Write name: value pairs")
+            raise DataError(f"dataset.json: label {key!r} has {entry!r}, not an integer", 'Write "name": value pairs')
         if name in classes or name in regions:
-            raise DataError(f"dataset.json: two labels are called {name!r}. Give each value its own name")
+            raise DataError(f"dataset.json: two labels are called {name!r}", "Give each value its own name")
         if name == "ignore":
             ignore = values[0]
         elif len(values) > 1:
@@ -119,7 +119,7 @@ def with_description(root: Path, options: DataOptions) -> DataOptions:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
-        raise DataError(f"dataset.json: {where} is {problem['input']!r}: {problem['msg']}. Correct it") from None
+        raise DataError(f"dataset.json: {where} is {problem['input']!r}: {problem['msg']}", "Correct it") from None
     if options.channels:
         described = described.model_copy(
             update={"kinds": {name: kind for name, kind in described.kinds.items() if name in options.channels}}
@@ -170,7 +170,7 @@ def missing_label(root: Path, identifier: str, image: Path, folder: Path) -> Fin
         case=identifier,
         code="missing-label",
         message=f"{relative(root, image)} has no label file in {relative(root, folder)}/",
-        remedy="Add its label, or take the image out of the folder",
+        remedy="Add its label, or remove the image from the folder",
     )
 
 
@@ -179,7 +179,7 @@ def missing_image(root: Path, label: Path) -> Finding:
         case=stem(label),
         code="missing-image",
         message=f"{relative(root, label)} has no image",
-        remedy="Add its image, or take the label out of the folder",
+        remedy="Add its image, or remove the label from the folder",
     )
 
 
@@ -187,11 +187,11 @@ MISSING_CHANNEL = "missing-channel"
 
 
 def missing_channel(case: str, message: str) -> Finding:
-    remedy = "Add the file, take the case out, or give --missing-channels to train with the channels that are there"
+    remedy = "Add the file, remove the case, or give --missing-channels to train with the channels that are there"
     return Finding(case=case, code=MISSING_CHANNEL, message=message, remedy=remedy)
 
 
-def lacks(case: str, channels: Sequence[str]) -> Finding:
+def lacking_channels(case: str, channels: Sequence[str]) -> Finding:
     """A case that has no file for these channels."""
     return missing_channel(case, f"it has no file for channel {', '.join(channels)}")
 
@@ -203,5 +203,5 @@ def with_channels(case: Case, present: Iterable[int], count: int) -> Case:
 
 
 def without_missing_channels(findings: Iterable[Finding]) -> list[Finding]:
-    """What is left to tell where cases may lack channels."""
+    """The findings that remain where cases may lack channels."""
     return [finding for finding in findings if finding.code != MISSING_CHANNEL]

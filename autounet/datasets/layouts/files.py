@@ -36,13 +36,13 @@ def _is_one_image(path: Path) -> bool:
 def glob_images(root: Path, pattern: str, option: str) -> list[Path]:
     """Image files that the pattern of an option names, sorted. Raises OptionError when there are none."""
     if Path(pattern).is_absolute():
-        raise OptionError(f"{option} {pattern!r}: give a pattern relative to {root}")
+        raise OptionError(f"{option} {pattern!r} is an absolute path", f"Give a pattern relative to {root}")
     pattern = pattern.rstrip("/")
     found = sorted(path for path in root.glob(pattern) if _is_one_image(path))
     if not found and (root / pattern).is_dir():
         found = image_files(root / pattern)
     if not found:
-        raise OptionError(f"{option} {pattern!r} names no image file in {root}. Its folders: {listing(root)}")
+        raise OptionError(f"{option} {pattern!r} names no image file in {root}", f"Its folders: {listing(root)}")
     return found
 
 
@@ -83,13 +83,13 @@ def existing_folder(data: Path) -> Path:
     """The folder, absolute, of a folder or a table. Raises DataError when it is missing, another file, or empty."""
     folder = Path(data).expanduser().resolve()
     if not folder.exists():
-        raise DataError(f"{data} does not exist. Give the folder that holds images and labels")
+        raise DataError(f"{data} does not exist", "Give the folder that holds images and labels")
     if folder.is_file() and folder.suffix.lower() in TABLES:
         return folder.parent
     if not folder.is_dir():
-        raise DataError(f"{data} is a file. Give the folder that holds images and labels")
+        raise DataError(f"{data} is a file", "Give the folder that holds images and labels, or a table of the cases")
     if not any(folder.iterdir()):
-        raise DataError(f"{data} is empty. Give the folder that holds images and labels")
+        raise DataError(f"{data} is empty", "Give the folder that holds images and labels")
     return folder
 
 
@@ -108,7 +108,7 @@ def strip_channel(name: str) -> tuple[str, str | None]:
     return (match[1], match[2]) if match else (name, None)
 
 
-def names(paths: Sequence[Path]) -> list[str]:
+def distinct_names(paths: Sequence[Path]) -> list[str]:
     """A name per file that tells it apart: its stem; else its folder's name; else folder and stem joined."""
     candidates = (
         [stem(path) for path in paths],
@@ -119,7 +119,7 @@ def names(paths: Sequence[Path]) -> list[str]:
         if len(set(found)) == len(found):
             return found
     duplicate = Counter(candidates[0]).most_common(1)[0][0]
-    raise DataError(f"several files are called {duplicate}. Give the cases different names")
+    raise DataError(f"several files are called {duplicate}", "Give the cases different names")
 
 
 def _coarse(path: Path) -> list[str]:
@@ -143,8 +143,8 @@ def pair(first: Sequence[Path], second: Sequence[Path]) -> list[Match]:
     Raises DataError when nothing fits or a file has several partners.
     """
     if not first or not second:
-        raise DataError("there is nothing to pair: a folder holds no image files. Check the paths")
-    called = dict(zip(first, names(first), strict=True))
+        raise DataError("images and labels cannot be paired: a folder holds no image files", "Check the paths")
+    called = dict(zip(first, distinct_names(first), strict=True))
     found = _by_key(first, second, stem)
     if not found:
         bases = {path: strip_channel(name)[0] for path, name in called.items()}
@@ -156,8 +156,8 @@ def pair(first: Sequence[Path], second: Sequence[Path]) -> list[Match]:
         found = found or max((rule(first, second, split) for rule in rules), key=len)
     if not found:
         raise DataError(
-            f"names cannot be paired: {_example(first)} in one folder, {_example(second)} in the other. "
-            "Give each image and its label the same name, up to one part that all files share"
+            f"names cannot be paired: {_example(first)} in one folder, {_example(second)} in the other",
+            "Give each image and its label the same name, up to one part that all files share",
         )
     return [Match(called[path], path, found[path]) for path in first if path in found]
 

@@ -65,7 +65,7 @@ def _paths(root: Path, entry: Any) -> tuple[Path, Path | None]:
     if isinstance(entry, dict) and isinstance(entry.get("image"), str):
         label = entry.get("label")
         return root / entry["image"], root / label if isinstance(label, str) else None
-    raise DataError(f"dataset.json: training holds {entry!r}. Write an image and a label for each case")
+    raise DataError(f"dataset.json: training holds {entry!r}", "Write an image and a label for each case")
 
 
 def _channel_files(image: Path) -> list[Path]:
@@ -80,5 +80,5 @@ def _missing(root: Path, identifier: str, path: Path, code: str) -> Finding:
         case=identifier,
         code=code,
         message=f"dataset.json lists {path.relative_to(root).as_posix()}, which does not exist",
-        remedy="Put the file there, or take the case out of dataset.json",
+        remedy="Add the file, or remove the case from dataset.json",
     )

@@ -63,18 +63,20 @@ Images = dict[str, tuple[list[Path], Path]]
 def _by_name(root: Path, ending: str) -> Images:
     folder = root / "imagesTr"
     if not folder.is_dir():
-        raise DataError(f"{root} has a dataset.json but no folder imagesTr. Its folders: {listing(root)}")
+        raise DataError(f"{root} has a dataset.json but no folder imagesTr", f"Its folders: {listing(root)}")
     files = _with_ending(folder, ending)
     if not files:
         others = sorted({suffix(path) for path in image_files(folder)})
-        hint = f"; it has {', '.join(others)}: correct file_ending in dataset.json" if others else ". Put them there"
-        raise DataError(f"{folder} has no images that end in {ending}{hint}")
+        if others:
+            message = f"{folder} has no images that end in {ending}; it has {', '.join(others)}"
+            raise DataError(message, "Correct file_ending in dataset.json")
+        raise DataError(f"{folder} has no images", "Put the images there")
     labels = {stem(path): path for path in _with_ending(root / "labelsTr", ending)}
     images: Images = {}
     for path in files:
         name, channel = strip_channel(stem(path))
         if channel is None:
-            raise DataError(f"{path} has no channel number. Call it {stem(path)}_0000{ending}")
+            raise DataError(f"{path} has no channel number in its name", f"Rename it to {stem(path)}_0000{ending}")
         label = labels.get(name, root / "labelsTr" / f"{name}{ending}")
         images.setdefault(name, ([], label))[0].append(path)
     return images
@@ -94,7 +96,10 @@ def _listed(root: Path, description: dict[str, Any]) -> Images:
             for name, entry in description["dataset"].items()
         }
     except (AttributeError, KeyError, TypeError):
-        raise DataError("dataset.json: each entry of `dataset` needs `images` (a list of files) and `label`") from None
+        raise DataError(
+            "dataset.json: `dataset` has an entry without a list `images` or without `label`",
+            "Write both for each case",
+        ) from None
 
 
 def _most(images: Images) -> int:
@@ -122,7 +127,7 @@ def _missing_channels(images: Images) -> list[Finding]:
         have = ", ".join(path.name for path in files if path.is_file()) or "none"
         if not absent and len(_present(images, name)) == len(files):
             lacking = ", ".join(f"{index:04d}" for index in range(most) if index not in _present(images, name))
-            message = f"it has {len(files)} of {most} channel files ({have}), and none for {lacking}"
+            message = f"it has {len(files)} of {most} channel files ({have}), but none for {lacking}"
             findings.append(missing_channel(name, message))
             continue
         findings.append(
@@ -130,7 +135,7 @@ def _missing_channels(images: Images) -> list[Finding]:
                 case=name,
                 code="missing-image",
                 message=f"it has {len(files) - len(absent)} of {most} channel files ({have})",
-                remedy="Add the missing channels, or take the case out",
+                remedy="Add the missing channels, or remove the case",
             )
         )
     return findings

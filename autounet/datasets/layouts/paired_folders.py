@@ -13,7 +13,7 @@ from ...schema.options import DataOptions
 from .detected_layout import (
     DetectedLayout,
     channel_names,
-    lacks,
+    lacking_channels,
     match_labels,
     parse_labels,
     read_description,
@@ -21,13 +21,13 @@ from .detected_layout import (
     with_channels,
 )
 from .files import (
+    distinct_names,
     glob_images,
     image_files,
     is_held_out,
     listing,
     looks_like_images,
     looks_like_labels,
-    names,
     pair,
     strip_channel,
     subfolders,
@@ -77,7 +77,7 @@ def find(root: Path, options: DataOptions) -> DetectedLayout:
 def _image_folder(root: Path) -> Path:
     filled = [folder for folder in subfolders(root) if image_files(folder)]
     if not filled:
-        raise DataError(_no_folders(root))
+        raise _no_image_folder(root)
     named = [folder for folder in filled if looks_like_images(folder)]
     if len(named) > 1:
         named = [folder for folder in named if not is_held_out(folder)] or named
@@ -88,31 +88,34 @@ def _image_folder(root: Path) -> Path:
         return named[0]
     candidates = ", ".join(folder.name for folder in named or filled)
     found = f"several folders of {root} can hold the images" if named else f"no folder of {root} is called images"
-    raise DataError(f"{found}; candidates: {candidates}. Say which: --channel 'image={(named or filled)[0].name}/*'")
+    raise DataError(f"{found}; candidates: {candidates}", f"Say which: --channel 'image={(named or filled)[0].name}/*'")
 
 
-def _no_folders(root: Path) -> str:
+def _no_image_folder(root: Path) -> DataError:
+    """The error for a folder none of whose folders hold images."""
     nested = [folder for folder in subfolders(root) if any(image_files(inner) for inner in subfolders(folder))]
     if nested:
-        return _one_deeper(root, nested)
+        return _one_folder_deeper(root, nested)
     if image_files(root):
-        return (
-            f"{root} holds {len(image_files(root))} image files and no folders. "
-            "Say which are which: --channel 'image=PATTERN' --label 'PATTERN'"
+        return DataError(
+            f"{root} holds {len(image_files(root))} image files and no folders",
+            "Say which are images and which labels: --channel 'image=PATTERN' --label 'PATTERN'",
         )
-    return f"{root} holds no images: no folder with NIfTI, NRRD, MHA, PNG, TIFF, GIF, JPEG or BMP files. Check the path"
+    return DataError(
+        f"{root} holds no images: no folder with NIfTI, NRRD, MHA, PNG, TIFF, GIF, JPEG or BMP files", "Check the path"
+    )
 
 
-def _one_deeper(root: Path, nested: Sequence[Path]) -> str:
+def _one_folder_deeper(root: Path, nested: Sequence[Path]) -> DataError:
     """What to type where the folders of a data set are themselves data sets, as training/ and test/ of DRIVE."""
-    told = f"{root} holds no images itself; its folders do: {', '.join(folder.name for folder in nested)}"
+    message = f"{root} holds no images itself; its folders do: {', '.join(folder.name for folder in nested)}"
     training = [folder for folder in nested if not is_held_out(folder)]
     if len(nested) > 1 and len(training) != 1:
-        return f"{told}. Give one of them, or a table of the cases of all (columns case, image, label)"
+        return DataError(message, "Give one of them, or a table of the cases of all (columns case, image, label)")
     chosen = (training or list(nested))[0]
     rest = [folder.name for folder in nested if folder != chosen]
-    later = f" (autounet predict takes {', '.join(rest)} afterwards)" if rest else ""
-    return f"{told}. Give the one to learn from: {chosen}{_label_option(chosen)}{later}"
+    later = f" (and {', '.join(rest)} later to autounet predict)" if rest else ""
+    return DataError(message, f"Give the folder with the training data: {chosen}{_label_option(chosen)}{later}")
 
 
 def _label_option(folder: Path) -> str:
@@ -131,13 +134,13 @@ def _label_files(root: Path, options: DataOptions, images: Sequence[Sequence[Pat
         return image_files(candidates[0])
     if not candidates:
         raise DataError(
-            f"no folder of {root} can hold the labels; its folders: {listing(root)}. "
-            "Say which files they are: --label 'PATTERN'"
+            f"no folder of {root} can hold the labels; its folders: {listing(root)}",
+            "Say which files they are: --label 'PATTERN'",
         )
     options_given = " or ".join(EXAMPLE.format(folder.name) for folder in candidates)
     raise DataError(
-        f"several folders of {root} can hold the labels; candidates: "
-        f"{', '.join(folder.name for folder in candidates)}. Say which: {options_given}"
+        f"several folders of {root} can hold the labels; candidates: {', '.join(folder.name for folder in candidates)}",
+        f"Say which: {options_given}",
     )
 
 
@@ -173,10 +176,10 @@ def _group(files: Sequence[Path], labels: Sequence[Path]) -> tuple[dict[str, lis
         for path, (base, _) in zip(files, parts, strict=True):
             images.setdefault(base, []).append(path)
         return images, f"*_0000{suffix(files[0])}"
-    return {name: [path] for name, path in zip(names(files), files, strict=True)}, f"*{suffix(files[0])}"
+    return {name: [path] for name, path in zip(distinct_names(files), files, strict=True)}, f"*{suffix(files[0])}"
 
 
-class Joined(NamedTuple):
+class JoinedChannels(NamedTuple):
     """Channel files by case."""
 
     images: dict[str, list[Path]]
@@ -185,8 +188,8 @@ class Joined(NamedTuple):
     findings: list[Finding]
 
 
-def join_channels(by_channel: Sequence[Sequence[Path]], channels: Sequence[str]) -> Joined:
-    """One file of each channel's list per case, paired with the first channel's; cases that lack files are told."""
+def join_channels(by_channel: Sequence[Sequence[Path]], channels: Sequence[str]) -> JoinedChannels:
+    """One file of each channel's list per case, paired with the first channel's; missing files are findings."""
     first = list(by_channel[0])
     partners = [
         {match.first: match.second for match in (pair(first, files) if first and files else ())}
@@ -203,16 +206,16 @@ def join_channels(by_channel: Sequence[Sequence[Path]], channels: Sequence[str])
             name = stem(path) if stem(path) not in images else "_".join((path.parent.name, stem(path)))
             images[name], present[name] = [path], [index]
     findings = [
-        lacks(name, [channel for index, channel in enumerate(channels) if index not in own])
+        lacking_channels(name, [channel for index, channel in enumerate(channels) if index not in own])
         for name, own in present.items()
         if len(own) < len(channels)
     ]
-    return Joined(images, present, findings)
+    return JoinedChannels(images, present, findings)
 
 
 def _case_names(files: Sequence[Path]) -> list[str]:
     """Names without `_0000` when all files end in it."""
-    found = names(files)
+    found = distinct_names(files)
     if all(name.endswith("_0000") for name in found):
         return [name[:-5] for name in found]
     return found

@@ -27,11 +27,11 @@ from ...schema.dataset import Case
 from ...schema.errors import DataError
 from ...schema.geometry import IDENTITY, Geometry
 from ...schema.labels import LabelCode
-from ..checks.case_checks import count_values, differences
+from ..checks.case_checks import count_values, relative_message, world_differences
 from ..checks.set_checks import WHITE, grey_values
 
 LEAST_INSIDE = 0.95
-"""share of the labelled voxels that must lie in the image for the header of a label to be believed"""
+"""share of the labelled voxels that must lie in the image for the header of a label to be trusted"""
 LEAST_COVERED = 0.5
 """share of the first channel that another one must cover to be resampled onto it"""
 SAME_ASPECT = 0.01
@@ -65,7 +65,7 @@ def finite(part: FilePart, done: list[str]) -> FilePart:
 
 
 def header_is_lost(geometry: Geometry) -> bool:
-    """Spacing 1, origin 0 and axes along the world's: what programs write that were told nothing."""
+    """Spacing 1, origin 0 and axes along the world's: what programs write that know no geometry."""
     axes = tuple(abs(value) for value in geometry.direction)
     return axes == IDENTITY and geometry.spacing == (1, 1, 1) and not any(geometry.origin)
 
@@ -74,14 +74,14 @@ def common_grid(parts: Sequence[FilePart]) -> Geometry:
     """The case's: the first channel's, or where its header is lost that of another file with the same shape."""
     first = parts[0].geometry
     others = (part.geometry for part in parts if part.geometry.shape == first.shape)
-    known = (each for each in others if not header_is_lost(each) and differences(each, first))
+    known = (each for each in others if not header_is_lost(each) and world_differences(each, first))
     return next(known, first) if header_is_lost(first) else first
 
 
 def channel_on(part: FilePart, grid: Geometry, done: list[str]) -> FilePart:
     """A channel file on the case's voxels."""
     own = part.geometry
-    if own.shape == grid.shape and not differences(own, grid):
+    if own.shape == grid.shape and not world_differences(own, grid):
         return part
     if own.shape == grid.shape and header_is_lost(own):
         done.append(f"{part.name} had no geometry of its own and got that of the case")
@@ -117,9 +117,9 @@ def with_channels(parts: list[FilePart], wanted: int, done: list[str]) -> list[F
 
 
 def label_on(part: FilePart, grid: Geometry, done: list[str]) -> FilePart:
-    """A label on the case's voxels: resampled where its header can be believed, else taken voxel by voxel."""
+    """A label on the case's voxels: resampled where its header can be trusted, else copied voxel by voxel."""
     own = part.geometry
-    if own.shape == grid.shape and not differences(own, grid):
+    if own.shape == grid.shape and not world_differences(own, grid):
         return part
     if own.kind not in VOLUME_KINDS or grid.kind not in VOLUME_KINDS:
         return _scaled(part, grid, done)
@@ -128,10 +128,11 @@ def label_on(part: FilePart, grid: Geometry, done: list[str]) -> FilePart:
         return part._replace(geometry=grid, changed=True)
     inside = share_inside(np.argwhere(part.array[0] != 0), own, grid)
     if inside >= LEAST_INSIDE:
-        done.append(f"{part.name} was resampled onto its image: {'; '.join(differences(own, grid)) or 'another shape'}")
+        reason = "; ".join(map(str, world_differences(own, grid))) or "another shape"
+        done.append(f"{part.name} was resampled onto its image: {reason}")
         return FilePart(part.name, regrid_labels(part.array[0], own, grid)[None], grid, changed=True)
     if own.shape == grid.shape:
-        done.append(f"{part.name}: its header puts it outside its image, so that it got the image's")
+        done.append(f"{part.name}: its header puts it outside its image, so the image's header replaced it")
         return part._replace(geometry=grid, changed=True)
     raise DataError(f"{part.name} has another shape than its image, and lies outside it by {1 - inside:.0%}")
 
@@ -177,7 +178,7 @@ class RepairedCase(NamedTuple):
 
 
 def repair_case(task: RepairTask) -> RepairedCase:
-    """Write what is repaired, copy what is sound. A case that cannot be repaired is told, and nothing of it written."""
+    """Copy the sound files of a case and write the repaired ones; nothing where the case cannot be repaired."""
     case, done = task.case, list[str]()
     try:
         parts = [FilePart(name, *read_image(Path(task.root) / name, case.frame)) for name in case.images]
@@ -191,19 +192,18 @@ def repair_case(task: RepairTask) -> RepairedCase:
             raise DataError("the image has one value everywhere")
         return _write(task, parts, label, done)
     except DataError as error:
-        message, _, remedy = str(error).replace(f"{task.root}/", "").rpartition(". ")
-        return RepairedCase(case, problem=message or remedy)
+        return RepairedCase(case, problem=relative_message(error, task.root))
 
 
 def _read_label(task: RepairTask, done: list[str]) -> FilePart:
-    """Values (1, Z, Y, X), those of a spoilt mask rounded to the nearer of its two."""
+    """Values (1, Z, Y, X); those of an interpolated mask are rounded to the nearer of its two."""
     case = task.case
     assert case.label is not None
     path = Path(task.root) / case.label
     try:
         values, geometry = read_labels(path, task.codes, case.frame)
     except DataError:
-        return _whole(case.label, path, case.frame, done)
+        return _rounded_mask(case.label, path, case.frame, done)
     counts = count_values(values)
     low, high = 0, max(counts)
     greys = grey_values(counts, set(task.declared))
@@ -216,8 +216,8 @@ def _read_label(task: RepairTask, done: list[str]) -> FilePart:
     return FilePart(case.label, values[None], geometry, bool(greys) or geometry.kind == "jpeg")
 
 
-def _whole(name: str, path: Path, frame: int | None, done: list[str]) -> FilePart:
-    """A mask of two values that interpolation has spoilt, of 0 and 1 or 0 and 255. Raises DataError for others."""
+def _rounded_mask(name: str, path: Path, frame: int | None, done: list[str]) -> FilePart:
+    """A mask of 0 and 1 or 0 and 255 that was interpolated, rounded. Raises DataError for others."""
     array, geometry = read_image(path, frame)
     high = float(array.max()) if np.isfinite(array).all() else -1.0
     if len(array) != 1 or array.min() < 0 or high not in (1.0, *WHITE):
@@ -231,7 +231,7 @@ def _main_values(name: str, counts: dict[int, int]) -> tuple[int, int]:
     """The two values of a mask; what compression made of black and white counts as these."""
     low, high = sorted(sorted(counts, key=lambda value: counts[value])[-2:])
     if counts[low] + counts[high] < MAIN_SHARE * sum(counts.values()):
-        raise DataError(f"{name} holds {len(counts)} values, of which its compression leaves none certain")
+        raise DataError(f"{name} holds {len(counts)} values, and its compression leaves no two of them certain")
     return low, high
 
 

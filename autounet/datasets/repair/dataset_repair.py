@@ -27,7 +27,7 @@ LEAST_KEPT = 0.5
 """share of the cases that must be left; where fewer can be kept, something is wrong with all of them"""
 
 
-def fix(
+def repair_dataset(
     dataset: Dataset,
     facts: Sequence[CaseFacts],
     missing: Sequence[Finding],
@@ -35,7 +35,7 @@ def fix(
     workers: int,
     on_done: Callable[[object], None] | None = None,
 ) -> list[Repair]:
-    """Write the data set into a new `folder`, mended, and say what was done with which case.
+    """Write the repaired data set into a new `folder`. Returns what was done with which case.
 
     `missing` are the findings of scanning, about cases that `dataset` lacks. The folder appears when all is written.
     Raises OptionError for a folder that holds something, DataError when fewer than half of the cases could be kept.
@@ -43,10 +43,10 @@ def fix(
     folder = Path(folder).absolute()
     root = Path(dataset.root)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OptionError(f"--out {folder} exists. Give a new folder for the repaired data")
+        raise OptionError(f"--out {folder} exists", "Give a new folder for the repaired data")
     if folder == root or root in folder.parents:
-        raise OptionError(f"--out {folder} lies in the data folder. Give a folder elsewhere")
-    useless = _useless(dataset, facts)
+        raise OptionError(f"--out {folder} lies in the data folder", "Give a folder elsewhere")
+    unrepairable = _unrepairable(dataset, facts)
     temporary = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -54,13 +54,13 @@ def fix(
         tasks = [
             RepairTask(dataset.root, case, len(dataset.channels), declared, dataset.labels.codes, temporary)
             for case in dataset.cases
-            if case.identifier not in useless
+            if case.identifier not in unrepairable
         ]
         found = map_parallel(repair_case, tasks, workers, on_done)
-        repairs = [*_told(missing), *(Repair(case=name, dropped=why) for name, why in useless.items())]
+        repairs = [*_dropped(missing), *(Repair(case=name, dropped=why) for name, why in unrepairable.items())]
         repairs += [Repair(case=each.case.identifier, done=each.done, dropped=each.problem) for each in found]
         kept = [each for each in found if each.problem is None]
-        _require_enough(len(kept), len(dataset.cases) + len(_told(missing)), repairs)
+        _require_enough(len(kept), len(dataset.cases) + len(_dropped(missing)), repairs)
         _describe(dataset, kept, temporary)
         if folder.exists():
             folder.rmdir()
@@ -71,14 +71,14 @@ def fix(
     return sorted((each for each in repairs if each.done or each.dropped), key=lambda each: each.case)
 
 
-def _useless(dataset: Dataset, facts: Sequence[CaseFacts]) -> dict[str, str]:
+def _unrepairable(dataset: Dataset, facts: Sequence[CaseFacts]) -> dict[str, str]:
     """Cases that nothing repairs, and why."""
     known = {*dataset.labels.values, dataset.labels.ignore}
     found = {}
     broken = {fact.identifier for fact in facts if any(each.severity is Severity.fatal for each in fact.findings)}
     for names in duplicates(facts):
         first, *others = sorted(names, key=lambda name: name in broken)
-        found.update({name: f"its image is the same as that of {first}" for name in others})
+        found.update({name: f"its image is identical to that of {first}" for name in others})
     for fact in facts:
         strange = sorted(set(fact.value_counts) - known) if dataset.labels_declared else []
         if strange:
@@ -86,7 +86,7 @@ def _useless(dataset: Dataset, facts: Sequence[CaseFacts]) -> dict[str, str]:
     return found
 
 
-def _told(missing: Sequence[Finding]) -> list[Repair]:
+def _dropped(missing: Sequence[Finding]) -> list[Repair]:
     found = {each.case: each.message for each in missing if each.case is not None and each.severity is Severity.fatal}
     return [Repair(case=name, dropped=message) for name, message in found.items()]
 
@@ -96,10 +96,9 @@ def _require_enough(kept: int, total: int, repairs: Sequence[Repair]) -> None:
         return
     lines = [f"case {each.case}: {each.dropped}" for each in repairs if each.dropped]
     shown = lines[:10] + ([f"and {len(lines) - 10} more"] if len(lines) > 10 else [])
-    told = "\n".join(shown)
     raise DataError(
-        f"{total - kept} of {total} cases cannot be repaired, and nothing was written:\n{told}\n"
-        "Correct what they have in common first"
+        "\n".join([f"{total - kept} of {total} cases cannot be repaired, and nothing was written:", *shown]),
+        "Correct what these cases have in common first",
     )
 
 
