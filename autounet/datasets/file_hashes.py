@@ -54,25 +54,25 @@ class FileHashes:
 
     @classmethod
     def load(cls, path: Path) -> FileHashes:
-        """From `FileHashRecord`; a missing or damaged file costs time and nothing else."""
+        """From a saved `FileHashRecord`; without one, or with a damaged one, all hashes are made again."""
         try:
             return cls(FileHashRecord.load(path).files)
         except RecordError:
             return cls()
 
     def save(self, path: Path) -> None:
-        """Those asked for, if any differs from what was loaded."""
+        """Save the hashes that were used, if any differs from those loaded."""
         if self._used != self._known:
             FileHashRecord(files=self._used).save(path)
 
     def part(self, paths: Iterable[Path]) -> FileHashes:
-        """What is known of some files, for another process."""
-        stamps = {**self._known, **self._used}
+        """The known hashes of some files, for another process."""
+        known = {**self._known, **self._used}
         names = [str(path) for path in paths]
-        return FileHashes({name: stamps[name] for name in names if name in stamps})
+        return FileHashes({name: known[name] for name in names if name in known})
 
     def update(self, other: FileHashes) -> None:
-        """Take over what another process found."""
+        """Add the hashes that another process made."""
         self._used.update(other._used)
         self.made += other.made
 

@@ -81,7 +81,7 @@ _PHOTOGRAPHS = frozenset({"png", "jpeg", "bmp"})
 def find_inputs(path: Path, bundle: ModelBundle) -> list[InputCase]:
     """The cases to predict, sorted by identifier. Raises DataError when there are none or a channel is missing.
 
-    An image, a DICOM series, a table, or a folder in the layout of the training data, which the bundle tells, or of
+    An image, a DICOM series, a table, or a folder in the layout of the training data, which the bundle names, or of
     images alone. Files that all end in `_0000`, `_0001`, ... are the channels of a case when there are as many as the
     model has. Where the model was trained on time points, each time point of a file is a case.
     """
@@ -146,7 +146,7 @@ def _from_table(path: Path, bundle: ModelBundle) -> list[InputCase]:
 
 
 def _single(path: Path, bundle: ModelBundle) -> InputCase:
-    """One file, or DICOM series; its other channels are looked for beside it."""
+    """One file, or DICOM series; its other channels are looked for in the same folder."""
     if not is_image(path) and not path.is_dir():
         raise DataError(f"{path} is not an image that can be read", "Give NIfTI, NRRD, MHA, PNG, TIFF, GIF or JPEG")
     base, channel = strip_channel(stem(path))

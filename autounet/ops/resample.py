@@ -133,7 +133,7 @@ def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequ
 def prepared_shape(spec: PreprocessSpec, shape: Sequence[int], spacing: Sequence[float]) -> Shape3:
     """Size on the prepared grid, network axis order, of a cropped case of `shape` and `spacing` (mm) as stored."""
     own = permute(spacing, spec.transpose)
-    target = [old if asked is None else asked for old, asked in zip(own, spec.spacing, strict=True)]
+    target = [old if new is None else new for old, new in zip(own, spec.spacing, strict=True)]
     return resampled_shape(permute(shape, spec.transpose), own, target)
 
 

@@ -91,7 +91,7 @@ class Dataset(Record):
     suffix: str
     """file name ending of the images, for example .nii.gz; "" for DICOM series"""
     channel_patterns: dict[str, str] = {}
-    """channel name -> glob pattern of its files, where channels are told apart so; for `predict`"""
+    """channel name -> glob pattern of its files, where file names distinguish the channels; for `predict`"""
     time_points: bool = False
     """True when the fourth axis of the files is time and every time point is a case"""
 

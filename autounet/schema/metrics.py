@@ -134,7 +134,7 @@ class PublishedResults(Part):
     comparable: str
     """how a cross-validation of this program relates to it, in a sentence"""
     test_cases: int | None = Field(default=None, ge=1)
-    """that the data set's makers set apart and the figures are of; None: measured otherwise, or not told"""
+    """cases of the official test set that the figures are of; None: measured otherwise, or not stated"""
     figures: tuple[PublishedFigure, ...] = Field(min_length=1)
 
 

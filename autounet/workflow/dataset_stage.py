@@ -80,7 +80,7 @@ log = logging.getLogger(__name__)
 
 
 class DataRecords(NamedTuple):
-    """What is known of the data."""
+    """The records that planning and training start from."""
 
     dataset: Dataset
     facts: list[CaseFacts]
@@ -116,7 +116,7 @@ def read_data(
 
 
 def check_data(data: Path, options: DataOptions) -> CheckResult:
-    """Everything `autounet check` tells; nothing is written."""
+    """Everything that `autounet check` finds; nothing is written."""
     findings: list[Finding] = []
     try:
         dataset = scan(data, options, findings)
@@ -167,7 +167,7 @@ def _examined(dataset: Dataset) -> list[CaseFacts]:
 
 
 def _split_findings(dataset: Dataset, facts: Sequence[CaseFacts], options: DataOptions) -> list[Finding]:
-    """Folds that were asked for and do not fit the cases."""
+    """Given folds that do not fit the cases."""
     if not _has_folds(dataset, options):
         return []
     try:

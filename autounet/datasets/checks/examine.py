@@ -107,8 +107,8 @@ def _examine(task: CaseTask) -> Examined:
 
 def _still_holds(facts: CaseFacts, task: CaseTask) -> bool:
     """Pairs are no part of the hash: what is prepared and trained does not depend on how they lie."""
-    asked = () if task.case.label is None or not facts.samples else task.pairs
-    return tuple((each.left, each.right) for each in facts.pairs) == asked and facts.content_hash == content_hash(task)
+    pairs = () if task.case.label is None or not facts.samples else task.pairs
+    return tuple((each.left, each.right) for each in facts.pairs) == pairs and facts.content_hash == content_hash(task)
 
 
 def _paths(task: CaseTask) -> list[Path]:
@@ -137,13 +137,13 @@ def content_hash(task: CaseTask) -> str:
 
 
 def examine_case(task: CaseTask) -> CaseFacts:
-    """Facts of one case, whatever was known."""
+    """Facts of one case, read from its files."""
     case, content = task.case, content_hash(task)
     findings: list[Finding] = []
     image, geometry = _read_channels(task, findings)
     values = _read_labels(task, case.label, geometry, findings) if case.label else None
     if image is None or geometry is None:
-        return _unread(task, content, findings, geometry)
+        return _facts_without_arrays(task, content, findings, geometry)
     box, channels = nonzero_box(image), describe_channels(image)
     spoilt = intensity_findings(case, image, channels)
     findings += spoilt
@@ -185,7 +185,9 @@ def _in_place(task: CaseTask, own: Sequence[Each], absent: Each) -> tuple[Each, 
     return tuple(found.get(index, absent) for index in range(task.channels))
 
 
-def _unread(task: CaseTask, content: str, findings: list[Finding], geometry: Geometry | None) -> CaseFacts:
+def _facts_without_arrays(
+    task: CaseTask, content: str, findings: list[Finding], geometry: Geometry | None
+) -> CaseFacts:
     """Facts of a case whose image gives no array."""
     return CaseFacts(
         identifier=task.case.identifier,

@@ -55,7 +55,7 @@ class FileRole(NamedTuple):
 
 
 def case_folders(root: Path) -> list[Path]:
-    """The folders that hold images, directly or below; a DICOM series with a label beside its slices is one."""
+    """The folders that hold images, directly or below; also a DICOM series with a label next to its slices."""
     return [folder for folder in subfolders(root) if next(images_below(folder), None) is not None]
 
 
@@ -170,7 +170,7 @@ def _one_per_folder(root: Path, patterns: Sequence[str]) -> bool:
     for pattern in patterns:
         try:
             files = glob_images(root, pattern, "")
-        except OptionError:  # told by the layout that takes the patterns
+        except OptionError:  # reported by the layout that reads the patterns
             return False
         owners.append([path.relative_to(root).parts[0] for path in files])
     return all(len(set(own)) == len(own) and set(own) & set(owners[0]) for own in owners) and bool(owners[0])

@@ -25,7 +25,7 @@ CASE, LABEL, GROUP, FOLD, ANNOTATED = KNOWN = ("case", "label", "group", "fold",
 """columns with a meaning of their own"""
 _NOT_TABLES = ("participants.tsv", "sessions.tsv", "scans.tsv", "dataset_description.json", "palette.json")
 _LARGEST = 1 << 26
-"""bytes; a larger CSV or JSON file beside the images is no list of cases"""
+"""bytes; a larger CSV or JSON file next to the images is not a list of cases"""
 
 
 class DatasetTable(NamedTuple):
@@ -172,7 +172,7 @@ def find(data: Path, options: DataOptions) -> DetectedLayout:
 
 
 def _description(path: Path) -> dict[str, Any]:
-    """dataset.json beside the table, joined with what a JSON table says besides its cases."""
+    """dataset.json beside the table, joined with the entries of a JSON table other than its cases."""
     own = json.loads(path.read_text(encoding="utf-8-sig")) if path.suffix.lower() == ".json" else {}
     return read_description(path.parent) | (own if isinstance(own, dict) else {})
 

@@ -109,7 +109,7 @@ def strip_channel(name: str) -> tuple[str, str | None]:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """A name per file that tells it apart: its stem; else its folder's name; else folder and stem joined."""
+    """A distinct name for each file: its stem; else its folder's name; else folder and stem joined."""
     candidates = (
         [stem(path) for path in paths],
         [path.parent.name for path in paths],

@@ -69,7 +69,7 @@ def _paths(root: Path, entry: Any) -> tuple[Path, Path | None]:
 
 
 def _channel_files(image: Path) -> list[Path]:
-    """`x_0000.nii.gz`, `x_0001.nii.gz`, ... beside a listed `x.nii.gz` (the layout of nnU-Net's first version)."""
+    """`x_0000.nii.gz`, `x_0001.nii.gz`, ... next to a listed `x.nii.gz` (the layout of nnU-Net's first version)."""
     if not image.parent.is_dir():
         return []
     return [path for path in image_files(image.parent) if strip_channel(stem(path))[0] == stem(image)]
