@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from autounet.datasets import complete_labels, examine, scan
 from autounet.datasets.checks.case_checks import SAMPLES, count_values
-from autounet.datasets.checks.set_checks import check
+from autounet.datasets.checks.set_checks import check_dataset
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.fingerprint import build_fingerprint
 from autounet.imageio import read_geometry, read_image, read_labels, write_image, write_labels
@@ -38,13 +38,13 @@ def facts_of(folder: Path, options: DataOptions = NONE) -> list[CaseFacts]:
 
 def findings_of(folder: Path, options: DataOptions = NONE) -> list[Finding]:
     dataset = scan(folder, options)
-    return check(dataset, examine(dataset, workers=1))
+    return check_dataset(dataset, examine(dataset, workers=1))
 
 
 def test_facts_of_a_sound_data_set(demo: Path) -> None:
     dataset = scan(demo, NONE)
     facts = examine(dataset, workers=1)
-    assert check(dataset, facts) == []
+    assert check_dataset(dataset, facts) == []
     image, geometry = read_image(demo / IMAGE)
     values, _ = read_labels(demo / LABEL)
     fact = facts[1]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autounet.datasets import examine, find_inputs, load_case, load_input, scan
-from autounet.datasets.checks.set_checks import check
+from autounet.datasets.checks.set_checks import check_dataset
 from autounet.fingerprint import build_fingerprint
 from autounet.imageio import write_image, write_labels
 from autounet.preprocessing import prepare_case
@@ -68,7 +68,7 @@ def test_what_is_there_is_read_and_described(lacking: Path) -> None:
     assert [case.present for case in dataset.cases] == [None, (0, 2), None, None, (1,), None]
     assert [channel.name for channel in dataset.channels] == list(CHANNELS)
     facts = examine(dataset, workers=1)
-    assert check(dataset, facts) == []
+    assert check_dataset(dataset, facts) == []
     assert [channel.minimum is None for channel in facts[1].channels] == [False, True, False]
     assert [sample.minimum is None for sample in facts[4].samples] == [True, False, True]
     fingerprint = build_fingerprint(dataset, facts, "canonical")
@@ -130,7 +130,7 @@ def test_every_layout_can_lack_channels(tmp_path: Path, make) -> None:
     options = make(tmp_path)
     dataset = scan(tmp_path, options)
     assert [case.present for case in dataset.cases] == [None, None, None, (1,), None, None]
-    assert check(dataset, examine(dataset, workers=1)) == []
+    assert check_dataset(dataset, examine(dataset, workers=1)) == []
     if options.missing_channels:
         with pytest.raises(
             DataError, match=r"case \S*3\S*: it has no file for channel (flair|FLAIR)\. .*--missing-channels"

@@ -11,7 +11,7 @@ import torch
 from quick_runs import no_trials, one_probe  # noqa: F401 - used by every test here
 from training_cases import configuration, labels, task
 
-from autounet.datasets.checks.set_checks import check
+from autounet.datasets.checks.set_checks import check_dataset
 from autounet.evaluation import evaluate_case
 from autounet.fingerprint import build_fingerprint
 from autounet.imageio import read_labels, write_image, write_labels
@@ -224,7 +224,7 @@ def test_statistics_of_a_class_leave_out_cases_without_it():
     assert partly_annotated(dataset) == {"x": (True, True, False, True)}
     fingerprint = build_fingerprint(dataset, facts, "canonical")
     assert [case.voxels for case in fingerprint.cases] == [(10, 6, 0, 0), (10, 6, 8, 0)]
-    (warning,) = [each for each in check(dataset, facts) if each.code == "unlisted-class"]
+    (warning,) = [each for each in check_dataset(dataset, facts) if each.code == "unlisted-class"]
     assert (warning.case, warning.severity) == ("x", "warning")
     assert "8 voxels of b (value 7)" in warning.message
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..imageio import is_nrrd_segmentation, read_segments, segment_sets
 from ..schema.dataset import Case
 from ..schema.errors import DataError, OptionError
 from ..schema.labels import LabelCode
 from ..schema.options import DataOptions
-from .layouts.detected_layout import DetectedLayout, read_description, read_object
+from .layouts.detected_layout import DeclaredLabels, DetectedLayout, read_description, read_object
 
 log = logging.getLogger(__name__)
 
@@ -22,34 +23,30 @@ PALETTE = "palette.json"
 _IGNORE_VALUE = 255
 
 
-class CodedClasses(NamedTuple):
-    """Classes, regions and codes of label files that hold colours or named segments."""
-
-    classes: dict[str, int]
-    regions: dict[str, tuple[int, ...]]
-    ignore: int | None
-    codes: tuple[LabelCode, ...]
+Coded = tuple[DeclaredLabels, tuple[LabelCode, ...]]
+"""the classes of colours or segments, and the code of each"""
 
 
 def with_coded_labels(root: Path, found: DetectedLayout, cases: Sequence[Case], options: DataOptions) -> DetectedLayout:
     """`found` with the classes, regions and codes of a palette or of segments. Raises DataError and OptionError."""
-    known = {**found.classes, **options.classes}
-    ignore = options.ignore if options.ignore is not None else found.ignore
+    known = {**found.labels.classes, **options.classes}
+    ignore = options.ignore if options.ignore is not None else found.labels.ignore
     palette = _palette(root, options)
     files = [root / case.label for case in cases if case.label]
     if palette is not None:
-        coding = _by_colour(palette, known, ignore)
+        labels, codes = _by_colour(palette, known, ignore)
     elif any(is_nrrd_segmentation(path) for path in files):
-        coding = _by_segment([path for path in files if is_nrrd_segmentation(path)], known)
+        labels, codes = _by_segment([path for path in files if is_nrrd_segmentation(path)], known)
     else:
         return found
-    if not coding.codes:
+    if not codes:
         return found
-    found.classes |= coding.classes
-    found.regions |= coding.regions
-    found.ignore = coding.ignore if coding.ignore is not None else found.ignore
-    found.codes, found.labels_declared = coding.codes, True
-    return found
+    joined = DeclaredLabels(
+        found.labels.classes | labels.classes,
+        found.labels.regions | labels.regions,
+        labels.ignore if labels.ignore is not None else found.labels.ignore,
+    )
+    return replace(found, labels=joined, labels_declared=True, codes=codes)
 
 
 def _palette(root: Path, options: DataOptions) -> dict[str, Any] | None:
@@ -68,7 +65,7 @@ def _palette(root: Path, options: DataOptions) -> dict[str, Any] | None:
     return read_object(path, 'an object like {"class": [red, green, blue], ...}')
 
 
-def _by_colour(palette: Mapping[str, Any], known: Mapping[str, int], ignore: int | None) -> CodedClasses:
+def _by_colour(palette: Mapping[str, Any], known: Mapping[str, int], ignore: int | None) -> Coded:
     """Values as declared; else 0 for the class called background, or black; else numbers in the palette's order.
 
     A class may have several colours: a list of them. The class called `ignore` is left out of training.
@@ -94,7 +91,7 @@ def _by_colour(palette: Mapping[str, Any], known: Mapping[str, int], ignore: int
             values[name] = next(value for value in range(1, len(used) + 2) if value not in used)
     codes = [LabelCode(value=values[name], colour=colour) for name, own in colours.items() for colour in own]
     classes = {name: value for name, value in values.items() if name != ignored}
-    return CodedClasses(classes, {}, ignore, tuple(codes))
+    return DeclaredLabels(classes, {}, ignore), tuple(codes)
 
 
 def _colours(name: str, entry: Any) -> list[tuple[int, int, int]]:
@@ -106,7 +103,7 @@ def _colours(name: str, entry: Any) -> list[tuple[int, int, int]]:
     return [(colour[0], colour[1], colour[2]) for colour in several]
 
 
-def _by_segment(files: Sequence[Path], known: Mapping[str, int]) -> CodedClasses:
+def _by_segment(files: Sequence[Path], known: Mapping[str, int]) -> Coded:
     """Classes from segments' names; where segments overlap, a class for each combination, and the segments as regions.
 
     Values are those of the files when all files agree, else numbers in the order of first appearance.
@@ -140,7 +137,7 @@ def _by_segment(files: Sequence[Path], known: Mapping[str, int]) -> CodedClasses
     }
     widest = sorted(regions, key=lambda name: -len(regions[name]))  # later regions overwrite earlier ones
     codes = tuple(LabelCode(value=values[called[each]], segments=tuple(sorted(each))) for each in ordered)
-    return CodedClasses(values, {name: regions[name] for name in widest}, None, codes)
+    return DeclaredLabels(values, {name: regions[name] for name in widest}, None), codes
 
 
 def _class_name(combination: frozenset[str], joined: set[str]) -> str:

@@ -16,15 +16,13 @@ from ..schema.errors import DataError, OptionError
 from ..schema.labels import LabelClass, Labels, Region
 from ..schema.options import DataOptions
 from .layouts.case_table import ANNOTATED, CASE, find_table
-from .layouts.detected_layout import read_description
+from .layouts.detected_layout import DeclaredLabels, read_description
 
 MOST_UNNAMED = 100
 """most unnamed values in label files; files with more are photographs, or labels that were interpolated"""
 
 
-def build_labels(
-    classes: Mapping[str, int], regions: Mapping[str, tuple[int, ...]], ignore: int | None, options: DataOptions
-) -> Labels:
+def build_labels(declared: DeclaredLabels, options: DataOptions) -> Labels:
     """Layout's declarations and the options joined: an option's name replaces the layout's for the same value.
 
     Values that only regions use become label_<value>. Raises DataError or OptionError for contradictions.
@@ -32,8 +30,8 @@ def build_labels(
     twice = [value for value in set(options.classes.values()) if list(options.classes.values()).count(value) > 1]
     if twice:
         raise OptionError(f"--class gives the value {twice[0]} two names", "Name each value once")
-    regions = {**regions, **options.regions}
-    ignore = options.ignore if options.ignore is not None else ignore
+    classes, regions = declared.classes, {**declared.regions, **options.regions}
+    ignore = options.ignore if options.ignore is not None else declared.ignore
     named = {value: name for name, value in classes.items() if name not in options.classes}
     if len(named) < len([name for name in classes if name not in options.classes]):
         raise DataError("dataset.json gives two classes the same value", "Write each value once; use lists for regions")
@@ -103,20 +101,17 @@ def label_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding
     if beyond:
         findings.append(_unwritable(beyond[0], output_suffix(dataset.suffix), (low, high)))
     if facts and any(fact.value_counts for fact in facts) and not set(cases_of) - {0, labels.ignore}:
+        ignored = f" and the ignore value {labels.ignore}" if labels.ignore is not None else ""
         findings.append(
             Finding(
                 code="no-foreground",
-                message="no label file holds any value besides 0" + _and_ignore(labels),
+                message=f"no label file holds any value besides 0{ignored}",
                 remedy="Check the label files, or name others with --label PATTERN",
             )
         )
     elif facts:
-        findings += [_absent(cls, labels) for cls in labels.foreground if cls.value not in cases_of]
+        findings += [_absent_class(cls) for cls in labels.foreground if cls.value not in cases_of]
     return findings
-
-
-def _and_ignore(labels: Labels) -> str:
-    return f" and the ignore value {labels.ignore}" if labels.ignore is not None else ""
 
 
 def _undeclared(value: int, cases: Sequence[str], labels: Labels) -> Finding:
@@ -138,7 +133,7 @@ def _unwritable(value: int, ending: str, limits: tuple[int, int]) -> Finding:
     )
 
 
-def _absent(label: LabelClass, labels: Labels) -> Finding:
+def _absent_class(label: LabelClass) -> Finding:
     return Finding(
         code="absent-class",
         severity=Severity.warning,

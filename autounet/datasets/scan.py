@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -205,7 +206,7 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     place = Path(data).expanduser().resolve()
     found, layout = _detect_layout(place, options)
     if options.missing_channels:
-        found.findings = without_missing_channels(found.findings)
+        found = replace(found, findings=without_missing_channels(found.findings))
     known = {case.identifier for case in found.cases} | {each.case for each in found.findings if each.case}
     whole, table_findings = case_table.supplement(place, _complete_cases(found, findings, root), known)
     listed = sorted(whole, key=lambda case: case.identifier)
@@ -214,7 +215,7 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     if twice:
         raise DataError(f"several cases are called {', '.join(sorted(twice))}", "Give them different names")
     found = with_coded_labels(root, found, listed, options)
-    labels = build_labels(found.classes, found.regions, found.ignore, options)
+    labels = build_labels(found.labels, options)
     labels = labels.model_copy(update={"codes": found.codes})
     listed, unknown = annotate(place, root, listed, labels, known)
     _report([*table_findings, *unknown], findings)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..datasets.labels import build_labels
-from ..datasets.layouts.detected_layout import channel_names, parse_labels
+from ..datasets.layouts.detected_layout import DeclaredLabels, channel_names, parse_labels
 from ..imageio import file_kind
 from ..inference.bundle import pack
 from ..schema.bundle import ModelBundle
@@ -239,9 +239,9 @@ def read_labels(content: Mapping[str, Any], label: str) -> Labels:
     """
     declared = content.get("labels")
     try:
-        classes, regions, ignore = parse_labels(declared)
-        labels = build_labels(classes, regions, ignore, DataOptions())
-        if regions:
+        names = parse_labels(declared)
+        labels = build_labels(names, DataOptions())
+        if names.regions:
             return _with_regions(content, labels, _outputs(declared), label)
     except AutoUNetError as error:
         raise ModelError(f"{label}: {error.message}", error.remedy) from None
@@ -271,7 +271,7 @@ def _with_regions(
             f"{label}: {len(outputs)} regions need as many entries of regions_class_order, not {order!r}", COPY_DATASET
         )
     wanted = [(frozenset(values), int(value)) for values, value in zip(outputs.values(), order, strict=True)]
-    all_regions = build_labels({}, dict(outputs), labels.ignore, DataOptions())
+    all_regions = build_labels(DeclaredLabels({}, dict(outputs), labels.ignore), DataOptions())
     for candidate in (labels, all_regions):
         if _written_values(candidate) == wanted:
             return candidate

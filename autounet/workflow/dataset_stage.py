@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..datasets import complete_labels, examine, make_splits, scan
-from ..datasets.checks.set_checks import check
+from ..datasets.checks.set_checks import check_dataset
 from ..datasets.file_hashes import FileHashes
 from ..datasets.repair.dataset_repair import repair_dataset
 from ..fingerprint import build_fingerprint
@@ -55,8 +55,9 @@ def result_lines(found: CheckResult | RepairResult) -> list[str]:
 
 def _check_lines(result: CheckResult) -> list[str]:
     lines = [f"layout: {result.layout}, {_counted(len(result.cases), 'case')}"]
-    lines.append("channels: " + ", ".join(f"{channel.name} ({channel.kind})" for channel in result.channels))
-    lines.append("labels: " + ", ".join(f"{label.value} {label.name}" for label in result.labels.classes))
+    if result.channels:  # none where the layout is unknown
+        lines.append("channels: " + ", ".join(f"{channel.name} ({channel.kind})" for channel in result.channels))
+        lines.append("labels: " + ", ".join(f"{label.value} {label.name}" for label in result.labels.classes))
     if result.labels.regions:
         regions = (f"{region.name} ({', '.join(map(str, region.values))})" for region in result.labels.regions)
         lines.append("regions: " + ", ".join(regions))
@@ -153,7 +154,7 @@ def _checked(
 ) -> list[Finding]:
     """What `check` finds; too few cases are no finding where others lack files, or the folds are given."""
     known = missing or _has_folds(dataset, options)
-    return [finding for finding in check(dataset, facts) if not (known and finding.code == "too-few-cases")]
+    return [finding for finding in check_dataset(dataset, facts) if not (known and finding.code == "too-few-cases")]
 
 
 def _has_folds(dataset: Dataset, options: DataOptions) -> bool:

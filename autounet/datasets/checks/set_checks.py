@@ -1,6 +1,6 @@
 """Defects that show only when cases are compared: duplicates, outliers, probable annotation errors.
 
-All are found from facts alone. `check` joins them with the defects of each case."""
+All are found from facts alone. `check_dataset` joins them with the defects of each case."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ FOLDS = 5
 """folds of a cross-validation when there are cases enough"""
 
 
-def check(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
+def check_dataset(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
     """Every finding: of each case by itself, of cases compared with each other, and of the data set as a whole."""
     findings = [finding for fact in facts for finding in fact.findings]
     readable = [fact for fact in facts if fact.samples]

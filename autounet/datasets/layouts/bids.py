@@ -113,16 +113,13 @@ def find(root: Path, options: DataOptions) -> DetectedLayout:
         )
         cases.append(found.model_copy(update={"group": subjects[name]}))
     findings += [_without_image(root, named) for named in labels if named.case not in by_case]
-    description = read_description(root)
-    classes, regions, ignore = parse_labels(description.get("labels", {}))
+    declared = parse_labels(read_description(root).get("labels", {}))
     return DetectedLayout(
         cases=cases,
         image_pattern=f"sub-*/anat/*_{channels[0]}{suffix(images[0].path)}",
         channels=channels,
-        classes=classes or _class_names(root, labels[0]),
-        regions=regions,
-        ignore=ignore,
-        labels_declared=bool(classes or regions),
+        labels=declared._replace(classes=declared.classes or _class_names(root, labels[0])),
+        labels_declared=declared.complete,
         findings=findings,
         channel_patterns={channel: f"sub-*/**/*_{channel}{suffix(images[0].path)}" for channel in channels},
     )

@@ -185,16 +185,14 @@ def find(root: Path, options: DataOptions) -> DetectedLayout:
         channels, label = _guessed(root, folders, channels, label)
     cases, findings = _cases(root, channels, label)
     description = read_description(root)
-    classes, regions, ignore = parse_labels(description.get("labels", {}))
+    labels = parse_labels(description.get("labels", {}))
     named = channel_names(description)
     return DetectedLayout(
         cases=cases,
         image_pattern=next(iter(channels.values())).pattern,
         channels=named if named and not options.channels and len(named) != len(channels) else list(channels),
-        classes=classes,
-        regions=regions,
-        ignore=ignore,
-        labels_declared=bool(classes or regions),
+        labels=labels,
+        labels_declared=labels.complete,
         findings=findings,
         channel_patterns={name: role.pattern for name, role in channels.items()},
     )

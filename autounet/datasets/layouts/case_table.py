@@ -157,16 +157,14 @@ def find(data: Path, options: DataOptions) -> DetectedLayout:
     present = {row[CASE]: [index for index, channel in enumerate(channels) if row[channel]] for row in table.rows}
     cases = [with_channels(case, present[case.identifier], len(channels)) for case in cases]
     description = _description(table.path)
-    classes, regions, ignore = parse_labels(description.get("labels", {}))
+    labels = parse_labels(description.get("labels", {}))
     example = next(iter(cases[0].images), "")
     return DetectedLayout(
         cases=cases,
         image_pattern=f"{Path(example).parent.as_posix()}/*{suffix(example)}",
         channels=channels,
-        classes=classes,
-        regions=regions,
-        ignore=ignore,
-        labels_declared=bool(classes or regions),
+        labels=labels,
+        labels_declared=labels.complete,
         findings=findings,
     )
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -20,18 +20,30 @@ from ...schema.options import DataOptions
 from .files import glob_images, pair
 
 
-@dataclass
+class DeclaredLabels(NamedTuple):
+    """Classes, regions and ignore value as a layout, an option or a file declares them."""
+
+    classes: dict[str, int]
+    regions: dict[str, tuple[int, ...]]
+    ignore: int | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether any class or region is named, so that all other values are errors."""
+        return bool(self.classes or self.regions)
+
+
+@dataclass(frozen=True)
 class DetectedLayout:
     """The cases of a folder in one layout, with paths relative to it, and what the layout declares."""
 
     cases: list[Case]
     image_pattern: str
+    labels: DeclaredLabels
+    labels_declared: bool
+    """whether every value is declared, so that an undeclared one is an error"""
     channels: list[str] | None = None
     """one name per channel, or None when the layout names none"""
-    classes: dict[str, int] = field(default_factory=dict)
-    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    ignore: int | None = None
-    labels_declared: bool = False
     findings: list[Finding] = field(default_factory=list)
     channel_patterns: dict[str, str] = field(default_factory=dict)
     """channel name -> glob pattern, where channels are told apart by file names"""
@@ -68,7 +80,7 @@ def channel_names(description: dict[str, Any]) -> list[str] | None:
         raise DataError(f"dataset.json: the channels {list(declared)} are not numbered", "Number them from 0") from None
 
 
-def parse_labels(declared: Any) -> tuple[dict[str, int], dict[str, tuple[int, ...]], int | None]:
+def parse_labels(declared: Any) -> DeclaredLabels:
     """Classes, regions and ignore value of a dataset.json, both ways round ({"0": "name"} or {"name": 0 or [1, 2]}).
 
     A region of one value is a class of its own. Raises DataError for anything else.
@@ -95,7 +107,7 @@ def parse_labels(declared: Any) -> tuple[dict[str, int], dict[str, tuple[int, ..
             regions[name] = values
         else:
             classes[name] = values[0]
-    return classes, regions, ignore
+    return DeclaredLabels(classes, regions, ignore)
 
 
 _OPTION_TYPES: dict[str, type] = {

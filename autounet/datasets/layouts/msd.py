@@ -28,7 +28,7 @@ def detect(root: Path, options: DataOptions) -> bool:
 def find(root: Path, options: DataOptions) -> DetectedLayout:
     """Every listed file must be there. A listed `x.nii.gz` may be stored as `x_0000.nii.gz`, `x_0001.nii.gz`, ..."""
     description = read_description(root)
-    classes, regions, ignore = parse_labels(description.get("labels", {}))
+    labels = parse_labels(description.get("labels", {}))
     cases: list[Case] = []
     findings: list[Finding] = []
     for entry in description["training"]:
@@ -53,10 +53,8 @@ def find(root: Path, options: DataOptions) -> DetectedLayout:
         cases=cases,
         image_pattern=f"{folder}/*{channel}{ending}",
         channels=channel_names(description),
-        classes=classes,
-        regions=regions,
-        ignore=ignore,
-        labels_declared=bool(classes or regions),
+        labels=labels,
+        labels_declared=labels.complete,
         findings=findings,
     )
 

@@ -32,7 +32,6 @@ def detect(root: Path, options: DataOptions) -> bool:
 
 def find(root: Path, options: DataOptions) -> DetectedLayout:
     description = read_description(root)
-    classes, regions, ignore = parse_labels(description["labels"])
     ending = str(description.get("file_ending", ".nii.gz"))
     listed = "dataset" in description
     images = _listed(root, description) if listed else _by_name(root, ending)
@@ -48,9 +47,7 @@ def find(root: Path, options: DataOptions) -> DetectedLayout:
         cases=cases,
         image_pattern=f"imagesTr/*_0000{ending}",
         channels=channel_names(description),
-        classes=classes,
-        regions=regions,
-        ignore=ignore,
+        labels=parse_labels(description["labels"]),
         labels_declared=True,
         findings=findings + unmatched,
     )

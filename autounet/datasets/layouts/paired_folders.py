@@ -61,15 +61,13 @@ def find(root: Path, options: DataOptions) -> DetectedLayout:
         with_channels(case, present[case.identifier], len(options.channels)) if present else case for case in cases
     ]
     description = read_description(root)
-    classes, regions, ignore = parse_labels(description.get("labels", {}))
+    labels = parse_labels(description.get("labels", {}))
     return DetectedLayout(
         cases=cases,
         image_pattern=patterns[0],
         channels=list(options.channels) or channel_names(description),
-        classes=classes,
-        regions=regions,
-        ignore=ignore,
-        labels_declared=bool(classes or regions),
+        labels=labels,
+        labels_declared=labels.complete,
         findings=findings + unmatched,
     )
 
@@ -148,19 +146,16 @@ def _label_folders(root: Path, images: Sequence[Sequence[Path]]) -> list[Path]:
     """Folders whose names or numbers of files say that they can hold the labels of the images."""
     taken = {path.parent for files in images for path in files}
     count = len(images[0])
+    cases = len({strip_channel(stem(path))[0] for path in images[0]})
     candidates = []
     for folder in subfolders(root):
         files = image_files(folder)
         other_images = looks_like_images(folder) and not looks_like_labels(folder)
         if not files or folder in taken or is_held_out(folder) or other_images:
             continue
-        if looks_like_labels(folder) or len(files) == count or _groups(images[0]) == len(files):
+        if looks_like_labels(folder) or len(files) in (count, cases):
             candidates.append(folder)
     return candidates
-
-
-def _groups(files: Sequence[Path]) -> int:
-    return len({strip_channel(stem(path))[0] for path in files})
 
 
 def _group(files: Sequence[Path], labels: Sequence[Path]) -> tuple[dict[str, list[Path]], str]:
