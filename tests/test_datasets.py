@@ -229,7 +229,7 @@ def test_channel_count_must_match_names(tmp_path: Path) -> None:
     description = json.loads((tmp_path / "dataset.json").read_text())
     description["channel_names"] = {"0": "T1", "1": "T2"}
     (tmp_path / "dataset.json").write_text(json.dumps(description))
-    with pytest.raises(DataError, match=r"has 1 channels, but 2 are named \(T1, T2\)"):
+    with pytest.raises(DataError, match=r"has 1 channel, but 2 are named \(T1, T2\)"):
         scan(tmp_path, NONE)
 
 
@@ -248,7 +248,9 @@ def test_empty_and_wrong_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no images"):
         scan(tmp_path, NONE)
     picture(tmp_path / "training" / "images" / "0.png")
-    with pytest.raises(DataError, match=r"its folders do: training\. Give the one to learn from: .*training$"):
+    with pytest.raises(
+        DataError, match=r"its folders do: training\. Give the folder with the training data: .*training$"
+    ):
         scan(tmp_path, NONE)
     picture(tmp_path / "bonn" / "images" / "1.png")
     with pytest.raises(DataError, match=r"its folders do: bonn, training\. Give one of them, or a table of the cases"):
@@ -270,7 +272,7 @@ def test_bad_descriptions(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (DataOptions(kinds={"T9": "ct"}), "--kind names the channel T9; the channels are MRI"),
+        (DataOptions(kinds={"T9": "ct"}), "--kind names the unknown channel T9. The channels are MRI"),
         (DataOptions(kinds={"MRI": "xray"}), "Kinds are ct, mri, photo, other"),
         (DataOptions(classes={"a": 1, "b": 1}), "gives the value 1 two names"),
         (DataOptions(regions={"a": (1,), "liver": (2,)}), "same name"),
@@ -371,13 +373,13 @@ def test_inputs_with_several_channels(tmp_path: Path) -> None:
     by_pattern = bundle.model_copy(update={"channel_patterns": {"T1": "*_0000.nii.gz", "T2": "*_0001.nii.gz"}})
     assert [case.images for case in find_inputs(tmp_path, by_pattern)] == [case.images for case in cases]
     (tmp_path / "b_0001.nii.gz").unlink()
-    with pytest.raises(DataError, match="case b: only b_0000"):
+    with pytest.raises(DataError, match="case b: it has only b_0000"):
         find_inputs(tmp_path, bundle)
     volume(tmp_path / "b_0002.nii.gz")
     with pytest.raises(DataError, match=r"b_0002\.nii\.gz; other cases have the channels 0000, 0001"):
         find_inputs(tmp_path, bundle)
     (tmp_path / "b_0000.nii.gz").unlink()
-    with pytest.raises(DataError, match=r"case b: only b_0002\.nii\.gz"):
+    with pytest.raises(DataError, match=r"case b: it has only b_0002\.nii\.gz"):
         find_inputs(tmp_path, bundle)
 
 
@@ -423,7 +425,7 @@ def test_inputs_that_are_not_there(tmp_path: Path, demo: Path) -> None:
     with pytest.raises(DataError, match="holds no images"):
         find_inputs(tmp_path, bundle)
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(DataError, match="is no image"):
+    with pytest.raises(DataError, match="is not an image"):
         find_inputs(tmp_path / "a.txt", bundle)
     volume(tmp_path / "a.nii.gz", value=np.nan)
     with pytest.raises(DataError, match="case a: 24 voxels are NaN or infinite"):

@@ -142,7 +142,7 @@ def other_shape(folder: Path) -> None:
         (lambda folder: put(folder, np.nan, np.inf), "nan-voxels", "1 NaN and 1 infinite voxels", "Replace"),
         (lambda folder: put(folder, -np.inf), "infinite-voxels", "1 infinite voxels", "Replace"),
         (lambda folder: relabel(folder, 77), "undeclared-label", "value 77 is not declared", "--class NAME=77"),
-        (lambda folder: constant(folder, 0), "constant-image", "the image is 0 everywhere", "take the case out"),
+        (lambda folder: constant(folder, 0), "constant-image", "the image has the value 0 in", "remove the case"),
     ],
 )
 def test_each_defect_is_one_message_with_case_and_remedy(

@@ -125,7 +125,7 @@ def test_inputs_in_folders_of_cases(tmp_path: Path) -> None:
     (single,) = find_inputs(tmp_path / "new" / "Study_001", bundle)
     assert single == found[1]
     (tmp_path / "new" / "Study_000" / "Study_000_flair.nii.gz").unlink()
-    with pytest.raises(DataError, match="case Study_000: no file for channel flair"):
+    with pytest.raises(DataError, match="case Study_000: it has no file for channel flair"):
         find_inputs(tmp_path / "new", bundle)
 
 
@@ -138,7 +138,9 @@ def test_folders_of_kinds_are_no_folders_of_cases(tmp_path: Path) -> None:
     for part in ("training", "test"):
         image(tmp_path / "split" / part / "images" / "a.nii.gz")
         label(tmp_path / "split" / part / "labels" / "a.nii.gz")
-    with pytest.raises(DataError, match=r"its folders do: test, training\. Give the one to learn from: .*/training"):
+    with pytest.raises(
+        DataError, match=r"its folders do: test, training\. Give the folder with the training data: .*/training"
+    ):
         scan(tmp_path / "split", NONE)
 
 
@@ -257,7 +259,7 @@ def test_a_table_of_groups_beside_another_layout(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"case demo_003: cases\.csv gives it no fold"):
         scan(tmp_path, NONE)
     write_table(tmp_path / "cases.csv", [{"case": "demo_9", "group": "x"}, {"case": "demo_001", "group": "y"}])
-    with pytest.raises(DataError, match=r"case demo_9: cases\.csv lists it, and there is no such case"):
+    with pytest.raises(DataError, match=r"case demo_9: cases\.csv lists it, but there is no such case"):
         scan(tmp_path, NONE)
     (tmp_path / "labelsTr" / "demo_001.nii.gz").unlink()
     findings: list[Finding] = []
@@ -321,7 +323,7 @@ def test_mistakes_in_tables_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"candidates: a\.csv, b\.csv"):
         scan(tmp_path, NONE)
     (tmp_path / "c.csv").write_text("x,y\n1,2\n")
-    with pytest.raises(DataError, match=r"c\.csv is no table of cases"):
+    with pytest.raises(DataError, match=r"c\.csv is not a table of cases"):
         scan(tmp_path / "c.csv", NONE)
 
 

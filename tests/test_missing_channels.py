@@ -287,10 +287,12 @@ def test_images_with_a_trained_combination_are_predicted(lacking: Path) -> None:
 
 
 def test_other_combinations_are_refused_with_those_that_were_trained(lacking: Path) -> None:
-    message = r"case c1: no file for channel T2\. Add it, or give T2 or T1 \+ T2 \+ FLAIR, which the model was trained"
+    message = (
+        r"case c1: it has no file for channel T2\. Add it, or give T2 or T1 \+ T2 \+ FLAIR, which the model was trained"
+    )
     with pytest.raises(DataError, match=message):
         find_inputs(lacking / "imagesTr", bundle())
-    with pytest.raises(DataError, match="case c1: only c1_0000"):
+    with pytest.raises(DataError, match="case c1: it has only c1_0000"):
         find_inputs(lacking / "imagesTr", bundle(channel_combinations=()))
 
 

@@ -172,7 +172,7 @@ def test_annotated_values_become_classes():
     assert annotated_classes(a_case(9, 5, 7), ORGANS) is None
     assert annotated_classes(a_case(0, 7), ORGANS) == (True, False, True, False)
     assert annotated_classes(a_case(), ORGANS) == (True, False, False, False)
-    with pytest.raises(DataError, match="case x: its annotated classes name the value 8, which no class has"):
+    with pytest.raises(DataError, match="case x: its annotated classes contain the value 8, which no class has"):
         annotated_classes(a_case(5, 8), ORGANS)
 
 

@@ -143,7 +143,7 @@ def test_the_sound_one_of_two_equal_cases_is_kept(tmp_path: Path) -> None:
         repair.case: str(repair.dropped) for repair in fix_data(tmp_path / "data", NONE, tmp_path / "new").repairs
     }
     assert list(repairs) == ["c1"]
-    assert "same as that of c2" in repairs["c1"]
+    assert "identical to that of c2" in repairs["c1"]
 
 
 def test_a_set_that_is_mostly_broken_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

@@ -126,11 +126,11 @@ def test_folds_from_a_file(tmp_path: Path, style: str) -> None:
     ("content", "message"),
     [
         ("{", "not readable JSON"),
-        ("3", "expected"),
+        ("3", "holds no folds"),
         ('{"folds": [["case_000"], ["case_001"]]}', "case_002 are in no fold"),
         ('{"folds": [["case_000", "case_001"], ["case_001", "case_002"]]}', "case_001 are in several folds"),
         ('{"folds": [["case_000", "case_001"], ["case_002", "other"]]}', "other are no cases"),
-        ('{"folds": [["case_000", "case_001", "case_002"]]}', "at least two folds"),
+        ('{"folds": [["case_000", "case_001", "case_002"]]}', "fewer than two folds"),
     ],
 )
 def test_files_that_do_not_fit(tmp_path: Path, content: str, message: str) -> None:
