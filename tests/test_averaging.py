@@ -145,7 +145,7 @@ def test_what_cannot_be_averaged_is_refused_before_anything_is_written(tmp_path:
     refused(tmp_path, r"differs from the first folder's in shape: \(4, 5, 4\), not \(3, 5, 4\)")
     told = ProbabilityChannels.load(tmp_path / "one" / CHANNELS_FILE)
     told.model_copy(update={"labels": None}).save(tmp_path / "one" / CHANNELS_FILE)
-    refused(tmp_path, "does not say the values of its classes")
+    refused(tmp_path, "lacks the values of its classes")
 
 
 def test_regions_of_one_name_have_to_be_made_of_the_same(tmp_path: Path) -> None:
