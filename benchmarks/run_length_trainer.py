@@ -48,7 +48,7 @@ def step_seconds(run: RunFolder, name: str, steps: int, folder: Path) -> float:
 
 def case_seconds(run: RunFolder, name: str, count: int, weights: Path, folder: Path) -> float:
     """Mean seconds of predicting, exporting and evaluating one case, after a first one that is not counted."""
-    from autounet.inference.loading import load_network
+    from autounet.inference.bundle import load_network
 
     schedule, device, dataset = schedule_of(run), DeviceProfile.load(run.device).device, Dataset.load(run.dataset)
     configuration = schedule.configurations[name]

@@ -84,7 +84,7 @@ def validate(
     device: str,
 ) -> Metrics:
     """Predict and evaluate the cases whose earlier results no longer hold. `weights` are those of the fold."""
-    from ..inference.loading import load_network
+    from ..inference.bundle import load_network
 
     hashes, identifiers = FileHashes(), [case.identifier for case in cases]
     keys = {
