@@ -65,9 +65,9 @@ def run_variant(
     outcome: RunOutcome, run: RunFolder, name: str, text: str, seconds: float, cases: int
 ) -> tuple[Metrics, int, float]:
     """Train and validate one variant. Returns metrics, steps, and seconds of validation."""
-    from autounet.inference.bundle import load_network
     from trainings import fold_training
 
+    from autounet.inference.bundle import load_network
     from autounet.training import Horizon, train_fold
 
     values, device = parse_variant(text), DeviceProfile.load(run.device).device

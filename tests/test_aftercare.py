@@ -19,7 +19,7 @@ from autounet.crossval.calibrate import (
 from autounet.crossval.postprocess import CaseTable, dice_after, held_out, judge, scopes, tabulate
 from autounet.crossval.select import dice_table, mean_dice, select, standard_error
 from autounet.evaluation import evaluate_case, summarise
-from autounet.ops.components import apply_steps, components
+from autounet.ops.masks import apply_steps, components
 from autounet.schema.labels import LabelClass, Labels, Region, counted_targets
 from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics
 from autounet.schema.selection import PostprocessStep

@@ -26,7 +26,7 @@ from autounet import api, workers
 from autounet.api import Model
 from autounet.cli.app import main
 from autounet.imageio import read_labels, write_image, write_labels
-from autounet.inference import out_of_memory
+from autounet.inference import sliding_window as out_of_memory
 from autounet.inference import sliding_window as sliding
 from autounet.inference.sliding_window import predict_scores
 from autounet.nets import FAMILIES

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autounet.schema.errors import RecordError
-from autounet.schema.geometry import Geometry
+from autounet.schema.geometry import CaseProperties, Geometry
 from autounet.schema.plan import ChannelNormalisation, PreprocessSpec
-from autounet.schema.prepared import CaseProperties
 from autounet.store import is_prepared, open_prepared, read_properties, read_scores, write_prepared, write_scores
 from autounet.store.weights import save_weights
 

@@ -16,6 +16,7 @@ from training_cases import configuration, labels, task
 
 from autounet.losses import Batch, build_loss
 from autounet.nets import FAMILIES
+from autounet.ops.device import ControlGroup, free_memory, group_available, peak_memory
 from autounet.schema.errors import AutoUNetError, BudgetExceeded, ModelError, OptionError
 from autounet.schema.options import TrainOptions
 from autounet.schema.run import EpochLog, RunRecord, read_log
@@ -24,7 +25,6 @@ from autounet.store.weights import load_weights, save_weights
 from autounet.training import Horizon, probe_device, train_fold
 from autounet.training.journal import Journal
 from autounet.training.loop import mean_loss
-from autounet.training.memory import ControlGroup, free_memory, group_available, peak_memory
 from autounet.training.probe import best_measured, usual_precision
 from autounet.training.schedule import SCHEDULES, learning_rate
 from autounet.training.state import TrainState

@@ -228,7 +228,7 @@ def test_components_are_removed_as_selected_and_only_then(tmp_path: Path) -> Non
         np.testing.assert_array_equal(predictor.segment(prepared), found[name])
     np.testing.assert_array_equal(found["plain"], found["other"])
     assert (found["as selected"] != found["plain"]).any()
-    from autounet.ops.components import apply_steps
+    from autounet.ops.masks import apply_steps
 
     np.testing.assert_array_equal(found["as selected"], apply_steps(found["plain"], geometry.spacing, (step,)))
 

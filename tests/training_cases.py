@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from autounet.nets import FAMILIES
-from autounet.schema.geometry import Geometry
+from autounet.schema.geometry import CaseProperties, Geometry
 from autounet.schema.labels import LabelClass, Labels
 from autounet.schema.options import TrainOptions
 from autounet.schema.plan import ChannelNormalisation, Configuration, PreprocessSpec
-from autounet.schema.prepared import CaseProperties
 from autounet.schema.stage_inputs import TrainingCase, TrainingInputs, TrainingPlace
 from autounet.store import write_prepared
 from autounet.training.schedule import Horizon

@@ -13,18 +13,7 @@ from typing import Annotated, Any, Optional, get_args
 import typer
 
 from ..schema.errors import OptionError
-from ..schema.option_table import (
-    INTEGER,
-    PATH,
-    RUN_OPTIONS,
-    SWITCH,
-    TEXT,
-    TIME,
-    Notation,
-    Option,
-    Panel,
-    run_options,
-)
+from ..schema.option_table import INTEGER, PATH, RUN_OPTIONS, SWITCH, TEXT, TIME, Notation, Option, Panel, run_options
 from ..schema.quantities import parse_integers, parse_numbers
 
 

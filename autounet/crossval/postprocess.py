@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..ops.components import components, kept_components
-from ..ops.masks import crop, nonzero_box
+from ..ops.masks import components, crop, kept_components, nonzero_box
 from ..schema.labels import Labels, counted_targets
 from ..schema.selection import PostprocessStep, PostprocessTrial
 from .select import mean_dice, standard_error

@@ -15,8 +15,8 @@ from ..evaluation import DEFAULT_METRICS, distance_unit, evaluate_case, summaris
 from ..imageio import read_labels, write_labels
 from ..inference.decisions import decision_for
 from ..inference.export import ensemble_scores
-from ..ops.components import apply_steps
 from ..ops.label_values import NO_LOSS, encode
+from ..ops.masks import apply_steps
 from ..progress import progress
 from ..schema.dataset import Dataset, annotated_classes, is_certain
 from ..schema.labels import counted_targets, targets_of

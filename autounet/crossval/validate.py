@@ -1,30 +1,26 @@
-"""Out-of-fold predictions and their metrics: of one configuration, and of several averaged."""
+"""Out-of-fold predictions and their metrics, of one configuration and of several averaged, and labels for a cascade."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..datasets import read_reference
 from ..evaluation import distance_unit, evaluate_case, summarise
 from ..imageio import output_suffix, read_geometry, suffix, write_labels
-from ..inference.export import append_one_hot, export
+from ..inference.decisions import Decision, decision_for
+from ..inference.export import append_one_hot, export, labels_for_next_stage
 from ..schema.dataset import Case, Dataset, annotated_classes
-from ..schema.labels import TargetKind
+from ..schema.geometry import CaseProperties
+from ..schema.labels import Labels, TargetKind
 from ..schema.metrics import CaseMetrics, Metrics
 from ..schema.plan import Configuration, prediction_swap
-from ..schema.prepared import CaseProperties
-from ..store import (
-    open_prepared,
-    open_stage_labels,
-    read_properties,
-    read_scores,
-    write_scores,
-)
+from ..store import open_prepared, open_stage_labels, read_properties, read_scores, write_scores, write_stage_labels
 from ..store.run_folder import CrossvalFolder, RunFolder
+from ..workers import map_parallel
 
 
 def validate_cases(
@@ -121,3 +117,41 @@ def _write_and_evaluate(
     unit, annotated = distance_unit(geometry), annotated_classes(case, dataset.labels)
     per_class = evaluate_case(segmentation, reference, geometry.spacing, dataset.labels, unit=unit, annotated=annotated)
     return CaseMetrics(case=case.identifier, fold=fold, per_class=per_class)
+
+
+class _CascadeTask(NamedTuple):
+    identifier: str
+    scores: Path
+    grid: Path
+    next_grid: Path
+    folder: Path
+    decision: Decision
+
+
+def write_cascade_labels(
+    cases: Sequence[str],
+    labels: Labels,
+    targets: TargetKind,
+    scores: Path,
+    grid: Path,
+    next_grid: Path,
+    folder: Path,
+    workers: int,
+    on_case: Callable[[str], None],
+) -> None:
+    """Kept out-of-fold scores on their grid to labels on the next stage's, into `folder`, in parallel.
+
+    `grid` and `next_grid` are the folders of the cases as prepared for the two stages. `on_case` is called with each
+    case when its labels are written.
+    """
+    decision = decision_for(labels, targets)
+    tasks = [_CascadeTask(case, scores, grid, next_grid, folder, decision) for case in cases]
+    map_parallel(_write_one, tasks, workers, on_case)
+
+
+def _write_one(task: _CascadeTask) -> str:
+    name = task.identifier
+    source, target = (read_properties(folder, name) for folder in (task.grid, task.next_grid))
+    labels = labels_for_next_stage(read_scores(task.scores, name), source, target, task.decision)
+    write_stage_labels(task.folder, name, labels)
+    return name

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from ..ops.components import components, skeleton
+from ..ops.masks import components, skeleton
 from ..ops.surfaces import surface_distances
 
 EMPTY_IN_BOTH = "empty in both"

@@ -18,16 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..schema.errors import DataError
-from .image_format import (
-    COPY_AGAIN,
-    PADDING,
-    ImageFormat,
-    ImageHeader,
-    damaged,
-    gunzip,
-    make_geometry,
-    write_volume,
-)
+from .image_format import COPY_AGAIN, PADDING, ImageFormat, ImageHeader, damaged, gunzip, make_geometry, write_volume
 
 _DOMAINS = ("domain", "space", "time")
 """kinds of axes along which samples are taken; all others hold the components of one sample"""

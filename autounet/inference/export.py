@@ -16,9 +16,9 @@ from scipy.sparse import csr_array
 
 from ..ops.label_values import decode
 from ..preprocessing import Interpolation, prepare_labels, to_file, to_grid
+from ..schema.geometry import CaseProperties
 from ..schema.labels import Labels, TargetKind, targets_of
 from ..schema.plan import Average
-from ..schema.prepared import CaseProperties
 from .decisions import ARGMAX, Decision, decision_for
 from .ensembling import LOGITS, AveragedQuantity, RunningMean, averaged_quantity, normalised_weights
 

@@ -1,8 +1,17 @@
-"""The devices that a command may use."""
+"""The devices that a command may use, and their memory: what is free and what was used."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import psutil
+
 from ..schema.errors import OptionError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def choose_devices(wanted: str) -> list[str]:
@@ -33,3 +42,63 @@ def choose_device(wanted: str) -> str:
         return kind
     present = ["cpu", *(["mps"] if mps else []), *(f"cuda:{gpu}" for gpu in range(gpus))]
     raise OptionError(f"--device {wanted} is not here; there is {', '.join(present)}", "Give one of these")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may be used now: a GPU's free memory, or the machine's, limits of control groups respected."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = [psutil.virtual_memory().available, *(group_available(group) for group in GROUPS)]
+    return min(value for value in found if value is not None)
+
+
+class ControlGroup(NamedTuple):
+    """Where one version of control groups says how much memory there is."""
+
+    folder: Path
+    limit: str
+    used: str
+    cached: tuple[str, ...]
+    """lines of memory.stat that count file pages"""
+
+
+GROUPS = (
+    ControlGroup(Path("/sys/fs/cgroup"), "memory.max", "memory.current", ("inactive_file", "active_file")),
+    ControlGroup(
+        Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
+)  # fmt: skip
+"""versions 2 and 1"""
+
+
+def group_available(group: ControlGroup) -> int | None:
+    """Limit less use; pages of files count as use, but the system gives them up when memory is asked for."""
+    try:
+        limit, used = (int((group.folder / name).read_text()) for name in (group.limit, group.used))
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
+    try:
+        lines = (group.folder / "memory.stat").read_text().splitlines()
+        cached = sum(int(value) for name, value in map(str.split, lines) if name in group.cached)
+    except (OSError, ValueError):
+        cached = 0
+    return max(0, limit - max(0, used - cached))
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes at most allocated on a GPU, or resident on a CPU, since this process began; None where nobody counts."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu":
+        return None
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

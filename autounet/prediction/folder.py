@@ -143,7 +143,7 @@ def _attempt(
     predictor: Predictor, case: InputCase, read: Callable[[], Read], shared: SharedFolder, outputs: OutputOptions
 ) -> str | None:
     """Predict one case and record it as done; None, or why it could not be predicted."""
-    from ..inference.out_of_memory import is_out_of_memory
+    from ..inference.sliding_window import is_out_of_memory
 
     try:
         shared.finished(case, _predict_case(predictor, case, read, shared.out, outputs))

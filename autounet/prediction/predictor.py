@@ -12,15 +12,14 @@ import numpy as np
 from ..inference.decisions import decision_for
 from ..inference.export import append_one_hot, export, labels_by_file, labels_for_next_stage
 from ..nets import FAMILIES
-from ..ops.components import apply_steps
+from ..ops.masks import apply_steps
 from ..preprocessing import Prepared, prepare_case
 from ..schema.bundle import ModelBundle
 from ..schema.dataset import ChannelAvailability
 from ..schema.errors import ModelError, OptionError
-from ..schema.geometry import Geometry
+from ..schema.geometry import CaseProperties, Geometry
 from ..schema.labels import TargetKind
 from ..schema.plan import Average, Configuration, prediction_swap, with_previous_stages
-from ..schema.prepared import CaseProperties
 from .one_image import Files, from_array, from_files
 
 HANDOVERS = {"grid": labels_for_next_stage, "file": labels_by_file}

@@ -78,7 +78,7 @@ def predict_on(
 
 
 def _loaded(load: Load, device: str) -> Predictor:
-    from ..inference.out_of_memory import is_out_of_memory
+    from ..inference.sliding_window import is_out_of_memory
 
     try:
         return load(device)

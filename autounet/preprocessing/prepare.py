@@ -28,9 +28,8 @@ from ..ops.resample import (
     separate_axis,
 )
 from ..schema.dataset import ChannelAvailability, Dataset, channel_availability
-from ..schema.geometry import Box3, Geometry, Spacing3
+from ..schema.geometry import Box3, CaseProperties, Geometry, Spacing3
 from ..schema.plan import PreprocessSpec
-from ..schema.prepared import CaseProperties
 from ..store import write_prepared
 from ..workers import map_parallel
 

@@ -19,7 +19,7 @@ import blosc2
 import numpy as np
 
 from ..schema.errors import RecordError
-from ..schema.prepared import CaseProperties
+from ..schema.geometry import CaseProperties
 from ..schema.record import replacing
 
 CHUNK_BYTES = 1024**2

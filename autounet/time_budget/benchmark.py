@@ -17,16 +17,7 @@ from ..schema.options import TrainOptions
 from ..schema.plan import Configuration
 from ..step import Precision, algorithms, build_optimiser, configuration_loss, train_step
 from ..workers import keep_freed_memory
-from .cost_model import (
-    InputSize,
-    NetworkSpeed,
-    Timing,
-    fit,
-    next_size,
-    probe_sizes,
-    sample_seconds,
-    timing_of,
-)
+from .cost_model import InputSize, NetworkSpeed, Timing, fit, next_size, probe_sizes, sample_seconds, timing_of
 
 log = logging.getLogger(__name__)
 

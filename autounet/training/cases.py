@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..ops.tiles import mirrored_indices
-from ..schema.prepared import CaseProperties
+from ..schema.geometry import CaseProperties
 from ..store import open_prepared, open_stage_labels, read_properties
 
 OPEN_CASES = 64

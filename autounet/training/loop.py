@@ -13,6 +13,7 @@ import torch
 
 import autounet
 
+from ..ops.device import peak_memory
 from ..schema.errors import AutoUNetError, BudgetExceeded
 from ..schema.quantities import format_size
 from ..schema.run import EpochLog, RunRecord, fold_name
@@ -22,7 +23,6 @@ from ..store.run_folder import FoldFolder
 from ..store.weights import save_weights
 from ..workers import keep_freed_memory
 from .journal import Journal
-from .memory import peak_memory
 from .monitor import PatchMonitor
 from .samples import batches
 from .schedule import Horizon, learning_rate

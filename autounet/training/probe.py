@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..schema.geometry import Geometry
+from ..ops.device import free_memory
+from ..schema.geometry import CaseProperties, Geometry
 from ..schema.plan import ChannelNormalisation, PreprocessSpec
-from ..schema.prepared import CaseProperties
 from ..schema.run import DeviceProfile
 from ..step import Precision
 from ..store import open_prepared, write_prepared
 from ..time_budget.benchmark import median_seconds
 from ..workers import available_cores, keep_freed_memory
 from .augment import P_ROTATION, P_SCALING, Augmentation, Spatial
-from .memory import free_memory
 from .samples import one_thread
 
 PATCHES = {"2d": (256, 256), "3d": (40, 40, 40)}

@@ -10,12 +10,12 @@ import torch
 
 from ..losses import BORDER_WEIGHTED
 from ..nets import FAMILIES
+from ..ops.device import free_memory
 from ..ops.weight_map import balance_weights, border_weight
 from ..schema.plan import TrainedConfiguration, swapped_classes
 from ..schema.stage_inputs import TrainingInputs, TrainingPlace
 from .augment import Augmentation, ClassSwap
 from .cases import CaseStore
-from .memory import free_memory
 from .samples import ChannelDropout, SampleSource
 
 MONITORED_CASES = 16

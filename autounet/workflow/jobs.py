@@ -36,7 +36,7 @@ from ..schema.stage_inputs import (
 from ..store import scores_file, stage_labels_file
 from ..store.run_folder import BUNDLE_FILE, RunFolder
 from . import cache
-from .training_schedule import TrainingSchedule
+from .defaults import TrainingSchedule
 
 log = logging.getLogger(__name__)
 

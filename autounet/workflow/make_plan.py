@@ -22,9 +22,16 @@ from ..time_budget.deadline import Deadline
 from ..time_budget.run_length import closing_seconds, preprocessing_seconds, work_of
 from ..time_budget.shape import TimeBudget, fit_to_time
 from .dataset_stage import DataRecords
-from .defaults import FULL_STEPS, loader_workers, planner_options, step_limit, train_options, trained_names
+from .defaults import (
+    FULL_STEPS,
+    loader_workers,
+    planner_options,
+    step_limit,
+    train_options,
+    trained_names,
+    training_schedule,
+)
 from .fine_tuning import require_model, starting_model, transfer_reason
-from .training_schedule import training_schedule
 from .trial_steps import corrected
 
 log = logging.getLogger(__name__)

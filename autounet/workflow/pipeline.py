@@ -28,7 +28,7 @@ from ..tracking import NO_TRACKER, require_tracker, track_run
 from ..tracking.run_tracking import RunTracker
 from ..workers import available_cores
 from .dataset_stage import DataRecords, read_data
-from .defaults import check_options, loader_workers, parse_folds, promised_seconds
+from .defaults import TrainingSchedule, check_options, loader_workers, parse_folds, promised_seconds, training_schedule
 from .fine_tuning import FineTuning, known_weights
 from .jobs import Job, JobGraph, SequentialExecutor
 from .make_plan import PlanMaker
@@ -36,7 +36,6 @@ from .memory_calibration import calibrated
 from .output_folder import locked, require_output_folder
 from .plan_stage import PlanFile, describe_plan, plan_smaller, plan_stage, time_plan
 from .stages import run_job
-from .training_schedule import TrainingSchedule, training_schedule
 from .trial_steps import MOST_ATTEMPTS, try_configurations
 
 log = logging.getLogger(__name__)

@@ -18,10 +18,9 @@ from ..store.run_folder import RunFolder
 from ..time_budget.run_length import RunWork, length_lines, run_length, with_step_times
 from .cache import mark_done, stored_key
 from .dataset_stage import DataRecords
-from .defaults import FULL_STEPS, parse_folds, planner_options, step_limit
+from .defaults import FULL_STEPS, TrainingSchedule, parse_folds, planner_options, step_limit
 from .fine_tuning import network_source
 from .make_plan import PlanMaker
-from .training_schedule import TrainingSchedule
 
 log = logging.getLogger(__name__)
 

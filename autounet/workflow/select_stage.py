@@ -23,7 +23,7 @@ from ..schema.stage_inputs import EnsembleCaseInputs
 from ..store import SCORES, STAGE_LABELS
 from ..store.run_folder import RunFolder
 from . import cache
-from .training_schedule import TrainingSchedule
+from .defaults import TrainingSchedule
 
 
 def select(

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..crossval.cascade_labels import write_cascade_labels
-from ..crossval.validate import segmentation_name, summarise_cases, validate_cases
+from ..crossval.validate import segmentation_name, summarise_cases, validate_cases, write_cascade_labels
 from ..datasets.file_hashes import FileHashes
 from ..preprocessing.prepare import prepare_cases
 from ..progress import progress
@@ -19,13 +18,7 @@ from ..schema.metrics import CaseMetrics, Metrics
 from ..schema.plan import Configuration, PreprocessSpec
 from ..schema.quantities import format_number
 from ..schema.run import EpochLog, RunRecord, fold_name, read_log
-from ..schema.stage_inputs import (
-    CascadeCaseInputs,
-    TrainingCase,
-    TrainingInputs,
-    TrainingPlace,
-    ValidatedCaseInputs,
-)
+from ..schema.stage_inputs import CascadeCaseInputs, TrainingCase, TrainingInputs, TrainingPlace, ValidatedCaseInputs
 from ..store import is_prepared, read_properties, scores_file, stage_labels_file
 from ..store.run_folder import CascadeLabelsFolder, CrossvalFolder, FoldFolder
 from ..time_budget.deadline import Deadline, TimeAllotment

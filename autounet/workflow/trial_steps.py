@@ -19,7 +19,7 @@ from ..schema.run import DeviceProfile
 from ..schema.stage_inputs import TrialInputs
 from ..store.run_folder import RunFolder
 from .cache import is_done, mark_done
-from .training_schedule import TrainingSchedule
+from .defaults import TrainingSchedule
 
 log = logging.getLogger(__name__)
 

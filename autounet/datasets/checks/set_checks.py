@@ -11,15 +11,7 @@ import numpy as np
 
 from ...imageio import VOLUME_KINDS
 from ...ops.orient import canonical_axes, permute
-from ...schema.dataset import (
-    CaseFacts,
-    Channel,
-    ChannelFacts,
-    ChannelKind,
-    Dataset,
-    Finding,
-    Severity,
-)
+from ...schema.dataset import CaseFacts, Channel, ChannelFacts, ChannelKind, Dataset, Finding, Severity
 from ..labels import annotation_findings, label_findings
 from .case_checks import FIX
 from .left_right import pair_findings
