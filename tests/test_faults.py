@@ -153,7 +153,7 @@ def test_a_mistake_in_the_program_ends_the_work_as_what_it_is(
         assert sorted(written(out / place)) == ["c00.nii", "c01.nii"]
         assert left_behind(out / place) == []
     done: list[str] = []
-    assert predictor.predict_files(source, out / "decided", done.append) == []
+    assert predictor.predict_files(source, out / "decide", done.append) == []
     assert done == ["c02", "c03", "c04"]
 
 
