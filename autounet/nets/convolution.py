@@ -9,7 +9,8 @@ oneDNN 3.12 (torch 2.13) has these faults; `benchmarks/convolution_memory.py` co
   and where a stride leaves a single column (github.com/pytorch/pytorch/issues/169688). Such small inputs are convolved
   in float32.
 - 2-D, channels-last, CPUs with AVX-512. The backward pass of a 1x1 convolution with a stride writes beyond its memory
-  for some numbers of channels. So the voxels that the stride leaves are cut out first, and convolved without a stride.
+  for some numbers of channels, above all in float32. So the voxels that the stride leaves are cut out first, and
+  convolved without a stride.
 """
 
 from __future__ import annotations
