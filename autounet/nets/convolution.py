@@ -8,9 +8,9 @@ oneDNN 3.12 (torch 2.13) has these faults; `benchmarks/convolution_memory.py` co
 - 3-D, bf16, CPUs with AMX. The result (`brg_conv_fwd:avx10_1_512_amx`) is wrong where an axis has one or two voxels,
   and where a stride leaves a single column (github.com/pytorch/pytorch/issues/169688). Such small inputs are convolved
   in float32.
-- 2-D, channels-last, CPUs with AVX-512. The backward pass of a 1x1 convolution with a stride writes beyond its memory
-  for some numbers of channels, above all in float32. So the voxels that the stride leaves are cut out first, and
-  convolved without a stride.
+- 2-D, channels-last. The backward pass of a 1x1 convolution with a stride writes beyond its memory for some numbers of
+  channels: in float32 on a CPU with AVX2, and in bf16 on one with AVX-512. So the voxels that the stride leaves are
+  cut out first, and convolved without a stride.
 """
 
 from __future__ import annotations
