@@ -288,8 +288,8 @@ def test_annotated_classes_of_a_description(tmp_path: Path) -> None:
     }
     told = "\n".join(map(str, found))
     assert "case demo_000: its annotated classes are listed in dataset.json and in cases.csv. Keep one" in told
-    assert "case demo_002: dataset.json lists 'middle' among its annotated classes, which is no class (back" in told
-    assert "case demo_002: its annotated classes name the value 7, which no class has (0, 1, 2). Correct" in told
+    assert "case demo_002: dataset.json lists 'middle' among its annotated classes, which is not a class (back" in told
+    assert "case demo_002: its annotated classes contain the value 7, which no class has (0, 1, 2). Correct" in told
     assert "case demo_8: dataset.json lists its annotated classes, and there is no such case (cases: demo_0" in told
     file.write_text(json.dumps({**content, "annotated": {"demo_002": "liver"}}))
     with pytest.raises(DataError, match="annotated of case demo_002 is 'liver'"):

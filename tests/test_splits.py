@@ -146,7 +146,7 @@ def test_one_case_or_group_is_trained_on_without_validation(caplog: pytest.LogCa
         group = make_splits(dataset_of(["p", "p"]), facts_of([{1}] * 2), NONE)
     assert alone == Splits(source="full", folds=(("case_000",),))
     assert group == Splits(source="full", folds=(("case_000", "case_001"),))
-    assert "there is 1 case, which cannot be split: it is trained on" in caplog.text
+    assert "there is 1 case, which cannot be split: it is used for training" in caplog.text
     assert "there is 1 group, which cannot be split" in caplog.text
 
 
