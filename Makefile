@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 	$(BIN)/autounet demo --out $(OUT)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check autounet tests benchmarks docs

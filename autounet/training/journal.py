@@ -58,8 +58,6 @@ class Journal:
             self.on_log(line)
 
     def draw(self) -> None:
-        pass
-
         began = time.monotonic()
         draw_progress(self.curve, self.folder / "progress.png", self.title)
         self._drawn = time.monotonic()

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 from torch import Tensor
 
 from ..losses import Batch
@@ -192,17 +191,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class SampleLoader(SlimDataLoaderBase):
-    """batchgenerators' loader: endless batches from step `start` on, made in this process."""
-
-    def __init__(self, source: SampleSource, start: int) -> None:
-        super().__init__(source, source.batch_size)
-        self._steps = itertools.count(start)
-
-    def generate_train_batch(self) -> Batch:
-        return self._data.batch(next(self._steps))
-
-
 class _BatchTable(torch.utils.data.Dataset):
     """Batches by step number, for torch's worker processes."""
 
@@ -219,8 +207,8 @@ def batches(source: SampleSource, start: int, workers: int, pin_memory: bool = F
     Workers are spawned, because a fork after torch has used its threads hangs; 0 works in this process.
     """
     if workers == 0:
-        yield from SampleLoader(source, start)
-        return
+        for step in itertools.count(start):
+            yield source.batch(step)
     yield from torch.utils.data.DataLoader(
         _BatchTable(source),
         batch_size=None,

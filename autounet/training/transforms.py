@@ -1,7 +1,8 @@
-"""Smooth random deformations, which the first U-Net was trained with.
+"""The transforms of a sample: smooth deformations, intensities, and the previous stage's labels as further channels.
 
-Displacements are drawn at the nodes of a coarse grid of 3 points per axis from a Gaussian, and interpolated in between
-by cubic splines (Ronneberger, Fischer, Brox 2015, section 3.1: 10 pixels of standard deviation on tiles of 572).
+Deformations are those that the first U-Net was trained with: displacements are drawn from a Gaussian at the nodes of a
+coarse grid of 3 points per axis, and interpolated in between by cubic splines (Ronneberger, Fischer, Brox 2015, section
+3.1: 10 pixels of standard deviation on tiles of 572).
 """
 
 from __future__ import annotations
