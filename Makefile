@@ -18,6 +18,7 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check autounet tests benchmarks docs
 	$(BIN)/ruff format --check autounet tests benchmarks docs
+	$(BIN)/mypy autounet
 
 # --strict: a broken link ends it
 docs: $(INSTALLED)

@@ -37,7 +37,8 @@ class Precision:
         model = model.to(device)
         if self.channels_last:
             volumetric = any(parameter.ndim == 5 for parameter in model.parameters())
-            model = model.to(memory_format=torch.channels_last_3d if volumetric else torch.channels_last)
+            order = torch.channels_last_3d if volumetric else torch.channels_last
+            model = model.to(memory_format=order)  # type: ignore[call-overload]  # missing in torch's stubs
         return model
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler | None:
