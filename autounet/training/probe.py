@@ -104,6 +104,8 @@ def _reading_seconds() -> float:
 
 CHANNELS, SIZE, BATCH = 32, (32, 48, 32), 2
 """of the probed 3x3x3 convolution; large enough that arithmetic outweighs the start of threads"""
+SMALL_SIZE, HOPELESS = (8, 8, 8), 10.0
+"""of a first try, and how many times slower than the fastest a variant may be there to be measured at full size"""
 PROBE_SECONDS = 1.2
 """for all precisions and memory orders together"""
 PROBE_ROUNDS = 6
@@ -161,9 +163,15 @@ def usual_precision(device: torch.device) -> Precision:
 
 
 def _convolution_gflops(variants: Iterable[Precision], device: torch.device) -> dict[Precision, float]:
-    """Forward and both backward products of a 3x3x3 convolution in each variant; 0 where the device cannot do it."""
-    works = {variant: _convolution(variant, device) for variant in variants}
+    """Forward and both backward products of a 3x3x3 convolution in each variant.
+
+    0 where the device cannot do it, or where a small one is so slow that the large ones would take minutes: processors
+    without arithmetic in bf16 take 150 times as long as in fp32.
+    """
     fastest: dict[Precision, float] = {}
+    small = {variant: _shortest(_convolution(variant, device, SMALL_SIZE), device) for variant in variants}
+    limit = HOPELESS * min(small.values())
+    works = {variant: _convolution(variant, device, SIZE) for variant in variants if small[variant] <= limit}
     began = time.monotonic()
     for number in range(PROBE_ROUNDS + 1):  # the first is the warm-up
         for variant in list(works):
@@ -181,9 +189,17 @@ def _convolution_gflops(variants: Iterable[Precision], device: torch.device) -> 
     return {variant: operations / fastest[variant] / 1e9 if variant in fastest else 0.0 for variant in variants}
 
 
-def _convolution(precision: Precision, device: torch.device) -> Callable[[], None]:
+def _shortest(work: Callable[[], None], device: torch.device) -> float:
+    """Seconds of the second and later of a few runs; infinite where the device cannot do it."""
+    try:
+        return min([median_seconds(work, device, steps=1, warm_up=0) for _ in range(3)][1:])
+    except RuntimeError:
+        return math.inf
+
+
+def _convolution(precision: Precision, device: torch.device, size: tuple[int, int, int]) -> Callable[[], None]:
     layer = precision.place(nn.Conv3d(CHANNELS, CHANNELS, 3, padding=1), device)
-    image = torch.randn(BATCH, CHANNELS, *SIZE, device=device)
+    image = torch.randn(BATCH, CHANNELS, *size, device=device)
     layout = torch.channels_last_3d if precision.channels_last else torch.contiguous_format
     image = image.contiguous(memory_format=layout).requires_grad_()
 
