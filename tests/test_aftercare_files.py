@@ -139,15 +139,15 @@ def test_uncertainty_is_that_of_the_pooled_scores(run) -> None:
         for name in CHOSEN
     ]
     assert selection.calibration is not None
-    whole = probability_maps(
+    _, whole = probability_maps(
         ensemble_scores(pairs, run.labels, targets=targets), selection.calibration.temperature, False, True
     )
-    assert whole.entropy is not None
+    assert whole is not None
     outputs = len(targets_of(run.labels, targets))
     greatest = np.log(outputs) if targets == "classes" else outputs * np.log(2)
     indices = np.array([5, 0, 3]), np.arange(SHAPE[1])[::-1], np.array([1, 8])
     found = entropy("c1", *indices)
-    np.testing.assert_allclose(found, whole.entropy[np.ix_(*indices)] / greatest, atol=1e-5)
+    np.testing.assert_allclose(found, whole[np.ix_(*indices)] / greatest, atol=1e-5)
     scores_file(run.out / "crossval" / "b" / "scores", "c1").unlink()
     assert entropy("c1", *indices) is None
 

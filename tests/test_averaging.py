@@ -142,7 +142,7 @@ def test_what_cannot_be_averaged_is_refused_before_anything_is_written(tmp_path:
     (tmp_path / "two" / "b.probabilities.nii.gz").unlink()
     refused(tmp_path, "two has no probabilities of b")
     predicted(tmp_path / "two", USUAL, 1, shape=(4, 5, 4))
-    refused(tmp_path, r"differs from the first folder's in shape: \(4, 5, 4\), not \(3, 5, 4\)")
+    refused(tmp_path, r"differs from the first folder's in shape \(4, 5, 4\) instead of \(3, 5, 4\)")
     told = ProbabilityChannels.load(tmp_path / "one" / CHANNELS_FILE)
     told.model_copy(update={"labels": None}).save(tmp_path / "one" / CHANNELS_FILE)
     refused(tmp_path, "lacks the values of its classes")

@@ -66,8 +66,12 @@ def described(folder, layout, **changes):
         ("nnunet", {"labels": "liver"}, "labels is 'liver', not an object"),
         ("msd", {"labels": {"0": "background", "1": "a", "2": "a"}}, "two labels are called 'a'"),
         ("msd", {"modality": {"a": "CT"}}, "Number them from 0"),
-        ("nnunet", {"dataset": {"a": {"images": [], "label": "x.nii.gz"}}}, "needs `images` (a list of files)"),
-        ("nnunet", {"dataset": []}, "needs `images` (a list of files)"),
+        (
+            "nnunet",
+            {"dataset": {"a": {"images": [], "label": "x.nii.gz"}}},
+            "without a list `images` or without `label`",
+        ),
+        ("nnunet", {"dataset": []}, "without a list `images` or without `label`"),
     ],
 )
 def test_a_wrong_dataset_json_is_one_message(autounet, tmp_path, layout, changes, message):

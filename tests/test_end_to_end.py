@@ -166,9 +166,9 @@ def test_an_edited_plan_is_kept_and_an_impossible_one_refused(finished, tmp_path
 
 
 OFTEN = """
-from autounet.training import checkpoint
-checkpoint.LEAST_SECONDS, checkpoint.TIME_SHARE = 0.0, 1e9
-from autounet.cli import main
+from autounet.training import state
+state.LEAST_SECONDS, state.TIME_SHARE = 0.0, 1e9
+from autounet.cli.app import main
 main()
 """
 """the command, with a checkpoint at every line of the log instead of four a minute"""

@@ -129,7 +129,7 @@ class Malicious:
 )
 def test_what_could_run_code_is_refused_by_name(changes: Any, name: str, tmp_path: Path) -> None:
     folder = trained(tmp_path / "results", folds=[0], **changes(tmp_path))
-    refused(folder, tmp_path, rf"fold_0/checkpoint_final\.pth wants to build .*{name}")
+    refused(folder, tmp_path, rf"fold_0/checkpoint_final\.pth would build .*{name}")
     assert not (tmp_path / "ran").exists()
 
 

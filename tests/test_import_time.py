@@ -69,4 +69,4 @@ def test_training_and_inference_load_no_simpleitk(package):
 
 def test_stages_around_training_load_no_torch():
     packages = ["schema", "planning", "imageio", "datasets", "store", "ops", "report", "evaluation", "preprocessing"]
-    assert "torch" not in loaded(EVERY_MODULE.format(packages=[*packages, "selection", "fingerprint"]))
+    assert "torch" not in loaded(EVERY_MODULE.format(packages=[*packages, "crossval", "fingerprint"]))

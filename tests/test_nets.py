@@ -116,6 +116,9 @@ def test_a_batch_equals_its_single_samples(family: Family, dims: int) -> None:
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
+COMPUTES_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 @families
 @pytest.mark.parametrize("dims", [2, 3])
 def test_bf16_channels_last_agrees_with_fp32(family: Family, dims: int) -> None:
@@ -127,7 +130,8 @@ def test_bf16_channels_last_agrees_with_fp32(family: Family, dims: int) -> None:
     network = network.to(memory_format=layout)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = network(image.to(memory_format=layout))
-    assert outputs[0].is_contiguous(memory_format=layout)
+    if COMPUTES_BF16:  # elsewhere oneDNN converts, and results of 3-D convolutions come back in the other order
+        assert outputs[0].is_contiguous(memory_format=layout)
     for output, reference in zip(outputs, expected, strict=True):
         assert (output.float() - reference).norm() < 0.05 * reference.norm()
     outputs[0].float().sum().backward()

@@ -30,7 +30,7 @@ def test_one_case_is_trained_without_validation(tmp_path: Path, monkeypatch: pyt
     assert (record.train_cases, record.validation_cases) == (("c0",), ())
     assert "nothing was compared" in Selection.load(out / "selection.json").reason
     assert not (out / "metrics.json").exists()
-    assert "one case or group cannot be split" in report
+    assert "there is 1 case, which cannot be split for a cross-validation" in report
     status = read_status(out)
     assert [(fold.fold, fold.state) for fold in status.folds] == [("all", "done")]
     assert status.findings == 1

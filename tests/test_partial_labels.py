@@ -70,8 +70,9 @@ def scribble(folder: Path, identifier: str, seed: int) -> None:
 
 def sparse_task(root: Path, seeds: tuple[int, ...], **changes):
     given = task(root, Horizon(steps=4), labels=labels(ignore=9), **changes)
-    for name, seed in zip((*given.train_cases, *given.validation_cases), seeds, strict=True):
-        scribble(given.prepared, name, seed)
+    names = (*(case.identifier for case in given.inputs.cases), *given.place.validation_cases)
+    for name, seed in zip(names, seeds, strict=True):
+        scribble(given.place.prepared, name, seed)
     return given
 
 

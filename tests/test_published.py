@@ -222,4 +222,4 @@ def test_the_command(out, tmp_path):
 
 def test_the_help_of_evaluate_names_all_metrics():
     shown = next(each.help for each in get_command(app).commands["evaluate"].params if each.name == "metrics")
-    assert shown == "default, all, or some of " + ", ".join(METRICS)
+    assert shown == "What to measure: default, all, or some of " + ", ".join(METRICS)

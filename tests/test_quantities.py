@@ -22,13 +22,13 @@ def test_times(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "8", "soon", "3x", "-5m", "0m", "5m later"])
 def test_what_is_no_time_is_refused_with_an_example(text):
-    with pytest.raises(OptionError, match="write for example 90s"):
+    with pytest.raises(OptionError, match="Write for example 90s"):
         parse_time(text)
 
 
 @pytest.mark.parametrize("text", ["", "big", "0GB", "-8GB", "8XB"])
 def test_what_is_no_size_is_refused_with_an_example(text):
-    with pytest.raises(OptionError, match="write for example 8GB"):
+    with pytest.raises(OptionError, match="Write for example 8GB"):
         parse_size(text)
 
 

@@ -137,9 +137,9 @@ def test_other_options_train_again_and_lose_nothing(volumes, trained):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "imaginary"}, "--loss imaginary is unknown; choose one of"),
-        ({"folds": "9"}, "there are 4 folds, 0 to 3"),
-        ({"folds": "some"}, "give all, full, or indices"),
+        ({"loss": "imaginary"}, "--loss imaginary is unknown. Choose one of"),
+        ({"folds": "9"}, "there are 4 folds. Give indices from 0 to 3"),
+        ({"folds": "some"}, "Give all, full, or indices"),
         ({"deterministic": True, "iterations": None, "seconds": 600.0}, "--deterministic needs"),
         ({"device": "cuda:77"}, "is not here"),
     ],

@@ -172,7 +172,7 @@ def test_an_encoder_starts_from_its_file_and_another_file_is_noticed(pictures, e
     run(pictures, out, start=encoder_file(file))
     file.unlink()
     run(pictures, out)  # as stored
-    assert f"--pretrained {file} is gone: what was trained from it is kept" in caplog.text
+    assert f"--pretrained {file} does not exist any more: what was trained from it is kept" in caplog.text
     assert weights(out, "2d").stat().st_mtime_ns == before
 
     save_weights(file, encoder_of(1))
@@ -384,7 +384,7 @@ def test_a_plan_takes_over_the_network_and_channels_are_matched_by_name(one_orga
     shutil.rmtree(model)
     run(folder, out)  # as stored
     assert Plan.load(out / "plan.json") == plan
-    with pytest.raises(OptionError, match="is gone, and a new plan needs its network"):
+    with pytest.raises(OptionError, match="does not exist any more, and a new plan needs its network"):
         run_pipeline(folder, out, RunOptions(device="cpu"), replan=True, until="plan")
 
 

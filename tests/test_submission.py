@@ -105,8 +105,8 @@ def test_a_bad_image_leaves_nothing_half(predictor, images: Path, tmp_path: Path
     [
         (lambda values, geometry: (values[:, :, ::-1].copy(), geometry), None),
         (lambda values, geometry: (values * 0 + 5, geometry), "the value 5, which the model does not declare"),
-        (lambda values, geometry: (values, geometry.model_copy(update={"origin": (0.0, 0.0, 0.0)})), "origin: "),
-        (lambda values, geometry: (values, geometry.model_copy(update={"spacing": (1.5, 0.8, 0.8)})), "spacing: "),
+        (lambda values, geometry: (values, geometry.model_copy(update={"origin": (0.0, 0.0, 0.0)})), "origin "),
+        (lambda values, geometry: (values, geometry.model_copy(update={"spacing": (1.5, 0.8, 0.8)})), "spacing "),
     ],
 )
 def test_what_is_written_wrong_is_found(predictor, images, tmp_path, monkeypatch, change, message) -> None:
@@ -167,7 +167,7 @@ def test_every_case_has_a_name_of_its_own(cases: list[str]) -> None:
 
 
 def test_the_command_line(predictor, images: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    arguments = ("submit", predictor.folder, images, "--device", "cpu", "--template", "decathlon", "--out")
+    arguments = ("submit", tmp_path / "trained", images, "--device", "cpu", "--template", "decathlon", "--out")
     monkeypatch.setattr(sys, "argv", ["autounet", *map(str, arguments), str(tmp_path / "s.zip")])
     with pytest.raises(SystemExit) as ended:
         main()

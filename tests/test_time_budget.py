@@ -73,7 +73,7 @@ def test_mirroring_and_overlap_go_before_spacing():
     assert not found.options.mirror
     assert found.options.overlap == 0.25
     assert found.options.spacing_scale == 1.0
-    assert any("mirrored" in reason.text for reason in found.reasons)
+    assert any("mirrored" in reason for reason in found.reasons)
 
 
 def test_too_little_time_names_the_least():
@@ -143,10 +143,10 @@ def test_the_largest_batch_is_the_last_that_fits(per_sample, sample, workers, se
 def test_making_beside_the_steps_is_hidden_until_it_is_slower():
     speed = NetworkSpeed(step=LinearTime(0.1, 1e-6), forward=LinearTime(0.01, 1e-7))
     base = configure(PlannerOptions())
-    beside = timing_by(base, speed, sample=0.5, workers=4)
+    beside = timing_by(base, speed, sample=0.5, loader_workers=4)
     assert beside.step(2) == pytest.approx(0.1 + 2 * WHOLE * 1e-6)
-    assert timing_by(base, speed, sample=5.0, workers=4).step(2) == pytest.approx(2.5)
-    assert timing_by(base, speed, sample=0.5, workers=0).step(2) == pytest.approx(1.1 + 2 * WHOLE * 1e-6)
+    assert timing_by(base, speed, sample=5.0, loader_workers=4).step(2) == pytest.approx(2.5)
+    assert timing_by(base, speed, sample=0.5, loader_workers=0).step(2) == pytest.approx(1.1 + 2 * WHOLE * 1e-6)
     assert beside.forward == pytest.approx(0.01 / base.batch_size + WHOLE * 1e-7)
 
 

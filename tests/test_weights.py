@@ -178,15 +178,15 @@ def test_predictions_and_maps_of_a_bundle_have_its_weights(tmp_path: Path) -> No
     image, geometry = volume(tmp_path / "images")
     model = api.load(repacked(tmp_path / "weighted", plans, weights=(0.9, 0.1)), device="cpu")
     assert model.combination.weights == (0.9, 0.1)
-    scored = model.scored(model.prepare(image, geometry))
+    scored = model.predict_scores(model.prepare(image, geometry))
     sources = [(scored[name].scores, scored[name].properties) for name in "ab"]
-    found = model.decided(scored)
+    found = model.decide(scored)
     np.testing.assert_array_equal(found, export(sources, model.bundle.labels, (0.9, 0.1)))
     assert (found != export(sources, model.bundle.labels)).any()
     assert not model.predict_files(tmp_path / "images", tmp_path / "out", probabilities=True)
     probabilities, _ = read_image(tmp_path / "out" / "a.probabilities.nii.gz")
     values = np.array(model.bundle.labels.values)[probabilities.argmax(axis=0)]
     np.testing.assert_array_equal(values, read_labels(tmp_path / "out" / "a.nii.gz")[0])
-    folder = model.folder
+    folder = tmp_path / "weighted"
     assert api.load(folder, device="cpu", configuration="a").combination.weights is None
     assert api.load(folder, device="cpu", average="logits").combination.weights is None

@@ -102,7 +102,9 @@ def _first_bytes(path: Path) -> bytes:
             return file.read(_SIZE_2)
         try:
             return gzip.GzipFile(fileobj=file).read(_SIZE_2)
-        except (OSError, EOFError, zlib.error) as error:
+        except EOFError:
+            raise DataError(f"{path} is truncated: its compressed header ends early", COPY_AGAIN) from None
+        except (OSError, zlib.error) as error:
             raise damaged(path, str(error)) from None
 
 

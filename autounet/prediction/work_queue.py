@@ -199,6 +199,7 @@ class SharedFolder:
         for case in cases:
             key = self._case_key(case)
             if self._is_settled(case, key):
+                self.claims.break_stale(case.identifier)  # of a command killed between its record and this
                 continue
             if not self._taken(case):
                 self.postponed.append(case)
