@@ -31,7 +31,7 @@ SAID = (
     "Synthetic & small",
     "Best: case_000",
     "Worst: case_005",
-    "the target spacing is the median",
+    "the median of all cases",
     "patch <16, 48, 40>",
     "differ in origin",
     "continued after an interruption",

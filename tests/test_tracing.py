@@ -110,7 +110,7 @@ def test_setup_is_what_stands_in_memory_by_hand():
 
 @pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-    reason="torch's own fake tensors follow this processor, without bf16",
+    reason="torch's own follow the processor",
 )
 def test_bytes_are_those_of_torchs_own_fake_tensors():
     """The oracle: the same step under FakeTensorMode, with storages alive counted by weak references."""
