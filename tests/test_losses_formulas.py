@@ -9,8 +9,7 @@ from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss, FocalLoss, Tversky
 from torch.nn import functional
 
 from autounet.losses import Batch, build_loss
-from autounet.losses.cross_entropy import Focal
-from autounet.losses.overlap import VoxelLoss
+from autounet.losses.terms import Focal, VoxelLoss
 from autounet.losses.voxels import Exclusive
 from autounet.schema.labels import overlapping_targets
 

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ..schema.errors import OptionError
 from ..schema.labels import Labels, overlapping_targets
-from .cross_entropy import Focal, TopKCrossEntropy, WeightedCrossEntropy, cross_entropy
 from .deep_supervision import Batch, DeepSupervision, Pixelwise
 from .dice_ce import DiceCrossEntropy
-from .overlap import Dice, FocalTversky, Tversky, VoxelLoss
+from .terms import Dice, Focal, FocalTversky, TopKCrossEntropy, Tversky, VoxelLoss, WeightedCrossEntropy, cross_entropy
 from .voxels import Encoding, Exclusive, Overlapping
 
 __all__ = [

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .overlap import SMOOTH
+from .terms import SMOOTH
 from .voxels import SMALLEST_TOTAL, flat_logits, known_weight, merge_unannotated
 
 
