@@ -1,4 +1,4 @@
-"""Hypothesis without time limits, per example or for making them: shared machines are noisy, and tests never assert times."""
+"""Hypothesis without time limits: shared machines are noisy, and tests never assert times."""
 
 import os
 
