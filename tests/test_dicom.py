@@ -78,11 +78,11 @@ def test_colours_are_channels(tmp_path: Path) -> None:
 
 def test_gaps_duplicates_and_mixtures_are_named(tmp_path: Path) -> None:
     write_series(tmp_path / "gap", voxels(), skip=[2, 3])
-    with pytest.raises(DataError, match=r"gap: 2 slices are missing between 004\.dcm and 001\.dcm, 6\.00 mm apart"):
+    with pytest.raises(DataError, match=r"gap is missing 2 slices between 004\.dcm and 001\.dcm, 6\.00 mm apart"):
         read_image(tmp_path / "gap")
     write_series(tmp_path / "twice", voxels())
     shutil.copy(tmp_path / "twice" / "003.dcm", tmp_path / "twice" / "copy.dcm")
-    with pytest.raises(DataError, match=r"003\.dcm and copy\.dcm lie at the same position: a duplicate"):
+    with pytest.raises(DataError, match=r"holds 003\.dcm and copy\.dcm at the same position: a duplicate"):
         read_image(tmp_path / "twice")
     write_series(tmp_path / "mixed", voxels())
     write_series(tmp_path / "mixed", voxels(), uid="1.2.3.5", prefix="b")

@@ -116,10 +116,10 @@ def test_a_frame_per_file_and_frames_in_two_files(tmp_path: Path) -> None:
 def test_what_is_no_whole_volume_is_refused(tmp_path: Path) -> None:
     stored, folder = voxels(), tmp_path / "a"
     write_frames(folder / "x.dcm", stored, (0, 1, 4))
-    with pytest.raises(DataError, match=r"2 slices are missing between frame 2 of x\.dcm and frame 3 of x\.dcm"):
+    with pytest.raises(DataError, match=r"is missing 2 slices between frame 2 of x\.dcm and frame 3 of x\.dcm"):
         read_image(folder)
     write_frames(folder / "x.dcm", stored, (0, 1, 2, 1))
-    with pytest.raises(DataError, match=r"frame 2 of x\.dcm and frame 4 of x\.dcm lie at the same position"):
+    with pytest.raises(DataError, match=r"frame 2 of x\.dcm and frame 4 of x\.dcm at the same position"):
         read_image(folder)
     write_frames(folder / "x.dcm", stored, NumberOfFrames=4)
     with pytest.raises(DataError, match=r"x\.dcm is damaged: it has 4 frames and describes 5"):

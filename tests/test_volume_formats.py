@@ -274,7 +274,7 @@ def test_sidecars_give_spacing_where_a_format_has_none(tmp_path: Path) -> None:
     assert read_header(tmp_path / "slide.png")[0].spacing == (1, 0.25, 0.5)
     for wrong in ("[0, 1]", "[1]", '"1 mm"', "[1, 1, 1, 1]", "[true, 1]", "[1, NaN]"):
         (tmp_path / "slide.json").write_text('{"spacing": ' + wrong + "}")
-        with pytest.raises(DataError, match=r"slide\.json: spacing is .* Write the mm of z, y and x"):
+        with pytest.raises(DataError, match=r"slide\.json gives the spacing .* Write the mm of z, y and x"):
             read_image(tmp_path / "slide.png")
     (tmp_path / "slide.json").write_text('{"stain": "blue"}')
     assert read_image(tmp_path / "slide.png")[1] == flat

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..imageio import VOLUME_KINDS, file_kind, read_frames, read_header, suffix
 from ..schema.dataset import Case, Channel, ChannelKind, Dataset, Finding
-from ..schema.errors import DataError, OptionError
+from ..schema.errors import DataError, FileError, OptionError
 from ..schema.options import DataOptions
 from .checks.examine import unreadable
 from .coded_labels import with_coded_labels
@@ -66,7 +66,7 @@ def _count_channels(root: Path, cases: Sequence[Case]) -> tuple[int, bool]:
     for case in sorted(cases, key=lambda case: case.present is not None):  # one with all channels, where there is one
         try:
             headers = [read_header(root / path) for path in case.images]
-        except DataError as error:
+        except FileError as error:
             findings.append(unreadable(case, root, error))
             continue
         picture = headers[0][0].kind not in VOLUME_KINDS and len(headers) == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..schema.errors import DataError
+from ..schema.errors import FileError
 from ..schema.geometry import Geometry
 from ..schema.labels import LabelCode
 from ..schema.record import replacing
@@ -82,7 +82,7 @@ def read_image(path: Path | str, frame: int | None = None) -> tuple[np.ndarray, 
     path = Path(path)
     array, header = _read(path)
     if np.iscomplexobj(array):
-        raise DataError(f"{path} holds complex numbers", "Store magnitude and phase as channels")
+        raise FileError(path, "holds complex numbers", "Store magnitude and phase as channels")
     if frame is not None:
         array = _one_frame(path, array, header, frame)
     return np.require(array, np.float32, ["C", "W"]), header.geometry
@@ -111,8 +111,8 @@ def read_labels(
     if array.shape[0] > 1 and not (array == array[:1]).all():
         if array.shape[0] == 3 and header.frames == 1:
             raise colours_without_palette(path, array)
-        raise DataError(
-            f"{path} has {array.shape[0]} channels with different values", "Store labels as one channel of integers"
+        raise FileError(
+            path, f"has {array.shape[0]} channels with different values", "Store labels as one channel of integers"
         )
     return _integers(path, array[0]), header.geometry
 
@@ -146,7 +146,7 @@ def files_of(path: Path | str) -> list[Path]:
     files = [path]
     kind = SUFFIXES.get(suffix(path).lower())
     if kind == "mha" and path.is_file():
-        with suppress(DataError):
+        with suppress(FileError):
             files += [file for file in [data_file(path)] if file != path]
     if kind not in VOLUME_KINDS and (sidecar := sidecar_of(path)):
         files.append(sidecar)
@@ -161,11 +161,11 @@ def write_labels(path: Path | str, values: np.ndarray, geometry: Geometry) -> No
     """
     path = Path(path)
     if tuple(values.shape) != geometry.shape:
-        raise DataError(f"{path} needs an array of shape {geometry.shape}, not {tuple(values.shape)}")
+        raise FileError(path, f"needs an array of shape {geometry.shape}, not {tuple(values.shape)}")
     least, largest = FORMATS[file_kind(path)].label_limits
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
     if low < least or high > largest:
-        raise DataError(f"{path} cannot hold the label values {low} to {high}", "Write TIFF or NIfTI")
+        raise FileError(path, f"cannot hold the label values {low} to {high}", "Write TIFF or NIfTI")
     types = (np.uint8, np.uint16, np.uint32) if low >= 0 else (np.int8, np.int16, np.int32)
     smallest = next(each for each in types if np.iinfo(each).min <= low and high <= np.iinfo(each).max)
     _write(path, values.astype(smallest)[None], geometry)
@@ -176,7 +176,7 @@ def write_image(path: Path | str, array: np.ndarray, geometry: Geometry) -> None
     path = Path(path)
     is_picture = FORMATS[file_kind(path)].is_picture
     if is_picture and (array.dtype not in (np.uint8, np.uint16) or array.shape[0] not in (1, 3)):
-        raise DataError(f"{path} cannot hold {array.dtype} with {array.shape[0]} channels", "Write TIFF or NIfTI")
+        raise FileError(path, f"cannot hold {array.dtype} with {array.shape[0]} channels", "Write TIFF or NIfTI")
     _write(path, array, geometry)
 
 
@@ -187,9 +187,9 @@ def write_channels(path: Path | str, array: np.ndarray, geometry: Geometry) -> N
     """
     path = Path(path)
     if file_kind(path) != "nifti" or geometry.dimension != 3:
-        raise DataError(f"{path}: several values per voxel are written as NIfTI of a volume", "Write .nii.gz")
+        raise FileError(path, "cannot hold several values per voxel: only NIfTI of a volume does", "Write .nii.gz")
     if array.shape[1:] != geometry.shape:
-        raise DataError(f"{path} needs an array of shape {geometry.shape} per channel, not {tuple(array.shape[1:])}")
+        raise FileError(path, f"needs an array of shape {geometry.shape} per channel, not {tuple(array.shape[1:])}")
     with replacing(path, suffix(path).lower()) as temporary:
         write_nifti_channels(temporary, array, geometry)
 
@@ -198,9 +198,9 @@ def _format_of(path: Path) -> ImageFormat:
     """Raises DataError for a file that is not there, is empty, or has an unknown ending."""
     kind = file_kind(path)
     if kind != DICOM and not path.is_file():
-        raise DataError(f"{path} does not exist", "Check the path, or put the file there")
+        raise FileError(path, "does not exist", "Check the path, or put the file there")
     if kind != DICOM and path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes)", "Copy or export the file again")
+        raise FileError(path, "is empty (0 bytes)", "Copy or export the file again")
     return FORMATS[kind]
 
 
@@ -220,8 +220,8 @@ def _header(path: Path) -> ImageHeader:
 def _one_frame(path: Path, array: np.ndarray, header: ImageHeader, frame: int) -> np.ndarray:
     """(frames x components or the other way round, Z, Y, X) -> (1, Z, Y, X)."""
     if header.components > 1 or frame >= header.frames:
-        raise DataError(
-            f"{path} has {header.frames} time points of {header.components} values", "Give the original file"
+        raise FileError(
+            path, f"has {header.frames} time points of {header.components} values", "Give the original file"
         )
     return array[frame : frame + 1]
 
@@ -231,19 +231,19 @@ def _integers(path: Path, values: np.ndarray) -> np.ndarray:
     if not np.issubdtype(values.dtype, np.integer):
         wrong = int(np.count_nonzero(~np.isfinite(values) | (values != np.round(values))))
         if wrong:
-            raise DataError(f"{path} holds {wrong} label values that are not integers", "Store whole numbers")
+            raise FileError(path, f"holds {wrong} label values that are not integers", "Store whole numbers")
     if values.size and (values.max() > np.iinfo(np.int32).max or values.min() < np.iinfo(np.int32).min):
-        raise DataError(f"{path} holds label values beyond 32 bits", "Renumber the classes")
+        raise FileError(path, "holds label values beyond 32 bits", "Renumber the classes")
     return np.require(values, np.int32, ["C", "W"])
 
 
 def _write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     form, ending = FORMATS[file_kind(path)], suffix(path).lower()
     if form.write is None:
-        raise DataError(f"{path} is a folder of a format that is only read", "Give a file, for example .nii.gz")
+        raise FileError(path, "is a folder of a format that is only read", "Give a file, for example .nii.gz")
     if ending == ".mhd":
-        raise DataError(f"{path} would be two files", "Write .mha")
+        raise FileError(path, "would be two files", "Write .mha")
     if form.is_picture and array.shape[1] != 1:
-        raise DataError(f"{path} cannot hold {array.shape[1]} slices", "Write TIFF or NIfTI")
+        raise FileError(path, f"cannot hold {array.shape[1]} slices", "Write TIFF or NIfTI")
     with replacing(path, ending) as temporary:
         form.write(temporary, array, geometry)

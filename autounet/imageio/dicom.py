@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..schema.errors import DataError
+from ..schema.errors import FileError
 from .dicom_slices import Slice, is_dicom, read_pixels, read_slices
 from .image_format import ImageFormat, ImageHeader, make_geometry
 
@@ -56,20 +56,20 @@ def series_files(folder: Path) -> list[Path]:
     slices = _ordered(folder)[0]
     for each in slices:
         if each.frames > 1:
-            raise DataError(f"{each.path} has {each.frames} frames in one file", "Give a series with a file per slice")
+            raise FileError(each.path, f"has {each.frames} frames in one file", "Give a series with a file per slice")
     return [each.path for each in slices]
 
 
 def _ordered(folder: Path) -> tuple[list[Slice], ImageHeader]:
     files = dicom_files(folder)
     if not files:
-        raise DataError(f"{folder} holds no DICOM files", "Give the folder of one series")
+        raise FileError(folder, "holds no DICOM files", "Give the folder of one series")
     slices = [each for path in files for each in read_slices(path)]
     _require_one_series(folder, slices)
     first = slices[0]
     if first.position is None or first.axes is None:
         if len(slices) > 1:
-            raise DataError(f"{folder}: its {len(slices)} slices do not say where they lie", "Give one image each")
+            raise FileError(folder, f"holds {len(slices)} slices that do not say where they lie", "Give one image each")
         spacing = (first.spacing[1], first.spacing[0])
         size = (first.shape[1], first.shape[0])
         return slices, ImageHeader(make_geometry(folder, "dicom", size, spacing, (0, 0), np.eye(2)), first.samples, 1)
@@ -98,8 +98,9 @@ def _require_one_series(folder: Path, slices: Sequence[Slice]) -> None:
             f"({len(own)} file{'s' if len(own) > 1 else ''}, for example {own[0].path.name})"
             for series, own in of_series.items()
         ]
-        raise DataError(
-            f"{folder} holds {len(of_series)} series: {'; '.join(shown[:8])}",
+        raise FileError(
+            folder,
+            f"holds {len(of_series)} series: {'; '.join(shown[:8])}",
             "Put each series into a folder of its own",
         )
     usual = slices[0]
@@ -107,18 +108,20 @@ def _require_one_series(folder: Path, slices: Sequence[Slice]) -> None:
     shape, _ = counts.most_common(1)[0]
     for each in slices:
         if (each.shape, each.samples) != shape:
-            raise DataError(
-                f"{each.path} is {each.shape[0]}x{each.shape[1]}, the other slices {shape[0][0]}x{shape[0][1]}",
+            raise FileError(
+                each.path,
+                f"is {each.shape[0]}x{each.shape[1]}, the other slices {shape[0][0]}x{shape[0][1]}",
                 "Keep only slices of one size",
             )
         if (each.position is None) != (usual.position is None):
-            raise DataError(
-                f"{each.path} does not say where it lies, unlike other slices", "Take it out, or export it again"
+            raise FileError(
+                each.path, "does not say where it lies, unlike other slices", "Take it out, or export it again"
             )
         same = np.allclose(each.spacing, usual.spacing, rtol=1e-3)
         if not same or (each.axes is not None and np.abs(each.axes - usual.axes).max() > 1e-3):
-            raise DataError(
-                f"{folder}: {each.name} has another spacing or orientation than {usual.name}",
+            raise FileError(
+                folder,
+                f"holds {each.name} with another spacing or orientation than {usual.name}",
                 "Keep only parallel slices; a scout image belongs elsewhere",
             )
 
@@ -137,17 +140,19 @@ def _step(folder: Path, slices: Sequence[Slice], normal: np.ndarray) -> float:
         index = int(twice[0])
         here = slices[index].name, slices[index + 1].name
         repeats = f" ({len(twice)} slices lie where another does)" if len(twice) > 1 else ""
-        raise DataError(
-            f"{folder}: {here[0]} and {here[1]} lie at the same position{repeats}: a duplicate, or several "
-            "time points or echoes",
+        raise FileError(
+            folder,
+            f"holds {here[0]} and {here[1]} at the same position{repeats}: a duplicate, or several time points or "
+            "echoes",
             "Keep one of each slice, and a folder per time point",
         )
     wide = np.flatnonzero(gaps > (1.5 * step))
     if len(wide):
         index = int(wide[0])
         missing = round(float(gaps[index]) / step) - 1
-        raise DataError(
-            f"{folder}: {missing} slice{'s are' if missing > 1 else ' is'} missing between {slices[index].name} "
+        raise FileError(
+            folder,
+            f"is missing {missing} slice{'s' if missing > 1 else ''} between {slices[index].name} "
             f"and {slices[index + 1].name}, {gaps[index]:.2f} mm apart where others are {step:.2f} mm",
             "Add the missing files, or export the series again",
         )
@@ -155,13 +160,15 @@ def _step(folder: Path, slices: Sequence[Slice], normal: np.ndarray) -> float:
     off = np.abs(along - along[0] - mean * np.arange(len(slices))).max()
     aside = positions - positions[0] - np.outer(along - along[0], normal)
     if off > UNEVEN * mean:
-        raise DataError(
-            f"{folder}: its slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart", "Resample it to even distances"
+        raise FileError(
+            folder,
+            f"has slices {gaps.min():.2f} to {gaps.max():.2f} mm apart",
+            "Resample it to even distances",
         )
     if np.abs(aside).max() > UNEVEN * min(*slices[0].spacing, mean):
-        raise DataError(
-            f"{folder}: its slices are shifted against each other by up to {np.abs(aside).max():.2f} mm "
-            "(a tilted gantry)",
+        raise FileError(
+            folder,
+            f"has slices that are shifted against each other by up to {np.abs(aside).max():.2f} mm (a tilted gantry)",
             "Resample it to a rectangular grid",
         )
     return mean

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..schema.errors import DataError
+from ..schema.errors import FileError
 from .image_format import COPY_AGAIN, damaged, itk_reader, itk_reason
 
 if TYPE_CHECKING:
@@ -86,8 +86,9 @@ def read_slices(path: Path) -> list[Slice]:
     count = _whole_number(path, (dataset,), "NumberOfFrames") or 1
     per_frame = _frame_groups(path, dataset, count)
     if per_frame is None and count > 1:
-        raise DataError(
-            f"{path} has {count} frames in one file and does not say where they lie",
+        raise FileError(
+            path,
+            f"has {count} frames in one file and does not say where they lie",
             "Convert it to NIfTI, or to a file per slice",
         )
     sources = [(dataset, *groups) for groups in per_frame] if per_frame else [(dataset,)]
@@ -104,7 +105,7 @@ def _read_dataset(path: Path) -> Dataset:
     try:  # of the content: from a file, an element would get as much memory as it claims to need
         return pydicom.dcmread(BytesIO(path.read_bytes()))
     except InvalidDicomError:
-        raise DataError(f"{path} is not a DICOM file: it does not say DICM after the preamble", COPY_AGAIN) from None
+        raise FileError(path, "is not a DICOM file: it does not say DICM after the preamble", COPY_AGAIN) from None
     except Exception as error:  # pydicom lets struct, value, key, recursion and zlib errors through
         raise damaged(path, _first_line(error)) from None
 
@@ -171,7 +172,7 @@ def _slice(path: Path, syntax: str, sources: tuple[Dataset, ...]) -> Slice:
     rows, columns = _whole_number(path, sources, "Rows"), _whole_number(path, sources, "Columns")
     if "PixelData" not in sources[0] or not rows or not columns:
         modality = _text(path, sources, "Modality") or "unknown"
-        raise DataError(f"{path} holds no image (modality {modality})", "Keep only the slices of one series")
+        raise FileError(path, f"holds no image (modality {modality})", "Keep only the slices of one series")
     spacing = _numbers(path, sources, "PixelSpacing") or _numbers(path, sources, "ImagerPixelSpacing") or [1.0, 1.0]
     thickness = _numbers(path, sources, "SpacingBetweenSlices") or _numbers(path, sources, "SliceThickness") or [1.0]
     position = _numbers(path, sources, "ImagePositionPatient")
@@ -197,8 +198,9 @@ def read_pixels(each: Slice) -> np.ndarray:
     """(C, Y, X) of one slice, rescale slope and intercept applied. Raises DataError."""
     if each.syntax not in UNCOMPRESSED:
         if each.frames > 1:
-            raise DataError(
-                f"{each.path} has {each.frames} compressed frames in one file",
+            raise FileError(
+                each.path,
+                f"has {each.frames} compressed frames in one file",
                 "Convert it to NIfTI, or decompress it (for example with dcmdjpeg or gdcmconv --raw)",
             )
         return _decode(each)
@@ -221,7 +223,7 @@ def _stored_pixels(each: Slice) -> np.ndarray:
     photometric = _text(path, file, "PhotometricInterpretation")
     grey = photometric in ("MONOCHROME1", "MONOCHROME2") and each.samples == 1
     if not grey and not (photometric == "RGB" and each.samples == 3):
-        raise DataError(f"{path} has pixels of kind {photometric[:20]!r}", "Convert it to grey values or RGB")
+        raise FileError(path, f"has pixels of kind {photometric[:20]!r}", "Convert it to grey values or RGB")
     if allocated not in (8, 16, 32) or stored is None or not 1 <= stored <= allocated:
         raise damaged(path, f"its pixels have {stored} bits in {allocated}")
     number = np.dtype(f"{'>' if each.syntax == BIG_ENDIAN else '<'}{'i' if signed else 'u'}{allocated // 8}")
@@ -232,7 +234,7 @@ def _stored_pixels(each: Slice) -> np.ndarray:
     count = rows * columns * each.samples
     size = count * number.itemsize
     if len(data) < size * each.frames:
-        raise DataError(f"{path} is truncated: {len(data)} of {size * each.frames} bytes of pixels", COPY_AGAIN)
+        raise FileError(path, f"is truncated: {len(data)} of {size * each.frames} bytes of pixels", COPY_AGAIN)
     if len(data) > size * each.frames + 1:  # values have an even length
         pixels = f"{rows}x{columns} pixels" + (f" in {each.frames} frames" if each.frames > 1 else "")
         raise damaged(path, f"its header says {pixels}, and it holds more")
@@ -254,5 +256,5 @@ def _decode(each: Slice) -> np.ndarray:
     try:
         array = sitk.GetArrayFromImage(itk_reader(each.path, "GDCMImageIO").Execute())
     except RuntimeError as error:
-        raise DataError(f"{each.path} cannot be decoded: {itk_reason(error)}", COPY_AGAIN) from None
+        raise FileError(each.path, f"cannot be decoded: {itk_reason(error)}", COPY_AGAIN) from None
     return array.reshape(1, *each.shape) if each.samples == 1 else np.moveaxis(array.reshape(*each.shape, -1), -1, 0)

@@ -7,7 +7,7 @@ import math
 import re
 from pathlib import Path
 
-from ..schema.errors import DataError
+from ..schema.errors import FileError
 from .dicom import DICOM_SERIES, NO_IMAGES
 from .dicom_slices import is_dicom
 from .image_format import ImageFormat, ImageHeader
@@ -83,8 +83,8 @@ def file_kind(path: Path | str) -> str:
     if Path(path).is_dir():
         return DICOM
     if Path(path).suffix.lower() == ".dcm":
-        raise DataError(f"{path} is one DICOM file", "Give the folder that holds its series, and nothing else")
-    raise DataError(f"{path} has an ending that is not supported", f"Supported are {', '.join(SUFFIXES)}")
+        raise FileError(path, "is one DICOM file", "Give the folder that holds its series, and nothing else")
+    raise FileError(path, "has an ending that is not supported", f"Supported are {', '.join(SUFFIXES)}")
 
 
 def output_suffix(ending: str) -> str:
@@ -109,7 +109,7 @@ def with_sidecar(path: Path, header: ImageHeader) -> ImageHeader:
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} is not readable JSON: {error}", "Correct it, or take it away") from None
+        raise FileError(file, f"is not readable JSON: {error}", "Correct it, or take it away") from None
     if not isinstance(content, dict) or "spacing" not in content:
         return header
     spacing = content["spacing"]
@@ -118,7 +118,7 @@ def with_sidecar(path: Path, header: ImageHeader) -> ImageHeader:
         for value in spacing
     )
     if not numbers or len(spacing) not in (3, header.geometry.dimension):
-        raise DataError(f"{file}: spacing is {spacing!r}", "Write the mm of z, y and x, for example [2.5, 0.7, 0.7]")
+        raise FileError(file, f"gives the spacing {spacing!r}", "Write the mm of z, y and x, as in [2.5, 0.7, 0.7]")
     z, y, x = spacing if len(spacing) == 3 else (1.0, *spacing)
     geometry = header.geometry.model_copy(update={"spacing": (float(z), float(y), float(x))})
     return header._replace(geometry=geometry)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..schema.errors import DataError
+from ..schema.errors import FileError
 from ..schema.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class ImageHeader(NamedTuple):
 class ImageFormat:
     """A file format. Arrays are (C, Z, Y, X) in the file's own number type.
 
-    Readers raise DataError for everything that a file can have wrong; writers raise OSError where a file cannot be
+    Readers raise FileError for everything that a file can have wrong; writers raise OSError where a file cannot be
     written to its end.
     """
 
@@ -75,9 +75,9 @@ class ImageFormat:
     """the least and the largest label value that a file can hold"""
 
 
-def damaged(path: Path, problem: str) -> DataError:
+def damaged(path: Path, problem: str) -> FileError:
     """The error for a file whose content contradicts itself."""
-    return DataError(f"{path} is damaged: {problem}", COPY_AGAIN)
+    return FileError(path, f"is damaged: {problem}", COPY_AGAIN)
 
 
 def make_geometry(
@@ -94,14 +94,15 @@ def make_geometry(
     """
     axes = len(size)
     if min(size) < 1:
-        raise DataError(f"{path} holds no voxels", COPY_AGAIN)
+        raise FileError(path, "holds no voxels", COPY_AGAIN)
     if not all(math.isfinite(value) and 0 < value < MAX_MILLIMETRES for value in spacing):
         raise damaged(path, f"its spacing is {tuple(map(float, spacing))}")
     if not all(math.isfinite(value) and abs(value) < MAX_MILLIMETRES for value in origin):
         raise damaged(path, f"its origin is {tuple(map(float, origin))}")
     if not np.isfinite(direction).all() or np.abs(direction.T @ direction - np.eye(axes)).max() > MAX_SKEW:
-        raise DataError(
-            f"{path} cannot be read: its axes are not at right angles (sheared or inexact direction matrix)",
+        raise FileError(
+            path,
+            "cannot be read: its axes are not at right angles (sheared or inexact direction matrix)",
             "Resample it to a rectangular grid",
         )
     full = np.eye(3)
@@ -126,7 +127,7 @@ def take_voxels(path: Path, data: bytes, number: np.dtype, shape: Sequence[int])
     """
     expected = math.prod(shape) * number.itemsize
     if len(data) < expected:
-        raise DataError(f"{path} is truncated: {len(data)} of {expected} bytes of voxels are there", COPY_AGAIN)
+        raise FileError(path, f"is truncated: {len(data)} of {expected} bytes of voxels are there", COPY_AGAIN)
     if data[expected:].strip(b"\0"):
         raise damaged(path, f"its header says {expected} bytes of voxels, and {len(data)} are there")
     return np.frombuffer(data, number, math.prod(shape)).reshape(tuple(shape))
@@ -158,7 +159,7 @@ def inflate(path: Path, stream: zlib._Decompress, content: bytes, limit: int) ->
     if len(data) > most:
         raise damaged(path, f"its header says {limit} bytes, and its compressed data hold more")
     if not stream.eof:
-        raise DataError(f"{path} is truncated: its compressed data end early, after {len(data)} bytes", COPY_AGAIN)
+        raise FileError(path, f"is truncated: its compressed data end early, after {len(data)} bytes", COPY_AGAIN)
     return data
 
 

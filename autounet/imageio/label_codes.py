@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..schema.errors import DataError
+from ..schema.errors import FileError
 from ..schema.geometry import Geometry
 from ..schema.labels import LabelCode
 from .nrrd import Segment, read_nrrd, read_segments
@@ -28,7 +28,7 @@ def values_of_colours(path: Path, array: np.ndarray, codes: Sequence[LabelCode])
     Raises DataError listing the colours that the palette lacks, with their number of pixels.
     """
     if array.shape[0] not in (1, 3) or (array.size and not 0 <= array.min() <= array.max() <= 255):
-        raise DataError(f"{path} is no picture with 8 bits a colour, so that no palette fits", "Store it as RGB PNG")
+        raise FileError(path, "is no picture with 8 bits a colour, so that no palette fits", "Store it as RGB PNG")
     red, green, blue = array.astype(np.int32) if array.shape[0] == 3 else [array[0].astype(np.int32)] * 3
     packed = (red << 16) | (green << 8) | blue
     colours, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
@@ -36,19 +36,20 @@ def values_of_colours(path: Path, array: np.ndarray, codes: Sequence[LabelCode])
     lacking = [(colour, count) for colour, count in zip(colours.tolist(), counts.tolist(), strict=True)
                if colour not in known]  # fmt: skip
     if lacking:
-        raise DataError(
-            f"{path} holds colours that the palette does not list: {_listed(lacking)}", "Add them to the palette"
+        raise FileError(
+            path, f"holds colours that the palette does not list: {_listed(lacking)}", "Add them to the palette"
         )
     table = np.array([known[colour] for colour in colours.tolist()], np.int32)
     return table[inverse.reshape(packed.shape)]
 
 
-def colours_without_palette(path: Path, array: np.ndarray) -> DataError:
+def colours_without_palette(path: Path, array: np.ndarray) -> FileError:
     """The error for (3, Z, Y, X) when nothing says which class a colour is; it lists the colours."""
     red, green, blue = np.clip(array, 0, 255).astype(np.int32)
     colours, counts = np.unique((red << 16) | (green << 8) | blue, return_counts=True)
-    return DataError(
-        f"{path} has 3 channels with different values: it is coded by colour, or no label at all. Its colours: "
+    return FileError(
+        path,
+        "has 3 channels with different values: it is coded by colour, or no label at all. Its colours: "
         f"{_listed(list(zip(colours.tolist(), counts.tolist(), strict=True)))}",
         'Map them in a palette.json, {"class": [red, green, blue], ...}, or store labels as one channel of integers',
     )
@@ -76,7 +77,7 @@ def segment_sets(path: Path) -> tuple[np.ndarray, list[frozenset[str]], Geometry
     segments = read_segments(path)
     layers, header = read_nrrd(path)
     if not segments:
-        raise DataError(f"{path} describes no segments", "Save it again with 3D Slicer, or as plain .nrrd")
+        raise FileError(path, "describes no segments", "Save it again with 3D Slicer, or as plain .nrrd")
     indices, sets = np.zeros(layers.shape[1:], np.int32), [frozenset[str]()]
     for number, layer in enumerate(layers):
         own = [segment for segment in segments if segment.layer == number]
@@ -94,7 +95,7 @@ def segment_sets(path: Path) -> tuple[np.ndarray, list[frozenset[str]], Geometry
 def _table(path: Path, layer: np.ndarray, own: Sequence[Segment]) -> tuple[np.ndarray, list[frozenset[str]]]:
     """Label value -> index into sets of names, for one layer; the first set is empty."""
     if not np.issubdtype(layer.dtype, np.integer) or layer.min() < 0 or layer.max() >= _VALUES:
-        raise DataError(f"{path} holds values that no segment can have", "Save it again with 3D Slicer")
+        raise FileError(path, "holds values that no segment can have", "Save it again with 3D Slicer")
     by_value: dict[int, frozenset[str]] = {}
     for segment in own:
         if segment.value:
@@ -105,7 +106,7 @@ def _table(path: Path, layer: np.ndarray, own: Sequence[Segment]) -> tuple[np.nd
     present = np.flatnonzero(np.bincount(layer.ravel().astype(np.int64), minlength=1))
     lacking = [value for value in present.tolist() if value and value not in by_value]
     if lacking:
-        raise DataError(f"{path} holds the value {lacking[0]}, which no segment has", "Save it again with 3D Slicer")
+        raise FileError(path, f"holds the value {lacking[0]}, which no segment has", "Save it again with 3D Slicer")
     return table, [frozenset(), *by_value.values()]
 
 
@@ -118,8 +119,9 @@ def values_of_segments(path: Path, codes: Sequence[LabelCode]) -> tuple[np.ndarr
         if names and names not in known:
             single = ", ".join(sorted(" ".join(code.segments) for code in codes if len(code.segments) == 1))
             where = "segments that overlap" if len(names) > 1 else "the segment"
-            raise DataError(
-                f"{path} has {where} {' and '.join(sorted(names))}, which the data set does not know ({single})",
+            raise FileError(
+                path,
+                f"has {where} {' and '.join(sorted(names))}, which the data set does not know ({single})",
                 "Rename the segment, or declare it",
             )
         values.append(known.get(names, 0))
@@ -130,7 +132,7 @@ def plain_segments(path: Path) -> tuple[np.ndarray, Geometry]:
     """(Z, Y, X) values of a .seg.nrrd file as stored, when it has one layer. Raises DataError."""
     layers, header = read_nrrd(path)
     if layers.shape[0] > 1:
-        raise DataError(
-            f"{path} has segments in {layers.shape[0]} layers, whose values repeat", "Read it by the segments' names"
+        raise FileError(
+            path, f"has segments in {layers.shape[0]} layers, whose values repeat", "Read it by the segments' names"
         )
     return layers[0], header.geometry

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..schema.errors import DataError
+from ..schema.errors import FileError
 from .image_format import (
     COPY_AGAIN,
     ImageFormat,
@@ -46,7 +46,7 @@ def _parse(path: Path, content: bytes) -> MetaFile:
     """Lines `Key = Value`; ElementDataFile is the last."""
     end = re.search(rb"ElementDataFile[ \t]*=[^\n]*(\n|$)", content[:_MOST_HEADER])
     if end is None:
-        raise DataError(f"{path} is not a MetaImage file, or truncated: its header has no ElementDataFile", COPY_AGAIN)
+        raise FileError(path, "is not a MetaImage file, or truncated: its header has no ElementDataFile", COPY_AGAIN)
     try:
         lines = content[: end.end()].decode("utf-8").splitlines()
     except UnicodeDecodeError:
@@ -97,12 +97,12 @@ def _header(path: Path, file: MetaFile) -> ImageHeader:
     (count,) = _integers(path, "NDims", fields["NDims"])[:1]
     size = _integers(path, "DimSize", fields["DimSize"])
     if count not in (2, 3, 4) or len(size) != count:
-        raise DataError(
-            f"{path} has {count} axes of size {fields['DimSize']}", "Store 2 or 3 axes, and one more for channels"
+        raise FileError(
+            path, f"has {count} axes of size {fields['DimSize']}", "Store 2 or 3 axes, and one more for channels"
         )
     components = _integers(path, "ElementNumberOfChannels", fields.get("ElementNumberOfChannels", "1"))[0]
     if components < 1:
-        raise DataError(f"{path} holds no voxels", COPY_AGAIN)
+        raise FileError(path, "holds no voxels", COPY_AGAIN)
     axes = min(count, 3)
     spacing = _floats(path, fields, ("ElementSpacing", "ElementSize"), count, [1.0] * count)
     origin = _floats(path, fields, ("Offset", "Position", "Origin"), count, [0.0] * count)
@@ -130,11 +130,11 @@ def _data_file(path: Path, file: MetaFile) -> Path:
     if name.upper() == "LOCAL":
         return path
     if name.upper().startswith("LIST") or "%" in name or not name or Path(name).is_absolute():
-        raise DataError(f"{path} keeps its voxels in {name[:60] or 'no file'!r}", "Save it as one file (.mha)")
+        raise FileError(path, f"keeps its voxels in {name[:60] or 'no file'!r}", "Save it as one file (.mha)")
     source = path.parent / name
     if not source.is_file():
-        raise DataError(
-            f"{path} keeps its voxels in {name[:60]}, which is not there", "Put that file beside it, or save as .mha"
+        raise FileError(
+            path, f"keeps its voxels in {name[:60]}, which is not there", "Put that file beside it, or save as .mha"
         )
     return source
 
@@ -146,8 +146,8 @@ def read_meta(path: Path) -> tuple[np.ndarray, ImageHeader]:
     header = _header(path, file)
     fields = file.fields
     if fields["ElementType"] not in _NUMBER_TYPES:
-        raise DataError(
-            f"{path} holds voxels of type {fields['ElementType'][:40]!r}", "Store them as integers or floats"
+        raise FileError(
+            path, f"holds voxels of type {fields['ElementType'][:40]!r}", "Store them as integers or floats"
         )
     big = _flag(path, fields, "BinaryDataByteOrderMSB", "ElementByteOrderMSB")
     number = np.dtype((">" if big else "<") + _NUMBER_TYPES[fields["ElementType"]])
@@ -155,7 +155,7 @@ def read_meta(path: Path) -> tuple[np.ndarray, ImageHeader]:
     data = content[file.offset :] if source == path else source.read_bytes()
     shape = (header.frames, *header.geometry.shape, header.components)
     if not _flag(path, {"BinaryData": "True", **fields}, "BinaryData"):
-        raise DataError(f"{path} holds its voxels as text", "Save it as binary")
+        raise FileError(path, "holds its voxels as text", "Save it as binary")
     skip = fields.get("HeaderSize", "0")
     if _flag(path, fields, "CompressedData"):
         limit = math.prod(shape) * number.itemsize

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..schema.errors import DataError
+from ..schema.errors import FileError
 from ..schema.geometry import Geometry
 from .image_format import (
     COPY_AGAIN,
@@ -103,7 +103,7 @@ def _first_bytes(path: Path) -> bytes:
         try:
             return gzip.GzipFile(fileobj=file).read(_SIZE_2)
         except EOFError:
-            raise DataError(f"{path} is truncated: its compressed header ends early", COPY_AGAIN) from None
+            raise FileError(path, "is truncated: its compressed header ends early", COPY_AGAIN) from None
         except (OSError, zlib.error) as error:
             raise damaged(path, str(error)) from None
 
@@ -115,7 +115,7 @@ def _parse(path: Path, content: bytes) -> _Header:
         if size == _SIZE_1 or (size == _SIZE_2 and len(content) >= _SIZE_2):
             break
     else:
-        raise DataError(f"{path} is not a NIfTI file: its header is missing or damaged", COPY_AGAIN)
+        raise FileError(path, "is not a NIfTI file: its header is missing or damaged", COPY_AGAIN)
     if size == _SIZE_1:
         extents = struct.unpack_from(order + "8h", content, 40)
         datatype, bits = struct.unpack_from(order + "2h", content, 70)
@@ -145,7 +145,7 @@ def _voxels(path: Path, header: _Header, content: bytes) -> np.ndarray | None:
     """Array (..., Z, Y, X), scaled when the header says so; None for types that are left to ITK. Raises DataError."""
     expected = header.end
     if len(content) < expected:
-        raise DataError(f"{path} is truncated: {len(content)} of {expected} bytes are there", COPY_AGAIN)
+        raise FileError(path, f"is truncated: {len(content)} of {expected} bytes are there", COPY_AGAIN)
     if content[expected:].strip(b"\0"):
         raise damaged(path, f"its header says {expected} bytes, and {len(content)} are there")
     if header.datatype not in _NUMBER_TYPES or header.offset < _SIZE_1 or len(header.shape) > 4:
@@ -166,11 +166,11 @@ def _read_with_itk(path: Path, header: _Header) -> np.ndarray:
     import SimpleITK as sitk
 
     if header.version == 2:
-        raise DataError(f"{path} is NIfTI-2 with voxels of type {header.datatype}", "Store them as integers or floats")
+        raise FileError(path, f"is NIfTI-2 with voxels of type {header.datatype}", "Store them as integers or floats")
     try:
         image = itk_reader(path, _ITK_READER).Execute()
     except RuntimeError as error:
-        raise DataError(f"{path} cannot be read: {itk_reason(error)}", COPY_AGAIN) from None
+        raise FileError(path, f"cannot be read: {itk_reason(error)}", COPY_AGAIN) from None
     array = sitk.GetArrayFromImage(image)
     return np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array
 
@@ -193,7 +193,7 @@ def _as_first_version(path: Path, content: bytes) -> bytes:
     second = Nifti2Header(content[:_SIZE_2], check=False)
     longest = int(second["dim"].max())
     if longest > np.iinfo(np.int16).max:
-        raise DataError(f"{path} has an axis of {longest} voxels", f"Store at most {np.iinfo(np.int16).max} an axis")
+        raise FileError(path, f"has an axis of {longest} voxels", f"Store at most {np.iinfo(np.int16).max} an axis")
     first = Nifti1Header(endianness=second.endianness)
     with np.errstate(all="ignore"):  # numbers of a damaged header that 32 bits cannot hold
         for name in set(first.keys()) & set(second.keys()) - {"sizeof_hdr", "magic", "vox_offset"}:
@@ -208,16 +208,17 @@ def _itk_header(path: Path, source: Path, header: _Header) -> ImageHeader:
         reader.ReadImageInformation()
     except RuntimeError as error:
         if header.sform is not None and _is_skewed(header.sform[:, :3]):
-            raise DataError(
-                f"{path} cannot be read: its axes are not at right angles (sheared or inexact direction matrix)",
+            raise FileError(
+                path,
+                "cannot be read: its axes are not at right angles (sheared or inexact direction matrix)",
                 "Resample it to a rectangular grid",
             ) from None
-        raise DataError(f"{path} cannot be read: {itk_reason(error)}", COPY_AGAIN) from None
+        raise FileError(path, f"cannot be read: {itk_reason(error)}", COPY_AGAIN) from None
     count, components = reader.GetDimension(), reader.GetNumberOfComponents()
     if count not in (2, 3, 4):
-        raise DataError(f"{path} has {count} axes", "Store 2 or 3 axes, and one more for channels")
+        raise FileError(path, f"has {count} axes", "Store 2 or 3 axes, and one more for channels")
     if count == 4 and components > 1:
-        raise DataError(f"{path} has vectors in four dimensions", "Store one channel per file")
+        raise FileError(path, "has vectors in four dimensions", "Store one channel per file")
     axes = min(count, 3)
     columns = np.reshape(reader.GetDirection(), (count, count))[:axes, :axes]
     size, spacing, origin = reader.GetSize(), reader.GetSpacing()[:axes], reader.GetOrigin()[:axes]

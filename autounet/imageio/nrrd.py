@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..schema.errors import DataError
+from ..schema.errors import FileError
 from .image_format import COPY_AGAIN, PADDING, ImageFormat, ImageHeader, damaged, gunzip, make_geometry, write_volume
 
 _DOMAINS = ("domain", "space", "time")
@@ -112,10 +112,10 @@ def _parse(path: Path, content: bytes) -> NrrdHeader:
     import nrrd
 
     if not re.match(rb"NRRD000\d\r?\n", content):
-        raise DataError(f"{path} is not a NRRD file: its first line is missing or damaged", COPY_AGAIN)
+        raise FileError(path, "is not a NRRD file: its first line is missing or damaged", COPY_AGAIN)
     end = re.search(rb"\r?\n\r?\n", content[: _MOST_SEGMENT_HEADER if is_nrrd_segmentation(path) else _MOST_HEADER])
     if end is None:
-        raise DataError(f"{path} is truncated or damaged: its header has no end", COPY_AGAIN)
+        raise FileError(path, "is truncated or damaged: its header has no end", COPY_AGAIN)
     try:
         lines = content[: end.start()].decode("utf-8").splitlines()
         with np.errstate(all="ignore"):  # sizes that are no numbers, refused below
@@ -143,7 +143,7 @@ def _with_axes(path: Path, fields: Mapping[str, Any], offset: int) -> NrrdHeader
         if needed not in fields:
             raise damaged(path, f"its header has no {needed}")
     if "data file" in fields or "datafile" in fields:
-        raise DataError(f"{path} is a header whose voxels lie in another file", "Save it as one file")
+        raise FileError(path, "is a header whose voxels lie in another file", "Save it as one file")
     sizes = tuple(int(size) for size in fields["sizes"])
     if len(sizes) != fields["dimension"] or not sizes or min(sizes) < 1:
         raise damaged(path, f"its sizes are {' '.join(map(str, sizes))}, its dimension {fields['dimension']}")
@@ -156,7 +156,7 @@ def _with_axes(path: Path, fields: Mapping[str, Any], offset: int) -> NrrdHeader
     else:
         inner = [index for index, vector in enumerate(directions) if vector is None and kinds[index] != "time"]
     if len(inner) > 1 or len(sizes) - len(inner) not in (2, 3, 4):
-        raise DataError(f"{path} has {len(sizes)} axes ({' '.join(kinds)})", "Store one image per file")
+        raise FileError(path, f"has {len(sizes)} axes ({' '.join(kinds)})", "Store one image per file")
     return NrrdHeader(fields, sizes, inner[0] if inner else None, offset)
 
 
@@ -179,7 +179,7 @@ def _image_header(path: Path, header: NrrdHeader) -> ImageHeader:
     else:
         vectors = [directions[index] for index in domain]
         if len(domain) == 4 and vectors[0] is None:
-            raise DataError(f"{path} has time as its first axis", "Store the axes as x, y, z, time")
+            raise FileError(path, "has time as its first axis", "Store the axes as x, y, z, time")
         spacing, origin, columns = _in_space(path, header, [vector for vector in vectors[:axes] if vector is not None])
     geometry = make_geometry(path, "nrrd", size[:axes], spacing, origin, columns)
     return ImageHeader(geometry, header.layers, size[3] if len(size) == 4 else 1)
@@ -232,9 +232,9 @@ def _voxels(path: Path, header: NrrdHeader, content: bytes) -> np.ndarray:
         except (OSError, ValueError, EOFError) as error:
             raise damaged(path, str(error)) from None
     elif encoding not in ("raw", "ascii", "text", "txt"):
-        raise DataError(f"{path} has the encoding {encoding!r}", "Store it as raw or gzip")
+        raise FileError(path, f"has the encoding {encoding!r}", "Store it as raw or gzip")
     number = header.fields["type"].lower()
-    no_number = DataError(f"{path} holds voxels of type {number!r}", "Store them as integers or floats")
+    no_number = FileError(path, f"holds voxels of type {number!r}", "Store them as integers or floats")
     if number == "block":
         raise no_number
     changes = {"type": number, "encoding": encoding, "lineskip": min(0, lines)}  # negative: pynrrd refuses it
@@ -243,7 +243,7 @@ def _voxels(path: Path, header: NrrdHeader, content: bytes) -> np.ndarray:
     except KeyError:
         raise no_number from None
     except Exception as error:  # as above
-        raise DataError(f"{path} is truncated or damaged: {error}", COPY_AGAIN) from None
+        raise FileError(path, f"is truncated or damaged: {error}", COPY_AGAIN) from None
     if source.read().strip(b"\0"):
         raise damaged(path, f"its header says {voxels.nbytes} bytes of voxels, and more are there")
     return voxels

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..schema.errors import DataError
+from ..schema.errors import FileError
 from ..schema.geometry import Geometry
 from .image_format import COPY_AGAIN, ImageFormat, ImageHeader
 
@@ -31,10 +31,10 @@ def read_picture(path: Path, kind: str, as_indices: bool = False) -> tuple[np.nd
         with Image.open(path) as image:
             frames = getattr(image, "n_frames", 1)
             if frames > 1:
-                raise DataError(f"{path} has {frames} frames", "Store one image per file")
+                raise FileError(path, f"has {frames} frames", "Store one image per file")
             image.load()
             array = _array(image, as_indices)
-    except DataError:
+    except FileError:
         raise
     except Exception as error:  # Pillow's decoders let struct, index, type and memory errors through
         raise _unreadable(path, error) from None
@@ -66,7 +66,7 @@ def _require_whole_bitmap(path: Path) -> None:
     """Rows that are not compressed fill the file to its end: the only check that the format allows."""
     content = path.read_bytes()
     if content[:2] != b"BM" or len(content) < 34:
-        raise DataError(f"{path} cannot be read: it is not an image", COPY_AGAIN)
+        raise FileError(path, "cannot be read: it is not an image", COPY_AGAIN)
     offset, header, width, height = struct.unpack_from("<IIii", content, 10)
     bits, compression = struct.unpack_from("<HI", content, 28)
     if header < 40 or compression not in (0, 3):
@@ -74,15 +74,15 @@ def _require_whole_bitmap(path: Path) -> None:
     expected = offset + (abs(width) * bits + 31) // 32 * 4 * abs(height)
     if not 0 <= len(content) - expected <= 3:
         what = "truncated" if len(content) < expected else "damaged"
-        raise DataError(f"{path} is {what}: {len(content)} bytes, not {expected}", COPY_AGAIN)
+        raise FileError(path, f"is {what}: {len(content)} bytes, not {expected}", COPY_AGAIN)
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
+def _unreadable(path: Path, error: Exception) -> FileError:
     from PIL import UnidentifiedImageError
 
     unknown = isinstance(error, UnidentifiedImageError)
     reason = "it is not an image" if unknown else str(error) or type(error).__name__
-    return DataError(f"{path} cannot be read: {reason}", COPY_AGAIN)
+    return FileError(path, f"cannot be read: {reason}", COPY_AGAIN)
 
 
 def _array(image: Image.Image, as_indices: bool) -> np.ndarray:

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from ..schema.errors import DataError
+from ..schema.errors import FileError
 from ..schema.geometry import Geometry, Spacing3
 from .image_format import COPY_AGAIN, ImageFormat, ImageHeader, damaged, make_geometry
 
@@ -39,13 +39,13 @@ class _TiffFile:
         self.order = {b"II": "<", b"MM": ">"}.get(content[:2], "")
         version = self.unpack("H", 2)[0] if self.order else 0
         if version not in (42, 43):
-            raise DataError(f"{path} cannot be read: it is not a TIFF file", COPY_AGAIN)
+            raise FileError(path, "cannot be read: it is not a TIFF file", COPY_AGAIN)
         self.big = version == 43
         self.first = self.unpack("Q", 8)[0] if self.big else self.unpack("I", 4)[0]
 
     def unpack(self, form: str, offset: int) -> tuple[int, ...]:
         if offset + struct.calcsize("<" + form) > len(self.content):
-            raise DataError(f"{self.path} is truncated: it ends before what its header points to", COPY_AGAIN)
+            raise FileError(self.path, "is truncated: it ends before what its header points to", COPY_AGAIN)
         return struct.unpack_from(self.order + form, self.content, offset)
 
 
@@ -84,7 +84,7 @@ def _tag(file: _TiffFile, offset: int) -> tuple[int, Sequence[int]]:
     if length > room:
         (place,) = file.unpack(form, place)
     if place + length > len(file.content):
-        raise DataError(f"{file.path} is truncated: it ends before the values of tag {tag}", COPY_AGAIN)
+        raise FileError(file.path, f"is truncated: it ends before the values of tag {tag}", COPY_AGAIN)
     if kind not in _WHOLE or tag not in _READ:
         return tag, ()
     return tag, file.unpack(f"{count}{_WHOLE[kind]}", place)
@@ -100,7 +100,7 @@ def _require_pixels(file: _TiffFile, tags: dict[int, Sequence[int]]) -> None:
         raise damaged(file.path, f"a page of {width}x{height} pixels has {len(offsets)} parts")
     for offset, length in zip(offsets, counts, strict=True):
         if offset + length > len(file.content):
-            raise DataError(f"{file.path} is truncated: its pixels end after {len(file.content)} bytes", COPY_AGAIN)
+            raise FileError(file.path, f"is truncated: its pixels end after {len(file.content)} bytes", COPY_AGAIN)
     plain = _one(tags, _COMPRESSION, 1) == 1 and _OFFSETS[0] in tags
     expected = (width * samples * bits + 7) // 8 * height
     stored = sum(counts)
@@ -149,13 +149,13 @@ def read_tiff(path: Path) -> tuple[np.ndarray, ImageHeader]:
             axes, spacing = file.series[0].axes, _spacing(file)
             metadata = file.imagej_metadata or {}
     except Exception as error:  # tifffile lets struct, zlib, key and codec errors through
-        raise DataError(f"{path} cannot be read: {_reason(error)}", COPY_AGAIN) from None
+        raise FileError(path, f"cannot be read: {_reason(error)}", COPY_AGAIN) from None
     if array.ndim != len(axes):
         raise damaged(path, f"its pages are not of the sizes of its axes {axes}")
     _require_all(path, array, pages, metadata)
     array, frames = _order(path, array, axes)
     if not array.size:
-        raise DataError(f"{path} holds no pixels", COPY_AGAIN)
+        raise FileError(path, "holds no pixels", COPY_AGAIN)
     used = 2 if array.shape[1] == 1 else 3
     if used == 2:
         spacing = (1.0, 1.0, 1.0)
@@ -167,7 +167,7 @@ def _require_all(path: Path, array: np.ndarray, pages: int, metadata: dict[str, 
     """ImageJ says how many images a stack has. Raises DataError when there are fewer."""
     count = metadata.get("images", 1)
     if isinstance(count, int) and pages < count and array.size < count * array.shape[-1] * array.shape[-2]:
-        raise DataError(f"{path} is truncated: its header says {count} images, and {pages} are there", COPY_AGAIN)
+        raise FileError(path, f"is truncated: its header says {count} images, and {pages} are there", COPY_AGAIN)
 
 
 def _reason(error: Exception) -> str:
@@ -195,7 +195,7 @@ def _order(path: Path, array: np.ndarray, axes: str) -> tuple[np.ndarray, int]:
         channels, slices = [axes.index("T")], [i for i in slices if axes[i] != "T"]
         frames = array.shape[channels[0]]
     if len(slices) > 1 or len(channels) > 1 or not {"Y", "X"} <= set(axes):
-        raise DataError(f"{path} has the axes {axes}", "Store one volume per file, with one axis of slices")
+        raise FileError(path, f"has the axes {axes}", "Store one volume per file, with one axis of slices")
     if channels and axes[channels[0]] == "S" and array.shape[channels[0]] in (2, 4):
         array = np.take(array, range(array.shape[channels[0]] - 1), axis=channels[0])
     order = [*channels, *slices, axes.index("Y"), axes.index("X")]

@@ -2,6 +2,7 @@
 
 AutoUNetError                 a user's mistake or a limit met; exit code 1, no traceback
 ├── DataError                 something in the data set; carries every finding
+│   └── FileError             one file of it; carries its path
 ├── OptionError               options that contradict each other or the data
 ├── RecordError               a JSON record that cannot be read or is of another version
 ├── PlanError                 a plan that cannot be made, or an edited plan that cannot hold
@@ -14,6 +15,7 @@ AutoUNetError                 a user's mistake or a limit met; exit code 1, no t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -59,6 +61,19 @@ class DataError(AutoUNetError):
         error = cls("\n".join(shown))
         error.findings = tuple(findings)
         return error
+
+
+class FileError(DataError):
+    """A file that cannot be read or written as asked: `finding` continues a sentence that begins with its path."""
+
+    def __init__(self, file: Path | str, finding: str, remedy: str = "", case: str | None = None) -> None:
+        super().__init__(f"{file} {finding}", remedy, case)
+        self.file, self.finding = Path(file), finding
+
+    def within(self, root: Path | str) -> str:
+        """The message with the file as it lies in the folder `root`."""
+        name = self.file.relative_to(root) if self.file.is_relative_to(root) else self.file
+        return f"{name.as_posix()} {self.finding}"
 
 
 class OptionError(AutoUNetError):

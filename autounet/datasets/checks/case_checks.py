@@ -12,7 +12,7 @@ import numpy as np
 from ...imageio import VOLUME_KINDS
 from ...ops.masks import crop, nonzero_box, nonzero_mask
 from ...schema.dataset import Case, ChannelFacts, ComponentFacts, Finding, IntensitySample, Severity
-from ...schema.errors import DataError
+from ...schema.errors import FileError
 from ...schema.geometry import Box3, Geometry, GeometryDifference, geometry_differences
 
 SAMPLES = 10_000
@@ -162,20 +162,15 @@ def finding(case: Case, code: str, message: str, remedy: str, severity: Severity
     return Finding(case=case.identifier, code=code, severity=severity, message=message, remedy=remedy)
 
 
-def unreadable(case: Case, root: Path | str, error: DataError) -> Finding:
+def unreadable(case: Case, root: Path | str, error: FileError) -> Finding:
     """A case's file that cannot be read."""
-    return finding(case, "unreadable-file", relative_message(error, root), error.remedy or COPY_AGAIN)
+    return finding(case, "unreadable-file", error.within(root), error.remedy or COPY_AGAIN)
 
 
-def relative_message(error: DataError, root: Path | str) -> str:
-    """The error's message with paths relative to the data folder."""
-    return error.message.replace(f"{root}/", "")
-
-
-def fractional_label(case: Case, root: Path | str, error: DataError) -> Finding:
+def fractional_label(case: Case, root: Path | str, error: FileError) -> Finding:
     """A label file that is read as an image, but whose values are not whole numbers."""
     remedy = f"Save whole numbers: fractions come from interpolation. {FIX} repairs masks of two values"
-    return finding(case, "grey-label", relative_message(error, root), remedy)
+    return finding(case, "grey-label", error.within(root), remedy)
 
 
 def lossy_label(case: Case, name: str, values: int) -> Finding:

@@ -12,7 +12,7 @@ import numpy as np
 from ...imageio import files_of, read_image, read_labels
 from ...ops.masks import nonzero_box
 from ...schema.dataset import Case, CaseFacts, ChannelFacts, ComponentFacts, Dataset, Finding, PairFacts
-from ...schema.errors import DataError
+from ...schema.errors import FileError
 from ...schema.geometry import Geometry
 from ...schema.labels import LabelCode
 from ...workers import map_parallel
@@ -206,7 +206,7 @@ def _read_channels(task: CaseTask, findings: list[Finding]) -> tuple[np.ndarray 
     for name in case.images:
         try:
             parts.append(read_image(Path(task.root) / name, case.frame))
-        except DataError as error:
+        except FileError as error:
             findings.append(unreadable(case, task.root, error))
     if len(parts) < len(case.images):
         return None, None
@@ -231,7 +231,7 @@ def _read_labels(task: CaseTask, name: str, geometry: Geometry | None, findings:
     case, path = task.case, Path(task.root) / name
     try:
         values, own = read_labels(path, task.codes, case.frame)
-    except DataError as error:
+    except FileError as error:
         make = fractional_label if not task.codes and _is_grey(path) else unreadable
         findings.append(make(case, task.root, error))
         return None
@@ -248,6 +248,6 @@ def _is_grey(path: Path) -> bool:
     """Whether a file that is no label file is an image of one channel, with finite numbers that are not whole."""
     try:
         image, _ = read_image(path)
-    except DataError:
+    except FileError:
         return False
     return image.shape[0] == 1 and bool(np.isfinite(image).all())

@@ -24,10 +24,10 @@ from ...imageio import (
 )
 from ...ops.orient import regrid_image, regrid_labels, share_inside
 from ...schema.dataset import Case
-from ...schema.errors import DataError
+from ...schema.errors import DataError, FileError
 from ...schema.geometry import IDENTITY, Geometry
 from ...schema.labels import LabelCode
-from ..checks.case_checks import count_values, relative_message, world_differences
+from ..checks.case_checks import count_values, world_differences
 from ..checks.set_checks import WHITE, grey_values
 
 LEAST_INSIDE = 0.95
@@ -192,7 +192,7 @@ def repair_case(task: RepairTask) -> RepairedCase:
             raise DataError("the image has one value everywhere")
         return _write(task, parts, label, done)
     except DataError as error:
-        return RepairedCase(case, problem=relative_message(error, task.root))
+        return RepairedCase(case, problem=error.within(task.root) if isinstance(error, FileError) else error.message)
 
 
 def _read_label(task: RepairTask, done: list[str]) -> FilePart:
