@@ -127,12 +127,27 @@ def _require_one_series(folder: Path, slices: Sequence[Slice]) -> None:
 
 
 def _step(folder: Path, slices: Sequence[Slice], normal: np.ndarray) -> float:
-    """mm between slices. Raises DataError for slices twice, missing, uneven, or shifted against each other."""
+    """mm between slices. Raises FileError for slices twice, missing, uneven, or shifted against each other."""
     if len(slices) == 1:
         return slices[0].thickness
     positions = np.array([each.position for each in slices])
     along = positions @ normal
     gaps = np.diff(along)
+    _require_each_once(folder, slices, gaps)
+    mean = float(along[-1] - along[0]) / (len(slices) - 1)
+    off = np.abs(along - along[0] - mean * np.arange(len(slices))).max()
+    aside = np.abs(positions - positions[0] - np.outer(along - along[0], normal)).max()
+    if off > UNEVEN * mean:
+        finding = f"has slices {gaps.min():.2f} to {gaps.max():.2f} mm apart"
+        raise FileError(folder, finding, "Resample it to even distances")
+    if aside > UNEVEN * min(*slices[0].spacing, mean):
+        finding = f"has slices that are shifted against each other by up to {aside:.2f} mm (a tilted gantry)"
+        raise FileError(folder, finding, "Resample it to a rectangular grid")
+    return mean
+
+
+def _require_each_once(folder: Path, slices: Sequence[Slice], gaps: np.ndarray) -> None:
+    """`gaps`: mm from each slice to the next. Raises FileError for slices twice or missing."""
     apart = np.sort(gaps[gaps > 0.01])
     step = float(apart[(len(apart) - 1) // 2]) if len(apart) else 0.0  # the lower median: gaps are wider
     twice = np.flatnonzero(gaps <= max(0.01, UNEVEN * step))
@@ -156,22 +171,6 @@ def _step(folder: Path, slices: Sequence[Slice], normal: np.ndarray) -> float:
             f"and {slices[index + 1].name}, {gaps[index]:.2f} mm apart where others are {step:.2f} mm",
             "Add the missing files, or export the series again",
         )
-    mean = float(along[-1] - along[0]) / (len(slices) - 1)
-    off = np.abs(along - along[0] - mean * np.arange(len(slices))).max()
-    aside = positions - positions[0] - np.outer(along - along[0], normal)
-    if off > UNEVEN * mean:
-        raise FileError(
-            folder,
-            f"has slices {gaps.min():.2f} to {gaps.max():.2f} mm apart",
-            "Resample it to even distances",
-        )
-    if np.abs(aside).max() > UNEVEN * min(*slices[0].spacing, mean):
-        raise FileError(
-            folder,
-            f"has slices that are shifted against each other by up to {np.abs(aside).max():.2f} mm (a tilted gantry)",
-            "Resample it to a rectangular grid",
-        )
-    return mean
 
 
 DICOM_SERIES = ImageFormat((), read_series, read_series_header, written_as={"": ".nii.gz"}, has_geometry=True)

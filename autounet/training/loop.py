@@ -45,6 +45,7 @@ def train_fold(
     """
     if (place.previous is None) != (inputs.configuration.previous_stage is None):
         raise ValueError(f"{place.configuration_name}: previous stage and the folder of its labels go together")
+    keep_freed_memory()
     with algorithms(inputs.options.deterministic), budget_errors(place):
         return _train(inputs, place, horizon, on_log)
 
@@ -52,9 +53,7 @@ def train_fold(
 def _train(
     inputs: TrainingInputs, place: TrainingPlace, horizon: Horizon, on_log: Callable[[EpochLog], None] | None
 ) -> RunRecord:
-    # what is trained, on what, towards what
     began = time.monotonic()
-    keep_freed_memory()
     folder, device = FoldFolder(place.folder), torch.device(place.device)
     folder.path.mkdir(parents=True, exist_ok=True)
     configuration, options = inputs.configuration, inputs.options
@@ -67,18 +66,15 @@ def _train(
     loader = batches(train_source(inputs, place), state.step, place.workers, pin_memory=device.type == "cuda")
     monitor = PatchMonitor(validation_source(inputs, place), place.labels, precision, device, configuration.targets)
     journal = Journal(folder.path, state.step, on_log, f"{place.configuration_name} {fold_name(inputs.fold)}")
-    losses: list[torch.Tensor] = []  # since the last line of the journal, as are the next two
-    line_began, waited = time.monotonic(), 0.0
+    interval = Interval()
 
     progress = horizon.progress(state.step, state.elapsed)
     while progress < 1:
-        asked = time.monotonic()
-        batch = next(loader).to(device, precision.channels_last)
-        waited += time.monotonic() - asked
-
         rate = learning_rate(options.schedule, options.learning_rate, progress)
         state.set_learning_rate(rate)
-        losses.append(
+        with interval.waiting():
+            batch = next(loader).to(device, precision.channels_last)
+        interval.losses.append(
             train_step(state.model, loss, state.optimiser, state.scaler, batch, precision, options.gradient_clip)
         )
         state.step += 1
@@ -87,34 +83,43 @@ def _train(
         progress = horizon.progress(state.step, state.elapsed)
         if not journal.due(state.step, progress):
             continue
-
-        line = EpochLog(
-            step=state.step,
-            progress=progress,
-            seconds=state.elapsed,
-            learning_rate=rate,
-            loss=mean_loss(losses, place.configuration_name, configuration.precision, state.step),
-            step_seconds=(time.monotonic() - line_began) / len(losses),
-            data_wait_seconds=waited / len(losses),
-            peak_memory_bytes=peak_memory(device),
-        )
+        line = interval.line(place, configuration.precision, state, progress, rate)
         if progress >= 1 or monitor.affordable(state.elapsed):
             line = line.model_copy(update={"validation_dice": monitor.measure(state.evaluated)})
         if progress < 1 and checkpoint.due():
             checkpoint.save(state)
         journal.add(line)
-        losses.clear()
-        line_began, waited = time.monotonic(), 0.0
+        interval = Interval()
 
     loader.close()
+    return finish(inputs, place, state, journal, checkpoint, (*place.events, *([event] if event else [])))
 
-    # the record comes last: a fold with a record is finished
-    save_weights(folder.weights, state.evaluated.state_dict())
-    journal.draw()
-    record = run_record(inputs, place, state, journal.curve, (*place.events, *([event] if event else [])))
-    record.save(folder.record)
-    checkpoint.remove()
-    return record
+
+class Interval:
+    """The steps since the last line of the log: their losses, and how long they waited for data."""
+
+    def __init__(self) -> None:
+        self.losses: list[torch.Tensor] = []
+        self.waited = 0.0
+        self.began = time.monotonic()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        asked = time.monotonic()
+        yield
+        self.waited += time.monotonic() - asked
+
+    def line(self, place: TrainingPlace, precision: str, state: TrainState, progress: float, rate: float) -> EpochLog:
+        return EpochLog(
+            step=state.step,
+            progress=progress,
+            seconds=state.elapsed,
+            learning_rate=rate,
+            loss=mean_loss(self.losses, place.configuration_name, precision, state.step),
+            step_seconds=(time.monotonic() - self.began) / len(self.losses),
+            data_wait_seconds=self.waited / len(self.losses),
+            peak_memory_bytes=peak_memory(torch.device(place.device)),
+        )
 
 
 def mean_loss(losses: list[torch.Tensor], name: str, precision: str, step: int) -> float:
@@ -130,10 +135,19 @@ def mean_loss(losses: list[torch.Tensor], name: str, precision: str, step: int) 
     raise AutoUNetError(f"{name}: the loss became {mean} before step {step}", remedy)
 
 
-def run_record(
-    inputs: TrainingInputs, place: TrainingPlace, state: TrainState, curve: Sequence[EpochLog], events: Sequence[str]
+def finish(
+    inputs: TrainingInputs,
+    place: TrainingPlace,
+    state: TrainState,
+    journal: Journal,
+    checkpoint: Checkpoint,
+    events: Sequence[str],
 ) -> RunRecord:
-    return RunRecord(
+    """Write weights, curves and, last, the record: a fold with a record is finished."""
+    folder = FoldFolder(place.folder)
+    save_weights(folder.weights, state.evaluated.state_dict())
+    journal.draw()
+    record = RunRecord(
         configuration_name=place.configuration_name,
         configuration=inputs.configuration.key,
         fold=inputs.fold,
@@ -143,7 +157,7 @@ def run_record(
         device=place.device,
         steps=state.step,
         seconds=state.elapsed,
-        curve=tuple(curve),
+        curve=tuple(journal.curve),
         parameters=sum(parameter.numel() for parameter in state.model.parameters()),
         peak_memory_bytes=peak_memory(torch.device(place.device)),
         versions={
@@ -154,6 +168,9 @@ def run_record(
         },
         events=tuple(events),
     )
+    record.save(folder.record)
+    checkpoint.remove()
+    return record
 
 
 @contextmanager
