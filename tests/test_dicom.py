@@ -105,7 +105,7 @@ def test_tilted_and_uneven_stacks_are_refused(tmp_path: Path) -> None:
         write_series(tmp_path / "uneven", voxels((1, 6, 7)), origin=(0, 0, z * 2 + 0.8 * (z > 1)), prefix=f"{z}_")
     with pytest.raises(DataError, match=r"shifted against each other by up to 1\.20 mm \(a tilted gantry\)"):
         read_image(tmp_path / "tilted")
-    with pytest.raises(DataError, match=r"slices are 2\.00 to 2\.80 mm apart"):
+    with pytest.raises(DataError, match=r"has slices 2\.00 to 2\.80 mm apart"):
         read_image(tmp_path / "uneven")
 
 
