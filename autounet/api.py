@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .datasets import Match, image_files, pair
-from .evaluation import DEFAULT_METRICS, chosen_metrics, distance_unit, evaluate_case, summarise
+from .evaluation import DEFAULT_METRICS, chosen_metrics, distance_unit, evaluate_case, on_grid_of, summarise
 from .imageio import read_geometry, read_labels, stem
 from .ops.label_values import values_in
 from .prediction.folder import OnCase, OutputOptions, predict_folder
@@ -94,13 +94,18 @@ class _EvaluateTask(NamedTuple):
     metrics: tuple[str, ...]
 
 
-def _evaluate_one(task: _EvaluateTask) -> CaseMetrics:
-    prediction, _ = read_labels(task.prediction)
-    reference, geometry = read_labels(task.reference, task.labels.codes)
-    if prediction.shape != reference.shape:
-        raise DataError(
-            f"the prediction has the shape {prediction.shape} and the reference {reference.shape}",
-            "Predict with the original images, or give the matching reference folder",
+def _evaluate_one(task: _EvaluateTask) -> CaseMetrics | DataError:
+    """The error of a case whose files do not fit together, so that those of all cases are told at once."""
+    try:
+        prediction, own = read_labels(task.prediction)
+        reference, geometry = read_labels(task.reference, task.labels.codes)
+    except DataError as error:
+        return DataError(error.message, error.remedy, task.case)
+    prediction, differences = on_grid_of(prediction, own, geometry)
+    if differences:
+        return DataError(
+            f"the prediction {task.prediction.name} differs from its reference in {'; '.join(map(str, differences))}",
+            "Predict the image that the reference was drawn on, or correct the header that is wrong",
             task.case,
         )
     unit = distance_unit(geometry)
@@ -127,8 +132,9 @@ def evaluate(
     Classes come from `model` (a packed one), else from `classes` (name -> value), else from the values found; so do
     regions, from `model` or else from `regions` (name -> values).
     `metrics` names what is measured (`default` and `all` stand for several; see docs/metrics.md); Dice always is.
-    More than one of `workers` are processes of their own, for which a script needs its `__main__` guard.
-    Raises OptionError for an unknown name, DataError for files that do not fit.
+    The two files of a case have to lie on the same voxels in space; which way round each stores them does not matter.
+    More than one of `workers` are processes of their own, for which a script needs no `__main__` guard.
+    Raises OptionError for an unknown name, DataError that names every case whose files cannot be read or do not fit.
     """
     wanted = chosen_metrics(metrics)
     pairs = _evaluation_pairs(Path(predictions), Path(references))
@@ -144,13 +150,15 @@ def evaluate(
     unit = distance_unit(read_geometry(tasks[0].reference))
     with progress("evaluate", len(tasks)) as meter:
 
-        def done(case: CaseMetrics) -> None:
-            meter.advance(text=case.case)
-            if on_case:
+        def done(case: CaseMetrics | DataError) -> None:
+            meter.advance(text=case.case or "")
+            if on_case and isinstance(case, CaseMetrics):
                 on_case(case)
 
-        cases = map_parallel(_evaluate_one, tasks, workers, done)
-    return summarise(cases, labels, unit=unit, metrics=wanted)
+        found = map_parallel(_evaluate_one, tasks, workers, done)
+    if errors := [case for case in found if isinstance(case, DataError)]:
+        raise errors[0] if len(errors) == 1 else DataError("\n".join(map(str, errors)))
+    return summarise([case for case in found if isinstance(case, CaseMetrics)], labels, unit=unit, metrics=wanted)
 
 
 def _evaluation_pairs(predictions: Path, references: Path) -> list[Match]:

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from types import ModuleType
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -57,6 +58,17 @@ def single_threaded_children() -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes spawned inside do not run the program's `__main__` again, which is a whole script without a guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 def map_parallel(
     function: Callable[[Item], Result],
     items: Iterable[Item],
@@ -65,7 +77,8 @@ def map_parallel(
 ) -> list[Result]:
     """`[function(item) for item in items]` over spawned processes, results in the order of the items.
 
-    `function` and the items must be picklable. `on_done` is called in this process as results arrive.
+    `function` and the items must be picklable; only a function of a script itself needs its `__main__` guard.
+    `on_done` is called in this process as results arrive.
     The first exception cancels what has not started and is raised here with its own type; what runs is ended after
     `GRACE_SECONDS`. Raises BrokenProcessPool when a process is killed from outside.
     With `workers` <= 1, or one item, everything runs in this process.
@@ -83,7 +96,9 @@ def map_parallel(
         single_threaded_children(),
         ProcessPoolExecutor(min(workers, len(items)), mp_context=context) as pool,
     ):
-        futures = {pool.submit(function, item): index for index, item in enumerate(items)}
+        # a process is started by each submission, and needs `__main__` for nothing but a function that is there
+        with nullcontext() if function.__module__ == "__main__" else _without_main():
+            futures = {pool.submit(function, item): index for index, item in enumerate(items)}
         ordered: dict[int, Result] = {}
         try:
             for future in as_completed(futures):

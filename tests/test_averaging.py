@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from autounet.cli.app import app
 from autounet.imageio import read_image, read_labels, write_labels
 from autounet.inference.decisions import decision_for
+from autounet.ops.orient import orient, oriented_geometry
 from autounet.prediction.ensemble import ensemble
 from autounet.prediction.maps import CHANNELS_FILE, write_probabilities
 from autounet.schema.errors import DataError, OptionError
@@ -146,6 +147,24 @@ def test_what_cannot_be_averaged_is_refused_before_anything_is_written(tmp_path:
     told = ProbabilityChannels.load(tmp_path / "one" / CHANNELS_FILE)
     told.model_copy(update={"labels": None}).save(tmp_path / "one" / CHANNELS_FILE)
     refused(tmp_path, "lacks the values of its classes")
+
+
+def test_probabilities_stored_the_other_way_round_are_averaged_in_the_first_models_voxels(tmp_path: Path) -> None:
+    first, second = (predicted(tmp_path / name, USUAL, seed) for seed, name in enumerate(("one", "two")))
+    turn = ((2, 0, 1), (True, False, True))
+    for case, values in second.items():
+        segmentation = tmp_path / "two" / f"{case}.nii.gz"
+        geometry = oriented_geometry(read_labels(segmentation)[1], *turn)
+        write_labels(segmentation, np.zeros(geometry.shape, np.int32), geometry)
+        write_probabilities(np.ascontiguousarray(orient(values, *turn)), segmentation, geometry)
+    ensemble([tmp_path / "one", tmp_path / "two"], tmp_path / "out", probabilities=True)
+    stored, _ = read_image(tmp_path / "out" / "a.probabilities.nii.gz")
+    np.testing.assert_allclose(stored, (first["a"] + second["a"]) / 2, atol=1e-6)
+    moved = geometry.model_copy(update={"origin": (5.0, 5.0, 5.0)})
+    write_probabilities(np.ascontiguousarray(orient(second["b"], *turn)), segmentation, moved)
+    refused_to = r"case b: \S*b\.probabilities\.nii\.gz differs from the first folder's in origin"
+    with pytest.raises(DataError, match=refused_to):
+        ensemble([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
 
 
 def test_regions_of_one_name_have_to_be_made_of_the_same(tmp_path: Path) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from orientations import ALL_48
 from scipy.ndimage import binary_erosion, distance_transform_edt, generate_binary_structure
 
-from autounet.evaluation import METRICS, distance_unit, evaluate_case, summarise
+from autounet import api
+from autounet.evaluation import METRICS, distance_unit, evaluate_case, on_grid_of, summarise
+from autounet.imageio import write_labels
+from autounet.ops.orient import orient, oriented_geometry
 from autounet.ops.surfaces import surface, surface_distances
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
@@ -206,3 +212,73 @@ def test_units() -> None:
     assert distance_unit(Geometry(shape=(5, 5, 5))) == "mm"
     square = volume((1, 5, 5), (255, np.s_[:, 1:3, 1:3]))
     assert organ(square, volume((1, 5, 5)), unit="pixels").volume_difference == 4.0
+
+
+# ---- places in space ------------------------------------------------------------------------------------------
+
+OBLIQUE = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0)
+PLACE = Geometry(shape=(3, 4, 5), spacing=(2.5, 1.0, 0.7), origin=(10, -20, 30), direction=OBLIQUE)
+
+
+def flipped(turn) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    axes, signs = turn
+    return axes, tuple(sign < 0 for sign in signs)
+
+
+@given(st.sampled_from(ALL_48), st.sampled_from(ALL_48), st.integers(0, 99))
+def test_the_same_voxels_stored_the_other_way_round_are_the_same(first, second, seed: int) -> None:
+    values = np.random.default_rng(seed).integers(0, 3, PLACE.shape, np.int32)
+    stored = [orient(values, *flipped(turn)) for turn in (first, second)]
+    geometries = [oriented_geometry(PLACE, *flipped(turn)) for turn in (first, second)]
+    found, differences = on_grid_of(stored[0], *geometries)
+    assert differences == ()
+    np.testing.assert_array_equal(found, stored[1])
+
+
+def test_directions_of_three_decimals_do_not_move_a_long_image() -> None:
+    """The first voxel of the flipped file was written before, or after, its direction was rounded."""
+    half = 0.7071068
+    long = PLACE.model_copy(update={"shape": (3, 4, 500), "direction": (half, -half, 0, half, half, 0, 0, 0, 1)})
+    rounded = long.model_copy(update={"direction": tuple(round(each, 3) for each in long.direction)})
+    turn = flipped(((0, 1, 2), (1, 1, -1)))
+    exact = oriented_geometry(long, *turn)
+    for own in (
+        oriented_geometry(rounded, *turn),
+        exact.model_copy(update={"direction": oriented_geometry(rounded, *turn).direction}),
+    ):
+        assert on_grid_of(np.zeros(long.shape), own, long)[1] == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"origin": (10, -20, 32)}, "origin"),
+        ({"spacing": (2.5, 1.0, 0.75)}, "spacing"),
+        ({"direction": (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)}, "direction"),
+        ({"shape": (3, 4, 6)}, "shape"),
+    ],
+)
+def test_another_place_spacing_or_size_is_an_error_with_every_case(tmp_path: Path, changes, named: str) -> None:
+    for case in ("a", "b", "c"):
+        write_labels(tmp_path / "references" / f"{case}.nii.gz", np.ones(PLACE.shape, np.int32), PLACE)
+        own = PLACE if case == "b" else PLACE.model_copy(update=changes)
+        write_labels(tmp_path / "predictions" / f"{case}.nrrd", np.ones(own.shape, np.int32), own)
+    with pytest.raises(DataError) as caught:
+        api.evaluate(tmp_path / "predictions", tmp_path / "references")
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(f"case a: the prediction a.nrrd differs from its reference in {named} (")
+    assert second.startswith(f"case c: the prediction c.nrrd differs from its reference in {named} (")
+
+
+def test_pictures_are_compared_as_they_are_stored() -> None:
+    picture = Geometry(shape=(1, 4, 4), kind="png", dimension=2)
+    tiff = picture.model_copy(update={"kind": "tiff", "spacing": (1.0, 0.5, 0.5)})
+    values = np.arange(16).reshape(1, 4, 4)
+    for own, reference in ((picture, picture), (picture, tiff), (tiff, picture), (PLACE, PLACE)):
+        found, differences = on_grid_of(values, own, reference)
+        assert found is values
+        assert differences == ()
+    (difference,) = on_grid_of(values, tiff, tiff.model_copy(update={"spacing": (1.0, 0.25, 0.25)}))[1]
+    assert difference.field == "spacing"
+    (difference,) = on_grid_of(values, picture, picture.model_copy(update={"shape": (1, 5, 4)}))[1]
+    assert difference.field == "shape"

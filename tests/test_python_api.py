@@ -19,7 +19,7 @@ from test_predict_options import LABELS, TURNED, configuration, model
 
 import autounet
 from autounet.api import Model
-from autounet.imageio import read_image, read_labels, write_image
+from autounet.imageio import read_image, read_labels, write_image, write_labels
 from autounet.inference.archive import sealed
 from autounet.inference.bundle import export_bundle, load_bundle
 from autounet.inference.card import card_text
@@ -208,6 +208,20 @@ def test_a_script_without_a_main_guard_loads_and_predicts_in_a_thread_and_starts
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "(6, 12, 9)"), done.stderr
+
+
+def test_a_script_without_a_main_guard_evaluates_with_several_processes(tmp_path: Path) -> None:
+    for case in "ab":
+        write_labels(tmp_path / "labels" / f"{case}.nii.gz", np.ones((2, 3, 4), np.int32), Geometry(shape=(2, 3, 4)))
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, autounet\n"
+        "sys.stdout.write('started ')\n"
+        f"sys.stdout.write(str(autounet.evaluate({str(tmp_path / 'labels')!r}, {str(tmp_path / 'labels')!r},"
+        " workers=2).mean_dice))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "started 1.0"), done.stderr
 
 
 def test_the_interface_is_typed() -> None:

@@ -1,7 +1,7 @@
 """How good a segmentation is: metrics of one case, and of all, and of two models side by side."""
 
 from ..schema.metrics import DEFAULT_METRICS, chosen_metrics
-from .evaluate import METRICS, distance_unit, evaluate_case
+from .evaluate import METRICS, distance_unit, evaluate_case, on_grid_of
 from .summary import compare_models, summarise
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "compare_models",
     "distance_unit",
     "evaluate_case",
+    "on_grid_of",
     "summarise",
 ]

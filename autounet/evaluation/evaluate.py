@@ -8,9 +8,12 @@ from typing import Literal
 import numpy as np
 from scipy.ndimage import find_objects
 
+from ..datasets.checks.case_checks import HEADER_TOLERANCE, world_differences
+from ..imageio import VOLUME_KINDS
+from ..ops.orient import orient, orientation_towards, oriented_geometry
 from ..schema.dataset import NOT_ANNOTATED, is_certain
 from ..schema.errors import DataError
-from ..schema.geometry import Geometry
+from ..schema.geometry import Geometry, GeometryDifference
 from ..schema.labels import Labels
 from ..schema.metrics import DEFAULT_METRICS, ClassMetrics
 from .boundary_metrics import assd, boundary_iou, hd95, nsd, nsd_subvoxel
@@ -56,6 +59,40 @@ LARGEST_DIRECT_VALUE = 4096
 def distance_unit(geometry: Geometry) -> Unit:
     """Pixels for a 2-D image whose file states no spacing, else mm."""
     return "pixels" if geometry.dimension == 2 and set(geometry.spacing) == {1.0} else "mm"
+
+
+def on_grid_of(
+    values: np.ndarray, own: Geometry, reference: Geometry
+) -> tuple[np.ndarray, tuple[GeometryDifference, ...]]:
+    """A view of (..., Z, Y, X) whose axes run like the reference's, and what its place in space then differs in.
+
+    The same voxels may be stored in another order of the axes and against their direction. Where one of the two does
+    not say where its voxels lie (pictures; a 2-D image beside a volume), shapes have to be equal as stored, and spacing
+    where both state one.
+    """
+    shape = () if own.shape == reference.shape else (GeometryDifference("shape", own.shape, reference.shape),)
+    kinds = {own.kind, reference.kind}
+    if not kinds <= VOLUME_KINDS or own.dimension != reference.dimension:
+        return values, shape + _stated_spacing(own, reference)
+    if not shape and not world_differences(own, reference):
+        return values, ()
+    axes, flips = orientation_towards(own, reference)
+    turned = [oriented_geometry(own, axes, flips, direction) for direction in (None, reference.direction)]
+    if turned[0].shape != reference.shape:
+        shape = (GeometryDifference("shape", turned[0].shape, reference.shape),)
+        return orient(values, axes, flips), shape + world_differences(turned[0], reference)
+    found = min((world_differences(each, reference) for each in turned), key=len)
+    return orient(values, axes, flips), found
+
+
+def _stated_spacing(own: Geometry, reference: Geometry) -> tuple[GeometryDifference, ...]:
+    """The difference of two spacings, of which 1 everywhere means that a picture states none."""
+    spacings = {own.spacing, reference.spacing}
+    if own.dimension != reference.dimension or (1.0, 1.0, 1.0) in spacings:
+        return ()
+    if np.allclose(own.spacing, reference.spacing, rtol=HEADER_TOLERANCE, atol=0):
+        return ()
+    return (GeometryDifference("spacing", own.spacing, reference.spacing),)
 
 
 def evaluate_case(

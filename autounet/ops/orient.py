@@ -99,6 +99,34 @@ def world_matrix(geometry: Geometry) -> np.ndarray:
     return matrix
 
 
+def orientation_towards(own: Geometry, target: Geometry) -> tuple[Axes, Flips]:
+    """The orientation of arrays of `own` in which their axes run along those of `target`, as near as they come."""
+    directions = [np.reshape(each.direction, (3, 3)) for each in (target, own)]
+    return canonical_axes(np.linalg.solve(*directions).ravel().tolist())
+
+
+def oriented_geometry(
+    geometry: Geometry, axes: Axes, flips: Flips, direction: Sequence[float] | None = None
+) -> Geometry:
+    """Of the array that `orient` makes of one of this geometry: the same voxels in the same places.
+
+    `direction`, that of the result, stands for the own one where that was rounded: over a long axis the rounding moves
+    the first voxel of a flipped array.
+    """
+    columns = world_matrix(geometry)[:3, list(axes)] * np.where(flips, -1, 1)
+    spacing, shape = permute(geometry.spacing, axes), permute(geometry.shape, axes)
+    own = columns[:, ::-1] / np.asarray(spacing)[::-1]
+    steps = columns if direction is None else np.reshape(direction, (3, 3))[:, ::-1] * np.asarray(spacing)
+    origin = np.asarray(geometry.origin) - sum(
+        steps[:, axis] * (shape[axis] - 1) for axis, flip in enumerate(flips) if flip
+    )
+    x, y, z = (float(place) + 0.0 for place in origin)
+    a, b, c, d, e, f, g, h, i = (float(cosine) + 0.0 for cosine in own.ravel())
+    return geometry.model_copy(
+        update={"shape": shape, "spacing": spacing, "origin": (x, y, z), "direction": (a, b, c, d, e, f, g, h, i)}
+    )
+
+
 def voxel_map(source: Geometry, target: Geometry) -> np.ndarray:
     """(4, 4): a voxel (z, y, x, 1) of `target` to the place in voxels of `source` that is the same in space."""
     return np.linalg.solve(world_matrix(source), world_matrix(target))

@@ -14,13 +14,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ..datasets import image_files
+from ..evaluation import on_grid_of
 from ..imageio import read_geometry, read_image, stem, write_labels
 from ..inference.decisions import decision_for
 from ..inference.ensembling import PROBABILITIES, RunningMean, normalised_weights
 from ..ops.label_values import decode
 from ..progress import progress
 from ..schema.errors import DataError, OptionError, RecordError
-from ..schema.geometry import Geometry, geometry_differences
+from ..schema.geometry import Geometry
 from ..schema.labels import Labels, TargetKind, targets_of
 from ..schema.plan import Average
 from ..schema.selection import ProbabilityChannels
@@ -71,7 +72,8 @@ def ensemble(
         for case in sorted(first.files):
             segmentation = _segmentation(first.folder, case)
             geometry = read_geometry(segmentation)
-            mean = _mean([model.files[case] for model in models], orders, shares, geometry, average, first.targets)
+            paths = [model.files[case] for model in models]
+            mean = _mean(case, paths, orders, shares, geometry, average, first.targets)
             _write(out, segmentation.name, mean, geometry, first, probabilities)
             meter.advance(text=case)
     return sorted(first.files)
@@ -167,6 +169,7 @@ def _segmentation(folder: Path, case: str) -> Path:
 
 
 def _mean(
+    case: str,
     paths: Sequence[Path],
     orders: Sequence[Sequence[int]],
     weights: Sequence[float],
@@ -177,7 +180,7 @@ def _mean(
     """Weighted mean (C, Z, Y, X) float32 of probabilities; of regions 2 p - 1, as they are averaged everywhere."""
     quantity, mean = PROBABILITIES[targets], RunningMean()
     for path, order, weight in zip(paths, orders, weights, strict=True):
-        values = _read(path, geometry)[list(order)]
+        values = _read(case, path, geometry)[list(order)]
         if targets == "regions":
             values *= 2
             values -= 1
@@ -198,7 +201,7 @@ def _convert(values: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -
         values[:, z] = function(rows).T.reshape(plane.shape)
 
 
-def _read(path: Path, geometry: Geometry) -> np.ndarray:
+def _read(case: str, path: Path, geometry: Geometry) -> np.ndarray:
     """(C, Z, Y, X) float32 in the voxels of the first model's segmentation. Raises DataError."""
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as stored:
@@ -207,10 +210,10 @@ def _read(path: Path, geometry: Geometry) -> np.ndarray:
             "" if values.shape[1:] == geometry.shape else f"shape {values.shape[1:]} instead of {geometry.shape}"
         )
     else:
-        values, own = read_image(path)
-        difference = "; ".join(map(str, geometry_differences(own, geometry)))
+        values, differences = on_grid_of(*read_image(path), geometry)
+        difference = "; ".join(map(str, differences))
     if difference:
-        raise DataError(f"{path} differs from the first folder's in {difference}", "Predict the same images")
+        raise DataError(f"{path} differs from the first folder's in {difference}", "Predict the same images", case)
     return values
 
 

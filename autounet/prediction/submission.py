@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import __version__
 from ..datasets import InputCase, find_inputs
+from ..datasets.checks.case_checks import HEADER_TOLERANCE
 from ..imageio import output_suffix, read_geometry, read_labels, stored_type, suffix, write_labels
 from ..inference.archive import EPOCH
 from ..schema.bundle import ModelBundle
@@ -201,7 +202,7 @@ def _inspect(case: InputCase, path: Path, name: str, labels: Labels) -> Submitte
     """Read the file as it will be submitted, and describe it. Raises DataError for what a challenge would refuse."""
     values, geometry = read_labels(path)
     expected, kind = read_geometry(case.images[0]), stored_type(path)
-    if differences := geometry_differences(geometry, expected):
+    if differences := geometry_differences(geometry, expected, HEADER_TOLERANCE):
         raise DataError(
             f"{name} differs from its image in {differences[0]}",
             "Give a template whose format keeps it",
