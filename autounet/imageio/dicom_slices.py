@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..schema.errors import FileError
-from .image_format import COPY_AGAIN, damaged, itk_reader, itk_reason
+from .image_format import COPY_AGAIN, damaged, itk_reader, itk_reason, name_for_itk
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -254,7 +254,8 @@ def _decode(each: Slice) -> np.ndarray:
     import SimpleITK as sitk
 
     try:
-        array = sitk.GetArrayFromImage(itk_reader(each.path, "GDCMImageIO").Execute())
+        with name_for_itk(each.path) as path:
+            array = sitk.GetArrayFromImage(itk_reader(path, "GDCMImageIO").Execute())
     except RuntimeError as error:
         raise FileError(each.path, f"cannot be decoded: {itk_reason(error)}", COPY_AGAIN) from None
     return array.reshape(1, *each.shape) if each.samples == 1 else np.moveaxis(array.reshape(*each.shape, -1), -1, 0)

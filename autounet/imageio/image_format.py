@@ -1,17 +1,17 @@
-"""What a file format offers, and what the formats share: checked headers, compressed voxels, writing through ITK.
+"""What a file format offers, and what the formats share: checked headers, compressed voxels, numbers as text.
 
 Another format is one new file that exports an `ImageFormat`, and one entry in `formats.FORMATS`.
 """
 
 from __future__ import annotations
 
-import errno
-import locale
 import math
+import os
 import re
 import sys
+import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..schema.errors import FileError
-from ..schema.geometry import Geometry
+from ..schema.geometry import Geometry, NiftiTransforms
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -43,6 +43,8 @@ class ImageHeader(NamedTuple):
     """values per voxel: colours, vectors, layers"""
     frames: int
     """length of a fourth axis, 1 when there is none"""
+    slope: float = 0.0
+    """of voxels that are stored as whole numbers and scaled to others: the step between neighbours; 0: not scaled"""
 
     @property
     def channels(self) -> int:
@@ -87,6 +89,7 @@ def make_geometry(
     spacing: Sequence[float],
     origin: Sequence[float],
     direction: np.ndarray,
+    nifti: NiftiTransforms | None = None,
 ) -> Geometry:
     """Geometry of 2 or 3 axes: size, spacing and origin as (x, y[, z]), direction with the axes in its columns.
 
@@ -117,6 +120,7 @@ def make_geometry(
         direction=tuple(full.ravel().tolist()),  # type: ignore[arg-type]
         kind=kind,
         dimension=axes,
+        nifti=nifti,
     )
 
 
@@ -163,49 +167,31 @@ def inflate(path: Path, stream: zlib._Decompress, content: bytes, limit: int) ->
     return data
 
 
-def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    """Write (C, Z, Y, X) through ITK, compressed where the format can. One channel becomes a scalar image.
-
-    Raises OSError where ITK cannot write the file.
-    """
-    import SimpleITK as sitk
-
-    flat = geometry.dimension == 2
-    if array.shape[0] == 1:
-        image = sitk.GetImageFromArray(array[0, 0] if flat else array[0])
-    else:
-        moved = np.ascontiguousarray(np.moveaxis(array, 0, -1))
-        image = sitk.GetImageFromArray(moved[0] if flat else moved, isVector=True)
-    axes = 2 if flat else 3
-    image.SetSpacing(tuple(reversed(geometry.spacing))[:axes])
-    image.SetOrigin(geometry.origin[:axes])
-    image.SetDirection(np.reshape(geometry.direction, (3, 3))[:axes, :axes].ravel().tolist())
-    write_itk_image(path, image)
+def components_last(array: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """(C, Z, Y, X) with the components of a voxel side by side, without the axes C of one channel and Z of 2-D."""
+    moved = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
+    return moved[0] if geometry.dimension == 2 else moved
 
 
-def write_itk_image(path: Path, image: sitk.Image) -> None:
-    """Write in the format of the path's ending, with decimal points. Raises OSError."""
-    import SimpleITK as sitk
-
-    try:
-        with _decimal_point():
-            sitk.WriteImage(image, str(path), useCompression=not path.name.endswith(".nii"))
-    except RuntimeError as error:  # its only type; array and geometry were made by us and can be written
-        raise OSError(errno.EIO, f"cannot be written: {itk_reason(error)}", str(path)) from None
+def spelt(values: Iterable[float]) -> str:
+    """Numbers for a text header: all digits, and a decimal point in every locale, unlike those of C's functions."""
+    return " ".join(f"{value + 0.0:.17g}" for value in values)
 
 
-@contextmanager
-def _decimal_point() -> Iterator[None]:
-    """ITK writes the numbers of a NRRD header as the host program's locale has them, and cannot read decimal commas."""
-    if locale.localeconv()["decimal_point"] == ".":
-        yield
-        return
-    before = locale.setlocale(locale.LC_NUMERIC)
-    locale.setlocale(locale.LC_NUMERIC, "C")
-    try:
-        yield
-    finally:
-        locale.setlocale(locale.LC_NUMERIC, before)
+def deflated(array: np.ndarray, wbits: int, before: bytes = b"") -> Iterator[bytes]:
+    """`before` and the numbers of an array, little-endian in C order, as a zlib (`wbits` 15) or gzip (31) stream."""
+    stream = zlib.compressobj(wbits=wbits)
+    yield stream.compress(before)
+    for part in little_endian(array):
+        yield stream.compress(part)
+    yield stream.flush()
+
+
+def little_endian(array: np.ndarray) -> Iterator[bytes]:
+    """The bytes of an array in C order, in parts that stay small."""
+    number = array.dtype.newbyteorder("<")
+    for plane in array:
+        yield np.ascontiguousarray(plane, number).tobytes()
 
 
 def itk_reader(path: Path, name: str) -> sitk.ImageFileReader:
@@ -217,6 +203,20 @@ def itk_reader(path: Path, name: str) -> sitk.ImageFileReader:
     reader.SetImageIO(name)
     reader.SetFileName(str(path))
     return reader
+
+
+@contextmanager
+def name_for_itk(path: Path) -> Iterator[Path]:
+    """A path of the same file for ITK, which ends the process where a name is no text, as zip files leave some."""
+    try:
+        os.fspath(path).encode("utf-8")
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder) / "file"
+            link.symlink_to(path.absolute())
+            yield link
+    else:
+        yield path
 
 
 def itk_reason(error: RuntimeError) -> str:

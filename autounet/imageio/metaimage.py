@@ -9,22 +9,26 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ..schema.errors import FileError
+from ..schema.geometry import Geometry
 from .image_format import (
     COPY_AGAIN,
     ImageFormat,
     ImageHeader,
+    components_last,
     damaged,
+    deflated,
     gunzip,
     inflate,
     make_geometry,
+    spelt,
     take_voxels,
-    write_volume,
 )
 
 _NUMBER_TYPES = {
@@ -32,6 +36,10 @@ _NUMBER_TYPES = {
     "MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }  # fmt: skip
+_WRITTEN_TYPES = {
+    np.dtype(name).name: kind for kind, name in _NUMBER_TYPES.items() if kind not in ("MET_LONG", "MET_ULONG")
+}
+"""numpy's names -> the format's"""
 _MOST_HEADER = 1 << 16
 """bytes in which the header must end"""
 
@@ -169,6 +177,39 @@ def read_meta(path: Path) -> tuple[np.ndarray, ImageHeader]:
     return voxels.reshape(header.channels, *header.geometry.shape), header
 
 
+def write_meta(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    """Write (C, Z, Y, X), compressed by zlib, with the fields that ITK writes. Raises OSError."""
+    axes, stored = geometry.dimension, components_last(array, geometry)
+    columns = np.reshape(geometry.direction, (3, 3))[:axes, :axes]
+    packed = list(deflated(stored, 15))
+    fields = {
+        "ObjectType": "Image",
+        "NDims": axes,
+        "BinaryData": True,
+        "BinaryDataByteOrderMSB": False,
+        "CompressedData": True,
+        "CompressedDataSize": sum(map(len, packed)),
+        "TransformMatrix": spelt(columns.T.ravel()),
+        "Offset": spelt(geometry.origin[:axes]),
+        "CenterOfRotation": spelt([0.0] * axes),
+        "AnatomicalOrientation": _anatomical(columns) if axes == 3 else "??",
+        "ElementSpacing": spelt(geometry.spacing[::-1][:axes]),
+        "DimSize": " ".join(map(str, array.shape[:0:-1][:axes])),
+        **({"ElementNumberOfChannels": len(array)} if len(array) > 1 else {}),
+        "ElementType": _WRITTEN_TYPES[array.dtype.newbyteorder("=").name],
+        "ElementDataFile": "LOCAL",
+    }
+    with path.open("wb") as file:
+        file.write("".join(f"{name} = {value}\n" for name, value in fields.items()).encode())
+        file.writelines(packed)
+
+
+def _anatomical(columns: np.ndarray) -> str:
+    """Where each axis (a column, LPS) comes from: right, left, anterior, posterior, inferior or superior."""
+    worlds = max(permutations(range(3)), key=lambda order: sum(abs(columns[order, range(3)])))
+    return "".join(("RAI" if columns[world, axis] > 0 else "LPS")[world] for axis, world in enumerate(worlds))
+
+
 METAIMAGE = ImageFormat(
-    (".mha", ".mhd"), read_meta, read_meta_header, write_volume, written_as={".mhd": ".mha"}, has_geometry=True
+    (".mha", ".mhd"), read_meta, read_meta_header, write_meta, written_as={".mhd": ".mha"}, has_geometry=True
 )

@@ -1,53 +1,70 @@
 """NIfTI-1 and NIfTI-2 (nifti.nimh.nih.gov): voxels taken here, geometry from ITK's reading of the two transforms.
 
-Voxels are not read through ITK, because its reader takes what is missing at the end of a file for zeros. Of the checks
-that nibabel makes of a header, ours lacked that of the magic letters, without which ITK reads another format.
+Voxels are not read through ITK, because its reader takes what is missing at the end of a file for zeros; nor are files
+written through it, because it writes one transform into the places of both. ITK never sees a file's own name: it goes
+by the ending, and ends the process where a name is no text. Of the checks that nibabel makes of a header, ours lacked
+that of the magic letters, without which ITK reads another format.
 """
 
 from __future__ import annotations
 
-import errno
 import gzip
 import math
 import struct
 import tempfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from ..schema.errors import FileError
-from ..schema.geometry import Geometry
+from ..schema.geometry import Geometry, NiftiTransforms
 from .image_format import (
     COPY_AGAIN,
     ImageFormat,
     ImageHeader,
     damaged,
+    deflated,
     gunzip,
     itk_reader,
     itk_reason,
+    little_endian,
     make_geometry,
-    write_itk_image,
-    write_volume,
 )
 
 _SIZE_1, _SIZE_2 = 348, 540
 """bytes of a header of NIfTI-1 and of NIfTI-2, which is also its first entry"""
 _ITK_READER = "NiftiImageIO"
-_ITK_ENDINGS = (".nii", ".nii.gz", ".NII", ".NII.GZ")
-"""of the file names that it accepts"""
 _NUMBER_TYPES = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
 }  # fmt: skip
 """datatype codes of scalar voxels -> numpy's names without byte order"""
+_CODES = {name: code for code, name in _NUMBER_TYPES.items()}
+_LAYOUT_1 = {
+    "size": (0, "i"), "regular": (38, "c"), "dim": (40, "8h"), "intent": (68, "h"), "datatype": (70, "h"),
+    "bits": (72, "h"), "pixdim": (76, "8f"), "offset": (108, "f"), "slope": (112, "f"), "intercept": (116, "f"),
+    "units": (123, "B"), "qform_code": (252, "h"), "sform_code": (254, "h"), "quaternion": (256, "3f"),
+    "qoffset": (268, "3f"), "sform": (280, "12f"), "magic": (344, "4s"),
+}  # fmt: skip
+_LAYOUT_2 = {
+    "magic": (4, "4s"), "datatype": (12, "h"), "bits": (14, "h"), "dim": (16, "8q"), "pixdim": (104, "8d"),
+    "offset": (168, "q"), "slope": (176, "d"), "intercept": (184, "d"), "qform_code": (344, "i"),
+    "sform_code": (348, "i"), "quaternion": (352, "3d"), "qoffset": (376, "3d"), "sform": (400, "12d"),
+    "units": (500, "i"), "intent": (504, "i"),
+}  # fmt: skip
+"""name of a field -> offset in the header, and numbers as `struct` has them"""
+_LONGEST = 2**15 - 1
+"""voxels along an axis of NIfTI-1, which is all that ITK reads"""
 _ITK_MAX_SKEW = 1e-5
 """scalar product of two axes' unit vectors that ITK reads without complaint"""
-_MOST_WRITTEN_HEADER = 4096
-"""bytes before the voxels of a NIfTI-1 file as ITK writes it: 352"""
 _GZIP_MAGIC = b"\x1f\x8b"
-_GZIP_TRAILER = 4
-"""last bytes of a gzip file: length of the content modulo 2^32, little-endian (RFC 1952)"""
+_VECTOR = 1007
+"""intent code of files with components along the fifth axis"""
+_MILLIMETRES_AND_SECONDS = 10
+"""xyzt_units"""
 
 
 class _Header(NamedTuple):
@@ -57,6 +74,9 @@ class _Header(NamedTuple):
     """byte order, < or >"""
     shape: tuple[int, ...]
     """(x, y, z, ...)"""
+    dim: tuple[int, ...]
+    """as stored: the number of axes, and seven lengths"""
+    intent: int
     datatype: int
     bits: int
     """per voxel"""
@@ -64,8 +84,7 @@ class _Header(NamedTuple):
     """of the first voxel"""
     slope: float
     intercept: float
-    sform: np.ndarray | None
-    """(3, 4) voxel indices -> mm, None where the file has none"""
+    transforms: NiftiTransforms
 
     @property
     def end(self) -> int:
@@ -75,22 +94,20 @@ class _Header(NamedTuple):
 
 def read_nifti(path: Path) -> tuple[np.ndarray, ImageHeader]:
     """Array (C, Z, Y, X), scaled as the header says, and the image's header. Raises DataError."""
-    start = _first_bytes(path)
-    header = _parse(path, start)
+    header = _parse(path, _first_bytes(path))
     content = path.read_bytes()
     if content.startswith(_GZIP_MAGIC):
         content = gunzip(path, content, header.end)
     voxels = _voxels(path, header, content)
-    image_header = _image_header(path, header, start)
+    image_header = _image_header(path, header)
     if voxels is None or voxels.size != image_header.channels * math.prod(image_header.geometry.shape):
-        voxels = _read_with_itk(path, header)
+        voxels = _read_with_itk(path, header, content)
     return voxels.reshape(image_header.channels, *image_header.geometry.shape), image_header
 
 
 def read_nifti_header(path: Path) -> ImageHeader:
     """Reads the first bytes of the file only. Raises DataError."""
-    start = _first_bytes(path)
-    return _image_header(path, _parse(path, start), start)
+    return _image_header(path, _parse(path, _first_bytes(path)))
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -116,29 +133,49 @@ def _parse(path: Path, content: bytes) -> _Header:
             break
     else:
         raise FileError(path, "is not a NIfTI file: its header is missing or damaged", COPY_AGAIN)
-    if size == _SIZE_1:
-        extents = struct.unpack_from(order + "8h", content, 40)
-        datatype, bits = struct.unpack_from(order + "2h", content, 70)
-        offset, slope, intercept = struct.unpack_from(order + "3f", content, 108)
-        code, form = struct.unpack_from(order + "h", content, 254)[0], struct.unpack_from(order + "12f", content, 280)
-        magic, expected = content[344:348], b"n+1\0"
-    else:
-        datatype, bits = struct.unpack_from(order + "2h", content, 12)
-        extents = struct.unpack_from(order + "8q", content, 16)
-        (offset,) = struct.unpack_from(order + "q", content, 168)
-        slope, intercept = struct.unpack_from(order + "2d", content, 176)
-        code, form = struct.unpack_from(order + "i", content, 348)[0], struct.unpack_from(order + "12d", content, 400)
-        magic, expected = content[4:8], b"n+2\0"
+    version, layout = (1, _LAYOUT_1) if size == _SIZE_1 else (2, _LAYOUT_2)
+    fields = {name: struct.unpack_from(order + form, content, at) for name, (at, form) in layout.items()}
+    (magic,), expected = fields["magic"], (b"n+1\0", b"n+2\0")[version - 1]
     if magic != expected:
         raise damaged(path, f"its header has the letters {magic!r} where NIfTI has {expected!r}")
+    (offset,), (slope,), (intercept,) = fields["offset"], fields["slope"], fields["intercept"]
     if not math.isfinite(offset):
         raise damaged(path, f"its voxels begin at byte {offset}")
-    shape = [max(1, extent) for extent in extents[1 : 1 + max(1, min(7, extents[0]))]]
+    dim = fields["dim"]
+    shape = [max(1, extent) for extent in dim[1 : 1 + max(1, min(7, dim[0]))]]
     while len(shape) > 2 and shape[-1] == 1:
         shape.pop()
-    sform = np.reshape(form, (3, 4)) if code > 0 else None
-    version = 1 if size == _SIZE_1 else 2
-    return _Header(version, order, tuple(shape), datatype, bits, int(offset), slope, intercept, sform)
+    (datatype,), (bits,), (intent,) = fields["datatype"], fields["bits"], fields["intent"]
+    for name in ("intent", "qform_code", "sform_code"):
+        if not 0 <= fields[name][0] <= _LONGEST:
+            raise damaged(path, f"its {name} is {fields[name][0]}")
+    transforms = _transforms(path, fields)
+    return _Header(version, order, tuple(shape), dim, intent, datatype, bits, int(offset), slope, intercept, transforms)
+
+
+def _transforms(path: Path, fields: dict[str, tuple[Any, ...]]) -> NiftiTransforms:
+    """Rounded to 32 bits. Numbers of a transform that the file has not may be anything, and some of `pixdim`."""
+    (qform_code,), (sform_code,) = fields["qform_code"], fields["sform_code"]
+    quaternion, offset, sform = fields["quaternion"], fields["qoffset"], fields["sform"]
+    if qform_code > 0 and not np.isfinite([*quaternion, *offset]).all():
+        raise damaged(path, f"its qform has the numbers {(*quaternion, *offset)}")
+    if sform_code > 0 and not np.isfinite(sform).all():
+        raise damaged(path, f"its sform has the numbers {sform}")
+    with np.errstate(over="ignore"):  # numbers of a damaged NIfTI-2 header that 32 bits cannot hold
+        finite = {
+            name: tuple(np.nan_to_num(np.asarray(values, np.float32), posinf=0, neginf=0).tolist())
+            for name, values in fields.items()
+            if name in ("quaternion", "qoffset", "sform", "pixdim")
+        }
+    return NiftiTransforms(
+        qform_code=qform_code,
+        sform_code=sform_code,
+        quaternion=finite["quaternion"],
+        offset=finite["qoffset"],
+        sform=(finite["sform"][:4], finite["sform"][4:8], finite["sform"][8:]),
+        pixdim=finite["pixdim"],
+        units=fields["units"][0] & 255,
+    )
 
 
 def _voxels(path: Path, header: _Header, content: bytes) -> np.ndarray | None:
@@ -161,59 +198,41 @@ def _voxels(path: Path, header: _Header, content: bytes) -> np.ndarray | None:
     return (voxels * float(header.slope) + float(header.intercept)).astype(np.float32)
 
 
-def _read_with_itk(path: Path, header: _Header) -> np.ndarray:
-    """Vectors and colours: components first."""
+def _read_with_itk(path: Path, header: _Header, content: bytes) -> np.ndarray:
+    """Vectors and colours: components first. `content` is unpacked."""
     import SimpleITK as sitk
 
     if header.version == 2:
         raise FileError(path, f"is NIfTI-2 with voxels of type {header.datatype}", "Store them as integers or floats")
-    try:
-        image = itk_reader(path, _ITK_READER).Execute()
-    except RuntimeError as error:
-        raise FileError(path, f"cannot be read: {itk_reason(error)}", COPY_AGAIN) from None
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "image.nii"
+        copy.write_bytes(content)
+        try:
+            image = itk_reader(copy, _ITK_READER).Execute()
+        except RuntimeError as error:
+            raise FileError(path, f"cannot be read: {itk_reason(error)}", COPY_AGAIN) from None
     array = sitk.GetArrayFromImage(image)
     return np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array
 
 
-def _image_header(path: Path, header: _Header, content: bytes) -> ImageHeader:
+def _image_header(path: Path, header: _Header) -> ImageHeader:
     """ITK's reading of the two transforms that a header may hold; the fourth axis is time or channels."""
-    if header.version == 1 and path.name.endswith(_ITK_ENDINGS):
-        return _itk_header(path, path, header)
+    if min(header.dim) < 0:
+        raise damaged(path, f"its axes have the lengths {header.dim[1:]}")
+    if max(header.dim) > _LONGEST:
+        raise FileError(path, f"has an axis of {max(header.dim)} voxels", f"Store at most {_LONGEST} an axis")
+    scaled = header.slope if math.isfinite(header.slope) and (header.slope, header.intercept) != (1, 0) else 0.0
     with tempfile.TemporaryDirectory() as folder:
-        first = Path(folder) / "header.nii"
-        head = content[:_SIZE_1] if header.version == 1 else _as_first_version(path, content)
-        first.write_bytes(head + bytes(4))  # no extension follows
-        return _itk_header(path, first, header)
-
-
-def _as_first_version(path: Path, content: bytes) -> bytes:
-    """The header of a NIfTI-2 file in the layout of NIfTI-1, which is all that ITK reads, and no voxels."""
-    from nibabel import Nifti1Header, Nifti2Header
-
-    second = Nifti2Header(content[:_SIZE_2], check=False)
-    longest = int(second["dim"].max())
-    if longest > np.iinfo(np.int16).max:
-        raise FileError(path, f"has an axis of {longest} voxels", f"Store at most {np.iinfo(np.int16).max} an axis")
-    first = Nifti1Header(endianness=second.endianness)
-    with np.errstate(all="ignore"):  # numbers of a damaged header that 32 bits cannot hold
-        for name in set(first.keys()) & set(second.keys()) - {"sizeof_hdr", "magic", "vox_offset"}:
-            first[name] = second[name]
-    return first.binaryblock
-
-
-def _itk_header(path: Path, source: Path, header: _Header) -> ImageHeader:
-    """Of `source`; errors name `path`."""
-    reader = itk_reader(source, _ITK_READER)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        if header.sform is not None and _is_skewed(header.sform[:, :3]):
-            raise FileError(
-                path,
-                "cannot be read: its axes are not at right angles (sheared or inexact direction matrix)",
-                "Resample it to a rectangular grid",
-            ) from None
-        raise FileError(path, f"cannot be read: {itk_reason(error)}", COPY_AGAIN) from None
+        source = Path(folder) / "header.nii"
+        source.write_bytes(_packed(header.dim, header.intent, header.datatype, header.bits, header.transforms))
+        reader = itk_reader(source, _ITK_READER)
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            geometry = _skewed_geometry(path, header)
+            if geometry is None:
+                raise FileError(path, f"cannot be read: {itk_reason(error)}", COPY_AGAIN) from None
+            return ImageHeader(geometry, 1, header.shape[3] if len(header.shape) == 4 else 1, abs(scaled))
     count, components = reader.GetDimension(), reader.GetNumberOfComponents()
     if count not in (2, 3, 4):
         raise FileError(path, f"has {count} axes", "Store 2 or 3 axes, and one more for channels")
@@ -222,47 +241,103 @@ def _itk_header(path: Path, source: Path, header: _Header) -> ImageHeader:
     axes = min(count, 3)
     columns = np.reshape(reader.GetDirection(), (count, count))[:axes, :axes]
     size, spacing, origin = reader.GetSize(), reader.GetSpacing()[:axes], reader.GetOrigin()[:axes]
-    geometry = make_geometry(path, "nifti", size[:axes], spacing, origin, columns)
-    return ImageHeader(geometry, components, size[3] if count == 4 else 1)
+    geometry = make_geometry(path, "nifti", size[:axes], spacing, origin, columns, header.transforms)
+    return ImageHeader(geometry, components, size[3] if count == 4 else 1, abs(scaled))
 
 
-def _is_skewed(columns: np.ndarray) -> bool:
-    """Whether two axes (the columns) are off a right angle, which ITK refuses without a word that users know."""
-    with np.errstate(all="ignore"):  # a damaged header
-        units = columns / np.linalg.norm(columns, axis=0)
-    products = np.abs(units.T @ units - np.eye(3))
-    return bool(np.isfinite(products).all() and products.max() > _ITK_MAX_SKEW)
+def _skewed_geometry(path: Path, header: _Header) -> Geometry | None:
+    """By the sform of a volume whose axes are a little off right angles, which ITK refuses; None for other reasons.
+
+    Raises FileError where they are further off than any format's may be.
+    """
+    transforms, axes = header.transforms, min(3, header.dim[0])
+    if transforms.sform_code <= 0 or axes < 2 or len(header.shape) > 4 or header.datatype not in _NUMBER_TYPES:
+        return None
+    matrix = (next(transforms.matrices()) * [[-1], [-1], [1]])[:axes]  # RAS to LPS
+    columns, origin, size = matrix[:, :axes], matrix[:, 3], (*header.shape, 1)[:axes]
+    with np.errstate(all="ignore"):  # a damaged header; refused by make_geometry
+        lengths = np.sqrt((columns**2).sum(axis=0))
+        return make_geometry(path, "nifti", size, lengths.tolist(), origin.tolist(), columns / lengths, transforms)
 
 
 def write_nifti(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    """Write (C, Z, Y, X). Raises OSError, also where a part of the file is missing, as on a full disk."""
-    write_volume(path, array, geometry)
-    _require_end(path, array.nbytes)
+    """Write (C, Z, Y, X) with the transforms of the NIfTI file that the geometry was read from. Raises OSError."""
+    _write(path, array, geometry, vectors=True)
 
 
 def write_nifti_channels(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Write (C, Z, Y, X) with the channels as the fourth and last axis of the file. Raises OSError."""
-    import SimpleITK as sitk
-
-    image = sitk.GetImageFromArray(array, isVector=False)
-    direction = np.eye(4)
-    direction[:3, :3] = np.reshape(geometry.direction, (3, 3))
-    image.SetSpacing((*reversed(geometry.spacing), 1.0))
-    image.SetOrigin((*geometry.origin, 0.0))
-    image.SetDirection(direction.ravel().tolist())
-    write_itk_image(path, image)
-    _require_end(path, array.nbytes)
+    _write(path, array, geometry, vectors=False)
 
 
-def _require_end(path: Path, voxel_bytes: int) -> None:
-    """zlib's writer writes nothing after a failed write, so that the length at the end of the file shows one."""
-    size = path.stat().st_size
-    if path.name.endswith(".gz"):
-        with open(path, "rb") as file:
-            file.seek(-min(size, _GZIP_TRAILER), 2)
-            size = int.from_bytes(file.read(), "little")
-    if not _SIZE_1 <= (size - voxel_bytes) % 2**32 <= _MOST_WRITTEN_HEADER:
-        raise OSError(errno.EIO, "could be written in part only, as on a full disk", str(path))
+def _write(path: Path, array: np.ndarray, geometry: Geometry, vectors: bool) -> None:
+    channels, *shape = array.shape
+    lengths = [*shape[::-1]] if geometry.dimension == 3 else shape[:0:-1]
+    axes = len(lengths)
+    intent = 0
+    if not vectors:
+        lengths, axes = [*lengths, channels], 4
+    elif channels > 1:
+        lengths, axes, intent = [*shape[::-1], 1, channels], 5, _VECTOR
+    dim = (axes, *lengths, *[1] * (7 - len(lengths)))
+    transforms = geometry.nifti or _transforms_of(geometry)
+    if not vectors and transforms.pixdim[4] <= 0:
+        pixdim = (*transforms.pixdim[:4], 1.0, *transforms.pixdim[5:])
+        transforms = transforms.model_copy(update={"pixdim": pixdim})
+    number = array.dtype.newbyteorder("<")
+    header = _packed(dim, intent, _CODES[number.str[1:]], 8 * number.itemsize, transforms)
+    with path.open("wb") as file:
+        if path.name.endswith(".gz"):
+            file.writelines(deflated(array, 31, header))
+        else:
+            file.write(header)
+            file.writelines(little_endian(array))
+
+
+def _transforms_of(geometry: Geometry) -> NiftiTransforms:
+    """For voxels of another format: both transforms, or where the axes are not at right angles the sform alone."""
+    direction = np.reshape(geometry.direction, (3, 3)) * [[-1], [-1], [1]] + 0.0  # LPS to RAS, without -0
+    spacing = np.array(geometry.spacing[::-1])
+    origin = np.array(geometry.origin) * (-1, -1, 1) + 0.0
+    sign = -1.0 if np.linalg.det(direction) < 0 else 1.0
+    quaternion = Rotation.from_matrix(direction * (1, 1, sign)).as_quat(canonical=True)[:3]
+    first, second, third = np.column_stack([direction * spacing, origin]).tolist()
+    return NiftiTransforms(
+        qform_code=int(geometry.skew <= _ITK_MAX_SKEW),
+        sform_code=1,
+        quaternion=tuple(quaternion.tolist()),
+        offset=tuple(origin.tolist()),
+        sform=(first, second, third),
+        pixdim=(sign, *spacing.tolist(), 0.0, 0.0, 0.0, 0.0),
+        units=_MILLIMETRES_AND_SECONDS,
+    )
+
+
+def _packed(dim: Sequence[int], intent: int, datatype: int, bits: int, transforms: NiftiTransforms) -> bytes:
+    """A header of NIfTI-1, little-endian, and the four bytes that say that no extension follows."""
+    values: dict[str, Sequence[Any]] = {
+        "size": (_SIZE_1,),
+        "regular": (b"r",),
+        "dim": dim,
+        "intent": (intent,),
+        "datatype": (datatype,),
+        "bits": (bits,),
+        "pixdim": transforms.pixdim,
+        "offset": (_SIZE_1 + 4,),
+        "slope": (1.0,),
+        "units": (transforms.units,),
+        "qform_code": (transforms.qform_code,),
+        "sform_code": (transforms.sform_code,),
+        "quaternion": transforms.quaternion,
+        "qoffset": transforms.offset,
+        "sform": [number for row in transforms.sform for number in row],
+        "magic": (b"n+1\0",),
+    }
+    header = bytearray(_SIZE_1 + 4)
+    for name, numbers in values.items():
+        at, form = _LAYOUT_1[name]
+        struct.pack_into("<" + form, header, at, *numbers)
+    return bytes(header)
 
 
 NIFTI = ImageFormat((".nii.gz", ".nii"), read_nifti, read_nifti_header, write_nifti, has_geometry=True)

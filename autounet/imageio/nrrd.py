@@ -18,7 +18,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..schema.errors import FileError
-from .image_format import COPY_AGAIN, PADDING, ImageFormat, ImageHeader, damaged, gunzip, make_geometry, write_volume
+from ..schema.geometry import Geometry
+from .image_format import (
+    COPY_AGAIN,
+    PADDING,
+    ImageFormat,
+    ImageHeader,
+    components_last,
+    damaged,
+    deflated,
+    gunzip,
+    make_geometry,
+    spelt,
+)
 
 _DOMAINS = ("domain", "space", "time")
 """kinds of axes along which samples are taken; all others hold the components of one sample"""
@@ -33,6 +45,16 @@ _SPACES = {
     **dict.fromkeys(("left-posterior-superior", "lps"), (1, 1, 1)),
 }
 """signs of (x, y, z) that turn a space into LPS; other spaces are taken as they are, as ITK does"""
+_FIRST_LINES = b"""NRRD0004
+# Complete NRRD file format specification at:
+# http://teem.sourceforge.net/nrrd/format.html
+"""
+_WRITTEN_TYPES = {
+    "uint8": "unsigned char", "int8": "signed char", "uint16": "unsigned short", "int16": "short",
+    "uint32": "unsigned int", "int32": "int", "uint64": "unsigned long long int", "int64": "long long int",
+    "float32": "float", "float64": "double",
+}  # fmt: skip
+"""numpy's names -> the format's"""
 
 
 class Segment(NamedTuple):
@@ -249,7 +271,29 @@ def _voxels(path: Path, header: NrrdHeader, content: bytes) -> np.ndarray:
     return voxels
 
 
+def write_nrrd(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    """Write (C, Z, Y, X), compressed by gzip, with the fields that ITK writes. Raises OSError."""
+    axes, stored = geometry.dimension, components_last(array, geometry)
+    columns = np.reshape(geometry.direction, (3, 3))[:axes, :axes] * geometry.spacing[::-1][:axes]
+    vectors = [f"({spelt(column).replace(' ', ',')})" for column in columns.T]
+    several = ["vector"] if len(array) > 1 else []
+    fields = {
+        "type": _WRITTEN_TYPES[array.dtype.newbyteorder("=").name],
+        "dimension": stored.ndim,
+        **({"space": "left-posterior-superior"} if axes == 3 else {"space dimension": axes}),
+        "sizes": " ".join(map(str, stored.shape[::-1])),
+        "space directions": " ".join([*("none" for _ in several), *vectors]),
+        "kinds": " ".join([*several, *["domain"] * axes]),
+        **({"endian": "little"} if array.itemsize > 1 else {}),
+        "encoding": "gzip",
+        "space origin": f"({spelt(geometry.origin[:axes]).replace(' ', ',')})",
+    }
+    with path.open("wb") as file:
+        file.write(_FIRST_LINES + "".join(f"{name}: {value}\n" for name, value in fields.items()).encode() + b"\n")
+        file.writelines(deflated(stored, 31))
+
+
 NRRD = ImageFormat(
-    (".seg.nrrd", ".nrrd"), read_nrrd, read_nrrd_header, write_volume, written_as={".seg.nrrd": ".nrrd"},
+    (".seg.nrrd", ".nrrd"), read_nrrd, read_nrrd_header, write_nrrd, written_as={".seg.nrrd": ".nrrd"},
     has_geometry=True,
 )  # fmt: skip

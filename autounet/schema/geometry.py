@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import Annotated, Any, NamedTuple, Self
 
+import numpy as np
 from pydantic import Field
 
 from .plan import PreprocessSpec
@@ -15,6 +18,62 @@ Box3 = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 Positive = Annotated[float, Field(gt=0)]
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+Four = tuple[float, float, float, float]
+MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}
+"""mm per unit of a NIfTI file, by the last three bits of xyzt_units; other codes say nothing and are taken for mm"""
+
+
+class NiftiTransforms(Part):
+    """Where a NIfTI header puts its voxels, number by number as stored (nifti.nimh.nih.gov/nifti-1).
+
+    A header has two transforms from voxels (x, y, z) to RAS world space, which programs choose from by rules of their
+    own, and a registration often changes one of them. Files written beside an image carry both.
+    """
+
+    qform_code: int
+    """0: the file has no qform"""
+    sform_code: int
+    quaternion: tuple[float, float, float]
+    """b, c and d; with the offset and `pixdim` the qform"""
+    offset: tuple[float, float, float]
+    sform: tuple[Four, Four, Four]
+    """its rows"""
+    pixdim: tuple[float, float, float, float, float, float, float, float]
+    """the first is the sign of the third axis, the next three the spacing"""
+    units: int
+    """xyzt_units"""
+
+    @property
+    def names_unit(self) -> bool:
+        return self.units & 7 in MILLIMETRES
+
+    def matrices(self) -> Iterator[np.ndarray]:
+        """(3, 4): a voxel (x, y, z, 1) to mm, RAS, by each transform that the file has.
+
+        A file without any lies where readers put it, of which nibabel alone moves the origin: into the middle. That
+        takes the image's shape and is left to `placements`.
+        """
+        scale = MILLIMETRES.get(self.units & 7, 1.0)
+        if self.sform_code > 0:
+            yield scale * np.array(self.sform)
+        if self.qform_code > 0:
+            rotation = quaternion_matrix(*self.quaternion) * np.array(self.pixdim[1:4])
+            rotation[:, 2] *= -1 if self.pixdim[0] < 0 else 1
+            yield scale * np.column_stack([rotation, self.offset])
+
+
+def quaternion_matrix(b: float, c: float, d: float) -> np.ndarray:
+    """(3, 3) rotation by the unit quaternion (a, b, c, d) with a >= 0."""
+    a = max(0.0, 1 - b * b - c * c - d * d) ** 0.5
+    return np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+        ]
+    )
 
 
 class Geometry(Part):
@@ -36,6 +95,19 @@ class Geometry(Part):
     """file kind: nifti, nrrd, mha, dicom, png, tiff, gif, jpeg, bmp or array"""
     dimension: int = Field(default=3, ge=2, le=3)
     """2 for photographs and single-slice formats, 3 for volumes"""
+    nifti: NiftiTransforms | None = None
+    """both transforms of a NIfTI file, of which the fields above state one"""
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's; a grid that is moved has no longer the transforms of a file."""
+        moved = update is not None and not {"spacing", "origin", "direction"}.isdisjoint(update)
+        return super().model_copy(update={"nifti": None, **update} if moved and update else update, deep=deep)
+
+    @property
+    def skew(self) -> float:
+        """How far the axes are off right angles: the largest scalar product of two of them, 0 of a rectangular grid."""
+        columns = np.reshape(self.direction, (3, 3))
+        return float(np.abs(columns.T @ columns - np.eye(3)).max())
 
 
 TOLERANCE = 1e-3
@@ -60,14 +132,58 @@ class GeometryDifference(NamedTuple):
         return f"{self.field} {found} instead of {expected}"
 
 
+def placements(geometry: Geometry, unit_counts: bool = True) -> Iterator[Geometry]:
+    """The grids on which a file may be meant to lie: its own, and for NIfTI volumes those of both transforms.
+
+    A file with neither also lies where nibabel puts it, its middle in the origin, as it writes into the labels that are
+    saved with its affine. `unit_counts` False: lengths are taken as if they were mm, too.
+    """
+    yield geometry
+    header = geometry.nifti
+    if header is None or geometry.dimension != 3:
+        return
+    matrices = list(header.matrices())
+    if not matrices:
+        spacing = np.array(geometry.spacing[::-1])
+        middle = (np.array(geometry.shape[::-1]) - 1) / 2 * spacing
+        matrices.append(np.column_stack([np.diag(spacing * (-1, 1, 1)), middle * (1, -1, -1)]))
+    scales = [1.0] if unit_counts else [1.0, 1 / MILLIMETRES.get(header.units & 7, 1.0)]
+    for matrix in matrices:
+        for scale in scales:
+            columns, origin = matrix[:, :3] * scale, matrix[:, 3] * scale
+            columns, origin = columns * [[-1], [-1], [1]], origin * (-1, -1, 1)  # RAS to LPS
+            lengths = np.sqrt((columns**2).sum(axis=0))
+            if (lengths > 0).all():
+                update = {
+                    "spacing": tuple(lengths[::-1].tolist()),
+                    "origin": tuple(origin.tolist()),
+                    "direction": tuple((columns / lengths).ravel().tolist()),
+                }
+                yield geometry.model_copy(update=update)
+
+
 def geometry_differences(
     found: Geometry, expected: Geometry, direction_tolerance: float = DIRECTION_TOLERANCE
 ) -> tuple[GeometryDifference, ...]:
     """The fields that keep two files from lying on the same voxels in space; empty where they do.
 
     The shape must be equal; spacing and origin may differ by `TOLERANCE` and the direction cosines by
-    `direction_tolerance`. File kind and dimension do not count.
+    `direction_tolerance`. File kind and dimension do not count. Of NIfTI files with two transforms that disagree one of
+    one file has to equal one of the other: a program that changes one of them moves no voxel. Where one of the files
+    names no unit, the numbers have to be equal, which is what programs copy that know no units.
     """
+    differences = _grid_differences(found, expected, direction_tolerance)
+    if not differences or found.shape != expected.shape:
+        return differences
+    headers = (found.nifti, expected.nifti)
+    unit_counts = all(header is None or header.names_unit for header in headers)
+    pairs = product(placements(found, unit_counts), placements(expected, unit_counts))
+    return () if any(not _grid_differences(*pair, direction_tolerance) for pair in pairs) else differences
+
+
+def _grid_differences(
+    found: Geometry, expected: Geometry, direction_tolerance: float
+) -> tuple[GeometryDifference, ...]:
     tolerances = {"shape": 0.0, "spacing": TOLERANCE, "origin": TOLERANCE, "direction": direction_tolerance}
     pairs = [
         (GeometryDifference(field, getattr(found, field), getattr(expected, field)), tolerance)

@@ -39,7 +39,7 @@ __all__ = ["CaseTask", "content_hash", "examine", "examine_case", "unreadable"]
 
 Each = TypeVar("Each")
 
-FACTS_VERSION = 2
+FACTS_VERSION = 3
 """raised whenever the same files would give other facts"""
 SPARSE = 0.5
 """share of ignored voxels from which a label counts as scribbles, whose components mean nothing"""
