@@ -73,6 +73,10 @@ __all__ = [
 ]
 
 
+ROUNDING = 1e-3
+"""what a whole number may be off after scaling in 32 bits"""
+
+
 def read_image(path: Path | str, frame: int | None = None) -> tuple[np.ndarray, Geometry]:
     """Array (C, Z, Y, X) float32 as stored, and its geometry. Colour images have C = 3; a fourth axis is C.
 
@@ -114,7 +118,7 @@ def read_labels(
         raise FileError(
             path, f"has {array.shape[0]} channels with different values", "Store labels as one channel of integers"
         )
-    return _integers(path, array[0]), header.geometry
+    return _integers(path, array[0], header.slope), header.geometry
 
 
 def read_header(path: Path | str) -> tuple[Geometry, int]:
@@ -226,12 +230,19 @@ def _one_frame(path: Path, array: np.ndarray, header: ImageHeader, frame: int) -
     return array[frame : frame + 1]
 
 
-def _integers(path: Path, values: np.ndarray) -> np.ndarray:
-    """(Z, Y, X) int32, the same values."""
+def _integers(path: Path, values: np.ndarray, slope: float = 0.0) -> np.ndarray:
+    """(Z, Y, X) int32, the same values.
+
+    Whole numbers that a program scaled into the steps of `slope` come back off by up to half of one, and are rounded.
+    With steps of 1 and more it could be several numbers, and only small errors are.
+    """
     if not np.issubdtype(values.dtype, np.integer):
-        wrong = int(np.count_nonzero(~np.isfinite(values) | (values != np.round(values))))
+        off = np.abs(values - np.round(values))
+        most = slope / 2 * (1 + ROUNDING) if slope < 1 else ROUNDING
+        wrong = int(np.count_nonzero(~(off <= most)))
         if wrong:
             raise FileError(path, f"holds {wrong} label values that are not integers", "Store whole numbers")
+        values = np.round(values)
     if values.size and (values.max() > np.iinfo(np.int32).max or values.min() < np.iinfo(np.int32).min):
         raise FileError(path, "holds label values beyond 32 bits", "Renumber the classes")
     return np.require(values, np.int32, ["C", "W"])

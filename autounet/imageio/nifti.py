@@ -87,6 +87,12 @@ class _Header(NamedTuple):
     transforms: NiftiTransforms
 
     @property
+    def scales(self) -> bool:
+        """Whether the voxels are scaled by slope and intercept."""
+        known = math.isfinite(self.slope) and self.slope != 0 and math.isfinite(self.intercept)
+        return known and (self.slope, self.intercept) != (1, 0)
+
+    @property
     def end(self) -> int:
         """Offset of the first byte after the voxels."""
         return self.offset + math.prod(self.shape) * self.bits // 8
@@ -192,8 +198,7 @@ def _voxels(path: Path, header: _Header, content: bytes) -> np.ndarray | None:
     if len(content) < header.offset + count * number.itemsize:
         raise damaged(path, f"its header says {header.bits} bits per voxel of type {number.name}")
     voxels = np.frombuffer(content, number, count, header.offset).reshape(header.shape[::-1])
-    scaled = math.isfinite(header.slope) and header.slope != 0 and math.isfinite(header.intercept)
-    if not scaled or (header.slope, header.intercept) == (1, 0):
+    if not header.scales:
         return voxels
     return (voxels * float(header.slope) + float(header.intercept)).astype(np.float32)
 
@@ -221,7 +226,8 @@ def _image_header(path: Path, header: _Header) -> ImageHeader:
         raise damaged(path, f"its axes have the lengths {header.dim[1:]}")
     if max(header.dim) > _LONGEST:
         raise FileError(path, f"has an axis of {max(header.dim)} voxels", f"Store at most {_LONGEST} an axis")
-    scaled = header.slope if math.isfinite(header.slope) and (header.slope, header.intercept) != (1, 0) else 0.0
+    whole = not _NUMBER_TYPES.get(header.datatype, "f").startswith("f")
+    slope = abs(header.slope) if header.scales and whole else 0.0
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "header.nii"
         source.write_bytes(_packed(header.dim, header.intent, header.datatype, header.bits, header.transforms))
@@ -232,7 +238,7 @@ def _image_header(path: Path, header: _Header) -> ImageHeader:
             geometry = _skewed_geometry(path, header)
             if geometry is None:
                 raise FileError(path, f"cannot be read: {itk_reason(error)}", COPY_AGAIN) from None
-            return ImageHeader(geometry, 1, header.shape[3] if len(header.shape) == 4 else 1, abs(scaled))
+            return ImageHeader(geometry, 1, header.shape[3] if len(header.shape) == 4 else 1, slope)
     count, components = reader.GetDimension(), reader.GetNumberOfComponents()
     if count not in (2, 3, 4):
         raise FileError(path, f"has {count} axes", "Store 2 or 3 axes, and one more for channels")
@@ -242,7 +248,7 @@ def _image_header(path: Path, header: _Header) -> ImageHeader:
     columns = np.reshape(reader.GetDirection(), (count, count))[:axes, :axes]
     size, spacing, origin = reader.GetSize(), reader.GetSpacing()[:axes], reader.GetOrigin()[:axes]
     geometry = make_geometry(path, "nifti", size[:axes], spacing, origin, columns, header.transforms)
-    return ImageHeader(geometry, components, size[3] if count == 4 else 1, abs(scaled))
+    return ImageHeader(geometry, components, size[3] if count == 4 else 1, slope)
 
 
 def _skewed_geometry(path: Path, header: _Header) -> Geometry | None:
