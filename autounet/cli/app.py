@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_format
 import logging
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,9 @@ app = _make_app()
 def main() -> None:
     """Entry point: a user's mistake ends with its message and exit code 1, never with a traceback."""
     wait_politely()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names of files that are no text are shown, and end no command
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except AutoUNetError as error:

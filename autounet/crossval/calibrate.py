@@ -20,6 +20,7 @@ from ..schema.dataset import Dataset
 from ..schema.geometry import Box3
 from ..schema.labels import TargetKind
 from ..schema.plan import Configuration
+from ..schema.record import utf8
 from ..schema.selection import ReliabilityBin, Selection, TemperatureScaling
 from ..store import read_properties, read_scores, scores_file
 from ..store.run_folder import RunFolder
@@ -186,7 +187,7 @@ def sample_voxels(identifier: str, dense: np.ndarray, structures: np.ndarray, cr
     """
     box = _around(structures, crop)
     starts, sizes = [start for start, _ in box], [stop - start for start, stop in box]
-    chosen = np.random.default_rng(crc32(identifier.encode())).integers(0, np.prod(sizes), most)
+    chosen = np.random.default_rng(crc32(utf8(identifier))).integers(0, np.prod(sizes), most)
     found = np.stack(np.unravel_index(np.unique(chosen), sizes), axis=1) + starts
     classes = dense[tuple(found.T)]
     found, classes = found[classes != NO_LOSS], classes[classes != NO_LOSS]

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..schema.errors import FileError
-from .image_format import COPY_AGAIN, damaged, itk_reader, itk_reason, name_for_itk
+from ..schema.record import named_in_text
+from .image_format import COPY_AGAIN, damaged, itk_reader, itk_reason
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -254,7 +255,7 @@ def _decode(each: Slice) -> np.ndarray:
     import SimpleITK as sitk
 
     try:
-        with name_for_itk(each.path) as path:
+        with named_in_text(each.path) as path:
             array = sitk.GetArrayFromImage(itk_reader(path, "GDCMImageIO").Execute())
     except RuntimeError as error:
         raise FileError(each.path, f"cannot be decoded: {itk_reason(error)}", COPY_AGAIN) from None

@@ -6,13 +6,10 @@ Another format is one new file that exports an `ImageFormat`, and one entry in `
 from __future__ import annotations
 
 import math
-import os
 import re
 import sys
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -203,20 +200,6 @@ def itk_reader(path: Path, name: str) -> sitk.ImageFileReader:
     reader.SetImageIO(name)
     reader.SetFileName(str(path))
     return reader
-
-
-@contextmanager
-def name_for_itk(path: Path) -> Iterator[Path]:
-    """A path of the same file for ITK, which ends the process where a name is no text, as zip files leave some."""
-    try:
-        os.fspath(path).encode("utf-8")
-    except UnicodeEncodeError:
-        with tempfile.TemporaryDirectory() as folder:
-            link = Path(folder) / "file"
-            link.symlink_to(path.absolute())
-            yield link
-    else:
-        yield path
 
 
 def itk_reason(error: RuntimeError) -> str:

@@ -26,7 +26,7 @@ from pydantic import JsonValue
 
 from ..schema.bundle import ModelBundle
 from ..schema.errors import ModelError, RecordError
-from ..schema.record import digest, replacing
+from ..schema.record import digest, replacing, utf8
 from ..store.run_folder import BUNDLE_FILE
 from .card import card_text
 
@@ -41,7 +41,7 @@ def record_text(bundle: ModelBundle) -> str:
 def sealed(bundle: ModelBundle) -> ModelBundle:
     """With the checksums of its card and, over all else, of itself."""
     text = card_text(bundle)
-    bundle = bundle.model_copy(update={"card_checksum": checksum_of(text.encode())})
+    bundle = bundle.model_copy(update={"card_checksum": checksum_of(utf8(text))})
     return bundle.model_copy(update={"checksum": record_checksum(_content(bundle))})
 
 

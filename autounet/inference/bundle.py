@@ -27,7 +27,7 @@ from ..schema.fingerprint import Fingerprint
 from ..schema.metrics import Metrics
 from ..schema.options import DataOptions
 from ..schema.plan import Configuration, with_previous_stages
-from ..schema.record import write_text
+from ..schema.record import utf8, write_text
 from ..schema.run import RunRecord
 from ..schema.selection import Selection
 from .archive import (
@@ -293,7 +293,7 @@ def export_bundle(model: Path, out: Path, licence: str | None = None) -> ModelCa
     weights = {member.path: folder / member.path for member in bundle.members}
     out.parent.mkdir(parents=True, exist_ok=True)
     if as_file:
-        records = {BUNDLE_FILE: record_text(bundle).encode(), CARD_FILE: card_text(bundle).encode()}
+        records = {BUNDLE_FILE: utf8(record_text(bundle)), CARD_FILE: utf8(card_text(bundle))}
         write_archive(out, {**records, **weights})
         return card
     temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))

@@ -30,6 +30,7 @@ from ..ops.resample import (
 from ..schema.dataset import ChannelAvailability, Dataset, channel_availability
 from ..schema.geometry import Box3, CaseProperties, Geometry, Spacing3
 from ..schema.plan import PreprocessSpec
+from ..schema.record import utf8
 from ..store import write_prepared
 from ..workers import map_parallel
 
@@ -122,7 +123,7 @@ def class_locations(labels: np.ndarray, identifier: str, most: int = MOST_LOCATI
     parts = np.split(foreground[by_class], starts[1:]) if len(present) else []  # split gives one part of nothing
     for label, indices in zip(present.tolist(), parts, strict=True):
         if len(indices) > most:
-            generator = np.random.default_rng([zlib.crc32(identifier.encode()), label])
+            generator = np.random.default_rng([zlib.crc32(utf8(identifier)), label])
             indices = np.sort(generator.choice(indices, most, replace=False, shuffle=False))
         locations[label] = np.stack(np.unravel_index(indices, labels.shape), axis=1).astype(np.int32)
     return locations

@@ -18,7 +18,7 @@ import autounet
 from ..figures import Picture
 from ..schema.option_table import run_command
 from ..schema.quantities import format_size
-from ..schema.record import write_text
+from ..schema.record import utf8, write_text
 from . import data_section, results_section, selection_section, training_section
 from .comparison import published_table
 from .output_records import OutputRecords, read_output_records
@@ -49,7 +49,7 @@ def write_report(out: Path, entropy: EntropyReader | None = None) -> Path:
     template = environment.get_template("page.html.j2")
     content = _content(read_output_records(out), entropy)
     text = template.render(content)
-    while len(text.encode()) > MAX_BYTES and _drop_part(content):
+    while len(utf8(text)) > MAX_BYTES and _drop_part(content):
         text = template.render(content)
     path = out / "report.html"
     write_text(path, text)

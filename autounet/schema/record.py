@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +89,31 @@ def digest(value: Any) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` with `text` in one step: readers see the old content or the new, never a part."""
+    """Replace `path` with `text` in one step: readers see the old content or the new, never a part.
+
+    For bytes of file names that are no text see `utf8`.
+    """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(utf8(text))
+
+
+@contextmanager
+def named_in_text(path: Path) -> Iterator[Path]:
+    """A path of the same file for libraries that take names as text, and fail or end the process for others."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder) / "file"
+            link.symlink_to(path.absolute())
+            yield link
+    else:
+        yield path
+
+
+def utf8(text: str) -> bytes:
+    r"""UTF-8; a byte of a file name that is no text, which Python reads as a surrogate, becomes `\udce9` or the like.
+
+    In JSON that is the surrogate again. Text for people, and digests, only need something that is always the same.
+    """
+    return text.encode("utf-8", "backslashreplace")

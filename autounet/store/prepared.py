@@ -20,7 +20,7 @@ import numpy as np
 
 from ..schema.errors import RecordError
 from ..schema.geometry import CaseProperties
-from ..schema.record import replacing
+from ..schema.record import named_in_text, replacing
 
 CHUNK_BYTES = 1024**2
 """uncompressed size that a chunk's slices are gathered to"""
@@ -180,7 +180,8 @@ def _open(path: Path, remedy: str) -> blosc2.NDArray:
     if not path.exists():
         raise RecordError(f"{path} does not exist", remedy)
     try:
-        return blosc2.open(str(path), mode="r", mmap_mode=None if os.name == "nt" else "r")
+        with named_in_text(path) as name:
+            return blosc2.open(str(name), mode="r", mmap_mode=None if os.name == "nt" else "r")
     except (OSError, RuntimeError, ValueError) as error:
         _require_openable(path)
         raise RecordError(f"{path} is damaged ({error})", remedy) from None

@@ -14,6 +14,7 @@ from ...ops.masks import crop, nonzero_box, nonzero_mask
 from ...schema.dataset import Case, ChannelFacts, ComponentFacts, Finding, IntensitySample, Severity
 from ...schema.errors import FileError
 from ...schema.geometry import Box3, Geometry, GeometryDifference, geometry_differences
+from ...schema.record import utf8
 
 SAMPLES = 10_000
 """intensities kept per case and channel"""
@@ -55,7 +56,7 @@ def sample_intensities(
     where = np.flatnonzero(foreground) if foreground is not None else np.empty(0, np.int64)
     if where.size == 0 or not np.isfinite(image).all():
         return tuple(NO_SAMPLE for _ in image)
-    key = hashlib.blake2b(f"{seed}:{identifier}".encode(), digest_size=8).digest()
+    key = hashlib.blake2b(utf8(f"{seed}:{identifier}"), digest_size=8).digest()
     rng = np.random.default_rng(int.from_bytes(key, "little"))
     chosen = where if where.size <= SAMPLES else np.sort(rng.choice(where, SAMPLES, replace=False, shuffle=False))
     samples = []
