@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..imageio import is_nrrd_segmentation, read_segments, segment_sets
-from ..schema.dataset import Case
+from ..schema.dataset import Case, CaseFacts, Dataset, Finding
 from ..schema.errors import DataError, OptionError
 from ..schema.labels import LabelCode
 from ..schema.options import DataOptions
@@ -143,3 +143,50 @@ def _by_segment(files: Sequence[Path], known: Mapping[str, int]) -> Coded:
 def _class_name(combination: frozenset[str], joined: set[str]) -> str:
     names = sorted(combination)
     return f"{names[0]} alone" if len(names) == 1 and names[0] in joined else " + ".join(names)
+
+
+ShownValue = tuple[int, tuple[int, int, int]]
+"""a value of a label file, and the colour in which it is shown"""
+MOST_NAMED = 12
+"""files named in one finding"""
+_WHITE: ShownValue = (255, (255, 255, 255))
+
+
+def palette_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
+    """Label files whose palettes give a value another colour, or a colour another value, than most do (fatal)."""
+    if not any(fact.label_colours for fact in facts):
+        return []
+    names = {case.identifier: case.label for case in dataset.cases}
+    palettes = [(names[fact.identifier], _shown_values(fact)) for fact in facts]
+    counts = Counter(pair for _, own in palettes for pair in own)
+    usual: list[ShownValue] = []
+    odd: dict[ShownValue, ShownValue] = {}
+    for pair in sorted(counts, key=lambda pair: (-counts[pair], pair)):
+        rivals = (each for each in usual if each[0] == pair[0] or each[1] == pair[1])
+        rival = next((each for each in rivals if not any({each, pair} <= own for _, own in palettes)), None)
+        if rival is None:
+            usual.append(pair)
+        else:
+            odd[pair] = rival
+    files = [(str(name), min(own & set(odd))) for name, own in palettes if own & set(odd)]
+    if not files:
+        return []
+    example, (value, colour) = files[0]
+    shown = ", ".join(name for name, _ in files[:MOST_NAMED])
+    shown += f" and {len(files) - MOST_NAMED} more" if len(files) > MOST_NAMED else ""
+    message = (
+        f"the same value or colour does not mean the same in all label files: in {example}, {value} is shown as "
+        f"{list(colour)}; in others, {odd[value, colour][0]} is shown as {list(odd[value, colour][1])}. Files whose "
+        f"palettes differ: {shown}"
+    )
+    remedy = (
+        "Say which colour is which class with --palette FILE, a JSON file like "
+        '{"background": [0, 0, 0], "name": [128, 0, 0]}: then the colours decide'
+    )
+    return [Finding(code="palettes-differ", message=message, remedy=remedy)]
+
+
+def _shown_values(fact: CaseFacts) -> frozenset[ShownValue]:
+    """Of a file without palette only white is certain, which one of a single bit calls 1."""
+    plain = [_WHITE] if _WHITE[0] in fact.value_counts else []
+    return frozenset(fact.label_colours.items() or plain)

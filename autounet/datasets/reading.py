@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ..imageio import read_image, read_labels
+from ..imageio import read_image_content, read_labels
 from ..ops.label_values import encode
 from ..schema.dataset import Case, Channel, Dataset
 from ..schema.errors import DataError
 from ..schema.geometry import Geometry
 from .checks.case_checks import world_differences
 from .inputs import InputCase
+
+log = logging.getLogger(__name__)
 
 
 class LoadedCase(NamedTuple):
@@ -26,40 +29,50 @@ class LoadedCase(NamedTuple):
     """of the first channel's file"""
 
 
-def read_channels(paths: Sequence[Path], channels: int, frame: int | None = None) -> tuple[np.ndarray, Geometry]:
+def read_channels(
+    paths: Sequence[Path], channels: int, frame: int | None = None, told: int = logging.DEBUG
+) -> tuple[np.ndarray, Geometry]:
     """All channel files of a case, joined along C, with the geometry of the first file. `frame` is a time point.
+
+    What the readers have to say of the files is logged at the level `told`: `check` has found it in training data.
 
     Raises DataError when shapes or places in space differ, or the number of channels is not the one expected.
     """
-    parts = [read_image(path, frame) for path in paths]
-    shape = parts[0][1].shape
-    for path, (_, geometry) in zip(paths, parts, strict=True):
+    parts = [read_image_content(path, frame) for path in paths]
+    shape = parts[0].geometry.shape
+    for path, (_, geometry, remarks) in zip(paths, parts, strict=True):
+        for each in remarks:
+            log.log(told, "%s %s", path.name, each.text)
         if geometry.shape != shape:
             raise DataError(
                 f"{path.name} has shape {geometry.shape}, but {paths[0].name} of the same case has {shape}",
                 "Resample the channels to one grid",
             )
-        if found := world_differences(geometry, parts[0][1]):
+        if found := world_differences(geometry, parts[0].geometry):
             raise DataError(
                 f"{path.name} is not aligned with {paths[0].name} of the same case: {'; '.join(map(str, found))}",
                 "Correct the header that is wrong, or resample the channels to one grid",
             )
-    image = parts[0][0] if len(parts) == 1 else np.concatenate([array for array, _ in parts])
+    image = parts[0].array if len(parts) == 1 else np.concatenate([each.array for each in parts])
     if image.shape[0] != channels:
         named = ", ".join(path.name for path in paths)
         raise DataError(
             f"{named} has {_count(image.shape[0])}, expected {_count(channels)}", "Give an image like the others"
         )
-    return image, parts[0][1]
+    return image, parts[0].geometry
 
 
 def read_present(
-    paths: Sequence[Path], present: Sequence[int] | None, channels: int, frame: int | None = None
+    paths: Sequence[Path],
+    present: Sequence[int] | None,
+    channels: int,
+    frame: int | None = None,
+    told: int = logging.DEBUG,
 ) -> tuple[np.ndarray, Geometry]:
     """As `read_channels`, of a case that has the `present` channels only (None: all); the others are 0."""
     if present is None:
-        return read_channels(paths, channels, frame)
-    own, geometry = read_channels(paths, len(present), frame)
+        return read_channels(paths, channels, frame, told)
+    own, geometry = read_channels(paths, len(present), frame, told)
     image = np.zeros((channels, *own.shape[1:]), np.float32)
     image[list(present)] = own
     return image, geometry
@@ -99,7 +112,7 @@ def load_case(dataset: Dataset, identifier: str) -> LoadedCase:
 def load_input(case: InputCase, channels: Sequence[Channel]) -> tuple[np.ndarray, Geometry]:
     """Array (C, Z, Y, X) float32 and geometry. Raises DataError naming the case."""
     try:
-        image, geometry = read_present(case.images, case.present, len(channels), case.frame)
+        image, geometry = read_present(case.images, case.present, len(channels), case.frame, logging.WARNING)
     except DataError as error:
         raise DataError(error.message, error.remedy, case.identifier) from None
     wrong = int(image.size - np.count_nonzero(np.isfinite(image)))

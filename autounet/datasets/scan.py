@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -61,17 +62,26 @@ def find_channels(
 
 
 def _count_channels(root: Path, cases: Sequence[Case]) -> tuple[int, bool]:
-    """Channels of the first readable case, and whether it is a picture (no volume format)."""
-    findings = []
+    """Channels of the first readable case, and whether it is a picture (no volume format).
+
+    Of pictures, the number that most have: programs save a coloured one as grey where it holds no colours.
+    """
+    findings, counts, picture = [], Counter[int](), False
     for case in sorted(cases, key=lambda case: case.present is not None):  # one with all channels, where there is one
         try:
             headers = [read_header(root / path) for path in case.images]
         except FileError as error:
             findings.append(unreadable(case, root, error))
             continue
-        picture = headers[0][0].kind not in VOLUME_KINDS and len(headers) == 1
-        return sum(1 if case.frame is not None else channels for _, channels in headers), picture
-    raise DataError.of(findings)
+        own = headers[0][0].kind not in VOLUME_KINDS and len(headers) == 1
+        count = sum(1 if case.frame is not None else channels for _, channels in headers)
+        if not counts and not (own and headers[0][0].dimension == 2):
+            return count, own
+        if own:
+            counts[count], picture = counts[count] + 1, True
+    if not counts:
+        raise DataError.of(findings)
+    return max(counts, key=lambda count: (counts[count], count)), picture
 
 
 def _kind(word: str) -> ChannelKind:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,8 +32,12 @@ from .formats import (
     suffix,
     with_sidecar,
 )
-from .image_format import ImageFormat, ImageHeader
-from .label_codes import (
+from .image_format import ImageFormat, ImageHeader, Remark
+from .metaimage import data_file
+from .nifti import write_nifti_channels
+from .nrrd import is_nrrd_segmentation, read_segments
+from .stored_values import (
+    OPAQUE,
     coded_by_colour,
     colours_without_palette,
     plain_segments,
@@ -40,15 +45,16 @@ from .label_codes import (
     values_of_colours,
     values_of_segments,
 )
-from .metaimage import data_file
-from .nifti import write_nifti_channels
-from .nrrd import is_nrrd_segmentation, read_segments
 
 __all__ = [
     "DICOM",
     "FORMATS",
+    "OPAQUE",
     "SUFFIXES",
     "VOLUME_KINDS",
+    "ImageContent",
+    "LabelContent",
+    "Remark",
     "file_kind",
     "files_of",
     "is_image",
@@ -60,6 +66,8 @@ __all__ = [
     "read_geometry",
     "read_header",
     "read_image",
+    "read_image_content",
+    "read_label_content",
     "read_labels",
     "read_segments",
     "segment_sets",
@@ -77,19 +85,42 @@ ROUNDING = 1e-3
 """what a whole number may be off after scaling in 32 bits"""
 
 
+class ImageContent(NamedTuple):
+    array: np.ndarray
+    """(C, Z, Y, X) float32"""
+    geometry: Geometry
+    remarks: tuple[Remark, ...]
+
+
+class LabelContent(NamedTuple):
+    values: np.ndarray
+    """(Z, Y, X) int32"""
+    geometry: Geometry
+    remarks: tuple[Remark, ...] = ()
+    colours: tuple[tuple[int, tuple[int, int, int]], ...] = ()
+    """as `ImageHeader.colours`"""
+
+
 def read_image(path: Path | str, frame: int | None = None) -> tuple[np.ndarray, Geometry]:
     """Array (C, Z, Y, X) float32 as stored, and its geometry. Colour images have C = 3; a fourth axis is C.
 
-    `path` may be a folder with a DICOM series. `frame` takes one time point of a 4-D file.
+    `path` may be a folder with a DICOM series. `frame` takes one time point of a 4-D file. Pictures are read
+    as a viewer shows them: the right way up, their palette applied.
     Raises DataError naming the file, what is wrong with it and what to do; truncated and damaged files included.
     """
+    content = read_image_content(path, frame)
+    return content.array, content.geometry
+
+
+def read_image_content(path: Path | str, frame: int | None = None) -> ImageContent:
+    """As `read_image`, with what the reader has to say of the file."""
     path = Path(path)
     array, header = _read(path)
     if np.iscomplexobj(array):
         raise FileError(path, "holds complex numbers", "Store magnitude and phase as channels")
     if frame is not None:
         array = _one_frame(path, array, header, frame)
-    return np.require(array, np.float32, ["C", "W"]), header.geometry
+    return ImageContent(np.require(array, np.float32, ["C", "W"]), header.geometry, header.remarks)
 
 
 def read_labels(
@@ -101,24 +132,30 @@ def read_labels(
     its indices, and colours are an error that lists them. `frame` takes one time point of a 4-D file.
     Raises DataError when the file cannot be read, has unknown colours, or holds values that are not integers.
     """
+    content = read_label_content(path, codes, frame)
+    return content.values, content.geometry
+
+
+def read_label_content(path: Path | str, codes: Sequence[LabelCode] = (), frame: int | None = None) -> LabelContent:
+    """As `read_labels`, with what the reader has to say of the file, and its palette."""
     path = Path(path)
     if is_nrrd_segmentation(path):
         _format_of(path)
         named = any(code.segments for code in codes)
         values, geometry = values_of_segments(path, codes) if named else plain_segments(path)
-        return _integers(path, values), geometry
+        return LabelContent(_integers(path, values), geometry)
     array, header = _read(path, as_indices=not coded_by_colour(codes))
     if frame is not None:
         array = _one_frame(path, array, header, frame)
     if coded_by_colour(codes):
-        return values_of_colours(path, array, codes), header.geometry
+        return LabelContent(values_of_colours(path, array, codes), header.geometry, header.remarks)
     if array.shape[0] > 1 and not (array == array[:1]).all():
         if array.shape[0] == 3 and header.frames == 1:
             raise colours_without_palette(path, array)
         raise FileError(
             path, f"has {array.shape[0]} channels with different values", "Store labels as one channel of integers"
         )
-    return _integers(path, array[0], header.slope), header.geometry
+    return LabelContent(_integers(path, array[0], header.slope), header.geometry, header.remarks, header.colours)
 
 
 def read_header(path: Path | str) -> tuple[Geometry, int]:
@@ -209,7 +246,7 @@ def _format_of(path: Path) -> ImageFormat:
 
 
 def _read(path: Path, as_indices: bool = False) -> tuple[np.ndarray, ImageHeader]:
-    """`as_indices`: pictures with a palette of colours give their indices."""
+    """`as_indices`: pictures with a palette of colours give their indices, others their values as numbers."""
     form = _format_of(path)
     array, header = form.read_indices(path) if as_indices and form.read_indices else form.read(path)
     return array, header if form.has_geometry else with_sidecar(path, header)

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..schema.errors import FileError
 from .dicom import DICOM_SERIES, NO_IMAGES
 from .dicom_slices import is_dicom
-from .image_format import ImageFormat, ImageHeader
+from .image_format import UNKNOWN_SPACING, UNKNOWN_UNIT, ImageFormat, ImageHeader
 from .metaimage import METAIMAGE
 from .nifti import NIFTI
 from .nrrd import NRRD
@@ -121,7 +121,8 @@ def with_sidecar(path: Path, header: ImageHeader) -> ImageHeader:
         raise FileError(file, f"gives the spacing {spacing!r}", "Write the mm of z, y and x, as in [2.5, 0.7, 0.7]")
     z, y, x = spacing if len(spacing) == 3 else (1.0, *spacing)
     geometry = header.geometry.model_copy(update={"spacing": (float(z), float(y), float(x))})
-    return header._replace(geometry=geometry)
+    remarks = tuple(each for each in header.remarks if each.code not in (UNKNOWN_UNIT, UNKNOWN_SPACING))
+    return header._replace(geometry=geometry, remarks=remarks)
 
 
 def sidecar_of(path: Path) -> Path | None:

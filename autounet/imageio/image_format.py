@@ -5,9 +5,11 @@ Another format is one new file that exports an `ImageFormat`, and one entry in `
 
 from __future__ import annotations
 
+import html
 import math
 import re
 import sys
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..schema.errors import FileError
-from ..schema.geometry import Geometry, NiftiTransforms
+from ..schema.geometry import Geometry, NiftiTransforms, Spacing3
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -27,9 +29,20 @@ MAX_SKEW = 1e-2
 """largest scalar product of two axes' unit vectors: headers keep few digits; a sheared image is far beyond it"""
 PADDING = 1 << 20
 """bytes behind the voxels that are accepted in compressed data, if they are zeros"""
+_ESCAPE = re.compile(r"\\+[uU]([0-9a-fA-F]{4})")
 _ITK_PLACE = re.compile(r"^(ITK )?ERROR: (\w+\(0x[0-9a-f]+\): )?")
 MAX_MILLIMETRES = 1e9
 """a spacing or an origin beyond it comes from a damaged header"""
+
+
+class Remark(NamedTuple):
+    """What a reader has to say of a sound file: what it left out, guessed, or read otherwise than a viewer shows."""
+
+    code: str
+    """of the finding that `check` makes of it"""
+    text: str
+    """continues a sentence that begins with the file"""
+    remedy: str
 
 
 class ImageHeader(NamedTuple):
@@ -42,6 +55,9 @@ class ImageHeader(NamedTuple):
     """length of a fourth axis, 1 when there is none"""
     slope: float = 0.0
     """of voxels that are stored as whole numbers and scaled to others: the step between neighbours; 0: not scaled"""
+    remarks: tuple[Remark, ...] = ()
+    colours: tuple[tuple[int, tuple[int, int, int]], ...] = ()
+    """(value, its red, green and blue) of those that occur in a label file which says how they are shown"""
 
     @property
     def channels(self) -> int:
@@ -72,6 +88,57 @@ class ImageFormat:
     """one slice of 8 or 16 bits a value, grey or RGB"""
     label_limits: tuple[int, int] = (-(2**31), 2**31 - 1)
     """the least and the largest label value that a file can hold"""
+
+
+UNKNOWN_UNIT, UNKNOWN_SPACING = "unknown-unit", "unknown-spacing"
+"""codes of what is said where a file does not give the size of its voxels in a unit of length, or not along all axes"""
+_PREFIXES = {"p": 1e-9, "n": 1e-6, "u": 1e-3, "\u03bc": 1e-3, "m": 1.0, "c": 10.0, "d": 100.0, "": 1000.0, "k": 1e6}
+_PREFIX_WORDS = {"pico": "p", "nano": "n", "micro": "u", "milli": "m", "centi": "c", "deci": "d", "": "", "kilo": "k"}
+_LENGTHS = {
+    **{f"{prefix}m": size for prefix, size in _PREFIXES.items()},
+    **{
+        f"{word}{metre}": _PREFIXES[prefix]
+        for word, prefix in _PREFIX_WORDS.items()
+        for metre in ("meter", "meters", "metre", "metres")
+    },
+    **dict.fromkeys(("micron", "microns", "micra", "\u03bc"), 1e-3),
+    **dict.fromkeys(("\u00e5", "angstrom", "angstroms", "\u00e5ngstr\u00f6m"), 1e-7),
+    **dict.fromkeys(("in", "inch", "inches", '"'), 25.4),
+    **dict.fromkeys(("thou", "mil"), 0.0254),
+    **dict.fromkeys(("ft", "foot", "feet"), 304.8),
+}
+"""unit of length in small letters, its compatibility forms resolved -> mm"""
+
+
+def millimetres(unit: str) -> float | None:
+    """The mm of a unit of length as programs spell it, in any case: um, \\u00B5m, MICRON, Angstrom; None where unknown.
+
+    Escapes of a character's number are resolved (ImageJ writes \\u00B5m), and a micro sign that went through the wrong
+    encoding is accepted.
+    """
+    text = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), html.unescape(unit))
+    text = unicodedata.normalize("NFKC", text.replace("\u00c2\u00b5", "\u00b5")).casefold().strip(" .\0")
+    return _LENGTHS.get(unicodedata.normalize("NFC", text))
+
+
+def in_millimetres(sizes: Sequence[float], units: Sequence[str]) -> tuple[Spacing3, tuple[Remark, ...]]:
+    """(z, y, x); a size of 0 is not known and taken to be the least of the others, or 1 mm where none is known."""
+    factors = [millimetres(unit) for unit in units]
+    known = [size * (factor or 1.0) for size, factor in zip(sizes, factors, strict=True)]
+    unknown = [unit for unit, size, factor in zip(units, sizes, factors, strict=True) if factor is None and size]
+    remarks: tuple[Remark, ...] = ()
+    remedy = 'Give the spacing in a file of the same name, {"spacing": [z, y, x]} in mm, or correct its metadata'
+    if unknown and any(size not in (0, 1) for size in sizes):
+        shown = " x ".join(f"{size:g}" for size in sizes)
+        text = f"gives voxels of {shown} {unknown[0][:20]!r} (z, y, x), no unit of length; mm were taken"
+        remarks += (Remark(UNKNOWN_UNIT, text, remedy),)
+    least = min((size for size in known if size), default=1.0)
+    if any(known) and not all(known):
+        axes = " and ".join(axis for axis, size in zip("zyx", known, strict=True) if not size)
+        text = f"does not give the size of its voxels along {axes}; {least:g} mm were taken, as along the other axes"
+        remarks += (Remark(UNKNOWN_SPACING, text, remedy),)
+    z, y, x = (size or least for size in known)
+    return (z, y, x), remarks
 
 
 def damaged(path: Path, problem: str) -> FileError:

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import struct
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import NAMESPACE_OID, uuid5
 from xml.etree import ElementTree
 
 import numpy as np
 
 from ..schema.errors import FileError
 from ..schema.geometry import Geometry, Spacing3
-from .image_format import COPY_AGAIN, ImageFormat, ImageHeader, damaged, make_geometry
+from .image_format import (
+    COPY_AGAIN,
+    ImageFormat,
+    ImageHeader,
+    Remark,
+    damaged,
+    in_millimetres,
+    make_geometry,
+    millimetres,
+)  # fmt: skip
+from .pictures import ORIENTATION, upright
+from .stored_values import (
+    BIT_COLOURS,
+    LOOK_UP_TABLE,
+    WHITE_ZERO,
+    Pixels,
+    apply_palette,
+    profile_remarks,
+    to_rgb,
+    without_alpha,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from tifffile import TiffFile
@@ -124,43 +147,61 @@ def _parts(tags: dict[int, Sequence[int]], width: int, height: int, samples: int
     return -(-width // across) * -(-height // down) * _one(tags, _DEPTH, 1) * planes
 
 
-_MILLIMETRES = {
-    "nm": 1e-6, "um": 1e-3, "µm": 1e-3, "\\u00b5m": 1e-3, "μm": 1e-3, "micron": 1e-3, "microns": 1e-3,
-    "mm": 1.0, "cm": 10.0, "inch": 25.4, "m": 1000.0,
-}  # fmt: skip
+_NOT_SHOWN = {8: "CIELAB", 9: "CIELAB", 10: "CIELAB", 32803: "raw camera", 32844: "LogL", 32845: "LogLuv"}
+"""photometric interpretations whose values are neither greys nor red, green and blue"""
+_MIN_IS_WHITE, _RGB, _PALETTE, _SEPARATED, _YCBCR = 0, 2, 3, 5, 6
+_DECODED_TO_RGB = (6, 7, 33003, 33004, 33005, 34712, 34892, 34933, 34934, 50001, 50002)
+"""compressions of colours (JPEG, JPEG 2000, WebP, JPEG XL, JPEG XR), whose decoders turn YCbCr into RGB"""
+_ICC_PROFILE = 34675
 
 
-def read_tiff(path: Path) -> tuple[np.ndarray, ImageHeader]:
+def read_tiff(path: Path, as_indices: bool = False) -> tuple[np.ndarray, ImageHeader]:
     """Array (C, Z, Y, X) in the file's own number type. Pages are slices; samples and OME channels are channels.
 
-    A single page is a photograph with spacing 1; a stack takes its spacing from OME or ImageJ metadata. Time points of
-    stacks come along C. Transparency is dropped. Raises DataError.
+    A single page is a photograph with spacing 1, read as a viewer shows it; a stack takes its spacing from OME or
+    ImageJ metadata. Time points of stacks come along C. Transparency is left out. `as_indices`: labels, of which
+    a palette or fewer than 8 bits give numbers. Raises DataError.
     """
+    return _read(path, as_indices)
+
+
+def _read(path: Path, as_indices: bool = False, decode: bool = True) -> tuple[np.ndarray, ImageHeader]:
+    """`decode` False: for the header; values that are no palette's are 0."""
     import tifffile
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     pages = require_whole(path)
     try:
         with tifffile.TiffFile(path) as file:
-            array = file.series[0].asarray()
             page: Any = file.pages[0]
-            if page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
-                array = _grey_palette(array, np.asarray(page.colormap))
-            axes, spacing = file.series[0].axes, _spacing(file)
-            metadata = file.imagej_metadata or {}
+            series, metadata = file.series[0], file.imagej_metadata or {}
+            decode = decode or page.photometric == _PALETTE
+            array = series.asarray() if decode else np.broadcast_to(np.zeros((), series.dtype), series.shape)
+            if array.ndim != len(series.axes):
+                raise damaged(path, f"its pages are not of the sizes of its axes {series.axes}")
+            _require_all(path, array, pages, metadata)
+            pixels, axes = _interpret(path, page, array, series.axes, file.is_imagej, as_indices)
+            spacing, remarks = _spacing(file)
+            orientation, profile = (page.tags.get(tag) for tag in (ORIENTATION, _ICC_PROFILE))
+            orientation, profile = getattr(orientation, "value", 1), getattr(profile, "value", None)
+    except FileError:
+        raise
     except Exception as error:  # tifffile lets struct, zlib, key and codec errors through
         raise FileError(path, f"cannot be read: {_reason(error)}", COPY_AGAIN) from None
-    if array.ndim != len(axes):
-        raise damaged(path, f"its pages are not of the sizes of its axes {axes}")
-    _require_all(path, array, pages, metadata)
-    array, frames = _order(path, array, axes)
+    array, frames = _order(path, pixels.array, axes)
     if not array.size:
         raise FileError(path, "holds no pixels", COPY_AGAIN)
     used = 2 if array.shape[1] == 1 else 3
     if used == 2:
-        spacing = (1.0, 1.0, 1.0)
+        spacing, remarks = (1.0, 1.0, 1.0), ()
+        array = upright(array, orientation if orientation in range(1, 9) else 1)
+        remarks += () if as_indices or not isinstance(profile, bytes) else profile_remarks(profile, array.shape[0])
+    elif orientation in range(2, 9):
+        text = f"has the orientation {orientation} of a turned photograph, which is not applied to stacks"
+        remarks += (Remark("not-as-shown", text, "Turn it in a viewer and save it again, if it lies wrong"),)
     geometry = make_geometry(path, "tiff", array.shape[:0:-1][:used], spacing[::-1][:used], [0.0] * used, np.eye(used))
-    return array, ImageHeader(geometry, array.shape[0] // frames, frames)
+    header = ImageHeader(geometry, array.shape[0] // frames, frames, pixels.remarks + remarks, pixels.colours)
+    return array, header
 
 
 def _require_all(path: Path, array: np.ndarray, pages: int, metadata: dict[str, Any]) -> None:
@@ -175,10 +216,46 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
 
 
-def _grey_palette(indices: np.ndarray, colormap: np.ndarray) -> np.ndarray:
-    """Greys of a palette of greys (colormap (3, N), 16 bits scaled from 8); other palettes stay indices."""
-    used = colormap[:, np.unique(indices)]
-    return (colormap[0][indices] >> 8).astype(np.uint8) if (used == used[:1]).all() else indices
+def _interpret(
+    path: Path, page: Any, array: np.ndarray, axes: str, imagej: bool, as_indices: bool
+) -> tuple[Pixels, str]:
+    """The stored values as grey values, colours or labels, and their axes. Raises DataError where they are neither."""
+    photometric, bits = int(page.photometric), int(np.max(page.bitspersample))
+    if photometric in _NOT_SHOWN:
+        raise FileError(path, f"stores its pixels as {_NOT_SHOWN[photometric]}", "Convert it to RGB or grey values")
+    if photometric == _PALETTE and page.colormap is not None:
+        stack = array.size > array.shape[axes.index("Y")] * array.shape[axes.index("X")]
+        return _with_palette(array, np.asarray(page.colormap), axes, imagej or stack, as_indices)
+    if photometric == _SEPARATED:
+        return Pixels(*to_rgb(path, array, axes, "CMYK")), axes
+    if photometric == _YCBCR and page.compression not in _DECODED_TO_RGB:
+        return Pixels(*to_rgb(path, array, axes, "YCbCr")), axes
+    whole = array.dtype.kind in "ub"
+    inverted = photometric == _MIN_IS_WHITE and whole and bits <= (1 if as_indices else 16)
+    remarks: tuple[Remark, ...] = (WHITE_ZERO,) if photometric == _MIN_IS_WHITE and not inverted else ()
+    array = array.astype(np.uint8) if bits < 8 and whole else array
+    largest = (1 << bits) - 1
+    array = array.dtype.type(largest) - array if inverted else array
+    if bits < 8 and whole:
+        shown = array if as_indices else np.rint(array * (255 / largest)).astype(np.uint8)
+        return Pixels(shown, remarks, BIT_COLOURS if bits == 1 else ()), axes
+    count = array.shape[axes.index("S")] if "S" in axes else 1
+    is_alpha = [int(kind) in (1, 2) for kind in page.extrasamples][-1:] == [True] and count in (2, 4)
+    if is_alpha or (photometric == _RGB and count == 4):
+        array, transparency = without_alpha(array, axes)
+        remarks += transparency
+    return Pixels(array, remarks), axes
+
+
+def _with_palette(
+    indices: np.ndarray, colormap: np.ndarray, axes: str, only_display: bool, as_indices: bool
+) -> tuple[Pixels, str]:
+    """By a colormap (3, N) of 16 bits scaled from 8. Those of ImageJ and of stacks `only_display` values."""
+    palette = (colormap.T >> 8).astype(np.uint8)
+    pixels = apply_palette(indices, palette, as_indices)
+    if len(pixels.array) == 3:
+        return (Pixels(indices, (LOOK_UP_TABLE,)), axes) if only_display else (pixels, "S" + axes)
+    return Pixels(pixels.array[0], (), () if only_display else pixels.colours), axes
 
 
 def _order(path: Path, array: np.ndarray, axes: str) -> tuple[np.ndarray, int]:
@@ -196,8 +273,6 @@ def _order(path: Path, array: np.ndarray, axes: str) -> tuple[np.ndarray, int]:
         frames = array.shape[channels[0]]
     if len(slices) > 1 or len(channels) > 1 or not {"Y", "X"} <= set(axes):
         raise FileError(path, f"has the axes {axes}", "Store one volume per file, with one axis of slices")
-    if channels and axes[channels[0]] == "S" and array.shape[channels[0]] in (2, 4):
-        array = np.take(array, range(array.shape[channels[0]] - 1), axis=channels[0])
     order = [*channels, *slices, axes.index("Y"), axes.index("X")]
     array = array.transpose(order)
     if not channels:
@@ -205,56 +280,69 @@ def _order(path: Path, array: np.ndarray, axes: str) -> tuple[np.ndarray, int]:
     return (array if slices else array[:, None]), frames
 
 
-def _spacing(file: TiffFile) -> Spacing3:
-    """(z, y, x) mm from OME-XML, or from ImageJ's `spacing` and the resolution tags; 1 where nothing is said."""
+def _spacing(file: TiffFile) -> tuple[Spacing3, tuple[Remark, ...]]:
+    """(z, y, x) mm from OME-XML, or from ImageJ's `spacing`, `unit` and resolution tags; 1 where nothing is said."""
     if file.is_ome and file.ome_metadata:
-        pixels = next((e for e in ElementTree.fromstring(file.ome_metadata).iter() if e.tag.endswith("Pixels")), None)
+        elements = ElementTree.fromstring(file.ome_metadata).iter()
+        pixels = next((each for each in elements if each.tag.endswith("Pixels")), None)
         if pixels is not None:
-            z, y, x = (
-                float(pixels.get(f"PhysicalSize{axis}", 0))
-                * _MILLIMETRES.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"), 1.0)
-                for axis in "ZYX"
-            )
-            return (z or 1.0, y or 1.0, x or 1.0)
+            sizes = [float(pixels.get(f"PhysicalSize{axis}") or 0) for axis in "ZYX"]
+            units = [pixels.get(f"PhysicalSize{axis}Unit") or "µm" for axis in "ZYX"]
+            return in_millimetres(sizes, units)
     metadata = file.imagej_metadata or {}
-    if "spacing" not in metadata:
-        return (1.0, 1.0, 1.0)
-    scale = _MILLIMETRES.get(str(metadata.get("unit", "mm")), 1.0)
-    sizes = []
+    unit = str(metadata.get("unit") or "")
+    if "spacing" not in metadata and millimetres(unit) is None:
+        return (1.0, 1.0, 1.0), ()
     page: Any = file.pages[0]
+    resolution = page.tags.get("ResolutionUnit")
+    unit = unit or {2: "inch", 3: "cm"}.get(int(resolution.value) if resolution is not None else 1, "mm")
+    sizes = [abs(float(metadata.get("spacing", 1.0))) or 1.0]
     for name in ("YResolution", "XResolution"):
         tag = page.tags.get(name)
         numerator, denominator = tag.value if tag is not None else (1, 1)
-        sizes.append(denominator / numerator * scale if numerator and denominator else 1.0)
-    return (abs(float(metadata["spacing"])) * scale or 1.0, sizes[0], sizes[1])
+        sizes.append(denominator / numerator if numerator and denominator else 1.0)
+    return in_millimetres(sizes, [str(metadata.get("zunit", unit)), str(metadata.get("yunit", unit)), unit])
+
+
+_OME_TYPES = tuple(map(np.dtype, ("i1", "i2", "i4", "u1", "u2", "u4", "f4", "f8")))
 
 
 def write_tiff(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    """Write (C, Z, Y, X) losslessly compressed; a stack keeps its spacing as ImageJ metadata where those can."""
+    """Write (C, Z, Y, X). A stack keeps its spacing: as ImageJ metadata where ImageJ knows the type, else in OME-XML.
+
+    Raises DataError for a number type that a stack cannot have.
+    """
     import tifffile
 
-    photometric = "rgb" if array.shape[0] == 3 and array.dtype in (np.uint8, np.uint16) else "minisblack"
-    pixels = np.moveaxis(array, 0, -1) if photometric == "rgb" else array
-    if photometric != "rgb" and array.shape[0] > 1:
-        tifffile.imwrite(path, array, photometric=photometric, compression="zlib", metadata={"axes": "CZYX"}, ome=True)
-        return
-    pixels = pixels if photometric == "rgb" else pixels[0]
-    stack = geometry.shape[0] > 1 and array.dtype in (np.uint8, np.uint16, np.float32)
-    if not stack:
-        tifffile.imwrite(
-            path, pixels if geometry.shape[0] > 1 else pixels[0], photometric=photometric, compression="zlib"
-        )
+    is_stack = geometry.shape[0] > 1
+    rgb = array.shape[0] == 3 and array.dtype in ((np.uint8,) if is_stack else (np.uint8, np.uint16))
+    photometric: Any = "rgb" if rgb else "minisblack"
+    if not is_stack and (rgb or array.shape[0] == 1):
+        pixels = np.moveaxis(array[:, 0], 0, -1) if rgb else array[0, 0]
+        tifffile.imwrite(path, pixels, photometric=photometric, compression="zlib")
         return
     z, y, x = geometry.spacing
-    axes = "ZYXS" if photometric == "rgb" else "ZYX"
-    metadata = {"axes": axes, "spacing": z, "unit": "mm"}
-    tifffile.imwrite(path, pixels, imagej=True, photometric=photometric, resolution=(1 / x, 1 / y), metadata=metadata)
+    if rgb or (array.shape[0] == 1 and array.dtype in (np.uint8, np.uint16, np.float32)):
+        pixels = np.moveaxis(array, 0, -1) if rgb else array[0]
+        metadata: dict[str, Any] = {"axes": "ZYXS" if rgb else "ZYX", "spacing": z, "unit": "mm"}
+        resolution = (1 / x, 1 / y)
+        tifffile.imwrite(path, pixels, imagej=True, photometric=photometric, resolution=resolution, metadata=metadata)
+        return
+    if array.dtype not in _OME_TYPES:
+        raise FileError(path, f"cannot hold a stack of {array.dtype}", "Write NIfTI")
+    digest = hashlib.sha256(array.tobytes()).hexdigest()  # tifffile's own identifier holds the time
+    metadata = {"axes": "CZYX", "UUID": f"urn:uuid:{uuid5(NAMESPACE_OID, digest)}"}
+    if is_stack:
+        metadata |= {"PhysicalSizeZ": z, "PhysicalSizeY": y, "PhysicalSizeX": x}
+        metadata |= dict.fromkeys(("PhysicalSizeZUnit", "PhysicalSizeYUnit", "PhysicalSizeXUnit"), "mm")
+    tifffile.imwrite(path, array, photometric=photometric, compression="zlib", metadata=metadata, ome=True)
 
 
 TIFF = ImageFormat(
     (".ome.tif", ".ome.tiff", ".tif", ".tiff"),
     read_tiff,
-    lambda path: read_tiff(path)[1],
+    lambda path: _read(path, decode=False)[1]._replace(remarks=()),
     write_tiff,
+    read_indices=partial(read_tiff, as_indices=True),
     written_as={".ome.tif": ".tif", ".ome.tiff": ".tif"},
 )

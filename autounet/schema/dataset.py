@@ -167,7 +167,7 @@ class PairFacts(Part):
 class CaseFacts(Record):
     """What a case's files hold, from reading them once."""
 
-    FORMAT_VERSION: ClassVar[int] = 3
+    FORMAT_VERSION: ClassVar[int] = 4
 
     identifier: str
     content_hash: str
@@ -179,6 +179,8 @@ class CaseFacts(Record):
     """half-open (start, stop) per axis (z, y, x) of the box around voxels that are non-zero in any channel"""
     value_counts: dict[int, int]
     """voxels per label value as in the file"""
+    label_colours: dict[int, tuple[int, int, int]] = {}
+    """the colours in which viewers show them, where the label file has a palette that says so"""
     components: dict[int, ComponentFacts] = {}
     """per label value but 0 and the ignore value; empty for scribbles, whose components mean nothing"""
     pairs: tuple[PairFacts, ...] = ()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cc3d
 import numpy as np
 
-from ...imageio import VOLUME_KINDS
+from ...imageio import VOLUME_KINDS, Remark
 from ...ops.masks import crop, nonzero_box, nonzero_mask
 from ...schema.dataset import Case, ChannelFacts, ComponentFacts, Finding, IntensitySample, Severity
 from ...schema.errors import FileError
@@ -178,6 +178,11 @@ def lossy_label(case: Case, name: str, values: int) -> Finding:
     message = f"{name} is a JPEG file and holds {values} values: its compression has changed them"
     remedy = f"Draw or export the label again as PNG or TIFF, or let {FIX} repair masks of two values"
     return finding(case, "lossy-label", message, remedy)
+
+
+def remark_findings(case: Case, name: str, remarks: Sequence[Remark]) -> list[Finding]:
+    """Warnings of what was left out, guessed, or read otherwise than a viewer shows a file."""
+    return [finding(case, each.code, f"{name} {each.text}", each.remedy, Severity.warning) for each in remarks]
 
 
 def channel_findings(case: Case, name: str, own: Geometry, image: Geometry) -> list[Finding]:

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from ...imageio import files_of, read_image, read_labels
+from ...imageio import LabelContent, files_of, read_image, read_image_content, read_label_content
 from ...ops.masks import nonzero_box
 from ...schema.dataset import Case, CaseFacts, ChannelFacts, ComponentFacts, Dataset, Finding, PairFacts
 from ...schema.errors import FileError
@@ -18,6 +18,7 @@ from ...schema.labels import LabelCode
 from ...workers import map_parallel
 from ..file_hashes import FileHashes
 from .case_checks import (
+    FIX,
     NO_SAMPLE,
     channel_findings,
     count_components,
@@ -30,6 +31,7 @@ from .case_checks import (
     label_grid_findings,
     lossy_label,
     outside_findings,
+    remark_findings,
     sample_intensities,
     unreadable,
 )
@@ -141,7 +143,8 @@ def examine_case(task: CaseTask) -> CaseFacts:
     case, content = task.case, content_hash(task)
     findings: list[Finding] = []
     image, geometry = _read_channels(task, findings)
-    values = _read_labels(task, case.label, geometry, findings) if case.label else None
+    label = _read_labels(task, case.label, geometry, findings) if case.label else None
+    values = label.values if label is not None else None
     if image is None or geometry is None:
         return _facts_without_arrays(task, content, findings, geometry)
     box, channels = nonzero_box(image), describe_channels(image)
@@ -169,6 +172,7 @@ def examine_case(task: CaseTask) -> CaseFacts:
         geometry=geometry,
         nonzero_box=box,
         value_counts=counts,
+        label_colours=dict(label.colours) if label is not None else {},
         components=components,
         pairs=pairs,
         channels=_in_place(task, channels, ChannelFacts()),
@@ -205,43 +209,47 @@ def _read_channels(task: CaseTask, findings: list[Finding]) -> tuple[np.ndarray 
     case, parts = task.case, []
     for name in case.images:
         try:
-            parts.append(read_image(Path(task.root) / name, case.frame))
+            parts.append(read_image_content(Path(task.root) / name, case.frame))
+            findings += remark_findings(case, name, parts[-1].remarks)
         except FileError as error:
             findings.append(unreadable(case, task.root, error))
     if len(parts) < len(case.images):
         return None, None
-    geometry = parts[0][1]
-    for name, (_, other) in zip(case.images[1:], parts[1:], strict=True):
-        findings += channel_findings(case, name, other, geometry)
-    if any(other.shape != geometry.shape for _, other in parts):
+    geometry = parts[0].geometry
+    for name, other in zip(case.images[1:], parts[1:], strict=True):
+        findings += channel_findings(case, name, other.geometry, geometry)
+    if any(each.geometry.shape != geometry.shape for each in parts):
         return None, geometry
-    image = parts[0][0] if len(parts) == 1 else np.concatenate([array for array, _ in parts])
+    image = parts[0].array if len(parts) == 1 else np.concatenate([each.array for each in parts])
     wanted = task.channels if case.present is None else len(case.present)
     if image.shape[0] != wanted:
         channels = "1 channel" if image.shape[0] == 1 else f"{image.shape[0]} channels"
         message = f"{', '.join(case.images)} has {channels}, the data set has {wanted}"
-        remedy = "Convert it to the channels of the other cases"
+        grey = image.shape[0] == 1 and wanted == 3 and geometry.dimension == 2
+        remedy = f"Save it in colour, as {FIX} does" if grey else "Convert it to the channels of the other cases"
         findings.append(finding(case, "channel-mismatch", message, remedy))
         return None, geometry
     return image, geometry
 
 
-def _read_labels(task: CaseTask, name: str, geometry: Geometry | None, findings: list[Finding]) -> np.ndarray | None:
-    """(Z, Y, X) file values; None with a finding when they cannot be read or do not fit the image."""
+def _read_labels(task: CaseTask, name: str, geometry: Geometry | None, findings: list[Finding]) -> LabelContent | None:
+    """File values; None with a finding when they cannot be read or do not fit the image."""
     case, path = task.case, Path(task.root) / name
     try:
-        values, own = read_labels(path, task.codes, case.frame)
+        content = read_label_content(path, task.codes, case.frame)
     except FileError as error:
         make = fractional_label if not task.codes and _is_grey(path) else unreadable
         findings.append(make(case, task.root, error))
         return None
+    findings += remark_findings(case, name, content.remarks)
+    values, own = content.values, content.geometry
     if own.kind == "jpeg" and len(different := np.unique(values)) > 2:
         findings.append(lossy_label(case, name, len(different)))
         return None
     if geometry is None:
         return None
     findings += label_grid_findings(case, name, own, geometry)
-    return values if own.shape == geometry.shape else None
+    return content if own.shape == geometry.shape else None
 
 
 def _is_grey(path: Path) -> bool:

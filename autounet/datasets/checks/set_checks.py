@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ...imageio import VOLUME_KINDS
+from ...imageio import OPAQUE, VOLUME_KINDS
 from ...ops.orient import canonical_axes, permute
 from ...schema.dataset import CaseFacts, Channel, ChannelFacts, ChannelKind, Dataset, Finding, Severity
+from ..coded_labels import palette_findings
 from ..labels import annotation_findings, label_findings
 from .case_checks import FIX
 from .left_right import pair_findings
@@ -71,6 +72,7 @@ def set_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
         *empty_findings(dataset, facts),
         *isolated_findings(dataset, facts),
         *spacing_findings(facts),
+        *implausible_spacing(dataset, facts),
         *(each for index, channel in enumerate(dataset.channels) for each in _channel_findings(channel, index, facts)),
     ]
 
@@ -143,6 +145,33 @@ def spacing_findings(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
                 message = f"its spacing of {own} mm (z, y, x) differs from the other cases: {usual}"
                 remedy = "Check the header of its file: a missing or wrong spacing distorts sizes and resampling"
                 yield _warning(volumes[index].identifier, "spacing-outlier", message, remedy)
+
+
+LEAST_MM, MOST_MM = 0.003, 100.0
+"""voxels of CT and MRI lie between: 3 um would be 3 mm taken for micrometres, 100 mm 0.1 mm taken for metres"""
+MOST_OF_ANY = 500.0
+"""mm of a voxel of any other kind of channel"""
+
+
+def implausible_spacing(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
+    """Voxels of a size that the kind of the channels does not have: once for the set where most cases have them."""
+    medical = any(channel.kind in (ChannelKind.ct, ChannelKind.mri) for channel in dataset.channels)
+    least, most = (LEAST_MM, MOST_MM) if medical else (0.0, MOST_OF_ANY)
+    volumes = [fact for fact in facts if fact.geometry.kind in VOLUME_KINDS or fact.geometry.dimension == 3]
+    wrong = [fact for fact in volumes if not least <= min(fact.geometry.spacing) <= max(fact.geometry.spacing) <= most]
+    whole_set = len(wrong) > len(volumes) / 2
+    found = []
+    for fact in wrong[:1] if whole_set else wrong:
+        size = " x ".join(f"{value:.4g}" for value in fact.geometry.spacing)
+        what = f"voxels of {size} mm (z, y, x), which no {'CT or MRI' if medical else 'image'} has"
+        message = f"{len(wrong)} of {len(volumes)} cases have {what}" if whole_set else f"it has {what}"
+        unit = "micrometres" if max(fact.geometry.spacing) > most else "metres"
+        remedy = (
+            f"Correct the spacing in the headers: its numbers are probably {unit}, not mm. Patches and distances "
+            "follow from it"
+        )
+        found.append(_warning(None if whole_set else fact.identifier, "implausible-spacing", message, remedy))
+    return found
 
 
 def _median(values: Sequence[float], without: int) -> float:
@@ -251,13 +280,13 @@ FOLDS = 5
 
 def check_dataset(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
     """Every finding: of each case by itself, of cases compared with each other, and of the data set as a whole."""
-    findings = [finding for fact in facts for finding in fact.findings]
+    findings = _joined([finding for fact in facts for finding in fact.findings], len(facts))
     readable = [fact for fact in facts if fact.samples]
     grey = grey_findings(dataset, readable)
     spoilt = {finding.case for finding in grey}
     findings += grey + label_findings(dataset, [fact for fact in readable if fact.identifier not in spoilt])
     findings += set_findings(dataset, readable) + annotation_findings(dataset, readable)
-    findings += pair_findings(dataset, readable)
+    findings += [*pair_findings(dataset, readable), *palette_findings(dataset, readable)]
     flat = {fact.geometry.dimension for fact in readable}
     if len(flat) > 1:
         example = {fact.geometry.dimension: fact.identifier for fact in readable}
@@ -269,6 +298,17 @@ def check_dataset(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]
             )
         )
     return findings + _count_findings(dataset)
+
+
+def _joined(findings: list[Finding], cases: int) -> list[Finding]:
+    """One finding in place of those of many cases that nothing needs to be done about."""
+    opaque = [each for each in findings if each.code == OPAQUE]
+    if len(opaque) < 2:
+        return findings
+    number = len({each.case for each in opaque})
+    message = f"{number} of {cases} cases have a transparency channel that is opaque everywhere; it is left out"
+    rest = [each for each in findings if each.code != OPAQUE]
+    return [*rest, opaque[0].model_copy(update={"case": None, "message": message})]
 
 
 def _count_findings(dataset: Dataset) -> list[Finding]:

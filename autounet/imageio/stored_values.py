@@ -1,0 +1,276 @@
+"""What stored values mean: palettes, inks, transparency, colour profiles, and labels coded by colours or named segments.
+
+Images are read as a viewer shows them; what is left out is told in a `Remark`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ..schema.errors import FileError
+from ..schema.geometry import Geometry
+from ..schema.labels import LabelCode
+from .image_format import Remark
+from .nrrd import Segment, read_nrrd, read_segments
+
+CLOSE_COLOURS = 8
+"""of 255: the most by which a colour profile may change colours untold; greys of gamma 2.2 and sRGB differ so much"""
+_MAX_LISTED = 12
+"""colours listed in a message"""
+
+
+class Pixels(NamedTuple):
+    """A picture as it is stored, before it is turned."""
+
+    array: np.ndarray
+    """(C, Y, X) with C 1 or 3"""
+    remarks: tuple[Remark, ...] = ()
+    colours: tuple[tuple[int, tuple[int, int, int]], ...] = ()
+    """as `ImageHeader.colours`"""
+
+
+def apply_palette(indices: np.ndarray, palette: np.ndarray, as_indices: bool) -> Pixels:
+    """(..., Y, X) by a `palette` (N, 3) of uint8: the greys or colours that are shown, or values of labels.
+
+    Those are the greys where the whole palette is grey, and else the indices: a label's values must not depend on
+    which of them occur. Raises ValueError for indices beyond the palette.
+    """
+    used = np.unique(indices)
+    if used.size and used[-1] >= len(palette):
+        raise ValueError(f"its pixels use colour {used[-1]} of a palette of {len(palette)}")
+    own = palette if as_indices else palette[used]
+    grey = bool((own == own[:, :1]).all())
+    if not as_indices:
+        return Pixels(palette[:, 0][indices][None] if grey else np.moveaxis(palette[indices], -1, 0))
+    values = palette[:, 0][indices] if grey else indices
+    shown = {int(palette[index, 0] if grey else index): tuple(palette[index].tolist()) for index in used}
+    return Pixels(values[None], (), tuple(sorted(shown.items())))
+
+
+BIT_COLOURS = ((0, (0, 0, 0)), (1, (255, 255, 255)))
+"""how labels of one bit are shown"""
+
+
+CMYK = Remark(
+    "not-as-shown",
+    "stores its colours as CMYK, for printing; they were converted to RGB without a colour profile",
+    "Store it as RGB, so that its colours are those that a viewer shows",
+)
+LOOK_UP_TABLE = Remark(
+    "not-as-shown",
+    "is shown in the colours of a look-up table; the values below were read, as one channel",
+    "Nothing needs to be done if the colours only display the values; else convert it to RGB",
+)
+WHITE_ZERO = Remark(
+    "not-as-shown",
+    "is shown inverted, 0 as white; its values were read as they are stored",
+    "Invert its values and save it with 0 as black, unless the values are meant as stored",
+)
+
+
+def alpha_remarks(alpha: np.ndarray) -> tuple[Remark, ...]:
+    """What is to be said of transparency that is left out; `alpha` is 0 where a viewer shows the background."""
+    full = np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else 255
+    least, largest = int(alpha.min()), int(alpha.max())
+    if least == largest == full:
+        return (Remark(OPAQUE, "has a transparency channel that is opaque everywhere and was left out", KEEP_COLOURS),)
+    number = int(np.count_nonzero(alpha < full))
+    how = f"the same {least} of {full} everywhere" if least == largest else f"in {number} of {alpha.size} pixels"
+    text = f"is transparent, {how}; this was left out, and the colours below were read, which a viewer does not show"
+    return (Remark("transparency", text, "Check that these colours are meant, or flatten it onto a background"),)
+
+
+def without_alpha(array: np.ndarray, axes: str) -> tuple[np.ndarray, tuple[Remark, ...]]:
+    """Without the last of the samples along the axis "S"."""
+    place = axes.index("S")
+    count = array.shape[place]
+    return np.take(array, range(count - 1), axis=place), alpha_remarks(np.take(array, count - 1, axis=place))
+
+
+OPAQUE = "opaque-alpha"
+"""code of what is said of transparency that hides nothing"""
+KEEP_COLOURS = "Nothing needs to be done: the colours are those that a viewer shows"
+
+
+def profile_remarks(profile: bytes | None, channels: int) -> tuple[Remark, ...]:
+    """That an ICC profile is not applied, where it would change what is shown."""
+    changed = _profile_change(profile, channels) if profile else None
+    if changed is None or changed[1] <= CLOSE_COLOURS:
+        return ()
+    name, amount = changed
+    text = f"has the colour profile {name!r}, which is not applied: a viewer shows colours up to {amount} of 255 apart"
+    return (Remark("colour-profile", text, "Convert all images to one colour profile, best to sRGB"),)
+
+
+@lru_cache(maxsize=32)
+def _profile_change(profile: bytes, channels: int) -> tuple[str, int] | None:
+    """Its name, and by how much of 255 a profile changes some colour; None for one that viewers cannot use either."""
+    from PIL import Image, ImageCms
+
+    steps = np.arange(0, 256, 17, dtype=np.uint8)
+    grid = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, len(steps), 3)
+    try:
+        own = ImageCms.ImageCmsProfile(BytesIO(profile))
+        mode = "RGB" if channels == 3 else "L"
+        colours = Image.fromarray(grid if channels == 3 else np.repeat(steps[None], 2, 0))
+        transform = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), mode, "RGB")
+        shown = ImageCms.applyTransform(colours, transform)
+        name = ImageCms.getProfileDescription(own).strip()
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+        return None
+    change = np.asarray(shown, int) - np.asarray(colours.convert("RGB"), int)
+    return "".join(filter(str.isprintable, name))[:60], int(np.abs(change).max())
+
+
+def to_rgb(
+    path: Path, array: np.ndarray, axes: str, model: Literal["CMYK", "YCbCr"]
+) -> tuple[np.ndarray, tuple[Remark, ...]]:
+    """Red, green and blue along the axis of samples "S". Raises DataError for other samples than the model's."""
+    from PIL import Image
+
+    place, count = axes.find("S"), 4 if model == "CMYK" else 3
+    types = (np.uint8, np.uint16) if model == "CMYK" else (np.uint8,)
+    if place < 0 or array.shape[place] != count or array.dtype not in types:
+        finding = f"stores {array.dtype} values as {model} in a way that is not supported"
+        raise FileError(path, finding, "Convert it to RGB")
+    values = np.moveaxis(array, place, -1)
+    if model == "CMYK":
+        full = np.iinfo(array.dtype).max
+        inks = values.astype(np.float64) / full
+        converted = np.rint((1 - inks[..., :3]) * (1 - inks[..., 3:]) * full).astype(array.dtype)
+        return np.moveaxis(converted, -1, place), (CMYK,)
+    rows = np.ascontiguousarray(values.reshape(-1, values.shape[-2], 3))
+    converted = np.asarray(Image.fromarray(rows, "YCbCr").convert("RGB")).reshape(values.shape)
+    return np.moveaxis(converted, -1, place), ()
+
+
+def coded_by_colour(codes: Sequence[LabelCode]) -> bool:
+    return any(code.colour is not None for code in codes)
+
+
+def values_of_colours(path: Path, array: np.ndarray, codes: Sequence[LabelCode]) -> np.ndarray:
+    """(1 or 3, Z, Y, X) of uint8 -> (Z, Y, X) int32 by the palette; a grey is the colour of three equal parts.
+
+    Raises DataError listing the colours that the palette lacks, with their number of pixels.
+    """
+    if array.shape[0] not in (1, 3) or (array.size and not 0 <= array.min() <= array.max() <= 255):
+        raise FileError(path, "is no picture with 8 bits a colour, so that no palette fits", "Store it as RGB PNG")
+    red, green, blue = array.astype(np.int32) if array.shape[0] == 3 else [array[0].astype(np.int32)] * 3
+    packed = (red << 16) | (green << 8) | blue
+    colours, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
+    known = {_pack(code.colour): code.value for code in codes if code.colour is not None}
+    lacking = [(colour, count) for colour, count in zip(colours.tolist(), counts.tolist(), strict=True)
+               if colour not in known]  # fmt: skip
+    if lacking:
+        raise FileError(
+            path, f"holds colours that the palette does not list: {_listed(lacking)}", "Add them to the palette"
+        )
+    table = np.array([known[colour] for colour in colours.tolist()], np.int32)
+    return table[inverse.reshape(packed.shape)]
+
+
+def colours_without_palette(path: Path, array: np.ndarray) -> FileError:
+    """The error for (3, Z, Y, X) when nothing says which class a colour is; it lists the colours."""
+    red, green, blue = np.clip(array, 0, 255).astype(np.int32)
+    colours, counts = np.unique((red << 16) | (green << 8) | blue, return_counts=True)
+    return FileError(
+        path,
+        "has 3 channels with different values: it is coded by colour, or no label at all. Its colours: "
+        f"{_listed(list(zip(colours.tolist(), counts.tolist(), strict=True)))}",
+        'Map them in a palette.json, {"class": [red, green, blue], ...}, or store labels as one channel of integers',
+    )
+
+
+def _pack(colour: tuple[int, int, int]) -> int:
+    return (colour[0] << 16) | (colour[1] << 8) | colour[2]
+
+
+def _listed(colours: list[tuple[int, int]]) -> str:
+    """`[255, 0, 0] (120 pixels), ...`, the most frequent first."""
+    ordered = sorted(colours, key=lambda entry: -entry[1])
+    shown = [
+        f"[{code >> 16}, {code >> 8 & 255}, {code & 255}] ({count} pixel{'s' if count != 1 else ''})"
+        for code, count in ordered[:_MAX_LISTED]
+    ]
+    return ", ".join(shown) + (f" and {len(ordered) - _MAX_LISTED} more" if len(ordered) > _MAX_LISTED else "")
+
+
+# The named segments of 3D Slicer, in layers
+
+_VALUES = 1 << 16
+"""label values that 3D Slicer gives stay far below"""
+
+
+def segment_sets(path: Path) -> tuple[np.ndarray, list[frozenset[str]], Geometry]:
+    """Which segments meet in each voxel: (Z, Y, X) int32 indices into sets of names, the sets, and the geometry.
+
+    Index 0 is the empty set: no segment. Raises DataError.
+    """
+    segments = read_segments(path)
+    layers, header = read_nrrd(path)
+    if not segments:
+        raise FileError(path, "describes no segments", "Save it again with 3D Slicer, or as plain .nrrd")
+    indices, sets = np.zeros(layers.shape[1:], np.int32), [frozenset[str]()]
+    for number, layer in enumerate(layers):
+        own = [segment for segment in segments if segment.layer == number]
+        table, names = _table(path, layer, own)
+        joined = indices * len(names) + table[layer]
+        present = np.flatnonzero(np.bincount(joined.ravel(), minlength=1))
+        present = np.union1d([0], present)
+        sets = [sets[index // len(names)] | names[index % len(names)] for index in present.tolist()]
+        renumbered = np.zeros(int(present[-1]) + 1, np.int32)
+        renumbered[present] = np.arange(len(present))
+        indices = renumbered[joined]
+    return indices, sets, header.geometry
+
+
+def _table(path: Path, layer: np.ndarray, own: Sequence[Segment]) -> tuple[np.ndarray, list[frozenset[str]]]:
+    """Label value -> index into sets of names, for one layer; the first set is empty."""
+    if not np.issubdtype(layer.dtype, np.integer) or layer.min() < 0 or layer.max() >= _VALUES:
+        raise FileError(path, "holds values that no segment can have", "Save it again with 3D Slicer")
+    by_value: dict[int, frozenset[str]] = {}
+    for segment in own:
+        if segment.value:
+            by_value[segment.value] = by_value.get(segment.value, frozenset()) | {segment.name}
+    table = np.zeros(_VALUES, np.int32)
+    for index, value in enumerate(by_value, 1):
+        table[value] = index
+    present = np.flatnonzero(np.bincount(layer.ravel().astype(np.int64), minlength=1))
+    lacking = [value for value in present.tolist() if value and value not in by_value]
+    if lacking:
+        raise FileError(path, f"holds the value {lacking[0]}, which no segment has", "Save it again with 3D Slicer")
+    return table, [frozenset(), *by_value.values()]
+
+
+def values_of_segments(path: Path, codes: Sequence[LabelCode]) -> tuple[np.ndarray, Geometry]:
+    """(Z, Y, X) int32 values of a .seg.nrrd file by the names of its segments. Raises DataError."""
+    indices, sets, geometry = segment_sets(path)
+    known = {frozenset(code.segments): code.value for code in codes if code.segments}
+    values = []
+    for names in sets:
+        if names and names not in known:
+            single = ", ".join(sorted(" ".join(code.segments) for code in codes if len(code.segments) == 1))
+            where = "segments that overlap" if len(names) > 1 else "the segment"
+            raise FileError(
+                path,
+                f"has {where} {' and '.join(sorted(names))}, which the data set does not know ({single})",
+                "Rename the segment, or declare it",
+            )
+        values.append(known.get(names, 0))
+    return np.array(values, np.int32)[indices], geometry
+
+
+def plain_segments(path: Path) -> tuple[np.ndarray, Geometry]:
+    """(Z, Y, X) values of a .seg.nrrd file as stored, when it has one layer. Raises DataError."""
+    layers, header = read_nrrd(path)
+    if layers.shape[0] > 1:
+        raise FileError(
+            path, f"has segments in {layers.shape[0]} layers, whose values repeat", "Read it by the segments' names"
+        )
+    return layers[0], header.geometry
