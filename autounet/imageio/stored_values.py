@@ -1,4 +1,4 @@
-"""What stored values mean: palettes, inks, transparency, colour profiles, and labels coded by colours or named segments.
+"""What stored values mean: palettes, inks, transparency, colour profiles; labels coded by colours or named segments.
 
 Images are read as a viewer shows them; what is left out is told in a `Remark`.
 """

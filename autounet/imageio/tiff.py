@@ -200,8 +200,8 @@ def _read(path: Path, as_indices: bool = False, decode: bool = True) -> tuple[np
         text = f"has the orientation {orientation} of a turned photograph, which is not applied to stacks"
         remarks += (Remark("not-as-shown", text, "Turn it in a viewer and save it again, if it lies wrong"),)
     geometry = make_geometry(path, "tiff", array.shape[:0:-1][:used], spacing[::-1][:used], [0.0] * used, np.eye(used))
-    header = ImageHeader(geometry, array.shape[0] // frames, frames, pixels.remarks + remarks, pixels.colours)
-    return array, header
+    header = ImageHeader(geometry, array.shape[0] // frames, frames)
+    return array, header._replace(remarks=pixels.remarks + remarks, colours=pixels.colours)
 
 
 def _require_all(path: Path, array: np.ndarray, pages: int, metadata: dict[str, Any]) -> None:
