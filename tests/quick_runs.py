@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from autounet.planning import fill_memory, plan_inputs
 from autounet.training import probe
 
 probe_once = functools.cache(probe.probe_device)
@@ -29,4 +30,14 @@ def no_trials() -> Iterator[None]:
     """No trial steps before the first fold."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("autounet.workflow.pipeline.try_configurations", lambda *_: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def narrow() -> Iterator[None]:
+    """8 features in the first stage, whatever memory is left: a quarter of the convolutions' work, or less."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_inputs, "WIDTH", 8)
+        patch.setattr(fill_memory, "WIDTH", 8)
+        patch.setattr(fill_memory, "MOST_WIDTH", 8)
         yield

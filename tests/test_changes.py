@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path) -> None:
     options = RunOptions(
         data=DataOptions(splits=str(folder / "folds.json")),
-        configurations=(MODEL,), device="cpu", workers=0, memory_bytes=600 * 2**20, iterations=3,
+        configurations=(MODEL,), device="cpu", workers=0, memory_bytes=420 * 2**20, iterations=3,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "try_configurations", lambda *_: None)  # starts a process for a trial

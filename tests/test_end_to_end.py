@@ -20,7 +20,7 @@ from autounet.schema.plan import Plan
 from autounet.schema.run import RunRecord
 from autounet.schema.selection import Selection
 
-CASES, FOLDS, STEPS = 6, 2, 50
+CASES, FOLDS, STEPS = 6, 2, 80
 
 
 def autounet(*arguments, check=True):
@@ -33,7 +33,7 @@ def autounet(*arguments, check=True):
 
 def run_options(out, steps=STEPS):
     return ("--out", out, "--iterations", steps, "--folds", "0,1", "--configurations", "3d_fullres", "--device", "cpu",
-            "--memory", "560MB")  # fmt: skip
+            "--memory", "420MB")  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -157,7 +157,7 @@ def test_an_edited_plan_is_kept_and_an_impossible_one_refused(finished, tmp_path
     (out / "plan.json").write_text(json.dumps(content))
     autounet("plan", data, *run_options(out))
     assert Plan.load(out / "plan.json").configurations["3d_fullres"].batch_size == 1
-    content["configurations"]["3d_fullres"]["patch_size"][0] += 1
+    content["configurations"]["3d_fullres"]["patch_size"][2] += 1
     (out / "plan.json").write_text(json.dumps(content))
     refused = autounet("plan", data, *run_options(out), check=False)
     assert refused.returncode == 1
@@ -178,7 +178,7 @@ def test_a_killed_run_continues_where_it_was(finished, tmp_path):
     """Killed in the middle of the first fold; the same command goes on, and steps done are not done again."""
     data, trained, _ = finished
     out = planned(trained, tmp_path)
-    command = [sys.executable, "-c", OFTEN, "train", str(data), *map(str, run_options(out, 24))]
+    command = [sys.executable, "-c", OFTEN, "train", str(data), *map(str, run_options(out, 60))]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     state = out / "models" / "3d_fullres" / "fold_0" / "state.pt"
     waited = time.monotonic()
@@ -188,7 +188,7 @@ def test_a_killed_run_continues_where_it_was(finished, tmp_path):
     assert process.wait() == -signal.SIGKILL, "it came to its end before it was killed"
     autounet("train", data, "--out", out, "--folds", "0")
     record = RunRecord.load(out / "models" / "3d_fullres" / "fold_0" / "record.json")
-    assert record.steps == 24
+    assert record.steps == 60
     assert any("continued at step" in event for event in record.events)
     steps = [json.loads(line)["step"] for line in (out / "models/3d_fullres/fold_0/log.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from quick_runs import one_probe  # noqa: F401 - used by every test here
+from quick_runs import narrow, one_probe  # noqa: F401 - used by every test here
 from training_cases import configuration, labels
 
 from autounet.datasets.synthetic import make_demo_dataset
@@ -19,7 +19,7 @@ from autounet.workflow.pipeline import run_pipeline
 from autounet.workflow.trial_steps import corrected, trial_peak
 
 MIB = 2**20
-BUDGET = 700 * MIB
+BUDGET = 560 * MIB
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_the_peak_is_that_of_a_process_of_its_own(volumes, out):
     ballast = torch.ones(600 * MIB // 4)
     small = trial_peak(configuration(), *given, profile)
     assert 50 * MIB < small < ballast.nbytes
-    assert trial_peak(configuration(patch=(64, 96, 96)), *given, profile) > small + 20 * MIB
+    assert trial_peak(configuration(patch=(40, 64, 64)), *given, profile) > small + 20 * MIB
 
 
 def test_a_configuration_that_exceeds_its_budget_is_planned_smaller_and_the_run_goes_on(volumes, out, monkeypatch):

@@ -23,7 +23,7 @@ def test_one_case_is_trained_without_validation(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(pipeline, "try_configurations", lambda *_: None)  # starts a process for a trial
     data, out = tmp_path / "data", tmp_path / "out"
     one_case(data)
-    options = RunOptions(device="cpu", workers=0, memory_bytes=600 * 2**20, iterations=2, data=NONE)
+    options = RunOptions(device="cpu", workers=0, memory_bytes=420 * 2**20, iterations=2, data=NONE)
     report = run_pipeline(data, out, options).written.read_text(encoding="utf-8")
     assert Splits.load(out / "splits.json") == Splits(source="full", folds=(("c0",),))
     record = RunRecord.load(out / "models" / "2d" / "fold_all" / "record.json")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from quick_runs import no_trials, one_probe  # noqa: F401 - used by every test here
+from quick_runs import narrow, no_trials, one_probe  # noqa: F401 - used by every test here
 from training_cases import configuration, labels, task
 
 from autounet.datasets.checks.set_checks import check_dataset

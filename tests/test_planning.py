@@ -389,7 +389,7 @@ extremes = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(fingerprint=extremes, gigabytes=st.sampled_from([1, 8, 80]), measured=st.booleans())
 @example(make_fingerprint((1500, 2000, 1)), 8, False)
 @example(make_fingerprint((256, 256, 2), (50.0, 50.0, 0.01)), 8, True)

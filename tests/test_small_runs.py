@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from quick_runs import no_trials, one_probe  # noqa: F401 - used by every test here
+from quick_runs import narrow, no_trials, one_probe  # noqa: F401 - used by every test here
 
 from autounet import api
 from autounet.datasets.synthetic import make_demo_dataset
@@ -22,7 +22,7 @@ from autounet.workflow.pipeline import run_pipeline
 
 
 def options(**changes):
-    return RunOptions(**{"device": "cpu", "workers": 0, "memory_bytes": 600 * 2**20, **changes})
+    return RunOptions(**{"device": "cpu", "workers": 0, "memory_bytes": 440 * 2**20, **changes})
 
 
 @pytest.fixture(scope="module")
