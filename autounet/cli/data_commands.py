@@ -76,10 +76,11 @@ def show_dice(out: Path) -> None:
     """The Dice per class; nothing when all cases were trained on."""
     from ..schema.metrics import Metrics
     from ..schema.quantities import format_number
+    from ..store.run_folder import RunFolder
 
-    if not (out / "metrics.json").exists():
+    if not RunFolder(out).metrics.exists():
         return
-    metrics = Metrics.load(out / "metrics.json")
+    metrics = Metrics.load(RunFolder(out).metrics)
     for name, values in metrics.per_class.items():
         typer.echo(f"Dice {name}: {format_number(values.dice)}")
     mean = f"{format_number(metrics.mean_dice)}{shown_interval(metrics.mean_dice_interval)}"

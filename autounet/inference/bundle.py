@@ -30,6 +30,7 @@ from ..schema.plan import Configuration, with_previous_stages
 from ..schema.record import utf8, write_text
 from ..schema.run import RunRecord
 from ..schema.selection import Selection
+from ..store.run_folder import RunFolder
 from .archive import (
     BUNDLE_FILE,
     CARD_FILE,
@@ -123,8 +124,8 @@ def load_bundle(model: Path) -> tuple[ModelBundle, Path]:
     checksum. Raises ModelError when something is missing, truncated or changed.
     """
     folder = unpacked(Path(model)) if Path(model).is_file() else Path(model)
-    if not (folder / BUNDLE_FILE).is_file() and (folder / "model" / BUNDLE_FILE).is_file():
-        folder = folder / "model"
+    if not (folder / BUNDLE_FILE).is_file() and (RunFolder(folder).bundle / BUNDLE_FILE).is_file():
+        folder = RunFolder(folder).bundle
     path = folder / BUNDLE_FILE
     if not path.is_file():
         raise ModelError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..evaluation import METRICS, compare_models
 from ..schema.errors import DataError, OptionError
 from ..schema.metrics import ComparedFigure, Metrics, PairedDifference, PublishedComparison
+from ..store.run_folder import RunFolder
 from .output_records import read_output_records
 from .published import compare_published
 from .tables import DASH, ReportTable, interval_text, number, text_lines
@@ -75,7 +76,7 @@ def compare_runs(first: Path, second: Path, metric: str) -> tuple[PairedDifferen
     """
     if metric not in METRICS:
         raise OptionError(f"--metric {metric} is unknown", f"Choose one of {', '.join(METRICS)}")
-    one, other = (Metrics.load(path / "metrics.json" if path.is_dir() else path) for path in (first, second))
+    one, other = (Metrics.load(RunFolder(path).metrics if path.is_dir() else path) for path in (first, second))
     return compare_models(one, other, metric)
 
 

@@ -19,6 +19,7 @@ from ..figures import Picture
 from ..schema.option_table import run_command
 from ..schema.quantities import format_size
 from ..schema.record import utf8, write_text
+from ..store.run_folder import RunFolder
 from . import data_section, results_section, selection_section, training_section
 from .comparison import published_table
 from .output_records import OutputRecords, read_output_records
@@ -51,7 +52,7 @@ def write_report(out: Path, entropy: EntropyReader | None = None) -> Path:
     text = template.render(content)
     while len(utf8(text)) > MAX_BYTES and _drop_part(content):
         text = template.render(content)
-    path = out / "report.html"
+    path = RunFolder(out).report
     write_text(path, text)
     return path
 
@@ -149,7 +150,7 @@ def _commands(records: OutputRecords) -> list[str]:
     """Command lines that repeat the run and that predict with its model."""
     root = records.dataset.root if records.dataset else "DATA"
     commands = [run_command(root, str(records.out), records.options)] if records.options else []
-    model = records.out / "model"
+    model = RunFolder(records.out).bundle
     return [*commands, *([f"autounet predict {model} NEW_IMAGES --out SEGMENTATIONS"] if model.exists() else [])]
 
 

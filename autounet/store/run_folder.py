@@ -164,7 +164,29 @@ class RunFolder:
 
     @property
     def lock(self) -> Path:
+        """The system frees it when its process ends, however it ends."""
         return self.path / ".lock"
+
+    @property
+    def lock_holder(self) -> Path:
+        """Host and process that hold the lock."""
+        return self.path / ".lock_holder"
+
+    def is_of_a_run(self) -> bool:
+        return any(path.exists() for path in (self.options, self.findings, self.lock))
+
+    def stage_is_done(self, stage: str) -> bool:
+        """By the file that the stage writes last; not for `train`, whose folds each have their own."""
+        if stage == "preprocess":
+            return any(self.any_prepared_done())
+        written = {"fingerprint": self.fingerprint, "plan": self.plan, "select": self.selection, "report": self.report}
+        return written[stage].exists()
+
+    def work_files(self) -> Iterator[Path]:
+        """Files that a running command writes again and again."""
+        yield self.clock
+        yield from self.path.glob("models/*/fold_*/*")
+        yield from self.path.glob("crossval/*/*.json")
 
     @property
     def selection(self) -> Path:

@@ -15,6 +15,7 @@ from ..schema.options import RunOptions, TrainOptions
 from ..schema.plan import Plan, TrainedConfiguration
 from ..schema.record import Record, digest
 from ..schema.run import EpochLog
+from ..store.run_folder import RunFolder
 from .services import TrackedRun, Tracker, open_tracker
 
 NO_TRACKER = "none"
@@ -71,7 +72,7 @@ class RunTracker:
         """Send the plan, the content of metrics.json and the report."""
         if self.tracker is None:
             return
-        run, metrics = self.run(RESULTS, ""), self.out / "metrics.json"
+        run, metrics = self.run(RESULTS, ""), RunFolder(self.out).metrics
         self.tracker.describe(run, {"plan": plan.model_dump(mode="json")})
         if metrics.exists():
             self.tracker.scalars(run, metric_values(Metrics.load(metrics)), 0)

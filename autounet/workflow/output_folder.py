@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from ..schema.dataset import Dataset
 from ..schema.errors import OptionError, RecordError
 from ..schema.record import write_text
+from ..store.run_folder import RunFolder
 
 
 def require_output_folder(out: Path, data: Path) -> None:
@@ -20,7 +21,7 @@ def require_output_folder(out: Path, data: Path) -> None:
         raise OptionError(f"--out {out} is a file", "Give a folder")
     if out.resolve() == data.expanduser().resolve():
         raise OptionError(f"--out {out} is the data folder itself", f"Give another, for example {out / 'autounet'}")
-    if not (out / "options.json").exists() and _is_foreign(out / "dataset.json"):
+    if not RunFolder(out).options.exists() and _is_foreign(RunFolder(out).dataset):
         raise OptionError(f"--out {out} holds a dataset.json that is not AutoUNet's", "Give a new or empty folder")
     out.mkdir(parents=True, exist_ok=True)
 
@@ -33,8 +34,6 @@ def _is_foreign(file: Path) -> bool:
     return False
 
 
-LOCK, HOLDER = ".lock", ".lock_holder"
-"""the lock, which the system frees when its process ends, however it ends; and who holds it: host and process"""
 LOCK_WAIT_SECONDS = 1.0
 """`autounet status` holds the lock for an instant, to see whether it is free"""
 
@@ -44,7 +43,7 @@ def locked(folder: Path) -> Iterator[None]:
     """One command at a time works in an output folder. Raises OptionError while another does, or where no locks are."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / LOCK, timeout=LOCK_WAIT_SECONDS, fallback_to_soft=False)
+    lock = FileLock(RunFolder(folder).lock, timeout=LOCK_WAIT_SECONDS, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
@@ -58,7 +57,7 @@ def locked(folder: Path) -> Iterator[None]:
             f"{folder} lies on a file system without locks ({error})", "Give an --out on another one"
         ) from None
     try:
-        write_text(folder / HOLDER, f"{socket.gethostname()} {os.getpid()}\n")
+        write_text(RunFolder(folder).lock_holder, f"{socket.gethostname()} {os.getpid()}\n")
         yield
     finally:
         lock.release()
@@ -80,10 +79,10 @@ def owner(folder: Path) -> Owner:
     holder = _holder(folder)
     if holder and holder[0] != socket.gethostname():
         return Owner("elsewhere")
-    if not (folder / LOCK).exists():
+    if not RunFolder(folder).lock.exists():
         return Owner("gone")
     try:
-        with FileLock(folder / LOCK, timeout=0, fallback_to_soft=False):
+        with FileLock(RunFolder(folder).lock, timeout=0, fallback_to_soft=False):
             return Owner("gone")
     except Timeout:
         return Owner("working", holder[1] if holder else None)
@@ -94,7 +93,7 @@ def owner(folder: Path) -> Owner:
 def _holder(folder: Path) -> tuple[str, int] | None:
     """Host and process of the command that was given last; None where that is unknown."""
     try:
-        host, process = (folder / HOLDER).read_text(encoding="utf-8").split()
+        host, process = RunFolder(folder).lock_holder.read_text(encoding="utf-8").split()
         return host, int(process)
     except (OSError, ValueError):
         return None

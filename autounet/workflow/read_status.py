@@ -20,22 +20,14 @@ from ..schema.run import read_log
 from ..store.run_folder import RunFolder
 from ..time_budget.deadline import Clock
 from .defaults import FULL_STEPS, is_every_fold, parse_folds, step_limit, trained_folds, trained_names
-from .output_folder import LOCK, Owner, owner
+from .output_folder import Owner, owner
 from .status import FoldState, FoldStatus, RunState, RunStatus, status_lines
 
 MIN_PROGRESS = 0.01
 """of a training before its own speed is used to estimate its end"""
 RUNNING_SECONDS = 120.0
 """a run on another machine counts as running if it wrote something within this time"""
-STAGE_FILES = {
-    "fingerprint": "fingerprint.json",
-    "plan": "plan.json",
-    "preprocess": "prepared/*.done.json",
-    "train": "",
-    "select": "selection.json",
-    "report": "report.html",
-}
-"""stage -> the file that shows that it is done; of `train` the folds do"""
+STAGES = ("fingerprint", "plan", "preprocess", "train", "select", "report")
 
 
 def read_status(out: Path) -> RunStatus:
@@ -44,17 +36,17 @@ def read_status(out: Path) -> RunStatus:
     if not out.is_dir():
         raise OptionError(f"{out} is not a folder", "Give the folder of a run, as it was given with --out")
     if not any(out.iterdir()):
-        none_done = dict.fromkeys(STAGE_FILES, False)
+        none_done = dict.fromkeys(STAGES, False)
         return RunStatus(state="empty", now="fingerprint", stages=none_done, lines=("nothing has been run here yet",))
-    if not any((out / name).exists() for name in ("options.json", "findings.json", LOCK)):
+    if not RunFolder(out).is_of_a_run():
         raise OptionError(
             f"{out} is not an output folder of AutoUNet", "Give the folder of a run, as it was given with --out"
         )
     process = owner(out)
     running = _is_running(out, process)
     folds = _read_folds(out, running)
-    stages = {stage: bool(file) and any(out.glob(file)) for stage, file in STAGE_FILES.items()}
-    stages["train"] = bool(folds) and all(fold.status.state == "done" for fold in folds)
+    trained = bool(folds) and all(fold.status.state == "done" for fold in folds)
+    stages = {stage: trained if stage == "train" else RunFolder(out).stage_is_done(stage) for stage in STAGES}
     state = _run_state(out, running, stages, folds)
     known = [_promised_seconds_left(out, running), _fold_seconds_left(folds)]
     status = RunStatus(
@@ -163,8 +155,7 @@ def _read_fold(
 def _is_running(out: Path, process: Owner) -> bool:
     if process.state != "elsewhere":
         return process.state == "working"
-    files = [RunFolder(out).clock, *out.glob("models/*/fold_*/*"), *out.glob("crossval/*/*.json")]
-    return any(age(file) < RUNNING_SECONDS for file in files)
+    return any(age(file) < RUNNING_SECONDS for file in RunFolder(out).work_files())
 
 
 def _run_state(out: Path, running: bool, stages: dict[str, bool], folds: Sequence[FoldReading]) -> RunState:
