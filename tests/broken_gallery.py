@@ -126,6 +126,23 @@ GALLERY = (
     ),
     Broken(sets.flat_and_deep, "mixed-dimensions", "is a 2-D image and c2 a volume", "separate data sets", case=None),
     Broken(
+        sets.one_case_in_micrometres,
+        "implausible-spacing",
+        "it has voxels of 2000 x 1000 x 1500 mm (z, y, x), which no CT or MRI has",
+        "its numbers are probably micrometres, not mm",
+        severity="warning",
+        alone=False,
+    ),
+    Broken(
+        sets.all_cases_in_metres,
+        "implausible-spacing",
+        "6 of 6 cases have voxels of 0.002 x 0.001 x 0.0015 mm (z, y, x), which no CT or MRI has",
+        "its numbers are probably metres, not mm",
+        case=None,
+        severity="warning",
+        alone=False,
+    ),
+    Broken(
         sets.odd_spacing,
         "spacing-outlier",
         "20 x 1 x 1.5 mm (z, y, x) differs",

@@ -241,6 +241,21 @@ def flat_and_deep(folder: Path) -> None:
     write_labels(folder / "masks/c2.tif", drawn((4, 24, 20), 255), Geometry(shape=(4, 24, 20)))
 
 
+def one_case_in_micrometres(folder: Path) -> None:
+    volumes(folder)
+    spacing = tuple(1000 * value for value in GEOMETRY.spacing)
+    change_image(image_file(folder), lambda image: None, spacing=spacing)
+    change_label(label_file(folder), spacing=spacing)
+
+
+def all_cases_in_metres(folder: Path) -> None:
+    volumes(folder)
+    spacing = tuple(value / 1000 for value in GEOMETRY.spacing)
+    for index in range(CASES):
+        change_image(image_file(folder, f"c{index}"), lambda image: None, spacing=spacing)
+        change_label(label_file(folder, f"c{index}"), spacing=spacing)
+
+
 def odd_spacing(folder: Path) -> None:
     volumes(folder)
     change_image(image_file(folder), lambda image: None, spacing=(20.0, 1.0, 1.5))

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from autounet.imageio import read_header, read_image, series_files
+from autounet.imageio import read_header, read_image, read_image_content, series_files
 from autounet.schema.errors import DataError
 
 pydicom = pytest.importorskip("pydicom")
@@ -17,6 +19,7 @@ EXPLICIT, IMPLICIT, DEFLATED, BIG, JPEG = (
     "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2",
     "1.2.840.10008.1.2.4.70",
 )  # fmt: skip
+RLE = "1.2.840.10008.1.2.5"
 SPACING, ORIGIN = (2.5, 0.5, 0.7), (-40.5, 12.0, 7.25)
 DIRECTION = Rotation.random(random_state=3).as_matrix()
 
@@ -158,3 +161,78 @@ def test_damaged_files_are_refused_and_never_read_otherwise(tmp_path: Path) -> N
         file.write_bytes(whole[:length])
         with pytest.raises(DataError):
             read_image(file.parent)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), allocated=st.sampled_from([8, 16, 32]), signed=st.booleans(), inverted=st.booleans())
+def test_values_are_read_however_they_are_stored(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, allocated: int, signed: bool, inverted: bool
+) -> None:
+    """Any bits stored and high bit, with anything in the other bits; MONOCHROME1 as MONOCHROME2 would store it."""
+    bits = data.draw(st.integers(2, allocated))
+    high = data.draw(st.integers(bits - 1, allocated - 1))
+    slope, intercept = data.draw(st.sampled_from([(1, 0), (2, -24), (0.5, 3)]))
+    rng = np.random.default_rng(bits)
+    low = -(1 << (bits - 1)) if signed else 0
+    values = rng.integers(low, low + (1 << bits), (2, 4, 5))
+    stored = (2 * low + (1 << bits) - 1 - values) if inverted else values
+    junk = rng.integers(0, 1 << allocated, values.shape, np.uint64)
+    mask = np.uint64(((1 << bits) - 1) << (high - bits + 1))
+    words = ((stored & ((1 << bits) - 1)).astype(np.uint64) << np.uint64(high - bits + 1)) | (junk & ~mask)
+    changes = {
+        "BitsAllocated": allocated, "BitsStored": bits, "HighBit": high, "PixelRepresentation": int(signed),
+        "PhotometricInterpretation": f"MONOCHROME{2 - inverted}",
+        "PixelData": words.astype(f"<u{allocated // 8}").tobytes(),
+    }  # fmt: skip
+    folder = tmp_path_factory.mktemp("values") / "a"
+    write_frames(folder / "x.dcm", voxels()[:2, :4, :5], rescale=[(slope, intercept)] * 2, **changes)
+    np.testing.assert_array_equal(read_image(folder)[0][0], (values * slope + intercept).astype(np.float32))
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, RLE])
+def test_padding_is_dark_and_never_inverted(tmp_path: Path, syntax: str) -> None:
+    values = np.random.default_rng(0).integers(100, 4000, (1, 32, 40)).astype(np.uint16)
+    expected = values.copy()
+    expected[0, 0] = 0
+    for padding in (0, 4095):
+        stored = 4095 - values
+        stored[0, 0] = padding
+        file = tmp_path / f"{syntax}{padding}" / "x.dcm"
+        changes = {
+            "PixelRepresentation": 0,
+            "BitsStored": 12,
+            "HighBit": 11,
+            "PhotometricInterpretation": "MONOCHROME1",
+        }
+        write_frames(file, values, **changes, PixelData=stored.tobytes(), PixelPaddingValue=padding)
+        if syntax == RLE:
+            image = pydicom.dcmread(file)
+            del image.SharedFunctionalGroupsSequence, image.PerFrameFunctionalGroupsSequence, image.NumberOfFrames
+            image.compress(RLE, generate_instance_uid=False)
+            image.save_as(file)
+        np.testing.assert_array_equal(read_image(file.parent)[0][0], expected)
+
+
+def test_what_viewers_show_otherwise_is_said(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 200, (5, 6, 7)).astype(np.int16)
+    values[0] = 300
+    write_frames(
+        tmp_path / "a" / "x.dcm", values, PixelPaddingValue=300, ModalityLUTSequence=[group(LUTExplanation="x")]
+    )
+    _, _, remarks = read_image_content(tmp_path / "a")
+    assert [each.code for each in remarks] == ["not-as-shown", "not-as-shown"]
+    assert "Modality LUT" in remarks[0].text
+    assert "has 42 voxels with the padding value 300" in remarks[1].text
+    write_frames(tmp_path / "b" / "x.dcm", values, HighBit=16)
+    with pytest.raises(DataError, match="its pixels have 16 bits, the highest of them number 16 of 16"):
+        read_image(tmp_path / "b")
+
+
+def test_a_series_may_mix_how_values_are_stored(tmp_path: Path) -> None:
+    stored = voxels() & 0x0FFF
+    for z, (kind, high) in enumerate([("1", 11), ("2", 11), ("1", 15), ("2", 15), ("2", 13)]):
+        changes = {"PixelRepresentation": 0, "BitsStored": 12, "HighBit": high}
+        words = (4095 - stored[z] if kind == "1" else stored[z]).astype(np.uint16) << (high - 11)
+        changes |= {"PhotometricInterpretation": f"MONOCHROME{kind}", "PixelData": words.tobytes()}
+        write_frames(tmp_path / "a" / f"{z}.dcm", stored, (z,), **changes)
+    np.testing.assert_array_equal(read_image(tmp_path / "a")[0][0], stored)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,12 +20,14 @@ from autounet.imageio import (
     read_geometry,
     read_header,
     read_image,
+    read_image_content,
     read_labels,
     stem,
     suffix,
     write_image,
     write_labels,
 )
+from autounet.imageio.image_format import millimetres
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 
@@ -96,15 +99,66 @@ def test_pictures(tmp_path: Path, ending: str, channels: int) -> None:
     assert read_header(tmp_path / f"a{ending}") == (geometry, channels)
 
 
-@pytest.mark.parametrize("number", [np.uint8, np.uint16, np.float32])
-def test_tiff_stack_keeps_spacing(tmp_path: Path, number: type) -> None:
-    stack = np.arange(60).reshape(1, 3, 4, 5).astype(number)
-    geometry = Geometry(shape=(3, 4, 5), spacing=(2.0, 0.5, 0.25), kind="tiff")
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize("number", ["u1", "u2", "u4", "i1", "i2", "i4", "f4", "f8"])
+def test_tiff_stack_keeps_spacing(tmp_path: Path, number: str, channels: int) -> None:
+    stack = np.random.default_rng(0).integers(0, 100, (channels, 3, 4, 5)).astype(number)
+    geometry = Geometry(shape=(3, 4, 5), spacing=(2.0, 0.0005, 0.00025), kind="tiff")
     write_image(tmp_path / "a.tif", stack, geometry)
-    read, found = read_image(tmp_path / "a.tif")
+    read, found, remarks = read_image_content(tmp_path / "a.tif")
     np.testing.assert_array_equal(read, stack)
     np.testing.assert_allclose(found.spacing, geometry.spacing, rtol=1e-5)
-    assert found.dimension == 3
+    assert (found.dimension, remarks, read_header(tmp_path / "a.tif")) == (3, (), (found, channels))
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:  # other programs find it in one of two places
+        assert file.is_imagej or "PhysicalSizeZ=" in (file.ome_metadata or "")
+        other = file.series[0].asarray()
+    np.testing.assert_array_equal(
+        np.moveaxis(other, -1, 0) if file.series[0].axes == "ZYXS" else other, stack.squeeze()
+    )
+    first = (tmp_path / "a.tif").read_bytes()
+    write_image(tmp_path / "a.tif", stack, geometry)
+    assert (tmp_path / "a.tif").read_bytes() == first
+
+
+UNITS = {
+    1e-9: ("pm", "picometre"), 1e-6: ("nm", "NM", "nanometer"), 1e-7: ("\u00c5", "\u212b", "\\u00C5", "Angstrom"),
+    1e-3: ("\u00b5m", "\u03bcm", "um", "UM", "\u039cM", "\\u00B5m", "\\\\u00b5m", "micron", "MICRONS", "micrometer",
+           "Micrometre", "\u00c2\u00b5m", "&#181;m", " um\0"),
+    1.0: ("mm", "MM", "millimetre"), 10.0: ("cm", "centimeters"), 1000.0: ("m", "metre"), 25.4: ("inch", "in"),
+    None: ("pixel", "furlong", "", "?m"),
+}  # fmt: skip
+
+
+def test_units_of_length() -> None:
+    for size, names in UNITS.items():
+        assert {name: millimetres(name) for name in names} == dict.fromkeys(names, size)
+
+
+@pytest.mark.parametrize(
+    "unit", [name for names in UNITS.values() for name in names if name.isascii() and "\0" not in name]
+)
+def test_stacks_of_imagej_have_any_unit(tmp_path: Path, unit: str) -> None:
+    metadata = {"axes": "ZYX", "spacing": 0.5, "unit": unit}
+    stack = np.ones((3, 4, 5), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", stack, imagej=True, resolution=(5, 4), metadata=metadata)
+    _, geometry, remarks = read_image_content(tmp_path / "a.tif")
+    scale = millimetres(unit)
+    np.testing.assert_allclose(geometry.spacing, np.multiply((0.5, 0.25, 0.2), scale or 1))
+    assert [each.code for each in remarks] == (["unknown-unit"] if scale is None and unit else [])
+    (tmp_path / "a.json").write_text('{"spacing": [3, 2, 1]}')
+    _, geometry, remarks = read_image_content(tmp_path / "a.tif")
+    assert (geometry.spacing, remarks) == ((3, 2, 1), ())
+
+
+def test_stacks_of_ome_have_a_unit_for_each_axis(tmp_path: Path) -> None:
+    sizes = {"PhysicalSizeX": 200.0, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.2, "PhysicalSizeYUnit": "\u00b5m"}
+    stack = np.ones((3, 4, 5), np.uint8)
+    tifffile.imwrite(tmp_path / "a.ome.tif", stack, metadata={"axes": "ZYX", "PhysicalSizeZ": 0.5, **sizes})
+    assert np.allclose(read_geometry(tmp_path / "a.ome.tif").spacing, (0.0005, 0.0002, 0.0002))
+    tifffile.imwrite(tmp_path / "b.ome.tif", stack, metadata={"axes": "ZYX", **sizes})
+    _, geometry, remarks = read_image_content(tmp_path / "b.ome.tif")
+    assert np.allclose(geometry.spacing, 0.0002)
+    assert [each.code for each in remarks] == ["unknown-spacing"]
 
 
 def test_gif_and_palettes(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def palette_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Findi
     usual: list[ShownValue] = []
     odd: dict[ShownValue, ShownValue] = {}
     for pair in sorted(counts, key=lambda pair: (-counts[pair], pair)):
-        rivals = (each for each in usual if each[0] == pair[0] or each[1] == pair[1])
+        rivals = (each for each in usual if _excludes(each, pair))
         rival = next((each for each in rivals if not any({each, pair} <= own for _, own in palettes)), None)
         if rival is None:
             usual.append(pair)
@@ -187,6 +187,12 @@ def palette_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Findi
 
 
 def _shown_values(fact: CaseFacts) -> frozenset[ShownValue]:
-    """Of a file without palette only white is certain, which one of a single bit calls 1."""
-    plain = [_WHITE] if _WHITE[0] in fact.value_counts else []
+    """Of a mask of 0 and 255 without palette 255 is white, which one of a single bit calls 1."""
+    plain = [_WHITE] if set(fact.value_counts) in ({0, _WHITE[0]}, {_WHITE[0]}) else []
     return frozenset(fact.label_colours.items() or plain)
+
+
+def _excludes(one: ShownValue, other: ShownValue) -> bool:
+    """Whether no single palette has both: a value, a colour, or one numbered by greys and one by indices."""
+    numbered = [colour == (value, value, value) for value, colour in (one, other)]
+    return one[0] == other[0] or one[1] == other[1] or (numbered[0] != numbered[1] and 0 not in (one[0], other[0]))

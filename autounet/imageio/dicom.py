@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ..schema.errors import FileError
-from .dicom_slices import Slice, is_dicom, read_pixels, read_slices
-from .image_format import ImageFormat, ImageHeader, make_geometry
+from .dicom_slices import Slice, is_dicom, padding_range, read_pixels, read_slices, rescale
+from .image_format import ImageFormat, ImageHeader, Remark, make_geometry
 
 UNEVEN = 0.1
 """of the distance between slices: what a position may be off a regular grid (scanners round to 0.01 mm or so)"""
@@ -37,10 +37,35 @@ def dicom_files(folder: Path) -> list[Path]:
 def read_series(folder: Path) -> tuple[np.ndarray, ImageHeader]:
     """Array (C, Z, Y, X) with the rescale slope and intercept of each slice applied, and its header.
 
-    Integers stay integers where slopes are 1. MONOCHROME1 is not inverted. Raises DataError.
+    Integers stay integers where slopes are 1. MONOCHROME1 is inverted to what MONOCHROME2 would store.
+    Raises DataError.
     """
     slices, header = _ordered(folder)
-    return np.stack([read_pixels(each) for each in slices], axis=1), header
+    array = np.stack([read_pixels(each) for each in slices], axis=1)
+    return array, header._replace(remarks=_remarks(slices, array))
+
+
+def _remarks(slices: Sequence[Slice], array: np.ndarray) -> tuple[Remark, ...]:
+    """What is to be said of the values of slices that were read into `array`."""
+    found: tuple[Remark, ...] = ()
+    tables = [each for each in slices if "ModalityLUTSequence" in each.sources[0]]
+    if tables:
+        text = (
+            f"holds {tables[0].name}, whose values viewers change by a Modality LUT; they were read as stored"
+        )
+        found += (Remark("not-as-shown", text, "Export it with rescale slope and intercept, or convert it to NIfTI"),)
+    first = slices[0]
+    padding = padding_range(first) if first.samples == 1 else None
+    if padding is None:
+        return found
+    slope, intercept = rescale(first)
+    value = padding[1] * slope + intercept
+    number = int(np.count_nonzero(array == value))
+    if 0 < number < array.size and value >= array.max():
+        what = f"{number} voxels with the padding value {value:g}, the largest of all"
+        text = f"has {what}, which viewers show black; they were read as stored"
+        found += (Remark("not-as-shown", text, "Export it with padding below the values of the image"),)
+    return found
 
 
 def read_series_header(folder: Path) -> ImageHeader:

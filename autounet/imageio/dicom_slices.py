@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..schema.errors import FileError
-from ..schema.record import named_in_text
 from .image_format import COPY_AGAIN, damaged, itk_reader, itk_reason
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 UNCOMPRESSED = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", BIG_ENDIAN})
 """transfer syntaxes: implicit, explicit and deflated little endian, explicit big endian"""
+_DECODED_TO_RGB = ("YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+"""kinds of compressed pixels that GDCM's decoders turn into red, green and blue"""
 _FRAME_MACROS = (
     "PixelMeasuresSequence",
     "PlanePositionSequence",
@@ -196,7 +197,11 @@ def _slice(path: Path, syntax: str, sources: tuple[Dataset, ...]) -> Slice:
 
 
 def read_pixels(each: Slice) -> np.ndarray:
-    """(C, Y, X) of one slice, rescale slope and intercept applied. Raises DataError."""
+    """(C, Y, X) of one slice, rescale slope and intercept applied; MONOCHROME1 as MONOCHROME2 would store it.
+
+    Raises DataError.
+    """
+    encoding = _encoding(each)
     if each.syntax not in UNCOMPRESSED:
         if each.frames > 1:
             raise FileError(
@@ -204,30 +209,67 @@ def read_pixels(each: Slice) -> np.ndarray:
                 f"has {each.frames} compressed frames in one file",
                 "Convert it to NIfTI, or decompress it (for example with dcmdjpeg or gdcmconv --raw)",
             )
-        return _decode(each)
-    stored = _stored_pixels(each)
+        return _decode(each, encoding)
+    stored = _stored_pixels(each, encoding)
     if each.samples > 1:
         return stored
-    slope = (_numbers(each.path, each.sources, "RescaleSlope") or [1.0])[0]
-    intercept = (_numbers(each.path, each.sources, "RescaleIntercept") or [0.0])[0]
-    if not np.isfinite([slope, intercept]).all() or slope == 0:
-        raise damaged(each.path, f"its rescale slope is {slope}, its intercept {intercept}")
+    slope, intercept = rescale(each)
     if slope == 1 and intercept == int(intercept) and abs(intercept) < 2**30 and stored.dtype.itemsize < 4:
         return stored.astype(np.int32) + np.int32(intercept)
     return (stored * slope + intercept).astype(np.float32)
 
 
-def _stored_pixels(each: Slice) -> np.ndarray:
+def rescale(each: Slice) -> tuple[float, float]:
+    """Slope and intercept. Raises DataError."""
+    slope = (_numbers(each.path, each.sources, "RescaleSlope") or [1.0])[0]
+    intercept = (_numbers(each.path, each.sources, "RescaleIntercept") or [0.0])[0]
+    if not np.isfinite([slope, intercept]).all() or slope == 0:
+        raise damaged(each.path, f"its rescale slope is {slope}, its intercept {intercept}")
+    return slope, intercept
+
+
+class _Encoding(NamedTuple):
+    """How the stored values of one file are written (PS3.3 C.7.6.3.1)."""
+
+    allocated: int
+    """bits of a value, of which `stored` up to the bit number `high` hold it"""
+    stored: int
+    high: int
+    signed: bool
+    inverted: bool
+    """MONOCHROME1: the least value is shown white"""
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        return (-(1 << (self.stored - 1)), (1 << (self.stored - 1)) - 1) if self.signed else (0, (1 << self.stored) - 1)
+
+
+def _encoding(each: Slice) -> _Encoding:
     path, file = each.path, each.sources[:1]
     allocated, stored = _whole_number(path, file, "BitsAllocated"), _whole_number(path, file, "BitsStored")
-    signed = _whole_number(path, file, "PixelRepresentation") == 1
     photometric = _text(path, file, "PhotometricInterpretation")
     grey = photometric in ("MONOCHROME1", "MONOCHROME2") and each.samples == 1
-    if not grey and not (photometric == "RGB" and each.samples == 3):
+    colours = ("RGB",) if each.syntax in UNCOMPRESSED else ("RGB", *_DECODED_TO_RGB)
+    if not grey and not (photometric in colours and each.samples == 3):
         raise FileError(path, f"has pixels of kind {photometric[:20]!r}", "Convert it to grey values or RGB")
     if allocated not in (8, 16, 32) or stored is None or not 1 <= stored <= allocated:
         raise damaged(path, f"its pixels have {stored} bits in {allocated}")
-    number = np.dtype(f"{'>' if each.syntax == BIG_ENDIAN else '<'}{'i' if signed else 'u'}{allocated // 8}")
+    high = _whole_number(path, file, "HighBit")
+    high = stored - 1 if high is None else high
+    if not stored - 1 <= high < allocated:
+        raise damaged(path, f"its pixels have {stored} bits, the highest of them number {high} of {allocated}")
+    signed = _whole_number(path, file, "PixelRepresentation") == 1
+    if each.syntax not in UNCOMPRESSED and (high != stored - 1 or (signed and photometric == "MONOCHROME1")):
+        how = "signed values shown inverted" if high == stored - 1 else f"{stored} bits up to number {high}"
+        finding = f"is compressed, and holds {how}, which is not supported"
+        raise FileError(path, finding, "Decompress it (for example with dcmdjpeg or gdcmconv --raw)")
+    return _Encoding(allocated, stored, high, signed, photometric == "MONOCHROME1")
+
+
+def _stored_pixels(each: Slice, encoding: _Encoding) -> np.ndarray:
+    path, file = each.path, each.sources[:1]
+    order = ">" if each.syntax == BIG_ENDIAN else "<"
+    number = np.dtype(f"{order}{'i' if encoding.signed else 'u'}{encoding.allocated // 8}")
     rows, columns = each.shape
     data = _value(path, file, "PixelData")
     if not isinstance(data, bytes):
@@ -240,9 +282,10 @@ def _stored_pixels(each: Slice) -> np.ndarray:
         pixels = f"{rows}x{columns} pixels" + (f" in {each.frames} frames" if each.frames > 1 else "")
         raise damaged(path, f"its header says {pixels}, and it holds more")
     values = np.frombuffer(data, number, count, offset=size * each.frame)
-    if stored < allocated:  # bits above those stored may hold anything (PS3.5 8.1.1)
-        shift = allocated - stored
-        values = (values << shift) >> shift
+    if encoding.stored < encoding.allocated:  # bits above and below those stored may hold anything (PS3.5 8.1.1)
+        values = (values << (encoding.allocated - 1 - encoding.high)) >> (encoding.allocated - encoding.stored)
+    if encoding.inverted:
+        values = _inverted(each, encoding, values)
     if each.samples == 1:
         return values.reshape(1, rows, columns)
     if _whole_number(path, file, "PlanarConfiguration") == 1:  # colours plane by plane
@@ -250,13 +293,46 @@ def _stored_pixels(each: Slice) -> np.ndarray:
     return np.moveaxis(values.reshape(rows, columns, 3), -1, 0)
 
 
-def _decode(each: Slice) -> np.ndarray:
-    """Compressed pixels, by GDCM, which applies slope and intercept."""
+def _inverted(each: Slice, encoding: _Encoding, values: np.ndarray) -> np.ndarray:
+    """MONOCHROME1 values with the least as the darkest. Padding, which viewers show black, is dark before and after."""
+    low, high = encoding.limits
+    inverted = values.dtype.type(low + high) - values
+    padding = padding_range(each, encoding)
+    if padding is None:
+        return inverted
+    padded = (values >= padding[0]) & (values <= padding[1])
+    return np.where(padded, np.minimum(values, inverted), inverted)
+
+
+def padding_range(each: Slice, encoding: _Encoding | None = None) -> tuple[int, int] | None:
+    """The stored values that fill up what was not imaged (PS3.3 C.7.5.1.1.2), if the file names any."""
+    encoding = encoding or _encoding(each)
+    first = _whole_number(each.path, each.sources, "PixelPaddingValue")
+    if first is None:
+        return None
+    last = _whole_number(each.path, each.sources, "PixelPaddingRangeLimit")
+    ends = [value & ((1 << encoding.stored) - 1) for value in (first, first if last is None else last)]
+    if encoding.signed:  # programs write it unsigned all the same
+        ends = [value - (1 << encoding.stored) if value >> (encoding.stored - 1) else value for value in ends]
+    return min(ends), max(ends)
+
+
+def _decode(each: Slice, encoding: _Encoding) -> np.ndarray:
+    """Compressed pixels, by GDCM, which applies slope and intercept and inverts MONOCHROME1."""
     import SimpleITK as sitk
 
     try:
-        with named_in_text(each.path) as path:
-            array = sitk.GetArrayFromImage(itk_reader(path, "GDCMImageIO").Execute())
+        array = sitk.GetArrayFromImage(itk_reader(each.path, "GDCMImageIO").Execute())
     except RuntimeError as error:
         raise FileError(each.path, f"cannot be decoded: {itk_reason(error)}", COPY_AGAIN) from None
-    return array.reshape(1, *each.shape) if each.samples == 1 else np.moveaxis(array.reshape(*each.shape, -1), -1, 0)
+    if array.size != each.shape[0] * each.shape[1] * each.samples:
+        raise damaged(each.path, f"its compressed pixels have the shape {array.shape}")
+    if each.samples > 1:
+        return np.moveaxis(array.reshape(*each.shape, each.samples), -1, 0)
+    array = array.reshape(1, *each.shape)
+    if not encoding.inverted or padding_range(each, encoding) is None:
+        return array
+    slope, intercept = rescale(each)
+    shown = np.rint((array.astype(np.float64) - intercept) / slope).astype(np.int64)
+    values = _inverted(each, encoding, sum(encoding.limits) - shown)
+    return (values * slope + intercept).astype(np.float32)
