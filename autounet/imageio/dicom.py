@@ -50,9 +50,7 @@ def _remarks(slices: Sequence[Slice], array: np.ndarray) -> tuple[Remark, ...]:
     found: tuple[Remark, ...] = ()
     tables = [each for each in slices if "ModalityLUTSequence" in each.sources[0]]
     if tables:
-        text = (
-            f"holds {tables[0].name}, whose values viewers change by a Modality LUT; they were read as stored"
-        )
+        text = f"holds {tables[0].name}, whose values viewers change by a Modality LUT; they were read as stored"
         found += (Remark("not-as-shown", text, "Export it with rescale slope and intercept, or convert it to NIfTI"),)
     first = slices[0]
     padding = padding_range(first) if first.samples == 1 else None
