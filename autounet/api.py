@@ -50,6 +50,8 @@ class Model(Predictor):
         """
         outputs = OutputOptions(form, probabilities, uncertainty, gate_maps)
         outcome = predict_folder(self, Path(source), Path(out), outputs, on_case, overwrite)
+        for failure in outcome.failures:
+            log.error("not predicted: %s", failure)
         outcome.log_counts()
         return outcome.failures
 

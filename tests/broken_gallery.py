@@ -60,10 +60,14 @@ GALLERY = (
     Broken(sets.missing_label, "missing-label", "has no label file in labelsTr/", "Add its label", fixed=LEFT_OUT),
     Broken(sets.missing_image, "missing-image", "labelsTr/c2.nii.gz has no image", "Add its image", fixed=LEFT_OUT),
     Broken(
-        sets.missing_channel, "missing-channel", "it has 1 of 2 channel files", "--missing-channels", fixed=LEFT_OUT
+        sets.missing_channel, "missing-channel", "no file for channel 0001 (T2)", "--missing-channels", fixed=LEFT_OUT
     ),
     Broken(
-        sets.misnumbered_channel, "missing-image", "numbered 0000, 0007, those of", "like the others", fixed=LEFT_OUT
+        sets.misnumbered_channel,
+        "missing-image",
+        "no file for channel 0001 (T2); c2_0007.nii.gz ends in the number of no channel",
+        "Correct the numbers",
+        fixed=LEFT_OUT,
     ),
     Broken(
         sets.label_of_another_shape, "shape-mismatch", "its label labelsTr/c2.nii.gz (7, 10, 8)", FIX, fixed=RESAMPLED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from autounet.datasets import find_inputs, load_case, load_input, scan
 from autounet.datasets.labels import left_right_pairs
 from autounet.datasets.synthetic import make_demo_dataset
-from autounet.imageio import write_image, write_labels
+from autounet.imageio import is_image, stem, write_image, write_labels
 from autounet.ops.label_values import decode, encode
 from autounet.schema.bundle import ModelBundle
 from autounet.schema.dataset import Channel, ChannelKind, Dataset
@@ -220,7 +221,7 @@ def test_missing_label_and_image_in_pairs(tmp_path: Path) -> None:
 def test_missing_channel(tmp_path: Path) -> None:
     make_demo_dataset(tmp_path, cases=2)
     volume(tmp_path / "imagesTr" / "demo_001_0001.nii.gz")
-    with pytest.raises(DataError, match="case demo_000: it has 1 of 2 channel files"):
+    with pytest.raises(DataError, match=r"case demo_001: demo_001_0001\.nii\.gz ends in the number of no channel"):
         scan(tmp_path, NONE)
 
 
@@ -373,14 +374,116 @@ def test_inputs_with_several_channels(tmp_path: Path) -> None:
     by_pattern = bundle.model_copy(update={"channel_patterns": {"T1": "*_0000.nii.gz", "T2": "*_0001.nii.gz"}})
     assert [case.images for case in find_inputs(tmp_path, by_pattern)] == [case.images for case in cases]
     (tmp_path / "b_0001.nii.gz").unlink()
-    with pytest.raises(DataError, match="case b: it has only b_0000"):
-        find_inputs(tmp_path, bundle)
+    assert problems(tmp_path, bundle) == {"a": None, "b": "it has no file for channel 0001 (T2)"}
+    assert problems(tmp_path, by_pattern) == {"a": None, "b": "it has no file for channel T2"}
     volume(tmp_path / "b_0002.nii.gz")
-    with pytest.raises(DataError, match=r"b_0002\.nii\.gz; other cases have the channels 0000, 0001"):
-        find_inputs(tmp_path, bundle)
+    beyond = "b_0002.nii.gz ends in the number of no channel: channels are numbered 0000 (T1) to 0001 (T2)"
+    assert problems(tmp_path, bundle)["b"] == f"it has no file for channel 0001 (T2); {beyond}"
     (tmp_path / "b_0000.nii.gz").unlink()
-    with pytest.raises(DataError, match=r"case b: it has only b_0002\.nii\.gz"):
-        find_inputs(tmp_path, bundle)
+    assert problems(tmp_path, bundle)["b"] == f"it has no file for channel 0000 (T1), 0001 (T2); {beyond}"
+    with pytest.raises(DataError, match=r"^case b: it has no file .*\. Correct the numbers; where 0002 is part of"):
+        load_input(find_inputs(tmp_path, bundle)[1], channels)
+
+
+def problems(path: Path, bundle: ModelBundle) -> dict[str, str | None]:
+    """By case, why it cannot be predicted."""
+    return {case.identifier: case.error and case.error.message for case in find_inputs(path, bundle)}
+
+
+def numbered_model(channels: int) -> ModelBundle:
+    """Trained on files that end in the numbers of their channels."""
+    return ModelBundle.model_construct(
+        channels=tuple(Channel(name=f"T{index}") for index in range(channels)), layout="nnunet", suffix=".nii.gz",
+        image_pattern="imagesTr/*_0000.nii.gz", channel_patterns={}, channel_combinations=(), time_points=False,
+    )  # fmt: skip
+
+
+ENDINGS = (".nii.gz", ".nii", ".NII.GZ", ".nrrd")
+
+
+@given(
+    st.integers(1, 3),
+    st.dictionaries(
+        st.sampled_from(["a", "b_0000", "case 7", "x.y"]),
+        st.sets(st.tuples(st.sampled_from([0, 1, 2, 3, 101]), st.sampled_from(ENDINGS)), min_size=1, max_size=5),
+        min_size=1,
+    ),
+    st.booleans(),
+)
+def test_a_case_is_the_files_numbered_from_0_each_once(channels: int, drawn, stray: bool) -> None:
+    """Whatever else is in the folder: all other cases are told, and nothing is left out."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for case, files in drawn.items():
+            for number, ending in files:
+                (folder / f"{case}_{number:04d}{ending}").touch()
+        if stray:
+            for each in ("readme.txt", "Thumbs.db", ".DS_Store", "._a_0000.nii.gz", "desktop.ini", "mask.nii.gz"):
+                (folder / each).touch()
+        cases = find_inputs(folder, numbered_model(channels))
+        images = [image for case in cases for image in case.images]
+        assert sorted(images) == sorted(path for path in folder.iterdir() if is_image(path))
+        for case in cases:
+            if case.identifier == "mask":
+                continue
+            numbers = sorted(number for number, _ in drawn[case.identifier])
+            assert (case.error is None) == (numbers == list(range(channels)))
+            assert all(image.name.startswith(f"{case.identifier}_") for image in case.images)
+            if case.error is None:
+                assert [int(stem(image)[-4:]) for image in case.images] == numbers
+
+
+@pytest.mark.parametrize(
+    ("files", "pattern", "channels", "cases"),
+    [
+        ("amos_0101 amos_0102", "images/*", 1, {"amos_0101": 1, "amos_0102": 1}),
+        ("a_0000 b_0000 mask", "images/*", 1, {"a": 1, "b": 1, "mask": 1}),
+        ("s_0000 s_0001 s_0002", "images/*", 1, {"s_0000": 1, "s_0001": 1, "s_0002": 1}),
+        ("a_0000 a_0001 b", "images/*", 2, {"a": 2, "b": -1}),
+        ("a_0000 a_0001 a", "imagesTr/*_0000", 2, {"a": 2, "a.nii.gz": -1}),
+        ("a_0000 a_0001 patient_0101 patient_0102", "imagesTr/*_0000", 2, {"a": 2, "patient": -2}),
+        ("amos_0101 c_0000", "imagesTr/*_0000", 1, {"amos": -1, "c": 1}),
+        ("amos_0101 c_0000 d", "imagesTr/*_0000", 1, {"amos": -1, "c": 1, "d": 1}),
+    ],
+)
+def test_numbers_that_are_channels_and_numbers_that_are_names(tmp_path: Path, files, pattern, channels, cases) -> None:
+    """-1: told, not predicted; else the number of files."""
+    model = numbered_model(channels).model_copy(update={"image_pattern": f"{pattern}.nii.gz"})
+    for name in files.split():
+        volume(tmp_path / f"{name}.nii.gz")
+    found = find_inputs(tmp_path, model)
+    assert {case.identifier: len(case.images) * (-1 if case.error else 1) for case in found} == cases
+    for case in found:  # and a single file is what it is in its folder
+        for image in case.images if "_" in case.images[0].name else ():
+            (single,) = find_inputs(image, model)
+            assert (single.identifier, single.error is None) == (case.identifier, case.error is None)
+
+
+def test_photographs_that_are_numbered_are_no_channels(tmp_path: Path) -> None:
+    """Each holds all three colours, under a name of its own."""
+    for number in range(3):
+        picture(tmp_path / f"img_{number:04d}.png", colour=True)
+    model = numbered_model(3).model_copy(update={"image_pattern": "images/*.png", "suffix": ".png"})
+    assert list(problems(tmp_path, model).values()) == [None] * 3
+    told = problems(tmp_path, model.model_copy(update={"image_pattern": "imagesTr/*_0000.png"}))
+    assert "img_0001.png, img_0002.png end in the number of no channel: the only" in told["img"]
+
+
+def test_a_link_keeps_its_name_and_its_neighbours(tmp_path: Path) -> None:
+    for number, key in enumerate(("MD5E-s1--00aa", "MD5E-s1--11bb")):
+        volume(tmp_path / "store" / f"{key}.nii.gz", value=number)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"case7_{number:04d}.nii.gz").symlink_to(f"../store/{key}.nii.gz")
+    (case,) = find_inputs(tmp_path / "in" / "case7_0000.nii.gz", numbered_model(2))
+    assert (case.identifier, len(case.images)) == ("case7", 2)
+    assert load_input(case, numbered_model(2).channels)[0][:, 0, 0, 0].tolist() == [0, 1]
+    (tmp_path / "in" / "lost_0000.nii.gz").symlink_to("../store/gone.nii.gz")
+    (tmp_path / "in" / "lost_0001.nii.gz").symlink_to("../store/MD5E-s1--00aa.nii.gz")
+    lost = find_inputs(tmp_path / "in", numbered_model(2))[1]
+    with pytest.raises(DataError, match=r"case lost: .*lost_0000\.nii\.gz is a link to a file that is not there"):
+        load_input(lost, numbered_model(2).channels)
+    (tmp_path / "linked").symlink_to(tmp_path / "in")
+    assert [case.identifier for case in find_inputs(tmp_path / "linked", numbered_model(2))] == ["case7", "lost"]
 
 
 def test_inputs_by_pattern_in_a_folder_of_their_own(tmp_path: Path) -> None:
@@ -394,12 +497,28 @@ def test_inputs_by_pattern_in_a_folder_of_their_own(tmp_path: Path) -> None:
         channel_patterns={"T1": "data/*_t1.nii.gz"},
     )
     assert [case.identifier for case in find_inputs(tmp_path, bundle)] == ["a_t1"]
-    both = bundle.model_copy(update={"channel_patterns": {"T1": "data/*_t1.nii.gz", "T2": "data/*_t2.nii.gz"}})
+    patterns = {"T1": "data/*_t1.nii.gz", "T2": "data/*_t2.nii.gz"}
+    both = numbered_model(2).model_copy(
+        update={"layout": "pairs", "channel_patterns": patterns, "channels": (Channel(name="T1"), Channel(name="T2"))}
+    )
     (case,) = find_inputs(tmp_path, both)
     assert [path.name for path in case.images] == ["a_t1.nii.gz", "a_t2.nii.gz"]
+    (tmp_path / "a_t2.nii.gz").rename(tmp_path / "b_t2.nii.gz")  # of another patient
+    assert problems(tmp_path, both) == {
+        "a_t1": "it has no file for channel T2", "b_t2": "it has no file for channel T1"
+    }  # fmt: skip
+    volume(tmp_path / "c_t1.nrrd")
+    volume(tmp_path / "c_t2.nrrd")
+    volume(tmp_path / "b_t1.nii.gz")
+    volume(tmp_path / "b_t1.nii")
+    assert problems(tmp_path, both) == {
+        "a_t1": "it has no file for channel T2",
+        "b_t1": "channel T1 is there more than once: b_t1.nii, b_t1.nii.gz",
+        "c_t1": None,
+    }
 
 
-def test_inputs_of_mixed_endings_are_all_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_inputs_of_mixed_endings_are_all_found(tmp_path: Path) -> None:
     bundle = ModelBundle.model_construct(
         layout="pairs",
         channels=(Channel(name="image"),),
@@ -409,8 +528,14 @@ def test_inputs_of_mixed_endings_are_all_found(tmp_path: Path, caplog: pytest.Lo
     )
     for name in ("a.nii", "b.nii.gz", "c.NII.GZ", "d.nrrd"):
         (tmp_path / name).write_bytes(b"")
-    assert [case.identifier for case in find_inputs(tmp_path, bundle)] == ["a", "b", "c"]
-    assert "left out: d.nrrd" in caplog.text
+    assert problems(tmp_path, bundle) == dict.fromkeys("abcd")
+    for name in ("c.png", "d.nii"):
+        (tmp_path / name).write_bytes(b"")
+    assert problems(tmp_path, bundle) == {
+        **dict.fromkeys("abc"),
+        "c.png": "it is left out: c.NII.GZ has the same name and is of the model's kind",
+        "d": "there are 2 images of this name: d.nii, d.nrrd",
+    }
     photographs = bundle.model_copy(update={"suffix": ".jpg"})
     for name in ("a.jpg", "b.png"):
         (tmp_path / "photos").mkdir(exist_ok=True)

@@ -125,8 +125,16 @@ def test_inputs_in_folders_of_cases(tmp_path: Path) -> None:
     (single,) = find_inputs(tmp_path / "new" / "Study_001", bundle)
     assert single == found[1]
     (tmp_path / "new" / "Study_000" / "Study_000_flair.nii.gz").unlink()
-    with pytest.raises(DataError, match="case Study_000: it has no file for channel flair"):
-        find_inputs(tmp_path / "new", bundle)
+    image(tmp_path / "new" / "Study_001" / "Study_009_flair.nii.gz")
+    image(tmp_path / "new" / "Study_002" / "Study_002_adc.nii.gz")
+    image(tmp_path / "new" / "stray.nii.gz")
+    told = {case.identifier: case.error and case.error.message for case in find_inputs(tmp_path / "new", bundle)}
+    assert told == {
+        "Study_000": "it has no file for channel flair",
+        "Study_001": "channel flair is there more than once: Study_001_flair.nii.gz, Study_009_flair.nii.gz",
+        "Study_002": f"it has no file for channel {', '.join(names(bundle.channels))}",
+        "stray.nii.gz": "it lies beside the folders of the cases",
+    }
 
 
 def test_folders_of_kinds_are_no_folders_of_cases(tmp_path: Path) -> None:

@@ -57,6 +57,9 @@ def test_files_without_partner_are_left_out() -> None:
         (["cat.png", "dog.png"], ["x.png", "y.png"]),
         (["a1_b2.png", "a2_b1.png"], ["a1_b1.png", "a2_b2.png"]),
         (["a.png"], []),
+        (["p1.png"], ["p2.png"]),  # one file each, of two patients
+        (["p1_t1.png"], ["p2_t2.png"]),
+        (["anna_flair.png"], ["bob_flair_seg.png"]),
     ],
 )
 def test_what_cannot_be_paired_is_an_error(first: list[str], second: list[str]) -> None:
@@ -76,3 +79,9 @@ def test_pairing_is_a_bijection_whatever_the_order(numbers: list[int], random: o
     second = [f"{number:03d}_label.png" for number in numbers]
     random.shuffle(second)  # type: ignore[attr-defined]
     assert [(a[:3], b[:3]) for _, a, b in pairs(first, second)] == [(name[:3], name[:3]) for name in first]
+
+
+def test_a_number_is_part_of_the_name_unless_the_second_name_lacks_it() -> None:
+    assert pairs(["amos_0101.png", "bmos_0102.png"], ["amos_0101_seg.png", "bmos_0102_seg.png"])[0][0] == "amos_0101"
+    assert pairs(["a_0001.png", "b_0001.png"], ["a.png", "b.png"])[0][0] == "a"
+    assert pairs(["img001.png"], ["mask001.png"]) == [("img001", "img001.png", "mask001.png")]

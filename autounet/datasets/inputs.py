@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from ..imageio import DICOM, SUFFIXES, file_kind, is_image, is_series, read_frames, stem
+from ..imageio import (
+    DICOM,
+    SUFFIXES,
+    VOLUME_KINDS,
+    file_kind,
+    is_image,
+    is_series,
+    read_frames,
+    read_header,
+    stem,
+    suffix,
+)
 from ..schema.bundle import ModelBundle
 from ..schema.errors import DataError, OptionError
 from .layouts.bids import subject_inputs
@@ -15,16 +29,23 @@ from .layouts.case_folders import case_inputs
 from .layouts.case_table import CASE, find_table
 from .layouts.files import (
     TABLES,
+    ChannelFiles,
+    by_number,
     distinct_names,
+    files_per_case,
+    flat,
     glob_images,
     image_files,
+    listing,
     looks_like_images,
     looks_like_labels,
-    pair,
+    numbering_problem,
+    own_path,
     strip_channel,
     subfolders,
+    twins_of,
 )
-from .layouts.paired_folders import join_channels
+from .layouts.paired_folders import ChannelSource, join_channels
 from .scan import frame_name
 
 log = logging.getLogger(__name__)
@@ -38,17 +59,36 @@ class InputCase(NamedTuple):
     """the time point of 4-D files that this case is"""
     present: tuple[int, ...] | None = None
     """indices of the channels that the images are, where the case lacks some; None: all"""
+    error: DataError | None = None
+    """why it cannot be predicted, where that is known before its images are read"""
 
 
-def _case_of_channels(bundle: ModelBundle, name: str, files: Mapping[str, Path]) -> InputCase:
-    """A case from its files by channel. Raises DataError for a combination of channels that was not trained."""
+def refused(name: str, images: Sequence[Path], message: str, remedy: str) -> InputCase:
+    """A case that cannot be predicted, which stops no other."""
+    return InputCase(name, tuple(images), error=DataError(message, remedy, name))
+
+
+def _case_of_channels(bundle: ModelBundle, name: str, files: Mapping[str, Sequence[Path]]) -> InputCase:
+    """A case from its files by channel, one for each unless the model was trained with those that are there."""
     channels = list(bundle.channel_patterns)  # one file may hold several of the model's channels
     present = [index for index, channel in enumerate(channels) if channel in files]
-    own = tuple(files[channels[index]] for index in present)
-    if len(present) == len(channels):
-        return InputCase(name, own)
-    require_trained(bundle, name, present)
-    return InputCase(name, own, present=tuple(present))
+    own = [file for index in present for file in files[channels[index]]]
+    for channel in channels:
+        if len(twice := files.get(channel, ())) > 1:
+            shown = ", ".join(file.name for file in twice)
+            return refused(name, own, f"channel {channel} is there more than once: {shown}", "Keep one of them")
+    return _with_present(bundle, InputCase(name, tuple(own)), present, len(channels))
+
+
+def _with_present(bundle: ModelBundle, case: InputCase, present: Sequence[int], count: int) -> InputCase:
+    """The case with the channels that it has of `count`, refused where the model was not trained with these alone."""
+    if len(present) == count:
+        return case
+    try:
+        require_trained(bundle, case.identifier, present)
+    except DataError as error:
+        return case._replace(error=error)
+    return case._replace(present=tuple(present))
 
 
 def require_trained(bundle: ModelBundle, name: str, present: Sequence[int]) -> None:
@@ -66,35 +106,39 @@ def require_trained(bundle: ModelBundle, name: str, present: Sequence[int]) -> N
     raise DataError(f"it has no file for channel {lacking}", f"Add it{trained}", case=name)
 
 
-def _case_of_numbers(bundle: ModelBundle, name: str, files: Sequence[Path]) -> InputCase:
-    """A case whose files end in the numbers of their channels. Raises DataError as `require_trained`."""
-    present = tuple(int(str(strip_channel(stem(file))[1])) for file in files)
-    if len(present) == len(bundle.channels):
-        return InputCase(name, tuple(files))
-    require_trained(bundle, name, present)
-    return InputCase(name, tuple(files), present=present)
-
-
-_PHOTOGRAPHS = frozenset({"png", "jpeg", "bmp"})
-
-
 def find_inputs(path: Path, bundle: ModelBundle) -> list[InputCase]:
-    """The cases to predict, sorted by identifier. Raises DataError when there are none or a channel is missing.
+    """The cases to predict, sorted by identifier; those that cannot be predicted carry the reason.
 
     An image, a DICOM series, a table, or a folder in the layout of the training data, which the bundle names, or of
-    images alone. Files that all end in `_0000`, `_0001`, ... are the channels of a case when there are as many as the
-    model has. Where the model was trained on time points, each time point of a file is a case.
+    images alone, in any formats. Files that end in `_0000`, `_0001`, ... are the channels of a case, each once, when
+    the model's images were so or the numbers fit its channels; else the numbers are part of their names. Where the
+    model was trained on time points, each time point of a file is a case. Raises DataError when there is no image.
     """
-    path = Path(path).expanduser().resolve()
+    path = own_path(path)
     if not path.exists():
         raise DataError(f"{path} does not exist", "Give an image or a folder of images")
     found = _inputs_of(path, bundle)
-    return [frame for case in found for frame in _time_points(case)] if bundle.time_points else found
+    if bundle.time_points:
+        found = [frame for case in found for frame in _time_points(case)]
+    counts = Counter(case.identifier for case in found)
+    return sorted((case if counts[case.identifier] == 1 else _alike(case) for case in found), key=lambda case: case[:2])
+
+
+def _alike(case: InputCase) -> InputCase:
+    """One of several of the same name, under the name of its file."""
+    message = f"several images are called {case.identifier}: {', '.join(image.name for image in case.images)} is one"
+    name = case.images[0].name if case.images else case.identifier
+    return refused(name, case.images, message, "Give each another name, or predict them into different folders")
 
 
 def _time_points(case: InputCase) -> list[InputCase]:
     """The time points of a case's first file."""
-    count = read_frames(case.images[0])
+    if case.error is not None:
+        return [case]
+    try:
+        count = read_frames(case.images[0])
+    except DataError as error:
+        return [case._replace(error=DataError(error.message, error.remedy, case.identifier))]
     if count == 1:
         return [case]
     return [case._replace(identifier=frame_name(case.identifier, frame, count), frame=frame) for frame in range(count)]
@@ -105,7 +149,7 @@ def _inputs_of(path: Path, bundle: ModelBundle) -> list[InputCase]:
         return _from_table(path, bundle)
     if path.is_file() or (len(bundle.channel_patterns) <= 1 and is_series(path)):
         return [_single(path, bundle)]
-    listed: dict[str, dict[str, Path]] = {}
+    listed: dict[str, dict[str, list[Path]]] = {}
     if bundle.layout == "table" and find_table(path) is not None:
         return _from_table(path, bundle)
     if bundle.layout == "bids":
@@ -113,13 +157,14 @@ def _inputs_of(path: Path, bundle: ModelBundle) -> list[InputCase]:
     elif bundle.layout == "cases":
         listed = case_inputs(path, bundle.channel_patterns)
     if listed:
-        return sorted(_case_of_channels(bundle, name, files) for name, files in listed.items())
+        cases = [_case_of_channels(bundle, name, files) for name, files in listed.items()]
+        among = bundle.layout == "cases" and path.name not in listed
+        strays = [file for file in image_files(path) if among and file.name not in listed]
+        message, remedy = "it lies beside the folders of the cases", "Put it into the folder of its case, or elsewhere"
+        return cases + [refused(file.name, [file], message, remedy) for file in strays]
     if len(bundle.channel_patterns) > 1:
-        try:
-            return _by_patterns(path, bundle.channel_patterns, bundle)
-        except OptionError as error:
-            raise DataError(error.message, "The model needs files for each of its channels") from None
-    return _cases(_same_kind(_folder_files(path, bundle), bundle), bundle)
+        return _by_patterns(path, bundle)
+    return _cases(_folder_files(path, bundle), bundle)
 
 
 def _from_table(path: Path, bundle: ModelBundle) -> list[InputCase]:
@@ -137,35 +182,36 @@ def _from_table(path: Path, bundle: ModelBundle) -> list[InputCase]:
         files = {index: table.path.parent / row[column] for index, column in enumerate(wanted) if row[column]}
         absent = [wanted[index] for index, file in files.items() if not file.exists()]
         if absent or not files:
-            raise DataError(f"{table.path}: there is no file for {(absent or wanted)[0]}", "Add it", case=row[CASE])
-        if len(files) < len(wanted):
-            require_trained(bundle, row[CASE], list(files))
-        present = None if len(files) == len(wanted) else tuple(files)
-        cases.append(InputCase(row[CASE], tuple(files.values()), present=present))
-    return sorted(cases)
+            message = f"{table.path}: there is no file for {(absent or wanted)[0]}"
+            cases.append(refused(row[CASE], list(files.values()), message, "Add it"))
+        else:
+            cases.append(_with_present(bundle, InputCase(row[CASE], tuple(files.values())), list(files), len(wanted)))
+    return cases
 
 
 def _single(path: Path, bundle: ModelBundle) -> InputCase:
-    """One file, or DICOM series; its other channels are looked for in the same folder."""
+    """One file, or DICOM series; other channels are looked for in its folder, that of the link where it is one."""
     if not is_image(path) and not path.is_dir():
         raise DataError(f"{path} is not an image that can be read", "Give NIfTI, NRRD, MHA, PNG, TIFF, GIF or JPEG")
     base, channel = strip_channel(stem(path))
     if channel is None:
+        return InputCase(base, (path,))
+    alike = [file for file in image_files(path.parent) if strip_channel(stem(file))[0] == base]
+    siblings = [path, *(file for file in alike if stem(file) != stem(path))]  # of its channel, it is the file given
+    count = _numbers_are_channels(by_number(siblings)[0], bundle)
+    if count is None:
         return InputCase(stem(path), (path,))
-    siblings = [file for file in image_files(path.parent) if strip_channel(stem(file))[0] == base]
-    if len(siblings) == len(bundle.channels) and len(siblings) > 1:
-        return InputCase(base, tuple(siblings))
-    if bundle.channel_combinations and len(siblings) < len(bundle.channels):
-        return _case_of_numbers(bundle, base, siblings)
-    return InputCase(base if channel == "0000" else stem(path), (path,))
+    found = _cases([path] if count == 1 else sorted(siblings), bundle)
+    return next(case for case in found if path in case.images)
 
 
 def _folder_files(path: Path, bundle: ModelBundle) -> list[Path]:
     pattern = next(iter(bundle.channel_patterns.values()), bundle.image_pattern)
-    for candidate in (pattern, Path(pattern).name) if bundle.channel_patterns else ():
-        found = sorted(file for file in path.glob(candidate) if file.is_file() and is_image(file))
-        if found:
-            return found
+    if bundle.channel_patterns and (found := _matching(path, pattern)):
+        left = [file.name for file in image_files(path) if file not in found]
+        if left:
+            log.warning("%d images do not fit the pattern %s: %s", len(left), pattern, ", ".join(left[:10]))
+        return found
     if image_files(path):
         return image_files(path)
     trained_in = Path(bundle.image_pattern).parent.name
@@ -185,85 +231,106 @@ def _folder_files(path: Path, bundle: ModelBundle) -> list[Path]:
     )
 
 
-def _same_kind(files: Sequence[Path], bundle: ModelBundle) -> Sequence[Path]:
-    """The files of the kind the model was trained on, else all. Photographs of all kinds count as one."""
-    trained = SUFFIXES.get(bundle.suffix.lower(), DICOM)
-    kinds = _PHOTOGRAPHS if trained in _PHOTOGRAPHS else {trained}
-    same = [file for file in files if file_kind(file) in kinds]
-    left = [file.name for file in files if same and file not in same]
-    if left and trained == DICOM:
-        log.warning("%d files that are no DICOM series are left out: %s, ...", len(left), ", ".join(left[:3]))
-    elif left:
-        log.warning("%d files that are no %s are left out: %s, ...", len(left), bundle.suffix, ", ".join(left[:3]))
-    return same or files
-
-
 def _cases(files: Sequence[Path], bundle: ModelBundle) -> list[InputCase]:
-    parts = [strip_channel(stem(file)) for file in files]
-    if all(channel is not None for _, channel in parts):
-        groups: dict[str, list[Path]] = {}
-        for file, (base, _) in zip(files, parts, strict=True):
-            groups.setdefault(base, []).append(file)
-        trained_so = f"_0000{bundle.suffix}" in bundle.image_pattern
-        fitting = max(len(group) for group in groups.values()) <= len(bundle.channels)
-        if trained_so or (fitting and all(stem(group[0]).endswith("_0000") for group in groups.values())):
-            if bundle.channel_combinations:
-                return [_case_of_numbers(bundle, base, group) for base, group in sorted(groups.items())]
-            _require_same_channels(groups)
-            return [InputCase(base, tuple(group)) for base, group in sorted(groups.items())]
-    return sorted(InputCase(name, (file,)) for name, file in zip(distinct_names(files), files, strict=True))
+    """Of images in one folder, or of files that one pattern names."""
+    files, previews = _without_previews(files, bundle)
+    numbered, rest = by_number(files)
+    count = _numbers_are_channels(numbered, bundle)
+    if count is None:
+        numbered, rest = {}, list(files)
+    names = [channel.name for channel in bundle.channels] if count == len(bundle.channels) else []
+    cases = [_numbered_case(bundle, case, own, count or 1, names) for case, own in numbered.items()]
+    twins = twins_of(rest)
+    for name, own in zip(distinct_names(list(twins)), twins.values(), strict=True):
+        if len(own) > 1:
+            message = f"there are {len(own)} images of this name: {', '.join(file.name for file in own)}"
+            cases.append(refused(name, own, message, "Keep one of them"))
+        elif name in numbered:
+            message = f"it has no channel number, and the channels of {name} are in other files"
+            cases.append(refused(own[0].name, own, message, "Take it away, for example if it is a label"))
+        else:
+            cases.append(_unnumbered_case(bundle, name, own[0], bool(numbered)))
+    return cases + previews
 
 
-def _require_same_channels(groups: dict[str, list[Path]]) -> None:
-    """Raises DataError for the first case whose channel files are not numbered like those of the fullest one."""
-    numbers = {base: [str(strip_channel(stem(file))[1]) for file in group] for base, group in groups.items()}
-    usual = max(numbers.values(), key=len)
-    for base, own in numbers.items():
-        if own != usual:
-            have = ", ".join(file.name for file in groups[base])
-            raise DataError(
-                f"it has only {have}; other cases have the channels {', '.join(usual)}",
-                "Add the missing files",
-                case=base,
-            )
-
-
-def _matching(path: Path, name: str, pattern: str) -> list[Path]:
-    """The files of a channel's pattern, else, as in a folder of new images, of its last part alone."""
-    try:
-        return glob_images(path, pattern, f"channel {name}:")
-    except OptionError as error:
-        try:
-            return glob_images(path, Path(pattern).name, f"channel {name}:")
-        except OptionError:
-            raise error from None
-
-
-def _matching_if_any(path: Path, name: str, pattern: str) -> list[Path]:
-    """As `_matching`; nothing where no image has the channel."""
-    try:
-        return _matching(path, name, pattern)
-    except OptionError:
-        return []
-
-
-def _by_patterns(path: Path, patterns: dict[str, str], bundle: ModelBundle) -> list[InputCase]:
-    if bundle.channel_combinations:
-        lists = [_matching_if_any(path, name, pattern) for name, pattern in patterns.items()]
-        joined = join_channels(lists, list(patterns))
-        return sorted(
-            _case_of_channels(
-                bundle, name, {list(patterns)[index]: file for index, file in zip(own, files, strict=True)}
-            )
-            for (name, files), own in zip(joined.images.items(), joined.present.values(), strict=True)
+def _without_previews(files: Sequence[Path], bundle: ModelBundle) -> tuple[list[Path], list[InputCase]]:
+    """Pictures of the same names as volumes, for a model of volumes, are left out; for one of pictures, the volumes."""
+    volumes = SUFFIXES.get(bundle.suffix.lower(), DICOM) in VOLUME_KINDS
+    fits = {file: (file_kind(file) in VOLUME_KINDS) == volumes for file in files}
+    own = {file.with_name(stem(file)): file for file, fit in fits.items() if fit}
+    left = [file for file, fit in fits.items() if not fit and file.with_name(stem(file)) in own]
+    refusals = [
+        refused(
+            file.name,
+            [file],
+            f"it is left out: {own[file.with_name(stem(file))].name} has the same name and is of the model's kind",
+            "Take it away, or predict it from another folder",
         )
-    lists = [_matching(path, name, pattern) for name, pattern in patterns.items()]
-    cases = {file: [file] for file in lists[0]}
-    called = dict(zip(lists[0], distinct_names(lists[0]), strict=True))
-    for name, files in zip(list(patterns)[1:], lists[1:], strict=True):
-        for match in pair(lists[0], files):
-            cases[match.first].append(match.second)
-        short = next((called[file] for file, found in cases.items() if len(found) < len(cases[lists[0][0]])), None)
-        if short is not None:
-            raise DataError(f"it has no file for channel {name}", "Add it", case=short)
-    return sorted(InputCase(called[file], tuple(found)) for file, found in cases.items())
+        for file in left
+    ]
+    return [file for file in files if file not in left], refusals
+
+
+def _numbers_are_channels(numbered: Mapping[str, ChannelFiles], bundle: ModelBundle) -> int | None:
+    """The number of files that a case has by the numbers in their names; None where these are part of the names."""
+    if not numbered:
+        return None
+    count = files_per_case(numbered, len(bundle.channels), bundle.time_points)
+    if stem(Path(bundle.image_pattern).name).endswith("_0000"):
+        return count
+    known = all(number < count for files in numbered.values() for number in files)
+    return count if known and any(0 in files for files in numbered.values()) else None
+
+
+def _numbered_case(bundle: ModelBundle, name: str, files: ChannelFiles, count: int, names: Sequence[str]) -> InputCase:
+    case = InputCase(name, tuple(flat(files)))
+    problem = numbering_problem(name, files, count, names)
+    if problem is None:
+        return case
+    if problem.only_lacks and bundle.channel_combinations and count == len(bundle.channels):
+        return _with_present(bundle, case, list(files), count)
+    return refused(name, case.images, problem.message, problem.remedy)
+
+
+def _unnumbered_case(bundle: ModelBundle, name: str, file: Path, among_numbered: bool) -> InputCase:
+    """A file that holds all channels; among files with channel numbers it is refused where it does not."""
+    wanted = len(bundle.channels)
+    if among_numbered and wanted > 1 and not bundle.time_points:
+        with suppress(DataError):  # told when it is read
+            channels = read_header(file)[1]
+            if channels != wanted:
+                message = f"{file.name} has no channel number in its name, and holds {channels} of {wanted} channels"
+                first, last = (f"{name}_{number:04d}{suffix(file)}" for number in (0, wanted - 1))
+                remedy = f"Name the files of its channels {first} to {last}, or take it away if it is no image"
+                return refused(name, [file], message, remedy)
+    return InputCase(name, (file,))
+
+
+def _matching(path: Path, pattern: str) -> list[Path]:
+    """The files of a pattern, whatever their ending, else, as in a folder of new images, of its last part alone."""
+    for candidate in (pattern, Path(pattern).name):
+        ending = suffix(candidate)
+        with suppress(OptionError):
+            found = glob_images(path, candidate[: len(candidate) - len(ending)] + ".*" if ending else candidate, "")
+            bare = Path(candidate).name[: -len(ending) or None]
+            if fitting := [file for file in found if not ending or fnmatchcase(stem(file), bare)]:
+                return fitting
+    return []
+
+
+def _by_patterns(path: Path, bundle: ModelBundle) -> list[InputCase]:
+    """Of a model whose channels are told apart by patterns of file names."""
+    sources = {
+        name: ChannelSource(pattern, _matching(path, pattern)) for name, pattern in bundle.channel_patterns.items()
+    }
+    if not any(source.files for source in sources.values()):
+        patterns = ", ".join(f"{name} {pattern}" for name, pattern in bundle.channel_patterns.items())
+        raise DataError(
+            f"no image file in {path} has a name of the model's channels ({patterns})",
+            f"The model needs files for each of its channels. Folders: {listing(path)}",
+        )
+    channels = list(sources)
+    return [
+        _case_of_channels(bundle, name, {channels[index]: own for index, own in files.items()})
+        for name, files in join_channels(sources, strict=False).cases.items()
+    ]

@@ -111,6 +111,8 @@ def load_case(dataset: Dataset, identifier: str) -> LoadedCase:
 
 def load_input(case: InputCase, channels: Sequence[Channel]) -> tuple[np.ndarray, Geometry]:
     """Array (C, Z, Y, X) float32 and geometry. Raises DataError naming the case."""
+    if case.error is not None:
+        raise case.error
     try:
         image, geometry = read_present(case.images, case.present, len(channels), case.frame, logging.WARNING)
     except DataError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..imageio import VOLUME_KINDS, file_kind, read_frames, read_header, suffix
-from ..schema.dataset import Case, Channel, ChannelKind, Dataset, Finding
+from ..schema.dataset import Case, Channel, ChannelKind, Dataset, Finding, Severity
 from ..schema.errors import DataError, FileError, OptionError
 from ..schema.options import DataOptions
 from .checks.examine import unreadable
@@ -19,7 +19,7 @@ from .coded_labels import with_coded_labels
 from .labels import annotate, build_labels
 from .layouts import bids, case_folders, case_table, msd, nnunet_raw, paired_folders
 from .layouts.detected_layout import DetectedLayout, read_description, with_description, without_missing_channels
-from .layouts.files import existing_folder
+from .layouts.files import existing_folder, own_path
 
 _KIND_WORDS = {
     "ct": ChannelKind.ct,
@@ -213,7 +213,7 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     """
     root = existing_folder(data)
     options = with_description(root, options)
-    place = Path(data).expanduser().resolve()
+    place = own_path(data)
     found, layout = _detect_layout(place, options)
     if options.missing_channels:
         found = replace(found, findings=without_missing_channels(found.findings))
@@ -261,7 +261,7 @@ def _detect_layout(place: Path, options: DataOptions) -> tuple[DetectedLayout, s
 
 def _complete_cases(found: DetectedLayout, findings: list[Finding] | None, root: Path) -> list[Case]:
     """The cases that lack nothing. Raises DataError, unless `findings` takes what is missing."""
-    broken = {finding.case for finding in found.findings}
+    broken = {finding.case for finding in found.findings if finding.severity == Severity.fatal}
     whole = [case for case in found.cases if case.identifier not in broken]
     _report(found.findings, findings if whole else None)
     if not whole:
@@ -270,9 +270,10 @@ def _complete_cases(found: DetectedLayout, findings: list[Finding] | None, root:
 
 
 def _report(found: Sequence[Finding], findings: list[Finding] | None) -> None:
-    """Add to `findings`. Raises DataError where there are none to add to."""
-    if found and findings is None:
-        raise DataError.of(found)
+    """Add to `findings`. Raises DataError of what is fatal where there are none to add to."""
+    fatal = [finding for finding in found if finding.severity == Severity.fatal]
+    if fatal and findings is None:
+        raise DataError.of(fatal)
     if findings is not None:
         findings += found
 

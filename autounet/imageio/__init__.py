@@ -238,6 +238,9 @@ def write_channels(path: Path | str, array: np.ndarray, geometry: Geometry) -> N
 def _format_of(path: Path) -> ImageFormat:
     """Raises DataError for a file that is not there, is empty, or has an unknown ending."""
     kind = file_kind(path)
+    if path.is_symlink() and not path.exists():
+        remedy = "Fetch the file (datalad get, git annex get), or remove the link"
+        raise FileError(path, "is a link to a file that is not there", remedy)
     if kind != DICOM and not path.is_file():
         raise FileError(path, "does not exist", "Check the path, or put the file there")
     if kind != DICOM and path.stat().st_size == 0:

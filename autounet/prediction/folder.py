@@ -103,16 +103,16 @@ def predict_folder(
     """Predict what is not yet finished in `out`, together with other processes that do the same.
 
     `overwrite` predicts the finished ones again, too. `run` names the command of which this is one of several
-    processes. An AutoUNetError, as of a bad image, and memory that runs out concern one case: they are logged, and
-    the next case follows. Every other error ends the work: OSError where something cannot be written, and whatever a
-    mistake in the program raises, with the case in its notes. Raises OptionError for an unknown format and for
-    gate maps of networks without gates.
+    processes. An AutoUNetError, as of a bad image, and memory that runs out concern one case: its message is among the
+    failures, once, and the next case follows. Every other error ends the work: OSError where something cannot be
+    written, and whatever a mistake in the program raises, with the case in its notes. Raises OptionError for an unknown
+    format and for gate maps of networks without gates.
     """
     if outputs.gate_maps:
         require_gates(predictor)
     keep_freed_memory()
     cases = find_inputs(source, predictor.bundle)
-    require_new({case: prediction_path(out, case, outputs.form) for case in cases})
+    require_new({case: prediction_path(out, case, outputs.form) for case in cases if case.error is None})
     predicted, failures = 0, []
     with SharedFolder(out, prediction_key(predictor, outputs), run, overwrite) as shared:
         remaining = cases
@@ -157,7 +157,7 @@ def _attempt(
             error.add_note(f"case {case.identifier} was being predicted")
             raise
         problem = str(OutOfMemory("memory ran out", "Free some of it, or use --device cpu", case.identifier))
-    log.error("%s", problem)
+    log.info("case %s: not predicted", case.identifier)
     shared.failed(case, problem)
     return problem
 

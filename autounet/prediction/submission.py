@@ -103,10 +103,7 @@ def _require_pattern(pattern: str) -> str:
 
 def submitted_names(template: Template, cases: Sequence[InputCase]) -> dict[str, str]:
     """The name in the zip of each case. Raises OptionError where two are the same, or no image format."""
-    names = {
-        case.identifier: template.pattern.format(case=case.identifier, ext=output_suffix(suffix(case.images[0])))
-        for case in cases
-    }
+    names = {case.identifier: template.pattern.format(case=case.identifier, ext=_ending(case)) for case in cases}
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
         raise OptionError(f"--template {template.text} gives {twice[0]} to more than one case", "Use {case}")
@@ -163,13 +160,15 @@ def submit(predictor: Predictor, source: Path, out: Path, template: str = "files
         raise OptionError(f"--out {out} is no zip, and a submission is one", "Give a name that ends in .zip")
     cases = find_inputs(source, predictor.bundle)
     chosen = template_for(template, source, predictor.bundle.name)
-    names = submitted_names(chosen, cases)
+    names = submitted_names(chosen, [case for case in cases if case.error is None])
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as work:
         predicted, named = Path(work, "predicted"), Path(work, "named")
         problems = list(predict_folder(predictor, source, predicted, OutputOptions()).failures)
         files = []
         for case in cases:
+            if not _segmentation(case, predicted).is_file():  # which one of the problems says
+                continue
             try:
                 path = _rename(case, predicted, named / names[case.identifier])
                 files.append(_inspect(case, path, names[case.identifier], predictor.bundle.labels))
@@ -184,11 +183,18 @@ def submit(predictor: Predictor, source: Path, out: Path, template: str = "files
     return submission
 
 
+def _segmentation(case: InputCase, folder: Path) -> Path:
+    return folder / f"{case.identifier}{_ending(case)}"
+
+
+def _ending(case: InputCase) -> str:
+    """Of a case's segmentation; of one without any image, none."""
+    return output_suffix(suffix(case.images[0])) if case.images else ""
+
+
 def _rename(case: InputCase, predicted: Path, path: Path) -> Path:
     """The segmentation under its name in the zip; written again where that is another format."""
-    own = predicted / f"{case.identifier}{output_suffix(suffix(case.images[0]))}"
-    if not own.is_file():
-        raise DataError("there is no segmentation", "Look at the messages above", case.identifier)
+    own = _segmentation(case, predicted)
     path.parent.mkdir(parents=True, exist_ok=True)
     if suffix(own) == suffix(path):
         own.replace(path)

@@ -138,6 +138,7 @@ def fix_data(data: Path, options: DataOptions, folder: Path) -> RepairResult:
     """
     missing: list[Finding] = []
     dataset = scan(data, options, missing)
+    missing = [each for each in missing if each.severity is Severity.fatal]
     contradictory = [each for each in missing if not each.code.startswith("missing")]
     if contradictory:  # lists of cases, which only a person can correct
         raise DataError.of(contradictory)

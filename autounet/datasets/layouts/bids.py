@@ -25,6 +25,7 @@ from .detected_layout import (
     parse_labels,
     read_description,
     relative,
+    repeated_channel,
     with_channels,
 )
 from .files import glob_images
@@ -93,11 +94,10 @@ def find(root: Path, options: DataOptions) -> DetectedLayout:
             f"{root} holds folders of subjects, but no images in them", "Say which: --channel 'T1w=sub-*/anat/*_T1w*'"
         )
     labels = _labels(root, options)
-    by_case: dict[str, dict[str, Path]] = {}
+    by_case = subject_inputs(root)
     subjects: dict[str, str] = {}
     findings: list[Finding] = []
     for named in images:
-        by_case.setdefault(named.case, {})[named.kind] = named.path
         subjects[named.case] = named.subject
     label_of = {named.case: named.path for named in labels}
     cases = []
@@ -105,9 +105,10 @@ def find(root: Path, options: DataOptions) -> DetectedLayout:
         lacking = [channel for channel in channels if channel not in files]
         if lacking:
             findings.append(lacking_channels(name, lacking))
+        findings += [repeated_channel(name, channel, own) for channel, own in files.items() if len(own) > 1]
         if name not in label_of:
-            findings.append(missing_label(root, name, next(iter(files.values())), _pipeline(root, labels[0])))
-        found = case_of(root, name, [files[channel] for channel in channels if channel in files], label_of.get(name))
+            findings.append(missing_label(root, name, next(iter(files.values()))[0], _pipeline(root, labels[0])))
+        found = case_of(root, name, [files[channel][0] for channel in channels if channel in files], label_of.get(name))
         found = with_channels(
             found, [index for index, channel in enumerate(channels) if channel in files], len(channels)
         )
@@ -200,9 +201,9 @@ def _without_image(root: Path, label: BidsFile) -> Finding:
     return Finding(case=label.case, code="missing-image", message=message, remedy=remedy)
 
 
-def subject_inputs(root: Path) -> dict[str, dict[str, Path]]:
-    """Case -> channel -> file, for new images laid out like this; {} for a folder that is none."""
-    by_case: dict[str, dict[str, Path]] = {}
+def subject_inputs(root: Path) -> dict[str, dict[str, list[Path]]]:
+    """Case -> channel -> its files, for new images laid out like this; {} for a folder that is none."""
+    by_case: dict[str, dict[str, list[Path]]] = {}
     for named in _images(root):
-        by_case.setdefault(named.case, {})[named.kind] = named.path
+        by_case.setdefault(named.case, {}).setdefault(named.kind, []).append(named.path)
     return by_case

@@ -268,25 +268,27 @@ def _without_images(name: str) -> Finding:
     return Finding(case=name, code="missing-image", message="it has a label but no image", remedy=remedy)
 
 
-def case_inputs(root: Path, patterns: Mapping[str, str]) -> dict[str, dict[str, Path]]:
-    """Case -> channel -> file, for new images laid out like this; `root` may be the folder of one case."""
-    found: dict[str, dict[str, Path]] = {}
-    for folder in [folder for folder in [*case_folders(root)] if folder.is_dir()]:
-        own = _matching(folder, patterns)
-        if own:
-            found[folder.name] = own
-    if not found and (own := _matching(root, patterns)):
-        found[root.name] = own
+def case_inputs(root: Path, patterns: Mapping[str, str]) -> dict[str, dict[str, list[Path]]]:
+    """Case -> channel -> its files, for new images laid out like this; `root` may be the folder of one case.
+
+    Every folder that holds images is a case where any has a channel.
+    """
+    folders = case_folders(root)
+    found = {folder.name: _matching(folder, patterns) for folder in folders}
+    if any(found.values()):
+        return found
+    own = _matching(root, patterns)
+    return {root.name: own} if own else {}
+
+
+def _matching(folder: Path, patterns: Mapping[str, str]) -> dict[str, list[Path]]:
+    """Channel -> the files of a case's folder that its pattern names, whatever their ending."""
+    found: dict[str, list[Path]] = {}
+    for path in images_below(folder):
+        inside = path.relative_to(folder.parent).as_posix()
+        for channel, pattern in patterns.items():
+            bare = inside[: len(inside) - len(suffix(inside))]
+            fits = fnmatchcase(inside, pattern) or fnmatchcase(bare, pattern[: len(pattern) - len(suffix(pattern))])
+            if fits and inside.count("/") == pattern.count("/"):
+                found.setdefault(channel, []).append(path)
     return found
-
-
-def _matching(folder: Path, patterns: Mapping[str, str]) -> dict[str, Path]:
-    """Channel -> the file of a case's folder that its pattern names."""
-    files = list(images_below(folder))
-    inside = {path: path.relative_to(folder.parent).as_posix() for path in files}
-    return {
-        channel: path
-        for channel, pattern in patterns.items()
-        for path in files
-        if fnmatchcase(inside[path], pattern) and inside[path].count("/") == pattern.count("/")
-    }

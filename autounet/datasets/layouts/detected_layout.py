@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from ...imageio import stem
-from ...schema.dataset import Case, Finding
+from ...imageio import stem, suffix
+from ...schema.dataset import Case, Finding, Severity
 from ...schema.errors import DataError
 from ...schema.labels import LabelCode
 from ...schema.options import DataOptions
-from .files import glob_images, pair
+from .files import ChannelFiles, glob_images, numbering_problem, pair
 
 
 class DeclaredLabels(NamedTuple):
@@ -206,6 +206,39 @@ def missing_channel(case: str, message: str) -> Finding:
 def lacking_channels(case: str, channels: Sequence[str]) -> Finding:
     """A case that has no file for these channels."""
     return missing_channel(case, f"it has no file for channel {', '.join(channels)}")
+
+
+def repeated_channel(case: str, channel: str, files: Sequence[Path]) -> Finding:
+    """A case with several files for one channel."""
+    message = f"channel {channel} is there more than once: {', '.join(file.name for file in files)}"
+    return Finding(case=case, code="missing-image", message=message, remedy="Keep one of them")
+
+
+def repeated_image(case: str, files: Sequence[Path]) -> Finding:
+    """Files that differ in nothing but their endings."""
+    message = f"there are {len(files)} images of this name: {', '.join(file.name for file in files)}"
+    return Finding(case=case, code="missing-image", message=message, remedy="Keep one of them")
+
+
+def numbering_finding(case: str, files: ChannelFiles, channels: int, names: Sequence[str] = ()) -> Finding | None:
+    """What is wrong with a case's channel numbers; see `numbering_problem`."""
+    problem = numbering_problem(case, files, channels, names)
+    if problem is None:
+        return None
+    if problem.only_lacks:
+        return missing_channel(case, problem.message)
+    return Finding(case=case, code="missing-image", message=problem.message, remedy=problem.remedy)
+
+
+def unnumbered_image(path: Path) -> Finding:
+    """An image without a channel number among others that have one, which is left out."""
+    return Finding(
+        case=stem(path),
+        code="layout",
+        severity=Severity.warning,
+        message=f"{path.parent.name}/{path.name} is left out: it has no channel number in its name",
+        remedy=f"Rename it to {stem(path)}_0000{suffix(path)} if it is an image of this set, or take it away",
+    )
 
 
 def with_channels(case: Case, present: Iterable[int], count: int) -> Case:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ...imageio import is_image, is_series, stem
+from ...imageio import is_image, is_series, read_header, stem, suffix
 from ...schema.errors import DataError, OptionError
 
 _IMAGES = re.compile(r"^(images?|imgs?|img|scans?|photos?)(?![a-z]*mask)", re.IGNORECASE)
@@ -30,7 +32,8 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _is_one_image(path: Path) -> bool:
-    return is_image(path) if path.is_file() else is_series(path)
+    """A link to a file that is gone counts: whoever reads it says so."""
+    return is_image(path) if path.is_file() or (path.is_symlink() and not path.exists()) else is_series(path)
 
 
 def glob_images(root: Path, pattern: str, option: str) -> list[Path]:
@@ -79,9 +82,14 @@ def is_held_out(folder: Path) -> bool:
     return bool(_HELD_OUT.search(folder.name))
 
 
+def own_path(path: Path) -> Path:
+    """The path, absolute. A link stays itself: data stores (git-annex) give files other names than their links have."""
+    return Path(os.path.abspath(Path(path).expanduser()))
+
+
 def existing_folder(data: Path) -> Path:
     """The folder, absolute, of a folder or a table. Raises DataError when it is missing, another file, or empty."""
-    folder = Path(data).expanduser().resolve()
+    folder = own_path(data)
     if not folder.exists():
         raise DataError(f"{data} does not exist", "Give the folder that holds images and labels")
     if folder.is_file() and folder.suffix.lower() in TABLES:
@@ -93,7 +101,7 @@ def existing_folder(data: Path) -> Path:
     return folder
 
 
-_CHANNEL = re.compile(r"^(.+)_(\d{4})$")
+_CHANNEL = re.compile(r"^(.+)_([0-9]{4})$")
 
 
 class Match(NamedTuple):
@@ -106,6 +114,108 @@ def strip_channel(name: str) -> tuple[str, str | None]:
     """("case_0001") -> ("case", "0001"); names without the four digits of nnU-Net give (name, None)."""
     match = _CHANNEL.match(name)
     return (match[1], match[2]) if match else (name, None)
+
+
+ChannelFiles = dict[int, list[Path]]
+"""channel number -> the files that a case has for it: one, where nothing is wrong"""
+
+
+def by_number(files: Iterable[Path]) -> tuple[dict[str, ChannelFiles], list[Path]]:
+    """Channel files by case and number, sorted by both, and the files whose names do not end in a number."""
+    numbered: dict[str, ChannelFiles] = {}
+    rest = []
+    for file in files:
+        case, channel = strip_channel(stem(file))
+        if channel is None:
+            rest.append(file)
+        else:
+            numbered.setdefault(case, {}).setdefault(int(channel), []).append(file)
+    return {case: dict(sorted(own.items())) for case, own in sorted(numbered.items())}, rest
+
+
+def flat(files: ChannelFiles) -> list[Path]:
+    """All files of a case, channel after channel."""
+    return [file for _, own in sorted(files.items()) for file in own]
+
+
+def usual_channels(numbered: Mapping[str, ChannelFiles]) -> int:
+    """Channel files of most of the cases that are numbered from 0000 on, each once; of the fullest if none is."""
+    counts = Counter(len(files) for case, files in numbered.items() if not numbering_problem(case, files, len(files)))
+    return max(counts, key=lambda count: (counts[count], count), default=max(map(len, numbered.values()), default=1))
+
+
+_MOST_HEADERS = 8
+"""cases whose headers are read to see how many channels a file holds"""
+
+
+def files_per_case(numbered: Mapping[str, ChannelFiles], channels: int, time_points: bool = False) -> int:
+    """How many files hold the `channels` of a case: fewer where one holds several, as the colours of a photograph.
+
+    By the headers of the fullest cases; where these do not decide, a file for each. `time_points`: files of four axes
+    hold one channel.
+    """
+    if channels == 1:
+        return 1
+    for files in sorted(numbered.values(), key=len, reverse=True)[:_MOST_HEADERS]:
+        total = 0
+        for count, number in enumerate(sorted(files), start=1):
+            with suppress(DataError):  # told when it is read
+                total += 1 if time_points else read_header(files[number][0])[1]
+            if total == channels:
+                return count
+    return channels
+
+
+def twins_of(files: Iterable[Path]) -> dict[Path, list[Path]]:
+    """Files of one folder that have the same name but for the ending, by the first of them."""
+    twins: dict[Path, list[Path]] = {}
+    for file in files:
+        twins.setdefault(file.with_name(stem(file)), []).append(file)
+    return {own[0]: own for own in twins.values()}
+
+
+class NumberingProblem(NamedTuple):
+    """What is wrong with the numbers of a case's channel files."""
+
+    message: str
+    remedy: str
+    only_lacks: bool
+    """whether channels are missing and nothing else is wrong, which may be meant"""
+
+
+def numbering_problem(
+    case: str, files: ChannelFiles, channels: int, names: Sequence[str] = ()
+) -> NumberingProblem | None:
+    """None where the files are numbered from 0000 to `channels` - 1, each once. `names`: the channels', if known."""
+    titles = [f"{number:04d}" for number in range(channels)]
+    if len(names) == channels > 1:
+        titles = [f"{number} ({name})" for number, name in zip(titles, names, strict=True)]
+    twice = {number: own for number, own in files.items() if len(own) > 1}
+    missing = [number for number in range(channels) if number not in files]
+    beyond = [own[0] for number, own in files.items() if number >= channels]
+    found, remedies = [], []
+    for number, own in twice.items():
+        title = titles[number] if number < channels else f"{number:04d}"
+        found.append(f"channel {title} is there {_times(len(own))}: {', '.join(file.name for file in own)}")
+        remedies.append("Keep one of them")
+    if missing:
+        found.append(f"it has no file for channel {', '.join(titles[number] for number in missing)}")
+        ending = suffix(next(iter(files.values()))[0])
+        remedies += [] if beyond else [f"Add {', '.join(f'{case}_{number:04d}{ending}' for number in missing)}"]
+    if beyond:
+        shown = ", ".join(file.name for file in beyond[:3]) + (f" and {len(beyond) - 3} more" if beyond[3:] else "")
+        own_number = str(strip_channel(stem(beyond[0]))[1])
+        known = f"channels are numbered {titles[0]} to {titles[-1]}" if channels > 1 else "the only channel is 0000"
+        found.append(f"{shown} {'end' if len(beyond) > 1 else 'ends'} in the number of no channel: {known}")
+        renamed = f"{stem(beyond[0])}_0000{suffix(beyond[0])}"
+        remedies.append(f"Correct the numbers; where {own_number} is part of a name, the name lacks _0000: {renamed}")
+    if not found:
+        return None
+    return NumberingProblem("; ".join(found), ". ".join(remedies), bool(missing) and not twice and not beyond)
+
+
+def _times(count: int) -> str:
+    return "twice" if count == 2 else f"{count} times"
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
@@ -124,13 +234,32 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 def _coarse(path: Path) -> list[str]:
     """Parts of folder and file name between separators: 21_manual1 -> 21, manual1."""
-    return [part.lower() for part in re.split(r"[^A-Za-z0-9]+", f"{path.parent.name} {stem(path)}") if part]
+    return _between_separators(f"{path.parent.name} {stem(path)}")
 
 
 def _fine(path: Path) -> list[str]:
     """Letters and numbers apart, leading zeros dropped: img007 -> img, 7."""
-    parts = re.findall(r"[A-Za-z]+|\d+", f"{path.parent.name} {stem(path)}")
+    return _letters_and_numbers(f"{path.parent.name} {stem(path)}")
+
+
+def _between_separators(text: str) -> list[str]:
+    return [part.lower() for part in re.split(r"[^A-Za-z0-9]+", text) if part]
+
+
+def _letters_and_numbers(text: str) -> list[str]:
+    parts = re.findall(r"[A-Za-z]+|\d+", text)
     return [part.lstrip("0") or "0" if part.isdigit() else part.lower() for part in parts]
+
+
+def _same_case(first: Path, second: Path) -> bool:
+    """Whether two names alone, with no others to compare with, can be those of one case.
+
+    All numbers of one are in the other (21_training, 21_manual1); without numbers both begin with the same word.
+    """
+    one, other = (Counter(filter(str.isdigit, _letters_and_numbers(stem(path)))) for path in (first, second))
+    if one or other:
+        return bool(one and other) and (one <= other or other <= one)
+    return _between_separators(stem(first))[:1] == _between_separators(stem(second))[:1]
 
 
 def pair(first: Sequence[Path], second: Sequence[Path]) -> list[Match]:
@@ -139,6 +268,7 @@ def pair(first: Sequence[Path], second: Sequence[Path]) -> list[Match]:
     Equal stems; else equal stems without the `_0000` of channel files; else the one part of the name that is
     unique to each file in both folders (21_training, 21_manual1: 21); else equal names after leaving out the parts
     that all files of a folder share (p1_frame2, p1_frame2_seg). Files of equal stem are told apart by their folder.
+    Of one file in each folder nothing is unique, so their names have to agree (`_same_case`).
     The case is the name of the first file, without `_0000` where that is no part of the second's name.
     Raises DataError when nothing fits or a file has several partners.
     """
@@ -147,11 +277,16 @@ def pair(first: Sequence[Path], second: Sequence[Path]) -> list[Match]:
     called = dict(zip(first, distinct_names(first), strict=True))
     found = _by_key(first, second, stem)
     if not found:
-        bases = {path: strip_channel(name)[0] for path, name in called.items()}
+        found = _by_key(first, second, lambda path: strip_channel(stem(path))[0])
+        bases = {  # another number than 0000 may be part of the name, unless the second's name says that it is not
+            path: strip_channel(name)[0] if found or name.endswith("_0000") else name for path, name in called.items()
+        }
         if len(set(bases.values())) == len(bases):
             called = bases
-        found = _by_key(first, second, lambda path: strip_channel(stem(path))[0])
-    for split in (_coarse, _fine):
+    alone = len(first) == len(second) == 1
+    if alone and not found and _same_case(first[0], second[0]):
+        found = {first[0]: second[0]}
+    for split in () if alone else (_coarse, _fine):
         rules = (_by_unique_part, _by_rest)
         found = found or max((rule(first, second, split) for rule in rules), key=len)
     if not found:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...imageio import stem, suffix
-from ...schema.dataset import Finding
+from ...schema.dataset import Finding, Severity
 from ...schema.errors import DataError
 from ...schema.options import DataOptions
 from .detected_layout import (
@@ -17,12 +17,23 @@ from .detected_layout import (
     missing_channel,
     missing_image,
     missing_label,
+    numbering_finding,
     override_labels,
     parse_labels,
     read_description,
+    unnumbered_image,
     with_channels,
 )
-from .files import image_files, listing, strip_channel
+from .files import (
+    ChannelFiles,
+    by_number,
+    files_per_case,
+    flat,
+    image_files,
+    listing,
+    numbering_problem,
+    strip_channel,
+)
 
 
 def detect(root: Path, options: DataOptions) -> bool:
@@ -33,16 +44,26 @@ def detect(root: Path, options: DataOptions) -> bool:
 def find(root: Path, options: DataOptions) -> DetectedLayout:
     description = read_description(root)
     ending = str(description.get("file_ending", ".nii.gz"))
-    listed = "dataset" in description
-    images = _listed(root, description) if listed else _by_name(root, ending)
-    findings = _missing_channels(images) + ([] if listed else _misnumbered_channels(images))
+    names = channel_names(description) or []
+    if "dataset" in description:
+        images = _listed(root, description)
+        findings = _missing_channels(images)
+        present = {name: _present(images, name) for name in images}
+        count = _most(images)
+    else:
+        numbered, rest = _by_name(root, ending)
+        count = _channel_count(numbered, len(names))
+        found = [numbering_finding(case, own, count, names) for case, own in numbered.items()]
+        findings = [each for each in found if each] + [_left_out(path, ending) for path in rest]
+        images = _with_labels(root, numbered, ending)
+        present = {name: list(files) for name, files in numbered.items()}
     if options.label:
         cases = [case_of(root, name, files, None) for name, (files, _) in images.items()]
         cases, unmatched = override_labels(root, cases, options.label)
     else:
         cases = [case_of(root, name, files, label) for name, (files, label) in images.items()]
         unmatched = _label_findings(root, images, ending)
-    cases = [with_channels(case, _present(images, case.identifier), _most(images)) for case in cases]
+    cases = [with_channels(case, present[case.identifier], count) for case in cases]
     return DetectedLayout(
         cases=cases,
         image_pattern=f"imagesTr/*_0000{ending}",
@@ -57,26 +78,50 @@ Images = dict[str, tuple[list[Path], Path]]
 """case -> channel files, label file"""
 
 
-def _by_name(root: Path, ending: str) -> Images:
+def _by_name(root: Path, ending: str) -> tuple[dict[str, ChannelFiles], list[Path]]:
+    """The channel files of imagesTr by case and number, and the other images there."""
     folder = root / "imagesTr"
     if not folder.is_dir():
         raise DataError(f"{root} has a dataset.json but no folder imagesTr", f"Its folders: {listing(root)}")
     files = _with_ending(folder, ending)
+    others = [path for path in image_files(folder) if path not in files]
+    if not files and others:
+        found = ", ".join(sorted({suffix(path) for path in others}))
+        message = f"{folder} has no images that end in {ending}; it has {found}"
+        raise DataError(message, "Correct file_ending in dataset.json")
     if not files:
-        others = sorted({suffix(path) for path in image_files(folder)})
-        if others:
-            message = f"{folder} has no images that end in {ending}; it has {', '.join(others)}"
-            raise DataError(message, "Correct file_ending in dataset.json")
         raise DataError(f"{folder} has no images", "Put the images there")
+    numbered, rest = by_number(files)
+    if not numbered:
+        remedy = f"Rename it to {stem(rest[0])}_0000{ending}, and all others"
+        raise DataError(f"{rest[0]} has no channel number in its name", remedy)
+    return numbered, rest + others
+
+
+def _with_labels(root: Path, numbered: Mapping[str, ChannelFiles], ending: str) -> Images:
     labels = {stem(path): path for path in _with_ending(root / "labelsTr", ending)}
-    images: Images = {}
-    for path in files:
-        name, channel = strip_channel(stem(path))
-        if channel is None:
-            raise DataError(f"{path} has no channel number in its name", f"Rename it to {stem(path)}_0000{ending}")
-        label = labels.get(name, root / "labelsTr" / f"{name}{ending}")
-        images.setdefault(name, ([], label))[0].append(path)
-    return images
+    return {
+        case: (flat(own), labels.get(case, root / "labelsTr" / f"{case}{ending}")) for case, own in numbered.items()
+    }
+
+
+def _channel_count(numbered: Mapping[str, ChannelFiles], named: int) -> int:
+    """Channel files of a case; where all cases have equally many, numbered well, it is not they that are wrong."""
+    sizes = {len(files) if not numbering_problem(case, files, len(files)) else 0 for case, files in numbered.items()}
+    return sizes.pop() if len(sizes) == 1 and 0 not in sizes else files_per_case(numbered, max(1, named))
+
+
+def _left_out(path: Path, ending: str) -> Finding:
+    """An image of imagesTr without a channel number, or with another ending than the others."""
+    if suffix(path).lower() == ending.lower():
+        return unnumbered_image(path)
+    return Finding(
+        case=strip_channel(stem(path))[0],
+        code="layout",
+        severity=Severity.warning,
+        message=f"imagesTr/{path.name} is left out: file_ending in dataset.json is {ending}",
+        remedy=f"Convert it to {ending} if it is an image of this set, or take it away",
+    )
 
 
 def _with_ending(folder: Path, ending: str) -> list[Path]:
@@ -136,27 +181,6 @@ def _missing_channels(images: Images) -> list[Finding]:
             )
         )
     return findings
-
-
-def _misnumbered_channels(images: Images) -> list[Finding]:
-    """Cases with as many channel files as the others, but other numbers."""
-    most = max(len(files) for files, _ in images.values())
-    numbers = {
-        name: ", ".join(str(strip_channel(stem(path))[1]) for path in files)
-        for name, (files, _) in images.items()
-        if len(files) == most
-    }
-    usual = Counter(numbers.values()).most_common(1)[0][0]
-    return [
-        Finding(
-            case=name,
-            code="missing-image",
-            message=f"its channel files are numbered {own}, those of other cases {usual}",
-            remedy="Number them like the others",
-        )
-        for name, own in numbers.items()
-        if own != usual
-    ]
 
 
 def _label_findings(root: Path, images: Images, ending: str) -> list[Finding]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,13 +16,20 @@ from .detected_layout import (
     channel_names,
     lacking_channels,
     match_labels,
+    numbering_finding,
     parse_labels,
     read_description,
     relative,
+    repeated_channel,
+    repeated_image,
+    unnumbered_image,
     with_channels,
 )
 from .files import (
+    ChannelFiles,
+    by_number,
     distinct_names,
+    flat,
     glob_images,
     image_files,
     is_held_out,
@@ -31,7 +39,17 @@ from .files import (
     pair,
     strip_channel,
     subfolders,
+    twins_of,
+    usual_channels,
 )
+
+
+class ChannelSource(NamedTuple):
+    """Files of one channel, and the pattern that names them."""
+
+    pattern: str
+    files: Sequence[Path]
+
 
 EXAMPLE = "--label '{}/*'"
 
@@ -45,8 +63,14 @@ def find(root: Path, options: DataOptions) -> DetectedLayout:
     findings: list[Finding] = []
     present: dict[str, list[int]] = {}
     if options.channels:
-        by_channel = [glob_images(root, pattern, f"--channel {name}=") for name, pattern in options.channels.items()]
-        images, present, findings = join_channels(by_channel, list(options.channels))
+        sources = {
+            name: ChannelSource(pattern, glob_images(root, pattern, f"--channel {name}="))
+            for name, pattern in options.channels.items()
+        }
+        by_channel = [list(source.files) for source in sources.values()]
+        joined, findings = join_channels(sources)
+        images = {name: [own[0] for own in files.values()] for name, files in joined.items()}
+        present = {name: list(files) for name, files in joined.items()}
         patterns = list(options.channels.values())
     else:
         folder = _image_folder(root)
@@ -54,7 +78,7 @@ def find(root: Path, options: DataOptions) -> DetectedLayout:
         by_channel = [image_files(folder)]
     label_files = _label_files(root, options, by_channel)
     if not options.channels:
-        images, pattern = _group(by_channel[0], label_files)
+        images, pattern, findings = _group(by_channel[0], label_files)
         patterns = [f"{relative(root, by_channel[0][0].parent)}/{pattern}"]
     cases, unmatched = match_labels(root, images, label_files)
     cases = [
@@ -158,54 +182,129 @@ def _label_folders(root: Path, images: Sequence[Sequence[Path]]) -> list[Path]:
     return candidates
 
 
-def _group(files: Sequence[Path], labels: Sequence[Path]) -> tuple[dict[str, list[Path]], str]:
-    """Image files by case, and the pattern of their names.
+def _group(files: Sequence[Path], labels: Sequence[Path]) -> tuple[dict[str, list[Path]], str, list[Finding]]:
+    """Image files by case, the pattern of their names, and what is wrong with channel numbers.
 
     Files are the channels of a case (case_0000, case_0001) when the labels carry the names without the number.
     """
     label_names = {stem(path) for path in labels}
-    parts = [strip_channel(stem(path)) for path in files]
-    numbered = all(channel is not None for _, channel in parts) and any(base in label_names for base, _ in parts)
-    if numbered and not any(stem(path) in label_names for path in files):
-        images: dict[str, list[Path]] = {}
-        for path, (base, _) in zip(files, parts, strict=True):
-            images.setdefault(base, []).append(path)
-        return images, f"*_0000{suffix(files[0])}"
-    return {name: [path] for name, path in zip(distinct_names(files), files, strict=True)}, f"*{suffix(files[0])}"
+    numbered, rest = by_number(files)
+    full_names = any(stem(path) in label_names for own in numbered.values() for each in own.values() for path in each)
+    if not any(case in label_names for case in numbered) or full_names:
+        twins = twins_of(files)
+        named = dict(zip(distinct_names(list(twins)), twins.values(), strict=True))
+        findings = [repeated_image(case, own) for case, own in named.items() if len(own) > 1]
+        return {case: own[:1] for case, own in named.items()}, f"*{suffix(files[0])}", findings
+    channels = usual_channels(numbered)
+    found = [numbering_finding(case, own, channels) for case, own in numbered.items()]
+    findings = [each for each in found if each] + [unnumbered_image(path) for path in rest]
+    return {case: flat(own) for case, own in numbered.items()}, f"*_0000{suffix(files[0])}", findings
 
 
 class JoinedChannels(NamedTuple):
     """Channel files by case."""
 
-    images: dict[str, list[Path]]
-    present: dict[str, list[int]]
-    """indices of the channels that the files are"""
+    cases: dict[str, ChannelFiles]
     findings: list[Finding]
 
 
-def join_channels(by_channel: Sequence[Sequence[Path]], channels: Sequence[str]) -> JoinedChannels:
-    """One file of each channel's list per case, paired with the first channel's; missing files are findings."""
+def join_channels(channels: Mapping[str, ChannelSource], strict: bool = True) -> JoinedChannels:
+    """The files of each channel by case; missing files, and several of one channel, are findings.
+
+    Files belong together where the wildcards of their patterns stand for the same; where no two files of two channels
+    do so, they are paired by their names. Raises DataError where that fails, unless `strict` is False.
+    """
+    by_channel = [_twins(source) for source in channels.values()]
     first = list(by_channel[0])
-    partners = [
-        {match.first: match.second for match in (pair(first, files) if first and files else ())}
-        for files in by_channel[1:]
-    ]
-    images: dict[str, list[Path]] = {}
-    present: dict[str, list[int]] = {}
-    for name, path in zip(_case_names(first), first, strict=True):
-        present[name] = [0, *(index for index, partner in enumerate(partners, 1) if path in partner)]
-        images[name] = [path, *(partner[path] for partner in partners if path in partner)]
-    for index, (files, partner) in enumerate(zip(by_channel[1:], partners, strict=True), 1):
-        alone = [path for path in files if path not in set(partner.values())]
-        for path in alone:  # a case without the first channel
-            name = stem(path) if stem(path) not in images else "_".join((path.parent.name, stem(path)))
-            images[name], present[name] = [path], [index]
-    findings = [
-        lacking_channels(name, [channel for index, channel in enumerate(channels) if index not in own])
-        for name, own in present.items()
-        if len(own) < len(channels)
-    ]
-    return JoinedChannels(images, present, findings)
+    joined: list[ChannelFiles] = [{0: by_channel[0][path]} for path in first]
+    keys = _keys([source.pattern for source in channels.values()], by_channel)
+    known = {keys[path]: case for path, case in zip(first, joined, strict=True) if path in keys}
+    for index, twins in list(enumerate(by_channel))[1:]:
+        found = {path: known[keys[path]] for path in twins if path in keys and keys[path] in known}
+        if len(found) < len(twins):
+            found = max(found, _by_names(first, joined, list(twins), strict and not found), key=len)
+        for path, files in twins.items():
+            case: ChannelFiles | None = found.get(path)
+            if case is None:  # a case without the channels before
+                joined.append(case := {})
+                known.setdefault(keys.get(path, (str(path),)), case)
+            case[index] = files
+    cases = dict(zip(_case_names(first), joined, strict=False))
+    for case in joined[len(first) :]:
+        path = next(iter(case.values()))[0]
+        cases[stem(path) if stem(path) not in cases else "_".join((path.parent.name, stem(path)))] = case
+    return JoinedChannels(cases, _channel_findings(cases, list(channels)))
+
+
+def _twins(source: ChannelSource) -> dict[Path, list[Path]]:
+    """The files of a channel, each with the others of its folder that its pattern cannot tell from it, and itself."""
+    twins: dict[tuple[Path, object], list[Path]] = {}
+    for path in source.files:
+        key = wildcards(source.pattern, path)
+        twins.setdefault((path.parent, key or stem(path)), []).append(path)
+    return {own[0]: own for own in twins.values()}
+
+
+def wildcards(pattern: str, path: Path) -> tuple[str, ...] | None:
+    """What the wildcards of a pattern stand for in a path, upwards as far as its folders fit; endings do not count.
+
+    None where the file's name does not fit.
+    """
+    found: list[str] = []
+    found_name = False
+    parts = pattern.rstrip("/").split("/")
+    parts[-1] = stem(parts[-1]) if suffix(parts[-1]) else parts[-1]
+    names = [stem(path), *(folder.name for folder in path.parents)]
+    for part, name in zip(reversed(parts), names, strict=False):
+        if part == "**":
+            break
+        expression = "".join({"*": "(.*)", "?": "(.)"}.get(each, re.escape(each)) for each in part)
+        match = re.fullmatch(expression, name)
+        if match is None:
+            return tuple(found) if found_name else None
+        found += match.groups()
+        found_name = True
+    return tuple(found)
+
+
+def _keys(patterns: Sequence[str], by_channel: Sequence[Mapping[Path, object]]) -> dict[Path, tuple[str, ...]]:
+    """What each file's wildcards stand for, where that tells the files of every channel apart; else nothing."""
+    keys: dict[Path, tuple[str, ...]] = {}
+    for pattern, files in zip(patterns, by_channel, strict=True):
+        own = {path: key for path in files if (key := wildcards(pattern, path)) is not None}
+        if len(set(own.values())) < len(files):
+            return {}
+        keys |= own
+    return keys
+
+
+def _by_names(
+    first: Sequence[Path], cases: Sequence[ChannelFiles], files: Sequence[Path], strict: bool
+) -> dict[Path, ChannelFiles]:
+    """The case of each file that can be paired with one of the first channel."""
+    if not first:
+        return {}
+    try:
+        matches = pair(first, files)
+    except DataError:
+        if strict:
+            raise
+        return {}
+    case_of_first = dict(zip(first, cases, strict=False))
+    return {match.second: case_of_first[match.first] for match in matches}
+
+
+def _channel_findings(cases: Mapping[str, ChannelFiles], channels: Sequence[str]) -> list[Finding]:
+    findings = []
+    for name, files in cases.items():
+        for index, own in files.items():
+            if len(own) > 1:
+                findings.append(repeated_channel(name, channels[index], own))
+        if len(files) < len(channels):
+            findings.append(
+                lacking_channels(name, [channel for index, channel in enumerate(channels) if index not in files])
+            )
+    return findings
 
 
 def _case_names(files: Sequence[Path]) -> list[str]:
