@@ -109,9 +109,12 @@ def measure(probe: MemoryProbe, while_held: Callable[[], None] = lambda: None) -
     if isinstance(answer, Measured):
         return answer
     if isinstance(answer, str):
-        raise AutoUNetError(f"{what} failed: {answer}")
+        raise AutoUNetError(f"{what} failed: {answer}", "Try a smaller --memory, or --device cpu")
     if process.exitcode not in (0, KILLED):
-        raise AutoUNetError(f"{what} could not be measured: their process ended with status {process.exitcode}")
+        raise AutoUNetError(
+            f"{what} could not be measured: their process ended with status {process.exitcode}",
+            "Try again; if it happens again, try a smaller --memory, or --device cpu",
+        )
     raise OutOfMemory(f"memory ran out in {what}", "Free some memory and try again")
 
 

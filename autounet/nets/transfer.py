@@ -125,7 +125,10 @@ def transfer(
 def _rearranged(name: str, drawn: Tensor, weights: Tensor, channels: Channels) -> Tensor:
     """A kernel (features, channels, ...) with the trained columns of the known channels, and `drawn` ones elsewhere."""
     if drawn.shape[1] != len(channels) or drawn.dim() != weights.dim():
-        raise ModelError(f"the weights {name} have another number of channels than the {len(channels)} of the images")
+        raise ModelError(
+            f"the weights {name} have another number of channels than the {len(channels)} of the images",
+            "Pack the model again from its training folder",
+        )
     columns = [drawn[:, here] if there is None else weights[:, there] for here, there in enumerate(channels)]
     if any(column.shape != columns[0].shape for column in columns):
         raise ModelError(

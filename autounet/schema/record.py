@@ -44,6 +44,9 @@ class Part(BaseModel):
         return digest(self.model_dump(mode="json"))
 
 
+RESTORE = "Take back the last change of the file, or remove it so that it is written again"
+
+
 class Record(Part):
     """A part that is a JSON file of its own. `format_version` is written first and checked on load."""
 
@@ -61,25 +64,26 @@ class Record(Part):
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise RecordError(f"{name} does not exist") from None
+            raise RecordError(f"{name} does not exist", "Run the stage that writes it, or check the path") from None
         except (OSError, ValueError) as error:
-            raise RecordError(f"{name} is not readable JSON: {error}") from None
+            raise RecordError(f"{name} is not readable JSON: {error}", RESTORE) from None
         if not isinstance(content, dict):
-            raise RecordError(f"{name} holds {type(content).__name__}, not an object")
+            raise RecordError(f"{name} holds {type(content).__name__}, not an object", RESTORE)
         version = content.pop("format_version", None)
         if version != cls.FORMAT_VERSION:
             raise RecordError(
-                f"{name} has format_version {version}; this version of autounet reads {cls.FORMAT_VERSION}"
+                f"{name} has format_version {version}; this version of autounet reads {cls.FORMAT_VERSION}",
+                "Use the version of autounet that wrote it, or let this one write it again",
             )
         try:
             return cls.model_validate(content)
         except ValidationError as error:
             problems = "; ".join(
                 f"{'.'.join(str(part) for part in problem['loc']) or 'record'}: "
-                f"{problem['msg'].removeprefix('Value error, ')}"
+                f"{problem['ctx']['error'] if problem['type'] == 'value_error' else problem['msg']}"
                 for problem in error.errors()
             )
-            raise RecordError(f"{name} is not a valid {cls.__name__}: {problems}") from None
+            raise RecordError(f"{name} is not a valid {cls.__name__}: {problems}", RESTORE) from None
 
 
 def digest(value: Any) -> str:

@@ -29,6 +29,7 @@ MOST_ATTEMPTS = 6
 """plans of one command; each is smaller than the one before by what was measured, so that two nearly always suffice"""
 UNKNOWN_EXCESS = 1.25
 """factor of the prediction when memory ran out: how much was missing is not known then"""
+LESS_MEMORY = "Give another --memory, or free memory of the device"
 ROUNDING = 1.02
 """a measured peak is repeated within 2 %"""
 
@@ -60,13 +61,16 @@ def try_configurations(
             peak = trial_peak(configuration, dataset.labels, options, partial, profile)
         except OutOfMemory:
             raise BudgetExceeded(
-                f"memory ran out in the trial steps, where {format_size(planned)} were predicted", name, None
+                f"memory ran out in the trial steps, where {format_size(planned)} were predicted",
+                name,
+                None,
+                LESS_MEMORY,
             ) from None
         log.info("%s: training steps need %s, %s were predicted", name, format_size(peak), format_size(planned))
         if peak > budget:
             message = f"training steps need {format_size(peak)}, more than the {format_size(budget)} that are allowed"
             if not preset:
-                raise BudgetExceeded(message, name, peak)
+                raise BudgetExceeded(message, name, peak, LESS_MEMORY)
             log.warning("%s: %s; a preset keeps its plan", name, message)
         mark_done(passed, key)
 
