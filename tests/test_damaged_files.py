@@ -11,10 +11,11 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 from dicom_series import write_series
-from PIL import Image
+from PIL import Image, ImageCms
 
 from autounet.imageio import SUFFIXES, is_series, read_header, read_image, read_labels, write_image
 from autounet.schema.errors import DataError
@@ -28,7 +29,8 @@ CHECKED = (".nii.gz", ".nrrd", ".mha", ".mhd", ".png")
 """formats whose compression or checksums notice nearly all that happens to the voxels; .mhd keeps them elsewhere"""
 FORMATS = (
     ".nii", ".nii.gz", ".nrrd", "raw.nrrd", ".seg.nrrd", ".mha", "raw.mha", ".mhd", ".png", "palette.png", "rgba.png",
-    ".tif", "stack.tif", "rgb.tif", ".ome.tif", ".gif", ".jpg", ".bmp", "dicom", "dicom-jpeg2000",
+    "deep.png", ".tif", "stack.tif", "rgb.tif", "cmyk.tif", "bits.tif", ".ome.tif", ".gif", ".jpg", "turned.jpg",
+    ".bmp", "dicom", "dicom-jpeg2000",
 )  # fmt: skip
 
 
@@ -69,10 +71,17 @@ def write_flat(path: Path, form: str) -> None:
     pixels = voxels(True)[0, 0]
     if form == "rgba.png":
         pixels = np.stack([pixels, 255 - pixels, pixels // 2, np.full_like(pixels, 255)], -1)
-    image = Image.fromarray(pixels)
+    image, options = Image.fromarray(pixels), {}
     if form == "palette.png":
         image.putpalette([value for index in range(256) for value in (index, 255 - index, 128)])
-    image.save(path)
+    if form == "turned.jpg":
+        exif = Image.Exif()
+        exif[274] = 6
+        options = {"exif": exif, "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()}
+    if form == "deep.png":
+        path.write_bytes(imagecodecs.png_encode(np.stack([pixels * np.uint16(257)] * 3, -1)))
+    else:
+        image.save(path, **options)
 
 
 def write_stack(path: Path, form: str) -> None:
@@ -82,6 +91,10 @@ def write_stack(path: Path, form: str) -> None:
         tifffile.imwrite(path, voxels(False)[0], metadata={"axes": "ZYX", "PhysicalSizeZ": 2.0})
     elif form == "rgb.tif":
         tifffile.imwrite(path, np.stack([voxels(True)[0, 0]] * 3, -1), photometric="rgb", compression="lzw")
+    elif form == "cmyk.tif":
+        Image.fromarray(np.stack([voxels(True)[0, 0]] * 4, -1), "CMYK").save(path)
+    elif form == "bits.tif":
+        tifffile.imwrite(path, voxels(True)[0, 0] > 99, photometric="miniswhite")
     elif form == "stack.tif":
         write_image(path, voxels(False), Geometry(shape=SHAPE, kind="tiff"))
     else:
@@ -132,7 +145,7 @@ def require_right(array: np.ndarray, sound: np.ndarray, form: str, cut: bool) ->
     assert array.size
     assert array.any(), "a damaged file was read as zeros"
     assert np.isfinite(array).all() or array.dtype == np.float32
-    if cut and form != ".gif" and form != ".jpg":
+    if cut and not form.endswith((".gif", ".jpg")):
         np.testing.assert_array_equal(array, sound)
     if form in CHECKED and array.shape == sound.shape:
         np.testing.assert_array_equal(array, sound)

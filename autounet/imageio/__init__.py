@@ -213,10 +213,11 @@ def write_labels(path: Path | str, values: np.ndarray, geometry: Geometry) -> No
 
 
 def write_image(path: Path | str, array: np.ndarray, geometry: Geometry) -> None:
-    """Write (C, Z, Y, X) as it is when the format holds its number type; pictures take uint8 with C 1 or 3."""
+    """Write (C, Z, Y, X) as it is when the format holds its number type; pictures take uint8, PNG uint16 too, with C 1 or 3."""
     path = Path(path)
-    is_picture = FORMATS[file_kind(path)].is_picture
-    if is_picture and (array.dtype not in (np.uint8, np.uint16) or array.shape[0] not in (1, 3)):
+    form = FORMATS[file_kind(path)]
+    types = (np.uint8, np.uint16) if form.label_limits[1] > np.iinfo(np.uint8).max else (np.uint8,)
+    if form.is_picture and (array.dtype not in types or array.shape[0] not in (1, 3)):
         raise FileError(path, f"cannot hold {array.dtype} with {array.shape[0]} channels", "Write TIFF or NIfTI")
     _write(path, array, geometry)
 

@@ -139,7 +139,7 @@ def _pixels(image: Image.Image, as_indices: bool) -> Pixels:
     if image.mode in ("RGBX", "YCbCr", "HSV", "LAB"):
         image = image.convert("RGB")
     array = _channels_first(np.asarray(image))
-    if transparent is None:
+    if transparent is None or as_indices:
         return Pixels(array)
     hidden = (array == np.reshape(transparent, (-1, 1, 1))).all(axis=0)
     return Pixels(array, alpha_remarks(np.where(hidden, 0, 255)) if hidden.any() else ())
