@@ -22,6 +22,7 @@ from autounet.imageio import (
     read_geometry,
     read_header,
     read_image,
+    read_image_content,
     read_labels,
     stem,
     write_image,
@@ -306,3 +307,18 @@ def test_a_stack_that_lost_its_end_is_told(tmp_path: Path) -> None:
         (tmp_path / "a.tif").write_bytes(whole[:length])
         with pytest.raises(DataError, match=r"a\.tif (is truncated|is damaged|cannot be read)"):
             read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("unit", "scale"), [("um", 1e-3), ("\\\\u00B5m", 1e-3), ("mm", 1.0), ("none", 1.0), ("parsec", None)]
+)
+def test_nrrd_says_in_which_unit_its_space_is(tmp_path: Path, unit: str, scale: float | None) -> None:
+    space = "space: left-posterior-superior\nspace directions: (2,0,0) (0,3,0) (0,0,4)\nspace origin: (5,6,7)\n"
+    units = " ".join([f'"{unit}"'] * 3)
+    for name, lines in (("a", f"{space}space units: {units}\n"), ("b", f"spacings: 2 3 4\nunits: {units}\n")):
+        header = f"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\n{lines}\n"
+        (tmp_path / f"{name}.nrrd").write_bytes(header.encode() + bytes(range(8)))
+        _, geometry, remarks = read_image_content(tmp_path / f"{name}.nrrd")
+        np.testing.assert_allclose(geometry.spacing, np.multiply((4, 3, 2), scale or 1))
+        np.testing.assert_allclose(geometry.origin, np.multiply((5, 6, 7) if name == "a" else 0, scale or 1))
+        assert [each.code for each in remarks] == ([] if scale else ["unknown-unit"])

@@ -22,13 +22,16 @@ from ..schema.geometry import Geometry
 from .image_format import (
     COPY_AGAIN,
     PADDING,
+    UNKNOWN_UNIT,
     ImageFormat,
     ImageHeader,
+    Remark,
     components_last,
     damaged,
     deflated,
     gunzip,
     make_geometry,
+    millimetres,
     spelt,
 )
 
@@ -203,8 +206,24 @@ def _image_header(path: Path, header: NrrdHeader) -> ImageHeader:
         if len(domain) == 4 and vectors[0] is None:
             raise FileError(path, "has time as its first axis", "Store the axes as x, y, z, time")
         spacing, origin, columns = _in_space(path, header, [vector for vector in vectors[:axes] if vector is not None])
+    scale, remarks = _unit(header, domain[:axes])
+    spacing, origin = [scale * value for value in spacing], [scale * value for value in origin]
     geometry = make_geometry(path, "nrrd", size[:axes], spacing, origin, columns)
-    return ImageHeader(geometry, header.layers, size[3] if len(size) == 4 else 1)
+    return ImageHeader(geometry, header.layers, size[3] if len(size) == 4 else 1, remarks=remarks)
+
+
+def _unit(header: NrrdHeader, domain: list[int]) -> tuple[float, tuple[Remark, ...]]:
+    """mm in the header's unit of length: of its space, or of the axes in the `domain` where it names no space."""
+    fields = header.fields
+    units = fields.get("space units") if "space directions" in fields else fields.get("units")
+    if units is not None and "space directions" not in fields:
+        units = [units[index] for index in domain if index < len(units)]
+    names = {str(unit).strip('" ') for unit in units or ()} - {"", "none", "unknown", "???"}
+    factors = {millimetres(name) for name in names}
+    if not names or (len(factors) == 1 and None not in factors):
+        return next(iter(factors), None) or 1.0, ()
+    text = f"gives its spacing in {' and '.join(map(repr, sorted(names)))[:60]}, not one unit of length; mm were taken"
+    return 1.0, (Remark(UNKNOWN_UNIT, text, 'Correct "space units" in its header'),)
 
 
 def _in_space(path: Path, header: NrrdHeader, vectors: list[np.ndarray]) -> tuple[list[float], list[float], np.ndarray]:
