@@ -213,7 +213,7 @@ def write_labels(path: Path | str, values: np.ndarray, geometry: Geometry) -> No
 
 
 def write_image(path: Path | str, array: np.ndarray, geometry: Geometry) -> None:
-    """Write (C, Z, Y, X) where the format holds its number type; pictures take C 1 or 3 of uint8, PNG also of uint16."""
+    """Write (C, Z, Y, X) where the format holds its number type; pictures take C 1 or 3 of uint8, PNG or uint16."""
     path = Path(path)
     form = FORMATS[file_kind(path)]
     types = (np.uint8, np.uint16) if form.label_limits[1] > np.iinfo(np.uint8).max else (np.uint8,)
