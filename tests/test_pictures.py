@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from autounet.datasets import scan
+from autounet.datasets import load_input, scan
+from autounet.datasets.inputs import InputCase
 from autounet.imageio import (
     read_geometry,
     read_header,
@@ -26,6 +27,7 @@ from autounet.imageio import (
     write_image,
     write_labels,
 )
+from autounet.schema.dataset import Channel
 from autounet.schema.errors import DataError
 from autounet.schema.options import DataOptions
 from autounet.workflow import dataset_stage
@@ -296,3 +298,20 @@ def test_the_majority_decides_on_channels(tmp_path: Path, odd: int) -> None:
 def test_the_shape_of_a_turned_photograph_is_the_shown_one(tmp_path: Path) -> None:
     Image.fromarray(COLOURS).save(tmp_path / "a.jpg", exif=turned(6))
     assert read_geometry(tmp_path / "a.jpg").shape == (1, 13, 9)
+
+
+def test_pictures_of_8_and_16_bits_in_one_set_are_told(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data", colour=True)
+    for index in range(3):
+        image, geometry = read_image(data / f"images/c{index}.png")
+        write_image(data / f"images/c{index}.png", image.astype(np.uint16) * 257, geometry)
+    found = [each for each in check_data(data, DataOptions()).findings if each.code == "mixed-depth"]
+    assert [each.message.split(";")[0].split()[1] for each in found] == ["red", "green", "blue"]
+    assert "in 3 cases, as in pictures of 8 bits" in found[0].message
+
+
+def test_predict_warns_of_what_is_read_otherwise(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.fromarray(COLOURS).convert("CMYK").save(tmp_path / "a.jpg")
+    channels = [Channel(name=name) for name in ("red", "green", "blue")]
+    load_input(InputCase("a", (tmp_path / "a.jpg",)), channels)
+    assert "a.jpg stores its colours as CMYK" in caplog.text

@@ -184,7 +184,23 @@ def _channel_findings(channel: Channel, index: int, facts: Sequence[CaseFacts]) 
     known = [(name, each) for name, each in cases if each.low is not None]
     if channel.kind is ChannelKind.ct:
         yield from _ct_findings(channel, known)
+    if channel.kind is ChannelKind.photo:
+        yield from _depth_findings(channel, known)
     yield from _intensity_outliers(channel, known)
+
+
+def _depth_findings(channel: Channel, cases: Sequence[tuple[str, ChannelFacts]]) -> Iterator[Finding]:
+    """Photographs of 8 and of 16 bits in one set: equal brightness is other numbers, and all are divided by one."""
+    few = {name for name, each in cases if (each.maximum or 0) <= WHITE[0]}
+    deep = [name for name, _ in cases if name not in few]
+    if few and deep:
+        fewer = sorted(few) if len(few) <= len(deep) else deep
+        shown = ", ".join(fewer[:10]) + (f" and {len(fewer) - 10} more" if len(fewer) > 10 else "")
+        message = (
+            f"channel {channel.name} is at most {WHITE[0]} in {len(few)} cases, as in pictures of 8 bits, and larger in "
+            f"{len(deep)}, as in those of 16 bits; the fewer are {shown}"
+        )
+        yield _warning(None, "mixed-depth", message, "Store all pictures with the same number of bits")
 
 
 def _intensity_outliers(channel: Channel, cases: Sequence[tuple[str, ChannelFacts]]) -> Iterator[Finding]:
