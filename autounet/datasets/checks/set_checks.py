@@ -197,8 +197,8 @@ def _depth_findings(channel: Channel, cases: Sequence[tuple[str, ChannelFacts]])
         fewer = sorted(few) if len(few) <= len(deep) else deep
         shown = ", ".join(fewer[:10]) + (f" and {len(fewer) - 10} more" if len(fewer) > 10 else "")
         message = (
-            f"channel {channel.name} is at most {WHITE[0]} in {len(few)} cases, as in pictures of 8 bits, and larger in "
-            f"{len(deep)}, as in those of 16 bits; the fewer are {shown}"
+            f"channel {channel.name} is at most {WHITE[0]} in {len(few)} cases, as in pictures of 8 bits, and larger "
+            f"in {len(deep)}, as in those of 16 bits; the fewer are {shown}"
         )
         yield _warning(None, "mixed-depth", message, "Store all pictures with the same number of bits")
 
