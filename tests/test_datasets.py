@@ -18,7 +18,7 @@ from autounet.datasets.synthetic import make_demo_dataset
 from autounet.imageio import is_image, stem, write_image, write_labels
 from autounet.ops.label_values import decode, encode
 from autounet.schema.bundle import ModelBundle
-from autounet.schema.dataset import Channel, ChannelKind, Dataset
+from autounet.schema.dataset import Channel, ChannelKind, Dataset, Finding
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels
@@ -467,6 +467,108 @@ def test_photographs_that_are_numbered_are_no_channels(tmp_path: Path) -> None:
     assert list(problems(tmp_path, model).values()) == [None] * 3
     told = problems(tmp_path, model.model_copy(update={"image_pattern": "imagesTr/*_0000.png"}))
     assert "img_0001.png, img_0002.png end in the number of no channel: the only" in told["img"]
+
+
+def test_a_channel_that_holds_nothing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_image(
+        tmp_path / "a_0000.nii.gz", np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4), Geometry(shape=(2, 3, 4))
+    )
+    volume(tmp_path / "a_0001.nii.gz", value=0)
+    load_input(find_inputs(tmp_path, numbered_model(2))[0], numbered_model(2).channels)
+    assert caplog.messages == ["case a: channel T1 has the value 0 in every voxel. Check that the file is complete"]
+    volume(tmp_path / "a_0000.nii.gz", value=7)
+    load_input(find_inputs(tmp_path, numbered_model(2))[0], numbered_model(2).channels)
+    assert caplog.messages[1].startswith("case a: the image has the value 7 in every voxel")
+
+
+@pytest.mark.parametrize("layout", ["nnunet", "pairs"])
+def test_training_channels_go_by_their_numbers(tmp_path: Path, layout: str) -> None:
+    """Every bad case is told at once, the stray file is left out, and no files of two patients are joined."""
+    names = [
+        "a_0000",
+        "a_0001",
+        "b_0001",
+        "b_0002",
+        "c_0000",
+        "patient_0101",
+        "patient_0102",
+        "ok_0000",
+        "ok_0001",
+        "mask",
+    ]
+    for name in names:
+        volume(tmp_path / "imagesTr" / f"{name}.nii.gz")
+    volume(tmp_path / "imagesTr" / "a_0000.NII")
+    (tmp_path / "imagesTr" / "Thumbs.db").write_bytes(b"x")
+    for case in {name.rsplit("_", 1)[0] for name in names} - {"mask"}:
+        mask(tmp_path / "labelsTr" / f"{case}.nii.gz")
+    if layout == "nnunet":
+        content = {
+            "channel_names": {"0": "T1", "1": "T2"},
+            "labels": {"background": 0, "x": 1},
+            "file_ending": ".nii.gz",
+        }
+        (tmp_path / "dataset.json").write_text(json.dumps(content))
+    findings: list[Finding] = []
+    found = scan(tmp_path, NONE, findings)
+    assert found.layout == layout
+    told = {each.case: each.message for each in findings if each.severity == "fatal"}
+    t1, t2 = ("0000 (T1)", "0001 (T2)") if layout == "nnunet" else ("0000", "0001")
+    known = f"channels are numbered {t1} to {t2}"
+    expected = {
+        "b": f"it has no file for channel {t1}; b_0002.nii.gz ends in the number of no channel: {known}",
+        "c": f"it has no file for channel {t2}",
+        "patient": f"it has no file for channel {t1}, {t2}; patient_0101.nii.gz, patient_0102.nii.gz end in the number "
+        f"of no channel: {known}",
+    }
+    if layout == "pairs":  # with no file_ending to tell which of them is meant
+        expected["a"] = "channel 0000 is there twice: a_0000.NII, a_0000.nii.gz"
+    assert told == expected
+    assert [case.identifier for case in found.cases] == (["a", "ok"] if layout == "nnunet" else ["ok"])
+    assert [each.case for each in findings if each.severity == "warning"] == (
+        ["mask", "a"] if layout == "nnunet" else ["mask"]
+    )
+
+
+def test_training_channels_by_patterns_are_never_of_two_patients(tmp_path: Path) -> None:
+    for name in ["p1_t1", "p1_t2", "p2_t1", "p3_t2", "p4_t1", "p4_t2"]:
+        volume(tmp_path / "images" / f"{name}.nii.gz")
+    volume(tmp_path / "images" / "p4_t1.nii")
+    for case in ("p1", "p2", "p3", "p4"):
+        mask(tmp_path / "labels" / f"{case}.nii.gz")
+    options = DataOptions(channels={"T1": "images/*_t1*", "T2": "images/*_t2*"}, label="labels/*")
+    findings: list[Finding] = []
+    found = scan(tmp_path, options, findings)
+    assert [[Path(image).name for image in case.images] for case in found.cases] == [["p1_t1.nii.gz", "p1_t2.nii.gz"]]
+    assert {each.case: each.message for each in findings} == {
+        "p2_t1": "it has no file for channel T2",
+        "p3_t2": "it has no file for channel T1",
+        "p4_t1": "channel T1 is there more than once: p4_t1.nii, p4_t1.nii.gz",
+    }
+
+
+def test_files_of_other_programs_are_passed_over(tmp_path: Path) -> None:
+    picture_pairs(tmp_path, "images", "masks")
+    for folder in (tmp_path, tmp_path / "images", tmp_path / "masks"):
+        for name, content in {
+            "0.json": '{"shapes": ["é"], "spacing": null}'.encode("latin-1"),
+            "1.json": '{"spacing": 1'.encode("utf-16"),
+            "2.json": b"[" * 100_000,
+            "viewer.csv": "case;Fläche\n1;2\n1;3;4\n".encode(),
+            "volumes.csv": "case,volume,case\nx,1,y".encode("utf-16"),
+            "long.csv": b"case," + b"x" * 200_000,
+            "desktop.ini": b"\xff\xfe\x00",
+            "Thumbs.db": b"\xd0\xcf\x11\xe0",
+            ".DS_Store": b"\x00\x00\x00\x01Bud1",
+            "._0.png": b"Mac OS X",
+        }.items():
+            (folder / name).write_bytes(content)
+    findings: list[Finding] = []
+    dataset = scan(tmp_path, NONE, findings)
+    assert ([case.identifier for case in dataset.cases], findings) == (["0", "1", "2"], [])
+    cases = find_inputs(tmp_path / "images", bundle_of(dataset))
+    assert load_input(cases[0], dataset.channels)[1].spacing == (1.0, 1.0, 1.0)
+    assert [case.identifier for case in cases if case.error is None] == ["0", "1", "2"]
 
 
 def test_a_link_keeps_its_name_and_its_neighbours(tmp_path: Path) -> None:

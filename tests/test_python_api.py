@@ -224,6 +224,25 @@ def test_a_script_without_a_main_guard_evaluates_with_several_processes(tmp_path
     assert (done.returncode, done.stdout) == (0, "started 1.0"), done.stderr
 
 
+def test_a_spacing_in_another_unit_is_named_where_memory_does_not_suffice(
+    folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    image, geometry = read_image(volume(tmp_path / "in" / "b.nii.gz", TURNED))
+    write_image(tmp_path / "in" / "b.nii.gz", image, geometry.model_copy(update={"spacing": (1e6, 1e6, 1e6)}))
+    loaded = autounet.load(folder, device="cpu")
+    (failure,) = loaded.predict_files(tmp_path / "in", tmp_path / "out")
+    assert failure.startswith("case b: its spacing of 1e+06 x 1e+06 x 1e+06 mm makes ")
+    assert "Correct the spacing in the header" in failure
+    write_image(tmp_path / "in" / "b.nii.gz", image, geometry.model_copy(update={"spacing": (9.0, 9.0, 9.0)}))
+
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(loaded, "predict_scores", full)
+    (failure,) = loaded.predict_files(tmp_path / "in", tmp_path / "out")
+    assert failure.startswith("case b: memory ran out; its spacing of 9 x 9 x 9 mm makes ")
+
+
 def test_the_interface_is_typed() -> None:
     """Every parameter has a type, none is hidden, and the package says that it is typed."""
     for function in (autounet.load, autounet.evaluate, Predictor.predict, Model.predict_files, Predictor.__init__):

@@ -20,6 +20,9 @@ from .inputs import InputCase
 log = logging.getLogger(__name__)
 
 
+log = logging.getLogger(__name__)
+
+
 class LoadedCase(NamedTuple):
     image: np.ndarray
     """(C, Z, Y, X) float32"""
@@ -122,4 +125,19 @@ def load_input(case: InputCase, channels: Sequence[Channel]) -> tuple[np.ndarray
         raise DataError(
             f"{wrong} voxels are NaN or infinite", "Replace them, or export the image again", case=case.identifier
         )
+    warn_of_constant(case.identifier, image, [each.name for each in channels], case.present)
     return image, geometry
+
+
+def warn_of_constant(
+    case: str, image: np.ndarray, channels: Sequence[str], present: Sequence[int] | None = None
+) -> None:
+    """Say where channels of a new image (C, Z, Y, X), of those present, hold nothing: it is predicted all the same."""
+    own = range(len(image)) if present is None else present
+    constant = [index for index in own if image[index].size and image[index].min() == image[index].max()]
+    if constant:
+        which = (
+            "the image" if len(constant) == len(own) else f"channel {', '.join(channels[each] for each in constant)}"
+        )
+        value = f"{float(image[constant[0]].flat[0]):g}"
+        log.warning("case %s: %s has the value %s in every voxel. Check that the file is complete", case, which, value)

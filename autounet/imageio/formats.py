@@ -101,19 +101,23 @@ def label_limits(ending: str) -> tuple[int, int]:
 def with_sidecar(path: Path, header: ImageHeader) -> ImageHeader:
     """The header with the spacing of `case.json`, or of the same without the `_0000` of a channel, when it is there.
 
-    Spacing in mm, (z, y, x), or (y, x) for a 2-D image. Raises DataError when the file names none that fits.
+    Spacing in mm, (z, y, x), or (y, x) for a 2-D image. Other programs put JSON of that name beside images, too: a file
+    that gives no list as `spacing` is theirs. Raises DataError when the list does not fit, or broken JSON has one.
     """
     file = sidecar_of(path)
     if file is None:
         return header
+    text = file.read_bytes()
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+        content = json.loads(text)  # in any encoding of Unicode
+    except (ValueError, RecursionError) as error:
+        if not re.search(rb'"spacing"\s*:\s*\[', text):
+            return header
         raise FileError(file, f"is not readable JSON: {error}", "Correct it, or take it away") from None
-    if not isinstance(content, dict) or "spacing" not in content:
+    spacing = content.get("spacing") if isinstance(content, dict) else None
+    if not isinstance(spacing, list):
         return header
-    spacing = content["spacing"]
-    numbers = isinstance(spacing, list) and all(
+    numbers = all(
         isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
         for value in spacing
     )

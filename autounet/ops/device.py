@@ -50,6 +50,11 @@ def free_memory(device: torch.device) -> int:
 
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    return available_memory()
+
+
+def available_memory() -> int:
+    """Bytes of the machine that may be used now, limits of control groups respected."""
     found = [psutil.virtual_memory().available, *(group_available(group) for group in GROUPS)]
     return min(value for value in found if value is not None)
 

@@ -6,7 +6,9 @@ Nothing is kept of a case but its name; which cases are done is recorded in the 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +17,9 @@ import numpy as np
 
 from .. import __version__
 from ..datasets import InputCase, find_inputs, load_input
-from ..imageio import is_series, output_suffix, suffix, write_labels
-from ..preprocessing import Prepared
+from ..imageio import is_series, output_suffix, read_geometry, suffix, write_labels
+from ..ops.resample import prepared_shape
+from ..preprocessing import CHECK_SPACING, Prepared, enlargement
 from ..schema.errors import AutoUNetError, DataError, OptionError, OutOfMemory
 from ..schema.geometry import Geometry
 from ..schema.labels import Labels
@@ -29,6 +32,8 @@ from .work_queue import SharedFolder
 log = logging.getLogger(__name__)
 
 DICOM_SEG = "dicom-seg"
+MUCH_LARGER = 8
+"""times the stored voxels on a network's grid from which on the spacing is named where memory runs out"""
 
 
 def prediction_path(out: Path, case: InputCase, form: str | None) -> Path:
@@ -148,6 +153,8 @@ def _attempt(
     try:
         shared.finished(case, _predict_case(predictor, case, read, shared.out, outputs))
         return None
+    except OutOfMemory as error:
+        problem = _memory_problem(predictor, case, error.message, error.remedy)
     except AutoUNetError as error:
         problem = str(error) if error.case is not None else f"case {case.identifier}: {error}"
     except OSError:
@@ -156,10 +163,22 @@ def _attempt(
         if not is_out_of_memory(error):
             error.add_note(f"case {case.identifier} was being predicted")
             raise
-        problem = str(OutOfMemory("memory ran out", "Free some of it, or use --device cpu", case.identifier))
+        problem = _memory_problem(predictor, case, "memory ran out", "Free some of it, or use --device cpu")
     log.info("case %s: not predicted", case.identifier)
     shared.failed(case, problem)
     return problem
+
+
+def _memory_problem(predictor: Predictor, case: InputCase, message: str, remedy: str) -> str:
+    """What to say where memory ran out, with the spacing where that makes the image much larger than it is stored."""
+    with suppress(DataError):  # the file's header was read before
+        geometry = read_geometry(case.images[0])
+        for configuration in predictor.configurations.values():
+            shape = prepared_shape(configuration.preprocess, geometry.shape, geometry.spacing)
+            if math.prod(shape) > MUCH_LARGER * math.prod(geometry.shape):
+                message = f"{message}; its {enlargement(geometry.spacing, shape)}"
+                return str(OutOfMemory(message, f"{CHECK_SPACING}. Else: {remedy}", case.identifier))
+    return str(OutOfMemory(message, remedy, case.identifier))
 
 
 def _predict_case(

@@ -10,6 +10,8 @@ import numpy as np
 
 from ..datasets import InputCase, find_inputs, load_input
 from ..datasets.inputs import require_trained
+from ..datasets.layouts.files import own_path
+from ..datasets.reading import warn_of_constant
 from ..imageio import VOLUME_KINDS, stem
 from ..schema.bundle import ModelBundle
 from ..schema.dataset import ChannelAvailability
@@ -45,7 +47,7 @@ def _case(files: Files, bundle: ModelBundle) -> InputCase:
                 f"{files} is {len(cases)} cases, not one", "Give one image, or use predict_files for all of them"
             )
         return cases[0]
-    given = [None if file is None else Path(file).expanduser().resolve() for file in files]
+    given = [None if file is None else own_path(Path(file)) for file in files]
     paths = tuple(file for file in given if file is not None)
     if not paths:
         raise DataError("no file was given", "Give one for each of the model's channels")
@@ -93,6 +95,8 @@ def from_array(
             f"the array has the shape {tuple(np.shape(image))}, and its geometry {geometry.shape}",
             "Give the geometry of this array",
         )
+    own = None if present is None else [index for index, there in enumerate(present) if there]
+    warn_of_constant("array", array, [channel.name for channel in bundle.channels], own)
     return OneImage(array, geometry, _presence(bundle, present))
 
 

@@ -1,9 +1,11 @@
 """Cases as read to cases as trained on, and predictions back to the file's own voxels."""
 
 from .prepare import (
+    CHECK_SPACING,
     Interpolation,
     Prepared,
     class_locations,
+    enlargement,
     prepare_case,
     prepare_labels,
     restore_map,
@@ -12,9 +14,11 @@ from .prepare import (
 )
 
 __all__ = [
+    "CHECK_SPACING",
     "Interpolation",
     "Prepared",
     "class_locations",
+    "enlargement",
     "prepare_case",
     "prepare_labels",
     "restore_map",

@@ -6,6 +6,7 @@ interpolates, undoes the crop and turns the axes back; values that belong to cla
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..datasets import load_case
+from ..ops.device import available_memory
 from ..ops.masks import crop, nonzero_box
 from ..ops.normalise import normalise
 from ..ops.orient import network_axes, orient, permute, unorient, unpermute
@@ -28,8 +30,10 @@ from ..ops.resample import (
     separate_axis,
 )
 from ..schema.dataset import ChannelAvailability, Dataset, channel_availability
+from ..schema.errors import DataError
 from ..schema.geometry import Box3, CaseProperties, Geometry, Spacing3
 from ..schema.plan import PreprocessSpec
+from ..schema.quantities import format_size
 from ..schema.record import utf8
 from ..store import write_prepared
 from ..workers import map_parallel
@@ -63,7 +67,8 @@ def prepare_case(
 
     Normalisation comes before resampling, because a resampled mask of non-zero voxels would no longer fit the image.
     Channels that are not `present` (None: all are) are 0 after it: what a network takes for nothing special.
-    Raises ValueError when image, labels and geometry differ in shape, or the channels are not the plan's.
+    Raises ValueError when image, labels and geometry differ in shape, or the channels are not the plan's; DataError
+    when the spacing makes an image that no memory holds.
     """
     if image.shape[1:] != geometry.shape or (labels is not None and labels.shape != geometry.shape):
         shapes = f"image {image.shape[1:]}" + ("" if labels is None else f" and labels {labels.shape}")
@@ -87,6 +92,7 @@ def prepare_case(
         shape=resampled_shape(inside.shape[1:], spacing, target),
         present=present,
     )
+    _require_memory(properties, len(image))
     normalised = normalise(inside, spec.normalisation)
     if present is not None:
         normalised[~np.array(present)] = 0
@@ -97,6 +103,27 @@ def prepare_case(
         return Prepared(properties, result, None, {})
     dense = prepare_labels(labels, properties)
     return Prepared(properties, result, dense, class_locations(dense, identifier))
+
+
+def _require_memory(properties: CaseProperties, channels: int) -> None:
+    """Raises DataError where resampling makes an image larger than all memory, as of a spacing in another unit."""
+    needed = 4 * channels * math.prod(properties.shape)
+    if math.prod(properties.shape) <= math.prod(properties.cropped_shape) or needed <= available_memory():
+        return
+    raise DataError(
+        f"its {enlargement(properties.network_spacing, properties.shape)}, which need {format_size(needed)} of memory",
+        CHECK_SPACING,
+        properties.identifier or None,
+    )
+
+
+def enlargement(spacing: Sequence[float], shape: Sequence[int]) -> str:
+    """How a spacing makes a grid of this shape, as a part of a sentence."""
+    millimetres = " x ".join(f"{step:g}" for step in spacing)
+    return f"spacing of {millimetres} mm makes {' x '.join(map(str, shape))} voxels at the spacing of the network"
+
+
+CHECK_SPACING = "Correct the spacing in the header: it may be in another unit, as 1000 in place of 1 mm"
 
 
 def prepare_labels(labels: np.ndarray, properties: CaseProperties) -> np.ndarray:

@@ -188,7 +188,7 @@ def _class_names(root: Path, label: BidsFile) -> dict[str, int]:
     names = [f"{stem(label.path)}.tsv", f"{label.kind}.tsv", "dseg.tsv"]
     for path in (folder / name for folder in folders for name in names):
         if path.is_file():
-            rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), delimiter="\t")
+            rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig", errors="replace")), delimiter="\t")
             found = {row.get("name") or "": row.get("index") or "" for row in rows}
             if not all(name and index.strip().isdigit() for name, index in found.items()):
                 raise DataError(f"{path} lacks the columns index (a whole number) and name", "Add them")

@@ -71,16 +71,20 @@ def find_table(data: Path) -> DatasetTable | None:
 
 
 def read_table(path: Path) -> DatasetTable | None:
-    """None for a file that lists no cases. Raises DataError for one that does, wrongly."""
+    """None for a file that lists no cases. Raises DataError for one that does, wrongly.
+
+    Other programs write tables and JSON, too, in any encoding: theirs have no column `case`, or none besides that names
+    images or has a meaning here.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
+        rows = _from_json(path, text) if path.suffix.lower() == ".json" else _from_csv(path, text)
+    except (OSError, UnicodeDecodeError, RecursionError, csv.Error):
         return None
-    rows = _from_json(path, text) if path.suffix.lower() == ".json" else _from_csv(path, text)
     if not rows:
         return None
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    if CASE not in columns or len(columns) < 2:
+    if CASE not in columns or not _is_ours(path, columns, rows):
         return None
     rows = [{column: row.get(column, "") for column in columns} for row in rows]
     blank = [number for number, row in enumerate(rows, 1) if not row[CASE]]
@@ -92,6 +96,14 @@ def read_table(path: Path) -> DatasetTable | None:
     return DatasetTable(path, columns, rows)
 
 
+def _is_ours(path: Path, columns: Sequence[str], rows: Sequence[dict[str, str]]) -> bool:
+    """Whether a table with a column `case` says anything about cases."""
+    others = [column for column in columns if column != CASE]
+    if not {GROUP, FOLD, ANNOTATED}.isdisjoint(others):
+        return True
+    return any(_names_image(path.parent, row.get(column, "")) for column in others for row in rows)
+
+
 def _from_csv(path: Path, text: str) -> list[dict[str, str]]:
     """The separator is the one of , tab and ; that the first line has most of."""
     head = text.partition("\n")[0]
@@ -100,12 +112,15 @@ def _from_csv(path: Path, text: str) -> list[dict[str, str]]:
     columns = [name.strip().lower() if name.strip().lower() in KNOWN else name.strip() for name in (lines or [[]])[0]]
     if CASE not in columns:
         return []
+    rows = [dict(zip(columns, (cell.strip() for cell in row), strict=False)) for row in lines[1:]]
+    if not _is_ours(path, columns, rows):
+        return []
     if len(set(columns)) < len(columns):
         raise DataError(f"{path} has two columns of the same name", "Give each its own name")
     for number, row in enumerate(lines[1:], 2):
         if len(row) > len(columns):
             raise DataError(f"{path}: line {number} has {len(row)} entries for {len(columns)} columns", "Correct it")
-    return [dict(zip(columns, (cell.strip() for cell in row), strict=False)) for row in lines[1:]]
+    return rows
 
 
 def _from_json(path: Path, text: str) -> list[dict[str, str]]:
