@@ -24,7 +24,7 @@ from ..schema.bundle import ModelBundle
 from ..schema.errors import DataError, OptionError
 from ..schema.geometry import geometry_differences
 from ..schema.labels import Labels
-from ..schema.record import Part, Record, replacing
+from ..schema.record import Part, Record, is_text, replacing
 from .folder import OutputOptions, predict_folder
 from .predictor import Predictor
 
@@ -107,6 +107,8 @@ def submitted_names(template: Template, cases: Sequence[InputCase]) -> dict[str,
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
         raise OptionError(f"--template {template.text} gives {twice[0]} to more than one case", "Use {case}")
+    if odd := [name for name in names.values() if not is_text(name)]:
+        raise OptionError(f"the name {odd[0]} is no text in UTF-8, which a zip file needs", "Rename the image")
     unknown = [name for name in names.values() if not suffix(name) or output_suffix(suffix(name)) != suffix(name)]
     if unknown:
         raise OptionError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -111,7 +112,7 @@ def _results(records: OutputRecords, entropy: EntropyReader | None) -> dict[str,
     """Tables, charts and pictures of the selected out-of-fold result; all empty without metrics."""
     metrics, labels = records.metrics, records.dataset.labels if records.dataset else None
     class_names = [label.name for label in labels.foreground] if labels else []
-    files = {case: quote(path.as_posix()) for case, path in records.prediction_files.items()}
+    files = {case: quote(os.fsencode(path.as_posix())) for case, path in records.prediction_files.items()}
     content: dict[str, Any] = {"class_names": class_names, "numbers": _numbered_classes(records), "files": files}
     if metrics is None:
         return content | {

@@ -104,15 +104,18 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def named_in_text(path: Path) -> Iterator[Path]:
     """A path of the same file for libraries that take names as text, and fail or end the process for others."""
-    try:
-        str(path).encode("utf-8")
-    except UnicodeEncodeError:
-        with tempfile.TemporaryDirectory() as folder:
-            link = Path(folder) / "file"
-            link.symlink_to(path.absolute())
-            yield link
-    else:
+    if is_text(str(path)):
         yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "file"
+        link.symlink_to(path.absolute())
+        yield link
+
+
+def is_text(name: str) -> bool:
+    """Whether the bytes of a name are UTF-8. Python reads others as surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def utf8(text: str) -> bytes:
