@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..schema.errors import FileError
-from ..schema.geometry import Geometry, NiftiTransforms, Spacing3
+from ..schema.geometry import Geometry, NiftiTransforms, Spacing3, placements
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 COPY_AGAIN = "Copy or export the file again"
 MAX_SKEW = 1e-2
 """largest scalar product of two axes' unit vectors: headers keep few digits; a sheared image is far beyond it"""
+LEAST_TOLD_SKEW = 1e-4
+"""what is read without a word: headers with four decimals and more"""
+SKEWED_AXES = "skewed-axes"
+"""code of the finding"""
 PADDING = 1 << 20
 """bytes behind the voxels that are accepted in compressed data, if they are zeros"""
 _ESCAPE = re.compile(r"\\+[uU]([0-9a-fA-F]{4})")
@@ -186,6 +190,19 @@ def make_geometry(
         dimension=axes,
         nifti=nifti,
     )
+
+
+def skew_remarks(geometry: Geometry) -> tuple[Remark, ...]:
+    """What is to be said of axes that are off right angles; of NIfTI also of an sform that is no grid and not read."""
+    if geometry.skew > LEAST_TOLD_SKEW:
+        text = f"has axes that are off right angles by {geometry.skew:.4f} (scalar product), and was read as it is"
+        return (Remark(SKEWED_AXES, text, f"Nothing needs to be done; beyond {MAX_SKEW:g} it would be refused"),)
+    others = [each.skew for each in placements(geometry) if each.skew > LEAST_TOLD_SKEW]
+    if not others:
+        return ()
+    text = f"has an sform whose axes are off right angles by {max(others):.4f}, so that its qform was read"
+    remedy = "Check that the distances are right by the qform; resample the image to a rectangular grid if not"
+    return (Remark(SKEWED_AXES, text, remedy),)
 
 
 def take_voxels(path: Path, data: bytes, number: np.dtype, shape: Sequence[int]) -> np.ndarray:
