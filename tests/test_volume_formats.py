@@ -6,8 +6,11 @@ import bz2
 import gzip
 import json
 import locale
+import os
 import shutil
+import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +28,14 @@ from autounet.imageio import (
     read_image_content,
     read_labels,
     stem,
+    write_channels,
     write_image,
     write_labels,
 )
+from autounet.schema.dataset import Finding, Severity
 from autounet.schema.errors import DataError
-from autounet.schema.geometry import Geometry
+from autounet.schema.geometry import Geometry, geometry_differences
+from autounet.schema.record import write_text
 
 NUMBERS = ("u1", "i1", "i2", "u2", "i4", "u4", "i8", "f4", "f8")
 
@@ -322,3 +328,177 @@ def test_nrrd_says_in_which_unit_its_space_is(tmp_path: Path, unit: str, scale: 
         np.testing.assert_allclose(geometry.spacing, np.multiply((4, 3, 2), scale or 1))
         np.testing.assert_allclose(geometry.origin, np.multiply((5, 6, 7) if name == "a" else 0, scale or 1))
         assert [each.code for each in remarks] == ([] if scale else ["unknown-unit"])
+
+
+# ---- the two transforms of a NIfTI file ------------------------------------------------------------------------------
+
+PLACED = ("dim", "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x",
+          "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")  # fmt: skip
+
+
+def nifti_header(
+    path: Path, codes: tuple[int, int], *, shape: tuple[int, ...] = (5, 4, 3), order: str = "<", unit: str = "mm",
+    shear: float = 0.0, mirrored: bool = False, version: int = 1,
+) -> Path:  # fmt: skip
+    """A file whose sform is moved against its qform, as by a registration, and perhaps sheared."""
+    import nibabel as nib
+
+    header = (nib.Nifti1Header if version == 1 else nib.Nifti2Header)(endianness=order)
+    header.set_data_shape(shape)
+    header.set_data_dtype(np.int16)
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.random(random_state=2).as_matrix() * (-0.5 if mirrored else 0.5, 0.75, 2.5)
+    affine[:3, 3] = 10.5, -20.25, 30
+    header.set_qform(affine, code=1)
+    affine[:3, 3] += 7
+    affine[:3, 2] += shear * affine[:3, 1] * 2.5 / 0.75
+    header.set_sform(affine, code=1)
+    header["qform_code"], header["sform_code"] = codes
+    header.set_xyzt_units(unit, "sec")
+    header["pixdim"][4:] = 2, 0, 1, 0
+    header.set_data_offset(352 if version == 1 else 544)
+    voxels = np.arange(np.prod(shape)).astype(header.get_data_dtype())
+    content = header.binaryblock + bytes(4) + voxels.tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"codes": (0, 0)}, {"codes": (1, 0)}, {"codes": (0, 1)}, {"codes": (2, 1)}, {"codes": (4, 2)},
+        {"codes": (1, 2), "shear": 0.27}, {"codes": (0, 2), "shear": 0.005}, {"codes": (1, 1), "mirrored": True},
+        {"codes": (1, 2), "order": ">"}, {"codes": (2, 2), "unit": "micron"}, {"codes": (2, 1), "unit": "meter"},
+        {"codes": (1, 1), "unit": "unknown"}, {"codes": (1, 2), "shape": (5, 4)}, {"codes": (0, 2), "shape": (5, 4)},
+        {"codes": (1, 2), "shape": (5, 4, 3, 2)},
+        {"codes": (2, 4), "version": 2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_lies_beside_an_image_has_both_of_its_transforms(tmp_path: Path, options: dict) -> None:
+    import nibabel as nib
+
+    source = nifti_header(tmp_path / "image.nii", **options)
+    geometry = Geometry.model_validate_json(read_geometry(source).model_dump_json())
+    assert geometry == read_geometry(source)
+    write_labels(tmp_path / "labels.nii.gz", np.ones(geometry.shape, np.int32), geometry)
+    write_image(tmp_path / "map.nii", np.ones((1, *geometry.shape), np.float32), geometry)
+    written = ["labels.nii.gz", "map.nii"]
+    if geometry.dimension == 3:
+        write_channels(tmp_path / "channels.nii.gz", np.ones((2, *geometry.shape), np.float32), geometry)
+        written.append("channels.nii.gz")
+    wanted, axes = nib.load(source).header, len(options.get("shape", (5, 4, 3))[:3])
+    for name in written:
+        image = nib.load(tmp_path / name)
+        for field in PLACED[1:]:
+            np.testing.assert_array_equal(image.header[field], wanted[field].astype(image.header[field].dtype), field)
+        np.testing.assert_array_equal(image.shape[:axes], wanted.get_data_shape()[:axes])
+        assert (np.asarray(image.dataobj) == 1).all()
+        assert read_geometry(tmp_path / name) == geometry
+    write_labels(tmp_path / "labels.nrrd", np.ones(geometry.shape, np.int32), geometry)
+    for found, expected in zip(read_geometry(tmp_path / "labels.nrrd"), geometry, strict=True):
+        if found[0] in ("shape", "spacing", "origin", "direction"):
+            np.testing.assert_allclose(found[1], expected[1], atol=1e-12)
+
+
+def test_a_grid_that_is_moved_loses_the_transforms_of_its_file(tmp_path: Path) -> None:
+    geometry = read_geometry(nifti_header(tmp_path / "a.nii", (1, 1)))
+    assert geometry.model_copy(update={"shape": (1, 1, 1)}).nifti == geometry.nifti
+    moved = geometry.model_copy(update={"origin": (1.0, 2.0, 3.0)})
+    assert moved.nifti is None
+    write_labels(tmp_path / "moved.nii", np.ones((3, 4, 5), np.int32), moved)
+    assert geometry_differences(read_geometry(tmp_path / "moved.nii"), moved) == ()
+
+
+@pytest.mark.parametrize("codes", [(1, 2), (2, 2), (1, 0), (0, 2), (0, 0), (1, 1)], ids=str)
+@pytest.mark.parametrize("unit", ["mm", "micron"])
+def test_a_label_lies_on_its_image_by_either_transform(tmp_path: Path, codes: tuple[int, int], unit: str) -> None:
+    """As nibabel writes labels with the affine that it finds, and as SimpleITK does with what it reads."""
+    import nibabel as nib
+    import SimpleITK as sitk
+
+    path = nifti_header(tmp_path / "image.nii", codes, unit=unit)
+    image, values = read_geometry(path), np.ones((5, 4, 3), np.uint8)
+    source = nib.load(path)
+    nib.save(nib.Nifti1Image(values, source.affine), tmp_path / "affine.nii")
+    nib.save(nib.Nifti1Image(values, source.affine, source.header), tmp_path / "header.nii")
+    if codes[0]:
+        nib.save(nib.Nifti1Image(values, source.get_qform()), tmp_path / "qform.nii")
+    label = sitk.GetImageFromArray(values.T)
+    label.CopyInformation(sitk.ReadImage(path))
+    sitk.WriteImage(label, tmp_path / "itk.nii")
+    for other in [*sorted(tmp_path.glob("[!i]*.nii")), tmp_path / "itk.nii"]:
+        assert geometry_differences(read_geometry(other), image) == (), other
+        assert geometry_differences(image, read_geometry(other)) == (), other
+    affine = source.affine.copy()
+    affine[:3, 3] += 1.5
+    nib.save(nib.Nifti1Image(values, affine), tmp_path / "moved.nii")
+    found = geometry_differences(read_geometry(tmp_path / "moved.nii"), image)
+    assert "origin" in [each.field for each in found]
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize(("skew", "told"), [(1e-6, False), (1e-3, True), (0.0099, True), (0.011, None)])
+def test_axes_a_little_off_right_angles_are_read_and_told(
+    tmp_path: Path, ending: str, skew: float, told: bool | None
+) -> None:
+    third = (0.0, skew, (1 - skew**2) ** 0.5)
+    direction = (1.0, 0.0, third[0], 0.0, 1.0, third[1], 0.0, 0.0, third[2])
+    geometry = Geometry(shape=(2, 3, 4), spacing=(2.5, 0.5, 0.5), direction=direction)
+    write_labels(tmp_path / f"a{ending}", np.ones((2, 3, 4), np.int32), geometry)
+    if told is None:
+        with pytest.raises(DataError, match="axes are not at right angles"):
+            read_image(tmp_path / f"a{ending}")
+        return
+    content = read_image_content(tmp_path / f"a{ending}")
+    assert [each.code for each in content.remarks] == ["skewed-axes"] * told
+    np.testing.assert_allclose(content.geometry.direction, direction, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "right"),
+    [(8 / 65535, 0.0, True), (2 / 255, 0.0, True), (-0.03, 1.0, True), (0.5, 0.0, False), (1.0, 0.3, False),
+     (3.9, 0.0, False), (2.0, 1.0, True), (1.0000001, 0.0, True)],
+)  # fmt: skip
+def test_scaled_labels_are_the_whole_numbers_nearby(
+    tmp_path: Path, slope: float, intercept: float, right: bool
+) -> None:
+    """The stored numbers nearest to 0, 1, 2 and 3, or where steps are coarse 0 to 3 themselves."""
+    header = bytearray(nifti_header(tmp_path / "a.nii", (1, 1)).read_bytes())
+    values = np.arange(60) % 4
+    stored = np.rint((values - intercept) / slope).astype("<i2") if abs(slope) < 0.4 else values.astype("<i2")
+    struct.pack_into("<2f", header, 112, slope, intercept)
+    (tmp_path / "a.nii").write_bytes(header[:352] + stored.tobytes())
+    if right:
+        expected = values if abs(slope) < 0.4 else np.rint(stored * slope + intercept)
+        np.testing.assert_array_equal(read_labels(tmp_path / "a.nii")[0].ravel(), expected)
+    else:
+        with pytest.raises(DataError, match="label values that are not integers"):
+            read_labels(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize(("name", "packed"), [("a.nii", True), ("a.nii.gz", False), ("b.NII", True)])
+def test_nifti_is_recognised_by_its_content(tmp_path: Path, name: str, packed: bool) -> None:
+    plain = nifti_header(tmp_path / "plain.nii", (1, 2)).read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(plain) if packed else plain)
+    array, geometry = read_image(tmp_path / name)
+    np.testing.assert_array_equal(array, read_image(tmp_path / "plain.nii")[0])
+    assert geometry == read_header(tmp_path / name)[0] == read_geometry(tmp_path / "plain.nii")
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names of files are text there")
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha", ".tif", ".ome.tif", ".png", ".bmp"])
+def test_names_that_are_no_text(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9") / os.fsdecode(b"\xd6\xd0" + ending.encode())
+    picture = ending in (".png", ".bmp")
+    values = np.arange(12, dtype=np.int32).reshape(1, 3, 4)
+    write_labels(path, values, Geometry(shape=(1, 3, 4), dimension=2 if picture else 3))
+    assert os.listdir(os.fsencode(path.parent)) == [b"\xd6\xd0" + ending.encode()]
+    np.testing.assert_array_equal(read_labels(path)[0], values)
+    assert read_header(path)[0].shape == (1, 3, 4)
+    path.write_bytes(path.read_bytes()[: -path.stat().st_size // 2])
+    with pytest.raises(DataError) as caught:
+        read_image(path)
+    message = Finding(case=stem(path), code="x", severity=Severity.fatal, message=str(caught.value), remedy="")
+    write_text(tmp_path / "message.json", json.dumps(message.model_dump(mode="json"), ensure_ascii=False))
+    assert Finding.model_validate(json.loads((tmp_path / "message.json").read_text(encoding="utf-8"))) == message

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from ..schema.errors import FileError
-from ..schema.geometry import Geometry, NiftiTransforms
+from ..schema.geometry import Geometry, NiftiTransforms, transforms_of
 from .image_format import (
     COPY_AGAIN,
+    MAX_SKEW,
     ImageFormat,
     ImageHeader,
     damaged,
@@ -58,13 +58,9 @@ _LAYOUT_2 = {
 """name of a field -> offset in the header, and numbers as `struct` has them"""
 _LONGEST = 2**15 - 1
 """voxels along an axis of NIfTI-1, which is all that ITK reads"""
-_ITK_MAX_SKEW = 1e-5
-"""scalar product of two axes' unit vectors that ITK reads without complaint"""
 _GZIP_MAGIC = b"\x1f\x8b"
 _VECTOR = 1007
 """intent code of files with components along the fifth axis"""
-_MILLIMETRES_AND_SECONDS = 10
-"""xyzt_units"""
 
 
 class _Header(NamedTuple):
@@ -247,6 +243,8 @@ def _image_header(path: Path, header: _Header) -> ImageHeader:
     axes = min(count, 3)
     columns = np.reshape(reader.GetDirection(), (count, count))[:axes, :axes]
     size, spacing, origin = reader.GetSize(), reader.GetSpacing()[:axes], reader.GetOrigin()[:axes]
+    if axes == 2 and _skew(columns) > MAX_SKEW:
+        columns = _plane(columns, header)
     geometry = make_geometry(path, "nifti", size[:axes], spacing, origin, columns, header.transforms)
     return ImageHeader(geometry, components, size[3] if count == 4 else 1, slope)
 
@@ -259,11 +257,23 @@ def _skewed_geometry(path: Path, header: _Header) -> Geometry | None:
     transforms, axes = header.transforms, min(3, header.dim[0])
     if transforms.sform_code <= 0 or axes < 2 or len(header.shape) > 4 or header.datatype not in _NUMBER_TYPES:
         return None
-    matrix = (next(transforms.matrices()) * [[-1], [-1], [1]])[:axes]  # RAS to LPS
-    columns, origin, size = matrix[:, :axes], matrix[:, 3], (*header.shape, 1)[:axes]
+    matrix = next(transforms.matrices()) * [[-1], [-1], [1]]  # RAS to LPS
+    columns, origin, size = matrix[:, :axes], matrix[:axes, 3].tolist(), (*header.shape, 1)[:axes]
     with np.errstate(all="ignore"):  # a damaged header; refused by make_geometry
         lengths = np.sqrt((columns**2).sum(axis=0))
-        return make_geometry(path, "nifti", size, lengths.tolist(), origin.tolist(), columns / lengths, transforms)
+        units = (columns / lengths)[:axes]
+        units = units if axes == 3 else _plane(units, header)
+        return make_geometry(path, "nifti", size, lengths.tolist(), origin, units, transforms)
+
+
+def _skew(columns: np.ndarray) -> float:
+    return float(np.abs(columns.T @ columns - np.eye(columns.shape[1])).max())
+
+
+def _plane(columns: np.ndarray, header: _Header) -> np.ndarray:
+    """Directions of a 2-D image, of whose plane the first two coordinates are none where it lies across space."""
+    planes = [matrix[:, :2] / np.sqrt((matrix[:, :2] ** 2).sum(axis=0)) for matrix in header.transforms.matrices()]
+    return np.eye(2) if any(_skew(plane) <= MAX_SKEW for plane in planes) else columns
 
 
 def write_nifti(path: Path, array: np.ndarray, geometry: Geometry) -> None:
@@ -286,7 +296,7 @@ def _write(path: Path, array: np.ndarray, geometry: Geometry, vectors: bool) -> 
     elif channels > 1:
         lengths, axes, intent = [*shape[::-1], 1, channels], 5, _VECTOR
     dim = (axes, *lengths, *[1] * (7 - len(lengths)))
-    transforms = geometry.nifti or _transforms_of(geometry)
+    transforms = geometry.nifti or transforms_of(geometry)
     if not vectors and transforms.pixdim[4] <= 0:
         pixdim = (*transforms.pixdim[:4], 1.0, *transforms.pixdim[5:])
         transforms = transforms.model_copy(update={"pixdim": pixdim})
@@ -298,25 +308,6 @@ def _write(path: Path, array: np.ndarray, geometry: Geometry, vectors: bool) -> 
         else:
             file.write(header)
             file.writelines(little_endian(array))
-
-
-def _transforms_of(geometry: Geometry) -> NiftiTransforms:
-    """For voxels of another format: both transforms, or where the axes are not at right angles the sform alone."""
-    direction = np.reshape(geometry.direction, (3, 3)) * [[-1], [-1], [1]] + 0.0  # LPS to RAS, without -0
-    spacing = np.array(geometry.spacing[::-1])
-    origin = np.array(geometry.origin) * (-1, -1, 1) + 0.0
-    sign = -1.0 if np.linalg.det(direction) < 0 else 1.0
-    quaternion = Rotation.from_matrix(direction * (1, 1, sign)).as_quat(canonical=True)[:3]
-    first, second, third = np.column_stack([direction * spacing, origin]).tolist()
-    return NiftiTransforms(
-        qform_code=int(geometry.skew <= _ITK_MAX_SKEW),
-        sform_code=1,
-        quaternion=tuple(quaternion.tolist()),
-        offset=tuple(origin.tolist()),
-        sform=(first, second, third),
-        pixdim=(sign, *spacing.tolist(), 0.0, 0.0, 0.0, 0.0),
-        units=_MILLIMETRES_AND_SECONDS,
-    )
 
 
 def _packed(dim: Sequence[int], intent: int, datatype: int, bits: int, transforms: NiftiTransforms) -> bytes:

@@ -25,6 +25,10 @@ MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}
 """mm per unit of a NIfTI file, by the last three bits of xyzt_units; other codes say nothing and are taken for mm"""
 
 
+ROUNDED = 1e-12
+"""what rounding leaves of 0"""
+
+
 class NiftiTransforms(Part):
     """Where a NIfTI header puts its voxels, number by number as stored (nifti.nimh.nih.gov/nifti-1).
 
@@ -76,6 +80,20 @@ def quaternion_matrix(b: float, c: float, d: float) -> np.ndarray:
     )
 
 
+def quaternion_of(rotation: np.ndarray) -> tuple[float, float, float]:
+    """b, c and d of the unit quaternion (a, b, c, d) with a >= 0 that is nearest to a (3, 3) rotation."""
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
+    products = [  # 4 q q^T - 1 of the quaternion q (Bar-Itzhack 2000)
+        [xx + yy + zz, zy - yz, xz - zx, yx - xy],
+        [zy - yz, xx - yy - zz, xy + yx, xz + zx],
+        [xz - zx, xy + yx, yy - xx - zz, yz + zy],
+        [yx - xy, xz + zx, yz + zy, zz - xx - yy],
+    ]
+    a, b, c, d = np.linalg.eigh(np.array(products))[1][:, -1].tolist()
+    leading = next((part for part in (a, b, c, d) if abs(part) > ROUNDED), 1.0)
+    return (b, c, d) if leading > 0 else (-b, -c, -d)
+
+
 class Geometry(Part):
     """The geometry of one image file, as stored.
 
@@ -108,6 +126,30 @@ class Geometry(Part):
         """How far the axes are off right angles: the largest scalar product of two of them, 0 of a rectangular grid."""
         columns = np.reshape(self.direction, (3, 3))
         return float(np.abs(columns.T @ columns - np.eye(3)).max())
+
+
+MILLIMETRES_AND_SECONDS = 10
+"""xyzt_units"""
+MOST_QFORM_SKEW = 1e-5
+"""skew of axes up to which a qform, which has none, says the same as an sform"""
+
+
+def transforms_of(geometry: Geometry) -> NiftiTransforms:
+    """For voxels of another format: both transforms, or where the axes are not at right angles the sform alone."""
+    direction = np.reshape(geometry.direction, (3, 3)) * [[-1], [-1], [1]] + 0.0  # LPS to RAS, without -0
+    spacing = np.array(geometry.spacing[::-1])
+    origin = np.array(geometry.origin) * (-1, -1, 1) + 0.0
+    sign = -1.0 if np.linalg.det(direction) < 0 else 1.0
+    first, second, third = np.column_stack([direction * spacing, origin]).tolist()
+    return NiftiTransforms(
+        qform_code=int(geometry.skew <= MOST_QFORM_SKEW),
+        sform_code=1,
+        quaternion=quaternion_of(direction * (1, 1, sign)),
+        offset=tuple(origin.tolist()),
+        sform=(first, second, third),
+        pixdim=(sign, *spacing.tolist(), 0.0, 0.0, 0.0, 0.0),
+        units=MILLIMETRES_AND_SECONDS,
+    )
 
 
 TOLERANCE = 1e-3
