@@ -185,3 +185,32 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
     except SystemExit as end:
         return end.code
     return 0
+
+
+@pytest.mark.parametrize("stored", ["as it is", "flipped", "without a place"])
+def test_labels_of_an_image_with_two_transforms_keep_their_voxels(tmp_path: Path, stored: str) -> None:
+    """A registration moved the sform of the images, by which the labels were written."""
+    import nibabel as nib
+
+    data = sets.volumes(tmp_path / "data")
+    for case in [path.name[:-7] for path in (data / "labelsTr").iterdir()]:
+        image = nib.load(sets.image_file(data, case))
+        moved = image.affine.copy()
+        moved[:3, 3] += (3, 2, 2.5)
+        image.set_qform(image.affine, 1)
+        image.set_sform(moved, 2)
+        label, affine = np.asarray(nib.load(sets.label_file(data, case)).dataobj), moved.copy()
+        if stored == "flipped":
+            label, affine[:3, 3] = label[::-1], moved[:3, 3] + moved[:3, 0] * (len(label) - 1)
+            affine[:3, 0] *= -1
+        made = nib.Nifti1Image(label, affine)
+        made.header.set_zooms(image.header.get_zooms())
+        if stored == "without a place":
+            made.set_sform(None, 0)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), sets.image_file(data, case))
+        nib.save(made, sets.label_file(data, case))
+    assert bool(check_data(data, NONE).findings) == (stored != "as it is")
+    found = fix_data(data, NONE, tmp_path / "new")
+    assert found.result.findings == ()
+    for path in (tmp_path / "new" / "labelsTr").iterdir():
+        np.testing.assert_array_equal(read_labels(path)[0], sets.drawn())

@@ -86,6 +86,8 @@ def _flip(array: np.ndarray, flips: Sequence[bool]) -> np.ndarray:
     return np.flip(array, tuple(axis - 3 for axis, flip in enumerate(flips) if flip))
 
 
+SAME_VOXEL = 0.1
+"""voxels by which the corners of two grids may miss each other that are the same: headers keep few digits"""
 ROUNDING = 1e-6
 """voxels by which a position may miss another grid's voxel through rounding"""
 
@@ -130,6 +132,16 @@ def oriented_geometry(
 def voxel_map(source: Geometry, target: Geometry) -> np.ndarray:
     """(4, 4): a voxel (z, y, x, 1) of `target` to the place in voxels of `source` that is the same in space."""
     return np.linalg.solve(world_matrix(source), world_matrix(target))
+
+
+def same_voxels(source: Geometry, target: Geometry) -> bool:
+    """Whether the voxels of one grid are those of the other, stored along other axes or against their directions."""
+    matrix = voxel_map(source, target)
+    steps = np.abs(matrix[:3, :3])
+    ends = np.sort(matrix[:3, [3]] + np.column_stack([np.zeros(3), matrix[:3, :3] @ np.subtract(target.shape, 1)]), 1)
+    last = np.column_stack([np.zeros(3), np.subtract(source.shape, 1)])
+    lengths = [np.abs(steps - np.rint(steps)).max(), np.abs(steps.sum(0) - 1).max(), np.abs(ends - last).max()]
+    return max(lengths) < SAME_VOXEL
 
 
 def regrid_labels(values: np.ndarray, source: Geometry, target: Geometry) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +23,10 @@ from ...imageio import (
     write_image,
     write_labels,
 )
-from ...ops.orient import regrid_image, regrid_labels, share_inside
+from ...ops.orient import regrid_image, regrid_labels, same_voxels, share_inside
 from ...schema.dataset import Case
 from ...schema.errors import DataError, FileError
-from ...schema.geometry import IDENTITY, Geometry
+from ...schema.geometry import IDENTITY, TOLERANCE, Geometry, placements
 from ...schema.labels import LabelCode
 from ..checks.case_checks import count_values, world_differences
 from ..checks.set_checks import WHITE, grey_values
@@ -70,6 +71,18 @@ def header_is_lost(geometry: Geometry) -> bool:
     return axes == IDENTITY and geometry.spacing == (1, 1, 1) and not any(geometry.origin)
 
 
+def has_no_place(own: Geometry, grid: Geometry) -> bool:
+    """A NIfTI file without any transform says nothing but its spacing."""
+    placed = own.nifti is None or own.nifti.qform_code > 0 or own.nifti.sform_code > 0
+    return not placed and own.shape == grid.shape and bool(np.allclose(own.spacing, grid.spacing, atol=TOLERANCE))
+
+
+def fitting_grids(own: Geometry, grid: Geometry) -> tuple[Geometry, Geometry]:
+    """Of the transforms of both files those by which they hold the same voxels, if in another order; else their own."""
+    pairs = product(placements(own), placements(grid))
+    return next((pair for pair in pairs if same_voxels(*pair)), (own, grid))
+
+
 def common_grid(parts: Sequence[FilePart]) -> Geometry:
     """The case's: the first channel's, or where its header is lost that of another file with the same shape."""
     first = parts[0].geometry
@@ -83,16 +96,17 @@ def channel_on(part: FilePart, grid: Geometry, done: list[str]) -> FilePart:
     own = part.geometry
     if own.shape == grid.shape and not world_differences(own, grid):
         return part
-    if own.shape == grid.shape and header_is_lost(own):
+    if own.shape == grid.shape and (header_is_lost(own) or has_no_place(own, grid)):
         done.append(f"{part.name} had no geometry of its own and got that of the case")
         return part._replace(geometry=grid, changed=True)
     if own.kind not in VOLUME_KINDS or grid.kind not in VOLUME_KINDS:
         raise DataError(f"{part.name} has shape {own.shape}, the case {grid.shape}, and no geometry to go by")
-    covered = share_inside(_spread(grid), grid, own)
+    own, target = fitting_grids(own, grid)
+    covered = share_inside(_spread(target), target, own)
     if covered < LEAST_COVERED:
         raise DataError(f"{part.name} covers {covered:.0%} of the case's first channel")
     done.append(f"{part.name} was resampled onto the case's first channel")
-    return FilePart(part.name, regrid_image(part.array, own, grid), grid, changed=True)
+    return FilePart(part.name, regrid_image(part.array, own, target), grid, changed=True)
 
 
 def _spread(grid: Geometry) -> np.ndarray:
@@ -123,14 +137,15 @@ def label_on(part: FilePart, grid: Geometry, done: list[str]) -> FilePart:
         return part
     if own.kind not in VOLUME_KINDS or grid.kind not in VOLUME_KINDS:
         return _scaled(part, grid, done)
-    if own.shape == grid.shape and header_is_lost(own):
+    if own.shape == grid.shape and (header_is_lost(own) or has_no_place(own, grid)):
         done.append(f"{part.name} had no geometry of its own and got that of its image")
         return part._replace(geometry=grid, changed=True)
-    inside = share_inside(np.argwhere(part.array[0] != 0), own, grid)
+    source, target = fitting_grids(own, grid)
+    inside = share_inside(np.argwhere(part.array[0] != 0), source, target)
     if inside >= LEAST_INSIDE:
         reason = "; ".join(map(str, world_differences(own, grid))) or "another shape"
         done.append(f"{part.name} was resampled onto its image: {reason}")
-        return FilePart(part.name, regrid_labels(part.array[0], own, grid)[None], grid, changed=True)
+        return FilePart(part.name, regrid_labels(part.array[0], source, target)[None], grid, changed=True)
     if own.shape == grid.shape:
         done.append(f"{part.name}: its header puts it outside its image, so the image's header replaced it")
         return part._replace(geometry=grid, changed=True)
