@@ -155,18 +155,14 @@ _DECODED_TO_RGB = (6, 7, 33003, 33004, 33005, 34712, 34892, 34933, 34934, 50001,
 _ICC_PROFILE = 34675
 
 
-def read_tiff(path: Path, as_indices: bool = False) -> tuple[np.ndarray, ImageHeader]:
+def read_tiff(path: Path, as_indices: bool = False, decode: bool = True) -> tuple[np.ndarray, ImageHeader]:
     """Array (C, Z, Y, X) in the file's own number type. Pages are slices; samples and OME channels are channels.
 
     A single page is a photograph with spacing 1, read as a viewer shows it; a stack takes its spacing from OME or
     ImageJ metadata. Time points of stacks come along C. Transparency is left out. `as_indices`: labels, of which
-    a palette or fewer than 8 bits give numbers. Raises DataError.
+    a palette or fewer than 8 bits give numbers. `decode` False: for the header; values are 0 if there is no palette.
+    Raises DataError.
     """
-    return _read(path, as_indices)
-
-
-def _read(path: Path, as_indices: bool = False, decode: bool = True) -> tuple[np.ndarray, ImageHeader]:
-    """`decode` False: for the header; values that are no palette's are 0."""
     import tifffile
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -341,7 +337,7 @@ def write_tiff(path: Path, array: np.ndarray, geometry: Geometry) -> None:
 TIFF = ImageFormat(
     (".ome.tif", ".ome.tiff", ".tif", ".tiff"),
     read_tiff,
-    lambda path: _read(path, decode=False)[1]._replace(remarks=()),
+    lambda path: read_tiff(path, decode=False)[1]._replace(remarks=()),
     write_tiff,
     read_indices=partial(read_tiff, as_indices=True),
     written_as={".ome.tif": ".tif", ".ome.tiff": ".tif"},
