@@ -102,7 +102,8 @@ def with_sidecar(path: Path, header: ImageHeader) -> ImageHeader:
     """The header with the spacing of `case.json`, or of the same without the `_0000` of a channel, when it is there.
 
     Spacing in mm, (z, y, x), or (y, x) for a 2-D image. Other programs put JSON of that name beside images, too: a file
-    that gives no list as `spacing` is theirs. Raises DataError when the list does not fit, or broken JSON has one.
+    without a `spacing`, or with an object there, is theirs. Raises DataError for any other that does not fit, and for
+    broken JSON with a list there.
     """
     file = sidecar_of(path)
     if file is None:
@@ -115,9 +116,9 @@ def with_sidecar(path: Path, header: ImageHeader) -> ImageHeader:
             return header
         raise FileError(file, f"is not readable JSON: {error}", "Correct it, or take it away") from None
     spacing = content.get("spacing") if isinstance(content, dict) else None
-    if not isinstance(spacing, list):
+    if spacing is None or isinstance(spacing, dict):
         return header
-    numbers = all(
+    numbers = isinstance(spacing, list) and all(
         isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
         for value in spacing
     )
