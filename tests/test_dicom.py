@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from autounet.datasets import find_inputs, load_case, scan
-from autounet.imageio import files_of, is_series, output_suffix, read_header, read_image, write_labels
+from autounet.imageio import files_of, is_series, output_suffix, read_header, read_image, read_labels, write_labels
 from autounet.schema.bundle import ModelBundle
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
@@ -67,6 +67,15 @@ def test_each_slice_has_its_own_rescale(tmp_path: Path) -> None:
     assert path.read_bytes().count(slope + b"2 ") == 1
     path.write_bytes(path.read_bytes().replace(slope + b"2 ", slope + b".5"))
     np.testing.assert_array_equal(read_image(tmp_path / "a")[0][0, 2], values[2] / 4)
+
+
+def test_labels_that_were_scaled_are_the_whole_numbers_nearby(tmp_path: Path) -> None:
+    values = np.arange(60).reshape(3, 4, 5) % 3
+    write_series(tmp_path / "a", np.array([0, 6, 14], np.int32)[values], rescale=[(2, 0)] * 3)  # stored as 0, 3, 7
+    for path in (tmp_path / "a").iterdir():
+        slope = b"\x28\x00\x53\x10\x02\x00\x00\x00"
+        path.write_bytes(path.read_bytes().replace(slope + b"2 ", slope + b".3"))
+    np.testing.assert_array_equal(read_labels(tmp_path / "a")[0], values)
 
 
 def test_colours_are_channels(tmp_path: Path) -> None:

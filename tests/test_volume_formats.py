@@ -355,7 +355,7 @@ def nifti_header(
     header.set_sform(affine, code=1)
     header["qform_code"], header["sform_code"] = codes
     header.set_xyzt_units(unit, "sec")
-    header["pixdim"][4:] = 2, 0, 1, 0
+    header["pixdim"][4:] = 0 if mirrored else 2, 0, 1, 0
     header.set_data_offset(352 if version == 1 else 544)
     voxels = np.arange(np.prod(shape)).astype(header.get_data_dtype())
     content = header.binaryblock + bytes(4) + voxels.tobytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -10,10 +11,10 @@ from scipy.ndimage import find_objects
 
 from ..datasets.checks.case_checks import HEADER_TOLERANCE, world_differences
 from ..imageio import VOLUME_KINDS
-from ..ops.orient import orient, orientation_towards, oriented_geometry
+from ..ops.orient import orient, orientation_towards, oriented_geometry, same_voxels
 from ..schema.dataset import NOT_ANNOTATED, is_certain
 from ..schema.errors import DataError
-from ..schema.geometry import Geometry, GeometryDifference
+from ..schema.geometry import Geometry, GeometryDifference, placements
 from ..schema.labels import Labels
 from ..schema.metrics import DEFAULT_METRICS, ClassMetrics
 from .boundary_metrics import assd, boundary_iou, hd95, nsd, nsd_subvoxel
@@ -66,9 +67,9 @@ def on_grid_of(
 ) -> tuple[np.ndarray, tuple[GeometryDifference, ...]]:
     """A view of (..., Z, Y, X) whose axes run like the reference's, and what its place in space then differs in.
 
-    The same voxels may be stored in another order of the axes and against their direction. Where one of the two does
-    not say where its voxels lie (pictures; a 2-D image beside a volume), shapes have to be equal as stored, and spacing
-    where both state one.
+    The same voxels may be stored in another order of the axes and against their direction, by either transform of a
+    NIfTI file. Where one of the two does not say where its voxels lie (pictures; a 2-D image beside a volume), shapes
+    have to be equal as stored, and spacing where both state one.
     """
     shape = () if own.shape == reference.shape else (GeometryDifference("shape", own.shape, reference.shape),)
     kinds = {own.kind, reference.kind}
@@ -76,6 +77,8 @@ def on_grid_of(
         return values, shape + _stated_spacing(own, reference)
     if not shape and not world_differences(own, reference):
         return values, ()
+    pairs = product(placements(own), placements(reference))
+    own, reference = next((pair for pair in pairs if same_voxels(*pair)), (own, reference))
     axes, flips = orientation_towards(own, reference)
     turned = [oriented_geometry(own, axes, flips, direction) for direction in (None, reference.direction)]
     if turned[0].shape != reference.shape:

@@ -42,7 +42,8 @@ def read_series(folder: Path) -> tuple[np.ndarray, ImageHeader]:
     """
     slices, header = _ordered(folder)
     array = np.stack([read_pixels(each) for each in slices], axis=1)
-    return array, header._replace(remarks=_remarks(slices, array))
+    slope = max(abs(rescale(each)[0]) for each in slices)
+    return array, header._replace(remarks=_remarks(slices, array), slope=slope)
 
 
 def _remarks(slices: Sequence[Slice], array: np.ndarray) -> tuple[Remark, ...]:

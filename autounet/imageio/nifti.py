@@ -297,9 +297,6 @@ def _write(path: Path, array: np.ndarray, geometry: Geometry, vectors: bool) -> 
         lengths, axes, intent = [*shape[::-1], 1, channels], 5, _VECTOR
     dim = (axes, *lengths, *[1] * (7 - len(lengths)))
     transforms = geometry.nifti or transforms_of(geometry)
-    if not vectors and transforms.pixdim[4] <= 0:
-        pixdim = (*transforms.pixdim[:4], 1.0, *transforms.pixdim[5:])
-        transforms = transforms.model_copy(update={"pixdim": pixdim})
     number = array.dtype.newbyteorder("<")
     header = _packed(dim, intent, _CODES[number.str[1:]], 8 * number.itemsize, transforms)
     with path.open("wb") as file:

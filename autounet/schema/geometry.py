@@ -25,6 +25,8 @@ MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}
 """mm per unit of a NIfTI file, by the last three bits of xyzt_units; other codes say nothing and are taken for mm"""
 
 
+FLAT = 1e-3
+"""volume of the box of three axes' directions, below which a damaged or empty transform spans no space"""
 ROUNDED = 1e-12
 """what rounding leaves of 0"""
 
@@ -147,7 +149,7 @@ def transforms_of(geometry: Geometry) -> NiftiTransforms:
         quaternion=quaternion_of(direction * (1, 1, sign)),
         offset=tuple(origin.tolist()),
         sform=(first, second, third),
-        pixdim=(sign, *spacing.tolist(), 0.0, 0.0, 0.0, 0.0),
+        pixdim=(sign, *spacing.tolist(), 1.0, 1.0, 1.0, 1.0),
         units=MILLIMETRES_AND_SECONDS,
     )
 
@@ -195,7 +197,7 @@ def placements(geometry: Geometry, unit_counts: bool = True) -> Iterator[Geometr
             columns, origin = matrix[:, :3] * scale, matrix[:, 3] * scale
             columns, origin = columns * [[-1], [-1], [1]], origin * (-1, -1, 1)  # RAS to LPS
             lengths = np.sqrt((columns**2).sum(axis=0))
-            if (lengths > 0).all():
+            if (lengths > 0).all() and abs(np.linalg.det(columns / lengths)) > FLAT:
                 update = {
                     "spacing": tuple(lengths[::-1].tolist()),
                     "origin": tuple(origin.tolist()),
