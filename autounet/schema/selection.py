@@ -47,14 +47,14 @@ class PostprocessTrial(Part):
 
 
 class ReliabilityBin(Part):
-    """Judgements of nearly the same confidence, for a reliability diagram."""
+    """Voxels decided with nearly the same confidence, for a reliability diagram."""
 
     confidence: float
     """mean probability of what was decided"""
     right: float
     """share of them that is right"""
     share: float
-    """of all judgements that fall into this bin"""
+    """of all voxels that fall into this bin"""
 
 
 class TemperatureScaling(Part):
@@ -103,11 +103,11 @@ class ProbabilityChannels(Record):
     temperature: float
     """that the logits were divided by"""
     labels: Labels | None = None
-    """of the model; None: written before they were kept"""
+    """of the model; None: of a file by another program"""
 
 
 class Candidate(Part):
-    """One configuration, or several whose probabilities are averaged. See `selection.choose` for the numbers."""
+    """One configuration, or several whose probabilities are averaged. See `crossval.select` for the numbers."""
 
     configurations: tuple[str, ...]
     mean_dice: float | None
