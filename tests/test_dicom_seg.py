@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -76,6 +77,10 @@ def test_predict_writes_it_where_asked(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.array([0, 3, 9])[found], values)
     with pytest.raises(OptionError, match="is no folder with a DICOM series"):
         predictor.predict_files(tmp_path / "nifti", tmp_path / "seg", form="dicom-seg")
+    shutil.copy(tmp_path / "nifti" / "p1.nii.gz", tmp_path / "scans" / "other.nii.gz")
+    (problem,) = predictor.predict_files(tmp_path / "scans", tmp_path / "both", form="dicom-seg")
+    assert "other.nii.gz is no DICOM series" in problem
+    assert (tmp_path / "both" / "p1.dcm").exists()
     with pytest.raises(OptionError, match="--format stl is unknown"):
         predictor.predict_files(tmp_path / "scans", tmp_path / "seg", form="stl")
 

@@ -212,13 +212,16 @@ def _folder_files(path: Path, bundle: ModelBundle) -> list[Path]:
         if left:
             log.warning("%d images do not fit the pattern %s: %s", len(left), pattern, ", ".join(left[:10]))
         return found
+    filled = [folder for folder in subfolders(path) if image_files(folder)]
     if image_files(path):
+        if filled:
+            names = ", ".join(folder.name for folder in filled[:10])
+            log.warning("%s holds images of its own, so those in its folders are not predicted: %s", path, names)
         return image_files(path)
     trained_in = Path(bundle.image_pattern).parent.name
     for name in ("imagesTs", trained_in, "imagesTr", "images", "image"):
         if name and image_files(path / name) and (path / name).is_dir():
             return image_files(path / name)
-    filled = [folder for folder in subfolders(path) if image_files(folder)]
     named = [folder for folder in filled if looks_like_images(folder) and not looks_like_labels(folder)]
     candidates = named or filled
     if len(candidates) == 1:

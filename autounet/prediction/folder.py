@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import __version__
 from ..datasets import InputCase, find_inputs, load_input
+from ..datasets.inputs import refused
 from ..imageio import is_series, output_suffix, read_geometry, suffix, write_labels
 from ..ops.resample import prepared_shape
 from ..preprocessing import CHECK_SPACING, Prepared, enlargement
@@ -68,6 +69,16 @@ def write_prediction(path: Path, values: np.ndarray, geometry: Geometry, case: I
         write_labels(path, values, geometry)
 
 
+def _no_series(case: InputCase) -> InputCase:
+    name = case.images[0].name
+    return refused(
+        case.identifier,
+        case.images,
+        f"{name} is no DICOM series, as --format {DICOM_SEG} needs",
+        "Predict it without --format",
+    )
+
+
 OnCase = Callable[[str], None]
 Read = tuple[list[Prepared], Geometry]
 
@@ -117,6 +128,8 @@ def predict_folder(
         require_gates(predictor)
     keep_freed_memory()
     cases = find_inputs(source, predictor.bundle)
+    if outputs.form == DICOM_SEG and any(is_series(image) for case in cases for image in case.images[:1]):
+        cases = [case if case.error or is_series(case.images[0]) else _no_series(case) for case in cases]
     require_new({case: prediction_path(out, case, outputs.form) for case in cases if case.error is None})
     predicted, failures = 0, []
     with SharedFolder(out, prediction_key(predictor, outputs), run, overwrite) as shared:
