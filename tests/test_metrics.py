@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.ndimage import label
 
 from autounet.cli.app import app
 from autounet.evaluation import DEFAULT_METRICS, METRICS, chosen_metrics, evaluate_case, summarise
 from autounet.evaluation.overlap_metrics import EMPTY_IN_BOTH, EMPTY_IN_PREDICTION, EMPTY_IN_REFERENCE, objects
 from autounet.ops.label_values import values_in
+from autounet.ops.masks import components, skeleton
 from autounet.ops.surfaces import distances_to_outside, element_sizes, surface, surface_distances, surface_elements
 from autounet.report.results_section import class_table
 from autounet.schema.errors import OptionError
@@ -140,6 +142,36 @@ def test_centre_lines_of_a_broken_tube() -> None:
     broken[:, :, 15:25] = False
     assert measured(broken, tube).cl_dice == pytest.approx(2 * 26 / 36 / (1 + 26 / 36), abs=0.06)
     assert measured(tube[4:5], tube[4:5]).cl_dice == 1.0
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 6, 7])
+def test_a_centre_line_of_any_width(width: int) -> None:
+    """Square tubes: as long as the tube but for its ends, and one of two vessels is half of the centre line."""
+    vessels = [box((10, 24, 44), np.s_[1 : 1 + width, at : at + width, 2:42]) for at in (1, 14)]
+    line = skeleton(vessels[0])
+    assert 40 - width <= np.count_nonzero(line) <= 40
+    assert components(line).voxels.size == 1
+    assert measured(vessels[0], vessels[0] | vessels[1]).cl_dice == pytest.approx(2 / 3)
+
+
+@given(pairs(1, 8) | arrays(np.bool_, st.tuples(st.just(1), *[st.integers(1, 12)] * 2)).map(lambda mask: (mask, mask)))
+@FEW
+def test_centre_lines_keep_objects_and_cavities(masks: tuple[np.ndarray, np.ndarray]) -> None:
+    """Also where there is one slice, and where others lie far away; a mask agrees with itself."""
+    for mask in masks:
+        flat = mask[0] if len(mask) == 1 else mask
+        line = skeleton(flat).reshape(mask.shape)
+        assert not (line & ~mask).any()
+        numbers = components(mask).numbers
+        assert set(numbers[line]) == set(numbers[mask])
+        assert components(line).voxels.size == components(mask).voxels.size
+        outside, kept = (label(np.pad(~part.reshape(flat.shape), 1, constant_values=True)) for part in (mask, line))
+        assert outside[1] == kept[1]
+        assert not mask.any() or measured(mask, mask).cl_dice == 1
+    beside, (first, second) = np.zeros((*masks[0].shape[:2], 3), bool), masks
+    apart = [skeleton(part) for part in (first, second)]
+    together = skeleton(np.concatenate([first, beside, second], axis=2))
+    np.testing.assert_array_equal(together, np.concatenate([apart[0], beside, apart[1]], axis=2))
 
 
 def test_empty_in_both() -> None:
