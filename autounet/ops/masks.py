@@ -1,4 +1,4 @@
-"""Masks: what is not zero, the box around it, holes filled, connected components, what is kept of them; centre lines."""
+"""Masks: what is not zero, the box around it, filled holes, connected components and which are kept; centre lines."""
 
 from __future__ import annotations
 
