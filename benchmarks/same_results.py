@@ -8,7 +8,9 @@ configurations of both have, but for the estimates of time.
 
 Predictions: the earlier commit trains four tiny models (2d and 3-D; regions; the residual family; photographs), and
 both commits predict with the same model folders, with maps, without mirroring, from one configuration, and as
-ensembles. Compared is every byte of every file, unpacked where it is gzip. Exit code 1 when anything differs. Runs on the CPU, with one thread.
+ensembles. Compared is every byte of every file, unpacked where it is gzip.
+
+Exit code 1 when anything differs. Runs on the CPU, with one thread.
 """
 
 from __future__ import annotations
