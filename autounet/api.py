@@ -6,6 +6,7 @@ torch is imported when something is predicted, never by importing this module.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -119,6 +120,10 @@ def _values(pair_: tuple[Path, Path]) -> set[int]:
     return set().union(*(values_in(read_labels(path)[0]) for path in pair_))
 
 
+WORTH_PROCESSES = 20_000_000
+"""voxels that a process measures in the seconds that starting others takes"""
+
+
 def evaluate(
     predictions: str | Path,
     references: str | Path,
@@ -135,11 +140,15 @@ def evaluate(
     regions, from `model` or else from `regions` (name -> values).
     `metrics` names what is measured (`default` and `all` stand for several; see docs/metrics.md); Dice always is.
     The two files of a case have to lie on the same voxels in space; which way round each stores them does not matter.
-    More than one of `workers` are processes of their own, for which a script needs no `__main__` guard.
+    More than one of `workers` are processes of their own, where the images are not so few and small that starting them
+    takes longer; a script needs no `__main__` guard for that.
     Raises OptionError for an unknown name, DataError that names every case whose files cannot be read or do not fit.
     """
     wanted = chosen_metrics(metrics)
     pairs = _evaluation_pairs(Path(predictions), Path(references))
+    first = read_geometry(pairs[0].second)
+    if len(pairs) * math.prod(first.shape) < WORTH_PROCESSES:
+        workers = 1
     if model is not None:
         from .inference.bundle import load_bundle
 
@@ -149,7 +158,7 @@ def evaluate(
             values = map_parallel(_values, [(a, b) for _, a, b in pairs], workers, lambda _: meter.advance())
         labels = _named_labels(dict(classes or {}), set().union(*values), regions or {})
     tasks = [_EvaluateTask(*match, labels, wanted) for match in pairs]
-    unit = distance_unit(read_geometry(tasks[0].reference))
+    unit = distance_unit(first)
     with progress("evaluate", len(tasks)) as meter:
 
         def done(case: CaseMetrics | DataError) -> None:

@@ -21,7 +21,7 @@ from autounet.imageio import SUFFIXES, is_series, read_header, read_image, read_
 from autounet.schema.errors import DataError
 from autounet.schema.geometry import Geometry
 
-ROUNDS = 150
+ROUNDS = 100
 SHAPE = (6, 16, 18)
 LIMIT = 400
 """seconds in which all formats must be through, which takes some 10: a hang is told, slowness is not"""

@@ -20,7 +20,7 @@ from autounet.schema.plan import Plan
 from autounet.schema.run import RunRecord
 from autounet.schema.selection import Selection
 
-CASES, FOLDS, STEPS = 6, 2, 80
+CASES, FOLDS, STEPS = 6, 2, 60
 
 
 def autounet(*arguments, check=True):
@@ -40,7 +40,7 @@ def run_options(out, steps=STEPS):
 def finished(tmp_path_factory):
     """(data folder, output folder, printed text) of one finished run."""
     folder = tmp_path_factory.mktemp("end_to_end")
-    make_demo_dataset(folder / "data", cases=CASES, test_cases=2)
+    make_demo_dataset(folder / "data", cases=CASES, test_cases=1)
     done = autounet("run", folder / "data", *run_options(folder / "out"))
     return folder / "data", folder / "out", done.stdout
 
@@ -178,7 +178,7 @@ def test_a_killed_run_continues_where_it_was(finished, tmp_path):
     """Killed in the middle of the first fold; the same command goes on, and steps done are not done again."""
     data, trained, _ = finished
     out = planned(trained, tmp_path)
-    command = [sys.executable, "-c", OFTEN, "train", str(data), *map(str, run_options(out, 60))]
+    command = [sys.executable, "-c", OFTEN, "train", str(data), *map(str, run_options(out, 30))]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     state = out / "models" / "3d_fullres" / "fold_0" / "state.pt"
     waited = time.monotonic()
@@ -188,7 +188,7 @@ def test_a_killed_run_continues_where_it_was(finished, tmp_path):
     assert process.wait() == -signal.SIGKILL, "it came to its end before it was killed"
     autounet("train", data, "--out", out, "--folds", "0")
     record = RunRecord.load(out / "models" / "3d_fullres" / "fold_0" / "record.json")
-    assert record.steps == 60
+    assert record.steps == 30
     assert any("continued at step" in event for event in record.events)
     steps = [json.loads(line)["step"] for line in (out / "models/3d_fullres/fold_0/log.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
@@ -196,7 +196,9 @@ def test_a_killed_run_continues_where_it_was(finished, tmp_path):
 
 def test_too_little_time_is_refused_with_the_least_time(finished, tmp_path):
     data, _, _ = finished
-    done = autounet("plan", data, "--out", tmp_path / "out", "--time", "2s", "--device", "cpu", check=False)
+    done = autounet(
+        "plan", data, "--out", tmp_path / "out", "--time", "2s", "--device", "cpu", "--memory", "560MB", check=False
+    )
     assert done.returncode == 1
     assert "Give more --time" in done.stderr
 

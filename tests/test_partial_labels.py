@@ -50,7 +50,7 @@ ORGANS = Labels(
 
 
 def options(**changes) -> RunOptions:
-    common = {"device": "cpu", "workers": 0, "memory_bytes": 2 * 2**30, "seed": 1}
+    common = {"device": "cpu", "workers": 0, "memory_bytes": 700 * 2**20, "seed": 1}
     return RunOptions(**{**common, **changes})
 
 
