@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,20 @@ from autounet.imageio import write_image, write_labels
 from autounet.schema.dataset import Case, Channel, Dataset, Finding, Splits
 from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, CheckResult, Fingerprint
 from autounet.schema.geometry import Geometry
-from autounet.schema.labels import LabelClass, Labels
-from autounet.schema.metrics import CaseMetrics
+from autounet.schema.labels import LabelClass, Labels, Region
+from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics
 from autounet.schema.options import DataOptions, PlannerOptions, RunOptions, TrainOptions
 from autounet.schema.plan import ChannelNormalisation, Configuration, NetworkSpec, Plan, PreprocessSpec, Reason
 from autounet.schema.run import DeviceProfile, EpochLog, RunRecord
-from autounet.schema.selection import Candidate, Selection
+from autounet.schema.selection import (
+    Candidate,
+    PostprocessStep,
+    PostprocessTrial,
+    ReliabilityBin,
+    Selection,
+    TemperatureScaling,
+)
+from autounet.store.run_folder import RunFolder
 
 FOLDS = 5
 MIRRORED = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
@@ -204,3 +213,69 @@ def _write_plan_and_runs(out: Path, dataset: Dataset, splits: Splits, dimension:
         cases=tuple(case.identifier for case in dataset.cases),
         findings=(finding,),
     ).save(out / "findings.json")
+
+
+def complete_output(out: Path) -> Path:
+    """`make_output` of volumes with all that a report can tell.
+
+    Two configurations and their ensemble, a region, postprocessing, calibration, uncertainty, published results.
+    """
+    make_output(out, cases=8)
+    folder, both = RunFolder(out), ("2d", "3d_fullres")
+    dataset, metrics, plan = (
+        kind.load(path)
+        for kind, path in ((Dataset, folder.dataset), (Metrics, folder.metrics), (Plan, folder.plan))
+    )  # fmt: skip
+    region = Region(name="kidney with tumour", values=(7, 9))
+    labels = dataset.labels.model_copy(update={"regions": (region,)})
+    dataset.model_copy(update={"labels": labels, "name": "Synthetic hippocampus"}).save(folder.dataset)
+    cases = [
+        case.model_copy(
+            update={
+                "per_class": case.per_class | {region.name: case.per_class["left kidney"]},
+                "uncertainty": 0.02 * index,
+            }
+        )
+        for index, case in enumerate(metrics.cases)
+    ]
+    summarise(cases, labels).save(folder.metrics)
+    one = plan.configurations["3d_fullres"]
+    plan.model_copy(update={"configurations": dict.fromkeys(both, one)}).save(folder.plan)
+    selection = _complete_selection(both)
+    for shown in (folder.crossval("2d").path, folder.selected(selection).postprocessed):
+        shutil.copytree(folder.crossval("3d_fullres").path, shown)
+    for fold in range(FOLDS):
+        record = RunRecord.load(out / f"models/3d_fullres/fold_{fold}/record.json")
+        record.model_copy(update={"configuration_name": "2d"}).save(out / f"models/2d/fold_{fold}/record.json")
+    worse = {name: ClassMetrics(dice=0.1) for name in cases[0].per_class}
+    for name in both:
+        scored = [cases[1].model_copy(update={"per_class": worse}) if name == "2d" else cases[1]]
+        summarise([*scored, *cases[2:]], labels).save(out / f"crossval/{name}/fold_0.json")
+        (out / f"crossval/{name}/fold_0.done.json").write_text("{}")
+    selection.save(folder.selection)
+    return out
+
+
+def _complete_selection(chosen: tuple[str, ...]) -> Selection:
+    step = PostprocessStep(name="foreground", values=(7, 9), keep="minimum", minimum=31.6)
+    trials = [
+        PostprocessTrial(name=name, step=step if kept else None, gain=0.0123 if kept else None, noise=0.004, kept=kept)
+        for name, kept in (("foreground", True), ("kidney with tumour", False))
+    ]
+    bins = tuple(ReliabilityBin(confidence=at, right=at - 0.05, share=at / 5) for at in (0.4, 0.6, 0.8, 0.95))
+    return Selection(
+        chosen=chosen,
+        compared=tuple(
+            Candidate(configurations=each, mean_dice=dice, interval=(0.7, 0.9), behind=0.82 - dice, noise=0.02)
+            for each, dice in ((chosen, 0.82), (chosen[:1], 0.8), (chosen[1:], 0.79))
+        ),
+        reason="The ensemble has the highest mean Dice.",
+        rule="Candidates within one standard error count as equal.",
+        postprocessing=(step,),
+        postprocessing_trials=tuple(trials),
+        postprocessing_reason="Components below 31.6 mm³ are removed.",
+        calibration=TemperatureScaling(
+            temperature=1.7, fitted=1.7, ece_before=0.0611, ece_after=0.0122, cases=8, voxels=4321,
+            reliability_before=bins, reliability_after=bins,
+        ),
+    )  # fmt: skip

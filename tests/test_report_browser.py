@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_output import make_output
+from fake_output import complete_output, make_output
 from headless import Browser
 
 from autounet.report import write_report
+from autounet.report.overlays import LETTER_SIZE, SIDE
 
 pytestmark = pytest.mark.browser
 
@@ -176,3 +177,49 @@ def test_paper_gets_the_pictures_and_no_viewer(opened: Browser) -> None:
     finally:
         opened.call("Emulation.setEmulatedMedia", media="")
     assert opened.pdf().startswith(b"%PDF")
+
+
+@pytest.fixture(scope="module")
+def complete_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Several configurations and their ensemble, regions, postprocessing, calibration, comparison."""
+    return write_report(complete_output(tmp_path_factory.mktemp("complete") / "out"), unsure)
+
+
+@pytest.fixture(params=[PHONE, 768, 1280])
+def complete(request, browser: Browser, complete_page: Path) -> Browser:
+    """At three widths, with all parts open."""
+    browser.open(complete_page, width=request.param, touch=request.param < 1000)
+    browser.wait_for("document.getElementById('viewer-box').dataset.ready !== undefined")
+    browser.run("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+    browser.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return browser
+
+
+def test_landmarks_and_headings_have_names(complete: Browser) -> None:
+    """The rules landmark-unique and empty-table-header of axe; all of its rules where AUTOUNET_AXE names axe.min.js."""
+    labels = complete.run("[...document.querySelectorAll('[role=region], nav')].map((part) => part.ariaLabel)")
+    assert len(labels) == 9  # eight tables
+    assert len(set(labels)) == len(labels)
+    assert all(labels)
+    assert complete.run("[...document.querySelectorAll('th')].filter((cell) => !cell.textContent.trim()).length") == 0
+    if script := os.environ.get("AUTOUNET_AXE"):
+        complete.run(Path(script).read_text(encoding="utf-8") + ";0")
+        assert complete.run("axe.run().then((found) => found.violations.map((each) => each.id))") == []
+
+
+def test_a_table_that_is_cut_says_so(complete: Browser) -> None:
+    """In words above it, and by shadows; one that is not cut says nothing."""
+    tables = complete.run(
+        "[...document.querySelectorAll('.scroll')].map((box) => [box.scrollWidth > box.clientWidth, "
+        "box.previousElementSibling.offsetHeight > 0, getComputedStyle(box).backgroundAttachment])"
+    )
+    assert all(cut == told and "local" in shadow for cut, told, shadow in tables)
+    assert complete.run("innerWidth") > PHONE or sum(cut for cut, _, _ in tables) >= 4
+    assert complete.run("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_letters_in_pictures_are_legible(complete: Browser) -> None:
+    """Letters of directions and numbers of classes are at least 10 pixels high, as small print is."""
+    widths = complete.run("[...document.querySelectorAll('.cuts img')].map((image) => image.offsetWidth)")
+    assert len(widths) > 20
+    assert min(widths) * LETTER_SIZE / 72 / SIDE >= 10

@@ -198,7 +198,7 @@ def _intensity_chart(fingerprint: Fingerprint) -> Picture | None:
         axes.spines["left"].set_visible(False)
         axes.set_ylabel(shortened(channel.name, 12), rotation=0, ha="right", va="center", color=INK)
     handles, names = rows[0].get_legend_handles_labels()
-    figure.legend(handles, names, frameon=False, fontsize=8.5, ncols=3, loc="outside upper center", handlelength=1.3)
+    figure.legend(handles, names, frameon=False, fontsize=9, ncols=3, loc="outside upper center", handlelength=1.3)
     alt = "; ".join(f"{channel.name} median {channel.median:.4g}" for channel in channels)
     return Picture(as_svg(figure), alt=f"Intensities in the foreground: {alt}", title="Intensities in the foreground")
 

@@ -86,6 +86,8 @@ def _cut(volume: CaseVolume, axis: int, title: str, letters: tuple[str, ...], in
 
 SIDE = 3.4
 """inches of the longer side of a picture"""
+LETTER_SIZE = 12
+"""points, of letters and numbers: legible also where three pictures are side by side on a tablet"""
 DPI = 160
 MAX_ASPECT_RATIO = 2.5
 """of the sides; a longer image keeps its proportions and gets black borders"""
@@ -202,7 +204,7 @@ def _draw(cut: Cut, values: Sequence[int], prediction_only: str | None = None) -
     if cut.volume and 1 < len(values) <= MAX_NUMBERED:
         _numbers(axes, cut.reference, values)
     for letter, place in zip(cut.letters, LETTER_PLACES, strict=False):
-        figure.text(*place, letter, color="white", fontsize=8, ha="center", va="center", path_effects=HALO)
+        figure.text(*place, letter, color="white", fontsize=LETTER_SIZE, ha="center", va="center", path_effects=HALO)
     return as_bitmap(figure, DPI)
 
 
@@ -234,7 +236,7 @@ def _numbers(axes: Axes, reference: np.ndarray, values: Sequence[int]) -> None:
             rows[nearest],
             str(number),
             color="white",
-            fontsize=9,
+            fontsize=LETTER_SIZE,
             ha="center",
             va="center",
             path_effects=HALO,

@@ -18,11 +18,11 @@ def candidates_table(selection: Selection) -> ReportTable:
             interval_text(candidate.interval, 4),
             number(candidate.behind, 4),
             number(candidate.noise, 4),
-            "chosen" if candidate.configurations == selection.chosen else "",
+            "chosen" if candidate.configurations == selection.chosen else "not chosen",
         ]
         for candidate in selection.compared
     ]
-    head = ["candidate", "mean Dice", "95 % interval", "below the best", "standard error of that", ""]
+    head = ["candidate", "mean Dice", "95 % interval", "below the best", "standard error of that", "decision"]
     notes = [selection.rule.rstrip(".")] if selection.rule and len(rows) > 1 else []
     return ReportTable(head, rows, numeric=(1, 2, 3, 4), notes=notes)
 
@@ -35,11 +35,11 @@ def postprocessing_table(selection: Selection) -> ReportTable:
             DASH if trial.step is None else f"keep {trial.step}",
             DASH if trial.gain is None else f"{trial.gain:+.4f}",
             number(trial.noise, 4),
-            "used" if trial.kept else "",
+            "used" if trial.kept else "not used",
         ]
         for trial in selection.postprocessing_trials
     ]
-    head = ["components of", "best step on all cases", "gain in mean Dice, held out", "standard error", ""]
+    head = ["components of", "best step on all cases", "gain in mean Dice, held out", "standard error", "decision"]
     return ReportTable(head, rows, numeric=(2, 3))
 
 
@@ -79,7 +79,7 @@ def reliability_diagram(calibration: TemperatureScaling) -> Picture | None:
     axes.set_xlim(max(0.0, lowest - 0.05), 1.02)
     axes.set_ylim(max(0.0, lowest - 0.05), 1.02)
     axes.set_ylabel("share of correct voxels")
-    axes.legend(frameon=False, fontsize=8.5)
+    axes.legend(frameon=False, fontsize=9)
     counts.set_ylabel("share of\nall voxels")
     counts.set_yscale("log")
     counts.set_xlabel("confidence: probability of the predicted class")

@@ -1,5 +1,5 @@
 "use strict";
-/* Headings of sortable tables become buttons; what is undefined stays below. */
+/* Headings of sortable tables become buttons; what is undefined stays below. Tables that are cut say so. */
 (() => {
   const said = document.getElementById("sorted");
   const collator = new Intl.Collator(document.documentElement.lang, { numeric: true, sensitivity: "base" });
@@ -35,6 +35,11 @@
       heading.append(button);
       button.addEventListener("click", () => sort(table, heading, column));
     });
+
+  const cut = new ResizeObserver((seen) => {
+    for (const { target } of seen) target.previousElementSibling.hidden = target.scrollWidth <= target.clientWidth;
+  });
+  for (const box of document.querySelectorAll(".scroll")) cut.observe(box);
 
   /* A link into a closed part opens it, and paper shows every part. */
   const closed = () => [...document.querySelectorAll("details:not([open])")];

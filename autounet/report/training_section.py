@@ -38,7 +38,7 @@ def plan_table(configurations: Mapping[str, Configuration], runs: Sequence[RunRe
         "measured memory of training": lambda name, item: format_size(peaks[name]) if peaks[name] else DASH,
     }
     rows = [[title, *(line(name, item) for name, item in configurations.items())] for title, line in lines.items()]
-    return ReportTable(["", *configurations], rows)
+    return ReportTable(["property", *configurations], rows)
 
 
 def training_table(runs: Sequence[RunRecord]) -> ReportTable:
@@ -117,7 +117,7 @@ def _curves(runs: Sequence[RunRecord], curves: Sequence[Sequence[tuple[int, floa
         ends.append(f"{fold_title(run.fold)} ends at {values[-1]:.3f}")
     axes.set_xlabel("training step")
     axes.set_ylabel(label)
-    axes.legend(frameon=False, fontsize=8, ncols=2 if len(runs) > 3 else 1)
+    axes.legend(frameon=False, fontsize=9, ncols=2 if len(runs) > 3 else 1)
     alt = f"{label} of {runs[0].configuration_name}: {'; '.join(ends)}"
     return Picture(as_svg(figure), alt=alt, title=label.capitalize())
 
@@ -142,7 +142,7 @@ def _speed_chart(runs: Sequence[RunRecord]) -> Picture:
     )  # fmt: skip
     axes.set_xticks(places, [fold_title(run.fold) for run in runs])
     axes.set_ylabel(f"mean time per step ({unit})")
-    figure.legend(frameon=False, fontsize=8.5, ncols=2, loc="outside upper right")
+    figure.legend(frameon=False, fontsize=9, ncols=2, loc="outside upper right")
     values = (
         f"{fold_title(run.fold)} {step:.3g} s, {wait:.2g} s of it waiting for data"
         for run, step, wait in zip(runs, steps, waits, strict=True)
