@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from ..losses import Batch, Loss, even_weight
 from ..nets import FAMILIES
+from ..ops.device import peak_resident
 from ..schema.errors import AutoUNetError, OutOfMemory
 from ..schema.labels import Labels, TargetKind, planned_targets, targets_of
 from ..schema.options import TrainOptions
@@ -164,18 +163,6 @@ def take_steps(probe: MemoryProbe, device: torch.device) -> torch.nn.Module:
             torch.cuda.synchronize(device)
         del average
     return model
-
-
-def peak_resident() -> int:
-    """Bytes that this process had resident at most: VmHWM in /proc, elsewhere what `getrusage` says."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
-    return 1024 * next(int(each.split()[1]) for each in lines if each.startswith("VmHWM:"))
 
 
 SAMPLES = 2

@@ -99,11 +99,21 @@ def peak_memory(device: torch.device) -> int | None:
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if device.type != "cpu":
-        return None
+    return peak_resident() if device.type == "cpu" else None
+
+
+def peak_resident() -> int:
+    """Bytes that this process had resident at most: VmHWM in /proc, else what Windows or `getrusage` count.
+
+    Not `getrusage` on Linux: there a process begins with the peak of the one that started it.
+    """
+    if sys.platform == "win32":  # which has no module `resource`
+        return int(psutil.Process().memory_info().peak_wset)
     try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
         import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+    return 1024 * next(int(each.split()[1]) for each in lines if each.startswith("VmHWM:"))
