@@ -16,8 +16,8 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(INSTALLED)
-	$(BIN)/ruff check autounet tests benchmarks docs
-	$(BIN)/ruff format --check autounet tests benchmarks docs
+	$(BIN)/ruff check autounet tests benchmarks docs setup.py
+	$(BIN)/ruff format --check autounet tests benchmarks docs setup.py
 	$(BIN)/mypy autounet
 
 # --strict: a broken link ends it
