@@ -1,6 +1,6 @@
-"""Whether two commits make the same plans, and predict the same bytes: what a change of structure must not change.
+"""Whether two commits make the same plans and predict the same bytes in the same time, as after a change of structure.
 
-    python benchmarks/same_results.py --before 2fa19ae --data DATA --work FOLDER [--only plans | --only predictions]
+    python benchmarks/same_results.py --before 2fa19ae --data DATA --work FOLDER [--only plans|predictions|speed]
 
 Plans: `autounet plan` by both commits, for six data sets, without a preset and with each of the four. Both get the
 device profile that the earlier commit measured first, because a profile holds times. Compared are all fields that the
@@ -10,7 +10,9 @@ Predictions: the earlier commit trains four tiny models (2d and 3-D; regions; th
 both commits predict with the same model folders, with maps, without mirroring, from one configuration, and as
 ensembles. Compared is every byte of every file, unpacked where it is gzip.
 
-Exit code 1 when anything differs. Runs on the CPU, with one thread.
+Speed: the stages on Task04 and on the tiny data set, by both commits in turns, `REPEAT` times; medians.
+
+Exit code 1 when a plan or a prediction differs. Runs on the CPU, with one thread.
 """
 
 from __future__ import annotations
@@ -27,13 +29,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from known_sets import JOBS
-from measuring import REPOSITORY, CommandFailed, commit, machine, public_command, run, table, write_results
+from measuring import REPOSITORY, CommandFailed, commit, machine, median, public_command, run, table, write_results
 
 log = logging.getLogger("benchmark")
 
 PRESETS = ("", "nnunet", "residual-m", "residual-l", "residual-xl")
 TIMES = ("predicted_step_seconds", "predicted_steps", "predicted_validation_seconds")
 SETS = {name: (JOBS[name].data, JOBS[name].options) for name in ("task04", "isbi", "drive", "brats", "acdc", "openkbp")}
+REPEAT = 3
 TRAIN = ("--device", "cpu", "--folds", "0,1", "--iterations", "8", "--memory", "500MB", "--workers", "1")
 
 
@@ -44,12 +47,12 @@ class Checkout:
     folder: Path
     work: Path
 
-    def autounet(self, name: str, *words: str | Path) -> None:
-        """Raises CommandFailed; the output goes to `work/NAME.log`."""
+    def autounet(self, name: str, *words: str | Path) -> float:
+        """Seconds that it took. Raises CommandFailed; the output goes to `work/NAME.log`."""
         environment = {"PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "autounet", *words]
         log.info("%s: autounet %s", self.work.name, public_command(words))
-        run(command, self.work / f"{name}.log", environment)
+        return run(command, self.work / f"{name}.log", environment).seconds
 
 
 def main() -> int:
@@ -58,7 +61,7 @@ def main() -> int:
     parser.add_argument("--before", required=True, help="the earlier commit")
     parser.add_argument("--data", type=Path, required=True, help="the folder of the public data sets")
     parser.add_argument("--work", type=Path, required=True, help="finished commands found here are not run again")
-    parser.add_argument("--only", choices=("plans", "predictions"))
+    parser.add_argument("--only", choices=("plans", "predictions", "speed"))
     parser.add_argument("--set", action="append", choices=SETS, help="plan these sets alone")
     parser.add_argument("--results", type=Path, help="write the table into this folder")
     arguments = parser.parse_args()
@@ -67,11 +70,14 @@ def main() -> int:
     after = Checkout(REPOSITORY, work / "after")
 
     rows: list[list[str]] = []
-    if arguments.only != "predictions":
+    if arguments.only in (None, "plans"):
         rows += compare_plans(before, after, arguments.data.resolve(), arguments.set or list(SETS))
-    if arguments.only != "plans":
+    if arguments.only in (None, "predictions"):
         rows += compare_predictions(before, after, arguments.data.resolve())
-    text = table(["what", "compared", "different"], rows)
+    text = table(["what", "compared", "different"], rows) if rows else ""
+    if arguments.only in (None, "speed"):
+        speeds = compare_speed(before, after, arguments.data.resolve())
+        text += "\n" + table(["stage", arguments.before, "now", "now / before"], speeds)
     print(text)
     if arguments.results:
         command = public_command(["python", "benchmarks/same_results.py", *sys.argv[1:]])
@@ -164,6 +170,37 @@ def compare_predictions(before: Checkout, after: Checkout, data: Path) -> Iterat
         for checkout in (before, after):
             predict(checkout, name, trained / "model", new)
         yield compared_files(name, before.work / "predictions" / name, after.work / "predictions" / name)
+
+
+def compare_speed(before: Checkout, after: Checkout, data: Path) -> list[list[str]]:
+    """Seconds of the whole commands: median, fastest and slowest."""
+    training, images = few_hippocampi(data / "Task04_Hippocampus", before.work.parent / "inputs")
+    seconds: dict[str, dict[Checkout, list[float]]] = {}
+    for _ in range(REPEAT):
+        for checkout in (before, after):
+            for stage, took in stage_seconds(checkout, data / "Task04_Hippocampus", training, images):
+                seconds.setdefault(stage, {}).setdefault(checkout, []).append(took)
+    rows = []
+    for stage, both in seconds.items():
+        old, new = (both[checkout] for checkout in (before, after))
+        shown = [f"{median(each):.2f} s ({min(each):.2f}-{max(each):.2f})" for each in (old, new)]
+        rows.append([stage, *shown, f"{median(new) / median(old):.2f}"])
+    return rows
+
+
+def stage_seconds(checkout: Checkout, large: Path, small: Path, images: Path) -> Iterator[tuple[str, float]]:
+    out = checkout.work / "speed"
+    shutil.rmtree(out, ignore_errors=True)
+    for stage in ("fingerprint", "plan", "preprocess"):
+        common = (large, "--out", out / "large", "--preset", "nnunet", "--memory", "8GB", "--device", "cpu")
+        yield f"{stage} of Task04", checkout.autounet(f"speed_{stage}", stage, *common, "--iterations", "1000")
+    options = (*TRAIN, "--configurations", "3d_fullres")
+    yield (
+        "train and validate two folds",
+        checkout.autounet("speed_train", "run", small, "--out", out / "small", *options),
+    )
+    words = ("predict", out / "small" / "model", images, "--out", out / "predicted", "--device", "cpu")
+    yield "predict an image", checkout.autounet("speed_predict", *words)
 
 
 def few_hippocampi(source: Path, inputs: Path) -> tuple[Path, Path]:
