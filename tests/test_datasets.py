@@ -274,7 +274,6 @@ def test_bad_descriptions(tmp_path: Path, content: str) -> None:
     ("options", "message"),
     [
         (DataOptions(kinds={"T9": "ct"}), "--kind names the unknown channel T9. The channels are MRI"),
-        (DataOptions(kinds={"MRI": "xray"}), "Kinds are ct, mri, photo, other"),
         (DataOptions(classes={"a": 1, "b": 1}), "gives the value 1 two names"),
         (DataOptions(regions={"a": (1,), "liver": (2,)}), "same name"),
         (DataOptions(label="/etc/*"), "relative to"),

@@ -137,7 +137,7 @@ def test_a_network_that_changed_on_the_way_is_refused(
 
 
 def test_options_that_do_not_fit_are_refused(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OptionError, match="known are onnx, torch"):
+    with pytest.raises(OptionError, match=r"--format tensorrt is unknown. Choose one of onnx, torch, bundle"):
         export_model(model, tmp_path / "out", "tensorrt")
     with pytest.raises(ModelError, match="no configuration 2d; it has 3d_fullres"):
         export_model(model, tmp_path / "out", "torch", "2d")

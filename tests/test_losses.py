@@ -130,7 +130,7 @@ def test_nearest_is_torchs_nearest_exact(old, new):
 
 
 def test_refusals():
-    with pytest.raises(OptionError, match="no loss 'unknown'"):
+    with pytest.raises(OptionError, match=r"--loss unknown is unknown. Choose one of dice_ce"):
         build_loss("unknown", classes(2), False, 1)
     with pytest.raises(OptionError, match="at least one class"):
         build_loss("dice_ce", classes(1), False, 1)

@@ -227,7 +227,7 @@ def test_names_of_metrics() -> None:
     assert chosen_metrics(["default"]) == DEFAULT_METRICS
     assert chosen_metrics(["assd"]) == ("dice", "assd")
     assert chosen_metrics(["all"]) == tuple(METRICS) == METRIC_NAMES == chosen_metrics(["default", *METRICS])
-    with pytest.raises(OptionError, match=r"there is no metric 'surface'\. Choose some of dice"):
+    with pytest.raises(OptionError, match=r"--metrics surface is unknown\. Choose one of dice"):
         chosen_metrics(["surface"])
 
 

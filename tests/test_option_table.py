@@ -14,16 +14,26 @@ from hypothesis import strategies as st
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from autounet.cli.app import app
+from autounet.api import evaluate, load
+from autounet.cli.app import app, main
 from autounet.cli.command_options import options_of
 from autounet.losses import LOSSES
 from autounet.nets import FAMILIES
 from autounet.planning import CONFIGURATIONS, PRESETS
 from autounet.schema import option_table
-from autounet.schema.errors import OptionError
+from autounet.schema.dataset import ChannelKind
+from autounet.schema.errors import OptionError, UsageError
 from autounet.schema.metrics import METRIC_NAMES, chosen_metrics
 from autounet.schema.option_table import RUN_OPTIONS, Option, run_command, run_options
-from autounet.schema.options import DataOptions, RunOptions, StartingWeights, with_stored
+from autounet.schema.options import (
+    FAMILY_NAMES,
+    KINDS,
+    LOSS_NAMES,
+    DataOptions,
+    RunOptions,
+    StartingWeights,
+    with_stored,
+)
 from autounet.schema.quantities import parse_size, parse_time, write_size, write_time
 
 COMMANDS = get_command(app).commands
@@ -67,9 +77,24 @@ def _recorded() -> list[Option]:
     return [option for option in RUN_OPTIONS if option.field is not None]
 
 
+CHECKED: dict[str, st.SearchStrategy[Any]] = {
+    "family": st.sampled_from(FAMILY_NAMES),
+    "loss": st.sampled_from(LOSS_NAMES),
+    "configurations": st.lists(st.sampled_from(CONFIGURATIONS), min_size=1).map(tuple) | st.just(("auto",)),
+    "folds": st.sampled_from(("all", "full"))
+    | st.lists(INTEGERS, min_size=1).map(lambda each: ",".join(map(str, each))),
+    "device": st.sampled_from(("auto", "cpu", "cuda", "cuda:1", "mps")),
+    "data.kinds": _pairs(st.sampled_from(KINDS)),
+    "data.group": TEXTS.map(lambda text: f"({re.escape(text)})"),
+}
+"""values of options whose names are checked"""
+
+
 def _strategy(option: Option) -> st.SearchStrategy[Any]:
     """Values of an option; those of the record's field where it lists them."""
     assert option.field is not None
+    if option.field in CHECKED:
+        return CHECKED[option.field]
     holder, _, field = option.field.rpartition(".")
     annotation = (DataOptions if holder else RunOptions).model_fields[field].annotation
     choices = [value for part in get_args(annotation) for value in get_args(part) if isinstance(value, str)]
@@ -139,14 +164,77 @@ def test_options_that_exclude_each_other_and_those_taken_back(tmp_path: Path) ->
         (["--channel", "T1"], "--channel: 'T1' is not of the form NAME=VALUE"),
         (["--class", "a=1", "--class", "b=1"], "--class: two classes have the same value"),
         (["--region", "a=1,x"], "--region: '1,x' is not a whole number or a list of them"),
-        (["--frames", "both"], "--frames both: Input should be 'channels' or 'time'"),
-        (["--preset", "best"], "--preset best: Input should be 'nnunet'"),
+        (["--frames", "both"], "--frames both is unknown. Choose one of channels, time"),
+        (["--preset", "residual_m"], "--preset residual_m is unknown. Did you mean residual-m? Choose one of nnunet"),
+        (["--family", "Unet"], "--family Unet is unknown. Did you mean unet3d? Choose one of plain, residual"),
+        (["--loss", "dice_cee"], "--loss dice_cee is unknown. Did you mean dice_ce? Choose one of dice_ce, dice"),
+        (["--configurations", "2d,3d_full_res"], "--configurations 3d_full_res is unknown. Did you mean 3d_fullres?"),
+        (["--configurations", "auto,2d"], "--configurations auto stands for all"),
+        (["--folds", "some"], "--folds some names no folds"),
+        (["--device", "gpu"], "--device gpu is unknown. Did you mean cpu?"),
+        (["--device", "cuda:one"], "--device cuda:one is unknown. Did you mean cuda?"),
+        (["--kind", "T1=MR"], "--kind T1: mr is unknown. Did you mean mri? Choose one of ct, mri, photo, other"),
+        (["--group", "(a"], "--group '(a' is not a regular expression"),
+        (["--group", "a"], "--group 'a' has no group"),
+        (["--track", "wanddb"], "--track wanddb is unknown. Did you mean wandb?"),
+        (["--metrics", "dice,hd59"], "--metrics hd59 is unknown. Did you mean hd95?"),
+        (["--workers", "-1"], "--workers -1: Input should be greater than or equal to 0"),
     ],
 )
 def test_a_value_that_cannot_be_read_is_named_with_its_option(words: list[str], message: str) -> None:
-    with pytest.raises(OptionError) as caught:
+    with pytest.raises(UsageError) as caught:
         parsed(["data", "--out", "out", *words])
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "absent", "--out", "new", "--family", "unetr"], "--family unetr is unknown"),
+        (["plan", "absent", "--out", "new", "--memory", "much"], "--memory: 'much' is not a size"),
+        (["check", "absent", "--kind", "T1=xray"], "--kind T1: xray is unknown"),
+        (["evaluate", "absent", "absent", "--metrics", "surface"], "--metrics surface is unknown"),
+        (["predict", "absent", "absent", "--out", "new", "--device", "cuda:0,gpu"], "--device gpu is unknown"),
+        (["predict", "absent", "absent", "--out", "new", "--format", "dicomseg"], "Did you mean dicom-seg?"),
+        (["predict", "absent", "absent", "--out", "new", "--average", "logit"], "Did you mean logits?"),
+        (["submit", "absent", "absent", "--out", "new", "--template", "decathlons"], "Did you mean decathlon?"),
+        (["export", "absent", "--out", "new", "--format", "onxx"], "Did you mean onnx?"),
+        (["compare", "absent", "--with", "absent", "--metric", "dise"], "Did you mean dice?"),
+        (
+            ["run", "absent", "--out", "new", "--preset", "nnunet", "--family", "swin"],
+            "has networks of the family plain",
+        ),
+    ],
+)
+def test_options_are_checked_before_any_file_and_end_with_2(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["autounet", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_are_checked_in_python_too() -> None:
+    for make, message in (
+        (lambda: RunOptions(family="unetr"), "--family unetr is unknown"),
+        (lambda: RunOptions(preset="nnunett"), "Did you mean nnunet?"),  # type: ignore[arg-type]
+        (lambda: DataOptions(kinds={"T1": "xray"}), "--kind T1: xray is unknown"),
+        (lambda: load("absent", "gpu"), "--device gpu is unknown"),
+        (lambda: load("absent", average="logit"), "Did you mean logits?"),  # type: ignore[arg-type]
+        (lambda: evaluate("absent", "absent", metrics=["dise"]), "Did you mean dice?"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(message)):
+            make()
+
+
+def test_names_that_are_checked_are_those_there_are() -> None:
+    assert set(FAMILY_NAMES) == set(FAMILIES)
+    assert set(LOSS_NAMES) == set(LOSSES)
+    assert set(KINDS) == set(ChannelKind)
 
 
 @given(st.integers(1, 2**60), st.floats(1e-6, 1e12))

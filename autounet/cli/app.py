@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from ..schema.errors import AutoUNetError
+from ..schema.errors import AutoUNetError, UsageError
 from ..workers import wait_politely
 from .command_options import add_command, root_signature
 from .data_commands import add_data_commands
@@ -38,10 +38,9 @@ def status(out: Path, json: bool, watch: bool) -> None:
 def compare(out: Path, with_: Path | None, metric: str, test: Path | None, json: bool) -> None:
     """Show this run's cross-validation beside published results with their sources, or beside another run."""
     from ..report import comparison as comparing
-    from ..schema.errors import OptionError
 
     if test and with_:
-        raise OptionError(
+        raise UsageError(
             "--test compares with published results on a test set, --with with another run", "Give one of them"
         )
     if with_:
@@ -103,13 +102,18 @@ app = _make_app()
 
 
 def main() -> None:
-    """Entry point: a user's mistake ends with its message and exit code 1, never with a traceback."""
+    """Entry point: a user's mistake ends with its message and exit code 1, never with a traceback.
+
+    Options that are wrong by themselves end with exit code 2, as typer's own do.
+    """
     wait_politely()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names of files that are no text are shown, and end no command
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
+    except UsageError as error:
+        _end(str(error), 2)
     except AutoUNetError as error:
         _end(str(error))
     except RuntimeError as error:
@@ -127,9 +131,9 @@ def main() -> None:
         sys.exit(130)
 
 
-def _end(message: str) -> None:
+def _end(message: str, code: int = 1) -> None:
     typer.echo(f"Error: {message}", err=True)
-    sys.exit(1)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

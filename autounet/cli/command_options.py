@@ -12,18 +12,39 @@ from typing import Annotated, Any, Optional, get_args
 
 import typer
 
-from ..schema.errors import OptionError
+from ..schema.errors import unknown_name
 from ..schema.option_table import INTEGER, PATH, RUN_OPTIONS, SWITCH, TEXT, TIME, Notation, Option, Panel, run_options
 from ..schema.quantities import parse_integers, parse_numbers
 
 
-def _average(text: str) -> str:
-    if text not in ("probabilities", "logits"):
-        raise OptionError(f"'{text}' is not a quantity that can be averaged", "Give probabilities or logits")
+def _one_of(option: str, *names: str) -> Notation:
+    def read(text: str) -> str:
+        if text not in names:
+            raise unknown_name(option, text, names)
+        return text
+
+    return Notation(read)
+
+
+def _template(text: str) -> str:
+    name, forms = text.partition(":")[0], ("files", "decathlon", "grand-challenge")
+    if "{" not in text and name not in forms:
+        raise unknown_name("--template", name, forms, ", or give a pattern such as '{case}_segmentation.nii.gz'")
     return text
 
 
-AVERAGE = Notation(_average)
+def _device(several: bool) -> Notation:
+    def read(text: str) -> str:
+        from ..schema.options import require_device
+
+        require_device(text, several)
+        return text
+
+    return Notation(read)
+
+
+AVERAGE = _one_of("--average", "probabilities", "logits")
+TEMPLATE = Notation(_template)
 FOLDS = Notation(lambda text: None if text == "all" else parse_integers(text))
 NUMBER = Notation(type=float)
 NUMBERS = Notation(parse_numbers)
@@ -69,9 +90,9 @@ MODEL_OPTIONS: tuple[Option, ...] = (
     Option("--model", "MODEL", "Data", ("evaluate",), "Take the classes and regions from this packed model", PATH),
     Option("--time", "TIME", "Training", ("demo",), "Time for the whole run", TIME, default="3m"),
     Option("--device", "NAME", "Device", ("predict",), "auto, cpu, cuda, cuda:1 or mps. Several share the cases: "
-           "cuda:0,cuda:1 or cuda:all", TEXT, default="auto"),
-    Option("--device", "NAME", "Device", ("submit", "calibrate"), "auto, cpu, cuda, cuda:1 or mps", TEXT,
-           default="auto"),
+           "cuda:0,cuda:1 or cuda:all", _device(several=True), default="auto"),
+    Option("--device", "NAME", "Device", ("submit", "calibrate"), "auto, cpu, cuda, cuda:1 or mps",
+           _device(several=False), default="auto"),
     # options that say what is written, and where
     Option("--out", "FOLDER", "Output", ("demo",), "Output folder", PATH, default=Path("demo-output")),
     Option("--out", "FOLDER", "Output", ("predict", "ensemble"), "Folder for the segmentations", PATH, required=True),
@@ -84,13 +105,13 @@ MODEL_OPTIONS: tuple[Option, ...] = (
     Option("--fix", "", "Output", ("check",), "Write a repaired copy of the data into the new folder --out", SWITCH),
     Option("--out", "FOLDER", "Output", ("check",), "New folder for --fix", PATH),
     Option("--format", "NAME", "Output", ("predict",), "dicom-seg: write DICOM segmentation objects, where INPUT is "
-           "DICOM", TEXT),
+           "DICOM", _one_of("--format", "dicom-seg")),
     Option("--format", "NAME", "Output", ("export",), "bundle, onnx (needs the extra onnx) or torch (torch.export)",
-           TEXT, required=True),
+           _one_of("--format", "bundle", "onnx", "torch"), required=True),
     Option("--licence", "NAME", "Output", ("export",), "With --format bundle: licence of the weights, for the model "
            "card", TEXT),
     Option("--template", "NAME", "Output", ("submit",), "Names of the files in the zip: files, decathlon[:TASK], "
-           "grand-challenge[:SLUG], or a pattern such as '{case}_seg.nii.gz'", TEXT, default="files"),
+           "grand-challenge[:SLUG], or a pattern such as '{case}_seg.nii.gz'", TEMPLATE, default="files"),
     Option("--probabilities", "", "Output", ("predict", "ensemble"), "Also write the probabilities; classes.json has "
            "the order of the classes", SWITCH),
     Option("--uncertainty", "", "Output", ("predict",), "Also write maps of the entropy and of the disagreement "

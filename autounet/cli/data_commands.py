@@ -61,11 +61,11 @@ def demo(out: Path, time: float) -> None:
 
 def check(data: Path, fix: bool, out: Path | None, json: bool, options: RunOptions) -> None:
     """Show what was understood of the data and every defect at once; exit code 1 if any is fatal."""
-    from ..schema.errors import OptionError
+    from ..schema.errors import UsageError
     from ..workflow.dataset_stage import check_data, fix_data, has_fatal, result_lines
 
     if fix != (out is not None):
-        raise OptionError("--fix and --out go together", "Give --out NEW, the folder that repaired data are written to")
+        raise UsageError("--fix and --out go together", "Give --out NEW, the folder that repaired data are written to")
     found = fix_data(data, options.data, out) if out else check_data(data, options.data)
     typer.echo(json_format.dumps(found.model_dump(mode="json"), indent=1) if json else "\n".join(result_lines(found)))
     if has_fatal(found):

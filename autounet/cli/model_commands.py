@@ -125,11 +125,11 @@ def export(
     licence: str | None,
 ) -> None:
     """Write a model as one file to give away, or its networks for programs without autounet, checked against torch."""
-    from ..schema.errors import OptionError
+    from ..schema.errors import UsageError
 
     if format_ == "bundle":
         if configuration or folds:
-            raise OptionError(
+            raise UsageError(
                 "--configuration and --folds are for networks alone", "Leave them out with --format bundle"
             )
         from ..inference.bundle import export_bundle
@@ -138,7 +138,7 @@ def export(
         typer.echo(f"exported: {out}, licence: {card.licence}")
         return
     if licence:
-        raise OptionError("--licence is written into the model card of --format bundle", "Leave it out")
+        raise UsageError("--licence is written into the model card of --format bundle", "Leave it out")
     from ..interop.export_networks import export_model
 
     exported = export_model(model, out, format_, configuration, folds)

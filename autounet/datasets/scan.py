@@ -42,11 +42,17 @@ def find_channels(
     if len(names) == 1 and count == 3 and photo:
         unknown -= {*names, "red", "green", "blue"}
         common = options.kinds.get(names[0], "photo")
-        found = [Channel(name=name, kind=_kind(options.kinds.get(name, common))) for name in ("red", "green", "blue")]
+        found = [
+            Channel(name=name, kind=ChannelKind(options.kinds.get(name, common).lower()))
+            for name in ("red", "green", "blue")
+        ]
     elif len(names) == count:
         unknown -= set(names)
         found = [
-            Channel(name=name, kind=_kind(options.kinds[name]) if name in options.kinds else _kind_by_name(name))
+            Channel(
+                name=name,
+                kind=ChannelKind(options.kinds[name].lower()) if name in options.kinds else _kind_by_name(name),
+            )
             for name in names
         ]
     else:
@@ -82,13 +88,6 @@ def _count_channels(root: Path, cases: Sequence[Case]) -> tuple[int, bool]:
     if not counts:
         raise DataError.of(findings)
     return max(counts, key=lambda count: (counts[count], count)), picture
-
-
-def _kind(word: str) -> ChannelKind:
-    try:
-        return ChannelKind(word.lower())
-    except ValueError:
-        raise OptionError(f"--kind {word!r} is unknown", f"Kinds are {', '.join(ChannelKind)}") from None
 
 
 def _kind_by_name(name: str) -> ChannelKind:

@@ -199,15 +199,31 @@ def nnunet_folds(identifiers: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(names[index] for index in sorted(part)) for part in np.array_split(indices, NNUNET_FOLDS))
 
 
-def _from_file(path: Path, identifiers: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """`{"folds": [[case, ...], ...]}` or nnU-Net's splits_final.json `[{"train": [...], "val": [...]}, ...]`."""
+def read_folds(path: Path) -> list[list[str]]:
+    """`{"folds": [[case, ...], ...]}` or nnU-Net's splits_final.json `[{"train": [...], "val": [...]}, ...]`.
+
+    Raises OptionError.
+    """
     if not path.is_file():
         raise OptionError(f"--splits {path}: there is no such file", "Give nnunet, or a JSON file with the folds")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise OptionError(f"--splits {path} is not readable JSON: {error}", "Correct it") from None
-    folds = _fold_lists(content, path)
+    if isinstance(content, dict):
+        content = content.get("folds")
+    if isinstance(content, list) and content:
+        folds: list[Any] = [entry.get("val") if isinstance(entry, dict) else entry for entry in content]
+        if all(isinstance(fold, list) and all(isinstance(name, str) for name in fold) for fold in folds):
+            return folds
+    raise OptionError(
+        f"--splits {path} holds no folds", 'Write {"folds": [[case, ...], ...]}, or give nnU-Net\'s splits_final.json'
+    )
+
+
+def _from_file(path: Path, identifiers: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """The folds of a file, each case in one of them. Raises OptionError."""
+    folds = read_folds(path)
     flat = [name for fold in folds for name in fold]
     problems = {
         "are no cases of the data set": sorted(set(flat) - set(identifiers)),
@@ -222,15 +238,3 @@ def _from_file(path: Path, identifiers: Sequence[str]) -> tuple[tuple[str, ...],
     if len(folds) < 2 or not all(folds):
         raise OptionError(f"--splits {path} has fewer than two folds with cases", "Give at least two")
     return tuple(tuple(fold) for fold in folds)
-
-
-def _fold_lists(content: Any, path: Path) -> list[list[str]]:
-    if isinstance(content, dict):
-        content = content.get("folds")
-    if isinstance(content, list) and content:
-        folds: list[Any] = [entry.get("val") if isinstance(entry, dict) else entry for entry in content]
-        if all(isinstance(fold, list) and all(isinstance(name, str) for name in fold) for fold in folds):
-            return folds
-    raise OptionError(
-        f"--splits {path} holds no folds", 'Write {"folds": [[case, ...], ...]}, or give nnU-Net\'s splits_final.json'
-    )

@@ -22,7 +22,7 @@ import numpy as np
 from ..inference.bundle import build_models, load_bundle
 from ..nets import FAMILIES
 from ..schema.bundle import ModelBundle
-from ..schema.errors import ModelError, OptionError
+from ..schema.errors import ModelError, OptionError, unknown_name
 from ..schema.labels import targets_of
 from ..schema.plan import Configuration, NetworkSpec, prediction_swap, with_previous_stages
 from ..schema.run import fold_name
@@ -98,7 +98,7 @@ def export_model(
     network that torch cannot export, with torch's own words, or one that gives other logits afterwards.
     """
     if form not in FORMS:
-        raise OptionError(f"--format {form!r} is unknown; known are {', '.join(FORMS)}", "Give one of these")
+        raise unknown_name("--format", form, [*FORMS, "bundle"])
     FORMS[form].require()
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..schema.errors import OptionError
+from ..schema.errors import OptionError, unknown_name
 from ..schema.labels import Labels, overlapping_targets
 from .deep_supervision import Batch, DeepSupervision, Pixelwise
 from .dice_ce import DiceCrossEntropy
@@ -103,7 +103,7 @@ def build_loss(
     Raises OptionError for an unknown name or too few classes.
     """
     if name not in LOSSES:
-        raise OptionError(f"there is no loss {name!r}", f"Choose one of {', '.join(sorted(LOSSES))}")
+        raise unknown_name("--loss", name, LOSSES)
     if labels.count < 2:
         raise OptionError("the labels have no class besides the background", "Give at least one class to segment")
     return DeepSupervision(LOSSES[name](LossSetting(labels, batch_dice, overlapping)), levels)

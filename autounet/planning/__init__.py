@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..schema.plan import CONFIGURATIONS
+from ..schema.options import CONFIGURATIONS
 from .memory import Measure
 from .planner import plan
 from .presets import PRESETS

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..nets import FAMILIES
-from ..schema.errors import OptionError, PlanError
+from ..schema.errors import OptionError, PlanError, unknown_name
 from ..schema.fingerprint import Fingerprint
 from ..schema.labels import Labels, planned_targets, targets_of
-from ..schema.options import PlannerOptions, TrainOptions
-from ..schema.plan import CONFIGURATIONS, Configuration, Plan, Reason, Topic
+from ..schema.options import CONFIGURATIONS, PlannerOptions, TrainOptions
+from ..schema.plan import Configuration, Plan, Reason, Topic
 from ..schema.quantities import format_size
 from ..schema.run import DeviceProfile
 from .configurations import CASCADE, LOWRES, NEEDS_LOWRES, VOLUMES, VolumeSearch, find_volumes, plan_2d
@@ -142,7 +142,7 @@ def _memory(labels: Labels, options: PlannerOptions, measure: Measure | None) ->
 
 def _check_options(fingerprint: Fingerprint, labels: Labels, options: PlannerOptions) -> None:
     if options.family not in FAMILIES:
-        raise OptionError(f"there is no network family {options.family}", f"Choose one of {', '.join(FAMILIES)}")
+        raise unknown_name("--family", options.family, FAMILIES)
     unknown = [name for name in options.configurations or () if name not in CONFIGURATIONS]
     if unknown or options.configurations == ():
         problem = f"there is no configuration {', '.join(unknown)}" if unknown else "no configuration is named"

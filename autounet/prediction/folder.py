@@ -21,7 +21,7 @@ from ..datasets.inputs import refused
 from ..imageio import is_series, output_suffix, read_geometry, suffix, write_labels
 from ..ops.resample import prepared_shape
 from ..preprocessing import CHECK_SPACING, Prepared, enlargement
-from ..schema.errors import AutoUNetError, DataError, OptionError, OutOfMemory
+from ..schema.errors import AutoUNetError, DataError, OptionError, OutOfMemory, unknown_name
 from ..schema.geometry import Geometry
 from ..schema.labels import Labels
 from ..schema.record import digest
@@ -45,9 +45,7 @@ def prediction_path(out: Path, case: InputCase, form: str | None) -> Path:
     if form is None:
         return out / f"{case.identifier}{output_suffix(suffix(case.images[0]))}"
     if form != DICOM_SEG:
-        raise OptionError(
-            f"--format {form} is unknown", f"Write {DICOM_SEG}, or leave it out for the image's own format"
-        )
+        raise unknown_name("--format", form, [DICOM_SEG], ", or leave it out for the image's own format")
     if not is_series(case.images[0]):
         raise OptionError(
             f"--format {form} is for DICOM images, and {case.images[0]} is no folder with a DICOM series",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 
@@ -16,9 +16,10 @@ from ..ops.masks import apply_steps
 from ..preprocessing import Prepared, prepare_case
 from ..schema.bundle import ModelBundle
 from ..schema.dataset import ChannelAvailability
-from ..schema.errors import ModelError, OptionError
+from ..schema.errors import ModelError, OptionError, unknown_name
 from ..schema.geometry import CaseProperties, Geometry
 from ..schema.labels import TargetKind
+from ..schema.options import require_device
 from ..schema.plan import Average, Configuration, prediction_swap, with_previous_stages
 from .one_image import Files, from_array, from_files
 
@@ -73,6 +74,9 @@ class Predictor:
         from ..inference.bundle import build_models, load_bundle
         from ..ops.device import choose_device
 
+        require_device(device)
+        if average is not None and average not in get_args(Average):
+            raise unknown_name("--average", average, get_args(Average))
         self.bundle, folder = load_bundle(Path(model))
         self.device = choose_device(device)
         known = self.bundle.configurations

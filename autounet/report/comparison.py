@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..evaluation import METRICS, compare_models
-from ..schema.errors import DataError, OptionError
+from ..schema.errors import DataError, unknown_name
 from ..schema.metrics import ComparedFigure, Metrics, PairedDifference, PublishedComparison
 from ..store.run_folder import RunFolder
 from .output_records import read_output_records
@@ -75,7 +75,7 @@ def compare_runs(first: Path, second: Path, metric: str) -> tuple[PairedDifferen
     no case or class in common.
     """
     if metric not in METRICS:
-        raise OptionError(f"--metric {metric} is unknown", f"Choose one of {', '.join(METRICS)}")
+        raise unknown_name("--metric", metric, METRICS)
     one, other = (Metrics.load(RunFolder(path).metrics if path.is_dir() else path) for path in (first, second))
     return compare_models(one, other, metric)
 

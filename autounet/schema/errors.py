@@ -3,7 +3,8 @@
 AutoUNetError                 a user's mistake or a limit met; exit code 1, no traceback
 ├── DataError                 something in the data set; carries every finding
 │   └── FileError             one file of it; carries its path
-├── OptionError               options that contradict each other or the data
+├── OptionError               options that contradict the data, the machine or the output folder
+│   └── UsageError            options that are wrong by themselves, told before any file is read; exit code 2
 ├── RecordError               a JSON record that cannot be read or is of another version
 ├── PlanError                 a plan that cannot be made, or an edited plan that cannot hold
 ├── ModelError                a bundle that is damaged, mixed or does not fit the input
@@ -14,7 +15,8 @@ AutoUNetError                 a user's mistake or a limit met; exit code 1, no t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,23 @@ class FileError(DataError):
 
 class OptionError(AutoUNetError):
     pass
+
+
+class UsageError(OptionError):
+    pass
+
+
+def unknown_name(option: str, name: object, known: Iterable[str], others: str = "") -> UsageError:
+    """The error for a name that is none of those `known` for an option, with the nearest one.
+
+    `others` says what may be given besides.
+    """
+    names = list(known)
+    lowered = {each.lower(): each for each in names}
+    near = get_close_matches(str(name).strip().lower(), lowered, 1)
+    meant = f"Did you mean {lowered[near[0]]}? " if near else ""
+    choice = f"Choose one of {', '.join(names)}" if len(names) > 1 else f"The only one is {names[0]}"
+    return UsageError(f"{option} {name} is unknown", f"{meant}{choice}{others}")
 
 
 class RecordError(AutoUNetError):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from .errors import OptionError
+from .errors import unknown_name
 from .record import Part, Record
 from .selection import TemperatureScaling
 
@@ -54,9 +54,7 @@ def chosen_metrics(names: Sequence[str]) -> tuple[str, ...]:
     several = {"default": DEFAULT_METRICS, "all": METRIC_NAMES}
     wanted = {"dice"}.union(*(several.get(name, (name,)) for name in names))
     if unknown := sorted(wanted - set(METRIC_NAMES)):
-        raise OptionError(
-            f"there is no metric '{unknown[0]}'", f"Choose some of {', '.join(METRIC_NAMES)}, or default, or all"
-        )
+        raise unknown_name("--metrics", unknown[0], METRIC_NAMES, ", or default, or all")
     return tuple(name for name in METRIC_NAMES if name in wanted)
 
 

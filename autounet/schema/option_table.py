@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import OptionError
+from .errors import OptionError, UsageError
 from .quantities import (
     parse_integer,
     parse_integers,
@@ -98,7 +98,8 @@ class Option:
         try:
             return self.notation.read(given)
         except OptionError as error:
-            raise OptionError(f"{self.name}: {error.message}", error.remedy) from None
+            message = error.message if error.message.startswith("--") else f"{self.name}: {error.message}"
+            raise UsageError(message, error.remedy) from None
 
     def words(self, value: Any) -> list[str]:
         """The words of the command line that give the value, none for that of an option which is not given."""
@@ -249,7 +250,7 @@ def run_options(given: Iterable[tuple[Option, Any]]) -> RunOptions:
         place = data if holder else values
         if field in place:
             names = " and ".join(each.name for each in RUN_OPTIONS if each.field == option.field)
-            raise OptionError(f"{names} exclude each other", "Give one of them")
+            raise UsageError(f"{names} exclude each other", "Give one of them")
         place[field] = value
     try:
         return RunOptions.model_validate({**values, "data": data})
@@ -258,7 +259,7 @@ def run_options(given: Iterable[tuple[Option, Any]]) -> RunOptions:
         field = ".".join(str(part) for part in problem["loc"])
         name = next((option.name for option in RUN_OPTIONS if option.field == field), field)
         message = f"{name} {problem['input']}: {problem['msg']}"
-        raise OptionError(message, f"autounet run --help explains {name}") from None
+        raise UsageError(message, f"autounet run --help explains {name}") from None
 
 
 def run_command(data: str, out: str, options: RunOptions) -> str:

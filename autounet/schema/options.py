@@ -2,18 +2,97 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from .errors import RecordError
+from .errors import RecordError, UsageError, unknown_name
 from .record import Part, Record
 
 GIB = 1024**3
 
 Preset = Literal["nnunet", "residual-m", "residual-l", "residual-xl"]
 """plans equal to those of nnU-Net 2.8.1: its default planner, and its residual encoder planners"""
+
+
+Track = Literal["tensorboard", "wandb", "mlflow", "none"]
+Frames = Literal["channels", "time"]
+CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
+"""names of all configurations that the planner can make; a previous stage comes before the one that needs it"""
+FAMILY_NAMES = (
+    "plain", "residual", "original", "unet3d", "nested", "attention", "swin", "efficient", "mednext",
+)  # fmt: skip
+LOSS_NAMES = (
+    "dice_ce", "dice", "ce", "bce", "weighted_ce", "topk", "dice_topk", "focal", "dice_focal", "tversky",
+    "focal_tversky",
+)  # fmt: skip
+"""keys of `nets.FAMILIES` and `losses.LOSSES`, which are not loaded to check a name"""
+KINDS = ("ct", "mri", "photo", "other")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def _require_known(option: str, given: object, known: Iterable[str], others: str = "") -> None:
+    if isinstance(given, str) and given not in (names := tuple(known)):
+        raise unknown_name(option, given, names, others)
+
+
+def require_device(given: object, several: bool = False) -> None:
+    """Raises UsageError for what can be no device on any machine; `several`: or devices with commas, or cuda:all."""
+    if not isinstance(given, str) or (several and given == "cuda:all"):
+        return
+    for each in given.split(",") if several else [given]:
+        if re.fullmatch(r"\s*cuda:\d+\s*" if several else r"cuda:\d+", each) is None:
+            _require_known("--device", each.strip() if several else each, DEVICES, ", or a number as in cuda:1")
+
+
+def _require_folds(given: object) -> None:
+    if (
+        isinstance(given, str)
+        and given not in ("all", "full")
+        and re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", given) is None
+    ):
+        raise UsageError(f"--folds {given} names no folds", "Give all, full, or indices such as 0,1")
+
+
+def _require_configurations(given: object) -> None:
+    if not isinstance(given, list | tuple) or list(given) == ["auto"]:
+        return
+    if "auto" in given:
+        raise UsageError("--configurations auto stands for all and takes no other names", "Give auto, or names")
+    for each in given:
+        _require_known("--configurations", each, CONFIGURATIONS, ", or auto")
+
+
+def _require_group(given: object) -> None:
+    if not isinstance(given, str):
+        return
+    try:
+        groups = re.compile(given).groups
+    except re.error as error:
+        raise UsageError(f"--group {given!r} is not a regular expression: {error}", "Correct it") from None
+    if not groups:
+        raise UsageError(f"--group {given!r} has no group", "Write one in parentheses, (...), that matches every case")
+
+
+def _require_kinds(given: object) -> None:
+    for name, kind in given.items() if isinstance(given, Mapping) else ():
+        if isinstance(kind, str):
+            _require_known(f"--kind {name}:", kind.lower(), KINDS)
+
+
+def _check(content: Any, rules: Mapping[str, Callable[[object], None]]) -> Any:
+    for field, rule in rules.items():
+        if isinstance(content, Mapping) and content.get(field) is not None:
+            rule(content[field])
+    return content
+
+
+def _one_of(option: str, known: Iterable[str]) -> Callable[[object], None]:
+    names = tuple(known)
+    return lambda given: _require_known(option, given, names)
 
 
 class DataOptions(Part):
@@ -39,8 +118,21 @@ class DataOptions(Part):
     """absolute path of a JSON file with the colour of each class in the label pictures"""
     missing_channels: bool = False
     """cases may lack files of some channels"""
-    frames: Literal["channels", "time"] | None = None
+    frames: Frames | None = None
     """what the fourth axis of 4-D files is; None: as the files suggest (`datasets/scan.py`)"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names(cls, content: Any) -> Any:
+        """Raises UsageError for a name that there is not."""
+        return _check(content, _DATA_RULES)
+
+
+_DATA_RULES = {
+    "kinds": _require_kinds,
+    "group": _require_group,
+    "frames": _one_of("--frames", get_args(Frames)),
+}
 
 
 class PlannerOptions(Part):
@@ -114,7 +206,8 @@ class RunOptions(Record):
     """`options.json`: every option of `autounet run` as it was given; None means not given.
 
     `schema/option_table.py` says how each is written on the command line. `device`, `workers` and `track` change no
-    result, `metrics` only what is measured, and of `start` the checksum counts, not the path.
+    result, `metrics` only what is measured, and of `start` the checksum counts, not the path. Raises UsageError for a
+    name that there is not.
     """
 
     data: DataOptions = DataOptions()
@@ -142,15 +235,31 @@ class RunOptions(Record):
     """the same weights each time, on the same machine"""
     start: StartingWeights | None = None
     """None: random numbers drawn from the seed"""
-    track: Literal["tensorboard", "wandb", "mlflow", "none"] | None = None
+    track: Track | None = None
     """service that also shows curves and results; none: no more"""
     metrics: tuple[str, ...] | None = None
     """names in metrics.json; None: the default. Others are measured anew, and nothing is trained again"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names(cls, content: Any) -> Any:
+        return _check(content, _RUN_RULES)
 
     @property
     def starts_from(self) -> Literal["model", "encoder", "none"] | None:
         """The kind of weights that training starts from; None: random numbers."""
         return self.start.kind if self.start else None
+
+
+_RUN_RULES = {
+    "configurations": _require_configurations,
+    "family": _one_of("--family", FAMILY_NAMES),
+    "loss": _one_of("--loss", LOSS_NAMES),
+    "preset": _one_of("--preset", get_args(Preset)),
+    "track": _one_of("--track", get_args(Track)),
+    "folds": _require_folds,
+    "device": require_device,
+}
 
 
 def with_stored(given: RunOptions, file: Path) -> RunOptions:

@@ -220,9 +220,6 @@ class Configuration(TrainedConfiguration):
         return content
 
 
-CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
-"""names of all configurations that the planner can make; a previous stage comes before the one that needs it"""
-
 Topic = Literal[
     "orientation", "targets", "spacing", "normalisation", "memory", "configurations", "patch", "batch", "network",
     "dice", "mirroring", "time", "prediction", "precision", "fine-tuning", "replanned",

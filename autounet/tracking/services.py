@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pydantic import JsonValue
 
-from ..schema.errors import OptionError
+from ..schema.errors import OptionError, unknown_name
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -247,7 +247,7 @@ class BackgroundTracker:
 def require_tracker(name: str) -> None:
     """Raises OptionError for an unknown service, and for one whose library is not installed."""
     if name not in TRACKERS:
-        raise OptionError(f"--track {name} is unknown", f"Choose one of {', '.join(TRACKERS)}, or none")
+        raise unknown_name("--track", name, TRACKERS, ", or none")
     library = find_spec(name)
     if library is None or library.origin is None:  # a folder of that name, which wandb creates, is no library
         raise OptionError(f"--track {name} needs the package {name}", "Install it: pip install 'autounet[track]'")

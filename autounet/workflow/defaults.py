@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from ..datasets.splits import read_folds
 from ..nets import FAMILIES
 from ..nets.efficient import STEM_FEATURES
 from ..planning import PRESETS
 from ..schema.dataset import Dataset, Splits
-from ..schema.errors import OptionError
+from ..schema.errors import OptionError, UsageError
+from ..schema.metrics import chosen_metrics
 from ..schema.options import GIB, PlannerOptions, RunOptions, TrainOptions
 from ..schema.plan import Configuration, Plan, with_previous_stages
 from ..schema.run import DeviceProfile
+from ..tracking import NO_TRACKER, require_tracker
 from ..workers import available_cores
 
 EPOCH_STEPS = 250
@@ -115,20 +119,29 @@ def train_options(options: RunOptions, expected_steps: int, dims: int, family: s
 
 
 def check_options(options: RunOptions) -> None:
-    """Raises OptionError for options that contradict each other."""
+    """Raises UsageError for options that contradict each other, OptionError for files and devices that are not there.
+
+    No image has been read then.
+    """
+    if options.metrics:
+        chosen_metrics(options.metrics)
+    if options.track not in (None, NO_TRACKER):
+        require_tracker(str(options.track))
+    if options.data.splits not in (None, "nnunet"):
+        read_folds(Path(options.data.splits))
     if options.preset and options.family not in (None, PRESETS[options.preset].family):
-        raise OptionError(
+        raise UsageError(
             f"--preset {options.preset} has networks of the family {PRESETS[options.preset].family}, not "
             f"{options.family}",
             f"Leave out --family {options.family}, or give another preset",
         )
     if options.starts_from == "encoder" and network_family(options) != PRETRAINED_FAMILY:
-        raise OptionError(
+        raise UsageError(
             f"--pretrained is for --family {PRETRAINED_FAMILY}, not {network_family(options)}",
             f"Give --family {PRETRAINED_FAMILY}, or --pretrained none",
         )
     if options.deterministic and not step_limit(options):
-        raise OptionError(
+        raise UsageError(
             "--deterministic needs a number of steps: a time limit never gives the same steps twice",
             "Give --epochs or --iterations",
         )

@@ -24,7 +24,7 @@ from ..schema.selection import Selection
 from ..store.run_folder import RunFolder
 from ..time_budget.deadline import Deadline, TimeAllotment
 from ..time_budget.run_length import work_of
-from ..tracking import NO_TRACKER, require_tracker, track_run
+from ..tracking import track_run
 from ..tracking.run_tracking import RunTracker
 from ..workers import available_cores
 from .dataset_stage import DataRecords, read_data
@@ -70,12 +70,14 @@ def run_pipeline(data: Path, out: Path, options: RunOptions, until: str = "repor
     deadline = Deadline(options.seconds, folder.clock)
     require_output_folder(folder.path, data)
     with locked(folder.path), _clock(deadline):
+        if until != "fingerprint":
+            _require_known_device(folder, options.device or "auto")
         data_set = read_data(data, folder, options, PlannerOptions(preset=options.preset).orientation, workers)
         if until == "fingerprint":
             return RunOutcome(folder.fingerprint, data_set)
 
         profile = device_profile(folder, options.device or "auto")
-        _check_names(options, len(data_set.splits.folds))
+        parse_folds(options.folds, len(data_set.splits.folds))
         promised = promised_seconds(options, profile)
         if promised and not options.seconds:
             log.info("no time given: a CPU gets %s (say --time, --epochs or --iterations)", format_time(promised))
@@ -190,14 +192,29 @@ def _schedule(maker: PlanMaker, plan: Plan) -> TrainingSchedule:
     return training_schedule(plan, maker.options, data.dataset, data.splits, dimension, maker.deadline.promised)
 
 
-def device_profile(folder: RunFolder, device: str) -> DeviceProfile:
-    """The device, probed once per output folder and device that is asked for."""
+def _require_known_device(folder: RunFolder, device: str) -> None:
+    """Raises OptionError for a device that is neither here nor known to the output folder, before data are read."""
+    if device not in ("auto", "cpu") and _known_profile(folder, device) is None:
+        from ..ops.device import choose_device
+
+        choose_device(device)
+
+
+def _known_profile(folder: RunFolder, device: str) -> DeviceProfile | None:
+    """As probed before, without loading torch."""
     try:
         known = DeviceProfile.load(folder.device)
-        if device in ("auto", known.device) or (device, known.device) == ("cuda", "cuda:0"):
-            return known  # without loading torch
     except RecordError:
-        pass
+        return None
+    same = device in ("auto", known.device) or (device, known.device) == ("cuda", "cuda:0")
+    return known if same else None
+
+
+def device_profile(folder: RunFolder, device: str) -> DeviceProfile:
+    """The device, probed once per output folder and device that is asked for."""
+    known = _known_profile(folder, device)
+    if known is not None:
+        return known
     from ..ops.device import choose_device
     from ..training.probe import probe_device
 
@@ -216,15 +233,3 @@ def _require_device(folder: RunFolder, profile: DeviceProfile) -> None:
         raise OptionError(
             f"{folder.device} was probed elsewhere: {error.message}", "Delete it to probe this machine"
         ) from None
-
-
-def _check_names(options: RunOptions, folds: int) -> None:
-    """Names that only the training would stumble over, hours later."""
-    if options.track not in (None, NO_TRACKER):
-        require_tracker(str(options.track))
-    if options.loss:
-        from ..losses import LOSSES
-
-        if options.loss not in LOSSES:
-            raise OptionError(f"--loss {options.loss} is unknown", f"Choose one of {', '.join(sorted(LOSSES))}")
-    parse_folds(options.folds, folds)

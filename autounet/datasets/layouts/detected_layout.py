@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from ...imageio import stem, suffix
 from ...schema.dataset import Case, Finding, Severity
-from ...schema.errors import DataError
+from ...schema.errors import DataError, UsageError
 from ...schema.labels import LabelCode
 from ...schema.options import DataOptions
 from .files import ChannelFiles, glob_images, numbering_problem, pair
@@ -128,6 +128,8 @@ def with_description(root: Path, options: DataOptions) -> DataOptions:
         del given["channels"]  # names, as other programs write them, and no patterns
     try:
         described = DataOptions.model_validate(given)
+    except UsageError as error:
+        raise DataError(f"dataset.json: {error.message}", error.remedy) from None
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
