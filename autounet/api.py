@@ -19,7 +19,7 @@ from .prediction.folder import OnCase, OutputOptions, predict_folder
 from .prediction.predictor import Predictor
 from .progress import progress
 from .schema.errors import DataError
-from .schema.labels import LabelClass, Labels, Region
+from .schema.labels import LabelClass, Labels, Region, require_background_zero
 from .schema.metrics import CaseMetrics, Metrics
 from .schema.plan import Average
 from .workers import map_parallel
@@ -145,6 +145,7 @@ def evaluate(
     Raises OptionError for an unknown name, DataError that names every case whose files cannot be read or do not fit.
     """
     wanted = chosen_metrics(metrics)
+    require_background_zero({**(classes or {}), **(regions or {})})
     pairs = _evaluation_pairs(Path(predictions), Path(references))
     first = read_geometry(pairs[0].second)
     if len(pairs) * math.prod(first.shape) < WORTH_PROCESSES:

@@ -18,7 +18,7 @@ from autounet.datasets.synthetic import make_demo_dataset
 from autounet.imageio import write_image, write_labels
 from autounet.schema.bundle import ModelBundle
 from autounet.schema.dataset import Channel, Dataset, Finding
-from autounet.schema.errors import DataError
+from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.options import DataOptions
 from autounet.workflow.dataset_stage import check_data
@@ -356,7 +356,7 @@ def test_a_description_says_what_options_say(tmp_path: Path) -> None:
     other = scan(tmp_path, options)
     assert (names(other.channels), other.labels.ignore, other.labels.regions[0].values) == (["only"], 3, (1, 2))
     (tmp_path / "dataset.json").write_text(json.dumps({**described, "frames": "rows"}))
-    with pytest.raises(DataError, match=r"dataset\.json: frames is 'rows'"):
+    with pytest.raises(DataError, match=r"dataset\.json: --frames rows is unknown"):
         scan(tmp_path, NONE)
 
 
@@ -438,3 +438,158 @@ def test_time_needs_a_fourth_axis(tmp_path: Path) -> None:
     make_demo_dataset(tmp_path, cases=2)
     with pytest.raises(DataError, match="has no fourth axis"):
         scan(tmp_path, DataOptions(frames="time"))
+
+
+# data lists of MONAI and Auto3DSeg
+
+
+def data_list(root: Path, images: Sequence[object], file: str = "dataset.json", **others: object) -> Path:
+    """A list of cases c0, c1, ... with the given images, alternately in folds 0 and 1; every file is made."""
+    entries = []
+    for index, names_ in enumerate(images):
+        for name in names_ if isinstance(names_, list) else [names_]:
+            image(root / str(name), index)
+        label(root / f"lb/c{index}.nii.gz")
+        entries.append({"image": names_, "label": f"lb/c{index}.nii.gz", "fold": index % 2})
+    (root / file).write_text(json.dumps({"training": entries, **others}))
+    return root / file
+
+
+@pytest.mark.parametrize("file", ["dataset.json", "datalist_0.json"])
+@pytest.mark.parametrize("as_file", [False, True])
+def test_the_folds_of_a_data_list_are_used(tmp_path: Path, file: str, as_file: bool) -> None:
+    place = data_list(tmp_path, [f"im/c{index}.nii.gz" for index in range(5)], file)
+    found = scan(place if as_file else tmp_path, NONE)
+    assert (found.layout, found.fold_source, len(found.cases)) == ("msd", file, 5)
+    splits = make_splits(found, examine(found, 1), NONE)
+    assert (splits.source, splits.folds) == (file, (("c0", "c2", "c4"), ("c1", "c3")))
+    other = make_splits(found, [], DataOptions(splits="nnunet"))
+    assert other.source == "nnunet"
+
+
+@pytest.mark.parametrize(
+    ("images", "cases", "channels", "patterns"),
+    [
+        ("im/c{}_t1.nii.gz im/c{}_t1ce.nii.gz", ["c0", "c1"], ["t1", "t1ce"], ["*_t1.nii.gz", "*_t1ce.nii.gz"]),
+        ("im/c_{}_T1w.nii.gz im/c_{}_T2w.nii.gz", ["c_0", "c_1"], ["T1w", "T2w"], ["*_T1w.nii.gz", "*_T2w.nii.gz"]),
+        ("c{}/t1.nii.gz c{}/flair.nii.gz", ["c0", "c1"], ["t1", "flair"], ["*/t1.nii.gz", "*/flair.nii.gz"]),
+        ("t1/c{}.nii.gz t2/c{}.nii.gz", ["c0", "c1"], ["t1", "t2"], ["t1/*.nii.gz", "t2/*.nii.gz"]),
+        ("c{}/ct.nii.gz", ["c0", "c1"], ["image"], []),
+        ("im/c{}_0000.nii.gz im/c{}_0001.nii.gz", ["c0", "c1"], ["0000", "0001"], ["*_0000.nii.gz", "*_0001.nii.gz"]),
+        ("im/a{}.nii.gz other/b{}.nii.gz", ["a0", "a1"], ["channel_0", "channel_1"], []),
+    ],
+)  # fmt: skip
+def test_lists_of_files_are_the_channels(
+    tmp_path: Path, images: str, cases: list[str], channels: list[str], patterns: list[str]
+) -> None:
+    data_list(tmp_path, [images.format(*[index] * 2).split() for index in range(2)])
+    found = scan(tmp_path, NONE)
+    assert [case.identifier for case in found.cases] == cases
+    assert names(found.channels) == channels
+    assert list(found.channel_patterns.values()) == patterns
+    facts = examine(found, 1)
+    assert load_case(complete_labels(found, facts), cases[1]).image.shape == (len(channels), *SHAPE)
+    assert not [each for fact in facts for each in fact.findings]
+    if patterns and not patterns[0].startswith("t1/"):  # a folder in the pattern is that of the training data
+        folder = tmp_path if images.startswith("c") else tmp_path / "im"
+        assert [len(each.images) for each in find_inputs(folder, bundle_of(found))] == [2, 2]
+
+
+def test_paths_of_a_data_list_may_be_absolute_and_lie_elsewhere(tmp_path: Path) -> None:
+    place = data_list(tmp_path / "lists", [str(tmp_path / f"c{index}.nii.gz") for index in range(3)])
+    assert [case.images for case in scan(place, NONE).cases] == [(f"../c{index}.nii.gz",) for index in range(3)]
+    (tmp_path / "c1.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"case c1: dataset.json lists ../c1.nii.gz, which does not exist"):
+        scan(place, NONE)
+
+
+def test_what_a_data_list_holds_besides_is_said(tmp_path: Path) -> None:
+    entry = {"image": "im/v.nii.gz", "label": "lb/v.nii.gz"}
+    data_list(
+        tmp_path, ["c0.nii.gz", "c1.nii.gz"], validation=[entry], testing=[entry], test=["im/a.nii.gz"], numTest=1
+    )
+    (tmp_path / "second.json").write_text(json.dumps({"training": [entry]}))
+    findings: list[Finding] = []
+    scan(tmp_path, NONE, findings)
+    assert [each.message for each in findings] == [
+        "dataset.json lists 1 cases under validation, which are neither trained on nor validated",
+        "dataset.json lists 1 cases under testing, which are neither trained on nor validated",
+        "second.json lists cases, too, and dataset.json is used",
+    ]
+    content = json.loads((tmp_path / "dataset.json").read_text())
+    content["training"][0] |= {"box": [1, 2]}
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": content["training"]}))
+    scan(tmp_path, NONE, findings)
+    assert "box of the entries of dataset.json is not used" in [each.message for each in findings]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fold": None}, "case c1: dataset.json gives it no fold"),
+        ({"fold": 0}, "dataset.json puts every case into fold 0"),
+        ({"fold": [0]}, "its fold is no number"),
+        ({"label": ["a.nii.gz", "b.nii.gz"]}, "Join labels into one file"),
+        ({"image": []}, "a path or a list of paths"),
+        ({"image": ["c1.nii.gz", "c0.nii.gz"]}, "lists 2 files as its image, and 1 for most cases"),
+    ],
+)
+def test_entries_that_do_not_fit(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    data_list(tmp_path, ["c0.nii.gz", "c1.nii.gz", "c2.nii.gz"])
+    content = json.loads((tmp_path / "dataset.json").read_text())
+    content["training"][1] |= change
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        make_splits(scan(tmp_path, NONE), [], NONE)
+
+
+# the background
+
+
+def nnunet_set(root: Path, labels: object) -> Path:
+    for index in range(2):
+        image(root / f"imagesTr/c{index}_0000.nii.gz", index)
+        label(root / f"labelsTr/c{index}.nii.gz", 2)
+    text = labels if isinstance(labels, str) else json.dumps(labels)
+    (root / "dataset.json").write_text(
+        f'{{"channel_names": {{"0": "MRI"}}, "file_ending": ".nii.gz", "labels": {text}}}'
+    )
+    return root
+
+
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [
+        ({"background": 255, "outer": 0, "inner": 1}, "gives background the value 255"),
+        ({"background": 0, "Background ": 1}, "gives Background  the value 1"),
+        ({"0": "outer", "1": "BACKGROUND"}, "gives BACKGROUND the value 1"),
+        ({"background": [0, 2], "inner": 1}, "gives background the value 0, 2"),
+        ('{"background": 0, "background": 255, "a": 1}', "'background' is there twice"),
+    ],
+)
+def test_a_background_other_than_0_is_refused(tmp_path: Path, labels: object, shown: str) -> None:
+    with pytest.raises(DataError, match=shown):
+        scan(nnunet_set(tmp_path, labels), NONE)
+
+
+def test_a_structure_that_is_0_is_reported_and_never_counted(tmp_path: Path) -> None:
+    """As with --class membrane=0; words for nothing are the background."""
+    for given, options, reported in (
+        ({"membrane": 0, "cell": 1}, NONE, ["membrane", "cell"]),
+        ({"0": "unlabelled", "1": "cell"}, NONE, ["cell"]),
+        ({"cell": 1}, NONE, ["cell"]),
+        ({"background": 0, "cell": 1}, DataOptions(classes={"membrane": 0}), ["membrane", "cell"]),
+        ({"background": 255, "a": 0}, DataOptions(classes={"membrane": 0, "cell": 255}), ["membrane", "cell"]),
+    ):
+        found = scan(nnunet_set(tmp_path, given), options).labels
+        assert [each.name for each in found.reported] == reported
+        assert [each.value for each in found.foreground] == [found.classes[1].value]
+    with pytest.raises(OptionError, match="--class gives background the value 1"):
+        scan(nnunet_set(tmp_path, {"cell": 1}), DataOptions(classes={"background": 1}))
+
+
+def test_the_entries_of_labels_are_counted_for_the_presets(tmp_path: Path) -> None:
+    assert scan(nnunet_set(tmp_path, {"cell": 1}), NONE).labels.entries == 1
+    found = scan(nnunet_set(tmp_path, {"background": 0, "cell": 1, "ignore": 2}), NONE)
+    assert complete_labels(found, examine(found, 1)).labels.entries == 3
+    assert scan(tmp_path, DataOptions(classes={"nucleus": 1})).labels.entries is None

@@ -13,13 +13,20 @@ from pydantic import ValidationError
 from ..imageio import label_limits, output_suffix
 from ..schema.dataset import Case, CaseFacts, Dataset, Finding, Severity
 from ..schema.errors import DataError, OptionError
-from ..schema.labels import LabelClass, Labels, Region
+from ..schema.labels import BACKGROUND, LabelClass, Labels, Region, require_background_zero
 from ..schema.options import DataOptions
 from .layouts.case_table import ANNOTATED, CASE, find_table
 from .layouts.detected_layout import DeclaredLabels, read_description
 
 MOST_UNNAMED = 100
 """most unnamed values in label files; files with more are photographs, or labels that were interpolated"""
+
+
+BACKGROUND_NAMES = (
+    BACKGROUND, "bg", "unlabelled", "unlabeled", "none", "empty", "void", "nothing", "other", "others", "rest",
+    "outside", "exterior", "clear label", "unknown",
+)  # fmt: skip
+"""names of the value 0 that stand for no structure; another one is a structure, as with --class"""
 
 
 def build_labels(declared: DeclaredLabels, options: DataOptions) -> Labels:
@@ -40,12 +47,24 @@ def build_labels(declared: DeclaredLabels, options: DataOptions) -> Labels:
         named.pop(options.ignore, None)
     for value in sorted({value for values in regions.values() for value in values}):
         named.setdefault(value, f"label_{value}")
-    named.setdefault(0, "background")
+    named.setdefault(0, BACKGROUND)
+    require_background_zero({**options.classes, **options.regions})
+    _require_background_zero({**{name: value for value, name in named.items()}, **regions})
+    own = 0 in options.classes.values() or named[0].strip().casefold() not in BACKGROUND_NAMES
+    given = options.classes or options.regions or options.ignore is not None
     try:
-        return _labels(named, regions, ignore, 0 in options.classes.values())
+        labels = _labels(named, regions, ignore, own)
+        return labels if given else labels.model_copy(update={"entries": declared.entries})
     except ValidationError as error:
         problems = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
         raise OptionError(f"labels: {problems}", "Correct --class, --region and --ignore, or dataset.json") from None
+
+
+def _require_background_zero(values: Mapping[str, int | Sequence[int]]) -> None:
+    try:
+        require_background_zero(values, "the data set")
+    except OptionError as error:
+        raise DataError(error.message, error.remedy) from None
 
 
 def _labels(
@@ -159,7 +178,7 @@ def complete_labels(dataset: Dataset, facts: Sequence[CaseFacts]) -> Dataset:
         raise DataError("the data set has no class besides the background", "Name one with --class NAME=VALUE")
     regions = {region.name: region.values for region in labels.regions}
     complete = _labels(named, regions, labels.ignore, labels.background_named)
-    complete = complete.model_copy(update={"codes": labels.codes})
+    complete = complete.model_copy(update={"codes": labels.codes, "entries": labels.entries})
     return dataset.model_copy(update={"labels": complete})
 
 

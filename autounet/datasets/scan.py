@@ -217,7 +217,9 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     if options.missing_channels:
         found = replace(found, findings=without_missing_channels(found.findings))
     known = {case.identifier for case in found.cases} | {each.case for each in found.findings if each.case}
-    whole, table_findings = case_table.supplement(place, _complete_cases(found, findings, root), known)
+    listed_in = root if layout == "msd" else place
+    whole, table_findings = case_table.supplement(listed_in, _complete_cases(found, findings, root), known)
+    table_findings += _without_fold(whole, found)
     listed = sorted(whole, key=lambda case: case.identifier)
     listed = [_grouped(case, options.group) for case in listed]
     twice = {case.identifier for case, after in pairwise(listed) if case.identifier == after.identifier}
@@ -226,7 +228,7 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     found = with_coded_labels(root, found, listed, options)
     labels = build_labels(found.labels, options)
     labels = labels.model_copy(update={"codes": found.codes})
-    listed, unknown = annotate(place, root, listed, labels, known)
+    listed, unknown = annotate(listed_in, root, listed, labels, known)
     _report([*table_findings, *unknown], findings)
     listed, time_points = split_frames(root, listed, found.channels, options)
     image = listed[0].images[0]
@@ -242,13 +244,16 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
         file_kind=file_kind(root / image),
         suffix=suffix(image),
         channel_patterns=found.channel_patterns or options.channels,
+        fold_source=_fold_source(whole, found),
         time_points=time_points,
     )
 
 
 def _detect_layout(place: Path, options: DataOptions) -> tuple[DetectedLayout, str]:
-    """A file is a table; what it leaves open is taken from its folder."""
+    """A file is a data list or a table; what a table leaves open is taken from its folder."""
     if place.is_file():
+        if msd.detect(place, options):
+            return msd.find(place, options), "msd"
         if case_table.detect(place, options):
             return case_table.find(place, options), "table"
         place = place.parent
@@ -266,6 +271,23 @@ def _complete_cases(found: DetectedLayout, findings: list[Finding] | None, root:
     if not whole:
         raise DataError(f"{root} holds no complete case", "Add images and labels")
     return whole
+
+
+def _fold_source(cases: Sequence[Case], found: DetectedLayout) -> str | None:
+    """A table's folds come before those of a list."""
+    own = {case.identifier: case.fold for case in found.cases}
+    if any(case.fold != own[case.identifier] for case in cases):
+        return "table"
+    return found.fold_source if any(case.fold for case in cases) else None
+
+
+def _without_fold(cases: Sequence[Case], found: DetectedLayout) -> list[Finding]:
+    """Cases of a list that gives folds to others."""
+    without = [case.identifier for case in cases if case.fold is None]
+    if found.fold_source is None or len(without) == len(cases):
+        return []
+    message, remedy = f"{found.fold_source} gives it no fold", "Give one to every entry of training, or to none"
+    return [Finding(case=name, code="splits", message=message, remedy=remedy) for name in without]
 
 
 def _report(found: Sequence[Finding], findings: list[Finding] | None) -> None:

@@ -36,18 +36,22 @@ def make_splits(
 ) -> Splits:
     """Which fold validates which case.
 
-    As `--splits` says, else as a table does, and then `source` is table. By default stratified by the classes present,
-    groups and cases with the same image kept together; an existing split is kept, cases that are new join it and cases
-    that are gone leave it. Fewer groups than folds: as many folds as groups; of a single one `source` is full and
-    nothing is validated. Raises OptionError when an existing split or a splits file does not fit the cases.
+    As `--splits` says, else as a table or data list does, and then `source` is table or the list's name. By default
+    stratified by the classes present, groups and cases with the same image kept together; an existing split is kept,
+    cases that are new join it and cases that are gone leave it. Fewer groups than folds: as many folds as groups; of a
+    single one `source` is full and nothing is validated. Raises OptionError when an existing split or a splits file
+    does not fit the cases.
     """
     identifiers = sorted(case.identifier for case in dataset.cases)
     groups = {case.identifier: case.group or case.identifier for case in dataset.cases}
     if options.splits:
+        if dataset.fold_source:
+            log.warning("the folds of the %s are not used: --splits is given", dataset.fold_source)
         return _given_splits(options.splits, identifiers, groups, existing)
-    given = table_folds(dataset.cases)
+    source = dataset.fold_source or "table"
+    given = table_folds(dataset.cases, "the table" if source == "table" else source)
     if given is not None:
-        return Splits(source="table", folds=given)
+        return Splits(source=source, folds=given)
     start = _kept(existing, groups)
     if len(set(groups.values())) < 2:
         what = "group" if len(identifiers) > 1 else "case"

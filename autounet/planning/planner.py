@@ -132,9 +132,11 @@ def _volumes(inputs: PlanInputs, wanted: set[str]) -> tuple[VolumeSearch | None,
 
 def _memory(labels: Labels, options: PlannerOptions, measure: Measure | None) -> Memory:
     if options.preset:
-        # nnU-Net counts the entries of dataset.json's labels: regions instead of classes, and the ignore label
+        # nnU-Net counts the entries of dataset.json's labels: regions instead of classes, the ignore label, and the
+        # background only where it is listed
         named = 1 + len(labels.regions) if labels.regions else labels.count
-        return NominalMemory(PRESETS[options.preset], options.memory_bytes, named + (labels.ignore is not None))
+        entries = labels.entries or named + (labels.ignore is not None)
+        return NominalMemory(PRESETS[options.preset], options.memory_bytes, entries)
     if measure is None:
         return ProxyMemory(options.memory_bytes, len(targets_of(labels, planned_targets(labels))))
     return MeasuredMemory(options.memory_bytes, measure)

@@ -65,7 +65,7 @@ class Case(Part):
     frame: int | None = None
     """the time point of 4-D files that this case is; None: the whole files"""
     fold: str | None = None
-    """name of the fold that a table puts the case into"""
+    """name of the fold that a table or a data list puts the case into"""
     annotated: tuple[int, ...] | None = None
     """values, as in the files, of the classes that were looked for in this case; where its label shows none of them,
     a class that is not listed may be present. None: every class was. The background need not be listed"""
@@ -92,6 +92,8 @@ class Dataset(Record):
     """file name ending of the images, for example .nii.gz; "" for DICOM series"""
     channel_patterns: dict[str, str] = {}
     """channel name -> glob pattern of its files, where file names distinguish the channels; for `predict`"""
+    fold_source: str | None = None
+    """what gives the cases' folds: table, or the name of a data list"""
     time_points: bool = False
     """True when the fourth axis of the files is time and every time point is a case"""
 
@@ -200,7 +202,7 @@ class Splits(Record):
     """The folds of the cross-validation."""
 
     source: str
-    """automatic, nnunet, table, full, or the file it came from"""
+    """automatic, nnunet, table, full, or the file it came from: of --splits, or a data list such as dataset.json"""
     folds: tuple[tuple[str, ...], ...]
     """the validation cases of each fold"""
 

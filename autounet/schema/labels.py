@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
+from .errors import OptionError
 from .record import Part
 
 
@@ -32,6 +34,24 @@ class LabelCode(Part):
     """names, sorted"""
 
 
+def require_background_zero(values: Mapping[str, int | Sequence[int]], source: str = "--class") -> None:
+    """Raises OptionError where a class or region that is called background has another value than 0, as nnU-Net does.
+
+    Everything else takes 0 for the background: training, metrics, and what is written where nothing was found.
+    """
+    for name, value in values.items():
+        if name.strip().casefold() == BACKGROUND and value not in (0, (0,), [0]):
+            shown = value if isinstance(value, int) else ", ".join(map(str, value))
+            raise OptionError(
+                f"{source} gives {name} the value {shown}, and the background has to be 0",
+                f"Store 0 where nothing is to be segmented; if {shown} is a structure, give it another name, and if "
+                "nobody annotated these voxels, leave them out with --ignore",
+            )
+
+
+BACKGROUND = "background"
+
+
 class Labels(Part):
     """Classes in dense order: `classes[i]` has dense index i, and index 0 is always the file value 0.
 
@@ -47,6 +67,8 @@ class Labels(Part):
     pairs: tuple[tuple[str, str], ...] = ()
     codes: tuple[LabelCode, ...] = ()
     """how label files that hold colours or named segments are read as values; empty: they hold values"""
+    entries: int | None = None
+    """of `labels` in dataset.json, which nnU-Net counts; None where options or other files say what the classes are"""
 
     @model_validator(mode="after")
     def _check(self) -> Labels:

@@ -139,11 +139,18 @@ def _class_values(entries: Sequence[str]) -> dict[str, int]:
     values = {name: parse_integer(value) for name, value in parse_pairs(entries).items()}
     if len(set(values.values())) < len(values):
         raise OptionError("two classes have the same value", "Give each class a value of its own, or use --region")
+    from .labels import require_background_zero
+
+    require_background_zero(values)
     return values
 
 
 def _region_values(entries: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    return {name: parse_integers(values) for name, values in parse_pairs(entries).items()}
+    from .labels import require_background_zero
+
+    regions = {name: parse_integers(values) for name, values in parse_pairs(entries).items()}
+    require_background_zero(regions, "--region")
+    return regions
 
 
 TEXT = Notation()

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..crossval.calibrate import OutOfFoldEntropy
 from ..evaluation import DEFAULT_METRICS
 from ..report import write_report
-from ..schema.errors import AutoUNetError, BudgetExceeded, OptionError, RecordError
+from ..schema.errors import AutoUNetError, BudgetExceeded, DeadlineError, OptionError, RecordError
 from ..schema.options import PlannerOptions, RunOptions, with_stored
 from ..schema.plan import Plan
 from ..schema.quantities import format_time
@@ -83,7 +83,15 @@ def run_pipeline(data: Path, out: Path, options: RunOptions, until: str = "repor
             log.info("no time given: a CPU gets %s (say --time, --epochs or --iterations)", format_time(promised))
             deadline.promise(promised)
         maker, file = PlanMaker.of(options, data_set, profile, deadline, workers, promised), PlanFile(folder)
-        plan = plan_stage(maker, file, replan)
+        try:
+            plan = plan_stage(maker, file, replan)
+        except DeadlineError as error:
+            if until != "plan":
+                raise
+            log.warning("%s. The plan is made without a limit of time", error.message)
+            deadline.promise(None)
+            maker = PlanMaker.of(options, data_set, profile, deadline, workers, None)
+            plan = plan_stage(maker, file, replan)
         schedule = _schedule(maker, plan)
         _fine_tuning(folder, maker, schedule).check()
         options.save(folder.options)  # only now: they have proved possible

@@ -19,13 +19,11 @@ from ...schema.dataset import Case, Finding
 from ...schema.errors import DataError
 from ...schema.options import DataOptions
 from .detected_layout import DetectedLayout, case_of, override_labels, parse_labels, read_description, with_channels
-from .files import TABLES
+from .files import LARGEST_TABLE, TABLES
 
 CASE, LABEL, GROUP, FOLD, ANNOTATED = KNOWN = ("case", "label", "group", "fold", "annotated")
 """columns with a meaning of their own"""
 _NOT_TABLES = ("participants.tsv", "sessions.tsv", "scans.tsv", "dataset_description.json", "palette.json")
-_LARGEST = 1 << 26
-"""bytes; a larger CSV or JSON file next to the images is not a list of cases"""
 
 
 class DatasetTable(NamedTuple):
@@ -59,7 +57,7 @@ def find_table(data: Path) -> DatasetTable | None:
         if path.suffix.lower() in TABLES
         and path.name not in _NOT_TABLES
         and path.is_file()
-        and path.stat().st_size < _LARGEST
+        and path.stat().st_size < LARGEST_TABLE
     ]
     found = [table for path in files if (table := read_table(path)) is not None]
     if len(found) > 1:
@@ -250,22 +248,22 @@ def _supplemented(case: Case, row: dict[str, str], table: DatasetTable, findings
     return case.model_copy(update=changes)
 
 
-def table_folds(cases: Sequence[Case]) -> tuple[tuple[str, ...], ...] | None:
-    """The validation cases of each fold that a table gives, folds in the order of their names; None without any.
+def table_folds(cases: Sequence[Case], source: str = "the table") -> tuple[tuple[str, ...], ...] | None:
+    """The validation cases of each fold that a table or list gives, folds in the order of their names, if any.
 
-    Raises DataError for a single fold, or for a group in two of them.
+    `source` gives them. Raises DataError for a single fold, or for a group in two of them.
     """
     names = sorted({case.fold for case in cases if case.fold is not None}, key=lambda name: (len(name), name))
     if not names:
         return None
     if len(names) < 2:
-        raise DataError(f"the table puts every case into fold {names[0]}", "Give at least two folds, or leave them out")
+        raise DataError(f"{source} puts every case into fold {names[0]}", "Give at least two folds, or leave them out")
     owner: dict[str, str] = {}
     for case in cases:
         group, fold = case.group or case.identifier, str(case.fold)
         if owner.setdefault(group, fold) != fold:
             raise DataError(
-                f"the table puts group {group} into folds {owner[group]} and {fold}",
+                f"{source} puts group {group} into folds {owner[group]} and {fold}",
                 "Put all cases of a group into one fold",
             )
     return tuple(tuple(sorted(case.identifier for case in cases if case.fold == name)) for name in names)

@@ -26,6 +26,8 @@ class DeclaredLabels(NamedTuple):
     classes: dict[str, int]
     regions: dict[str, tuple[int, ...]]
     ignore: int | None
+    entries: int | None = None
+    """of `labels` in dataset.json, whatever they are"""
 
     @property
     def complete(self) -> bool:
@@ -48,6 +50,8 @@ class DetectedLayout:
     channel_patterns: dict[str, str] = field(default_factory=dict)
     """channel name -> glob pattern, where channels are told apart by file names"""
     codes: tuple[LabelCode, ...] = ()
+    fold_source: str | None = None
+    """the file that gives the cases' folds"""
 
 
 def read_description(root: Path) -> dict[str, Any]:
@@ -59,12 +63,22 @@ def read_description(root: Path) -> dict[str, Any]:
 def read_object(path: Path, form: str = "an object") -> dict[str, Any]:
     """A JSON object. Raises DataError, which names the `form` that is wanted."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repetition)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not readable JSON: {error}", "Correct it") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds {type(content).__name__}, not {form}", "Correct it")
     return content
+
+
+def _without_repetition(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two entries of one name JSON keeps the last. Raises ValueError."""
+    found: dict[str, Any] = {}
+    for name, value in entries:
+        if name in found:
+            raise ValueError(f"{name!r} is there twice")
+        found[name] = value
+    return found
 
 
 def channel_names(description: dict[str, Any]) -> list[str] | None:
@@ -107,7 +121,7 @@ def parse_labels(declared: Any) -> DeclaredLabels:
             regions[name] = values
         else:
             classes[name] = values[0]
-    return DeclaredLabels(classes, regions, ignore)
+    return DeclaredLabels(classes, regions, ignore, len(declared) or None)
 
 
 _OPTION_TYPES: dict[str, type] = {

@@ -19,6 +19,8 @@ _PREVIEWS = re.compile(r"thumb(nail)?s?$|preview", re.IGNORECASE)
 _HELD_OUT = re.compile(r"(^|[-_ ])(?i:ts|test|testing|val|validation)$|(?<=[a-z])(Ts|Test|Testing|Val|Validation)$")
 TABLES = (".csv", ".tsv", ".json")
 """endings of files that may list the cases"""
+LARGEST_TABLE = 1 << 26
+"""bytes; a larger CSV or JSON file next to the images is not a list of cases"""
 
 
 def image_files(folder: Path) -> list[Path]:
