@@ -22,9 +22,9 @@ HEAD = """\
 
 Made from the program itself by `docs/make_commands.py`. `autounet COMMAND --help` shows the same.
 
-Every command ends with exit code 0 when all went well, 1 with a message when something is wrong with the data, the
-options or the files ([what messages mean](errors.md)), 2 when the command line itself cannot be read, and 130 when it
-was interrupted.
+Every command ends with exit code 0 when all went well, 1 with a message when something is wrong with the data or
+the files, or they do not fit the options ([what messages mean](errors.md)), 2 when an option is wrong by itself, before
+any file is read, and 130 when it was interrupted.
 Sizes are written like `8GB` or `500MB` (powers of 1024), times like `90s`, `30m`, `2h` or `1h30m`.
 """
 SHARED = "run"

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from autounet.datasets import load_case, scan
+from autounet.datasets.checks.case_checks import count_components, count_values
 from autounet.datasets.checks.examine import examine
-from autounet.datasets.labels import complete_labels
-from autounet.imageio import read_labels, write_image
+from autounet.datasets.labels import complete_labels, label_findings
+from autounet.imageio import read_labels, write_image, write_labels
+from autounet.schema.dataset import CaseFacts
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelCode
@@ -225,3 +227,127 @@ def test_segments_that_do_not_fit_are_told(tmp_path: Path) -> None:
     slicer_case(tmp_path, "a", [layer], [("liver", 3, 1)])
     with pytest.raises(DataError, match="segment 'liver' lies in layer 3 of 1"):
         scan(tmp_path, DataOptions())
+
+
+# masks that number objects
+
+
+def balls(rng: np.random.Generator, shape: tuple[int, int, int], count: int, radius: float = 3.5) -> np.ndarray:
+    """(Z, Y, X) with balls of about a radius at random places, numbered as drawn; later ones cover earlier ones."""
+    values = np.zeros(shape, np.int32)
+    grid = np.indices(shape)
+    for number in range(1, count + 1):
+        centre = rng.uniform(0, shape)
+        centre = [0 if length == 1 else middle for middle, length in zip(centre, shape, strict=True)]
+        distance = sum((axis - middle) ** 2 for axis, middle in zip(grid, centre, strict=True))
+        values[distance <= (radius * rng.uniform(0.7, 1.3)) ** 2] = number
+    return values
+
+
+def rows_first(values: np.ndarray) -> np.ndarray:
+    """Numbered in the order of their first voxels, as scipy and scikit-image do."""
+    found, first = np.unique(values[values > 0], return_index=True)
+    table = np.zeros(values.max() + 1, np.int32)
+    table[found[np.argsort(first)]] = np.arange(1, len(found) + 1)
+    return table[values]
+
+
+def structures(sizes: Sequence[int], places: Sequence[Sequence[float]], missing: Sequence[int], shift: Sequence[int]):
+    """(1, 64, 64) with a square for each class, but for those missing."""
+    values = np.zeros((1, 64, 64), np.int32)
+    for number, (size, (y, x)) in enumerate(zip(sizes, places, strict=True), start=1):
+        if number not in missing:
+            top, left = int(y) + shift[0], int(x) + shift[1]
+            values[0, max(0, top) : max(0, top + size), max(0, left) : max(0, left + size)] = number
+    return values
+
+
+def arrays_of(kind: str) -> list[np.ndarray]:
+    rng = np.random.default_rng(3)
+    counts = rng.integers(8, 16, 8)
+    flat = [balls(rng, (1, 96, 96), count) for count in counts]
+    grid = [(8 * (index // 3) + 4, 20 * (index % 3) + 4) for index in range(8)]
+    shifts = rng.integers(-2, 3, (8, 2))
+    same, mixed = [5] * 8, [2, 3, 4, 6, 7, 3, 5, 6]
+    last = [range(8 - index % 3 + 1, 9) for index in range(8)]
+    if kind == "as drawn":
+        return flat
+    if kind == "rows first":
+        return [rows_first(each) for each in flat]
+    if kind == "three files":
+        return flat[:3]
+    if kind == "counted on":
+        return [np.where(each > 0, each + 20 * index, 0) for index, each in enumerate(flat)]
+    if kind == "tiles of a large mask":
+        large = balls(rng, (1, 300, 300), 300)
+        return [large[:, y : y + 100, x : x + 100] for y in (0, 100, 200) for x in (0, 100, 200)]
+    if kind == "volumes":
+        return [rows_first(balls(rng, (24, 32, 32), count)) for count in counts]
+    if kind == "some missing":
+        return [structures(mixed, grid, rng.integers(1, 9, 2), shift) for shift in shifts]
+    if kind == "alike, the last missing":
+        return [structures(same, grid, gone, shift) for gone, shift in zip(last, shifts, strict=True)]
+    if kind == "places at random":
+        return [structures([2, 3, 5, 7, 9], rng.uniform(0, 54, (5, 2)), [rng.integers(1, 6)], (0, 0)) for _ in range(8)]
+    if kind == "vertebrae in a window":
+        sizes, places = [3, 3, 3, 4, 4, 4, 5, 5, 5, 5, 6, 6], [(6 * index, 20) for index in range(12)]
+        return [structures(sizes, places, (), (-12 * (index % 3), shift[1])) for index, shift in enumerate(shifts)]
+    if kind == "two sets of organs":
+        halves = [(1, 2, 3, 4), (5, 6, 7, 8)]
+        return [structures(mixed, grid, halves[index % 2], shift) for index, shift in enumerate(shifts)]
+    assert kind == "all in every case"
+    return [structures(same, rng.uniform(0, 54, (8, 2)), (), (0, 0)) for _ in range(1)] * 4
+
+
+OBJECTS = ("as drawn", "rows first", "three files", "counted on", "tiles of a large mask", "volumes")
+CLASSES = (
+    "some missing", "alike, the last missing", "places at random", "vertebrae in a window", "two sets of organs",
+    "all in every case",
+)  # fmt: skip
+
+
+def facts_of(index: int, values: np.ndarray) -> CaseFacts:
+    counts = count_values(values)
+    kind = "nifti" if len(values) > 1 else "png"
+    return CaseFacts(
+        identifier=str(index), content_hash="", geometry=Geometry(shape=values.shape, kind=kind),
+        nonzero_box=((0, 1),) * 3, value_counts=counts, components=count_components(values, counts, None), samples=(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*OBJECTS, *CLASSES])
+def test_numbered_objects_are_told_from_classes(tmp_path: Path, kind: str) -> None:
+    pictures(tmp_path, None)
+    for file in (tmp_path / "masks").iterdir():
+        Image.fromarray(np.zeros((6, 7), np.uint8)).save(file)
+    dataset = scan(tmp_path, DataOptions())
+    facts = [facts_of(index, values) for index, values in enumerate(arrays_of(kind))]
+    codes = {finding.code: finding for finding in label_findings(dataset, facts)}
+    assert ("objects" in codes) == (kind in OBJECTS)
+    if kind in OBJECTS:
+        assert (codes["objects"].severity == "fatal") == (kind == "tiles of a large mask")
+        assert "--join NAME" in codes["objects"].remedy
+        assert "too-many-values" not in codes
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif", ".nii.gz"])
+@pytest.mark.parametrize("ignore", [None, 40_000])
+def test_objects_are_joined_into_one_class(tmp_path: Path, ending: str, ignore: int | None) -> None:
+    for index in range(3):
+        values = np.arange(42).reshape(1, 6, 7) * (index + 1)
+        values[0, 5, 5:] = [40_000, 41_000]
+        write_image(tmp_path / f"images/{index}{ending}", values[None].astype(np.uint16), Geometry(shape=(1, 6, 7)))
+        write_labels(tmp_path / f"masks/{index}{ending}", values, Geometry(shape=(1, 6, 7)))
+    dataset = scan(tmp_path, DataOptions(join="cell", ignore=ignore))
+    facts = examine(dataset, workers=1)
+    complete = complete_labels(dataset, facts).labels
+    assert [(each.name, each.value) for each in complete.classes] == [("background", 0), ("cell", 1)]
+    assert facts[0].value_counts == ({0: 1, 1: 41} if ignore is None else {0: 1, 1: 40, ignore: 1})
+    expected = np.ones((1, 6, 7))
+    expected[0, 0, 0], expected[0, 5, 5] = 0, 1 if ignore is None else -1
+    np.testing.assert_array_equal(load_case(dataset, "2").labels, expected)
+    for options in (DataOptions(join="a", classes={"b": 2}), DataOptions(join="a", regions={"b": (1,)})):
+        with pytest.raises(OptionError, match="--join makes one class of all values"):
+            scan(tmp_path, options)
+    with pytest.raises(DataError, match="the background has to be 0"):
+        scan(tmp_path, DataOptions(join="background"))

@@ -504,3 +504,16 @@ def test_the_cascade_says_why_it_uses_less_than_its_budget() -> None:
 
     assert said((2000, 64, 64))
     assert not said((600, 600, 600))
+
+
+def test_a_preset_counts_the_entries_of_labels_as_nnunet_does() -> None:
+    """Of OpenKBP, whose dataset.json lists five organs and no background, nnU-Net 2.8.1 plans `2d` with batch 197."""
+    organs = Labels(classes=tuple(LabelClass(name=str(value), value=value) for value in range(6)), entries=5)
+    fingerprint = make_fingerprint((128, 128, 128), (2.0, 3.0, 3.0), 40, orientation="as_stored")
+    batches = {
+        entries: make_plan(fingerprint, organs.model_copy(update={"entries": entries}), preset="nnunet")
+        for entries in (5, 6, None)
+    }
+    assert batches[6] == batches[None]
+    flat = {entries: made.configurations["2d"].batch_size for entries, made in batches.items()}
+    assert flat[5] > flat[6]

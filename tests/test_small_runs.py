@@ -150,6 +150,16 @@ def test_impossible_options_are_refused_before_anything_is_trained(volumes, tmp_
     assert not (tmp_path / "models").exists()
 
 
+def test_plan_never_refuses_for_want_of_time(volumes, tmp_path, caplog):
+    given = options(seconds=2.0, folds="0", configurations=("3d_fullres",))
+    with caplog.at_level("WARNING"):
+        outcome = run_pipeline(volumes, tmp_path, given, until="plan")
+    assert "3d_fullres" in outcome.plan.configurations
+    assert "the whole command takes at least" in caplog.text
+    with pytest.raises(DeadlineError, match="the time is too short"):
+        run_pipeline(volumes, tmp_path, given, until="preprocess")
+
+
 def test_two_commands_in_one_folder_are_refused(volumes, tmp_path):
     from autounet.workflow.output_folder import locked
 

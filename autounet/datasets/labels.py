@@ -15,6 +15,7 @@ from ..schema.dataset import Case, CaseFacts, Dataset, Finding, Severity
 from ..schema.errors import DataError, OptionError
 from ..schema.labels import BACKGROUND, LabelClass, Labels, Region, require_background_zero
 from ..schema.options import DataOptions
+from .coded_labels import number_objects, object_finding
 from .layouts.case_table import ANNOTATED, CASE, find_table
 from .layouts.detected_layout import DeclaredLabels, read_description
 
@@ -49,7 +50,8 @@ def build_labels(declared: DeclaredLabels, options: DataOptions) -> Labels:
         named.setdefault(value, f"label_{value}")
     named.setdefault(0, BACKGROUND)
     require_background_zero({**options.classes, **options.regions})
-    _require_background_zero({**{name: value for value, name in named.items()}, **regions})
+    for values in (*({name: value} for value, name in named.items()), regions):
+        _require_background_zero(values)
     own = 0 in options.classes.values() or named[0].strip().casefold() not in BACKGROUND_NAMES
     given = options.classes or options.regions or options.ignore is not None
     try:
@@ -105,14 +107,18 @@ def label_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding
             cases_of.setdefault(value, []).append(fact.identifier)
     unknown = sorted(set(cases_of) - known)
     findings = []
-    if unknown and dataset.labels_declared:
+    if not any(code.above is not None for code in labels.codes) and number_objects(dataset, facts):
+        impossible = (unknown and dataset.labels_declared) or len(unknown) > MOST_UNNAMED
+        findings.append(object_finding(dataset, facts, Severity.fatal if impossible else Severity.warning))
+    elif unknown and dataset.labels_declared:
         findings += [_undeclared(value, cases_of[value], labels) for value in unknown]
     elif len(unknown) > MOST_UNNAMED:
         findings.append(
             Finding(
                 code="too-many-values",
                 message=f"the label files hold {len(unknown)} different values, from {unknown[0]} to {unknown[-1]}",
-                remedy="Check that these are label files (--label PATTERN), saved without smoothing or compression",
+                remedy="Check that these are label files (--label PATTERN), saved without smoothing or compression. "
+                "Where each number is an object, such as a cell, give --join NAME to make them one class",
             )
         )
     low, high = label_limits(dataset.suffix)

@@ -43,6 +43,7 @@ from .stored_values import (
     plain_segments,
     segment_sets,
     values_of_colours,
+    values_of_objects,
     values_of_segments,
 )
 
@@ -155,7 +156,10 @@ def read_label_content(path: Path | str, codes: Sequence[LabelCode] = (), frame:
         raise FileError(
             path, f"has {array.shape[0]} channels with different values", "Store labels as one channel of integers"
         )
-    return LabelContent(_integers(path, array[0], header.slope), header.geometry, header.remarks, header.colours)
+    values = _integers(path, array[0], header.slope)
+    if any(code.above is not None for code in codes):
+        return LabelContent(values_of_objects(values, codes), header.geometry, header.remarks)
+    return LabelContent(values, header.geometry, header.remarks, header.colours)
 
 
 def read_header(path: Path | str) -> tuple[Geometry, int]:

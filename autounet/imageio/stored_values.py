@@ -175,6 +175,14 @@ def values_of_colours(path: Path, array: np.ndarray, codes: Sequence[LabelCode])
     return table[inverse.reshape(packed.shape)]
 
 
+def values_of_objects(values: np.ndarray, codes: Sequence[LabelCode]) -> np.ndarray:
+    """The values by the codes that name a lowest one, those below all of them as they are."""
+    joined = values
+    for limit, value in sorted((code.above, code.value) for code in codes if code.above is not None):
+        joined = np.where(values > limit, np.int32(value), joined)
+    return joined
+
+
 def colours_without_palette(path: Path, array: np.ndarray) -> FileError:
     """The error for (3, Z, Y, X) when nothing says which class a colour is; it lists the colours."""
     red, green, blue = np.clip(array, 0, 255).astype(np.int32)

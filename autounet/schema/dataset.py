@@ -151,6 +151,8 @@ class ComponentFacts(Part):
     """voxels of the smallest isolated component"""
     place: tuple[int, int, int] | None = None
     """a voxel (z, y, x) of it"""
+    first: tuple[int, int, int]
+    """the first voxel (z, y, x) of the largest component"""
 
 
 class PairFacts(Part):
@@ -169,7 +171,7 @@ class PairFacts(Part):
 class CaseFacts(Record):
     """What a case's files hold, from reading them once."""
 
-    FORMAT_VERSION: ClassVar[int] = 4
+    FORMAT_VERSION: ClassVar[int] = 5
 
     identifier: str
     content_hash: str

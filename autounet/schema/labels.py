@@ -25,13 +25,15 @@ class Region(Part):
 
 
 class LabelCode(Part):
-    """The value that stands for a colour in a picture, or for the segments of 3D Slicer that meet in a voxel."""
+    """The value that stands for a colour in a picture, for the segments of 3D Slicer that meet in a voxel, or for all
+    values above one, up to that of another code, where every number is an object."""
 
     value: int
     colour: tuple[int, int, int] | None = None
     """(red, green, blue), 0 to 255"""
     segments: tuple[str, ...] = ()
     """names, sorted"""
+    above: int | None = None
 
 
 def require_background_zero(values: Mapping[str, int | Sequence[int]], source: str = "--class") -> None:
@@ -66,7 +68,7 @@ class Labels(Part):
     ignore: int | None = None
     pairs: tuple[tuple[str, str], ...] = ()
     codes: tuple[LabelCode, ...] = ()
-    """how label files that hold colours or named segments are read as values; empty: they hold values"""
+    """how label files that hold colours, named segments or objects are read as values; empty: they hold values"""
     entries: int | None = None
     """of `labels` in dataset.json, which nnU-Net counts; None where options or other files say what the classes are"""
 

@@ -190,6 +190,8 @@ RUN_OPTIONS: tuple[Option, ...] = (
     Option("--region", "NAME=V1,V2", "Data", (*DATA, "evaluate"), "Structure made of several label values, for "
            "example whole_tumour=1,2,3", REGION_VALUES, "data.regions"),
     Option("--ignore", "VALUE", "Data", DATA, "Label value of voxels that nobody annotated", INTEGER, "data.ignore"),
+    Option("--join", "NAME", "Data", DATA, "Label files number objects, for example cells: every value above 0 is one "
+           "class of this name", TEXT, "data.join"),
     Option("--group", "REGEX", "Data", DATA, "Regular expression on case names. Cases with the same first capture, "
            "for example of one patient, stay in one fold", TEXT, "data.group"),
     Option("--splits", "FILE", "Data", DATA, "JSON file with the cross-validation folds, or nnunet for the five folds "

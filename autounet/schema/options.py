@@ -114,6 +114,8 @@ class DataOptions(Part):
     """regular expression; its first capture in the case name is the group"""
     splits: str | None = None
     """'nnunet', or absolute path of a JSON file"""
+    join: str | None = Field(default=None, min_length=1)
+    """name of the one class that every value above 0 is, where label files number objects"""
     palette: str | None = None
     """absolute path of a JSON file with the colour of each class in the label pictures"""
     missing_channels: bool = False

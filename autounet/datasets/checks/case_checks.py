@@ -128,13 +128,23 @@ def _summary(sizes: np.ndarray, places: np.ndarray) -> ComponentFacts:
     """Of one class, from the voxels of its components and a place (z, y, x) in each."""
     largest = int(sizes.max())
     isolated = np.flatnonzero((sizes <= ISOLATED_VOXELS) & (sizes * ISOLATED_RATIO <= largest))
+    first = _voxel(places[sizes.argmax()])
     if not 0 < len(isolated) <= MOST_ISOLATED:
-        return ComponentFacts(count=len(sizes), largest=largest, isolated=0)
+        return ComponentFacts(count=len(sizes), largest=largest, isolated=0, first=first)
     smallest = isolated[sizes[isolated].argmin()]
-    z, y, x = places[smallest].tolist()
     return ComponentFacts(
-        count=len(sizes), largest=largest, isolated=len(isolated), smallest=int(sizes[smallest]), place=(z, y, x)
+        count=len(sizes),
+        largest=largest,
+        isolated=len(isolated),
+        smallest=int(sizes[smallest]),
+        place=_voxel(places[smallest]),
+        first=first,
     )
+
+
+def _voxel(place: np.ndarray) -> tuple[int, int, int]:
+    z, y, x = place.tolist()
+    return z, y, x
 
 
 HEADER_TOLERANCE = 1e-3

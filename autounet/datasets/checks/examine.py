@@ -41,7 +41,7 @@ __all__ = ["CaseTask", "content_hash", "examine", "examine_case", "unreadable"]
 
 Each = TypeVar("Each")
 
-FACTS_VERSION = 3
+FACTS_VERSION = 4
 """raised whenever the same files would give other facts"""
 SPARSE = 0.5
 """share of ignored voxels from which a label counts as scribbles, whose components mean nothing"""
@@ -235,10 +235,11 @@ def _read_channels(task: CaseTask, findings: list[Finding]) -> tuple[np.ndarray 
 def _read_labels(task: CaseTask, name: str, geometry: Geometry | None, findings: list[Finding]) -> LabelContent | None:
     """File values; None with a finding when they cannot be read or do not fit the image."""
     case, path = task.case, Path(task.root) / name
+    coded = any(code.above is None for code in task.codes)
     try:
         content = read_label_content(path, task.codes, case.frame)
     except FileError as error:
-        make = fractional_label if not task.codes and _is_grey(path) else unreadable
+        make = fractional_label if not coded and _is_grey(path) else unreadable
         findings.append(make(case, task.root, error))
         return None
     findings += remark_findings(case, name, content.remarks)

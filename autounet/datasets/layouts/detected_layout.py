@@ -125,8 +125,8 @@ def parse_labels(declared: Any) -> DeclaredLabels:
 
 
 _OPTION_TYPES: dict[str, type] = {
-    "channels": dict, "kinds": dict, "regions": dict, "label": str, "group": str, "ignore": int, "palette": str,
-    "frames": str, "missing_channels": bool,
+    "channels": dict, "kinds": dict, "regions": dict, "label": str, "group": str, "ignore": int, "join": str,
+    "palette": str, "frames": str, "missing_channels": bool,
 }  # fmt: skip
 
 
