@@ -50,8 +50,9 @@ def build_labels(declared: DeclaredLabels, options: DataOptions) -> Labels:
         named.setdefault(value, f"label_{value}")
     named.setdefault(0, BACKGROUND)
     require_background_zero({**options.classes, **options.regions})
-    for values in (*({name: value} for value, name in named.items()), regions):
-        _require_background_zero(values)
+    for value, name in named.items():
+        _require_background_zero({name: value})
+    _require_background_zero(regions)
     own = 0 in options.classes.values() or named[0].strip().casefold() not in BACKGROUND_NAMES
     given = options.classes or options.regions or options.ignore is not None
     try:
