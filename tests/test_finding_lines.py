@@ -46,7 +46,7 @@ def test_what_was_understood_is_told() -> None:
         "ignored label value: 9",
         "no problems found",
     ]
-    assert result_lines(result(finding("a", "slip")))[-2:] == ["warning: case a: slip of a. Correct it", "1 problem"]
+    assert result_lines(result(finding("a", "slip")))[-2:] == ["warning: case a: slip of a. Correct it", "1 warning"]
 
 
 def test_repairs_are_told_before_what_is_left() -> None:

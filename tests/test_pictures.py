@@ -315,3 +315,17 @@ def test_predict_warns_of_what_is_read_otherwise(tmp_path: Path, caplog: pytest.
     channels = [Channel(name=name) for name in ("red", "green", "blue")]
     load_input(InputCase("a", (tmp_path / "a.jpg",)), channels)
     assert "a.jpg stores its colours as CMYK" in caplog.text
+
+
+@pytest.mark.parametrize(("values", "told"), [((1, 1, 255), True), ((1, 65535, 1), True), ((1, 2, 1), False)])
+def test_masks_of_other_values_among_masks_are_told(tmp_path: Path, values: tuple[int, ...], told: bool) -> None:
+    data = tmp_path / "data"
+    for case, value in enumerate(values):
+        mask = np.zeros((20, 20), np.uint16)
+        mask[5 : 9 + case, 6:12] = value
+        for folder, array in (("images", np.full((20, 20), 7, np.uint8) + mask.astype(bool)), ("labels", mask)):
+            (data / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(data / folder / f"{case}.png")
+    codes = [each.code for each in check_data(data, DataOptions()).findings]
+    assert ("mixed-masks" in codes) is told
+    assert "mixed-masks" not in [each.code for each in check_data(data, DataOptions(join="cell")).findings]

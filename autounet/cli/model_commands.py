@@ -86,10 +86,13 @@ def submit(model: Path, input_: Path, device: str, out: Path, template: str) -> 
 def evaluate(predictions: Path, references: Path, model: Path | None, out: Path | None, options: RunOptions) -> None:
     """Compare segmentations with references, paired by name."""
     from .. import api
+    from ..schema.errors import OptionError
     from ..schema.metrics import DEFAULT_METRICS
     from ..schema.quantities import format_number
     from ..workers import available_cores
 
+    if out and out.is_dir():
+        raise OptionError(f"--out {out} is a folder", f"Give a file, for example {out / 'metrics.json'}")
     found = api.evaluate(
         predictions,
         references,

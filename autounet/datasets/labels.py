@@ -5,7 +5,7 @@ Also which classes were annotated in which case, as dataset.json or a table list
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -59,7 +59,10 @@ def build_labels(declared: DeclaredLabels, options: DataOptions) -> Labels:
         labels = _labels(named, regions, ignore, own)
         return labels if given else labels.model_copy(update={"entries": declared.entries})
     except ValidationError as error:
-        problems = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+        problems = "; ".join(
+            str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
+            for problem in error.errors()
+        )
         raise OptionError(f"labels: {problems}", "Correct --class, --region and --ignore, or dataset.json") from None
 
 
@@ -122,6 +125,8 @@ def label_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding
                 "Where each number is an object, such as a cell, give --join NAME to make them one class",
             )
         )
+    if not dataset.labels_declared:
+        findings += _mixed_masks(cases_of, len(facts), labels)
     low, high = label_limits(dataset.suffix)
     beyond = sorted(value for value in {*cases_of, *labels.values} - {labels.ignore} if not low <= value <= high)
     if beyond:
@@ -138,6 +143,29 @@ def label_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding
     elif facts:
         findings += [_absent_class(cls) for cls in labels.foreground if cls.value not in cases_of]
     return findings
+
+
+MASK_VALUES = (255, 65_535)
+"""what programs for pictures write where others write 1"""
+
+
+def _mixed_masks(cases_of: Mapping[int, Sequence[str]], count: int, labels: Labels) -> Iterator[Finding]:
+    """Masks of 0 and 1 among masks of 0 and 255: the same structure would become two classes."""
+    foreground = sorted(set(cases_of) - {0, labels.ignore})
+    if len(foreground) != 2 or foreground[0] != 1 or foreground[1] not in MASK_VALUES:
+        return
+    ones, others = (set(cases_of[value]) for value in foreground)
+    if ones & others:
+        return
+    fewer = sorted(ones if len(ones) < len(others) else others)
+    shown = ", ".join(fewer[:5]) + (f" and {len(fewer) - 5} more" if len(fewer) > 5 else "")
+    yield Finding(
+        code="mixed-masks",
+        severity=Severity.warning,
+        message=f"{len(ones)} of {count} label files hold the value 1 and {len(others)} the value {foreground[1]}, "
+        f"none both, so that they become two classes; the fewer are {shown}",
+        remedy="Where both mean the same, give --join NAME to make them one class",
+    )
 
 
 def _undeclared(value: int, cases: Sequence[str], labels: Labels) -> Finding:

@@ -69,7 +69,9 @@ def _check_lines(result: CheckResult) -> list[str]:
         lines += [
             f"{severity}: {line}" for line in finding_lines([f for f in result.findings if f.severity is severity])
         ]
-    lines.append(_counted(len(result.findings), "problem") if result.findings else "no problems found")
+    fatal = sum(finding.severity is Severity.fatal for finding in result.findings)
+    counts = [(fatal, "fatal problem"), (len(result.findings) - fatal, "warning")]
+    lines.append(", ".join(_counted(*count) for count in counts if count[0]) or "no problems found")
     return lines
 
 
