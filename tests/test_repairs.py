@@ -174,7 +174,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     told = json.loads(capsys.readouterr().out)
     assert told["repairs"][0]["case"] == "c2"
     assert told["result"]["findings"] == []
-    assert command(monkeypatch, "check", tmp_path / "data", "--fix") == 1
+    assert command(monkeypatch, "check", tmp_path / "data", "--fix") == 2
     assert "--fix and --out go together" in capsys.readouterr().err
 
 

@@ -223,6 +223,8 @@ LEAST_OBJECTS = 3
 """objects in the median label file"""
 MOST_COMPARED = 40
 """label files that are compared"""
+LEAST_VOXELS = 4
+"""of the median object; the values of a photograph are single pixels"""
 COMPACT = 0.8
 """share of the objects that are one component"""
 MOST_EXPLAINED = 0.5
@@ -261,8 +263,11 @@ def number_objects(dataset: Dataset, facts: Sequence[CaseFacts]) -> bool:
     if len(own) < 2 or median < LEAST_OBJECTS or len(counts) <= LEAST_OBJECTS or different < max(2, len(own) / 3):
         return False
     pieces = [each.count == 1 for fact in own for each in fact.components.values()]
+    sizes = [each.largest for fact in own for each in fact.components.values()]
     ratios = sorted(_quartile_ratio([fact.value_counts[value] for value in fact.components]) for fact in own)
     if sum(pieces) < COMPACT * len(pieces) or ratios[len(ratios) // 2] > SIZE_RATIO:
+        return False
+    if sorted(sizes)[len(sizes) // 2] < LEAST_VOXELS:
         return False
     if len(own) > 2 and sum(count == 1 for count in counts.values()) >= NEW_NUMBERS * len(counts):
         return True
