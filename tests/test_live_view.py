@@ -182,11 +182,11 @@ def test_a_dead_run_is_interrupted(out):
 def test_a_run_on_another_machine_is_seen_by_what_it_writes(out, monkeypatch):
     with locked(out):
         train(out, 0, 50)
-    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
-    assert read_status(out).state == "running"
-    later = time.time() + 1000
-    monkeypatch.setattr(time, "time", lambda: later)
-    assert read_status(out).state == "interrupted"
+        monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+        assert read_status(out).state == "running"
+        later = time.time() + 1000
+        monkeypatch.setattr(time, "time", lambda: later)
+        assert read_status(out).state == "interrupted"
 
 
 def test_a_finished_run(out):

@@ -13,6 +13,7 @@ import pytest
 
 from autounet.schema.errors import OptionError
 from autounet.workflow.output_folder import Owner, locked, owner
+from autounet.workflow.read_status import read_status
 
 HOLD = """
 import sys, time
@@ -47,9 +48,14 @@ def test_a_killed_process_frees_its_folder(tmp_path: Path, holder: subprocess.Po
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert owner(tmp_path) == Owner("gone")
+    assert read_status(tmp_path).state == "interrupted"
     with locked(tmp_path):
         assert owner(tmp_path) == Owner("working", os.getpid())
     assert owner(tmp_path) == Owner("gone")
+    assert read_status(tmp_path).state == "stopped"
+    with pytest.raises(OptionError), locked(tmp_path):
+        raise OptionError("an error of its own")
+    assert read_status(tmp_path).state == "stopped"
 
 
 def test_children_do_not_keep_the_lock(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ class RunFolder:
 
     @property
     def lock_holder(self) -> Path:
-        """Host and process that hold the lock."""
+        """Host and process that hold the lock, or were ended from outside while they did."""
         return self.path / ".lock_holder"
 
     def is_of_a_run(self) -> bool:

@@ -56,9 +56,14 @@ def locked(folder: Path) -> Iterator[None]:
         raise OptionError(
             f"{folder} lies on a file system without locks ({error})", "Give an --out on another one"
         ) from None
+    holder_file = RunFolder(folder).lock_holder
     try:
-        write_text(RunFolder(folder).lock_holder, f"{socket.gethostname()} {os.getpid()}\n")
+        write_text(holder_file, f"{socket.gethostname()} {os.getpid()}\n")
         yield
+        holder_file.unlink(missing_ok=True)
+    except Exception:  # an end of its own; what ends the process from outside leaves the file
+        holder_file.unlink(missing_ok=True)
+        raise
     finally:
         lock.release()
 

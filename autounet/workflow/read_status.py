@@ -163,8 +163,8 @@ def _run_state(out: Path, running: bool, stages: dict[str, bool], folds: Sequenc
         return "running"
     if all(stages.values()):
         return "finished"
-    interrupted = any(fold.status.state == "interrupted" for fold in folds)
-    return "interrupted" if interrupted or (RunFolder(out).clock).exists() else "stopped"
+    left = RunFolder(out).lock_holder.exists() or RunFolder(out).clock.exists()
+    return "interrupted" if left or any(fold.status.state == "interrupted" for fold in folds) else "stopped"
 
 
 def _current_work(running: bool, stages: dict[str, bool], folds: Sequence[FoldReading]) -> str | None:
