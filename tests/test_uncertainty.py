@@ -260,8 +260,8 @@ def test_the_command_line_writes_maps_and_names_averages(tmp_path: Path, monkeyp
     monkeypatch.setattr(sys, "argv", ["autounet", *map(str, common), "--average", "votes"])
     with pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code == 1
-    assert "--average: 'votes' is not a quantity that can be averaged" in capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "--average votes is unknown. Choose one of probabilities, logits" in capsys.readouterr().err
 
 
 def main_ended(run) -> None:
