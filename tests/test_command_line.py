@@ -181,10 +181,18 @@ def test_a_foreign_dataset_json_is_not_overwritten(autounet, tmp_path):
     assert "precious" in (tmp_path / "other" / "dataset.json").read_text()
 
 
-def test_an_output_folder_that_is_a_file_is_named(autounet, tmp_path):
+@pytest.mark.parametrize("out", ["out", "out/below/it"])
+def test_an_output_folder_that_is_a_file_is_named(autounet, tmp_path, out):
     (tmp_path / "out").write_text("")
-    code, printed = autounet("fingerprint", volumes(tmp_path / "data"), "--out", tmp_path / "out")
-    assert (code, "is a file. Give a folder" in printed) == (1, True)
+    data = volumes(tmp_path / "data")
+    labels = data / "labels"
+    for command, given in (
+        (("fingerprint", data), tmp_path / out),
+        (("ensemble", labels, labels), tmp_path / out),
+        (("evaluate", labels, labels), tmp_path / "out" / "metrics.json"),
+    ):
+        code, printed = autounet(*command, "--out", given)
+        assert (code, f"{tmp_path / 'out'} is a file. Give a folder" in printed) == (1, True), command
 
 
 def test_damaged_options_say_what_to_do_and_damaged_splits_are_told(autounet, tmp_path, caplog):

@@ -219,6 +219,7 @@ def test_the_command_line_names_the_families(tmp_path: Path, monkeypatch, capsys
     for option, message in (
         (("--gate-maps",), "--gate-maps is for networks of the family attention, and 2d is of the family plain"),
         (("--prune", "1"), "--prune is for networks of the family nested, and 2d is of the family plain"),
+        (("--out", tmp_path / "images" / "b.png"), "b.png is a file. Give a folder"),
     ):
         arguments = ("predict", folder, tmp_path / "images", "--out", tmp_path / "out", "--device", "cpu", *option)
         monkeypatch.setattr(sys, "argv", ["autounet", *map(str, arguments)])

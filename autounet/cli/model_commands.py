@@ -89,10 +89,13 @@ def evaluate(predictions: Path, references: Path, model: Path | None, out: Path 
     from ..schema.errors import OptionError
     from ..schema.metrics import DEFAULT_METRICS
     from ..schema.quantities import format_number
+    from ..schema.record import require_folder
     from ..workers import available_cores
 
     if out and out.is_dir():
         raise OptionError(f"--out {out} is a folder", f"Give a file, for example {out / 'metrics.json'}")
+    if out:
+        require_folder(out.absolute().parent)
     found = api.evaluate(
         predictions,
         references,

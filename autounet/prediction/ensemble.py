@@ -24,6 +24,7 @@ from ..schema.errors import DataError, OptionError, RecordError
 from ..schema.geometry import Geometry
 from ..schema.labels import Labels, TargetKind, targets_of
 from ..schema.plan import Average
+from ..schema.record import require_folder
 from ..schema.selection import ProbabilityChannels
 from .maps import CHANNELS_FILE, write_probabilities
 
@@ -60,6 +61,7 @@ def ensemble(
     folders or weights that cannot be, DataError where classes, cases or geometries differ.
     """
     folders, out = [Path(folder) for folder in folders], Path(out)
+    require_folder(out)
     _require_weights(weights, folders)
     if out.resolve() in [folder.resolve() for folder in folders]:
         raise OptionError(f"--out {out} is one of the folders that are averaged", "Give another folder")

@@ -24,7 +24,7 @@ from ..preprocessing import CHECK_SPACING, Prepared, enlargement
 from ..schema.errors import AutoUNetError, DataError, OptionError, OutOfMemory, unknown_name
 from ..schema.geometry import Geometry
 from ..schema.labels import Labels
-from ..schema.record import digest
+from ..schema.record import digest, require_folder
 from ..workers import keep_freed_memory, one_ahead
 from .maps import require_gates, write_gates, write_probability_maps
 from .predictor import Predictor
@@ -122,6 +122,7 @@ def predict_folder(
     written, and whatever a mistake in the program raises, with the case in its notes. Raises OptionError for an unknown
     format and for gate maps of networks without gates.
     """
+    require_folder(out)
     if outputs.gate_maps:
         require_gates(predictor)
     keep_freed_memory()

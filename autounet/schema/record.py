@@ -13,7 +13,16 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .errors import RecordError
+from .errors import OptionError, RecordError
+
+
+def require_folder(path: Path, option: str = "--out") -> None:
+    """Raises OptionError where a file lies at `path`, or in the place of a folder that it lies in."""
+    for place in (path, *path.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise OptionError(f"{option} {path}: {place} is a file", "Give a folder")
+            return
 
 
 @contextmanager

@@ -11,14 +11,13 @@ from typing import Literal, NamedTuple
 
 from ..schema.dataset import Dataset
 from ..schema.errors import OptionError, RecordError
-from ..schema.record import write_text
+from ..schema.record import require_folder, write_text
 from ..store.run_folder import RunFolder
 
 
 def require_output_folder(out: Path, data: Path) -> None:
     """Make the folder. Raises OptionError for a file, for the data folder, and for one with another dataset.json."""
-    if out.exists() and not out.is_dir():
-        raise OptionError(f"--out {out} is a file", "Give a folder")
+    require_folder(out)
     if out.resolve() == data.expanduser().resolve():
         raise OptionError(f"--out {out} is the data folder itself", f"Give another, for example {out / 'autounet'}")
     if not RunFolder(out).options.exists() and _is_foreign(RunFolder(out).dataset):

@@ -226,6 +226,7 @@ def device_profile(folder: RunFolder, device: str) -> DeviceProfile:
     from ..ops.device import choose_device
     from ..training.probe import probe_device
 
+    log.info("measuring the device")
     profile = calibrated(probe_device(choose_device(device)))
     profile.save(folder.device)
     return profile

@@ -76,6 +76,7 @@ def plan_stage(maker: PlanMaker, file: PlanFile, replan: bool) -> Plan:
         edited = file.is_edited(existing)
         if (edited or file.made_for == made_for) and (kept := _kept(maker, existing, edited)):
             return kept
+    log.info("planning")
     plan = maker.new()
     maker.check(plan, edited=False)
     file.save(plan, made_for)
