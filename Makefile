@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 	$(BIN)/autounet demo --out $(OUT)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check autounet tests benchmarks docs setup.py

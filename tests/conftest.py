@@ -1,11 +1,20 @@
-"""Hypothesis without time limits: shared machines are noisy, and tests never assert times."""
+"""Hypothesis without time limits: shared machines are noisy, and tests never assert times. Long files come first."""
 
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which would fight for the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+LONGEST = ("test_end_to_end", "test_small_runs", "test_planning", "test_guard", "test_faults")
+"""files that take longest, by their names"""
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes (`make test`) no core waits at the end for a long file that came last."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
