@@ -116,8 +116,21 @@ def _evaluate_one(task: _EvaluateTask) -> CaseMetrics | DataError:
     return CaseMetrics(case=task.case, per_class=per_class)
 
 
-def _values(pair_: tuple[Path, Path]) -> set[int]:
-    return set().union(*(values_in(read_labels(path)[0]) for path in pair_))
+def _values(pair_: tuple[Path, Path]) -> tuple[set[int], set[int]]:
+    prediction, reference = (values_in(read_labels(path)[0]) for path in pair_)
+    return prediction, reference
+
+
+def _warn_of_strangers(predicted: set[int], drawn: set[int]) -> None:
+    """Masks of 1 and masks of 255 have no class in common, and a Dice of 0 does not say so."""
+    predicted, drawn = predicted - {0}, drawn - {0}
+    if predicted and drawn and not predicted & drawn:
+        shown = [", ".join(map(str, sorted(values)[:5])) for values in (predicted, drawn)]
+        log.warning(
+            "no class is in both: the predictions hold %s and the references %s. Every Dice is 0. Where these mean the "
+            "same, give both the same values",
+            *shown,
+        )
 
 
 WORTH_PROCESSES = 20_000_000
@@ -157,7 +170,9 @@ def evaluate(
     else:
         with progress("finding classes", len(pairs)) as meter:
             values = map_parallel(_values, [(a, b) for _, a, b in pairs], workers, lambda _: meter.advance())
-        labels = _named_labels(dict(classes or {}), set().union(*values), regions or {})
+        predicted, drawn = (set().union(*sets) for sets in zip(*values, strict=True))
+        _warn_of_strangers(predicted, drawn)
+        labels = _named_labels(dict(classes or {}), predicted | drawn, regions or {})
     tasks = [_EvaluateTask(*match, labels, wanted) for match in pairs]
     unit = distance_unit(first)
     with progress("evaluate", len(tasks)) as meter:

@@ -184,7 +184,7 @@ GALLERY = (
     Broken(
         contents.no_ct_anywhere,
         "no-ct-values",
-        "CT is CT by its name, but",
+        "CT counts as CT, but",
         "--kind 'CT=other'",
         case=None,
         severity="warning",

@@ -270,6 +270,15 @@ def test_another_place_spacing_or_size_is_an_error_with_every_case(tmp_path: Pat
     assert second.startswith(f"case c: the prediction c.nrrd differs from its reference in {named} (")
 
 
+@pytest.mark.parametrize(("values", "told"), [((255, 255), True), ((255, 1), False), ((0, 0), False)])
+def test_masks_without_a_value_in_common_are_told(tmp_path: Path, caplog, values: tuple[int, int], told: bool) -> None:
+    for case, value in zip("ab", values, strict=True):
+        write_labels(tmp_path / "predictions" / f"{case}.nii.gz", np.full(PLACE.shape, value, np.int32), PLACE)
+        write_labels(tmp_path / "references" / f"{case}.nii.gz", np.ones(PLACE.shape, np.int32), PLACE)
+    api.evaluate(tmp_path / "predictions", tmp_path / "references")
+    assert ("the predictions hold 255 and the references 1" in caplog.text) == told
+
+
 def test_pictures_are_compared_as_they_are_stored() -> None:
     picture = Geometry(shape=(1, 4, 4), kind="png", dimension=2)
     tiff = picture.model_copy(update={"kind": "tiff", "spacing": (1.0, 0.5, 0.5)})

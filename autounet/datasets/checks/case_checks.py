@@ -180,7 +180,10 @@ def unreadable(case: Case, root: Path | str, error: FileError) -> Finding:
 
 def fractional_label(case: Case, root: Path | str, error: FileError) -> Finding:
     """A label file that is read as an image, but whose values are not whole numbers."""
-    remedy = f"Save whole numbers: fractions come from interpolation. {FIX} repairs masks of two values"
+    remedy = (
+        "If it is an image, name the labels with --label. Else save whole numbers: fractions come from interpolation, "
+        f"and {FIX} repairs masks of two values"
+    )
     return finding(case, "grey-label", error.within(root), remedy)
 
 

@@ -236,7 +236,7 @@ def _ct_findings(channel: Channel, cases: Sequence[tuple[str, ChannelFacts]]) ->
     if len(wrong) > len(cases) / 2:
         low, high = min(each.minimum for _, each in wrong), max(each.maximum for _, each in wrong)  # type: ignore[type-var]
         values = f"{low:.4g} to {high:.4g}"
-        message = f"channel {channel.name} is CT by its name, but its values, {values}, are not Hounsfield units"
+        message = f"channel {channel.name} counts as CT, but its values, {values}, are not Hounsfield units"
         remedy = (
             f"CT is normalised on the Hounsfield scale; if the channel is not CT, give --kind '{channel.name}=other' "
             f"or --kind '{channel.name}=mri'"
