@@ -23,7 +23,9 @@ def result(*findings: Finding) -> CheckResult:
         regions=(Region(name="both", values=(1, 2)),), ignore=9, pairs=(("a_left", "a_right"),),
     )  # fmt: skip
     channels = (Channel(name="T1"), Channel(name="T2"))
-    return CheckResult(layout="pairs", channels=channels, labels=labels, cases=("a", "b"), findings=findings)
+    return CheckResult(
+        layout="pairs", channels=channels, labels=labels, cases=("a", "b"), example="a: a.png", findings=findings
+    )
 
 
 def test_many_findings_of_one_kind_are_counted() -> None:
@@ -39,6 +41,7 @@ def test_what_was_understood_is_told() -> None:
     lines = result_lines(result())
     assert lines == [
         "layout: pairs, 2 cases",
+        "first case: a: a.png",
         "channels: T1 (other), T2 (other)",
         "labels: 0 background, 1 a_left, 2 a_right",
         "regions: both (1, 2)",

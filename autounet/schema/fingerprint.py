@@ -68,6 +68,8 @@ class CheckResult(Record):
     channels: tuple[Channel, ...]
     labels: Labels
     cases: tuple[str, ...]
+    example: str = ""
+    """the first case with its files, as they were paired"""
     findings: tuple[Finding, ...]
 
 

@@ -55,6 +55,8 @@ def result_lines(found: CheckResult | RepairResult) -> list[str]:
 
 def _check_lines(result: CheckResult) -> list[str]:
     lines = [f"layout: {result.layout}, {_counted(len(result.cases), 'case')}"]
+    if result.example:
+        lines.append(f"first case: {result.example}")
     if result.channels:  # none where the layout is unknown
         lines.append("channels: " + ", ".join(f"{channel.name} ({channel.kind})" for channel in result.channels))
         lines.append("labels: " + ", ".join(f"{label.value} {label.name}" for label in result.labels.classes))
@@ -223,8 +225,18 @@ def _result(dataset: Dataset, findings: Sequence[Finding]) -> CheckResult:
         channels=dataset.channels,
         labels=dataset.labels,
         cases=tuple(case.identifier for case in dataset.cases),
+        example=_example(dataset),
         findings=tuple(findings),
     )
+
+
+def _example(dataset: Dataset) -> str:
+    """How the files of the first case were paired: of a pattern that matched other files than meant, this tells."""
+    if not dataset.cases:
+        return ""
+    case = dataset.cases[0]
+    label = f", label {case.label}" if case.label else ", without a label"
+    return f"{case.identifier}: {', '.join(case.images)}{label}"
 
 
 def _unscanned(error: DataError) -> CheckResult:
