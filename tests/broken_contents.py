@@ -44,6 +44,14 @@ def constant_channel(folder: Path) -> None:
     fill(image_file(volumes(folder, ("T1", "T2")), channel=1), 7)
 
 
+def one_enormous_voxel(folder: Path) -> None:
+    fill(image_file(volumes(folder)), 1e20, 1, 1, 3)
+
+
+def swapped_bytes(folder: Path) -> None:
+    fill(image_file(volumes(folder)), -3e38, 1, 1, slice(3))
+
+
 def nan_voxels(folder: Path) -> None:
     fill(image_file(volumes(folder)), np.nan, 1, 1, slice(3))
 

@@ -162,6 +162,21 @@ GALLERY = (
     ),
     Broken(contents.constant_channel, "constant-image", "channel 1 has the value 7", "Export", severity="warning"),
     Broken(
+        contents.one_enormous_voxel,
+        "implausible-intensity",
+        "the image has 1 voxel up to 1e+20, while most intensities are",
+        "export it again",
+        severity="warning",
+    ),
+    Broken(
+        contents.swapped_bytes,
+        "implausible-intensity",
+        "3 voxels up to -3",
+        "replace them",
+        severity="warning",
+        alone=False,
+    ),
+    Broken(
         contents.nan_voxels, "nan-voxels", "holds 3 NaN voxels of 480", FIX, fixed="3 voxels of imagesTr/c2_0000.nii.gz"
     ),
     Broken(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import binary_fill_holes
@@ -59,6 +59,31 @@ def test_zscore_has_mean_0_and_std_1_or_is_constant(image):
         assert abs(result.mean()) < 1e-3
         assert abs(result.std() - 1) < 1e-3
     assert np.isfinite(result).all()
+
+
+@settings(max_examples=25)
+@given(
+    arrays(np.float32, (1, 3, 4, 5), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)),
+    st.sampled_from(["zscore", "range"]),
+    st.booleans(),
+)
+@example(np.where(np.arange(60).reshape(1, 3, 4, 5) == 7, np.float32(1e20), np.float32(3)), "zscore", False)
+@example(np.where(np.arange(60).reshape(1, 3, 4, 5) < 20, *np.float32([-3.4e38, 3.4e38])), "range", False)
+def test_finite_intensities_stay_finite_and_keep_their_order(image, scheme, nonzero_only):
+    result = normalise(image, [ChannelNormalisation(scheme=scheme, nonzero_only=nonzero_only)])
+    assert np.isfinite(result).all()
+    inside = filled_mask(image) if nonzero_only else np.ones(image.shape[1:], bool)
+    order = np.argsort(image[0][inside], kind="stable")
+    assert (np.diff(result[0][inside][order]) >= 0).all()
+
+
+@pytest.mark.parametrize("value", [1e20, -3e38])
+def test_one_enormous_voxel_stands_out_and_the_others_stay_finite(value):
+    image = np.random.default_rng(0).normal(100, 10, (1, 8, 9, 10)).astype(np.float32)
+    image[0, 4, 4, 4] = value
+    result = normalise(image, [ChannelNormalisation(scheme="zscore")])
+    assert abs(result[0, 4, 4, 4]) > 20  # the square root of the number of voxels
+    assert abs(result.std() - 1) < 1e-3
 
 
 def test_zscore_of_nonzero_leaves_the_outside_alone():

@@ -14,11 +14,8 @@ from ..ops.label_values import encode
 from ..schema.dataset import Case, Channel, Dataset
 from ..schema.errors import DataError
 from ..schema.geometry import Geometry
-from .checks.case_checks import world_differences
+from .checks.case_checks import FAR_REMEDY, describe_channels, far_voxels, world_differences
 from .inputs import InputCase
-
-log = logging.getLogger(__name__)
-
 
 log = logging.getLogger(__name__)
 
@@ -125,19 +122,29 @@ def load_input(case: InputCase, channels: Sequence[Channel]) -> tuple[np.ndarray
         raise DataError(
             f"{wrong} voxels are NaN or infinite", "Replace them, or export the image again", case=case.identifier
         )
-    warn_of_constant(case.identifier, image, [each.name for each in channels], case.present)
+    warn_of_intensities(case.identifier, image, [each.name for each in channels], case.present)
     return image, geometry
 
 
-def warn_of_constant(
+def warn_of_intensities(
     case: str, image: np.ndarray, channels: Sequence[str], present: Sequence[int] | None = None
 ) -> None:
-    """Say where channels of a new image (C, Z, Y, X), of those present, hold nothing: it is predicted all the same."""
+    """Say where channels of a new image (C, Z, Y, X), of those present, hold nothing, or voxels far beyond all others.
+
+    It is predicted all the same.
+    """
     own = range(len(image)) if present is None else present
-    constant = [index for index in own if image[index].size and image[index].min() == image[index].max()]
+    facts = {index: each for index, each in enumerate(describe_channels(image)) if index in own}
+    constant = [index for index, each in facts.items() if each.minimum == each.maximum]
     if constant:
-        which = (
-            "the image" if len(constant) == len(own) else f"channel {', '.join(channels[each] for each in constant)}"
-        )
-        value = f"{float(image[constant[0]].flat[0]):g}"
+        which = "the image" if len(constant) == len(own) else _named(channels, constant)
+        value = f"{facts[constant[0]].minimum:g}"
         log.warning("case %s: %s has the value %s in every voxel. Check that the file is complete", case, which, value)
+    for index, each in facts.items():
+        if problem := far_voxels(image[index], each):
+            which = "the image" if len(image) == 1 else _named(channels, [index])
+            log.warning("case %s: %s has %s. %s", case, which, problem, FAR_REMEDY)
+
+
+def _named(channels: Sequence[str], indices: Sequence[int]) -> str:
+    return f"channel {', '.join(channels[each] for each in indices)}"

@@ -15,6 +15,8 @@ from .masks import filled_mask
 
 SMALLEST_STD = 1e-8
 """a constant channel becomes zero instead of a division by zero"""
+LARGEST = 2.0**60
+"""beyond it, squares and differences of float32 may overflow; half of the largest exponent, less what a sum adds"""
 
 
 def normalise(image: np.ndarray, schemes: Sequence[ChannelNormalisation]) -> np.ndarray:
@@ -42,6 +44,7 @@ def _zscore(channel: np.ndarray, scheme: ChannelNormalisation, mask: np.ndarray 
     inside = channel if mask is None else channel[mask]
     if inside.size == 0:
         return
+    _scale_down(inside)
     inside -= np.float32(inside.mean(dtype=np.float64))
     spread = np.sqrt(np.square(inside).mean(dtype=np.float64))
     inside /= np.float32(max(spread, SMALLEST_STD))
@@ -55,8 +58,15 @@ def _unit(channel: np.ndarray, scheme: ChannelNormalisation, mask: np.ndarray | 
 
 
 def _range(channel: np.ndarray, scheme: ChannelNormalisation, mask: np.ndarray | None) -> None:
+    _scale_down(channel)
     channel -= channel.min()
     channel /= max(channel.max(), SMALLEST_STD)
+
+
+def _scale_down(values: np.ndarray) -> None:
+    """In place by a power of two where values are beyond `LARGEST`, for schemes that give the same at every scale."""
+    if max(-float(values.min()), float(values.max())) > LARGEST:
+        values *= np.float32(LARGEST / np.finfo(np.float32).max)
 
 
 def _none(channel: np.ndarray, scheme: ChannelNormalisation, mask: np.ndarray | None) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from ..datasets import InputCase, find_inputs, load_input
 from ..datasets.inputs import require_trained
 from ..datasets.layouts.files import own_path
-from ..datasets.reading import warn_of_constant
+from ..datasets.reading import warn_of_intensities
 from ..imageio import VOLUME_KINDS, stem
 from ..schema.bundle import ModelBundle
 from ..schema.dataset import ChannelAvailability
@@ -96,7 +96,7 @@ def from_array(
             "Give the geometry of this array",
         )
     own = None if present is None else [index for index, there in enumerate(present) if there]
-    warn_of_constant("array", array, [channel.name for channel in bundle.channels], own)
+    warn_of_intensities("array", array, [channel.name for channel in bundle.channels], own)
     return OneImage(array, geometry, _presence(bundle, present))
 
 

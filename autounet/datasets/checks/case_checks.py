@@ -163,6 +163,10 @@ def world_differences(own: Geometry, image: Geometry) -> tuple[GeometryDifferenc
 
 FIX = "autounet check DATA --fix --out NEW"
 COPY_AGAIN = "Copy or export the file again"
+IMPOSSIBLE, FAR = 1e6, 1e4
+"""usual intensities (see `far_voxels`) from the median from which on no voxel is plausible, and no `FEW` are"""
+FEW = 1e-3
+"""share of the voxels"""
 MOST_OUTSIDE = 0.01
 """share of a class that may lie beyond the image's border of zeros, where nothing is learned or predicted"""
 MOST_ON_ZEROS = 0.5
@@ -240,6 +244,48 @@ def intensity_findings(case: Case, image: np.ndarray, facts: tuple[ChannelFacts,
     message = f"{which} has the value {facts[constant[0]].minimum:g} in every voxel ({', '.join(case.images)})"
     severity = Severity.fatal if len(constant) == len(facts) else Severity.warning
     return [finding(case, "constant-image", message, "Export the image again, or remove the case", severity)]
+
+
+def far_findings(case: Case, image: np.ndarray, facts: Sequence[ChannelFacts]) -> list[Finding]:
+    """Warnings of voxels far beyond all others, which z-score and foreground statistics would follow."""
+    found = []
+    for index, (channel, each) in enumerate(zip(image, facts, strict=True)):
+        if problem := far_voxels(channel, each):
+            which = "the image" if len(facts) == 1 else f"channel {index}"
+            message = f"{which} has {problem} ({', '.join(case.images)})"
+            found.append(finding(case, "implausible-intensity", message, FAR_REMEDY, Severity.warning))
+    return found
+
+
+FAR_REMEDY = "Such voxels decide on the normalisation of the whole image: export it again, or replace them"
+
+
+def far_voxels(channel: np.ndarray, facts: ChannelFacts) -> str:
+    """What is implausible of the intensities of (Z, Y, X), as a part of a sentence; empty where nothing is.
+
+    The usual intensity is the distance from the 1st to the 99th percentile of what is not 0, or the median where that
+    is larger. Images of few bright structures reach some thousand times as much; damaged numbers any multiple of it.
+    """
+    if facts.low is None or facts.high is None or facts.median is None:
+        return ""
+    usual = max(facts.high - facts.low, abs(facts.median))
+    if _furthest(facts) <= FAR * usual:
+        return ""
+    away = np.abs(channel.astype(np.float64) - facts.median)
+    number = int(np.count_nonzero(away > FAR * usual))
+    if number > FEW * channel.size and away.max() <= IMPOSSIBLE * usual:
+        return ""
+    value = float(channel.flat[int(away.argmax())])
+    voxels = "1 voxel" if number == 1 else f"{number} voxels"
+    return f"{voxels} up to {value:.4g}, while most intensities are {facts.low:.4g} to {facts.high:.4g}"
+
+
+def _furthest(facts: ChannelFacts) -> float:
+    """Distance of the extreme intensity from the median."""
+    assert facts.minimum is not None
+    assert facts.maximum is not None
+    assert facts.median is not None
+    return max(facts.maximum - facts.median, facts.median - facts.minimum)
 
 
 def outside_findings(case: Case, image: np.ndarray, box: Box3, values: np.ndarray, ignore: int | None) -> list[Finding]:

@@ -24,6 +24,7 @@ from .case_checks import (
     count_components,
     count_values,
     describe_channels,
+    far_findings,
     finding,
     fractional_label,
     image_hash,
@@ -41,7 +42,7 @@ __all__ = ["CaseTask", "content_hash", "examine", "examine_case", "unreadable"]
 
 Each = TypeVar("Each")
 
-FACTS_VERSION = 4
+FACTS_VERSION = 5
 """raised whenever the same files would give other facts"""
 SPARSE = 0.5
 """share of ignored voxels from which a label counts as scribbles, whose components mean nothing"""
@@ -149,7 +150,7 @@ def examine_case(task: CaseTask) -> CaseFacts:
         return _facts_without_arrays(task, content, findings, geometry)
     box, channels = nonzero_box(image), describe_channels(image)
     spoilt = intensity_findings(case, image, channels)
-    findings += spoilt
+    findings += spoilt + far_findings(case, image, channels)
     counts: dict[int, int] = {}
     components: dict[int, ComponentFacts] = {}
     foreground = None
