@@ -401,6 +401,30 @@ def test_what_lies_beside_an_image_has_both_of_its_transforms(tmp_path: Path, op
             np.testing.assert_allclose(found[1], expected[1], atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("codes", "pixdim", "read"),
+    [
+        ((0, 1), (3, 3, 3), "sform"), ((0, 2), (1, 1, 1), "sform"), ((0, 1), (-0.5, -0.75, -2.5), "sform"),
+        ((1, 1), (0.5, -0.75, 2.5), "sform"), ((0, 0), (3, 3, 3), "pixdim"), ((1, 0), (0.5, 0.75, 3), "pixdim"),
+    ],
+)  # fmt: skip
+def test_a_lone_sform_gives_the_spacing(tmp_path: Path, codes, pixdim, read: str) -> None:
+    """NIfTI's third method: pixdim places nothing. What lies beside the image has its very header."""
+    import nibabel as nib
+
+    path = nifti_header(tmp_path / "a.nii", codes)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<3f", content, 80, *pixdim)
+    path.write_bytes(bytes(content))
+    image, geometry = read_image(path)
+    assert geometry.spacing == pytest.approx((2.5, 0.75, 0.5) if read == "sform" else pixdim[::-1], rel=1e-6)
+    remarks = [each.code for each in read_image_content(path).remarks]
+    assert ("pixdim" in remarks) == (read == "sform")
+    write_image(tmp_path / "b.nii", image, geometry)
+    first, second = nib.load(path).header, nib.load(tmp_path / "b.nii").header
+    assert all(np.array_equal(first[field], second[field]) for field in PLACED if field != "dim")
+
+
 def test_a_grid_that_is_moved_loses_the_transforms_of_its_file(tmp_path: Path) -> None:
     geometry = read_geometry(nifti_header(tmp_path / "a.nii", (1, 1)))
     assert geometry.model_copy(update={"shape": (1, 1, 1)}).nifti == geometry.nifti

@@ -32,7 +32,7 @@ from .formats import (
     suffix,
     with_sidecar,
 )
-from .image_format import ImageFormat, ImageHeader, Remark, skew_remarks
+from .image_format import ImageFormat, ImageHeader, Remark, transform_remarks
 from .metaimage import data_file
 from .nifti import write_nifti_channels
 from .nrrd import is_nrrd_segmentation, read_segments
@@ -257,7 +257,7 @@ def _read(path: Path, as_indices: bool = False) -> tuple[np.ndarray, ImageHeader
     """`as_indices`: pictures with a palette of colours give their indices, others their values as numbers."""
     form = _format_of(path)
     array, header = form.read_indices(path) if as_indices and form.read_indices else form.read(path)
-    header = header._replace(remarks=header.remarks + skew_remarks(header.geometry))
+    header = header._replace(remarks=header.remarks + transform_remarks(header.geometry))
     return array, header if form.has_geometry else with_sidecar(path, header)
 
 

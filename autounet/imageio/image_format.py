@@ -192,8 +192,15 @@ def make_geometry(
     )
 
 
-def skew_remarks(geometry: Geometry) -> tuple[Remark, ...]:
-    """What is to be said of axes that are off right angles; of NIfTI also of an sform that is no grid and not read."""
+def transform_remarks(geometry: Geometry) -> tuple[Remark, ...]:
+    """What is to be said of axes that are off right angles, and of the two places of spacing and axes in NIfTI."""
+    header = geometry.nifti
+    if header is not None and header.distances != header.pixdim[1:4]:
+        stored, read = (
+            " x ".join(f"{each:.4g}" for each in values) for values in (header.pixdim[1:4], header.distances)
+        )
+        text = f"has a pixdim of {stored} that its sform contradicts: {read} (x, y, z) was read, as NIfTI asks"
+        return (Remark("pixdim", text, "Check the spacing, and store the file again with a program that writes both"),)
     if geometry.skew > LEAST_TOLD_SKEW:
         text = f"has axes that are off right angles by {geometry.skew:.4f} (scalar product), and was read as it is"
         return (Remark(SKEWED_AXES, text, f"Nothing needs to be done; beyond {MAX_SKEW:g} it would be refused"),)

@@ -226,7 +226,11 @@ def _image_header(path: Path, header: _Header) -> ImageHeader:
     slope = abs(header.slope) if header.scales and whole else 0.0
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "header.nii"
-        source.write_bytes(_packed(header.dim, header.intent, header.datatype, header.bits, header.transforms))
+        first, *_, fourth, fifth, sixth, last = header.transforms.pixdim
+        read = header.transforms.model_copy(
+            update={"pixdim": (first, *header.transforms.distances, fourth, fifth, sixth, last)}
+        )
+        source.write_bytes(_packed(header.dim, header.intent, header.datatype, header.bits, read))
         reader = itk_reader(source, _ITK_READER)
         try:
             reader.ReadImageInformation()

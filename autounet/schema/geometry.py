@@ -27,6 +27,8 @@ MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}
 
 FLAT = 1e-3
 """volume of the box of three axes' directions, below which a damaged or empty transform spans no space"""
+ROUNDED_LENGTH = 1e-4
+"""share by which pixdim and the columns of an sform differ where both were rounded"""
 ROUNDED = 1e-12
 """what rounding leaves of 0"""
 
@@ -50,6 +52,19 @@ class NiftiTransforms(Part):
     """the first is the sign of the third axis, the next three the spacing"""
     units: int
     """xyzt_units"""
+
+    @property
+    def distances(self) -> tuple[float, float, float]:
+        """Between voxels along x, y and z, in the file's unit: pixdim, or what a lone sform says.
+
+        With no qform, or a pixdim below 0 that would make none, NIfTI's third method holds, in which pixdim is not
+        used. A flat sform has no lengths.
+        """
+        lone = self.sform_code > 0 and (self.qform_code <= 0 or min(self.pixdim[1:4]) <= 0)
+        x, y, z = np.linalg.norm(np.array(self.sform)[:, :3], axis=0).tolist()
+        given = self.pixdim[1:4]
+        lengths = (x or given[0], y or given[1], z or given[2])
+        return lengths if lone and not np.allclose(lengths, given, rtol=ROUNDED_LENGTH) else given
 
     @property
     def names_unit(self) -> bool:
