@@ -1,20 +1,23 @@
-"""Matplotlib figures in one style: colours, line styles, and pictures as data addresses for the report."""
+"""Matplotlib figures in one style: colours, line styles, and pictures as data addresses for the report.
+
+Matplotlib is loaded with the first figure, since colours are asked for by commands that draw nothing.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito, "Color Universal Design" (2008): distinguishable with every common kind of colour blindness.
 # Black and the pale yellow are left out: text is black, and the yellow cannot be seen on white paper.
@@ -60,9 +63,20 @@ class Picture:
     title: str = ""
 
 
+@contextmanager
+def styled() -> Iterator[None]:
+    """Inside, matplotlib draws in `STYLE`."""
+    from matplotlib import rc_context
+
+    with rc_context(STYLE):
+        yield
+
+
 def chart(width: float = 4.1, height: float = 3.0) -> tuple[Figure, Axes]:
     """A figure with one pair of axes; width and height in inches, so that text is legible on a phone."""
-    with rc_context(STYLE):
+    from matplotlib.figure import Figure
+
+    with styled():
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
     axes.grid(axis="y", color=GRID, linewidth=0.7)
@@ -72,7 +86,9 @@ def chart(width: float = 4.1, height: float = 3.0) -> tuple[Figure, Axes]:
 
 def two_charts(width: float = 4.4, height: float = 4.0) -> tuple[Figure, tuple[Axes, Axes]]:
     """A figure with two pairs of axes that share x, the upper one three times as high as the lower."""
-    with rc_context(STYLE):
+    from matplotlib.figure import Figure
+
+    with styled():
         figure = Figure(figsize=(width, height), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for axes in (upper, lower):
@@ -121,7 +137,7 @@ def shortened(name: str, length: int = 22) -> str:
 def as_svg(figure: Figure) -> str:
     """Data address of the figure; without a date, so that equal records give an equal report."""
     buffer = io.BytesIO()
-    with rc_context(STYLE):
+    with styled():
         figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=200)
     return data_address("image/svg+xml", buffer.getvalue())
 
@@ -129,7 +145,7 @@ def as_svg(figure: Figure) -> str:
 def as_bitmap(figure: Figure, dpi: int) -> str:
     """Data address of at most `MAX_BITMAP_BYTES`: PNG, else JPEG of decreasing quality, then of half the size."""
     buffer = io.BytesIO()
-    with rc_context(STYLE):
+    with styled():
         figure.savefig(buffer, format="png", dpi=dpi)
     if buffer.tell() <= MAX_BITMAP_BYTES:
         return data_address("image/png", buffer.getvalue())

@@ -6,8 +6,10 @@ that fails the memory model does without.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,6 +28,27 @@ class DispatchMode(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # saves loading the compiler, which takes seconds
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Inside, torch's optimisers do not load its compiler, which takes over a second and which nobody asked for.
+
+    They import `torch._dynamo` to tell it what it may not compile: they get one that is told nothing. Without effect
+    where it is loaded already.
+    """
+    name = "torch._dynamo"
+    if name in sys.modules:
+        yield
+        return
+    stub = ModuleType(name)
+    stub.graph_break = lambda: None  # type: ignore[attr-defined]
+    stub.disable = lambda function, recursive=True, **_: function  # type: ignore[attr-defined]
+    sys.modules[name] = torch._dynamo = stub
+    try:
+        yield
+    finally:
+        del sys.modules[name], torch._dynamo
 
 
 def wrapper(kind: type[Tensor], like: Tensor, device: torch.device) -> Any:

@@ -110,7 +110,7 @@ class TrainingMemory:
         """
         patch = FAMILIES[spec.family].valid_size(spec, patch)
         voxels = batch * math.prod(patch)
-        known = self._between_patches(spec) or self._between_batches(spec, patch)
+        known = self._pair(spec, patch)
         if known is None or voxels < known.voxels[0]:
             return self.traced_fully(spec, patch, batch)
         return _peak(known.at(voxels))
@@ -133,6 +133,16 @@ class TrainingMemory:
 
         self.method = "fake tensors"
         return _peak(trace_step(spec, patch, batch, self._setting()))
+
+    def _pair(self, spec: NetworkSpec, patch: tuple[int, ...]) -> _TracePair | None:
+        """None where the blocks of two sizes do not correspond.
+
+        In bf16 on a CPU the gradient of a 3-D kernel is put together by samples or at once, whichever moves less, so
+        that every size has blocks of its own (`nets.convolution.weight_gradient`): no pair is tried.
+        """
+        if spec.dims == 3 and (self.device, self.precision) == ("cpu", "bf16"):
+            return None
+        return self._between_patches(spec) or self._between_batches(spec, patch)
 
     def _between_patches(self, spec: NetworkSpec) -> _TracePair | None:
         """The patches depend on the network alone, so that no answer depends on what was asked before."""

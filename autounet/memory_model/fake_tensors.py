@@ -26,6 +26,7 @@ from ..torch_private import (
     autocast_in_float32,
     schema,
     storage_key,
+    without_compiler,
     wrapper,
 )
 from .peak import Event
@@ -82,8 +83,44 @@ def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, bias_size
     return (*made, torch.empty(bias_sizes, dtype=weight.dtype, device=META) if wanted[2] else None)
 
 
+def _empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """In the same memory order; torch's own function loads the symbolic algebra on Meta tensors."""
+    layout = _layout(x)
+    if not x.is_contiguous(memory_format=layout):
+        return torch.empty_like(x, dtype=dtype)
+    return torch.empty(x.shape, dtype=dtype or x.dtype, device=META, memory_format=layout)
+
+
 def _like_first(first: Tensor, *rest: Any) -> Tensor:
-    return torch.empty_like(first)
+    return _empty_like(first)
+
+
+def _copy(operation: Any) -> Callable[..., Tensor]:
+    """A new tensor like the first argument, of another type if asked; torch computes what is asked for beyond that."""
+
+    def kernel(x: Tensor, *rest: Any, **more: Any) -> Tensor:
+        plain = not rest and more.get("memory_format") in (None, torch.preserve_format)
+        if not plain or more.get("layout") not in (None, torch.strided):
+            return operation(x, *rest, **more)
+        return _empty_like(x, more.get("dtype"))
+
+    return kernel
+
+
+def _repeat(x: Tensor, times: Any) -> Tensor:
+    shape = (*[1] * (len(times) - x.ndim), *x.shape)
+    return torch.empty([length * count for length, count in zip(shape, times, strict=True)], dtype=x.dtype, device=META)
+
+
+def _cat(tensors: Any, dim: int = 0) -> Tensor:
+    """Torch computes it where types or memory orders differ."""
+    first = tensors[0]
+    layout = _layout(first)
+    if any(each.dtype != first.dtype or not each.is_contiguous(memory_format=layout) for each in tensors):
+        return aten.cat.default(tensors, dim)
+    shape = list(first.shape)
+    shape[dim] = sum(each.shape[dim] for each in tensors)
+    return torch.empty(shape, dtype=first.dtype, device=META, memory_format=layout)
 
 
 def _norm(
@@ -103,7 +140,7 @@ def _binary(operation: Any) -> Callable[..., Tensor]:
             if not isinstance(second, Tensor)
             else (second.shape, second.dtype, second.stride()) == (first.shape, first.dtype, first.stride())
         )
-        return torch.empty_like(first) if plain else operation(first, second, **more)
+        return _empty_like(first) if plain else operation(first, second, **more)
 
     return kernel
 
@@ -112,13 +149,18 @@ def _batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, tra
     if not training:
         return aten.native_batch_norm.default(x, weight, bias, mean, variance, training, *rest)
     statistics = [torch.empty(x.shape[1], dtype=torch.float32, device=META) for _ in range(2)]
-    return torch.empty_like(x), *statistics
+    return _empty_like(x), *statistics
 
 
 def _batch_norm_backward(gradient: Tensor, x: Tensor, weight: Any, *rest: Any) -> Any:
     wanted = rest[-1]
     vectors = [torch.empty(x.shape[1], dtype=torch.float32, device=META) if asked else None for asked in wanted[1:]]
-    return torch.empty_like(x), *vectors
+    return _empty_like(x), *vectors
+
+
+def _group_norm(x: Tensor, weight: Any, bias: Any, batch: int, channels: int, voxels: int, groups: int, eps: float) -> Any:
+    statistics = [torch.empty((batch, groups), dtype=x.dtype, device=META) for _ in range(2)]
+    return _empty_like(x), *statistics
 
 
 KERNELS: dict[Any, Callable[..., Any]] = {
@@ -127,9 +169,19 @@ KERNELS: dict[Any, Callable[..., Any]] = {
     aten.leaky_relu_backward.default: _like_first,
     aten.gelu_backward.default: _like_first,
     aten.linalg_vector_norm.default: _norm,
+    aten.repeat.default: _repeat,
+    aten.cat.default: _cat,
     aten.native_batch_norm.default: _batch_norm,
+    aten.native_group_norm.default: _group_norm,
     aten.native_batch_norm_backward.default: _batch_norm_backward,
     **{each: _binary(each) for each in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)},
+    **{
+        each: _copy(each)
+        for each in (
+            aten.empty_like.default, aten.zeros_like.default, aten.ones_like.default, aten.clone.default,
+            aten._to_copy.default,
+        )
+    },
 }
 """by the operation that they stand for"""
 
@@ -233,6 +285,7 @@ def played(device: str) -> Iterator[Recorder]:
     with ExitStack() as stack:
         if shown.type == "cuda":
             stack.enter_context(autocast_in_float32(CUDA_IN_FLOAT32))
+        stack.enter_context(without_compiler())
         stack.enter_context(_Devices(shown))
         yield stack.enter_context(Recorder(shown))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..losses import BORDER_WEIGHTED, Batch
 from ..nets import FAMILIES
@@ -34,14 +36,25 @@ class _PlayedPrecision(Precision):
         return torch.autocast("cpu", dtype=AUTOCAST[self.name])
 
 
+class _NotDrawn(TorchFunctionMode):
+    """Weights of a new network are not drawn. On the Meta device torch loads its symbolic algebra to do so."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if function is Tensor.normal_ else function(*args, **(kwargs or {}))
+
+
+def _meta_network(spec: NetworkSpec) -> nn.Module:
+    with torch.device("meta"), _NotDrawn():
+        return FAMILIES[spec.family].build(spec)
+
+
 def trace_step(spec: NetworkSpec, patch: tuple[int, ...], batch: int, setting: StepSetting) -> Trace:
     """Every block of memory of a training step whose optimiser has its state.
 
     GradScaler (fp16 on a GPU) is left out: it keeps a few numbers and writes over the gradients.
     """
     options, precision = setting.options, setting.precision
-    with torch.device("meta"):
-        network = FAMILIES[spec.family].build(spec).train()
+    network = _meta_network(spec).train()
     with played(setting.device) as recorder:
         model = fake_module(network, precision.channels_last)
         average = [] if options.ema_decay is None else [torch.empty_like(each) for each in model.parameters()]
@@ -64,8 +77,7 @@ def trace_step(spec: NetworkSpec, patch: tuple[int, ...], batch: int, setting: S
 
 def trace_forward(spec: NetworkSpec, patch: tuple[int, ...], batch: int, precision: Precision, device: str) -> Trace:
     """Every block of memory of one forward pass in evaluation on `batch` patches, its float32 logits included."""
-    with torch.device("meta"):
-        network = FAMILIES[spec.family].build(spec).eval()
+    network = _meta_network(spec).eval()
     with played(device) as recorder, torch.no_grad():
         model = fake_module(network, precision.channels_last)
         setup = _take(recorder)
@@ -115,8 +127,7 @@ def self_test() -> None:
     """
     labels = Labels(classes=(LabelClass(name="background", value=0), LabelClass(name="object", value=1)))
     spec = FAMILIES["plain"].propose(2, 1, 2, [(1, 1), (2, 2)], [(3, 3)] * 2, 4)
-    with torch.device("meta"):
-        parameters = [each.numel() for each in FAMILIES["plain"].build(spec).parameters()]
+    parameters = [each.numel() for each in _meta_network(spec).parameters()]
     setting = StepSetting(labels, TrainOptions(optimiser="adamw"), Precision("bf16", True), "cuda")
     trace = trace_step(spec, (8, 8), 2, setting)
     # weights and two numbers each for AdamW, and its steps; image and labels

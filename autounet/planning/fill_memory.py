@@ -157,20 +157,26 @@ class MemoryFillingSearch:
         """
         best = (first, *choose_batch(self.inputs, self.memory, first.network, first.patch))
         close = list(takewhile(lambda size: size.voxels >= COMPARED_SHARE * first.voxels, smaller))
-        if all(size.voxels * most_samples(self.inputs, size.patch) <= first.voxels * best[1] for size in close):
-            return best
         below = self._least_bytes(first) - 1
+        unasked: list[PatchCandidate] = []  # whose smallest batch may lower `below`; asked only where that can matter
         for size in close:
-            if self._least_bytes(size) <= below:
+            needed = best[0].voxels * best[1] // size.voxels + 1
+            if most_samples(self.inputs, size.patch) >= needed and self._takes(size, needed) <= below:
+                below = min([below, *(self._least_bytes(each) - 1 for each in unasked)])
+                unasked = []
                 held = choose_batch(self.inputs, self.memory.within(below), size.network, size.patch)
-                if size.voxels * held[0] > best[0].voxels * best[1]:
+                if held[0] >= needed:
                     best = (size, *held)
-                below = self._least_bytes(size) - 1
+            unasked.append(size)
         return best
 
     def _least_bytes(self, size: PatchCandidate) -> int:
         """Of the smallest batch."""
-        return self.memory.predicted(size.network, size.patch, self.inputs.least_batch)
+        return self._takes(size, self.inputs.least_batch)
+
+    def _takes(self, size: PatchCandidate, batch: int) -> int:
+        """Bytes."""
+        return self.memory.predicted(size.network, size.patch, batch)
 
     def _widest(self, size: PatchCandidate, batch: int) -> NetworkSpec:
         """The widest network that fits, from few predictions: the next guess is in proportion to memory."""

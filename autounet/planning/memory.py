@@ -17,6 +17,8 @@ REFERENCE_BYTES = 8 * GIB
 REFERENCE_OUTPUTS = {2: 85_000_000, 3: 560_000_000}
 """convolution outputs per reference batch that nnU-Net v2 takes to fill the reference memory"""
 REFERENCE_BATCH = {2: 12, 3: 2}
+USUAL_LEAST = 2
+"""batch that most searches ask for first (`PlannerOptions.minimum_batch`)"""
 
 
 class Memory(Protocol):
@@ -113,13 +115,19 @@ class MeasuredMemory:
         return self.predicted(spec, patch, batch) <= self.budget
 
     def largest_batch(self, spec: NetworkSpec, patch: tuple[int, ...], most: int) -> int:
-        low, high = 0, most
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.fits(spec, patch, middle):
-                low = middle
-            else:
-                high = middle - 1
+        """From few measures: the next batch is where the line through the last two meets the budget.
+
+        They begin with a small batch, which is known already and quick to trace.
+        """
+        low, high = 0, most + 1  # the largest known to fit, the smallest known not to
+        probe, last = min(most, USUAL_LEAST), (0, 0)
+        while high - low > 1:
+            used = self.predicted(spec, patch, probe)
+            low, high = (probe, high) if used <= self.budget else (low, probe)
+            slope = (used - last[1]) / (probe - last[0]) or 1
+            guess = probe + math.floor((self.budget - used) / slope)
+            last = probe, used
+            probe = min(max(guess, low + 1), high - 1)
         return low
 
     def predicted(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:

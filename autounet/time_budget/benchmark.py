@@ -16,6 +16,7 @@ from ..schema.labels import Labels
 from ..schema.options import TrainOptions
 from ..schema.plan import Configuration
 from ..step import Precision, algorithms, build_optimiser, configuration_loss, train_step
+from ..torch_private import without_compiler
 from ..workers import keep_freed_memory
 from .cost_model import InputSize, NetworkSpeed, Timing, fit, next_size, probe_sizes, sample_seconds, timing_of
 
@@ -87,7 +88,7 @@ def measure_speed(configuration: Configuration, labels: Labels, options: TrainOp
     From the smallest input on, the largest that the sizes timed so far let expect to be quick is timed, until that is
     the planned one or a step was slow. Where memory ends before, what was timed until then decides.
     """
-    with algorithms(options.deterministic):
+    with algorithms(options.deterministic), without_compiler():
         timer = StepTimer(configuration, labels, options, device)
         sizes = probe_sizes(configuration.network, configuration.patch_size, configuration.batch_size)
         trained: dict[int, float] = {}

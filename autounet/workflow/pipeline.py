@@ -12,10 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..crossval.calibrate import OutOfFoldEntropy
-from ..evaluation import DEFAULT_METRICS
-from ..report import write_report
 from ..schema.errors import AutoUNetError, BudgetExceeded, DeadlineError, OptionError, RecordError
+from ..schema.metrics import DEFAULT_METRICS
 from ..schema.options import PlannerOptions, RunOptions, with_stored
 from ..schema.plan import Plan
 from ..schema.quantities import format_time
@@ -35,7 +33,6 @@ from .make_plan import PlanMaker
 from .memory_calibration import calibrated
 from .output_folder import locked, require_output_folder
 from .plan_stage import PlanFile, describe_plan, plan_smaller, plan_stage, time_plan
-from .stages import run_job
 from .trial_steps import MOST_ATTEMPTS, try_configurations
 
 log = logging.getLogger(__name__)
@@ -103,6 +100,9 @@ def run_pipeline(data: Path, out: Path, options: RunOptions, until: str = "repor
             plan, schedule = _run_jobs(folder, maker, file, plan, until, tracker)
             written = folder.path
             if until == "report":
+                from ..crossval.calibrate import OutOfFoldEntropy
+                from ..report import write_report
+
                 selection = Selection.load(folder.selection)
                 entropy = OutOfFoldEntropy(folder, data_set.dataset, schedule.configurations, selection)
                 written = write_report(folder.path, entropy)
@@ -158,6 +158,8 @@ def _run_jobs(
 def _execute(
     folder: RunFolder, maker: PlanMaker, plan: Plan, schedule: TrainingSchedule, until: str, tracker: RunTracker
 ) -> None:
+    from .stages import run_job  # and with it all that trains, validates and selects, which planning does without
+
     options, data, profile, deadline = maker.options, maker.data, maker.profile, maker.deadline
     graph = JobGraph(
         folder=folder,
