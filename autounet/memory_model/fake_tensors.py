@@ -158,7 +158,9 @@ def _batch_norm_backward(gradient: Tensor, x: Tensor, weight: Any, *rest: Any) -
     return _empty_like(x), *vectors
 
 
-def _group_norm(x: Tensor, weight: Any, bias: Any, batch: int, channels: int, voxels: int, groups: int, eps: float) -> Any:
+def _group_norm(
+    x: Tensor, weight: Any, bias: Any, batch: int, channels: int, voxels: int, groups: int, eps: float
+) -> Any:
     statistics = [torch.empty((batch, groups), dtype=x.dtype, device=META) for _ in range(2)]
     return _empty_like(x), *statistics
 
@@ -175,13 +177,8 @@ KERNELS: dict[Any, Callable[..., Any]] = {
     aten.native_group_norm.default: _group_norm,
     aten.native_batch_norm_backward.default: _batch_norm_backward,
     **{each: _binary(each) for each in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)},
-    **{
-        each: _copy(each)
-        for each in (
-            aten.empty_like.default, aten.zeros_like.default, aten.ones_like.default, aten.clone.default,
-            aten._to_copy.default,
-        )
-    },
+    **{each: _copy(each) for each in (aten.empty_like.default, aten.zeros_like.default, aten.ones_like.default)},
+    **{each: _copy(each) for each in (aten.clone.default, aten._to_copy.default)},
 }
 """by the operation that they stand for"""
 
@@ -310,7 +307,12 @@ def fake_module(module: torch.nn.Module, channels_last: bool) -> torch.nn.Module
     return module
 
 
+PLAIN = {int, float, bool, str, type(None), torch.dtype, torch.memory_format, torch.layout}
+
+
 def _inner(value: Any, known: dict[int, FakeTensor]) -> Any:
+    if type(value) in PLAIN:
+        return value  # most arguments
     if isinstance(value, FakeTensor):
         known[id(value.meta_tensor)] = value
         return value.meta_tensor
@@ -319,7 +321,7 @@ def _inner(value: Any, known: dict[int, FakeTensor]) -> Any:
     if isinstance(value, torch.device):
         return META
     if isinstance(value, list | tuple):
-        return type(value)(_inner(each, known) for each in value)
+        return type(value)([_inner(each, known) for each in value])
     return value
 
 

@@ -61,22 +61,22 @@ class _NormActivation(torch.autograd.Function):
             gradient = torch.ops.aten.leaky_relu_backward(gradient.to(y.dtype), y, slope, True)
         # written over itself: the kernel reads all sums first, then goes element by element
         sums = weight.new_empty((2, *mean.shape))
-        for sample in range(len(x)):
-            one = gradient[sample : sample + 1]
+        samples = zip(gradient.split(1), x.split(1), mean.unbind(), rstd.unbind(), *map(Tensor.unbind, sums.unbind()))
+        for one, before, average, spread, scale_sum, shift_sum in samples:
             torch.ops.aten.native_batch_norm_backward.out(
                 one,
-                x[sample : sample + 1],
+                before,
                 weight,
                 None,
                 None,
-                mean[sample],
-                rstd[sample],
+                average,
+                spread,
                 True,
                 eps,
                 [True, True, True],
                 out0=one,
-                out1=sums[0, sample],
-                out2=sums[1, sample],
+                out1=scale_sum,
+                out2=shift_sum,
             )
         weight_gradient, bias_gradient = sums.sum(1)
         return gradient, weight_gradient, bias_gradient, None, None

@@ -149,12 +149,14 @@ def weight_gradient(
     Planes that go together are copied side by side, or taken sample by sample as they lie, whichever moves less.
     """
     total = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+    parts, planes = total.unbind(2), weight.unbind(2)
     together = weight.numel() * len(x) > x.numel()
     samples = [(x, gradient)] if together else list(zip(x.split(1), gradient.split(1), strict=True))
     for one, given in samples:
         for place, read, result in plane_pairs(one, given, weight.shape[2], stride[0], padding[0]):
-            plane = weight[:, :, place]
-            total[:, :, place] += convolution_backward(result, read, plane, stride[1:], padding[1:], (False, True))[1]
+            parts[place].add_(
+                convolution_backward(result, read, planes[place], stride[1:], padding[1:], (False, True))[1]
+            )
     return total
 
 

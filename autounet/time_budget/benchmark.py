@@ -18,16 +18,30 @@ from ..schema.plan import Configuration
 from ..step import Precision, algorithms, build_optimiser, configuration_loss, train_step
 from ..torch_private import without_compiler
 from ..workers import keep_freed_memory
-from .cost_model import InputSize, NetworkSpeed, Timing, fit, next_size, probe_sizes, sample_seconds, timing_of
+from .cost_model import (
+    CASE_MEMORY,
+    InputSize,
+    NetworkSpeed,
+    Timing,
+    fit,
+    next_size,
+    probe_sizes,
+    sample_seconds,
+    timing_of,
+)
 
 log = logging.getLogger(__name__)
 
-STEP_SECONDS = 0.5
+STEP_SECONDS = 0.2
 """after which no further step is timed"""
-QUICK_STEP = 0.8
+QUICK_STEP = 0.3
 """seconds; a step expected to take no longer is timed as planned, a slower one on a smaller input"""
 STEPS = 3
 """timed per size after the warm-up"""
+ENOUGH_SECONDS, ENOUGH_SIZES = 0.6, 2
+"""of timed work, after which no further size is timed for a plan that is fitted to a time"""
+ROUGH_SECONDS = 0.3
+"""the same where a person is only told how long a run will take: one size may do, and is taken to be in proportion"""
 
 
 class StepTimes(NamedTuple):
@@ -82,18 +96,22 @@ class StepTimer:
         return Batch(image, target, weight=weight).to(self.device, self.precision.channels_last)
 
 
-def measure_speed(configuration: Configuration, labels: Labels, options: TrainOptions, device: str) -> NetworkSpeed:
+def measure_speed(
+    configuration: Configuration, labels: Labels, options: TrainOptions, device: str, rough: bool = False
+) -> NetworkSpeed:
     """What the configuration's network costs per step and voxel, without a step that is much slower than `QUICK_STEP`.
 
     From the smallest input on, the largest that the sizes timed so far let expect to be quick is timed, until that is
-    the planned one or a step was slow. Where memory ends before, what was timed until then decides.
+    the planned one, a step was slow, or enough was timed. Where memory ends before, what was timed until then decides.
     """
+    limit, least = (ROUGH_SECONDS, 1) if rough else (ENOUGH_SECONDS, ENOUGH_SIZES)
     with algorithms(options.deterministic), without_compiler():
         timer = StepTimer(configuration, labels, options, device)
         sizes = probe_sizes(configuration.network, configuration.patch_size, configuration.batch_size)
         trained: dict[int, float] = {}
         passed: dict[int, float] = {}
         size: InputSize | None = sizes[0]
+        began = time.monotonic()
         while size is not None:
             try:
                 seconds = timer.times(size, STEPS)
@@ -103,7 +121,8 @@ def measure_speed(configuration: Configuration, labels: Labels, options: TrainOp
                     raise
                 break
             trained[size.voxels], passed[size.voxels] = seconds.train, size.batch * seconds.forward
-            size = next_size(sizes, trained, QUICK_STEP)
+            enough = len(trained) >= least and time.monotonic() - began > limit
+            size = None if enough else next_size(sizes, trained, QUICK_STEP)
         speed = NetworkSpeed(fit(list(trained.items())), fit(list(passed.items())))
     if timer.device.type == "cuda":
         del timer
@@ -119,17 +138,17 @@ def time_configuration(
     sample_rates: Mapping[str, float],
     loader_workers: int,
     cases: int,
-    case_memory: int,
+    rough: bool = False,
 ) -> Timing:
     """Measured step and predicted sample times of a configuration, mostly by steps of under a third of a second.
 
     `sample_rates` are those of the `DeviceProfile`, `cases` the number in the data set; where they are larger than
-    `case_memory`, the bytes that a training keeps, samples are read from the disk. Raises torch's OutOfMemoryError
-    where not even a small step fits into the device's memory.
+    `CASE_MEMORY`, samples are read from the disk. `rough`: see `ROUGH_SECONDS`. Raises torch's OutOfMemoryError where
+    not even a small step fits into the device's memory.
     """
-    speed = measure_speed(configuration, labels, options, device)
+    speed = measure_speed(configuration, labels, options, device, rough)
     case_bytes = math.prod(configuration.median_shape) * (4 * configuration.network.in_channels + 2)
-    read = cases * case_bytes * max(1, loader_workers) > case_memory
+    read = cases * case_bytes * max(1, loader_workers) > CASE_MEMORY
     weighted = options.loss in BORDER_WEIGHTED
     sample = sample_seconds(configuration, labels.count, options, sample_rates, read, weighted)
     # on a CPU loader workers take their time from the steps

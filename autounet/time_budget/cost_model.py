@@ -46,6 +46,8 @@ WEIGHT_MAP_SHARE = 4.0
 the second depends on the number of objects (256 x 256 and 512 x 512: 4.1 and 4.7; 40^3 and 64^3: 1.1 and 2.8)"""
 FLAT_RATIO = 3.0
 """a 3-D patch this much thinner than long is augmented plane by plane, at the rate of 2-D (as the training does)"""
+CASE_MEMORY = 2 * 1024**3
+"""bytes of decompressed cases that a training keeps, at most; others are read again for each sample"""
 LABEL_SHARE = 0.25
 """reading the labels takes this share of reading one channel"""
 

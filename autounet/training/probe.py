@@ -102,11 +102,11 @@ def _reading_seconds() -> float:
     return min(taken)
 
 
-CHANNELS, SIZE, BATCH = 32, (32, 48, 32), 2
+CHANNELS, SIZE, BATCH = 32, (16, 48, 32), 2
 """of the probed 3x3x3 convolution; large enough that arithmetic outweighs the start of threads"""
 SMALL_SIZE, HOPELESS = (8, 8, 8), 10.0
 """of a first try, and how many times slower than the fastest a variant may be there to be measured at full size"""
-PROBE_SECONDS = 1.2
+PROBE_SECONDS = 0.6
 """for all precisions and memory orders together"""
 PROBE_ROUNDS = 6
 """at most; every round runs each variant once, so that a busy moment slows all of them"""
@@ -117,7 +117,7 @@ the plan, and so every trained fold, depends on the choice"""
 
 
 def probe_device(device: str) -> DeviceProfile:
-    """Precision and memory order, measured on a CPU and by rule elsewhere, and sample rates: takes under 5 s.
+    """Precision and memory order, measured on a CPU and by rule elsewhere, and sample rates: takes about 1 s.
 
     On a CPU a convolution's forward and backward are timed in each. The minimum over interleaved rounds counts: other
     work on the machine only ever adds time.

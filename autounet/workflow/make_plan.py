@@ -260,10 +260,12 @@ class PlanMaker:
             fingerprint=known.fingerprint,
         )
 
-    def timing(self, configuration: Configuration, options: TrainOptions) -> Timing:
-        """Measured on the device. Raises torch's OutOfMemoryError where not even a small step fits."""
+    def timing(self, configuration: Configuration, options: TrainOptions, rough: bool = False) -> Timing:
+        """Measured on the device, by fewer steps where it is `rough`.
+
+        Raises torch's OutOfMemoryError where not even a small step fits.
+        """
         from ..time_budget.benchmark import time_configuration
-        from ..training.sources import CASE_MEMORY
 
         return time_configuration(
             configuration,
@@ -273,7 +275,7 @@ class PlanMaker:
             self.profile.sample_rates,
             loader_workers(self.options, self.profile.device),
             len(self.data.dataset.cases),
-            CASE_MEMORY,
+            rough,
         )
 
     def _timing(self, configuration: Configuration) -> Timing:

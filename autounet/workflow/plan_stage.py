@@ -130,12 +130,12 @@ def plan_smaller(maker: PlanMaker, file: PlanFile, plan: Plan, error: BudgetExce
 
 
 def time_plan(maker: PlanMaker, file: PlanFile, plan: Plan, schedule: TrainingSchedule) -> Plan:
-    """The plan with how long steps and validation take, for people who decide whether to start; saved if it is ours."""
+    """The plan with roughly how long steps and validation take, for people who decide whether to start; saved if ours."""
     ours, cases = not file.is_edited(plan), len(schedule.cases)
     timed = with_step_times(
         plan,
         tuple(schedule.configurations),
-        lambda name, configuration: maker.timing(configuration, schedule.train_options[name]),
+        lambda name, configuration: maker.timing(configuration, schedule.train_options[name], rough=True),
         schedule.steps or FULL_STEPS,
         0.0 if schedule.folds == (None,) else cases / len(schedule.splits.folds),
         maker.data.fingerprint,
