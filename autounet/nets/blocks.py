@@ -61,8 +61,8 @@ class _NormActivation(torch.autograd.Function):
             gradient = torch.ops.aten.leaky_relu_backward(gradient.to(y.dtype), y, slope, True)
         # written over itself: the kernel reads all sums first, then goes element by element
         sums = weight.new_empty((2, *mean.shape))
-        samples = zip(gradient.split(1), x.split(1), mean.unbind(), rstd.unbind(), *map(Tensor.unbind, sums.unbind()))
-        for one, before, average, spread, scale_sum, shift_sum in samples:
+        parts = (gradient.split(1), x.split(1), mean.unbind(), rstd.unbind(), *map(Tensor.unbind, sums.unbind()))
+        for one, before, average, spread, scale_sum, shift_sum in zip(*parts, strict=True):
             torch.ops.aten.native_batch_norm_backward.out(
                 one,
                 before,

@@ -130,7 +130,7 @@ def plan_smaller(maker: PlanMaker, file: PlanFile, plan: Plan, error: BudgetExce
 
 
 def time_plan(maker: PlanMaker, file: PlanFile, plan: Plan, schedule: TrainingSchedule) -> Plan:
-    """The plan with roughly how long steps and validation take, for people who decide whether to start; saved if ours."""
+    """The plan with roughly how long steps and validation take, for people who decide on it; saved if it is ours."""
     ours, cases = not file.is_edited(plan), len(schedule.cases)
     timed = with_step_times(
         plan,
