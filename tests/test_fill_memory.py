@@ -150,3 +150,15 @@ def test_too_small_a_budget_names_the_remedy() -> None:
 def test_too_small_images_are_refused() -> None:
     with pytest.raises(PlanError, match="too small for a U-Net"):
         find(make_inputs([4, 4, 4], [1, 1, 1]), GIB)
+
+
+@given(
+    st.integers(0, 50), st.lists(st.integers(0, 40), min_size=1, max_size=60), st.integers(0, 1500), st.integers(0, 60)
+)
+def test_the_largest_batch_that_fits_is_found_with_any_growth(start, growth, budget, most):
+    used = [start + sum(growth[:batch]) for batch in range(len(growth) + 1)]
+    most = min(most, len(growth))
+    memory = MeasuredMemory(budget, lambda spec, patch, batch: used[batch])
+    network = FAMILIES["plain"].propose(2, 1, 3, [(1, 1), (2, 2)], [(3, 3)] * 2, 4)
+    fitting = [batch for batch in range(1, most + 1) if used[batch] <= budget]
+    assert memory.largest_batch(network, (8, 8), most) == max(fitting, default=0)

@@ -70,3 +70,14 @@ def test_training_and_inference_load_no_simpleitk(package):
 def test_stages_around_training_load_no_torch():
     packages = ["schema", "planning", "imageio", "datasets", "store", "ops", "report", "evaluation", "preprocessing"]
     assert "torch" not in loaded(EVERY_MODULE.format(packages=[*packages, "crossval", "fingerprint"]))
+
+
+def test_planning_loads_no_charts_and_timed_steps_no_compiler():
+    assert not loaded("import autounet.workflow.pipeline") & {"torch", "matplotlib", "jinja2"}
+    traced = """
+import sys
+from autounet.memory_model.traced import self_test
+self_test()
+assert "torch._dynamo" not in sys.modules
+"""
+    assert "torch" in loaded(traced)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -16,6 +17,9 @@ INPUTS = [
     for shape in ((2, 3, 4, 6), (1, 4, 3, 2, 5))
     for layout, dtype in itertools.product(LAYOUTS[len(shape)], (torch.float32, torch.bfloat16))
 ]
+
+SEVERAL = [((2, *shape[1:]), layout, dtype) for shape, layout, dtype in INPUTS]
+"""the same with two samples: the stride of an axis of length 1 means nothing, and torch gives one or another"""
 
 
 def made(shape, layout, dtype):
@@ -53,6 +57,39 @@ def test_activations_and_norms(given):
     same(aten.linalg_vector_norm.default, x)
     same(aten.linalg_vector_norm.default, x, 2, None, False, dtype=torch.float32)
     same(aten.linalg_vector_norm.default, x, 2, [0, 1], True)
+
+
+@pytest.mark.parametrize("given", SEVERAL)
+def test_copies(given):
+    x = made(*given)
+    for operation in (aten.empty_like.default, aten.zeros_like.default, aten.ones_like.default):
+        for more in ({}, {"dtype": torch.float32}, {"memory_format": torch.contiguous_format}):
+            same(operation, x, **more)
+            same(operation, x.transpose(0, 1), **more)
+    same(aten.clone.default, x)
+    same(aten.clone.default, x, memory_format=torch.contiguous_format)
+    same(aten.clone.default, x[:, 1:])
+    same(aten._to_copy.default, x, dtype=torch.bfloat16)
+    same(aten.repeat.default, x, [1] * x.ndim)
+    same(aten.repeat.default, x, [2, 3] + [1] * (x.ndim - 1))
+
+
+@pytest.mark.parametrize("given", SEVERAL)
+def test_joined(given):
+    x, shape = made(*given), given[0]
+    for dim in (0, 1, -1):
+        same(aten.cat.default, [x, x], dim)
+    same(aten.cat.default, [x, made(shape, torch.contiguous_format, given[2])], 1)
+    same(aten.cat.default, [x, made(shape, given[1], torch.float32)], 1)
+
+
+@pytest.mark.parametrize("given", SEVERAL)
+@pytest.mark.parametrize("affine", [True, False])
+def test_group_norm(given, affine):
+    (batch, channels, *spatial), x = given[0], made(*given)
+    weight = torch.empty(channels, device="meta") if affine else None
+    for groups in (1, channels):
+        same(aten.native_group_norm.default, x, weight, weight, batch, channels, math.prod(spatial), groups, 1e-5)
 
 
 @pytest.mark.parametrize("given", INPUTS)
