@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 READ_NUMBER = torch.ops.aten._local_scalar_dense.default
 """the operation behind `tensor.item()` and `if tensor:`"""
+CONVERT = torch.ops.aten._to_copy.default
+"""the operation behind `tensor.to(dtype)`"""
 WITHOUT_TORCH_FUNCTION = torch._C._disabled_torch_function_impl
 """`__torch_function__` of a subclass of Tensor that has no functions of its own"""
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from autounet.memory_model.fake_tensors import KERNELS
+from autounet.torch_private import CONVERT
 
 aten = torch.ops.aten
 LAYOUTS = {4: (torch.contiguous_format, torch.channels_last), 5: (torch.contiguous_format, torch.channels_last_3d)}
@@ -69,7 +70,7 @@ def test_copies(given):
     same(aten.clone.default, x)
     same(aten.clone.default, x, memory_format=torch.contiguous_format)
     same(aten.clone.default, x[:, 1:])
-    same(aten._to_copy.default, x, dtype=torch.bfloat16)
+    same(CONVERT, x, dtype=torch.bfloat16)
     same(aten.repeat.default, x, [1] * x.ndim)
     same(aten.repeat.default, x, [2, 3] + [1] * (x.ndim - 1))
 
