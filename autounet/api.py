@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from .datasets import Match, image_files, pair
 from .evaluation import DEFAULT_METRICS, chosen_metrics, distance_unit, evaluate_case, on_grid_of, summarise
-from .imageio import read_geometry, read_labels, stem
+from .imageio import VOLUME_KINDS, read_geometry, read_label_content, read_labels, stem
 from .ops.label_values import values_in
 from .prediction.folder import OnCase, OutputOptions, predict_folder
 from .prediction.predictor import Predictor
@@ -121,6 +121,22 @@ def _values(pair_: tuple[Path, Path]) -> tuple[set[int], set[int]]:
     return prediction, reference
 
 
+def _require_one_background(files: Sequence[Path]) -> None:
+    """Raises DataError where a picture shows by another value what the palette of others shows by 0."""
+    palettes = {}
+    for file in files:
+        if read_geometry(file).kind not in VOLUME_KINDS:
+            palettes[file] = dict(read_label_content(file).colours)
+    shown = {palette[0]: file for file, palette in reversed(palettes.items()) if 0 in palette}
+    for file, palette in palettes.items():
+        for value, colour in palette.items():
+            if value and colour in shown and shown[colour] != file:
+                raise DataError(
+                    f"the colour {list(colour)} is the background in {shown[colour]}, and the value {value} in {file}",
+                    "Store all label files with one palette, or without any",
+                )
+
+
 def _warn_of_strangers(predicted: set[int], drawn: set[int]) -> None:
     """Masks of 1 and masks of 255 have no class in common, and a Dice of 0 does not say so."""
     predicted, drawn = predicted - {0}, drawn - {0}
@@ -161,6 +177,7 @@ def evaluate(
     require_background_zero({**(classes or {}), **(regions or {})})
     pairs = _evaluation_pairs(Path(predictions), Path(references))
     first = read_geometry(pairs[0].second)
+    _require_one_background([file for match in pairs for file in (match.second, match.first)])
     if len(pairs) * math.prod(first.shape) < WORTH_PROCESSES:
         workers = 1
     if model is not None:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
+from autounet import api
 from autounet.datasets import load_input, scan
 from autounet.datasets.inputs import InputCase
 from autounet.imageio import (
@@ -253,6 +254,23 @@ def test_palettes_that_differ_are_fatal(tmp_path: Path, other: list[int]) -> Non
     assert "--palette" in found.remedy
 
 
+def test_joined_objects_have_one_background(tmp_path: Path) -> None:
+    data = with_palettes(tmp_path / "data", {1: [255, 0, 0, 0, 0, 0]})
+    (found,) = (each for each in check_data(data, DataOptions(join="cell")).findings if each.severity == "fatal")
+    assert found.code == "palettes-differ"
+    other = with_palettes(tmp_path / "other", {1: [0, 0, 0, 0, 0, 255]})
+    assert check_data(other, DataOptions(join="cell")).findings == ()
+
+
+def test_evaluate_refuses_palettes_with_another_background(tmp_path: Path) -> None:
+    data, plain = with_palettes(tmp_path / "data", {1: [255, 0, 0, 0, 0, 0]}), with_palettes(tmp_path / "plain", {})
+    for pair in ((data, plain), (plain, data), (data, data)):
+        with pytest.raises(DataError, match=r"is the background in .*, and the value 1 in .*Store all"):
+            api.evaluate(*(folder / "masks" for folder in pair))
+    other = with_palettes(tmp_path / "other", {1: [0, 0, 0, 0, 0, 255]})
+    assert api.evaluate(other / "masks", plain / "masks").mean_dice == 1
+
+
 def test_with_a_palette_file_the_colours_decide(tmp_path: Path) -> None:
     data = with_palettes(tmp_path / "data", {1: [255, 0, 0, 0, 0, 0]})
     (data / "palette.json").write_text('{"background": [0, 0, 0], "organ": [255, 0, 0]}')
@@ -272,6 +290,17 @@ def test_masks_of_one_bit_beside_white_ones_are_told(tmp_path: Path) -> None:
     assert "masks/c3.png" in found[0].message
     (data / "palette.json").write_text('{"background": [0, 0, 0], "organ": [255, 255, 255]}')
     assert check_data(data, DataOptions()).findings == ()
+
+
+@pytest.mark.parametrize(("share", "named", "told"), [(0.9, False, True), (0.5, False, False), (0.9, True, False)])
+def test_inverted_masks_are_told(tmp_path: Path, share: float, named: bool, told: bool) -> None:
+    data = pictures(tmp_path / "data")
+    for path in (data / "masks").iterdir():
+        mask = np.zeros(np.asarray(Image.open(path)).shape, np.uint8)
+        mask.flat[: int(share * mask.size)] = 255
+        Image.fromarray(mask).save(path)
+    found = check_data(data, DataOptions(classes={"cell": 255} if named else {})).findings
+    assert ("filling-value" in [each.code for each in found]) is told
 
 
 def test_opaque_pictures_are_told_once(tmp_path: Path) -> None:

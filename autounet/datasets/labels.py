@@ -126,7 +126,7 @@ def label_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding
             )
         )
     if not dataset.labels_declared:
-        findings += _mixed_masks(cases_of, len(facts), labels)
+        findings += [*_mixed_masks(cases_of, len(facts), labels), *_filling_values(facts, unknown)]
     low, high = label_limits(dataset.suffix)
     beyond = sorted(value for value in {*cases_of, *labels.values} - {labels.ignore} if not low <= value <= high)
     if beyond:
@@ -166,6 +166,24 @@ def _mixed_masks(cases_of: Mapping[int, Sequence[str]], count: int, labels: Labe
         f"none both, so that they become two classes; the fewer are {shown}",
         remedy="Where both mean the same, give --join NAME to make them one class",
     )
+
+
+FILLING_SHARE = 0.75
+"""of the voxels of nearly every label file, from which on an unnamed value is probably what is around the structures"""
+
+
+def _filling_values(facts: Sequence[CaseFacts], unnamed: Sequence[int]) -> Iterator[Finding]:
+    """A background that is stored as another value than 0, as in inverted masks."""
+    drawn = [fact.value_counts for fact in facts if fact.value_counts]
+    for value in unnamed:
+        filled = sum(counts.get(value, 0) >= FILLING_SHARE * sum(counts.values()) for counts in drawn)
+        if filled >= 0.9 * len(drawn):
+            message = (
+                f"the value {value} fills more than {FILLING_SHARE:.0%} of {filled} of {len(drawn)} label files: it "
+            )
+            message += "becomes a class, and what is stored as 0 the background"
+            remedy = f"If {value} is the background, store it as 0; else name it with --class NAME={value}"
+            yield Finding(code="filling-value", severity=Severity.warning, message=message, remedy=remedy)
 
 
 def _undeclared(value: int, cases: Sequence[str], labels: Labels) -> Finding:

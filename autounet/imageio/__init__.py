@@ -158,7 +158,8 @@ def read_label_content(path: Path | str, codes: Sequence[LabelCode] = (), frame:
         )
     values = _integers(path, array[0], header.slope)
     if any(code.above is not None for code in codes):
-        return LabelContent(values_of_objects(values, codes), header.geometry, header.remarks)
+        background = tuple(each for each in header.colours if each[0] == 0)  # which must be one in all files
+        return LabelContent(values_of_objects(values, codes), header.geometry, header.remarks, background)
     return LabelContent(values, header.geometry, header.remarks, header.colours)
 
 
