@@ -43,6 +43,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "channel_combinations": ((), ((True, False),)),
     "steps": (10, None),
     "promised_seconds": (None, 60.0),
+    "monitored": ((), (CASE,)),
     "initial": (None, InitialWeights()),
     "training": ("1", "2"),
     "inference": (InferenceSpec(), InferenceSpec(overlap=0.25)),
@@ -134,7 +135,7 @@ def graph(out: Path, loss: str = "dice_ce", **changes: Any) -> JobGraph:
     splits = Splits(source="file", folds=(("a", "b"), ("c", "d")))
     schedule = TrainingSchedule(
         configurations=configurations, left_out=(), folds=(0, 1), splits=splits,
-        cases=CASES, steps=10, promised_seconds=None,
+        cases=CASES, steps=10, promised_seconds=None, to_convergence=changes.pop("to_convergence", False),
         train_options=dict.fromkeys(configurations, TrainOptions(loss=loss)),
     )  # fmt: skip
     fields: dict[str, Any] = {
@@ -184,6 +185,14 @@ def test_a_changed_validation_case_reaches_the_weights_only_through_a_balanced_l
     found = changed(graph(tmp_path, loss), graph(tmp_path, loss, content=content, class_voxels=(9, 4, 1)))
     assert {"prepare coarse", "validate 3d_lowres fold_0", "train 3d_lowres fold_1", "select"} <= found
     assert ("train 3d_lowres fold_0" in found) == (loss == "weighted_ce")
+
+
+def test_a_validation_case_reaches_the_weights_of_a_training_that_ends_when_it_has_converged(tmp_path: Path) -> None:
+    content = {**dict.fromkeys(CASES, "1"), "a": "2"}
+    open_end = graph(tmp_path, to_convergence=True)
+    found = changed(open_end, graph(tmp_path, to_convergence=True, content=content))
+    assert {"train 3d_lowres fold_0", "train 3d_lowres fold_1"} <= found
+    assert {"train 3d_lowres fold_0", "train 3d_lowres fold_1"} <= changed(graph(tmp_path), open_end)
 
 
 def test_losses_that_balance_classes_are_those_of_losses() -> None:

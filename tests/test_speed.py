@@ -261,4 +261,7 @@ def test_the_length_is_said_for_each_configuration_and_for_all():
     assert "80 ms a step" in lines[1]
     assert lines[2].startswith("all of them: about 71 days")
     assert length_lines(made, {"c": 5}, WORK) == ["c: its steps were not timed"]
+    most = length_lines(made, {"a": 5, "b": 1}, WORK, to_convergence=True)
+    assert most[0].startswith("a: 250,000 steps x 5 folds: at most 71 days on this device")
+    assert most[2].startswith("all of them: at most 71 days")
     assert isinstance(run_length(made.configurations["a"], WORK, 5), RunLength)

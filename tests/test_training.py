@@ -54,7 +54,8 @@ def test_an_empty_horizon_is_refused(wrong):
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_schedules_end_at_zero_and_never_exceed_the_highest_rate(name):
-    rates = [learning_rate(name, 0.01, progress / 1000) for progress in range(1001)]
+    options = TrainOptions(schedule=name, learning_rate=0.01)
+    rates = [learning_rate(options, Horizon(steps=1000), step, 0.0) for step in range(1001)]
     assert rates[-1] == pytest.approx(0, abs=1e-9)
     assert max(rates) == pytest.approx(0.01, rel=0.01)
     assert all(0 <= rate <= 0.01 + 1e-12 for rate in rates)

@@ -76,6 +76,8 @@ class EpochLog(Part):
     """mean waiting time of a step for its batch, part of `step_seconds`"""
     peak_memory_bytes: int | None = None
     """so far: allocated on a GPU, resident on a CPU; None where it cannot be measured"""
+    event: str | None = None
+    """what happened at this step, in words: that the training has converged, and when it ends"""
 
 
 def read_log(path: Path) -> list[EpochLog]:

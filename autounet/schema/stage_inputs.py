@@ -15,6 +15,9 @@ from .options import TrainOptions
 from .plan import InferenceSpec, NetworkSpec, PreprocessSpec, TrainedConfiguration
 from .record import Part, digest
 
+MONITORED_CASES = 16
+"""validation cases that the patches shown while training come from, at most"""
+
 
 class StageInputs(Part):
     """`VERSION` is raised whenever the same inputs would give another result."""
@@ -89,6 +92,8 @@ class TrainingInputs(StageInputs):
     """at most; None: until the time is used up"""
     promised_seconds: float | None
     """of the whole command, which the training gets a share of"""
+    monitored: tuple[TrainingCase, ...] = ()
+    """validation cases whose patches say when the training has converged and ends; empty: it goes through all steps"""
     initial: InitialWeights | None = None
 
     @property

@@ -122,26 +122,30 @@ def with_step_times(
     return plan.model_copy(update={"configurations": configurations})
 
 
-def length_lines(plan: Plan, folds: Mapping[str, int], work: RunWork) -> list[str]:
-    """One line for each configuration that is trained, on `folds` folds, and one for all of them together."""
+def length_lines(plan: Plan, folds: Mapping[str, int], work: RunWork, to_convergence: bool = False) -> list[str]:
+    """One line for each configuration that is trained, on `folds` folds, and one for all of them together.
+
+    `to_convergence`: trainings may end before their steps.
+    """
+    about = "at most" if to_convergence else "about"
     trained = [(plan.configurations[name], count) for name, count in folds.items()]
     lines = [
-        _length_line(name, configuration, count, work)
+        _length_line(name, configuration, count, work, about)
         for name, (configuration, count) in zip(folds, trained, strict=True)
     ]
     total = total_length(trained, work)
     if total is not None and len(trained) > 1:
-        lines.append(f"all of them: about {format_time(total)} on this device")
+        lines.append(f"all of them: {about} {format_time(total)} on this device")
     return lines
 
 
-def _length_line(name: str, configuration: Configuration, folds: int, work: RunWork) -> str:
+def _length_line(name: str, configuration: Configuration, folds: int, work: RunWork, about: str) -> str:
     length = run_length(configuration, work, folds)
     if length is None:
         return f"{name}: its steps were not timed"
     times = "1 training" if folds == 1 else f"{folds} folds"
     return (
-        f"{name}: {configuration.predicted_steps:,} steps x {times}: about {format_time(length.total)} on this device "
-        f"({format_seconds(configuration.predicted_step_seconds or 0.0)} a step; preprocessing "
+        f"{name}: {configuration.predicted_steps:,} steps x {times}: {about} {format_time(length.total)} on this "
+        f"device ({format_seconds(configuration.predicted_step_seconds or 0.0)} a step; preprocessing "
         f"{format_time(length.preprocessing)}, validation {format_time(length.validation)})"
     )

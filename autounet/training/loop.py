@@ -22,8 +22,9 @@ from ..step import Precision, algorithms, configuration_loss, train_step
 from ..store.run_folder import FoldFolder
 from ..store.weights import save_weights
 from ..workers import keep_freed_memory
+from .convergence import cool_down_after, sentence
 from .journal import Journal
-from .monitor import PatchMonitor
+from .monitor import PatchMonitor, monitored_batches
 from .samples import batches
 from .schedule import Horizon, learning_rate
 from .sources import train_source, validation_source
@@ -37,6 +38,8 @@ def train_fold(
     on_log: Callable[[EpochLog], None] | None = None,
 ) -> RunRecord:
     """Train one fold to its horizon; continue where an interrupted training by the same inputs left off.
+
+    With `inputs.monitored` it ends sooner when it has converged (`convergence.py`), after its learning rate has fallen.
 
     Writes `weights.safetensors`, `record.json`, `log.jsonl`, `progress.png` and, while running, `state.pt` into the
     place's folder. `on_log` is called with every line of the log. Raises AutoUNetError when the loss is no number any
@@ -64,13 +67,16 @@ def _train(
     earlier = state.elapsed
     loss = configuration_loss(configuration, inputs.labels, options)
     loader = batches(train_source(inputs, place), state.step, place.workers, pin_memory=device.type == "cuda")
-    monitor = PatchMonitor(validation_source(inputs, place), place.labels, precision, device, configuration.targets)
+    monitor = PatchMonitor(
+        validation_source(inputs, place), place.labels, precision, device, configuration.targets,
+        monitored_batches(configuration.batch_size, bool(inputs.monitored)),
+    )  # fmt: skip
     journal = Journal(folder.path, state.step, on_log, f"{place.configuration_name} {fold_name(inputs.fold)}")
     interval = Interval()
 
-    progress = horizon.progress(state.step, state.elapsed)
+    progress = horizon.progress(state.step, state.elapsed, state.cool_down)
     while progress < 1:
-        rate = learning_rate(options.schedule, options.learning_rate, progress)
+        rate = learning_rate(options, horizon, state.step, state.elapsed, state.cool_down)
         state.set_learning_rate(rate)
         with interval.waiting():
             batch = next(loader).to(device, precision.channels_last)
@@ -80,19 +86,33 @@ def _train(
         state.step += 1
         state.update_average(options.ema_decay)
         state.elapsed = earlier + time.monotonic() - began
-        progress = horizon.progress(state.step, state.elapsed)
+        progress = horizon.progress(state.step, state.elapsed, state.cool_down)
         if not journal.due(state.step, progress):
             continue
         line = interval.line(place, configuration.precision, state, progress, rate)
         if progress >= 1 or monitor.affordable(state.elapsed):
             line = line.model_copy(update={"validation_dice": monitor.measure(state.evaluated)})
-        if progress < 1 and checkpoint.due():
+        if inputs.monitored and state.cool_down is None:
+            line = notice_convergence(line, state, journal, horizon, options.schedule)
+        if progress < 1 and (checkpoint.due() or line.event):
             checkpoint.save(state)
         journal.add(line)
         interval = Interval()
 
     loader.close()
-    return finish(inputs, place, state, journal, checkpoint, (*place.events, *([event] if event else [])))
+    events = [event, state.cool_down and sentence(state.cool_down, horizon)]
+    return finish(inputs, place, state, journal, checkpoint, (*place.events, *filter(None, events)))
+
+
+def notice_convergence(
+    line: EpochLog, state: TrainState, journal: Journal, horizon: Horizon, schedule: str
+) -> EpochLog:
+    """The line of the log; where it shows that the training has converged, `state` cools down and the line says so."""
+    state.cool_down = cool_down_after([*journal.curve, line], horizon, schedule)
+    if state.cool_down is None:
+        return line
+    progress = horizon.progress(state.step, state.elapsed, state.cool_down)
+    return line.model_copy(update={"progress": progress, "event": sentence(state.cool_down, horizon)})
 
 
 class Interval:

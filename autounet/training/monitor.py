@@ -1,4 +1,4 @@
-"""Dice on a few fixed patches of the validation cases: shown while training, never used for a decision."""
+"""Dice on a few fixed patches of the validation cases: shown while training, and used to see that it has converged."""
 
 from __future__ import annotations
 
@@ -17,6 +17,18 @@ from .samples import SampleSource
 TIME_SHARE = 0.02
 """of the training time, at most"""
 BATCHES = 2
+"""that are shown"""
+DECIDING_PATCHES = 32
+"""at least, where their Dice decides when the training ends. Between measurements 50 steps apart the Dice of 4 patches
+varied by 0.013, of 8 by 0.009, and of 16, 32 and 64 by 0.007: from 16 on it is the training itself that varies
+(standard deviations around the trend, Task04, a small network, at a Dice of 0.83 after 3000 steps)"""
+KEPT_BYTES = 1024**3
+"""of those patches at most, that stay in main memory; the others are cut anew each time"""
+
+
+def monitored_batches(size: int, deciding: bool) -> int:
+    """Batches of `size` samples; `deciding`: whether they say when the training has converged."""
+    return max(BATCHES, -(-DECIDING_PATCHES // size)) if deciding else BATCHES
 
 
 class PatchMonitor:
@@ -29,8 +41,12 @@ class PatchMonitor:
         precision: Precision,
         device: torch.device,
         kind: TargetKind = "classes",
+        batches: int = BATCHES,
     ) -> None:
         """`source` None: there are no validation cases, and `measure` returns None."""
+        self.batches = batches
+        self._kept: dict[int, Batch] = {}
+        self._bytes = 0
         self.targets = targets_of(labels, kind)
         self.exclusive = kind == "classes"
         self.background = labels.classes[0].name
@@ -52,8 +68,8 @@ class PatchMonitor:
         training = model.training
         model.eval()
         sums = torch.zeros(3, len(self.targets), dtype=torch.int64)
-        for number in range(BATCHES):
-            batch = self.source.batch(number).to(self.device, self.precision.channels_last)
+        for number in range(self.batches):
+            batch = self._batch(self.source, number).to(self.device, self.precision.channels_last)
             with self.precision.autocast(self.device.type):
                 logits = model(batch.image)
             sums += self._overlaps(logits, batch).cpu()
@@ -65,6 +81,16 @@ class PatchMonitor:
             for target, both, predicted, true in zip(self.targets, *sums, strict=True)
             if target.name != self.background and true > 0
         }
+
+    def _batch(self, source: SampleSource, number: int) -> Batch:
+        """Kept where many are looked at often; those few that are shown are cut anew each time."""
+        if number in self._kept:
+            return self._kept[number]
+        batch = source.batch(number)
+        self._bytes += batch.image.nbytes + batch.labels.nbytes
+        if self.batches > BATCHES and self._bytes <= KEPT_BYTES:
+            self._kept[number] = batch
+        return batch
 
     def _overlaps(self, logits: Tensor, batch: Batch) -> Tensor:
         """(3, C) voxels that are predicted and true, predicted, and true, of logits (B, C, *S)."""

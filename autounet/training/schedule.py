@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..schema.errors import OptionError
+from ..schema.options import TrainOptions
 
 POLY_EXPONENT = 0.9
 """nnU-Net's"""
@@ -14,9 +15,31 @@ WARMUP = 0.05
 """share of the training in which the learning rate rises linearly"""
 
 
+COOL_DOWN = 0.25
+"""of the steps until then, over which the learning rate of a converged training falls to 0: a fifth of the whole
+training, as much as suffices where the rate was constant before (Hägele et al. 2024, arXiv 2405.18392)"""
+
+
+@dataclass(frozen=True)
+class CoolDown:
+    """The end of a training that has converged, in steps: its learning rate falls to 0 from `begin` to `end`."""
+
+    since: int
+    """the validation patches have gained nothing to speak of from here to `begin`"""
+    begin: int
+    end: int
+
+    @classmethod
+    def after(cls, since: int, begin: int) -> CoolDown:
+        return cls(since, begin, begin + max(1, math.ceil(COOL_DOWN * begin)))
+
+
 @dataclass(frozen=True)
 class Horizon:
-    """The end of a training: a number of steps, a number of seconds, or whichever comes first."""
+    """The end of a training: a number of steps, a number of seconds, or whichever comes first.
+
+    A training that has converged has a `CoolDown`, which it ends with instead.
+    """
 
     steps: int | None = None
     seconds: float | None = None
@@ -27,9 +50,10 @@ class Horizon:
         if (self.steps is not None and self.steps < 1) or (self.seconds is not None and not self.seconds > 0):
             raise OptionError(f"a training of {self.steps} steps and {self.seconds} seconds is empty")
 
-    def progress(self, step: int, elapsed: float) -> float:
+    def progress(self, step: int, elapsed: float, cool_down: CoolDown | None = None) -> float:
         """0 at the start, 1 when done; `elapsed` are the seconds of training so far."""
-        by_steps = step / self.steps if self.steps is not None else 0.0
+        steps = self.steps if cool_down is None else cool_down.end
+        by_steps = step / steps if steps is not None else 0.0
         by_time = elapsed / self.seconds if self.seconds is not None else 0.0
         return min(1.0, max(by_steps, by_time))
 
@@ -57,5 +81,16 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 """name -> factor of the learning rate as a function of progress in 0..1"""
 
 
-def learning_rate(schedule: str, highest: float, progress: float) -> float:
-    return highest * SCHEDULES[schedule](progress)
+RISING = {"poly": 0.0, "warmup_cosine": WARMUP, "warmup_poly": WARMUP}
+"""share of the training until the learning rate is highest"""
+
+
+def learning_rate(
+    options: TrainOptions, horizon: Horizon, step: int, elapsed: float, cool_down: CoolDown | None = None
+) -> float:
+    """Of the step after `step` ones. A cool-down starts from the schedule's rate and falls like `poly`."""
+    factor = SCHEDULES[options.schedule]
+    if cool_down is None:
+        return options.learning_rate * factor(horizon.progress(step, elapsed))
+    reached = options.learning_rate * factor(horizon.progress(cool_down.begin, 0.0))
+    return reached * poly(min(1.0, (step - cool_down.begin) / (cool_down.end - cool_down.begin)))

@@ -13,14 +13,12 @@ from ..nets import FAMILIES
 from ..ops.device import free_memory
 from ..ops.weight_map import balance_weights, border_weight
 from ..schema.plan import TrainedConfiguration, swapped_classes
-from ..schema.stage_inputs import TrainingInputs, TrainingPlace
+from ..schema.stage_inputs import MONITORED_CASES, TrainingInputs, TrainingPlace
 from ..time_budget.cost_model import CASE_MEMORY
 from .augment import Augmentation, ClassSwap
 from .cases import CaseStore
 from .samples import ChannelDropout, SampleSource
 
-MONITORED_CASES = 16
-"""validation cases that the patches shown while training come from, at most"""
 CASE_MEMORY_SHARE = 0.25
 """of the machine's free memory that decompressed cases may take; `CASE_MEMORY` at most"""
 

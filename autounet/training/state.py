@@ -6,7 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..schema.record import replacing
 from ..schema.stage_inputs import InitialWeights, TrainingInputs
 from ..step import Precision, build_optimiser
 from ..store.weights import read_pretrained
+from .schedule import CoolDown
 
 
 @dataclass
@@ -35,6 +36,8 @@ class TrainState:
     step: int = 0
     elapsed: float = 0.0
     """seconds of training in earlier runs of the same command"""
+    cool_down: CoolDown | None = None
+    """how a training that has converged ends"""
 
     @property
     def evaluated(self) -> nn.Module:
@@ -65,6 +68,7 @@ class TrainState:
             "generator": torch.get_rng_state(),
             "step": self.step,
             "elapsed": self.elapsed,
+            "cool_down": None if self.cool_down is None else astuple(self.cool_down),
         }
 
     def load(self, content: Mapping[str, Any]) -> None:
@@ -78,6 +82,7 @@ class TrainState:
         torch.set_rng_state(content["generator"])
         self.step = content["step"]
         self.elapsed = content["elapsed"]
+        self.cool_down = None if content["cool_down"] is None else CoolDown(*content["cool_down"])
 
     def save(self, path: Path, key: str) -> None:
         """Replace `path` in one step. `key` says of what training this is. Raises OSError."""

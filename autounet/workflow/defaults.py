@@ -79,6 +79,11 @@ def step_limit(options: RunOptions) -> int | None:
     return min(given) if given else None
 
 
+def ends_when_converged(options: RunOptions, promised: float | None) -> bool:
+    """Of the full recipe only: steps and times that are given are kept to, and a preset has nnU-Net's 1000 epochs."""
+    return promised is None and step_limit(options) is None and options.preset is None
+
+
 def promised_seconds(options: RunOptions, profile: DeviceProfile) -> float | None:
     """The time limit of the command: --time, or one hour on a CPU when neither time nor steps are given."""
     if options.seconds:
@@ -219,6 +224,8 @@ class TrainingSchedule:
     """per fold; None: until the time is used up"""
     promised_seconds: float | None
     """of the whole command"""
+    to_convergence: bool
+    """whether a training ends before its steps once it has converged"""
     train_options: Mapping[str, TrainOptions]
     """of each configuration"""
 
@@ -277,6 +284,7 @@ def training_schedule(
         cases=tuple(case.identifier for case in dataset.cases),
         steps=steps,
         promised_seconds=promised,
+        to_convergence=ends_when_converged(options, promised),
         train_options={name: options_of(each) for name, each in configurations.items()},
     )
     schedule.check_cascades()

@@ -23,6 +23,7 @@ from ..schema.fingerprint import Fingerprint
 from ..schema.options import DataOptions
 from ..schema.run import fold_name
 from ..schema.stage_inputs import (
+    MONITORED_CASES,
     CascadeInputs,
     InitialWeights,
     PreparationInputs,
@@ -236,6 +237,7 @@ class JobGraph:
             channel_combinations=channel_combinations(self.dataset),
             steps=self.schedule.steps,
             promised_seconds=self.schedule.promised_seconds,
+            monitored=self._cases(name, validated[:MONITORED_CASES], previous) if self.schedule.to_convergence else (),
             initial=start.weights if start else None,
         )
         training = TrainingPlace(

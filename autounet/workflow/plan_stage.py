@@ -157,7 +157,9 @@ def describe_plan(
     `make` plans the same data set for other planner options.
     """
     folds = {name: len(schedule.folds_of(name)) for name in schedule.configurations}
-    text = "\n".join(length_lines(plan, folds, work)) + "\n"
+    text = "\n".join(length_lines(plan, folds, work, schedule.to_convergence)) + "\n"
+    if schedule.to_convergence:
+        text += "A training ends when it has converged; --time, --epochs or --iterations set its length\n"
     if not explained:
         return text
     count = len(schedule.folds)

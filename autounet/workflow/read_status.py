@@ -133,6 +133,7 @@ def _read_fold(
         progress=1.0 if state == "done" else last.progress if last else 0.0,
         dice=None if fold is None else _mean_dice(crossval.metrics(fold)),
         patch_dice=fmean(patch_dice[-1].values()) if patch_dice else None,
+        converged=next((line.event for line in log if line.event), None),
         validated=state == "done" and (fold is None or validated.exists()),
         seconds=last.seconds if last else 0.0,
         peak_memory_bytes=last.peak_memory_bytes if last else None,

@@ -60,6 +60,8 @@ def train(
 
         def on_line(entry: EpochLog) -> None:
             meter.update(entry.progress, f"loss {entry.loss:.3f}")
+            if entry.event:
+                log.info("%s: %s", title, entry.event)
             on_log(entry)
 
         return train_fold(inputs, place, Horizon(steps=inputs.steps, seconds=seconds), on_line)

@@ -33,6 +33,8 @@ class FoldStatus(Part):
     """mean Dice of the validation cases; None before they are validated"""
     patch_dice: float | None = None
     """mean Dice on a few validation patches, as last measured during training"""
+    converged: str | None = None
+    """why the training ends before its steps, in words; None: it goes through all of them, or does not know yet"""
     validated: bool = False
     """also true where there is nothing to validate"""
     seconds: float = 0.0
@@ -97,7 +99,7 @@ def _fold_line(fold: FoldStatus) -> str:
     if fold.peak_memory_bytes is not None:
         planned = f" (planned: {format_size(fold.predicted_memory_bytes)})" if fold.predicted_memory_bytes else ""
         parts.append(f"{format_size(fold.peak_memory_bytes)}{planned}")
-    return ", ".join(parts)
+    return ", ".join(parts) + (f"; {fold.converged}" if fold.converged else "")
 
 
 def watch(read: Callable[[Path], RunStatus], out: Path, seconds: float = WATCH_SECONDS) -> Iterator[RunStatus]:

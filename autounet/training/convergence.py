@@ -1,0 +1,88 @@
+"""When a training has converged: by the Dice on its own validation patches, which no single noisy value decides.
+
+Until it flattens, Dice rises evenly over the logarithm of the steps, and how fast it rises is uncertain by the noise of
+its values. So a straight line over that logarithm is fitted to the last part of the curve. The training has converged
+where even the upper limit of the line's slope would gain next to nothing until its last step, and the Dice is in no
+dip. A noisy curve, of an uncertain slope, goes on. The constants were chosen on 150 trainings by nnU-Net
+(benchmarks/convergence.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+import numpy as np
+
+from ..schema.run import EpochLog
+from .schedule import RISING, CoolDown, Horizon
+
+LENGTHENING = 2.5
+"""the line is fitted to the last part of a training, in which it became so many times as long"""
+STANDARD_ERRORS = 3.0
+"""of the slope, which are added to it"""
+MOST_GAIN = 0.015
+"""of Dice, at that slope until the last step. Curves flatten, so the true gain is smaller"""
+MOST_DIP = 0.0025
+"""of the mean of the last values below the best mean of as many before, as far back as twice the last part"""
+LEAST_AHEAD = 8.0
+"""times: so much longer a training is at least taken to become, so that late in it the slope has to be small, too"""
+LEAST_VALUES = 15
+"""in the last part"""
+EPOCH = 250
+"""steps, as in nnU-Net"""
+
+
+def cool_down_after(curve: Sequence[EpochLog], horizon: Horizon, schedule: str) -> CoolDown | None:
+    """How the training ends if it has converged with the last line of its log; None: it goes on.
+
+    Values from before the learning rate was at its highest are not looked at. A training that would cool down for
+    longer than its steps allow goes through them instead.
+    """
+    if horizon.steps is None or not curve or not curve[-1].validation_dice:
+        return None
+    begin, rising = curve[-1].step, RISING[schedule] * horizon.steps
+    cool_down = CoolDown.after(math.ceil(begin / LENGTHENING), begin)
+    if cool_down.end > horizon.steps or cool_down.since <= rising:
+        return None
+    measured = [(line.step, fmean(line.validation_dice.values())) for line in curve if line.validation_dice]
+    steps, dice = np.array([each for each in measured if each[0] > rising]).T
+    return cool_down if has_converged(steps, dice, horizon.steps) else None
+
+
+def has_converged(steps: np.ndarray, dice: np.ndarray, limit: int) -> bool:
+    """Whether `dice` (N,), measured after rising `steps` (N,) of at most `limit`, has stopped rising.
+
+    It has to show without any one of the values, too, so that no single one decides.
+    """
+    kept = [np.arange(len(steps)) != index for index in (len(steps), *range(len(steps)))]
+    return all(is_flat(steps[each], dice[each], limit) for each in kept)
+
+
+def is_flat(steps: np.ndarray, dice: np.ndarray, limit: int) -> bool:
+    """As `has_converged`, with all values."""
+    place, value = (each[steps >= steps[-1] / LENGTHENING] for each in (np.log(steps), dice))
+    if len(value) < LEAST_VALUES:
+        return False
+    place, value = place - place.mean(), value - value.mean()
+    spread = np.sum(place**2)
+    slope = np.sum(place * value) / spread
+    error = math.sqrt(np.sum((value - slope * place) ** 2) / (len(value) - 2) / spread)
+    ahead = math.log(max(LEAST_AHEAD, limit / steps[-1]))
+    count = len(value) // 4
+    means = np.convolve(dice[steps >= steps[-1] / (2 * LENGTHENING)], np.full(count, 1 / count), "valid")
+    in_a_dip = means[-1] < means.max() - MOST_DIP
+    return bool((max(0.0, slope) + STANDARD_ERRORS * error) * ahead < MOST_GAIN and not in_a_dip)
+
+
+def sentence(cool_down: CoolDown, horizon: Horizon) -> str:
+    """What was seen and what follows, for the log, the record and the report."""
+    since, begin, end, limit = (
+        f"{step / EPOCH:.3g}" if step < 10 * EPOCH else f"{step / EPOCH:.0f}"
+        for step in (cool_down.since, cool_down.begin, cool_down.end, horizon.steps or 0)
+    )
+    return (
+        f"converged: no gain of Dice on validation patches from epoch {since} to {begin}; from there on the learning "
+        f"rate falls to 0, and the training ends after epoch {end} of at most {limit}"
+    )
