@@ -184,6 +184,9 @@ def test_a_flat_curve_ends_where_that_saves_time_and_the_rate_was_high(schedule,
         told = sentence(found, Horizon(steps=limit * EPOCH))
         assert "from epoch 40 to 100" in told
         assert f"after epoch 125 of at most {limit}" in told
+    for dice in ({"organ": 0.8, "lesion": 0.0}, {"organ": 0.05}):
+        unlearnt = [line.model_copy(update={"validation_dice": dice}) for line in flat_log(100, limit)]
+        assert cool_down_after(unlearnt, Horizon(steps=limit * EPOCH), schedule) is None
     unmeasured = [line.model_copy(update={"validation_dice": None}) for line in flat_log(100, limit)]
     assert cool_down_after(unmeasured, Horizon(steps=limit * EPOCH), schedule) is None
 
@@ -213,6 +216,7 @@ def _short_epochs(monkeypatch):
     monkeypatch.setattr("autounet.training.journal.LOG_STEPS", 1)
     monkeypatch.setattr("autounet.training.monitor.TIME_SHARE", 1e9)
     monkeypatch.setattr("autounet.training.monitor.DECIDING_PATCHES", 4)
+    monkeypatch.setattr("autounet.training.convergence.LEAST_DICE", 0.0)  # nothing is learnt
     monkeypatch.setattr("autounet.training.state.LEAST_SECONDS", 0.0)
     monkeypatch.setattr("autounet.training.state.TIME_SHARE", 1e9)
     threads = torch.get_num_threads()

@@ -22,7 +22,8 @@ from autounet.schema.errors import OptionError
 from autounet.schema.metrics import ClassMetrics, Metrics
 from autounet.schema.options import PlannerOptions, RunOptions
 from autounet.schema.plan import Plan
-from autounet.schema.run import EpochLog
+from autounet.schema.run import EpochLog, read_log
+from autounet.store.run_folder import RunFolder
 from autounet.time_budget.deadline import Clock
 from autounet.training import journal as journal_module
 from autounet.training.journal import MOST_CLASSES, Journal, draw_progress, smoothed
@@ -154,6 +155,17 @@ def test_a_run_that_goes_on(out):
     assert f"{NAME} fold 0: done, 100%, mean Dice 0.7500, 3 min" in told
     assert "Dice on patches 0.980" in told
     assert "1.0 GB (planned: 1.8 GB)" in told
+
+
+def test_why_a_training_ends_early_is_told(out):
+    train(out, 0, 50)
+    file = RunFolder(out).fold(NAME, 0).log
+    lines = read_log(file)
+    lines[-2] = lines[-2].model_copy(update={"event": "converged: no gain"})
+    file.write_text("".join(each.model_dump_json() + "\n" for each in lines))
+    found = read_status(out)
+    assert [fold.converged for fold in found.folds[:2]] == ["converged: no gain", None]
+    assert any(told.startswith(f"{NAME} fold 0: ") and told.endswith("; converged: no gain") for told in found.lines)
 
 
 def test_the_time_left_is_that_of_the_folds(out, monkeypatch):

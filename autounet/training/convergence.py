@@ -28,6 +28,8 @@ MOST_DIP = 0.0025
 """of the mean of the last values below the best mean of as many before, as far back as twice the last part"""
 LEAST_AHEAD = 8.0
 """times: so much longer a training is at least taken to become, so that late in it the slope has to be small, too"""
+LEAST_DICE = 0.1
+"""of every class: one that is hardly found may be flat because it is not learnt yet"""
 LEAST_VALUES = 15
 """in the last part"""
 EPOCH = 250
@@ -40,7 +42,8 @@ def cool_down_after(curve: Sequence[EpochLog], horizon: Horizon, schedule: str) 
     Values from before the learning rate was at its highest are not looked at. A training that would cool down for
     longer than its steps allow goes through them instead.
     """
-    if horizon.steps is None or not curve or not curve[-1].validation_dice:
+    last = curve[-1].validation_dice if curve else None
+    if horizon.steps is None or not last or min(last.values()) < LEAST_DICE:
         return None
     begin, rising = curve[-1].step, RISING[schedule] * horizon.steps
     cool_down = CoolDown.after(math.ceil(begin / LENGTHENING), begin)
@@ -70,10 +73,11 @@ def is_flat(steps: np.ndarray, dice: np.ndarray, limit: int) -> bool:
     slope = np.sum(place * value) / spread
     error = math.sqrt(np.sum((value - slope * place) ** 2) / (len(value) - 2) / spread)
     ahead = math.log(max(LEAST_AHEAD, limit / steps[-1]))
+    if (max(0.0, slope) + STANDARD_ERRORS * error) * ahead >= MOST_GAIN:
+        return False
     count = len(value) // 4
     means = np.convolve(dice[steps >= steps[-1] / (2 * LENGTHENING)], np.full(count, 1 / count), "valid")
-    in_a_dip = means[-1] < means.max() - MOST_DIP
-    return bool((max(0.0, slope) + STANDARD_ERRORS * error) * ahead < MOST_GAIN and not in_a_dip)
+    return bool(means[-1] >= means.max() - MOST_DIP)
 
 
 def sentence(cool_down: CoolDown, horizon: Horizon) -> str:
