@@ -224,9 +224,9 @@ def test_splits_are_found_from_everywhere_and_a_missing_file_is_named(autounet, 
 def test_predictions_never_replace_the_images(tmp_path):
     image = tmp_path / "in" / "a.nii.gz"
     case = InputCase("a", (image,))
-    require_new({case: tmp_path / "out" / "a.nii.gz"})
+    require_new({case: [tmp_path / "out" / "a.nii.gz"]})
     with pytest.raises(OptionError, match=r"case a: .*, an image to be predicted. Give another --out"):
-        require_new({case: tmp_path / "in" / ".." / "in" / "a.nii.gz"})
+        require_new({case: [tmp_path / "a.dcm", tmp_path / "in" / ".." / "in" / "a.nii.gz"]})
 
 
 def test_segmentations_have_the_ending_of_their_own_image():

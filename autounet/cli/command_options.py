@@ -118,7 +118,8 @@ MODEL_OPTIONS: tuple[Option, ...] = (
            "between folds, in nats", SWITCH),
     Option("--gate-maps", "", "Output", ("predict",), "For the family attention: also write its gates as images",
            SWITCH),
-    Option("--overwrite", "", "Output", ("predict",), "Also predict images that have a prediction already", SWITCH),
+    Option("--overwrite", "", "Output", ("predict",), "Also predict images that have a prediction already, and "
+           "replace files that AutoUNet did not write", SWITCH),
     Option("--json", "", "Output", ("check", "status", "compare"), "Machine-readable output", SWITCH),
     Option("--watch", "", "Output", ("status",), "Look again every 5 seconds for as long as it runs", SWITCH),
     Option("--version", "", "Options", ("autounet",), "Show the version", SWITCH),

@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +22,8 @@ from ..imageio import (
     suffix,
 )
 from ..schema.bundle import ModelBundle
-from ..schema.errors import DataError, OptionError
+from ..schema.errors import DataError
+from .input_files import folder_files, matching_files, new_images, without_results
 from .layouts.bids import subject_inputs
 from .layouts.case_folders import case_inputs
 from .layouts.case_table import CASE, find_table
@@ -34,15 +34,11 @@ from .layouts.files import (
     distinct_names,
     files_per_case,
     flat,
-    glob_images,
     image_files,
     listing,
-    looks_like_images,
-    looks_like_labels,
     numbering_problem,
     own_path,
     strip_channel,
-    subfolders,
     twins_of,
 )
 from .layouts.paired_folders import ChannelSource, join_channels
@@ -112,7 +108,8 @@ def find_inputs(path: Path, bundle: ModelBundle) -> list[InputCase]:
     An image, a DICOM series, a table, or a folder in the layout of the training data, which the bundle names, or of
     images alone, in any formats. Files that end in `_0000`, `_0001`, ... are the channels of a case, each once, when
     the model's images were so or the numbers fit its channels; else the numbers are part of their names. Where the
-    model was trained on time points, each time point of a file is a case. Raises DataError when there is no image.
+    model was trained on time points, each time point of a file is a case. What AutoUNet has written among the images is
+    left out. Raises DataError when there is no image.
     """
     path = own_path(path)
     if not path.exists():
@@ -156,15 +153,28 @@ def _inputs_of(path: Path, bundle: ModelBundle) -> list[InputCase]:
         listed = subject_inputs(path)
     elif bundle.layout == "cases":
         listed = case_inputs(path, bundle.channel_patterns)
+    listed = _without_written(path, listed)
     if listed:
         cases = [_case_of_channels(bundle, name, files) for name, files in listed.items()]
         among = bundle.layout == "cases" and path.name not in listed
-        strays = [file for file in image_files(path) if among and file.name not in listed]
+        strays = [file for file in new_images(path) if among and file.name not in listed]
         message, remedy = "it lies beside the folders of the cases", "Put it into the folder of its case, or elsewhere"
         return cases + [refused(file.name, [file], message, remedy) for file in strays]
     if len(bundle.channel_patterns) > 1:
         return _by_patterns(path, bundle)
-    return _cases(_folder_files(path, bundle), bundle)
+    return _cases(folder_files(path, bundle), bundle)
+
+
+def _without_written(
+    path: Path, listed: Mapping[str, Mapping[str, Sequence[Path]]]
+) -> dict[str, dict[str, list[Path]]]:
+    """Case -> channel -> files, without what AutoUNet wrote, and without folders that hold nothing else."""
+    found = {}
+    for name, files in listed.items():
+        folder = path / name
+        if not (folder.is_dir() and image_files(folder) and not new_images(folder)):
+            found[name] = {channel: own for channel, every in files.items() if (own := without_results(every))}
+    return found
 
 
 def _from_table(path: Path, bundle: ModelBundle) -> list[InputCase]:
@@ -196,42 +206,13 @@ def _single(path: Path, bundle: ModelBundle) -> InputCase:
     base, channel = strip_channel(stem(path))
     if channel is None:
         return InputCase(base, (path,))
-    alike = [file for file in image_files(path.parent) if strip_channel(stem(file))[0] == base]
+    alike = [file for file in new_images(path.parent) if strip_channel(stem(file))[0] == base]
     siblings = [path, *(file for file in alike if stem(file) != stem(path))]  # of its channel, it is the file given
     count = _numbers_are_channels(by_number(siblings)[0], bundle)
     if count is None:
         return InputCase(stem(path), (path,))
     found = _cases([path] if count == 1 else sorted(siblings), bundle)
     return next(case for case in found if path in case.images)
-
-
-def _folder_files(path: Path, bundle: ModelBundle) -> list[Path]:
-    pattern = next(iter(bundle.channel_patterns.values()), bundle.image_pattern)
-    if bundle.channel_patterns and (found := _matching(path, pattern)):
-        left = [file.name for file in image_files(path) if file not in found]
-        if left:
-            log.warning("%d images do not fit the pattern %s: %s", len(left), pattern, ", ".join(left[:10]))
-        return found
-    filled = [folder for folder in subfolders(path) if image_files(folder)]
-    if image_files(path):
-        if filled:
-            names = ", ".join(folder.name for folder in filled[:10])
-            log.warning("%s holds images of its own, so those in its folders are not predicted: %s", path, names)
-        return image_files(path)
-    trained_in = Path(bundle.image_pattern).parent.name
-    for name in ("imagesTs", trained_in, "imagesTr", "images", "image"):
-        if name and image_files(path / name) and (path / name).is_dir():
-            return image_files(path / name)
-    named = [folder for folder in filled if looks_like_images(folder) and not looks_like_labels(folder)]
-    candidates = named or filled
-    if len(candidates) == 1:
-        return image_files(candidates[0])
-    if not candidates:
-        raise DataError(f"{path} holds no images", f"Give a folder with {bundle.suffix or 'DICOM'} files")
-    raise DataError(
-        f"several folders of {path} hold images; candidates: {', '.join(folder.name for folder in candidates)}",
-        "Give one of them",
-    )
 
 
 def _cases(files: Sequence[Path], bundle: ModelBundle) -> list[InputCase]:
@@ -309,22 +290,10 @@ def _unnumbered_case(bundle: ModelBundle, name: str, file: Path, among_numbered:
     return InputCase(name, (file,))
 
 
-def _matching(path: Path, pattern: str) -> list[Path]:
-    """The files of a pattern, whatever their ending, else, as in a folder of new images, of its last part alone."""
-    for candidate in (pattern, Path(pattern).name):
-        ending = suffix(candidate)
-        with suppress(OptionError):
-            found = glob_images(path, candidate[: len(candidate) - len(ending)] + ".*" if ending else candidate, "")
-            bare = Path(candidate).name[: -len(ending) or None]
-            if fitting := [file for file in found if not ending or fnmatchcase(stem(file), bare)]:
-                return fitting
-    return []
-
-
 def _by_patterns(path: Path, bundle: ModelBundle) -> list[InputCase]:
     """Of a model whose channels are told apart by patterns of file names."""
     sources = {
-        name: ChannelSource(pattern, _matching(path, pattern)) for name, pattern in bundle.channel_patterns.items()
+        name: ChannelSource(pattern, matching_files(path, pattern)) for name, pattern in bundle.channel_patterns.items()
     }
     if not any(source.files for source in sources.values()):
         patterns = ", ".join(f"{name} {pattern}" for name, pattern in bundle.channel_patterns.items())

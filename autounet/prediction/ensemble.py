@@ -7,7 +7,7 @@ them, as their probabilities lie in the images' own voxels.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,13 +24,13 @@ from ..schema.errors import DataError, OptionError, RecordError
 from ..schema.geometry import Geometry
 from ..schema.labels import Labels, TargetKind, targets_of
 from ..schema.plan import Average
+from ..schema.predicted import PredictedCase, record_of, require_replaceable, written_names
 from ..schema.record import require_folder
 from ..schema.selection import ProbabilityChannels
-from .maps import CHANNELS_FILE, write_probabilities
+from .maps import CHANNELS_FILE, PROBABILITIES_ENDINGS, foreign_channels_file, write_probabilities
 
 log = logging.getLogger(__name__)
 
-ENDINGS = (".probabilities.nii.gz", ".probabilities.npz")
 PREDICT = "Predict with autounet predict --probabilities first"
 
 
@@ -58,7 +58,7 @@ def ensemble(
     the first folder. `weights` are one a folder, equal unless given, and need not sum to 1. `average` logits averages
     the logarithms (of overlapping regions the log odds), which gives a single model's certainty more influence.
     `probabilities` writes the average as well. Two volumes of probabilities are held at a time. Raises OptionError for
-    folders or weights that cannot be, DataError where classes, cases or geometries differ.
+    folders or weights that cannot be and for files in the way, DataError where classes, cases or geometries differ.
     """
     folders, out = [Path(folder) for folder in folders], Path(out)
     require_folder(out)
@@ -70,15 +70,17 @@ def ensemble(
     orders = [_channel_order(first, other) for other in models]
     _require_same_cases(models)
     shares = normalised_weights(weights, len(models))
+    segmentations = {case: _segmentation(first.folder, case) for case in sorted(first.files)}
+    may_write = _may_write(out, segmentations, probabilities)
     with progress("averaging", len(first.files)) as meter:
-        for case in sorted(first.files):
-            segmentation = _segmentation(first.folder, case)
+        for case, segmentation in segmentations.items():
             geometry = read_geometry(segmentation)
             paths = [model.files[case] for model in models]
             mean = _mean(case, paths, orders, shares, geometry, average, first.targets)
+            _record(out, case, may_write[case])
             _write(out, segmentation.name, mean, geometry, first, probabilities)
             meter.advance(text=case)
-    return sorted(first.files)
+    return list(segmentations)
 
 
 def _require_weights(weights: Sequence[float] | None, folders: Sequence[Path]) -> None:
@@ -104,9 +106,13 @@ def _read_folder(folder: Path) -> PredictedFolder:
         raise DataError(f"{folder} holds no probabilities ({error.message})", PREDICT) from None
     if record.labels is None:
         raise DataError(f"{folder / CHANNELS_FILE} lacks the values of its classes", PREDICT)
-    files = {path.name.removesuffix(ending): path for ending in ENDINGS for path in sorted(folder.glob(f"*{ending}"))}
+    files = {
+        path.name.removesuffix(ending): path
+        for ending in PROBABILITIES_ENDINGS
+        for path in sorted(folder.glob(f"*{ending}"))
+    }
     if not files:
-        raise DataError(f"{folder} holds no <case>{ENDINGS[0]}", PREDICT)
+        raise DataError(f"{folder} holds no <case>{PROBABILITIES_ENDINGS[0]}", PREDICT)
     return PredictedFolder(folder, record.labels, record.targets, record.channels, files)
 
 
@@ -217,6 +223,22 @@ def _read(case: str, path: Path, geometry: Geometry) -> np.ndarray:
     if difference:
         raise DataError(f"{path} differs from the first folder's in {difference}", "Predict the same images", case)
     return values
+
+
+def _may_write(out: Path, segmentations: Mapping[str, Path], probabilities: bool) -> dict[str, list[Path]]:
+    """By case; of probabilities both forms, as dimensions are known later. Raises OptionError for files in the way."""
+    paths = {case: [out / segmentation.name] for case, segmentation in segmentations.items()}
+    if probabilities:
+        for case, own in paths.items():
+            own += [out / f"{case}{ending}" for ending in PROBABILITIES_ENDINGS]
+    require_replaceable(out, paths, foreign_channels_file(out) if probabilities else [], "Give another --out")
+    return paths
+
+
+def _record(out: Path, case: str, paths: Sequence[Path]) -> None:
+    """That what is written for the case is AutoUNet's, and is not what `predict` may have written before."""
+    names = written_names(out, case) | {path.relative_to(out).as_posix() for path in paths}
+    PredictedCase(key="", run="ensemble", earlier=tuple(sorted(names))).save(record_of(out, case))
 
 
 def _write(

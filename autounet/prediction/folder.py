@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,10 @@ from ..preprocessing import CHECK_SPACING, Prepared, enlargement
 from ..schema.errors import AutoUNetError, DataError, OptionError, OutOfMemory, unknown_name
 from ..schema.geometry import Geometry
 from ..schema.labels import Labels
+from ..schema.predicted import require_replaceable
 from ..schema.record import digest, require_folder
 from ..workers import keep_freed_memory, one_ahead
-from .maps import require_gates, write_gates, write_probability_maps
+from .maps import foreign_channels_file, map_paths, require_gates, write_gates, write_probability_maps
 from .predictor import Predictor
 from .work_queue import SharedFolder
 
@@ -55,6 +56,14 @@ def prediction_path(out: Path, case: InputCase, form: str | None) -> Path:
 
     require_highdicom()
     return out / f"{case.identifier}.dcm"
+
+
+def _output_paths(predictor: Predictor, out: Path, case: InputCase, outputs: OutputOptions) -> list[Path]:
+    """Files that may be written for a case, the segmentation first. Raises OptionError like `prediction_path`."""
+    beside = map_paths(
+        predictor, prediction_path(out, case, None), outputs.probabilities, outputs.uncertainty, outputs.gate_maps
+    )
+    return [prediction_path(out, case, outputs.form), *beside]
 
 
 def write_prediction(path: Path, values: np.ndarray, geometry: Geometry, case: InputCase, labels: Labels) -> None:
@@ -116,11 +125,12 @@ def predict_folder(
 ) -> Outcome:
     """Predict what is not yet finished in `out`, together with other processes that do the same.
 
-    `overwrite` predicts the finished ones again, too. `run` names the command of which this is one of several
-    processes. An AutoUNetError, as of a bad image, and memory that runs out concern one case: its message is among the
-    failures, once, and the next case follows. Every other error ends the work: OSError where something cannot be
-    written, and whatever a mistake in the program raises, with the case in its notes. Raises OptionError for an unknown
-    format and for gate maps of networks without gates.
+    `overwrite` predicts the finished ones again, too, and replaces files that AutoUNet did not write. `run` names the
+    command of which this is one of several processes. An AutoUNetError, as of a bad image, and memory that runs out
+    concern one case: its message is among the failures, once, and the next case follows. Every other error ends the
+    work: OSError where something cannot be written, and whatever a mistake in the program raises, with the case in its
+    notes. Raises OptionError for an unknown
+    format, for gate maps of networks without gates, and for files in the way.
     """
     require_folder(out)
     if outputs.gate_maps:
@@ -129,9 +139,14 @@ def predict_folder(
     cases = find_inputs(source, predictor.bundle)
     if outputs.form == DICOM_SEG and any(is_series(image) for case in cases for image in case.images[:1]):
         cases = [case if case.error or is_series(case.images[0]) else _no_series(case) for case in cases]
-    require_new({case: prediction_path(out, case, outputs.form) for case in cases if case.error is None})
+    paths = {case: _output_paths(predictor, out, case, outputs) for case in cases if case.error is None}
+    require_new(paths)
+    may_write = {case.identifier: own for case, own in paths.items()}
+    if not overwrite:
+        others = foreign_channels_file(out) if outputs.probabilities else []
+        require_replaceable(out, may_write, others, "Give another --out, or --overwrite to replace what is there")
     predicted, failures = 0, []
-    with SharedFolder(out, prediction_key(predictor, outputs), run, overwrite) as shared:
+    with SharedFolder(out, prediction_key(predictor, outputs), run, overwrite, may_write) as shared:
         remaining = cases
         while remaining:
             for case, read in one_ahead(shared.claimed(remaining), partial(_load_and_prepare, predictor)):
@@ -210,13 +225,13 @@ def _predict_case(
     return paths
 
 
-def require_new(paths: Mapping[InputCase, Path]) -> None:
-    """Raises OptionError where a segmentation would take the place of an image."""
+def require_new(paths: Mapping[InputCase, Sequence[Path]]) -> None:
+    """Raises OptionError where a segmentation, or a map beside it, would take the place of an image."""
     images = {image.resolve() for case in paths for image in case.images}
-    for case, path in paths.items():
-        if path.resolve() in images:
+    for case, own in paths.items():
+        if taken := [path for path in own if path.resolve() in images]:
             raise OptionError(
-                f"the segmentation would overwrite {path}, an image to be predicted",
+                f"the segmentation would overwrite {taken[0]}, an image to be predicted",
                 "Give another --out",
                 case.identifier,
             )

@@ -13,7 +13,7 @@ from ..inference.export import ensemble_scores
 from ..inference.probabilities import fold_disagreement, probability_maps
 from ..nets.attention import gated_stages
 from ..preprocessing import restore_map
-from ..schema.errors import ModelError, OptionError
+from ..schema.errors import ModelError, OptionError, RecordError
 from ..schema.geometry import Geometry
 from ..schema.labels import targets_of
 from ..schema.plan import Configuration
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 CHANNELS_FILE = "classes.json"
+PROBABILITIES_ENDINGS = (".probabilities.nii.gz", ".probabilities.npz")
+"""of volumes, and of 2-D images"""
 WITHOUT_FLOATS = frozenset({"png", "bmp"})
 """file kinds whose maps are TIFF, but for gate maps, which are scaled to 0..255"""
 GATED = "attention"
@@ -61,6 +63,24 @@ def write_probability_maps(
     return paths
 
 
+def map_paths(
+    predictor: Predictor, segmentation: Path, probabilities: bool, uncertainty: bool, gate_maps: bool
+) -> list[Path]:
+    """Files that may be written beside a segmentation; of probabilities both forms, as dimensions are known later."""
+    case, paths = stem(segmentation), []
+    if probabilities:
+        paths += [segmentation.with_name(f"{case}{ending}") for ending in PROBABILITIES_ENDINGS]
+    if uncertainty:
+        paths += [_map_path(name, segmentation) for name in ("entropy", "disagreement")]
+    if gate_maps:
+        paths += [
+            _gate_path(_gate_prefix(predictor, name, segmentation), stage, suffix(segmentation))
+            for name in predictor.names
+            for stage in gated_stages(predictor.configurations[name].network)
+        ]
+    return paths
+
+
 def _disagreement(predictor: Predictor, scores: Mapping[str, NetworkScores]) -> np.ndarray:
     """Mean over the configurations of `fold_disagreement`, (Z, Y, X) in the geometry of the image."""
     maps = []
@@ -74,23 +94,34 @@ def _disagreement(predictor: Predictor, scores: Mapping[str, NetworkScores]) -> 
 
 def write_probabilities(values: np.ndarray, segmentation: Path, geometry: Geometry) -> Path:
     """(C, Z, Y, X) with the channels last in the file: NIfTI of four axes, or in 2-D an array (Y, X, C)."""
-    folder, case = segmentation.parent, stem(segmentation)
+    volume, array = (segmentation.with_name(f"{stem(segmentation)}{ending}") for ending in PROBABILITIES_ENDINGS)
     if geometry.dimension == 3:
-        path = folder / f"{case}.probabilities.nii.gz"
-        write_channels(path, values, geometry)
-        return path
-    path = folder / f"{case}.probabilities.npz"
-    with replacing(path, ".npz") as temporary:
+        write_channels(volume, values, geometry)
+        return volume
+    with replacing(array, ".npz") as temporary:
         np.savez_compressed(temporary, probabilities=np.moveaxis(values[:, 0], 0, -1))
-    return path
+    return array
 
 
 def write_map(values: np.ndarray, name: str, segmentation: Path, geometry: Geometry) -> Path:
     """`<case>.<name>.<ext>`: (Z, Y, X) float32 in the geometry and format of the segmentation, TIFF for pictures."""
-    ending = ".tif" if file_kind(segmentation) in WITHOUT_FLOATS else suffix(segmentation)
-    path = segmentation.parent / f"{stem(segmentation)}.{name}{ending}"
+    path = _map_path(name, segmentation)
     write_image(path, values.astype(np.float32, copy=False)[None], geometry)
     return path
+
+
+def _map_path(name: str, segmentation: Path) -> Path:
+    ending = ".tif" if file_kind(segmentation) in WITHOUT_FLOATS else suffix(segmentation)
+    return segmentation.with_name(f"{stem(segmentation)}.{name}{ending}")
+
+
+def foreign_channels_file(out: Path) -> list[Path]:
+    """The file of the classes' names where it is there and AutoUNet did not write it."""
+    try:
+        ProbabilityChannels.load(out / CHANNELS_FILE)
+    except RecordError:
+        return [out / CHANNELS_FILE] if (out / CHANNELS_FILE).exists() else []
+    return []
 
 
 # ---- attention gates -------------------------------------------------------------------------------------------------
@@ -116,15 +147,22 @@ def write_gates(
     the networks get them. Where there are several configurations the name comes before `gate`. Raises DataError where
     the format cannot hold a map.
     """
-    case, ending = stem(segmentation), suffix(segmentation)
     paths = []
     for name in predictor.names:
         image, _, properties = scores[name]
         maps = predict_gate_maps(predictor.models[name], image, predictor.configurations[name], predictor.device)
         whole = {stage: restore_map(coefficients, properties) for stage, coefficients in maps.items()}
-        prefix = case if len(predictor.names) == 1 else f"{case}.{name}"
-        paths += write_gate_maps(whole, segmentation.parent / prefix, geometry, ending)
+        paths += write_gate_maps(whole, _gate_prefix(predictor, name, segmentation), geometry, suffix(segmentation))
     return paths
+
+
+def _gate_prefix(predictor: Predictor, name: str, segmentation: Path) -> Path:
+    case = stem(segmentation)
+    return segmentation.with_name(case if len(predictor.names) == 1 else f"{case}.{name}")
+
+
+def _gate_path(prefix: Path, stage: int, ending: str) -> Path:
+    return prefix.with_name(f"{prefix.name}.gate{stage}{ending}")
 
 
 def predict_gate_maps(
@@ -160,7 +198,7 @@ def write_gate_maps(maps: Mapping[int, np.ndarray], prefix: Path, geometry: Geom
     """
     paths = []
     for stage, coefficients in maps.items():
-        path = prefix.with_name(f"{prefix.name}.gate{stage}{suffix}")
+        path = _gate_path(prefix, stage, suffix)
         picture = suffix.lower().lstrip(".") in WITHOUT_FLOATS
         values = np.rint(255 * coefficients.clip(0, 1)).astype(np.uint8) if picture else coefficients
         write_image(path, values[None], geometry)

@@ -1,7 +1,6 @@
 """The work queue of `predict` in its output folder: which cases are finished, and which this process predicts.
 
-OUT/.predicted/<case>.json    what was written for the case, by which model and options, from which files
-OUT/.predicted/<case>.claim   while a process works on it
+Its files are those of `schema/predicted.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -24,7 +23,8 @@ from typing import Self
 from ..datasets import InputCase
 from ..imageio import files_of
 from ..schema.errors import RecordError
-from ..schema.record import Part, Record, digest
+from ..schema.predicted import RECORDS, PredictedCase, PredictedFile, record_of, written_names
+from ..schema.record import digest
 
 RENEW_SECONDS = 20.0
 """after which the time of modification of a claim is renewed"""
@@ -62,8 +62,11 @@ class Claims:
         for path in list(self._held):
             self._drop(path)
 
-    def take(self, name: str) -> bool:
-        """Claim the case, unless another process has; returns whether it is this process's now."""
+    def take(self, name: str, files: Iterable[str] = ()) -> bool:
+        """Claim the case, unless another process has; returns whether it is this process's now.
+
+        `files` are the names that are or will be AutoUNet's from now on, whatever happens.
+        """
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -73,7 +76,7 @@ class Claims:
         with self._guard:
             self._held.add(path)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"host": _host(), "pid": os.getpid()}, file)
+            json.dump({"host": _host(), "pid": os.getpid(), "files": sorted(files)}, file)
         return True
 
     def break_stale(self, name: str) -> int | None:
@@ -138,29 +141,8 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-class PredictedFile(Part):
-    """A file that was written for a case."""
-
-    name: str
-    """relative to the output folder"""
-    bytes: int
-
-
-class PredictedCase(Record):
-    """`OUT/.predicted/<case>.json`, written after all files of the case."""
-
-    key: str
-    """of the model, the options and the image files, see `SharedFolder`"""
-    run: str
-    """identifies the command that predicted it; several processes of one command share it"""
-    files: tuple[PredictedFile, ...] = ()
-    problem: str | None = None
-    """why it could not be predicted; the processes of the same command skip it, a later command tries again"""
-
-
 log = logging.getLogger(__name__)
 
-RECORDS = ".predicted"
 WAIT_SECONDS = 0.5
 """between two checks of the cases that others work on"""
 
@@ -173,8 +155,16 @@ class SharedFolder:
     `overwrite`, when this command wrote it.
     """
 
-    def __init__(self, out: Path, key: str, run: str | None = None, overwrite: bool = False) -> None:
-        self.out, self.key = Path(out), key
+    def __init__(
+        self,
+        out: Path,
+        key: str,
+        run: str | None = None,
+        overwrite: bool = False,
+        may_write: Mapping[str, Collection[Path]] | None = None,
+    ) -> None:
+        """`may_write`: by case, the files that may be written for it."""
+        self.out, self.key, self.may_write = Path(out), key, may_write or {}
         self.run = run or uuid.uuid4().hex
         self.overwrite = overwrite
         self.claims = Claims(self.out / RECORDS)
@@ -184,6 +174,8 @@ class SharedFolder:
         """cases that other commands have finished, before or meanwhile"""
         self._keys: dict[str, str] = {}
         """of claimed cases, with the state of their files before they were read"""
+        self._names: dict[str, frozenset[str]] = {}
+        """of claimed cases: what was written for them before, and may be now"""
         self._announced = False
 
     def __enter__(self) -> Self:
@@ -191,6 +183,9 @@ class SharedFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for case in list(self._keys):  # begun and not finished: what is there of them stays AutoUNet's
+            if there := self._earlier(case):
+                PredictedCase(key="", run=self.run, earlier=tuple(sorted(there))).save(record_of(self.out, case))
         self.claims.__exit__()
 
     def claimed(self, cases: Sequence[InputCase]) -> Iterator[InputCase]:
@@ -206,7 +201,7 @@ class SharedFolder:
             elif self._is_settled(case, key):  # by another process, between the look and the claim
                 self.claims.release(case.identifier)
             else:
-                self._record(case).unlink(missing_ok=True)
+                record_of(self.out, case.identifier).unlink(missing_ok=True)
                 self._keys[case.identifier] = key
                 yield case
 
@@ -222,20 +217,24 @@ class SharedFolder:
         files = tuple(
             PredictedFile(name=path.relative_to(self.out).as_posix(), bytes=path.stat().st_size) for path in paths
         )
-        self._save(case, PredictedCase(key=self._keys.pop(case.identifier), run=self.run, files=files))
+        self._save(case.identifier, files)
 
     def failed(self, case: InputCase, problem: str) -> None:
-        self._save(case, PredictedCase(key=self._keys.pop(case.identifier), run=self.run, problem=problem))
+        self._save(case.identifier, (), problem)
 
-    def _save(self, case: InputCase, record: PredictedCase) -> None:
-        record.save(self._record(case))
-        self.claims.release(case.identifier)
+    def _save(self, case: str, files: tuple[PredictedFile, ...], problem: str | None = None) -> None:
+        earlier = self._earlier(case) - {file.name for file in files}
+        key = self._keys.pop(case)
+        record = PredictedCase(key=key, run=self.run, files=files, earlier=tuple(sorted(earlier)), problem=problem)
+        record.save(record_of(self.out, case))
+        self.claims.release(case)
 
-    def _record(self, case: InputCase) -> Path:
-        return self.out / RECORDS / f"{case.identifier}.json"
+    def _earlier(self, case: str) -> frozenset[str]:
+        """Those of the names of a claimed case that are there."""
+        return frozenset(name for name in self._names[case] if (self.out / name).exists())
 
     def _is_settled(self, case: InputCase, key: str) -> bool:
-        path = self._record(case)
+        path = record_of(self.out, case.identifier)
         if not path.exists():
             return False
         try:
@@ -251,14 +250,16 @@ class SharedFolder:
 
     def _taken(self, case: InputCase) -> bool:
         name = case.identifier
-        if self.claims.take(name):
+        planned = {path.relative_to(self.out).as_posix() for path in self.may_write.get(name, ())}
+        self._names[name] = written_names(self.out, name) | planned
+        if self.claims.take(name, self._names[name]):
             return True
         dead = self.claims.break_stale(name)
         if dead is None:
             return False
         log.info("case %s: an interrupted command had begun it", name)
         self._remove_leftovers(name, dead)
-        return self.claims.take(name)
+        return self.claims.take(name, self._names[name])
 
     def _remove_leftovers(self, name: str, pid: int) -> None:
         """Remove files that a dead process had begun under their temporary names (`schema.record.replacing`)."""

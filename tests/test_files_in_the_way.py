@@ -1,0 +1,111 @@
+"""Files of the user's are never replaced, and what AutoUNet wrote among them is never taken for theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_averaging import USUAL, predicted
+from test_faults import images
+from test_predict_options import configuration, model
+
+from autounet import api
+from autounet.api import Model
+from autounet.imageio import write_labels
+from autounet.prediction.ensemble import ensemble
+from autounet.prediction.predictor import Predictor
+from autounet.schema.errors import OptionError
+from autounet.schema.geometry import Geometry
+from autounet.schema.predicted import is_result
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = model(tmp_path_factory.mktemp("model"), {"3d_fullres": configuration("plain", 3)})
+    return api.load(folder, device="cpu", mirror=False)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("[!.]*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["c01.nii", "c01.probabilities.nii.gz", "c00.entropy.nii", "classes.json"])
+def test_a_file_that_autounet_did_not_write_is_kept(predictor: Model, tmp_path: Path, name: str) -> None:
+    """Also beside finished predictions, and nothing is predicted before it is told."""
+    source, out = images(tmp_path / "in", 2), tmp_path / "out"
+    assert predictor.predict_files(source, out) == []
+    (out / "c01.nii").unlink()
+    (out / ".predicted" / "c01.json").unlink()
+    (out / name).write_text("drawn by hand")
+    before = contents(out)
+    maps = {"probabilities": True, "uncertainty": True}
+    with pytest.raises(
+        OptionError, match=rf"\S*out/{name} would be replaced, and AutoUNet did not write it.*--overwrite"
+    ):
+        predictor.predict_files(source, out, **maps)
+    assert contents(out) == before
+    assert predictor.predict_files(source, out, overwrite=True, **maps) == []
+    assert predictor.predict_files(source, out, **maps) == []
+
+
+def test_what_an_ended_command_left_is_autounets(
+    predictor: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended between the segmentation and its maps; and maps of a command before the last."""
+    source, out = images(tmp_path / "in", 2), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("autounet.prediction.folder.write_probability_maps", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            predictor.predict_files(source, out, probabilities=True)
+    assert [*contents(out)] == ["c00.nii"]
+    assert predictor.predict_files(source, out, probabilities=True) == []
+    assert predictor.predict_files(source, out) == []
+    assert all(is_result(out / name) for name in contents(out) if name != "classes.json")
+    assert predictor.predict_files(source, out, probabilities=True) == []
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+def test_results_among_the_images_are_not_predicted(
+    predictor: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbered: bool
+) -> None:
+    source = images(tmp_path / "in", 2)
+    out = source if numbered else source / "deeper" / "out"
+    if numbered:
+        for path in list(source.iterdir()):
+            path.rename(path.with_name(f"{path.stem}_0000.nii"))
+    else:
+        for path in list(source.iterdir()):
+            path.rename((source / "deeper").mkdir(exist_ok=True) or source / "deeper" / path.name)
+    done: list[str] = []
+    for _ in range(2):
+        assert predictor.predict_files(source, out, done.append, uncertainty=True) == []
+    assert done == ["c00", "c01"]
+    monkeypatch.setattr(Predictor, "predict_scores", lambda *_, **__: 1 / 0)
+    assert predictor.predict_files(source, out, uncertainty=True) == []
+
+
+def test_results_alone_are_images_where_they_are_asked_for(predictor: Model, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert predictor.predict_files(images(tmp_path / "in", 1), first) == []
+    assert predictor.predict_files(first, second) == []
+    assert [*contents(second)] == ["c00.nii"]
+
+
+def test_an_ensemble_replaces_only_its_own(tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for seed, folder in enumerate(folders):
+        predicted(folder, USUAL, seed)
+    out = tmp_path / "out"
+    write_labels(out / "b.nii.gz", np.ones((3, 5, 4), np.int32), Geometry(shape=(3, 5, 4)))
+    before = contents(out)
+    with pytest.raises(OptionError, match=r"out/b\.nii\.gz would be replaced, and AutoUNet did not write it"):
+        ensemble(folders, out)
+    assert contents(out) == before
+    (out / "b.nii.gz").unlink()
+    for _ in range(2):
+        assert ensemble(folders, out, probabilities=True) == ["a", "b"]
+    (out / "classes.json").write_text("{}")
+    with pytest.raises(OptionError, match=r"out/classes\.json would be replaced"):
+        ensemble(folders, out, probabilities=True)
+    assert ensemble(folders, out) == ["a", "b"]
