@@ -100,8 +100,8 @@ def _train(
         interval = Interval()
 
     loader.close()
-    events = [event, state.cool_down and sentence(state.cool_down, horizon)]
-    return finish(inputs, place, state, journal, checkpoint, (*place.events, *filter(None, events)))
+    told = (event, sentence(state.cool_down, horizon) if state.cool_down else None)
+    return finish(inputs, place, state, journal, checkpoint, (*place.events, *(each for each in told if each)))
 
 
 def notice_convergence(
