@@ -117,6 +117,43 @@ def weights(out):
     return out / "models" / "3d_fullres" / "fold_0" / "weights.safetensors"
 
 
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def test_what_is_damaged_and_derived_is_made_again(volumes, trained, caplog):
+    case = Metrics.load(trained / "metrics.json").cases[0].case
+    place, model = trained / "crossval" / "3d_fullres", trained / "model"
+    prepared = next((trained / "prepared").glob("*/*.labels.b2nd"))
+    flipped = [
+        place / "scores" / f"{case}.scores.b2nd", place / f"{case}.nii.gz", prepared, trained / "selection.json",
+        model / "model_card.md", next(model.glob("*/*.safetensors")), place / "cases" / f"{case}.json",
+    ]  # fmt: skip
+    before, scores = Metrics.load(trained / "metrics.json"), flipped[0].read_bytes()
+    times = {weights(trained): weights(trained).stat().st_mtime_ns}
+    for path in flipped:
+        flip(path)
+    (trained / "metrics.json").write_text("{")
+    (model / "bundle.json").unlink()
+    run_pipeline(volumes, trained, options(**SHORT), until="select")
+    assert Metrics.load(trained / "metrics.json") == before
+    assert flipped[0].read_bytes() == scores
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    api.load(model, device="cpu")
+    for told in ("selection.json", prepared.name.split(".")[0], f"{case}.scores.b2nd", f"{case}.nii.gz"):
+        assert caplog.text.count(told) == 1, caplog.text
+
+
+def test_damaged_weights_are_named_and_only_their_fold_is_trained_again(volumes, trained, caplog):
+    flip(weights(trained))
+    run_pipeline(volumes, trained, options(**SHORT), until="select")
+    assert "fold_0/weights.safetensors. The fold is trained again" in caplog.text
+    assert (trained / "models" / "3d_fullres" / "fold_0.old_1" / "weights.safetensors").exists()
+    api.load(trained / "model", device="cpu")
+
+
 def test_full_trains_one_model_on_all_cases_and_claims_nothing(volumes, trained):
     run_pipeline(volumes, trained, options(folds="full"))
     record = RunRecord.load(trained / "models" / "3d_fullres" / "fold_all" / "record.json")

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autounet.schema.errors import RecordError
+from autounet.schema.errors import ModelError, RecordError
 from autounet.schema.geometry import CaseProperties, Geometry
 from autounet.schema.plan import ChannelNormalisation, PreprocessSpec
-from autounet.store import is_prepared, open_prepared, read_properties, read_scores, write_prepared, write_scores
-from autounet.store.weights import save_weights
+from autounet.store import (
+    forget_damaged,
+    is_prepared,
+    open_prepared,
+    read_properties,
+    read_scores,
+    scores_file,
+    write_prepared,
+    write_scores,
+)
+from autounet.store.weights import load_weights, save_weights
 
 
 def properties_of(shape, key="k1") -> CaseProperties:
@@ -93,7 +105,7 @@ def test_an_interrupted_write_leaves_no_case(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         write_prepared(tmp_path, properties_of((2, 3, 4)), image, None, {})
     assert not is_prepared(tmp_path, "case.1", "k1")
-    with pytest.raises(RecordError, match=f"does not exist.*Delete the folder {tmp_path}, and the next run"):
+    with pytest.raises(RecordError, match=r"does not exist.*Give the same command again"):
         open_prepared(tmp_path, "case.1")
 
 
@@ -103,9 +115,91 @@ def test_a_damaged_array_is_named(tmp_path, damage):
     path = tmp_path / "case.1.image.b2nd"
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2] if damage is None else damage)
-    with pytest.raises(RecordError, match=rf"case\.1\.image\.b2nd is damaged.*Delete the folder {tmp_path}"):
+    with pytest.raises(RecordError, match=r"case\.1\.image\.b2nd is damaged.*Give the same command again"):
         open_prepared(tmp_path, "case.1")
     assert read_properties(tmp_path, "case.1") == properties_of((2, 3, 4))
+
+
+def digest_of(path):
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.exists() else None
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(["image", "labels", "locations"]), st.integers(0), st.sampled_from(["flip", "cut", "gone"]))
+def test_every_flipped_bit_of_a_prepared_case_is_noticed(tmp_path_factory, ending, place, how):
+    folder = tmp_path_factory.mktemp("prepared")
+    image = np.random.default_rng(0).random((1, 2, 3, 4), np.float32)
+    write_prepared(folder, properties_of((2, 3, 4)), image, np.ones((2, 3, 4), np.int8), {1: np.ones((5, 3), np.int32)})
+    assert not forget_damaged(folder, "case.1", digest_of)
+    path = folder / f"case.1.{ending}.b2nd"
+    content = bytearray(path.read_bytes())
+    content[place // 8 % len(content)] ^= 1 << place % 8
+    path.write_bytes(content if how == "flip" else content[:-1])
+    if how == "gone":
+        path.unlink()
+    assert forget_damaged(folder, "case.1", digest_of)
+    assert not is_prepared(folder, "case.1", "k1")
+
+
+@pytest.mark.parametrize("change", [("1.0", "2.0"), ("case.1", "case.2"), ('"shape": [', '"shape": [[')])
+def test_a_changed_record_of_a_prepared_case_is_not_used(tmp_path, change):
+    write_prepared(tmp_path, properties_of((2, 3, 4)), np.zeros((1, 2, 3, 4), np.float32), None, {})
+    path = tmp_path / "case.1.json"
+    path.write_text(path.read_text().replace(*change, 1))
+    assert not is_prepared(tmp_path, "case.1", "k1")
+    with pytest.raises(RecordError, match="Give the same command again"):
+        open_prepared(tmp_path, "case.1")
+
+
+def lazy(folder):
+    import blosc2
+
+    operand = blosc2.asarray(np.zeros((1, 2, 3, 4), np.float32), urlpath=str(folder / "operand.b2nd"))
+    (operand + 1).save(str(folder / "hostile.b2nd"))
+
+
+def user_function(folder):
+    import blosc2
+
+    operand = blosc2.asarray(np.zeros((1, 2, 3, 4), np.float32), urlpath=str(folder / "operand.b2nd"))
+    blosc2.lazyudf(written_by_somebody, (operand,), np.float32).save(urlpath=str(folder / "hostile.b2nd"))
+
+
+def written_by_somebody(inputs, output, offset):
+    output[...] = inputs[0] + 1
+
+
+def another_shape(folder):
+    import blosc2
+
+    blosc2.zeros((10**6, 10**6), np.float32, urlpath=str(folder / "hostile.b2nd"))
+
+
+def text(folder):
+    import blosc2
+
+    blosc2.asarray(np.array(["a", "b"]), urlpath=str(folder / "hostile.b2nd"))
+
+
+@pytest.mark.parametrize("make", [lazy, user_function, another_shape, text])
+def test_only_plain_numbers_of_the_written_shape_are_read(tmp_path, make):
+    write_prepared(tmp_path, properties_of((2, 3, 4)), np.zeros((1, 2, 3, 4), np.float32), None, {})
+    make(tmp_path)
+    (tmp_path / "hostile.b2nd").replace(tmp_path / "case.1.image.b2nd")
+    with pytest.raises(RecordError, match="is damaged"):
+        open_prepared(tmp_path, "case.1")
+    if make is not another_shape:
+        (tmp_path / "case.1.image.b2nd").replace(scores_file(tmp_path, "c"))
+        with pytest.raises(RecordError, match="is damaged"):
+            read_scores(tmp_path, "c")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, {"first": torch.zeros(3), "second": torch.tensor([1.0, value])})
+    with pytest.raises(ModelError, match="not finite, in second"):
+        load_weights(path)
 
 
 def test_too_many_open_files_are_no_damage(tmp_path):
@@ -114,7 +208,7 @@ def test_too_many_open_files_are_no_damage(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
     try:
-        with pytest.raises(RecordError, match=r"b2nd cannot be opened.*ulimit -n"):
+        with pytest.raises(RecordError, match=r"case\.1\.\S+ cannot be opened.*ulimit -n"):
             _ = [open_prepared(tmp_path, "case.1") for _ in range(256)]
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
         with pytest.raises(RecordError, match=r"json cannot be opened.*ulimit -n"):

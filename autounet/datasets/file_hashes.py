@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from ..schema.errors import RecordError
 from ..schema.record import Part, Record
@@ -37,7 +38,9 @@ class HashedFile(Part):
 
 
 class FileHashRecord(Record):
-    """`hashes.json` in the output folder."""
+    """`hashes.json` and `checked.json` in the output folder."""
+
+    SEALED: ClassVar[bool] = True
 
     files: dict[str, HashedFile] = {}
     """by absolute path"""

@@ -27,10 +27,8 @@ from pydantic import JsonValue
 from ..schema.bundle import ModelBundle
 from ..schema.errors import ModelError, RecordError
 from ..schema.record import digest, replacing, utf8
-from ..store.run_folder import BUNDLE_FILE
+from ..store.run_folder import BUNDLE_FILE, CARD_FILE
 from .card import card_text
-
-CARD_FILE = "model_card.md"
 
 
 def record_text(bundle: ModelBundle) -> str:
@@ -75,9 +73,18 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def require_replaceable(folder: Path) -> None:
-    """Packing replaces a bundle, an empty folder or nothing. Raises ModelError for anything else."""
-    if folder.exists() and not (folder / BUNDLE_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    """Packing replaces a bundle, what is left of one, an empty folder or nothing. Raises ModelError for all else."""
+    if folder.exists() and not (folder / BUNDLE_FILE).is_file() and not _is_rest_of_bundle(folder):
         raise ModelError(f"{folder} exists and is no model", "Choose another folder for the model")
+
+
+def _is_rest_of_bundle(folder: Path) -> bool:
+    """Whether the folder holds files of a bundle alone, or nothing."""
+    patterns = (CARD_FILE, "done.json", "*/fold_*.safetensors")
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return folder.is_dir() and all(
+        any(path.relative_to(folder).match(pattern) for pattern in patterns) for path in files
+    )
 
 
 def replace_folder(new: Path, folder: Path) -> None:

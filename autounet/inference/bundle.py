@@ -9,7 +9,6 @@ The same files in one, `<name>.autounet`: see `archive`.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,10 +26,11 @@ from ..schema.fingerprint import Fingerprint
 from ..schema.metrics import Metrics
 from ..schema.options import DataOptions
 from ..schema.plan import Configuration, with_previous_stages
-from ..schema.record import utf8, write_text
+from ..schema.record import read_json, utf8, write_text
 from ..schema.run import RunRecord
 from ..schema.selection import Selection
 from ..store.run_folder import RunFolder
+from ..store.weights import load_weights
 from .archive import (
     BUNDLE_FILE,
     CARD_FILE,
@@ -133,7 +133,7 @@ def load_bundle(model: Path) -> tuple[ModelBundle, Path]:
             "Give the model folder of a finished run, or a .autounet file",
         )
     bundle = ModelBundle.load(path)
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path, str(path))
     if bundle.checksum != record_checksum(content):
         raise ModelError(
             f"{path} was changed after packing", "Copy the model again, or pack it again with autounet select"
@@ -179,7 +179,6 @@ def load_network(configuration: Configuration, weights: Path, device: str) -> nn
     import torch
 
     from ..nets import FAMILIES
-    from ..store.weights import load_weights
 
     spec = configuration.network
     if spec.family not in FAMILIES:
@@ -229,6 +228,7 @@ def _copy_member(fold: TrainedFold, folder: Path) -> BundleMember:
     record = fold.record
     name = f"{record.configuration_name}/fold_{_fold_name(record.fold)}.safetensors"
     target = folder / name
+    load_weights(fold.weights)  # a model that cannot be loaded is not packed
     copy_file(fold.weights, target)
     return BundleMember(
         configuration=record.configuration_name, fold=record.fold, path=name, checksum=file_checksum(target)

@@ -172,6 +172,7 @@ class CaseFacts(Record):
     """What a case's files hold, from reading them once."""
 
     FORMAT_VERSION: ClassVar[int] = 5
+    SEALED: ClassVar[bool] = True
 
     identifier: str
     content_hash: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -60,24 +61,25 @@ class Record(Part):
     """A part that is a JSON file of its own. `format_version` is written first and checked on load."""
 
     FORMAT_VERSION: ClassVar[int] = 1
+    SEALED: ClassVar[bool] = False
+    """whether the file ends with a checksum of itself, so that damage is noticed; people do not edit such files"""
 
     def save(self, path: Path) -> None:
         """Write to a temporary name in the same folder, flush, then rename."""
         content = {"format_version": self.FORMAT_VERSION, **self.model_dump(mode="json")}
+        if self.SEALED:
+            content["checksum"] = digest(content)
         write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: Path, label: str | None = None) -> Self:
         """Read and validate. Raises RecordError naming the file, as `label` where given, and every wrong field."""
         name = label or path
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise RecordError(f"{name} does not exist", "Run the stage that writes it, or check the path") from None
-        except (OSError, ValueError) as error:
-            raise RecordError(f"{name} is not readable JSON: {error}", RESTORE) from None
+        content = read_json(Path(path), str(name))
         if not isinstance(content, dict):
             raise RecordError(f"{name} holds {type(content).__name__}, not an object", RESTORE)
+        if cls.SEALED and content.pop("checksum", None) != digest(content):
+            raise RecordError(f"{name} is damaged or was changed: its checksum differs", "Remove it: it is made again")
         version = content.pop("format_version", None)
         if version != cls.FORMAT_VERSION:
             raise RecordError(
@@ -93,6 +95,28 @@ class Record(Part):
                 for problem in error.errors()
             )
             raise RecordError(f"{name} is not a valid {cls.__name__}: {problems}", RESTORE) from None
+
+
+def read_json(path: Path, name: str) -> Any:
+    """The content of a JSON file, called `name` in messages. Raises RecordError, also for one that is nested too deep.
+
+    Numbers that are not finite, which JSON does not know, are refused.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
+    except FileNotFoundError:
+        raise RecordError(f"{name} does not exist", "Run the stage that writes it, or check the path") from None
+    except RecursionError:
+        raise RecordError(f"{name} is not readable JSON: it is nested too deep", RESTORE) from None
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{name} is not readable JSON: {error}", RESTORE) from None
+
+
+def _finite(text: str) -> float:
+    """Also of numbers such as 1e999, which Python reads as infinite."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"it holds {text}, which is no finite number")
+    return number
 
 
 def digest(value: Any) -> str:

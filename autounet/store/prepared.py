@@ -1,31 +1,45 @@
 """Prepared cases and scores on disk.
 
-A case is `<identifier>.image.b2nd`, `.labels.b2nd`, `.locations.b2nd` and `.json`. Arrays are blosc2, ZSTD level 1 with
-shuffle: 15 times faster to write than npz, and any part can be read alone. Their chunks are slabs (1, n, Y, X) made of
-single-slice blocks, so 2-D slices and 3-D patches of every size read little more than they need, and no plan is
-written into the data. Each file appears whole under its name, and the JSON last: where it is, the case is complete.
+A case is `<identifier>.image.b2nd`, `.labels.b2nd`, `.locations.b2nd` and `.json`, with checksums of the others. Arrays
+are blosc2, ZSTD level 1 with shuffle: 15 times faster to write than npz, and any part can be read alone. Their chunks
+are slabs (1, n, Y, X) made of single-slice blocks, so 2-D slices and 3-D patches of every size read little more than
+they need, and no plan is written into the data. Each file appears whole under its name, and the JSON last: where it is,
+the case is complete.
 """
 
 from __future__ import annotations
 
 import errno
-import json
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import blosc2
 import numpy as np
 
 from ..schema.errors import RecordError
 from ..schema.geometry import CaseProperties
-from ..schema.record import named_in_text, replacing
+from ..schema.record import Record, named_in_text, replacing
 
 CHUNK_BYTES = 1024**2
 """uncompressed size that a chunk's slices are gathered to"""
 SCORES, STAGE_LABELS = "scores.b2nd", "labels.b2nd"
 """how the names of kept scores, and of labels for the next stage of a cascade, end after the case's and a dot"""
+
+
+class PreparedRecord(Record):
+    """`<identifier>.json`."""
+
+    SEALED: ClassVar[bool] = True
+
+    properties: CaseProperties
+    channels: int
+    counts: dict[int, int]
+    """dense foreground class -> how many of the locations, in ascending order, are its"""
+    checksums: dict[str, str]
+    """ending of a file's name -> blake2b-128 of the file, hex"""
 
 
 class StoredCase(NamedTuple):
@@ -51,27 +65,33 @@ def write_prepared(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _file(folder, identifier, "json").unlink(missing_ok=True)  # until the end the case counts as not prepared
-    _write(_file(folder, identifier, "image.b2nd"), np.asarray(image, np.float32))
+    arrays: dict[str, np.ndarray] = {"image.b2nd": np.asarray(image, np.float32)}
     if labels is None:
         _file(folder, identifier, "labels.b2nd").unlink(missing_ok=True)
     else:
-        _write(_file(folder, identifier, "labels.b2nd"), labels)
+        arrays["labels.b2nd"] = labels
     classes = sorted(locations)
-    counts = {str(label): len(locations[label]) for label in classes}
     stacked = np.concatenate([np.zeros((0, 3), np.int32), *(locations[label] for label in classes)])
-    _write(_file(folder, identifier, "locations.b2nd"), stacked.astype(np.int32, copy=False), {"counts": counts})
-    properties.save(_file(folder, identifier, "json"))
+    arrays["locations.b2nd"] = stacked.astype(np.int32, copy=False)
+    checksums = {ending: _write(_file(folder, identifier, ending), array) for ending, array in arrays.items()}
+    counts = {label: len(locations[label]) for label in classes}
+    record = PreparedRecord(properties=properties, channels=len(image), counts=counts, checksums=checksums)
+    record.save(_file(folder, identifier, "json"))
 
 
 def read_properties(folder: Path, identifier: str) -> CaseProperties:
     """What is known of a prepared case, without opening its arrays. Raises RecordError when the case is not there."""
-    path = _file(Path(folder), identifier, "json")
+    return _read_record(Path(folder), identifier).properties
+
+
+def _read_record(folder: Path, identifier: str) -> PreparedRecord:
+    path = _file(folder, identifier, "json")
     try:
-        return CaseProperties.load(path)
+        return PreparedRecord.load(path)
     except RecordError as error:
         if path.exists():
             _require_openable(path)
-        raise RecordError(error.message, _prepare_again(Path(folder))) from None
+        raise RecordError(error.message, MADE_AGAIN) from None
 
 
 def open_prepared(folder: Path, identifier: str) -> StoredCase:
@@ -80,20 +100,19 @@ def open_prepared(folder: Path, identifier: str) -> StoredCase:
     Raises RecordError when the case is not there, or not completely.
     """
     folder = Path(folder)
-    properties = read_properties(folder, identifier)
-    remedy = _prepare_again(folder)
-    stacked = _open(_file(folder, identifier, "locations.b2nd"), remedy)
-    rows = stacked[...]
+    record = _read_record(folder, identifier)
+    shape = record.properties.shape
+    rows = _read(_file(folder, identifier, "locations.b2nd"), "i", (sum(record.counts.values()), 3))
     locations, start = {}, 0
-    for label, count in stacked.schunk.vlmeta["counts"].items():
-        locations[int(label)] = rows[start : start + count]
+    for label, count in record.counts.items():
+        locations[label] = rows[start : start + count]
         start += count
     labels = _file(folder, identifier, "labels.b2nd")
     return StoredCase(
         identifier,
-        properties,
-        _open(_file(folder, identifier, "image.b2nd"), remedy),
-        _open(labels, remedy) if labels.exists() else None,
+        record.properties,
+        _open(_file(folder, identifier, "image.b2nd"), "f", (record.channels, *shape)),
+        _open(labels, "i", shape) if "labels.b2nd" in record.checksums else None,
         locations,
     )
 
@@ -101,11 +120,27 @@ def open_prepared(folder: Path, identifier: str) -> StoredCase:
 def is_prepared(folder: Path, identifier: str, key: str) -> bool:
     """Whether the case is there, complete, and prepared with this key."""
     try:
-        content = json.loads(_file(Path(folder), identifier, "json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = PreparedRecord.load(_file(Path(folder), identifier, "json"))
+    except RecordError:
         return False
-    arrays = all(_file(Path(folder), identifier, ending).exists() for ending in ("image.b2nd", "locations.b2nd"))
-    return arrays and isinstance(content, dict) and content.get("key") == key
+    arrays = all(_file(Path(folder), identifier, ending).exists() for ending in record.checksums)
+    return arrays and record.properties.key == key
+
+
+def forget_damaged(folder: Path, identifier: str, hash_of: Callable[[Path], str | None]) -> bool:
+    """Whether a file of a prepared case differs from what was written; such a case then counts as not prepared.
+
+    `hash_of` gives the blake2b-128 of a file in hex digits. A case that is not there is not damaged.
+    """
+    file = _file(Path(folder), identifier, "json")
+    try:
+        checksums = PreparedRecord.load(file).checksums
+    except RecordError:
+        return False
+    damaged = any(hash_of(_file(Path(folder), identifier, each)) != checksum for each, checksum in checksums.items())
+    if damaged:
+        file.unlink()
+    return damaged
 
 
 def write_scores(folder: Path, identifier: str, scores: np.ndarray) -> None:
@@ -120,8 +155,7 @@ def write_scores(folder: Path, identifier: str, scores: np.ndarray) -> None:
 
 def read_scores(folder: Path, identifier: str) -> np.ndarray:
     """(K, *S) float16. Raises RecordError when there are none."""
-    remedy = f"Delete the files fold_*.done.json beside {folder}, and the next run predicts its cases again"
-    return _open(scores_file(folder, identifier), remedy)[...]
+    return _read(scores_file(folder, identifier), "f", None)
 
 
 def scores_file(folder: Path, identifier: str) -> Path:
@@ -137,8 +171,7 @@ def write_stage_labels(folder: Path, identifier: str, labels: np.ndarray) -> Non
 
 def open_stage_labels(folder: Path, identifier: str) -> blosc2.NDArray:
     """(*S) int8 or int16, read where it is sliced. Raises RecordError when there are none."""
-    remedy = f"Delete the files fold_*.done.json in {folder}, and the next run makes them again"
-    return _open(stage_labels_file(folder, identifier), remedy)
+    return _open(stage_labels_file(folder, identifier), "i", None)
 
 
 def stage_labels_file(folder: Path, identifier: str) -> Path:
@@ -150,15 +183,15 @@ def _file(folder: Path, identifier: str, ending: str) -> Path:
     return folder / f"{identifier}.{ending}"
 
 
-def _write(path: Path, array: np.ndarray, details: dict | None = None) -> None:
+def _write(path: Path, array: np.ndarray) -> str:
+    """Returns the blake2b-128 of the file, in hex digits."""
     array = np.ascontiguousarray(array)
     sizes = {} if array.size == 0 else _partition(array)
     cparams = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "filters": [blosc2.Filter.SHUFFLE]}
-    stored = blosc2.asarray(array, cparams=cparams, **sizes)
-    for name, value in (details or {}).items():
-        stored.schunk.vlmeta[name] = value
+    content = blosc2.asarray(array, cparams=cparams, **sizes).to_cframe()
     with replacing(path) as temporary:
-        temporary.write_bytes(stored.to_cframe())
+        temporary.write_bytes(content)
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _partition(array: np.ndarray) -> dict[str, tuple[int, ...]]:
@@ -171,20 +204,35 @@ def _partition(array: np.ndarray) -> dict[str, tuple[int, ...]]:
     return {"chunks": (*ones, slices, *plane), "blocks": (*ones, 1, *plane)}
 
 
-def _prepare_again(folder: Path) -> str:
-    return f"Delete the folder {folder}, and the next run prepares its cases again"
+MADE_AGAIN = "Give the same command again: what is missing or damaged is made again"
 
 
-def _open(path: Path, remedy: str) -> blosc2.NDArray:
-    """Memory-mapped, with one file kept open, where the system can replace mapped files (not on Windows)."""
+def _open(path: Path, kind: str, shape: tuple[int, ...] | None) -> blosc2.NDArray:
+    """Memory-mapped, with one file kept open, where the system can replace mapped files (not on Windows).
+
+    Raises RecordError for a file that is not there or damaged, and for everything but plain numbers of this `kind`
+    (of numpy's dtypes) and `shape`: blosc2 also knows files that are programs or lead to other files.
+    """
     if not path.exists():
-        raise RecordError(f"{path} does not exist", remedy)
+        raise RecordError(f"{path} does not exist", MADE_AGAIN)
     try:
         with named_in_text(path) as name:
-            return blosc2.open(str(name), mode="r", mmap_mode=None if os.name == "nt" else "r")
-    except (OSError, RuntimeError, ValueError) as error:
+            found = blosc2.open(str(name), mode="r", mmap_mode=None if os.name == "nt" else "r")
+    except Exception as error:  # blosc2 raises whatever a damaged header leads to
         _require_openable(path)
-        raise RecordError(f"{path} is damaged ({error})", remedy) from None
+        raise RecordError(f"{path} is damaged ({error})", MADE_AGAIN) from None
+    if type(found) is not blosc2.NDArray or found.dtype.kind != kind or shape not in (None, found.shape):
+        raise RecordError(f"{path} is damaged: it does not hold the array that was written", MADE_AGAIN)
+    return found
+
+
+def _read(path: Path, kind: str, shape: tuple[int, ...] | None) -> np.ndarray:
+    """The whole array. Raises as `_open`."""
+    stored = _open(path, kind, shape)
+    try:
+        return stored[...]
+    except Exception as error:
+        raise RecordError(f"{path} is damaged ({error})", MADE_AGAIN) from None
 
 
 def _require_openable(path: Path) -> None:

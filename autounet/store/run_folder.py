@@ -10,7 +10,7 @@ from typing import Literal
 from ..schema.run import fold_name
 from ..schema.selection import Selection
 
-BUNDLE_FILE = "bundle.json"
+BUNDLE_FILE, CARD_FILE = "bundle.json", "model_card.md"
 """in the folder of a packed model"""
 
 
@@ -147,6 +147,11 @@ class RunFolder:
     def hashes(self) -> Path:
         """Of the data set's files."""
         return self.path / "hashes.json"
+
+    @property
+    def checked(self) -> Path:
+        """Hashes of our own files as they were last compared with what was written."""
+        return self.path / "checked.json"
 
     @property
     def plan(self) -> Path:

@@ -27,14 +27,25 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict, on the CPU. Raises ModelError naming the file when it is missing or damaged."""
+    """The state dict, on the CPU. Raises ModelError naming the file when it is missing, damaged, or not finite."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"the weights {path} cannot be read: {error}", "Copy the file again") from None
+    _require_finite(path, state)
+    return state
+
+
+def _require_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    """NaN or infinity in a network makes every prediction meaningless, without an error."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ModelError(
+                f"the weights {path} hold values that are not finite, in {name}", "Copy the file, or train it, again"
+            )
 
 
 WRAPPERS = ("state_dict", "model")
@@ -60,4 +71,5 @@ def read_pretrained(path: Path) -> dict[str, Tensor]:
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ModelError(f"{path} does not hold tensors by name", "Give a state dict, as safetensors or by torch.save")
+    _require_finite(path, content)
     return content

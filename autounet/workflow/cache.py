@@ -1,26 +1,65 @@
 """What is done: a stage's result counts where its done file holds the key of its inputs and all of its files are there.
 
 This is the only place that decides it. The key is that of a record of `schema/stage_inputs.py`; the done file is
-written last, so that an interrupted stage is not done.
+written last, so that an interrupted stage is not done. It also holds checksums of the stage's files: a command first
+looks for those that differ (`jobs.forget_damaged`), and what can be derived is made again.
 """
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import ClassVar, NamedTuple
 
+from ..datasets.file_hashes import FileHashes
 from ..schema.errors import RecordError
 from ..schema.metrics import CaseMetrics
-from ..schema.record import Record, write_text
+from ..schema.record import Record
+
+
+class DoneRecord(Record):
+    """`done.json` of a stage."""
+
+    SEALED: ClassVar[bool] = True
+
+    key: str
+    files: dict[str, str] = {}
+    """what the stage wrote, relative to the done file's folder -> blake2b-128 of it, hex"""
 
 
 def is_done(done: Path, key: str, writes: Iterable[Path] = ()) -> bool:
     return stored_key(done) == key and all(path.exists() for path in writes)
 
 
-def mark_done(done: Path, key: str) -> None:
-    write_text(done, json.dumps({"key": key}) + "\n")
+def mark_done(done: Path, key: str, written: Iterable[Path] = ()) -> None:
+    """`written` are the files whose damage is to be noticed; those that are not there are left out."""
+    hashes = FileHashes()
+    found = {_name(path, done): hashes.of(path) for path in written}
+    files = {name: checksum for name, checksum in found.items() if checksum is not None}
+    DoneRecord(key=key, files=files).save(done)
+
+
+class Damage(NamedTuple):
+    changed: list[Path]
+    missing: list[str]
+    """names, relative to the done file's folder"""
+
+
+def damage(done: Path, written: Iterable[Path], hashes: FileHashes) -> Damage:
+    """Which of the files `written`, as they are there now, differ from what the done file holds.
+
+    Its own names only say what is missing: they may be anything in an output folder from elsewhere.
+    """
+    record = _done_record(done)
+    files = {} if record is None else record.files
+    there = {_name(path, done): path for path in written if path.is_file()}
+    changed = [path for name, path in there.items() if name in files and hashes.of(path) != files[name]]
+    return Damage(changed, sorted(files.keys() - there.keys()))
+
+
+def _name(path: Path, done: Path) -> str:
+    return Path(os.path.relpath(path, done.parent)).as_posix()
 
 
 def forget(done: Path) -> None:
@@ -30,9 +69,14 @@ def forget(done: Path) -> None:
 
 def stored_key(done: Path) -> str | None:
     """None where the done file is absent or damaged."""
+    record = _done_record(done)
+    return None if record is None else record.key
+
+
+def _done_record(done: Path) -> DoneRecord | None:
     try:
-        return json.loads(done.read_text(encoding="utf-8"))["key"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return DoneRecord.load(done)
+    except RecordError:
         return None
 
 
@@ -49,6 +93,8 @@ def move_aside(folder: Path) -> Path | None:
 
 class CaseResult(Record):
     """`crossval/<configuration>/cases/<case>.json`: done file and metrics of one case in one."""
+
+    SEALED: ClassVar[bool] = True
 
     key: str
     metrics: CaseMetrics

@@ -10,13 +10,14 @@ A job is plain data: its function is a name in `stages.FUNCTIONS`, its arguments
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..crossval.validate import segmentation_name
+from ..datasets.file_hashes import FileHashes
 from ..schema.dataset import Dataset, annotated_classes, channel_availability, channel_combinations, partly_annotated
 from ..schema.errors import OptionError
 from ..schema.fingerprint import Fingerprint
@@ -34,10 +35,12 @@ from ..schema.stage_inputs import (
     TrainingPlace,
     ValidationInputs,
 )
+from ..store import forget_damaged as forget_damaged_case
 from ..store import scores_file, stage_labels_file
 from ..store.run_folder import BUNDLE_FILE, RunFolder
 from . import cache
 from .defaults import TrainingSchedule
+from .select_stage import ensembles
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +69,57 @@ class Job:
     writes: tuple[Path, ...] = ()
     """files that must be there for the job to count as done"""
 
+    owns: tuple[Path, ...] = ()
+    """folders of nothing but what it writes"""
+
     def is_done(self) -> bool:
         return cache.is_done(self.done, self.key, self.writes)
+
+    def mark_done(self) -> None:
+        cache.mark_done(self.done, self.key, self.written())
+
+    def written(self) -> Iterator[Path]:
+        """Files whose damage is to be noticed by the done file; prepared cases have checksums of their own."""
+        if self.function != "prepare":
+            yield from self.writes
+        for folder in self.owns:
+            yield from (path for path in folder.rglob("*") if path != self.done)
+
+
+def forget_damaged(jobs: Sequence[Job], root: Path, hashes: FileHashes) -> None:
+    """Remove files that are not as finished jobs wrote them, and say so: these jobs then make them again.
+
+    Trained weights are no such files: their fold is moved aside and trained again.
+    """
+    for job in jobs:
+        if cache.stored_key(job.done) != job.key:
+            continue
+        if job.function == "prepare":
+            cases = [case for case in job.args["keys"] if forget_damaged_case(job.args["folder"], case, hashes.of)]
+            if cases:
+                log.warning("%s: damaged, and prepared again: %s", job.name, _listed(cases))
+                cache.forget(job.done)
+            continue
+        changed, missing = cache.damage(job.done, job.written(), hashes)
+        names = _listed([path.relative_to(root).as_posix() for path in changed])
+        if changed and job.function == "train":
+            aside = cache.move_aside(job.done.parent)
+            log.warning("%s: damaged: %s. The fold is trained again; its files are now in %s", job.name, names, aside)
+        elif changed or missing:
+            log.warning("%s: damaged or missing, and made again: %s", job.name, names or _listed(missing))
+            for path in changed:
+                path.unlink()
+            if job.function != "train":  # of which only files that are gone concern its own folder
+                cache.forget(job.done)
+
+
+SHOWN = 5
+"""files named in one message"""
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 class SequentialExecutor:
@@ -89,7 +141,7 @@ class SequentialExecutor:
                 continue
             cache.forget(job.done)
             self.work(job)
-            cache.mark_done(job.done, job.key)
+            job.mark_done()
             ran.add(job.name)
             self.on_finished()
 
@@ -197,10 +249,13 @@ class JobGraph:
             "fingerprint": fingerprint, "metrics": metrics, "workers": self.workers,
         }  # fmt: skip
         files = [folder.selection, folder.bundle / BUNDLE_FILE]
+        single = [folder.crossval(name) for name in schedule.configurations]
+        joined = [folder.crossval(*names) for names in ensembles(tuple(schedule.configurations))]
         return Job(
             "select", tuple(job.name for job in before), inputs.key, folder.bundle_done, "select", args,
             follows=tuple(job.name for job in before if job.function != "prepare"),
             writes=(*files, *([] if schedule.folds == (None,) else [folder.metrics])),
+            owns=(folder.bundle, *(place.postprocessed for place in single), *(place.path for place in joined)),
         )  # fmt: skip
 
     def _cases(self, name: str, identifiers: Sequence[str], previous: Mapping[int, Job]) -> tuple[TrainingCase, ...]:

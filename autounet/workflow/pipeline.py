@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..datasets.file_hashes import FileHashes
 from ..schema.errors import AutoUNetError, BudgetExceeded, DeadlineError, OptionError, RecordError
 from ..schema.metrics import DEFAULT_METRICS
 from ..schema.options import PlannerOptions, RunOptions, with_stored
@@ -28,7 +29,7 @@ from ..workers import available_cores
 from .dataset_stage import DataRecords, read_data
 from .defaults import TrainingSchedule, check_options, loader_workers, parse_folds, promised_seconds, training_schedule
 from .fine_tuning import FineTuning, known_weights
-from .jobs import Job, JobGraph, SequentialExecutor
+from .jobs import Job, JobGraph, SequentialExecutor, forget_damaged
 from .make_plan import PlanMaker
 from .memory_calibration import calibrated
 from .output_folder import locked, require_output_folder
@@ -174,12 +175,15 @@ def _execute(
         events=plan.events,
     )
     jobs = graph.preparation()
+    hashes = FileHashes.load(folder.checked)
+    forget_damaged(jobs, folder.path, hashes)
     trainings: list[Job] = []
     if STAGES.index(until) >= STAGES.index("train"):
         _require_device(folder, profile)
         for name in schedule.left_out:
             log.warning("%s is left out: it needs every fold of its previous stage. Give --folds all, or name it", name)
         trainings = graph.training()
+        forget_damaged(trainings, folder.path, hashes)
     pending = [(job.function, job.configuration) for job in trainings if not job.is_done()]
     allotment = TimeAllotment(deadline, schedule.configurations, len(data.dataset.cases), pending)
     if trainings:
@@ -188,7 +192,10 @@ def _execute(
         try_configurations(schedule, folder, data.dataset, profile, maker.budget(plan), preset)
     jobs += trainings
     if STAGES.index(until) >= STAGES.index("select"):
-        jobs.append(graph.selection(jobs, options.data, data.fingerprint, options.metrics or DEFAULT_METRICS))
+        selection = graph.selection(jobs, options.data, data.fingerprint, options.metrics or DEFAULT_METRICS)
+        forget_damaged([selection], folder.path, hashes)
+        jobs.append(selection)
+    hashes.save(folder.checked)
     SequentialExecutor(lambda job: run_job(job, allotment, tracker, deadline), deadline.save).run(jobs)
 
 
