@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import JsonValue
 
 from .. import __version__
+from ..planning.validation import network_problems
 from ..schema.bundle import BundleMember, ModelBundle, ModelCard
 from ..schema.dataset import Dataset, channel_combinations
 from ..schema.errors import ModelError, PlanError
 from ..schema.fingerprint import Fingerprint
+from ..schema.labels import targets_of
 from ..schema.metrics import Metrics
-from ..schema.options import DataOptions
+from ..schema.options import FAMILY_NAMES, DataOptions
 from ..schema.plan import Configuration, with_previous_stages
 from ..schema.record import read_json, utf8, write_text
 from ..schema.run import RunRecord
@@ -142,10 +144,29 @@ def load_bundle(model: Path) -> tuple[ModelBundle, Path]:
     missing = [name for name in needed if name not in {member.configuration for member in bundle.members}]
     if missing:
         raise ModelError(f"{path} needs {', '.join(missing)} and holds no weights of it", "Pack the model again")
+    _check_configurations(bundle, path)
     for member in bundle.members:
         _check_member(bundle, member, folder)
     _check_file(folder / CARD_FILE, bundle.card_checksum)
     return bundle, folder
+
+
+def _check_configurations(bundle: ModelBundle, path: Path) -> None:
+    """What a checksum does not say: whoever writes a bundle can seal anything. Raises ModelError."""
+    for name, configuration in bundle.configurations.items():
+        network, labels = configuration.network, bundle.labels
+        previous = 0 if configuration.previous_stage is None else labels.count - 1
+        expected = {
+            "in_channels": (network.in_channels, len(bundle.channels) + previous),
+            "out_channels": (network.out_channels, len(targets_of(labels, configuration.targets))),
+            "normalisation": (len(configuration.preprocess.normalisation), len(bundle.channels)),
+        }
+        problems = list(network_problems(configuration)) if network.family in FAMILY_NAMES else []
+        problems += [f"{what} is for {own}, not {wanted}" for what, (own, wanted) in expected.items() if own != wanted]
+        if sorted(configuration.preprocess.transpose) != [0, 1, 2]:
+            problems.append(f"preprocess.transpose is {configuration.preprocess.transpose}")
+        if problems:
+            raise ModelError(f"{path} cannot be used: {name}: {'; '.join(problems)}", "Get or pack the model again")
 
 
 def build_models(

@@ -58,16 +58,10 @@ def _shared_problems(plan: Plan) -> Iterator[str]:
 
 def _problems(configuration: Configuration, fingerprint: Fingerprint, labels: Labels) -> Iterator[str]:
     yield from _preprocess_problems(configuration, fingerprint)
+    yield from network_problems(configuration)
     network = configuration.network
     if network.family not in FAMILIES:
-        yield f"network.family is {network.family}: it must be one of {', '.join(FAMILIES)}"
         return
-    of_family = list(_family_problems(network))
-    yield from of_family
-    topology = list(_topology_problems(network))
-    yield from topology
-    if not topology and not of_family:
-        yield from _patch_problems(configuration)
     classes = 0 if configuration.previous_stage is None else labels.count - 1
     if network.in_channels != len(fingerprint.channels) + classes:
         more = f" and the previous stage {classes} classes" if classes else ""
@@ -78,6 +72,20 @@ def _problems(configuration: Configuration, fingerprint: Fingerprint, labels: La
         )
     yield from _target_problems(configuration, labels)
     yield from _mirror_problems(configuration, fingerprint, labels)
+
+
+def network_problems(configuration: Configuration) -> Iterator[str]:
+    """What is wrong with the network and its patch, whatever the data are."""
+    network = configuration.network
+    if network.family not in FAMILIES:
+        yield f"network.family is {network.family}: it must be one of {', '.join(FAMILIES)}"
+        return
+    of_family = list(_family_problems(network))
+    yield from of_family
+    topology = list(_topology_problems(network))
+    yield from topology
+    if not topology and not of_family:
+        yield from _patch_problems(configuration)
 
 
 def _target_problems(configuration: Configuration, labels: Labels) -> Iterator[str]:

@@ -15,7 +15,7 @@ from .record import Part, Record
 Shape3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]
 Box3 = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import OptionError, UsageError
 from .quantities import (
+    MOST_SEED,
     parse_integer,
     parse_integers,
     parse_pairs,
@@ -224,7 +225,7 @@ RUN_OPTIONS: tuple[Option, ...] = (
            "takes it back", MODEL, "start"),
     Option("--pretrained", "FILE", "Training", RUN, "Start from the weights of an EfficientNet in timm's naming "
            "(family efficient, 2-D images). none takes it back", ENCODER, "start"),
-    Option("--seed", "N", "Training", RUN, "Seed of all random numbers", INTEGER, "seed", least=0),
+    Option("--seed", "N", "Training", RUN, "Seed of all random numbers", INTEGER, "seed", least=0, most=MOST_SEED),
     Option("--deterministic", "", "Training", RUN, "Get exactly the same weights each time, which is slower", SWITCH,
            "deterministic"),
     Option("--memory", "SIZE", "Device", RUN, "Most memory to use on the device, for example 8GB", SIZE,

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from .errors import RecordError, UsageError, unknown_name
+from .metrics import chosen_metrics
+from .quantities import MOST_SEED
 from .record import Part, Record
 
 GIB = 1024**3
@@ -149,13 +151,13 @@ class PlannerOptions(Part):
     """features of the first stage; None: 32, or more where memory limits patch or batch and some is left"""
     patch_limit: int | None = Field(default=None, gt=0)
     """most voxels of a patch, set to fit a promised time; None: memory and the images alone decide"""
-    lowres_spacing: tuple[float, float, float] | None = None
+    lowres_spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """target spacing of 3d_lowres, kept while networks shrink to fit a promised time, which would change it; None: by
     the rules"""
-    batch_limit: int | None = None
+    batch_limit: int | None = Field(default=None, gt=0)
     """largest batch, set to fit a promised time; None: memory and the 5 % rule alone decide"""
-    minimum_batch: int = 2
-    overlap: float = 0.5
+    minimum_batch: int = Field(default=2, gt=0)
+    overlap: float = Field(default=0.5, ge=0, le=0.9)
     """share of a tile that neighbouring tiles have in common in prediction"""
     mirror: bool = True
     """test-time mirroring"""
@@ -175,18 +177,18 @@ class TrainOptions(Part):
     """key of `losses.LOSSES`"""
     optimiser: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(default=1e-2, gt=0)
-    weight_decay: float = 3e-5
-    momentum: float = 0.99
+    weight_decay: float = Field(default=3e-5, ge=0)
+    momentum: float = Field(default=0.99, ge=0, lt=1)
     schedule: Literal["poly", "warmup_cosine", "warmup_poly"] = "poly"
-    gradient_clip: float = 12.0
+    gradient_clip: float = Field(default=12.0, gt=0)
     foreground_fraction: float = Field(default=1 / 3, ge=0, le=1)
     """share of each batch's samples that contain foreground for certain (nnU-Net: 0.33)"""
     augmentation: Literal["full", "light", "none"] = "full"
     elastic: bool = False
     """samples are bent as well, unless augmentation is none"""
-    ema_decay: float | None = None
+    ema_decay: float | None = Field(default=None, ge=0, lt=1)
     """exponential moving average of the weights, used for validation and prediction; None: off"""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=MOST_SEED)
     deterministic: bool = False
     start: str | None = None
     """checksum of the weights that training starts from; None: drawn from the seed"""
@@ -214,7 +216,7 @@ class RunOptions(Record):
 
     data: DataOptions = DataOptions()
     memory_bytes: int | None = Field(default=None, gt=0)
-    seconds: float | None = Field(default=None, gt=0)
+    seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """time for the whole command"""
     configurations: tuple[str, ...] | None = None
     """names, or ('auto',), which takes back names given earlier"""
@@ -225,14 +227,14 @@ class RunOptions(Record):
     preset: Preset | None = None
     folds: str | None = None
     """all, full, or comma-separated indices"""
-    epochs: int | None = Field(default=None, ge=1)
-    iterations: int | None = Field(default=None, ge=1)
+    epochs: int | None = Field(default=None, ge=1, le=10**9)
+    iterations: int | None = Field(default=None, ge=1, le=10**12)
     """steps per fold"""
     device: str | None = None
     """auto, cpu, cuda, cuda:1 or mps"""
-    workers: int | None = Field(default=None, ge=0)
+    workers: int | None = Field(default=None, ge=0, le=4096)
     """processes for reading and augmentation; None: by the number of cores"""
-    seed: int | None = Field(default=None, ge=0)
+    seed: int | None = Field(default=None, ge=0, le=MOST_SEED)
     deterministic: bool = False
     """the same weights each time, on the same machine"""
     start: StartingWeights | None = None
@@ -253,7 +255,13 @@ class RunOptions(Record):
         return self.start.kind if self.start else None
 
 
+def _require_metrics(given: object) -> None:
+    if isinstance(given, list | tuple) and all(isinstance(name, str) for name in given):
+        chosen_metrics(given)
+
+
 _RUN_RULES = {
+    "metrics": _require_metrics,
     "configurations": _require_configurations,
     "family": _one_of("--family", FAMILY_NAMES),
     "loss": _one_of("--loss", LOSS_NAMES),

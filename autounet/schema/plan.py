@@ -8,7 +8,7 @@ predicted (`InferenceSpec`). How the weights are reached is not here: see `Train
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, JsonValue, computed_field, model_validator
 
@@ -16,6 +16,17 @@ from .errors import PlanError
 from .labels import Labels, TargetKind, targets_of
 from .options import PlannerOptions
 from .record import Part, Record
+
+Spacing = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+"""mm, at most a kilometre"""
+Length = Annotated[int, Field(le=2**14)]
+"""voxels of a patch along an axis. This and the next keep records from elsewhere from asking for work without end; what
+is sensible is far below, and said by `planning.validation`"""
+Features = Annotated[int, Field(le=2**14)]
+Blocks = Annotated[int, Field(le=100)]
+Stride = Annotated[int, Field(le=2**8)]
+Kernel = Annotated[int, Field(le=2**6)]
+MOST_STAGES = 16
 
 
 class ChannelNormalisation(Part):
@@ -29,10 +40,10 @@ class ChannelNormalisation(Part):
     """
 
     scheme: Literal["ct", "zscore", "unit", "range", "none"]
-    mean: float = 0.0
-    std: float = Field(default=1.0, gt=0)
-    lower: float = 0.0
-    upper: float = 1.0
+    mean: float = Field(default=0.0, allow_inf_nan=False)
+    std: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    lower: float = Field(default=0.0, allow_inf_nan=False)
+    upper: float = Field(default=1.0, allow_inf_nan=False)
     nonzero_only: bool = False
 
 
@@ -43,7 +54,7 @@ class Resampling(Part):
     label_order: int = Field(default=1, ge=0, le=1)
     score_order: int = Field(default=1, ge=0, le=1)
     z_order: int = Field(default=0, ge=0, le=1)
-    separate_z_ratio: float = 3.0
+    separate_z_ratio: float = Field(default=3.0, gt=0)
 
 
 class PreprocessSpec(Part):
@@ -53,7 +64,7 @@ class PreprocessSpec(Part):
     """ras: axes run to the right, to the front and up, as some imported nnU-Net models have it"""
     transpose: tuple[int, int, int] = (0, 1, 2)
     """network axis i is oriented file axis transpose[i]"""
-    spacing: tuple[float | None, float, float]
+    spacing: tuple[Spacing | None, Spacing, Spacing]
     """target spacing in network axis order (after transposition); null: no resampling along that axis"""
     normalisation: tuple[ChannelNormalisation, ...]
     """one per channel"""
@@ -69,16 +80,16 @@ class NetworkSpec(Part):
 
     family: str = "plain"
     dims: Literal[2, 3]
-    in_channels: int = Field(gt=0)
-    out_channels: int = Field(gt=0)
+    in_channels: int = Field(gt=0, le=2**14)
+    out_channels: int = Field(gt=0, le=2**15)
     """classes with the background, or one for each overlapping target"""
-    features: tuple[int, ...] = Field(min_length=1)
-    strides: tuple[tuple[int, ...], ...]
+    features: tuple[Features, ...] = Field(min_length=1, max_length=MOST_STAGES)
+    strides: tuple[tuple[Stride, ...], ...]
     """per stage and axis; the first stage has stride 1"""
-    kernel_sizes: tuple[tuple[int, ...], ...]
-    encoder_blocks: tuple[int, ...]
+    kernel_sizes: tuple[tuple[Kernel, ...], ...]
+    encoder_blocks: tuple[Blocks, ...]
     """convolutions (or residual blocks) per encoder stage"""
-    decoder_blocks: tuple[int, ...]
+    decoder_blocks: tuple[Blocks, ...]
     """per decoder stage; one fewer than the encoder has"""
     deep_supervision: bool = True
     options: dict[str, JsonValue] = {}
@@ -112,7 +123,7 @@ Average = Literal["probabilities", "logits"]
 class InferenceSpec(Part):
     """How whole images are predicted."""
 
-    overlap: float = Field(default=0.5, ge=0, lt=1)
+    overlap: float = Field(default=0.5, ge=0, le=0.9)
     """fraction of the patch that neighbouring tiles share; the tile step is (1 - overlap) x patch"""
     weighting: Literal["gaussian", "uniform"] = "gaussian"
     mirror_axes: tuple[int, ...] = ()
@@ -142,9 +153,9 @@ class TrainedConfiguration(Part):
     """What weights depend on in a configuration."""
 
     preprocess: PreprocessSpec
-    patch_size: tuple[int, ...]
+    patch_size: tuple[Length, ...]
     """network axis order, as many entries as the network has dimensions"""
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=2**16)
     network: NetworkSpec
     targets: TargetKind = "classes"
     """classes: a softmax over all of them; regions: a sigmoid for each of `schema.labels.overlapping_targets`"""

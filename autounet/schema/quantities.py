@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
 from .errors import OptionError
 
+MOST_SEED = 2**53
+"""a thousand times as much, which seeds of the folds reach, is below 2^63"""
 SIZE_UNITS = {"KB": 1024, "MB": 1024**2, "GB": 1024**3, "TB": 1024**4}
 TIME_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -21,7 +24,8 @@ def parse_size(text: str) -> int:
     size = 0
     if match:
         unit = (match[2] or "GB").upper().replace("I", "")
-        size = int(float(match[1]) * SIZE_UNITS[unit if unit.endswith("B") else unit + "B"])
+        number = float(match[1]) * SIZE_UNITS[unit if unit.endswith("B") else unit + "B"]
+        size = int(number) if math.isfinite(number) else 0
     if size <= 0:
         raise OptionError(f"'{text}' is not a size", "Write for example 8GB or 500MB")
     return size
@@ -41,7 +45,7 @@ def parse_time(text: str) -> float:
     parts = re.findall(r"(\d+(?:\.\d+)?)\s*([smhd])", text.lower())
     rest = re.sub(r"(\d+(?:\.\d+)?)\s*([smhd])", "", text.lower()).strip()
     seconds = sum(float(number) * TIME_UNITS[unit] for number, unit in parts)
-    if rest or seconds <= 0:
+    if rest or not 0 < seconds < math.inf:
         raise OptionError(f"'{text}' is not a time", "Write for example 90s, 30m, 2h or 1h30m")
     return seconds
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -60,7 +60,7 @@ class ReliabilityBin(Part):
 class TemperatureScaling(Part):
     """Guo et al., "On calibration of modern neural networks", ICML 2017: logits are divided by one number."""
 
-    temperature: float = Field(gt=0)
+    temperature: float = Field(ge=1e-6, le=1e6)
     """that is applied: `fitted`, or 1 where it brings nothing on held-out cases"""
     fitted: float = Field(gt=0)
     """on all out-of-fold cases"""
@@ -132,7 +132,7 @@ class Selection(Record):
     """by which candidates count as equal"""
     folds: tuple[int, ...] = ()
     """whose out-of-fold predictions were compared"""
-    weights: tuple[float, ...] = ()
+    weights: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
     """of the chosen configurations' probabilities, summing to 1; empty: equal"""
     weighting: Weighting | None = None
     """why these weights; None: a single configuration, or nothing to fit weights on"""
@@ -142,3 +142,9 @@ class Selection(Record):
     postprocessing_reason: str = ""
     calibration: TemperatureScaling | None = None
     """of the probabilities that are written; None: they are as the networks give them"""
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Selection:
+        if self.weights and (len(self.weights) != len(self.chosen) or abs(sum(self.weights) - 1) > 1e-3):
+            raise ValueError(f"weights {self.weights} are not one for each of {', '.join(self.chosen)}, summing to 1")
+        return self

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from pydantic import Field
+
 from ..schema.errors import DeadlineError, RecordError
 from ..schema.plan import Configuration
 from ..schema.quantities import format_time
@@ -27,8 +29,8 @@ fitting ensemble weights does so once more"""
 class Clock(Record):
     """`clock.json`: time used so far under one promise."""
 
-    promised_seconds: float | None
-    spent_seconds: float
+    promised_seconds: float | None = Field(gt=0)
+    spent_seconds: float = Field(ge=0)
 
 
 class Deadline:
