@@ -88,7 +88,7 @@ def test_what_is_no_json_of_ours_is_told(tmp_path: Path, text: str) -> None:
     [
         ("--seed", -1), ("--seed", 2**64), ("--time", "nan"), ("--time", "9" * 400 + "h"), ("--memory", "9" * 400),
         ("--memory", "nan"), ("--metrics", "dice,psnr"), ("--metrics", ""), ("--epochs", 10**15), ("--workers", "-1"),
-        ("--workers", "999999"), ("--iterations", 0),
+        ("--workers", "9999999"), ("--iterations", 0),
     ],
 )  # fmt: skip
 def test_absurd_options_are_errors_of_use(option: str, text: Any) -> None:

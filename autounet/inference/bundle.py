@@ -249,8 +249,8 @@ def _copy_member(fold: TrainedFold, folder: Path) -> BundleMember:
     record = fold.record
     name = f"{record.configuration_name}/fold_{_fold_name(record.fold)}.safetensors"
     target = folder / name
-    load_weights(fold.weights)  # a model that cannot be loaded is not packed
     copy_file(fold.weights, target)
+    load_weights(fold.weights)  # a model that cannot be loaded is not packed
     return BundleMember(
         configuration=record.configuration_name, fold=record.fold, path=name, checksum=file_checksum(target)
     )

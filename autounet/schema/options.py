@@ -232,7 +232,7 @@ class RunOptions(Record):
     """steps per fold"""
     device: str | None = None
     """auto, cpu, cuda, cuda:1 or mps"""
-    workers: int | None = Field(default=None, ge=0, le=4096)
+    workers: int | None = Field(default=None, ge=0, le=10**6)
     """processes for reading and augmentation; None: by the number of cores"""
     seed: int | None = Field(default=None, ge=0, le=MOST_SEED)
     deterministic: bool = False
