@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from ..datasets.splits import read_folds
@@ -289,3 +290,8 @@ def training_schedule(
     )
     schedule.check_cascades()
     return schedule
+
+
+def ensembles(names: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Every pair, and all; planning sees to it that all configurations learn the same."""
+    return [*combinations(names, 2), *([names] if len(names) > 2 else [])]

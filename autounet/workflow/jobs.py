@@ -39,8 +39,7 @@ from ..store import forget_damaged as forget_damaged_case
 from ..store import scores_file, stage_labels_file
 from ..store.run_folder import BUNDLE_FILE, RunFolder
 from . import cache
-from .defaults import TrainingSchedule
-from .select_stage import ensembles
+from .defaults import TrainingSchedule, ensembles
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 
 from ..crossval.ensemble_weights import fit_weights
@@ -23,7 +22,7 @@ from ..schema.stage_inputs import EnsembleCaseInputs
 from ..store import SCORES, STAGE_LABELS
 from ..store.run_folder import RunFolder
 from . import cache
-from .defaults import TrainingSchedule
+from .defaults import TrainingSchedule, ensembles
 
 
 def select(
@@ -62,11 +61,6 @@ def select(
 def _single(folder: RunFolder, dataset: Dataset, name: str, folds: Sequence[int]) -> Metrics:
     place = folder.crossval(name)
     return summarise_cases([case for fold in folds for case in Metrics.load(place.metrics(fold)).cases], dataset)
-
-
-def ensembles(names: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Every pair, and all; planning sees to it that all configurations learn the same."""
-    return [*combinations(names, 2), *([names] if len(names) > 2 else [])]
 
 
 def _ensemble(folder: RunFolder, dataset: Dataset, schedule: TrainingSchedule, members: tuple[str, ...]) -> Metrics:
