@@ -63,7 +63,7 @@ def test_activations_and_norms(given):
 @pytest.mark.parametrize("given", SEVERAL)
 def test_copies(given):
     x = made(*given)
-    for operation in (aten.empty_like.default, aten.zeros_like.default, aten.ones_like.default):
+    for operation in (aten.empty_like.default, aten.zeros_like.default):
         for more in ({}, {"dtype": torch.float32}, {"memory_format": torch.contiguous_format}):
             same(operation, x, **more)
             same(operation, x.transpose(0, 1), **more)

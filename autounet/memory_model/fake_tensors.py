@@ -178,8 +178,7 @@ KERNELS: dict[Any, Callable[..., Any]] = {
     aten.native_group_norm.default: _group_norm,
     aten.native_batch_norm_backward.default: _batch_norm_backward,
     **{each: _binary(each) for each in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)},
-    **{each: _copy(each) for each in (aten.empty_like.default, aten.zeros_like.default, aten.ones_like.default)},
-    **{each: _copy(each) for each in (aten.clone.default, CONVERT)},
+    **{each: _copy(each) for each in (aten.empty_like.default, aten.zeros_like.default, aten.clone.default, CONVERT)},
 }
 """by the operation that they stand for"""
 
