@@ -2,19 +2,36 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_planning import make_fingerprint
 from test_records import configuration
 
+from autounet.imageio import write_image, write_labels
 from autounet.schema.errors import DeadlineError
-from autounet.schema.options import PlannerOptions
+from autounet.schema.geometry import Geometry
+from autounet.schema.options import PlannerOptions, RunOptions
 from autounet.schema.plan import InferenceSpec
 from autounet.time_budget.cost_model import LinearTime, NetworkSpeed, Timing, case_seconds
 from autounet.time_budget.cost_model import timing_of as timing_by
-from autounet.time_budget.shape import FEW_STEPS, LEAST_STEPS, WIDER_STEPS, WIDTHS, TimeBudget, fit_to_time
+from autounet.time_budget.shape import (
+    FEW_STEPS,
+    LEAST_STEPS,
+    SLICE_STEPS,
+    VOLUME_STEPS,
+    WIDER_STEPS,
+    WIDTHS,
+    TimeBudget,
+    fit_to_time,
+    may_prefer_slices,
+    slices_instead,
+)
+from autounet.workflow.make_plan import PlanMaker
+from autounet.workflow.pipeline import run_pipeline
 
+THICK, THIN = (6.0, 1.5, 1.5), (1.5, 1.5, 1.5)
 WHOLE = 64**3
 """voxels of the patch that memory allows"""
 
@@ -170,3 +187,44 @@ def test_a_width_that_is_given_stays(seconds):
     assert found.options.base_features == 24
     assert found.limits.width is None
     assert "the width is given" in found.reasons[0]
+
+
+@given(few=st.integers(1, 10_000), many=st.integers(1, 50_000), spacing=st.sampled_from([THICK, THIN]))
+def test_thick_slices_are_trained_as_slices_where_that_gives_more_steps(few, many, spacing):
+    base = configuration()
+    volumes, slices = (
+        base.model_copy(
+            update={"preprocess": base.preprocess.model_copy(update={"spacing": spacing}), "predicted_steps": steps}
+        )
+        for steps in (few, many)
+    )
+    assert may_prefer_slices(volumes) == (spacing == THICK and few < VOLUME_STEPS)
+    assert bool(slices_instead(volumes, slices)) == (many >= SLICE_STEPS * few)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "given", "chosen"),
+    [(THICK, {}, "2d"), (THIN, {}, "3d_fullres"), (THICK, {"configurations": ("3d_fullres",)}, "3d_fullres")],
+)
+def test_what_is_trained_in_little_time_is_chosen_by_thickness(tmp_path, monkeypatch, spacing, given, chosen):
+    rng = np.random.default_rng(0)
+    for case in range(4):
+        geometry = Geometry(shape=(12, 64, 64), spacing=spacing)
+        image = rng.normal(size=(1, 12, 64, 64)).astype(np.float32)
+        write_image(tmp_path / f"data/images/c{case}.nii.gz", image, geometry)
+        write_labels(tmp_path / f"data/labels/c{case}.nii.gz", (image[0] > 1).astype(np.uint8), geometry)
+    for name in ("measure", "measure_fully"):
+        monkeypatch.setattr(PlanMaker, name, lambda *_: 2**20)
+    seconds = {"step_overhead": 0.01, "forward": 1e-3}
+    monkeypatch.setattr(
+        PlanMaker,
+        "_timing",
+        lambda _, each: Timing(step_per_sample=5e-6 * math.prod(each.patch_size), **seconds),
+    )
+    options = RunOptions(seconds=600.0, device="cpu", workers=0, memory_bytes=2**29, **given)
+    plan = run_pipeline(tmp_path / "data", tmp_path / "out", options, until="plan").plan
+    assert plan.chosen == (chosen,)
+    assert [name for name, each in plan.configurations.items() if each.predicted_steps] == [chosen]
+    said = [reason.text for reason in plan.reasons if reason.configuration == "2d" and "instead of" in reason.text]
+    assert bool(said) == (chosen == "2d")
+    assert run_pipeline(tmp_path / "data", tmp_path / "out", RunOptions(), until="plan").plan == plan

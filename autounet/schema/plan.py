@@ -260,6 +260,8 @@ class Plan(Record):
     """one for each decision"""
     events: dict[str, tuple[str, ...]] = {}
     """what changed a configuration after it was planned, by its name; also in the records of its folds"""
+    chosen: tuple[str, ...] = ()
+    """what is trained where the time is limited and no configuration is named; empty: 3d_fullres, or else the first"""
     fingerprint: str
     """digest of the fingerprint the plan was made from"""
 

@@ -36,6 +36,16 @@ INFERENCE_SHARE = 0.2
 """largest share of the time that validation may take before overlap and mirroring are given up"""
 
 
+THICK_SLICES = 3.0
+"""times the pixel size from which on slices are trained one by one where time is short; nnU-Net calls such grids
+anisotropic from here on"""
+VOLUME_STEPS = 5000
+"""steps that a fold of 3d_fullres gets from which on thick slices are trained as volumes. Chosen: slices won where
+volumes had 196 to 1,049 steps, and in trainings of 250,000 the two are alike (ACDC; nnU-Net's published results)"""
+SLICE_STEPS = 2.0
+"""times the steps of volumes that slices have to get"""
+
+
 @dataclass(frozen=True)
 class TimeFittedPlan:
     """What the time allows."""
@@ -143,6 +153,27 @@ def fit_to_time(budget: TimeBudget, options: PlannerOptions, configure: Configur
     )
     return TimeFittedPlan(
         chosen, steps, best.timing.step(batch), best.validation, (reason + rule, *inference_reasons), limits
+    )
+
+
+def may_prefer_slices(volumes: Configuration) -> bool:
+    """Whether 2d is to be compared with a 3d_fullres that was fitted to the time."""
+    return _thickness(volumes) >= THICK_SLICES and (volumes.predicted_steps or 0) < VOLUME_STEPS
+
+
+def _thickness(volumes: Configuration) -> float:
+    return max(volumes.network_spacing) / min(volumes.network_spacing)
+
+
+def slices_instead(volumes: Configuration, slices: Configuration) -> str:
+    """Why 2d is trained instead of 3d_fullres, both fitted to the same time; empty where it is not."""
+    few, many = volumes.predicted_steps or 0, slices.predicted_steps or 0
+    if many < SLICE_STEPS * few:
+        return ""
+    return (
+        f"instead of 3d_fullres, which would get about {few} steps in this time, and 2d about {many}: slices are "
+        f"{_thickness(volumes):.1f} times thicker than pixels, so that a volume shows little more than its slices; "
+        f"3d_fullres pays from {VOLUME_STEPS} steps on (--configurations chooses)"
     )
 
 

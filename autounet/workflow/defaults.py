@@ -171,7 +171,7 @@ def parse_folds(text: str | None, count: int) -> tuple[int | None, ...]:
 
 
 def trained_names(plan: Plan, options: RunOptions, limited: bool, every_fold: bool = True) -> tuple[str, ...]:
-    """Which configurations are trained: those that are named; with a time limit the main one; else all of the plan.
+    """Which configurations are trained: those that are named; with a time limit what the plan chose; else all of it.
 
     The previous stage of each comes before it. Where not `every_fold` is trained, stages that need one are left out
     unless it is named. Raises PlanError for a name that the plan does not have.
@@ -179,6 +179,8 @@ def trained_names(plan: Plan, options: RunOptions, limited: bool, every_fold: bo
     requested = requested_configurations(options)
     if requested:
         names = requested
+    elif limited and plan.chosen:
+        names = plan.chosen
     elif limited:
         names = ("3d_fullres",) if "3d_fullres" in plan.configurations else tuple(plan.configurations)[:1]
     else:

@@ -20,12 +20,13 @@ from ..schema.run import DeviceProfile
 from ..time_budget.cost_model import Timing
 from ..time_budget.deadline import Deadline
 from ..time_budget.run_length import closing_seconds, preprocessing_seconds, work_of
-from ..time_budget.shape import TimeBudget, fit_to_time
+from ..time_budget.shape import TimeBudget, fit_to_time, may_prefer_slices, slices_instead
 from .dataset_stage import DataRecords
 from .defaults import (
     FULL_STEPS,
     loader_workers,
     planner_options,
+    requested_configurations,
     step_limit,
     train_options,
     trained_names,
@@ -178,13 +179,28 @@ class PlanMaker:
         whole = self.with_options(planner_options(self.options, self.profile))
         if self.seconds is None:
             return whole
+        fitted, choice = self._chosen(whole)
+        configurations = {**whole.configurations, **{name: each for name, (each, _) in fitted.items()}}
+        reasons = [reason for reason in whole.reasons if reason.configuration not in fitted]
+        reasons += [*choice, *(reason for _, reasons in fitted.values() for reason in reasons)]
+        changes = {"configurations": configurations, "reasons": tuple(reasons), "chosen": tuple(fitted)}
+        return whole.model_copy(update=changes)
+
+    def _chosen(self, whole: Plan) -> tuple[dict[str, tuple[Configuration, list[Reason]]], list[Reason]]:
+        """What is trained in the promised time, fitted to it, and why it is not the main configuration.
+
+        Raises DeadlineError where nothing fits.
+        """
         names = trained_names(whole, self.options, limited=True)
-        configurations = dict(whole.configurations)
-        reasons = [reason for reason in whole.reasons if reason.configuration not in names]
-        for name in names:
-            configurations[name], fitted_reasons = self._fitted(whole, name, 1 / len(names))
-            reasons += fitted_reasons
-        return whole.model_copy(update={"configurations": configurations, "reasons": tuple(reasons)})
+        free = not (self.options.preset or self.starting or requested_configurations(self.options))
+        if not free or names != ("3d_fullres",) or "2d" not in whole.configurations:
+            return {name: self._fitted(whole, name, 1 / len(names)) for name in names}, []
+        volumes, volume_reasons = self._fitted(whole, "3d_fullres", 1.0)
+        if may_prefer_slices(volumes):
+            slices, slice_reasons = self._fitted(whole, "2d", 1.0)
+            if why := slices_instead(volumes, slices):
+                return {"2d": (slices, slice_reasons)}, [Reason(configuration="2d", topic="time", text=why)]
+        return {"3d_fullres": (volumes, volume_reasons)}, []
 
     def smaller(self, plan: Plan, error: BudgetExceeded) -> tuple[Plan, DeviceProfile]:
         """The configuration that needed too much memory planned again, and the profile it is planned by.
