@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_averaging import USUAL, predicted
+from test_command_line import volumes
 from test_faults import images
 from test_predict_options import configuration, model
 
 from autounet import api
 from autounet.api import Model
+from autounet.datasets import scan
 from autounet.imageio import write_labels
 from autounet.prediction.ensemble import ensemble
 from autounet.prediction.predictor import Predictor
 from autounet.schema.errors import OptionError
 from autounet.schema.geometry import Geometry
+from autounet.schema.options import DataOptions, RunOptions
 from autounet.schema.predicted import is_result
+from autounet.workflow.pipeline import run_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +114,45 @@ def test_an_ensemble_replaces_only_its_own(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"out/classes\.json would be replaced"):
         ensemble(folders, out, probabilities=True)
     assert ensemble(folders, out) == ["a", "b"]
+
+
+def by_case(root: Path) -> Path:
+    """A folder for each case with image and label."""
+    source = volumes(root.with_name("source"))
+    for number in range(3):
+        (root / f"c{number}").mkdir(parents=True)
+        for kind in ("image", "label"):
+            (source / f"{kind}s" / f"c{number}.nii.gz").rename(root / f"c{number}" / f"{kind}.nii.gz")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("make", "place", "told"),
+    [
+        (volumes, "labels", "holds files of the data set, such as labels/c0.nii.gz"),
+        (volumes, "images/new", "lies in a folder with files of the data set, such as images/c0.nii.gz"),
+        (by_case, "c1", "holds files of the data set, such as c1/image.nii.gz"),
+    ],
+)
+def test_an_output_folder_is_none_of_the_data(
+    tmp_path: Path, make: Callable[[Path], Path], place: str, told: str
+) -> None:
+    data = make(tmp_path / "data")
+    before = sorted(data.rglob("*"))
+    with pytest.raises(OptionError, match=rf"{told}. Give another, for example \S*data/autounet"):
+        run_pipeline(data, data / place, RunOptions(workers=0), "fingerprint")
+    assert sorted(data.rglob("*")) == before
+
+
+@pytest.mark.parametrize("make", [volumes, by_case])
+def test_an_output_folder_in_the_data_folder_is_not_read(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    """Whatever a run has written there."""
+    data = make(tmp_path / "data")
+    dataset = scan(data, DataOptions())
+    for _ in range(2):
+        found = run_pipeline(data, data / "autounet", RunOptions(workers=0), "fingerprint").data.dataset
+        assert found.cases == dataset.cases
+        for number in range(3):
+            path = data / "autounet" / "crossval" / f"c{number}.nii.gz"
+            write_labels(path, np.ones((3, 5, 4), np.int32), Geometry(shape=(3, 5, 4)))
+    assert scan(data, DataOptions()) == dataset

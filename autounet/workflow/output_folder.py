@@ -9,20 +9,51 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from ..datasets import scan
+from ..datasets.layouts.files import existing_folder, is_output_folder
 from ..schema.dataset import Dataset
 from ..schema.errors import OptionError, RecordError
+from ..schema.options import DataOptions
 from ..schema.record import require_folder, write_text
 from ..store.run_folder import RunFolder
 
 
-def require_output_folder(out: Path, data: Path) -> None:
-    """Make the folder. Raises OptionError for a file, for the data folder, and for one with another dataset.json."""
+def require_output_folder(out: Path, data: Path, options: DataOptions) -> None:
+    """Make the folder.
+
+    Raises OptionError for a file, for the data folder or one of its folders with images or labels, and for one with
+    another dataset.json; DataError where `out` exists, or lies in the data, and these cannot be read.
+    """
     require_folder(out)
     if out.resolve() == data.expanduser().resolve():
         raise OptionError(f"--out {out} is the data folder itself", f"Give another, for example {out / 'autounet'}")
     if not RunFolder(out).options.exists() and _is_foreign(RunFolder(out).dataset):
         raise OptionError(f"--out {out} holds a dataset.json that is not AutoUNet's", "Give a new or empty folder")
+    if not is_output_folder(out):
+        _require_no_data(out, data, options)
     out.mkdir(parents=True, exist_ok=True)
+
+
+def _require_no_data(out: Path, data: Path, options: DataOptions) -> None:
+    """Raises OptionError where images or labels lie in the folder, or in a folder that it lies in.
+
+    The data folder itself may lie in it, and it may lie directly in the data folder.
+    """
+    root, place = existing_folder(data).resolve(), out.resolve()
+    filled = out.is_dir() and any(out.iterdir())
+    if not (filled or place.is_relative_to(root)):
+        return
+    dataset = scan(data, options, [])
+    for case in dataset.cases:
+        for file in (*case.images, *([case.label] if case.label else [])):
+            path = (root / file).resolve()
+            folder = path if path.is_dir() else path.parent  # of a DICOM series
+            holds = folder.is_relative_to(place) and not root.is_relative_to(place)
+            if holds or (place.is_relative_to(folder) and not root.is_relative_to(folder)):
+                raise OptionError(
+                    f"--out {out} {'holds' if holds else 'lies in a folder with'} files of the data set, such as {file}",
+                    f"Give another, for example {existing_folder(data) / 'autounet'}",
+                )
 
 
 def _is_foreign(file: Path) -> bool:

@@ -66,7 +66,7 @@ def run_pipeline(data: Path, out: Path, options: RunOptions, until: str = "repor
     workers = available_cores() if options.workers is None else options.workers
     # the clock starts with the command; a CPU's default hour is known only once the device is
     deadline = Deadline(options.seconds, folder.clock)
-    require_output_folder(folder.path, data)
+    require_output_folder(folder.path, data, options.data)
     with locked(folder.path), _clock(deadline):
         if until != "fingerprint":
             _require_known_device(folder, options.device or "auto")

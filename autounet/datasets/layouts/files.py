@@ -44,6 +44,9 @@ def glob_images(root: Path, pattern: str, option: str) -> list[Path]:
         raise OptionError(f"{option} {pattern!r} is an absolute path", f"Give a pattern relative to {root}")
     pattern = pattern.rstrip("/")
     found = sorted(path for path in root.glob(pattern) if _is_one_image(path))
+    inner = {folder for path in found for folder in path.parents if folder.is_relative_to(root) and folder != root}
+    outputs = {folder for folder in inner if is_output_folder(folder)}
+    found = [path for path in found if outputs.isdisjoint(path.parents)]
     if not found and (root / pattern).is_dir():
         found = image_files(root / pattern)
     if not found:
@@ -62,8 +65,16 @@ def subfolders(root: Path) -> list[Path]:
 
 
 def _skipped(folder: Path) -> bool:
-    """Hidden folders, and small copies of images made for looking at."""
-    return folder.name.startswith(".") or bool(_PREVIEWS.search(folder.name))
+    """Hidden folders, small copies of images made for looking at, and what AutoUNet wrote."""
+    return folder.name.startswith(".") or bool(_PREVIEWS.search(folder.name)) or is_output_folder(folder)
+
+
+def is_output_folder(folder: Path) -> bool:
+    """Whether a run's results lie here, and no image of anybody's beside them."""
+    from ...store.run_folder import RunFolder
+
+    run = RunFolder(folder)
+    return run.fingerprint.is_file() and run.dataset.is_file() and not any(map(is_image, folder.iterdir()))
 
 
 def looks_like_images(folder: Path) -> bool:
