@@ -155,8 +155,11 @@ def test_thumbnails_are_neither_images_nor_labels(autounet, tmp_path):
 
 def test_contradicting_label_options_are_explained(autounet, tmp_path):
     code, printed = autounet("check", volumes(tmp_path), "--ignore", 0)
+    assert code == 2
+    assert "Error: --ignore 0: 0 is the background. Give the value of voxels that nobody annotated" in printed
+    code, printed = autounet("check", tmp_path, "--class", "a=1", "--region", "a=1,2")
     assert code == 1
-    assert "Error: labels: value 0 is both a class and the ignore value. Correct" in printed
+    assert "Error: labels: two classes or regions have the same name. Correct" in printed
 
 
 @pytest.mark.parametrize("layout", ["msd", "pairs"])
@@ -217,8 +220,10 @@ def test_splits_are_found_from_everywhere_and_a_missing_file_is_named(autounet, 
     monkeypatch.chdir("/")
     assert autounet("fingerprint", data, "--out", out)[0] == 0
     code, printed = autounet("fingerprint", data, "--out", out, "--splits", "nnunett")
-    assert code == 1
-    assert "there is no such file. Give nnunet, or a JSON file" in printed
+    assert code == 2
+    assert "there is no such file. Did you mean nnunet? Give nnunet, or a JSON file" in printed
+    code, printed = autounet("plan", data, "--out", out, "--splits", "nnunet", "--folds", "0,5")
+    assert (code, (out / "device.json").exists()) == (1, False), printed
 
 
 def test_predictions_never_replace_the_images(tmp_path):

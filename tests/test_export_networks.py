@@ -17,7 +17,7 @@ from autounet.interop.export_networks import ExportedModel, export_model
 from autounet.interop.exported_model import NEEDED, run_onnx
 from autounet.interop.import_nnunet import import_model
 from autounet.nets import FAMILIES
-from autounet.schema.errors import ModelError, OptionError
+from autounet.schema.errors import ModelError, OptionError, UsageError
 
 INSTALLED = all(find_spec(name) for name in NEEDED)
 NEEDS_ONNX = pytest.mark.skipif(not INSTALLED, reason="the extra onnx is not installed")
@@ -139,7 +139,7 @@ def test_a_network_that_changed_on_the_way_is_refused(
 def test_options_that_do_not_fit_are_refused(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OptionError, match=r"--format tensorrt is unknown. Choose one of onnx, torch, bundle"):
         export_model(model, tmp_path / "out", "tensorrt")
-    with pytest.raises(ModelError, match="no configuration 2d; it has 3d_fullres"):
+    with pytest.raises(UsageError, match=r"--configuration 2d is unknown. The only one is 3d_fullres"):
         export_model(model, tmp_path / "out", "torch", "2d")
     with pytest.raises(ModelError, match="no fold 7"):
         export_model(model, tmp_path / "out", "torch", folds=[7])

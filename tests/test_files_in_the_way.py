@@ -18,7 +18,8 @@ from autounet.datasets import scan
 from autounet.imageio import write_labels
 from autounet.prediction.ensemble import ensemble
 from autounet.prediction.predictor import Predictor
-from autounet.schema.errors import OptionError
+from autounet.schema.dataset import Finding
+from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.options import DataOptions, RunOptions
 from autounet.schema.predicted import is_result
@@ -156,3 +157,17 @@ def test_an_output_folder_in_the_data_folder_is_not_read(tmp_path: Path, make: C
             path = data / "autounet" / "crossval" / f"c{number}.nii.gz"
             write_labels(path, np.ones((3, 5, 4), np.int32), Geometry(shape=(3, 5, 4)))
     assert scan(data, DataOptions()) == dataset
+
+
+def test_images_are_no_labels(tmp_path: Path) -> None:
+    data = volumes(tmp_path / "data")
+    same = DataOptions(channels={"image": "labels/*"}, label="labels/*.nii.gz")
+    with pytest.raises(DataError, match=r"the same files are given as images and as labels.* labels/c0\.nii\.gz"):
+        scan(data, same)
+    rows = [f"c{number},images/c{number}.nii.gz,labels/c{number}.nii.gz" for number in range(3)]
+    rows[1] = rows[1].replace("labels", "labels/../images")
+    (data / "cases.csv").write_text("\n".join(["case,image,label", *rows]))
+    findings: list[Finding] = []
+    assert [case.identifier for case in scan(data, DataOptions(), findings).cases] == ["c0", "c2"]
+    assert [(each.case, each.severity.value) for each in findings] == [("c1", "fatal")]
+    assert "is given as its image and as its label" in findings[0].message

@@ -61,7 +61,8 @@ STRATEGIES: dict[int, st.SearchStrategy[Any]] = {
         (option_table.TIME, st.floats(1e-3, 1e9, exclude_min=True) | st.integers(1, 10**6).map(float)),
         (option_table.NAMES, st.lists(TEXTS.filter(lambda text: "," not in text), min_size=1).map(tuple)),
         (option_table.METRIC_NAMES, st.lists(st.sampled_from(METRIC_NAMES)).map(chosen_metrics)),
-        (option_table.PAIRS, _pairs(TEXTS)),
+        (option_table.PATTERNS, _pairs(TEXTS)),
+        (option_table.CHANNEL_KINDS, _pairs(st.sampled_from(KINDS))),
         (option_table.CLASS_VALUES, _pairs(INTEGERS, also=[lambda entry: entry[1]])),
         (option_table.REGION_VALUES, _pairs(SEVERAL)),
         (option_table.SPLITS, st.just("nnunet") | PATHS),
@@ -114,6 +115,12 @@ def all_options(draw: st.DrawFn) -> RunOptions:
         assert option.field is not None
         holder, _, field = option.field.rpartition(".")
         (data if holder else values)[field] = draw(_strategy(option))
+    labelled = {
+        *data.get("classes", {}).values(),
+        *(value for each in data.get("regions", {}).values() for value in each),
+    }
+    if data.get("ignore") in labelled:
+        del data["ignore"]
     return RunOptions(data=DataOptions(**data), **values)
 
 
@@ -161,7 +168,13 @@ def test_options_that_exclude_each_other_and_those_taken_back(tmp_path: Path) ->
         (["--memory", "much"], "--memory: 'much' is not a size. Write for example 8GB"),
         (["--time", "soon"], "--time: 'soon' is not a time. Write for example 90s"),
         (["--workers", "many"], "--workers: 'many' is not a whole number"),
-        (["--channel", "T1"], "--channel: 'T1' is not of the form NAME=VALUE"),
+        (["--channel", "T1"], "--channel: 'T1' is not of the form NAME=VALUE. Write for example T1=*_t1.nii.gz"),
+        (["--kind", "Photo"], "--kind: 'Photo' is not of the form NAME=VALUE. Write for example image=photo, with"),
+        (["--kind", "T1"], "--kind: 'T1' is not of the form NAME=VALUE. Write for example image=mri, with"),
+        (["--region", "whole"], "--region: 'whole' is not of the form NAME=VALUE. Write for example whole_tumour=1,2"),
+        (["--ignore", "0"], "--ignore 0: 0 is the background"),
+        (["--ignore", "2", "--class", "a=2"], "--ignore 2: a has this value, too. Leave one of the two out"),
+        (["--ignore", "3", "--region", "b=2,3"], "--ignore 3: b has this value, too"),
         (["--class", "a=1", "--class", "b=1"], "--class: two classes have the same value"),
         (["--region", "a=1,x"], "--region: '1,x' is not a whole number or a list of them"),
         (["--frames", "both"], "--frames both is unknown. Choose one of channels, time"),
@@ -197,7 +210,19 @@ def test_a_value_that_cannot_be_read_is_named_with_its_option(words: list[str], 
         (["predict", "absent", "absent", "--out", "new", "--device", "cuda:0,gpu"], "--device gpu is unknown"),
         (["predict", "absent", "absent", "--out", "new", "--format", "dicomseg"], "Did you mean dicom-seg?"),
         (["predict", "absent", "absent", "--out", "new", "--average", "logit"], "Did you mean logits?"),
-        (["submit", "absent", "absent", "--out", "new", "--template", "decathlons"], "Did you mean decathlon?"),
+        (["submit", "absent", "absent", "--out", "new.zip", "--template", "decathlons"], "Did you mean decathlon?"),
+        (
+            ["submit", "absent", "absent", "--out", "a.zip", "--template", "{name}.nii.gz"],
+            "{name}.nii.gz is no pattern",
+        ),
+        (["submit", "absent", "absent", "--out", "new.tar"], "--out new.tar is no zip"),
+        (["ensemble", "absent", "absent", "--out", "new", "--weights", "0,0"], "--weights 0,0 cannot be used"),
+        (["ensemble", "absent", "--out", "new"], "at least two folders"),
+        (["run", "absent", "--out", "new", "--splits", "nnUNett"], "no such file. Did you mean nnunet? Give nnunet"),
+        (["check", "absent", "--splits", "folds.json"], "folds.json: there is no such file. Give nnunet, or a JSON"),
+        (["check", "absent", "--palette", "colours.json"], "colours.json: there is no such file"),
+        (["plan", "absent", "--out", "new", "--init", "model"], "model does not exist"),
+        (["train", "absent", "--out", "new", "--family", "efficient", "--pretrained", "b0"], "b0 does not exist"),
         (["export", "absent", "--out", "new", "--format", "onxx"], "Did you mean onnx?"),
         (["compare", "absent", "--with", "absent", "--metric", "dise"], "Did you mean dice?"),
         (

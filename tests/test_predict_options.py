@@ -216,7 +216,8 @@ def test_the_command_line_names_the_families(tmp_path: Path, monkeypatch, capsys
     folder = model(tmp_path, {"2d": configuration("plain", 2)}, ".png")
     geometry = Geometry(shape=(1, 8, 8), kind="png", dimension=2)
     write_image(tmp_path / "images" / "b.png", np.zeros((1, 1, 8, 8), np.uint8), geometry)
-    for option, message in (
+    for option, message, *code in (
+        (("--configuration", "3d"), "--configuration 3d is unknown. Did you mean 2d? The only one is 2d", 2),
         (("--gate-maps",), "--gate-maps is for networks of the family attention, and 2d is of the family plain"),
         (("--prune", "1"), "--prune is for networks of the family nested, and 2d is of the family plain"),
         (("--out", tmp_path / "images" / "b.png"), "b.png is a file. Give a folder"),
@@ -225,6 +226,6 @@ def test_the_command_line_names_the_families(tmp_path: Path, monkeypatch, capsys
         monkeypatch.setattr(sys, "argv", ["autounet", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
-        assert ended.value.code == 1
+        assert ended.value.code == (code or [1])[0]
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -250,7 +250,7 @@ def test_paths_are_kept_whole_on_the_command_line(pictures, tmp_path, monkeypatc
     monkeypatch.setattr(sys, "argv", ["autounet", *map(str, given)])
     with pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code == 1
+    assert ended.value.code == 2
     assert f"--pretrained {tmp_path / 'absent.pth'} does not exist" in capsys.readouterr().err
 
 

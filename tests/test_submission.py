@@ -129,7 +129,7 @@ def test_what_is_written_wrong_is_found(predictor, images, tmp_path, monkeypatch
         ("imaginary", "is unknown"),
         ("files:x", "is unknown"),
         ("decathlon", "neither the path"),
-        ("decathlon:Task11_Knee", "is no task"),
+        ("decathlon:Task11_Knee", "Task11_Knee is unknown"),
         ("grand-challenge:Two Words", "a slug is"),
         ("{name}.nii.gz", "with {case}"),
         ("../{case}.nii.gz", "a path inside the zip"),
@@ -176,5 +176,5 @@ def test_the_command_line(predictor, images: Path, tmp_path: Path, monkeypatch, 
     monkeypatch.setattr(sys, "argv", ["autounet", *map(str, arguments), str(tmp_path / "s.tar")])
     with pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code == 1
+    assert ended.value.code == 2
     assert "Give a name that ends in .zip" in capsys.readouterr().err

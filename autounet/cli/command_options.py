@@ -27,10 +27,17 @@ def _one_of(option: str, *names: str) -> Notation:
 
 
 def _template(text: str) -> str:
-    name, forms = text.partition(":")[0], ("files", "decathlon", "grand-challenge")
-    if "{" not in text and name not in forms:
-        raise unknown_name("--template", name, forms, ", or give a pattern such as '{case}_segmentation.nii.gz'")
+    from ..prediction.submission import require_template
+
+    require_template(text)
     return text
+
+
+def _zip(out: Path) -> Path:
+    from ..prediction.submission import require_zip
+
+    require_zip(out)
+    return out
 
 
 def _device(several: bool) -> Notation:
@@ -45,6 +52,7 @@ def _device(several: bool) -> Notation:
 
 AVERAGE = _one_of("--average", "probabilities", "logits")
 TEMPLATE = Notation(_template)
+ZIP = Notation(_zip, type=Path)
 FOLDS = Notation(lambda text: None if text == "all" else parse_integers(text))
 NUMBER = Notation(type=float)
 NUMBERS = Notation(parse_numbers)
@@ -96,7 +104,7 @@ MODEL_OPTIONS: tuple[Option, ...] = (
     # options that say what is written, and where
     Option("--out", "FOLDER", "Output", ("demo",), "Output folder", PATH, default=Path("demo-output")),
     Option("--out", "FOLDER", "Output", ("predict", "ensemble"), "Folder for the segmentations", PATH, required=True),
-    Option("--out", "FILE", "Output", ("submit",), "Zip file to write; its manifest is written beside it", PATH,
+    Option("--out", "FILE", "Output", ("submit",), "Zip file to write; its manifest is written beside it", ZIP,
            required=True),
     Option("--out", "FILE", "Output", ("evaluate",), "File metrics.json to write", PATH),
     Option("--out", "FOLDER", "Output", ("import",), "Folder for the model", PATH, required=True),

@@ -63,9 +63,11 @@ def check(data: Path, fix: bool, out: Path | None, json: bool, options: RunOptio
     """Show what was understood of the data and every defect at once; exit code 1 if any is fatal."""
     from ..schema.errors import UsageError
     from ..workflow.dataset_stage import check_data, fix_data, has_fatal, result_lines
+    from ..workflow.defaults import require_files
 
     if fix != (out is not None):
         raise UsageError("--fix and --out go together", "Give --out NEW, the folder that repaired data are written to")
+    require_files(options.data)
     found = fix_data(data, options.data, out) if out else check_data(data, options.data)
     typer.echo(json_format.dumps(found.model_dump(mode="json"), indent=1) if json else "\n".join(result_lines(found)))
     if has_fatal(found):

@@ -267,10 +267,31 @@ def _complete_cases(found: DetectedLayout, findings: list[Finding] | None, root:
     """The cases that lack nothing. Raises DataError, unless `findings` takes what is missing."""
     broken = {finding.case for finding in found.findings if finding.severity == Severity.fatal}
     whole = [case for case in found.cases if case.identifier not in broken]
-    _report(found.findings, findings if whole else None)
+    doubles = _image_as_label(root, whole)
+    whole = [case for case in whole if case.identifier not in {each.case for each in doubles}]
+    _report([*found.findings, *doubles], findings if whole else None)
     if not whole:
         raise DataError(f"{root} holds no complete case", "Add images and labels")
     return whole
+
+
+def _image_as_label(root: Path, cases: Sequence[Case]) -> list[Finding]:
+    """Cases whose label is their image. Raises DataError where it is so in all."""
+    double = [case for case in cases if case.label and (root / case.label).resolve() in _resolved(root, case)]
+    if len(double) == len(cases) > 1:
+        raise DataError(
+            f"the same files are given as images and as labels, such as {double[0].label}",
+            "Give --channel and --label patterns of different files",
+        )
+    message, remedy = "is given as its image and as its label", "Give another file for one of the two"
+    return [
+        Finding(case=case.identifier, code="layout", message=f"{case.label} {message}", remedy=remedy)
+        for case in double
+    ]
+
+
+def _resolved(root: Path, case: Case) -> set[Path]:
+    return {(root / path).resolve() for path in case.images}
 
 
 def _fold_source(cases: Sequence[Case], found: DetectedLayout) -> str | None:

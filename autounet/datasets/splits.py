@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from ..schema.dataset import CaseFacts, Dataset, Splits
-from ..schema.errors import DataError, OptionError
+from ..schema.errors import DataError, OptionError, UsageError, nearest
 from ..schema.options import DataOptions
 from .checks.set_checks import duplicates
 from .layouts.case_table import table_folds
 
 log = logging.getLogger(__name__)
 
+NNUNET = "nnunet"
 NNUNET_SEED = 12345
 """nnU-Net v2, run/run_training: seed of its 5-fold split"""
 NNUNET_FOLDS = 5
@@ -72,12 +73,12 @@ def _given_splits(
     source: str, identifiers: Sequence[str], groups: Mapping[str, str], existing: Splits | None
 ) -> Splits:
     """`--splits`: nnU-Net's rule or a file. Raises OptionError where it splits a group, or would move cases."""
-    found = nnunet_folds(identifiers) if source == "nnunet" else _from_file(Path(source), identifiers)
+    found = nnunet_folds(identifiers) if source == NNUNET else _from_file(Path(source), identifiers)
     splits = Splits(source=source, folds=found)
     divided = _divided_groups(splits.folds, groups)
     if divided:
         raise OptionError(f"--splits {source} splits groups: {divided}", "Correct it, or leave --group out")
-    if source == "nnunet" and existing is not None and existing.source == source and existing != splits:
+    if source == NNUNET and existing is not None and existing.source == source and existing != splits:
         old, new = _fold_of(existing.folds), _fold_of(splits.folds)
         moved = sorted(name for name in old if name in new and old[name] != new[name])
         changes = {
@@ -203,13 +204,20 @@ def nnunet_folds(identifiers: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(names[index] for index in sorted(part)) for part in np.array_split(indices, NNUNET_FOLDS))
 
 
+def require_splits(source: str | None) -> None:
+    """Raises UsageError for `--splits` that name neither nnunet nor a file."""
+    if source is not None and source != NNUNET and not Path(source).is_file():
+        meant = "" if Path(source).suffix else nearest(Path(source).name, [NNUNET])
+        remedy = f"{meant}Give {NNUNET}, or a JSON file with the folds"
+        raise UsageError(f"--splits {source}: there is no such file", remedy)
+
+
 def read_folds(path: Path) -> list[list[str]]:
     """`{"folds": [[case, ...], ...]}` or nnU-Net's splits_final.json `[{"train": [...], "val": [...]}, ...]`.
 
-    Raises OptionError.
+    Raises OptionError, and UsageError where there is no such file.
     """
-    if not path.is_file():
-        raise OptionError(f"--splits {path}: there is no such file", "Give nnunet, or a JSON file with the folds")
+    require_splits(str(path))
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -106,10 +106,7 @@ def export_model(
     bundle, folder = load_bundle(Path(model))
     names = (configuration,) if configuration else bundle.selection.chosen
     if configuration and configuration not in bundle.configurations:
-        raise ModelError(
-            f"{model} has no configuration {configuration}; it has {', '.join(bundle.configurations)}",
-            "Give one of these",
-        )
+        raise unknown_name("--configuration", configuration, bundle.configurations)
     scaling = bundle.selection.calibration
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))

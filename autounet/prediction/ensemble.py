@@ -20,7 +20,7 @@ from ..inference.decisions import decision_for
 from ..inference.ensembling import PROBABILITIES, RunningMean, normalised_weights
 from ..ops.label_values import decode
 from ..progress import progress
-from ..schema.errors import DataError, OptionError, RecordError
+from ..schema.errors import DataError, OptionError, RecordError, UsageError
 from ..schema.geometry import Geometry
 from ..schema.labels import Labels, TargetKind, targets_of
 from ..schema.plan import Average
@@ -61,8 +61,8 @@ def ensemble(
     folders or weights that cannot be and for files in the way, DataError where classes, cases or geometries differ.
     """
     folders, out = [Path(folder) for folder in folders], Path(out)
-    require_folder(out)
     _require_weights(weights, folders)
+    require_folder(out)
     if out.resolve() in [folder.resolve() for folder in folders]:
         raise OptionError(f"--out {out} is one of the folders that are averaged", "Give another folder")
     models = [_read_folder(folder) for folder in folders]
@@ -85,15 +85,15 @@ def ensemble(
 
 def _require_weights(weights: Sequence[float] | None, folders: Sequence[Path]) -> None:
     if len(folders) < 2:
-        raise OptionError(
+        raise UsageError(
             "an ensemble needs at least two folders", "Give the folders that autounet predict wrote with each model"
         )
     if weights is None:
         return
     if len(weights) != len(folders):
-        raise OptionError(f"--weights has {len(weights)} numbers for {len(folders)} folders", "Give one for each")
+        raise UsageError(f"--weights has {len(weights)} numbers for {len(folders)} folders", "Give one for each")
     if not np.isfinite(weights).all() or min(weights) < 0 or sum(weights) <= 0:
-        raise OptionError(
+        raise UsageError(
             f"--weights {','.join(f'{each:g}' for each in weights)} cannot be used",
             "Give numbers of at least 0, not all 0",
         )

@@ -81,10 +81,12 @@ class Predictor:
         self.device = choose_device(device)
         known = self.bundle.configurations
         self.names = (configuration,) if configuration else self.bundle.selection.chosen
+        if configuration and configuration not in known:
+            raise unknown_name("--configuration", configuration, known)
         if unknown := sorted(set(self.names) - set(known)):
             raise ModelError(
                 f"{model} has no configuration {', '.join(unknown)}; it has {', '.join(known)}",
-                "Give one of these as --configuration",
+                "Pack the model again, or give one of these as --configuration",
             )
         self.configurations = {
             name: _adjusted(known[name], mirror, overlap, average) for name in with_previous_stages(self.names, known)

@@ -21,7 +21,7 @@ from ..datasets.checks.case_checks import HEADER_TOLERANCE
 from ..imageio import output_suffix, read_geometry, read_labels, stored_type, suffix, write_labels
 from ..inference.archive import EPOCH
 from ..schema.bundle import ModelBundle
-from ..schema.errors import DataError, OptionError
+from ..schema.errors import DataError, OptionError, UsageError, unknown_name
 from ..schema.geometry import geometry_differences
 from ..schema.labels import Labels
 from ..schema.record import Part, Record, is_text, replacing
@@ -33,6 +33,7 @@ TASKS = (
     "Task07_Pancreas", "Task08_HepaticVessel", "Task09_Spleen", "Task10_Colon",
 )  # fmt: skip
 """of the Medical Segmentation Decathlon; its evaluation reads `<task>/<case>.nii.gz` of all ten from one zip"""
+FORMS = ("files", "decathlon", "grand-challenge")
 FIELDS = frozenset({"case", "ext"})
 
 
@@ -56,31 +57,40 @@ def template_for(text: str, source: Path, trained_on: str) -> Template:
     that grand-challenge.org keeps images in, in `images/<slug>/` where the slug of the output's interface is given, as
     the containers of its algorithms have it. Raises OptionError.
     """
+    require_template(text)
     name, _, argument = text.partition(":")
     if "{" in text:
-        return Template(_require_pattern(text), text)
-    if name == "files" and not argument:
+        return Template(text, text)
+    if name == "files":
         return Template("{case}{ext}", text)
     if name == "decathlon":
-        return Template(f"{_task(argument, source, trained_on)}/{{case}}.nii.gz", text)
-    if name == "grand-challenge":
-        if argument and not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", argument):
-            raise OptionError(
-                f"--template {text} has no valid slug: a slug is lower case words joined by '-'",
-                "Copy the slug from the interface",
-            )
-        return Template(f"images/{argument}/{{case}}.mha" if argument else "{case}.mha", text)
-    raise OptionError(
-        f"--template {text} is unknown",
-        "Give files, decathlon, grand-challenge, or a pattern such as '{case}_segmentation.nii.gz'",
-    )
+        return Template(f"{argument or _task(source, trained_on)}/{{case}}.nii.gz", text)
+    return Template(f"images/{argument}/{{case}}.mha" if argument else "{case}.mha", text)
 
 
-def _task(argument: str, source: Path, trained_on: str) -> str:
-    if argument:
-        if argument not in TASKS:
-            raise OptionError(f"--template decathlon:{argument} is no task", f"Give one of {', '.join(TASKS)}")
-        return argument
+def require_template(text: str) -> None:
+    """Raises UsageError for what is a template of no model and no images."""
+    name, _, argument = text.partition(":")
+    if "{" in text:
+        _require_pattern(text)
+    elif name not in FORMS or (name == "files" and argument):
+        raise unknown_name("--template", text, FORMS, ", or give a pattern such as '{case}_segmentation.nii.gz'")
+    elif name == "decathlon" and argument and argument not in TASKS:
+        raise unknown_name("--template decathlon:", argument, TASKS)
+    elif name == "grand-challenge" and argument and not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", argument):
+        raise UsageError(
+            f"--template {text} has no valid slug: a slug is lower case words joined by '-'",
+            "Copy the slug from the interface",
+        )
+
+
+def require_zip(out: Path) -> None:
+    """Raises UsageError for another ending."""
+    if out.suffix.lower() != ".zip":
+        raise UsageError(f"--out {out} is no zip, and a submission is one", "Give a name that ends in .zip")
+
+
+def _task(source: Path, trained_on: str) -> str:
     named = [part for part in (*reversed(Path(source).resolve().parts), trained_on) if part in TASKS]
     if not named:
         raise OptionError(
@@ -90,15 +100,14 @@ def _task(argument: str, source: Path, trained_on: str) -> str:
     return named[0]
 
 
-def _require_pattern(pattern: str) -> str:
+def _require_pattern(pattern: str) -> None:
     try:
         fields = {field for _, field, form, _ in Formatter().parse(pattern) if field is not None or form}
     except ValueError as error:
-        raise OptionError(f"--template {pattern} is no pattern ({error})", PATTERN_HELP) from None
+        raise UsageError(f"--template {pattern} is no pattern ({error})", PATTERN_HELP) from None
     path = Path(pattern)
     if "case" not in fields or fields - FIELDS or path.is_absolute() or ".." in path.parts:
-        raise OptionError(f"--template {pattern} is no pattern", PATTERN_HELP)
-    return pattern
+        raise UsageError(f"--template {pattern} is no pattern", PATTERN_HELP)
 
 
 def submitted_names(template: Template, cases: Sequence[InputCase]) -> dict[str, str]:
@@ -158,8 +167,7 @@ def submit(predictor: Predictor, source: Path, out: Path, template: str = "files
     could not be predicted or fails a check; then nothing is written.
     """
     out = Path(out)
-    if out.suffix.lower() != ".zip":
-        raise OptionError(f"--out {out} is no zip, and a submission is one", "Give a name that ends in .zip")
+    require_zip(out)
     cases = find_inputs(source, predictor.bundle)
     chosen = template_for(template, source, predictor.bundle.name)
     names = submitted_names(chosen, [case for case in cases if case.error is None])

@@ -92,11 +92,16 @@ def unknown_name(option: str, name: object, known: Iterable[str], others: str = 
     `others` says what may be given besides.
     """
     names = list(known)
-    lowered = {each.lower(): each for each in names}
-    near = get_close_matches(str(name).strip().lower(), lowered, 1)
-    meant = f"Did you mean {lowered[near[0]]}? " if near else ""
+    meant = nearest(name, names)
     choice = f"Choose one of {', '.join(names)}" if len(names) > 1 else f"The only one is {names[0]}"
     return UsageError(f"{option} {name} is unknown", f"{meant}{choice}{others}")
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """`Did you mean ...? ` with the nearest of the known names; empty where none is near."""
+    lowered = {each.lower(): each for each in known}
+    near = get_close_matches(str(name).strip().lower(), lowered, 1)
+    return f"Did you mean {lowered[near[0]]}? " if near else ""
 
 
 class RecordError(AutoUNetError):

@@ -13,6 +13,7 @@ import keyword
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -136,6 +137,14 @@ def _starting_weights(kind: Literal["model", "encoder"]) -> Notation:
     return Notation(read, write)
 
 
+def _channel_kinds(entries: Sequence[str]) -> dict[str, str]:
+    """A kind alone, without its channel, is what is forgotten most."""
+    from .options import KINDS
+
+    alone = next((entry.lower() for entry in entries if entry.lower() in KINDS), "mri")
+    return parse_pairs(entries, example=f"image={alone}, with the channel's name as autounet check shows it")
+
+
 def _class_values(entries: Sequence[str]) -> dict[str, int]:
     values = {name: parse_integer(value) for name, value in parse_pairs(entries).items()}
     if len(set(values.values())) < len(values):
@@ -149,7 +158,7 @@ def _class_values(entries: Sequence[str]) -> dict[str, int]:
 def _region_values(entries: Sequence[str]) -> dict[str, tuple[int, ...]]:
     from .labels import require_background_zero
 
-    regions = {name: parse_integers(values) for name, values in parse_pairs(entries).items()}
+    regions = {name: parse_integers(values) for name, values in parse_pairs(entries, "whole_tumour=1,2,3").items()}
     require_background_zero(regions, "--region")
     return regions
 
@@ -163,7 +172,8 @@ SIZE = Notation(parse_size, lambda size: [write_size(size)])
 TIME = Notation(parse_time, lambda seconds: [write_time(seconds)])
 NAMES = Notation(lambda text: tuple(text.split(",")), lambda names: [write_list(names)])
 METRIC_NAMES = Notation(_metric_names, lambda names: [write_list(names)])
-PAIRS = Notation(parse_pairs, write_pairs, repeated=True)
+PATTERNS = Notation(partial(parse_pairs, example="T1=*_t1.nii.gz"), write_pairs, repeated=True)
+CHANNEL_KINDS = Notation(_channel_kinds, write_pairs, repeated=True)
 CLASS_VALUES = Notation(_class_values, write_pairs, repeated=True)
 REGION_VALUES = Notation(
     _region_values,
@@ -180,10 +190,10 @@ ENCODER = _starting_weights("encoder")
 RUN_OPTIONS: tuple[Option, ...] = (
     Option("DATA", "DATA", "Arguments", DATA, "Folder with images and labels in any supported layout, or a CSV or JSON "
            "table of them", PATH, required=True),
-    Option("--channel", "NAME=PATTERN", "Data", DATA, "Files of an image channel, for example T1=*_t1.nii.gz", PAIRS,
+    Option("--channel", "NAME=PATTERN", "Data", DATA, "Files of an image channel, for example T1=*_t1.nii.gz", PATTERNS,
            "data.channels"),
     Option("--kind", "NAME=KIND", "Data", DATA, "Kind of a channel: ct, mri, photo or other. It decides how "
-           "intensities are normalised", PAIRS, "data.kinds"),
+           "intensities are normalised", CHANNEL_KINDS, "data.kinds"),
     Option("--label", "PATTERN", "Data", DATA, "Which files are the labels, for example '1st_manual/*'", TEXT,
            "data.label"),
     Option("--class", "NAME=VALUE", "Data", (*DATA, "evaluate"), "Name of a label value, for example liver=1",

@@ -85,6 +85,18 @@ def _require_kinds(given: object) -> None:
             _require_known(f"--kind {name}:", kind.lower(), KINDS)
 
 
+def _require_ignore(content: object) -> None:
+    ignore = content.get("ignore") if isinstance(content, Mapping) else None
+    if not isinstance(content, Mapping) or ignore is None:
+        return
+    if ignore == 0:
+        raise UsageError("--ignore 0: 0 is the background", "Give the value of voxels that nobody annotated")
+    named = {**(content.get("regions") or {}), **(content.get("classes") or {})}
+    for name, values in named.items():
+        if ignore in (values if isinstance(values, list | tuple) else [values]):
+            raise UsageError(f"--ignore {ignore}: {name} has this value, too", "Leave one of the two out")
+
+
 def _check(content: Any, rules: Mapping[str, Callable[[object], None]]) -> Any:
     for field, rule in rules.items():
         if isinstance(content, Mapping) and content.get(field) is not None:
@@ -128,7 +140,8 @@ class DataOptions(Part):
     @model_validator(mode="before")
     @classmethod
     def _names(cls, content: Any) -> Any:
-        """Raises UsageError for a name that there is not."""
+        """Raises UsageError for a name that there is not, and for an ignore value that is something else."""
+        _require_ignore(content)
         return _check(content, _DATA_RULES)
 
 

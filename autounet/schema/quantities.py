@@ -88,13 +88,13 @@ def write_list(values: Sequence[object]) -> str:
     return ",".join(map(str, values))
 
 
-def parse_pairs(entries: Sequence[str]) -> dict[str, str]:
-    """Entries NAME=VALUE. Raises OptionError."""
+def parse_pairs(entries: Sequence[str], example: str = "liver=1") -> dict[str, str]:
+    """Entries NAME=VALUE. Raises OptionError, with what might be written."""
     pairs: dict[str, str] = {}
     for entry in entries:
         name, _, value = entry.partition("=")
         if not name or not value:
-            raise OptionError(f"'{entry}' is not of the form NAME=VALUE", "Write for example liver=1")
+            raise OptionError(f"'{entry}' is not of the form NAME=VALUE", f"Write for example {example}")
         if name in pairs:
             raise OptionError(f"{name} is given twice", "Give it once")
         pairs[name] = value

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from ..datasets.splits import read_folds
+from ..datasets.splits import NNUNET, read_folds, require_splits
 from ..nets import FAMILIES
 from ..nets.efficient import STEM_FEATURES
 from ..planning import PRESETS
 from ..schema.dataset import Dataset, Splits
 from ..schema.errors import OptionError, UsageError
 from ..schema.metrics import chosen_metrics
-from ..schema.options import GIB, PlannerOptions, RunOptions, TrainOptions
+from ..schema.options import GIB, DataOptions, PlannerOptions, RunOptions, TrainOptions
 from ..schema.plan import Configuration, Plan, with_previous_stages
 from ..schema.run import DeviceProfile
 from ..tracking import NO_TRACKER, require_tracker
@@ -124,6 +124,14 @@ def train_options(options: RunOptions, expected_steps: int, dims: int, family: s
     return full.model_copy(update=short)
 
 
+def require_files(options: DataOptions) -> None:
+    """Raises UsageError for files that options name and that are not there."""
+    require_splits(options.splits)
+    if options.palette is not None and not Path(options.palette).is_file():
+        remedy = "Give a JSON file with a colour for each class"
+        raise UsageError(f"--palette {options.palette}: there is no such file", remedy)
+
+
 def check_options(options: RunOptions) -> None:
     """Raises UsageError for options that contradict each other, OptionError for files and devices that are not there.
 
@@ -133,7 +141,8 @@ def check_options(options: RunOptions) -> None:
         chosen_metrics(options.metrics)
     if options.track not in (None, NO_TRACKER):
         require_tracker(str(options.track))
-    if options.data.splits not in (None, "nnunet"):
+    require_files(options.data)
+    if options.data.splits not in (None, NNUNET):
         read_folds(Path(options.data.splits))
     if options.preset and options.family not in (None, PRESETS[options.preset].family):
         raise UsageError(

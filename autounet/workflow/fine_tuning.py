@@ -18,7 +18,7 @@ from ..nets.transfer import class_tensors, differences, input_tensors
 from ..planning.plan_transfer import StartingModel
 from ..schema.bundle import BundleMember, ModelBundle
 from ..schema.dataset import Channel, Dataset
-from ..schema.errors import ModelError, OptionError
+from ..schema.errors import ModelError, OptionError, UsageError
 from ..schema.options import RunOptions, StartingWeights, TrainOptions
 from ..schema.plan import Configuration, Reason
 from ..schema.record import digest
@@ -87,15 +87,15 @@ log = logging.getLogger(__name__)
 def known_weights(options: RunOptions, out: Path) -> RunOptions:
     """With the checksum of what weights start from, so that another file of the same name is noticed.
 
-    A file of an earlier command may be missing: what was trained from it is kept. Raises OptionError for one that was
-    never there, and for the model of this very output folder, and ModelError for a damaged one.
+    A file of an earlier command may be missing: what was trained from it is kept. Raises UsageError for one that was
+    never there, OptionError for the model of this very output folder, and ModelError for a damaged one.
     """
     source = options.start
     if source is None:
         return options
     if not Path(source.path).exists():
         if source.checksum is None:
-            raise OptionError(f"{_option(options)} {source.path} does not exist", "Check the path")
+            raise UsageError(f"{_option(options)} {source.path} does not exist", "Check the path")
         log.warning("%s %s does not exist any more: what was trained from it is kept", _option(options), source.path)
         return options
     checksum = _model_checksum(source, out) if source.kind == "model" else _file_checksum(source)

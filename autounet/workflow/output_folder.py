@@ -50,8 +50,9 @@ def _require_no_data(out: Path, data: Path, options: DataOptions) -> None:
             folder = path if path.is_dir() else path.parent  # of a DICOM series
             holds = folder.is_relative_to(place) and not root.is_relative_to(place)
             if holds or (place.is_relative_to(folder) and not root.is_relative_to(folder)):
+                what = "holds" if holds else "lies in a folder with"
                 raise OptionError(
-                    f"--out {out} {'holds' if holds else 'lies in a folder with'} files of the data set, such as {file}",
+                    f"--out {out} {what} files of the data set, such as {file}",
                     f"Give another, for example {existing_folder(data) / 'autounet'}",
                 )
 

@@ -74,8 +74,8 @@ def run_pipeline(data: Path, out: Path, options: RunOptions, until: str = "repor
         if until == "fingerprint":
             return RunOutcome(folder.fingerprint, data_set)
 
-        profile = device_profile(folder, options.device or "auto")
         parse_folds(options.folds, len(data_set.splits.folds))
+        profile = device_profile(folder, options.device or "auto")
         promised = promised_seconds(options, profile)
         if promised and not options.seconds:
             log.info("no time given: a CPU gets %s (say --time, --epochs or --iterations)", format_time(promised))
