@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .datasets import Match, image_files, pair
+from .datasets.layouts.files import strip_channel
 from .evaluation import DEFAULT_METRICS, chosen_metrics, distance_unit, evaluate_case, on_grid_of, summarise
 from .imageio import VOLUME_KINDS, read_geometry, read_label_content, read_labels, stem
 from .ops.label_values import values_in
@@ -218,6 +219,8 @@ def _evaluation_pairs(predictions: Path, references: Path) -> list[Match]:
             f"{len(alone)} predictions have no reference in {references}: {', '.join(alone[:5])}",
             "Give the folder with a reference of the same name for each",
         )
+    if other := [match for match in pairs if strip_channel(stem(match.first))[0] != stem(match.second)]:
+        log.info("names differ: %s is compared with %s, for example", other[0].first.name, other[0].second.name)
     if len(pairs) < len(known):
         log.warning("%d of %d references have no prediction and are not counted", len(known) - len(pairs), len(known))
     return pairs

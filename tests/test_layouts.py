@@ -335,6 +335,45 @@ def test_mistakes_in_tables_are_told(tmp_path: Path) -> None:
         scan(tmp_path / "c.csv", NONE)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1"])
+@pytest.mark.parametrize("name", ["cases.csv", "folds.tsv", "list.json"])
+def test_tables_in_every_encoding(tmp_path: Path, encoding: str, name: str) -> None:
+    """What is no Unicode is told, and no folds are lost."""
+    rows = [{**row, "group": "Zürich", "annotated": ""} for row in rows_of(tmp_path)]
+    table = write_table(tmp_path / name, rows, "\t" if name.endswith("tsv") else ",")
+    table.write_bytes(table.read_text(encoding="utf-8").replace("\\u00fc", "ü").encode(encoding))
+    if encoding == "latin-1":
+        for place in (tmp_path, table):
+            with pytest.raises(
+                DataError, match=rf"{name} lists cases and is no text in UTF-8 or UTF-16. Save it as UTF-8"
+            ):
+                scan(place, NONE)
+    else:
+        assert {case.group for case in scan(tmp_path, NONE).cases} == {"Zürich"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
+@pytest.mark.parametrize("file", ["dataset.json", "list.json"])
+def test_data_lists_in_every_encoding(tmp_path: Path, encoding: str, file: str) -> None:
+    place = data_list(tmp_path, ["im/c0.nii.gz", "im/c1.nii.gz"], file, author="Zoë")
+    place.write_bytes(place.read_text().replace("\\u00eb", "ë").encode(encoding))
+    if encoding == "latin-1":
+        with pytest.raises(DataError, match=rf"{file} is no text in UTF-8 or UTF-16"):
+            scan(tmp_path, NONE)
+    else:
+        assert scan(tmp_path, NONE).fold_source == file
+
+
+def test_a_broken_table_in_no_unicode_is_no_more_than_a_warning(tmp_path: Path) -> None:
+    data_list(tmp_path, ["c0.nii.gz", "c1.nii.gz"])
+    (tmp_path / "export.json").write_bytes('{"case": "Zoë"'.encode("latin-1"))
+    findings: list[Finding] = []
+    scan(tmp_path, NONE, findings)
+    assert [(each.severity.value, each.message.partition(" is")[0]) for each in findings] == [
+        ("warning", "export.json")
+    ]
+
+
 # options in the folder
 
 
@@ -463,6 +502,8 @@ def test_the_folds_of_a_data_list_are_used(tmp_path: Path, file: str, as_file: b
     assert (found.layout, found.fold_source, len(found.cases)) == ("msd", file, 5)
     splits = make_splits(found, examine(found, 1), NONE)
     assert (splits.source, splits.folds) == (file, (("c0", "c2", "c4"), ("c1", "c3")))
+    place.write_text(place.read_text().replace('"fold": 1', '"fold": 1.0'))  # as pandas writes whole numbers
+    assert make_splits(scan(place, NONE), [], NONE).folds == splits.folds
     other = make_splits(found, [], DataOptions(splits="nnunet"))
     assert other.source == "nnunet"
 
@@ -528,7 +569,9 @@ def test_what_a_data_list_holds_besides_is_said(tmp_path: Path) -> None:
     [
         ({"fold": None}, "case c1: dataset.json gives it no fold"),
         ({"fold": 0}, "dataset.json puts every case into fold 0"),
-        ({"fold": [0]}, "its fold is no number"),
+        ({"fold": [0]}, "its fold is no whole number"),
+        ({"fold": 0.5}, "its fold is no whole number"),
+        ({"label": None}, "case c1: dataset.json gives it no label. Add its label to the entry"),
         ({"label": ["a.nii.gz", "b.nii.gz"]}, "Join labels into one file"),
         ({"image": []}, "a path or a list of paths"),
         ({"image": ["c1.nii.gz", "c0.nii.gz"]}, "lists 2 files as its image, and 1 for most cases"),

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autounet.datasets import pair
+from autounet.datasets.layouts.files import strip_channel
 from autounet.schema.errors import DataError
 
 
@@ -85,3 +86,15 @@ def test_a_number_is_part_of_the_name_unless_the_second_name_lacks_it() -> None:
     assert pairs(["amos_0101.png", "bmos_0102.png"], ["amos_0101_seg.png", "bmos_0102_seg.png"])[0][0] == "amos_0101"
     assert pairs(["a_0001.png", "b_0001.png"], ["a.png", "b.png"])[0][0] == "a"
     assert pairs(["img001.png"], ["mask001.png"]) == [("img001", "img001.png", "mask001.png")]
+
+
+@given(st.integers(0, 20), st.lists(st.integers(0, 20), min_size=2, unique=True))
+def test_a_number_of_the_folder_hides_none_of_a_file(folder: int, numbers: list[int]) -> None:
+    first = [Path(f"run_{folder}") / f"x{number}.png" for number in numbers]
+    second = [Path("labels") / f"p{number}.png" for number in numbers]
+    assert [match[1:] for match in pair(first, second)] == list(zip(first, second, strict=True))
+
+
+def test_a_line_feed_in_a_name_hides_no_channel_number() -> None:
+    assert strip_channel("new\nline_0001") == ("new\nline", "0001")
+    assert strip_channel("line_0001\n") == ("line_0001\n", None)

@@ -217,7 +217,7 @@ def test_the_command_line_names_the_families(tmp_path: Path, monkeypatch, capsys
     geometry = Geometry(shape=(1, 8, 8), kind="png", dimension=2)
     write_image(tmp_path / "images" / "b.png", np.zeros((1, 1, 8, 8), np.uint8), geometry)
     for option, message, *code in (
-        (("--configuration", "3d"), "--configuration 3d is unknown. Did you mean 2d? The only one is 2d", 2),
+        (("--configuration", "2dd"), "--configuration 2dd is unknown. Did you mean 2d? The only one is 2d", 2),
         (("--gate-maps",), "--gate-maps is for networks of the family attention, and 2d is of the family plain"),
         (("--prune", "1"), "--prune is for networks of the family nested, and 2d is of the family plain"),
         (("--out", tmp_path / "images" / "b.png"), "b.png is a file. Give a folder"),

@@ -3,7 +3,8 @@
 from .checks.examine import examine, examine_case
 from .inputs import InputCase, find_inputs
 from .labels import complete_labels, label_findings
-from .layouts.files import Match, image_files, pair
+from .layouts.files import image_files
+from .layouts.pairing import Match, pair
 from .reading import LoadedCase, load_case, load_input, read_channels, read_reference
 from .scan import LAYOUTS, scan
 from .splits import make_splits, nnunet_folds

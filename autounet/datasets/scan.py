@@ -229,7 +229,7 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     labels = build_labels(found.labels, options)
     labels = labels.model_copy(update={"codes": found.codes})
     listed, unknown = annotate(listed_in, root, listed, labels, known)
-    _report([*table_findings, *unknown], findings)
+    _report([*table_findings, *unknown, *case_table.passed_over(listed_in)], findings)
     listed, time_points = split_frames(root, listed, found.channels, options)
     image = listed[0].images[0]
     return Dataset(

@@ -16,6 +16,7 @@ from ..schema.errors import DataError, OptionError, UsageError, nearest
 from ..schema.options import DataOptions
 from .checks.set_checks import duplicates
 from .layouts.case_table import table_folds
+from .layouts.files import unicode_text
 
 log = logging.getLogger(__name__)
 
@@ -219,7 +220,7 @@ def read_folds(path: Path) -> list[list[str]]:
     """
     require_splits(str(path))
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(unicode_text(path))
     except (OSError, ValueError) as error:
         raise OptionError(f"--splits {path} is not readable JSON: {error}", "Correct it") from None
     if isinstance(content, dict):

@@ -132,5 +132,5 @@ def with_sidecar(path: Path, header: ImageHeader) -> ImageHeader:
 
 def sidecar_of(path: Path) -> Path | None:
     """The JSON file of the same name that may hold the spacing of an image whose format cannot."""
-    names = dict.fromkeys((stem(path), re.sub(r"_\d{4}$", "", stem(path))))
+    names = dict.fromkeys((stem(path), re.sub(r"_[0-9]{4}\Z", "", stem(path))))
     return next((file for name in names if (file := path.with_name(f"{name}.json")).is_file()), None)

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...imageio import is_series, suffix
-from ...schema.dataset import Case, Finding
+from ...schema.dataset import Case, Finding, Severity
 from ...schema.errors import DataError
 from ...schema.options import DataOptions
 from .detected_layout import DetectedLayout, case_of, override_labels, parse_labels, read_description, with_channels
-from .files import LARGEST_TABLE, TABLES
+from .files import LARGEST_TABLE, NO_UNICODE, SAVE_AS_UTF8, TABLES, readable_text, unicode_text
 
 CASE, LABEL, GROUP, FOLD, ANNOTATED = KNOWN = ("case", "label", "group", "fold", "annotated")
 """columns with a meaning of their own"""
+USUAL_NAME = "cases"
 _NOT_TABLES = ("participants.tsv", "sessions.tsv", "scans.tsv", "dataset_description.json", "palette.json")
 
 
@@ -51,15 +52,7 @@ def find_table(data: Path) -> DatasetTable | None:
                 f"{data} is not a table of cases: it needs a column `case` and others", "Write one row per case"
             )
         return table
-    files = [
-        path
-        for path in sorted(data.iterdir())
-        if path.suffix.lower() in TABLES
-        and path.name not in _NOT_TABLES
-        and path.is_file()
-        and path.stat().st_size < LARGEST_TABLE
-    ]
-    found = [table for path in files if (table := read_table(path)) is not None]
+    found = [table for path in _possible_tables(data) if (table := read_table(path)) is not None]
     if len(found) > 1:
         names = ", ".join(table.path.name for table in found)
         raise DataError(
@@ -68,17 +61,46 @@ def find_table(data: Path) -> DatasetTable | None:
     return found[0] if found else None
 
 
+def _possible_tables(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in TABLES
+        and path.name not in _NOT_TABLES
+        and path.is_file()
+        and path.stat().st_size < LARGEST_TABLE
+    ]
+
+
+def passed_over(data: Path) -> list[Finding]:
+    """Files beside the data that name cases, and are no table that can be read since they are no Unicode (warnings)."""
+    found = []
+    for path in [] if data.is_file() else _possible_tables(data):
+        text, is_unicode = readable_text(path)
+        if not is_unicode and any(f"{mark}{CASE}{mark}" in text for mark in '",;\t'):
+            message, remedy = f"{path.name} {NO_UNICODE} and is passed over", f"If it lists cases: {SAVE_AS_UTF8}"
+            found.append(Finding(code="unused-entries", severity=Severity.warning, message=message, remedy=remedy))
+    return found
+
+
 def read_table(path: Path) -> DatasetTable | None:
-    """None for a file that lists no cases. Raises DataError for one that does, wrongly.
+    """None for a file that lists no cases. Raises DataError for one that does, wrongly or in no Unicode.
 
     Other programs write tables and JSON, too, in any encoding: theirs have no column `case`, or none besides that names
-    images or has a meaning here.
+    images or has a meaning here, and another name than cases.csv, cases.tsv or cases.json.
     """
+    is_unicode = True
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text, is_unicode = readable_text(path)
         rows = _from_json(path, text) if path.suffix.lower() == ".json" else _from_csv(path, text)
-    except (OSError, UnicodeDecodeError, RecursionError, csv.Error):
-        return None
+    except DataError:
+        if is_unicode:
+            raise
+        rows = []
+    except (OSError, RecursionError, csv.Error):
+        rows = []
+    if not is_unicode and (rows or path.stem.lower() == USUAL_NAME):
+        raise DataError(f"{path} lists cases and {NO_UNICODE}", SAVE_AS_UTF8)
     if not rows:
         return None
     columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -184,7 +206,7 @@ def find(data: Path, options: DataOptions) -> DetectedLayout:
 
 def _description(path: Path) -> dict[str, Any]:
     """dataset.json beside the table, joined with the entries of a JSON table other than its cases."""
-    own = json.loads(path.read_text(encoding="utf-8-sig")) if path.suffix.lower() == ".json" else {}
+    own = json.loads(unicode_text(path)) if path.suffix.lower() == ".json" else {}
     return read_description(path.parent) | (own if isinstance(own, dict) else {})
 
 

@@ -17,7 +17,8 @@ from ...schema.dataset import Case, Finding, Severity
 from ...schema.errors import DataError, UsageError
 from ...schema.labels import LabelCode
 from ...schema.options import DataOptions
-from .files import ChannelFiles, glob_images, numbering_problem, pair
+from .files import ChannelFiles, glob_images, numbering_problem, unicode_text
+from .pairing import pair
 
 
 class DeclaredLabels(NamedTuple):
@@ -63,7 +64,7 @@ def read_description(root: Path) -> dict[str, Any]:
 def read_object(path: Path, form: str = "an object") -> dict[str, Any]:
     """A JSON object. Raises DataError, which names the `form` that is wanted."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repetition)
+        content = json.loads(unicode_text(path), object_pairs_hook=_without_repetition)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not readable JSON: {error}", "Correct it") from None
     if not isinstance(content, dict):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -95,6 +96,32 @@ def is_held_out(folder: Path) -> bool:
     return bool(_HELD_OUT.search(folder.name))
 
 
+NO_UNICODE = "is no text in UTF-8 or UTF-16"
+SAVE_AS_UTF8 = "Save it as UTF-8 (in Excel: CSV UTF-8)"
+
+
+def readable_text(path: Path) -> tuple[str, bool]:
+    """A text file's content, and whether it is Unicode.
+
+    UTF-8, or UTF-16 and UTF-32 by their byte order mark or the zeros of the first letters. Of any other encoding what
+    is ASCII can be read, which tells what the file is. Raises OSError.
+    """
+    content = path.read_bytes()
+    encoding = json.detect_encoding(content)
+    try:
+        return content.decode("utf-8-sig" if encoding == "utf-8" else encoding), True
+    except UnicodeDecodeError:
+        return content.decode("latin-1"), False
+
+
+def unicode_text(path: Path) -> str:
+    """Raises OSError, and DataError for a file that is no Unicode."""
+    text, is_unicode = readable_text(path)
+    if not is_unicode:
+        raise DataError(f"{path} {NO_UNICODE}", SAVE_AS_UTF8)
+    return text
+
+
 def own_path(path: Path) -> Path:
     """The path, absolute. A link stays itself: data stores (git-annex) give files other names than their links have."""
     return Path(os.path.abspath(Path(path).expanduser()))
@@ -114,18 +141,12 @@ def existing_folder(data: Path) -> Path:
     return folder
 
 
-_CHANNEL = re.compile(r"^(.+)_([0-9]{4})$")
-
-
-class Match(NamedTuple):
-    case: str
-    first: Path
-    second: Path
+_CHANNEL = re.compile(r"(.+)_([0-9]{4})", re.DOTALL)  # a name may hold a line feed
 
 
 def strip_channel(name: str) -> tuple[str, str | None]:
     """("case_0001") -> ("case", "0001"); names without the four digits of nnU-Net give (name, None)."""
-    match = _CHANNEL.match(name)
+    match = _CHANNEL.fullmatch(name)
     return (match[1], match[2]) if match else (name, None)
 
 
@@ -243,112 +264,3 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
             return found
     duplicate = Counter(candidates[0]).most_common(1)[0][0]
     raise DataError(f"several files are called {duplicate}", "Give the cases different names")
-
-
-def _coarse(path: Path) -> list[str]:
-    """Parts of folder and file name between separators: 21_manual1 -> 21, manual1."""
-    return _between_separators(f"{path.parent.name} {stem(path)}")
-
-
-def _fine(path: Path) -> list[str]:
-    """Letters and numbers apart, leading zeros dropped: img007 -> img, 7."""
-    return _letters_and_numbers(f"{path.parent.name} {stem(path)}")
-
-
-def _between_separators(text: str) -> list[str]:
-    return [part.lower() for part in re.split(r"[^A-Za-z0-9]+", text) if part]
-
-
-def _letters_and_numbers(text: str) -> list[str]:
-    parts = re.findall(r"[A-Za-z]+|\d+", text)
-    return [part.lstrip("0") or "0" if part.isdigit() else part.lower() for part in parts]
-
-
-def _same_case(first: Path, second: Path) -> bool:
-    """Whether two names alone, with no others to compare with, can be those of one case.
-
-    All numbers of one are in the other (21_training, 21_manual1); without numbers both begin with the same word.
-    """
-    one, other = (Counter(filter(str.isdigit, _letters_and_numbers(stem(path)))) for path in (first, second))
-    if one or other:
-        return bool(one and other) and (one <= other or other <= one)
-    return _between_separators(stem(first))[:1] == _between_separators(stem(second))[:1]
-
-
-def pair(first: Sequence[Path], second: Sequence[Path]) -> list[Match]:
-    """Files of `first` with their partners in `second`, in the order of `first`; files without one are left out.
-
-    Equal stems; else equal stems without the `_0000` of channel files; else the one part of the name that is
-    unique to each file in both folders (21_training, 21_manual1: 21); else equal names after leaving out the parts
-    that all files of a folder share (p1_frame2, p1_frame2_seg). Files of equal stem are told apart by their folder.
-    Of one file in each folder nothing is unique, so their names have to agree (`_same_case`).
-    The case is the name of the first file, without `_0000` where that is no part of the second's name.
-    Raises DataError when nothing fits or a file has several partners.
-    """
-    if not first or not second:
-        raise DataError("images and labels cannot be paired: a folder holds no image files", "Check the paths")
-    called = dict(zip(first, distinct_names(first), strict=True))
-    found = _by_key(first, second, stem)
-    if not found:
-        found = _by_key(first, second, lambda path: strip_channel(stem(path))[0])
-        bases = {  # another number than 0000 may be part of the name, unless the second's name says that it is not
-            path: strip_channel(name)[0] if found or name.endswith("_0000") else name for path, name in called.items()
-        }
-        if len(set(bases.values())) == len(bases):
-            called = bases
-    alone = len(first) == len(second) == 1
-    if alone and not found and _same_case(first[0], second[0]):
-        found = {first[0]: second[0]}
-    for split in () if alone else (_coarse, _fine):
-        rules = (_by_unique_part, _by_rest)
-        found = found or max((rule(first, second, split) for rule in rules), key=len)
-    if not found:
-        raise DataError(
-            f"names cannot be paired: {_example(first)} in one folder, {_example(second)} in the other",
-            "Give each image and its label the same name, up to one part that all files share",
-        )
-    return [Match(called[path], path, found[path]) for path in first if path in found]
-
-
-def _example(paths: Sequence[Path]) -> str:
-    return ", ".join(path.name for path in paths[:2]) or "no file"
-
-
-def _by_key(first: Sequence[Path], second: Sequence[Path], key: Callable[[Path], str]) -> dict[Path, Path]:
-    left, right = [key(path) for path in first], [stem(path) for path in second]
-    if len(set(left)) < len(left) or len(set(right)) < len(right):
-        return {}
-    partner = dict(zip(right, second, strict=True))
-    return {path: partner[name] for path, name in zip(first, left, strict=True) if name in partner}
-
-
-def _by_unique_part(
-    first: Sequence[Path], second: Sequence[Path], split: Callable[[Path], list[str]]
-) -> dict[Path, Path]:
-    """Pairs by parts that occur in one file of each folder; nothing when two parts contradict each other."""
-    owners: list[dict[str, Path]] = []
-    for paths in (first, second):
-        parts = [(part, path) for path in paths for part in set(split(path))]
-        counts = Counter(part for part, _ in parts)
-        owners.append({part: path for part, path in parts if counts[part] == 1})
-    partners: dict[Path, set[Path]] = {}
-    for part, path in owners[0].items():
-        if part in owners[1]:
-            partners.setdefault(path, set()).add(owners[1][part])
-    found = {path: next(iter(matches)) for path, matches in partners.items() if len(matches) == 1}
-    complete = len(found) == len(partners) and len(set(found.values())) == len(found)
-    enough = len(found) > 0.5 * min(len(first), len(second))
-    return {path: found[path] for path in first if path in found} if complete and enough else {}
-
-
-def _by_rest(first: Sequence[Path], second: Sequence[Path], split: Callable[[Path], list[str]]) -> dict[Path, Path]:
-    """Pairs by what is left of the names without the parts that every file of the folder has."""
-    rests = []
-    for paths in (first, second):
-        parts = [split(path) for path in paths]
-        common = set.intersection(*map(set, parts)) if parts else set()
-        rests.append([tuple(part for part in own if part not in common) for own in parts])
-    if any(len(set(rest)) < len(rest) for rest in rests) or () in rests[0] + rests[1]:
-        return {}
-    partner = dict(zip(rests[1], second, strict=True))
-    return {path: partner[rest] for path, rest in zip(first, rests[0], strict=True) if rest in partner}

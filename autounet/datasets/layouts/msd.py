@@ -19,7 +19,6 @@ from .detected_layout import (
     DetectedLayout,
     case_of,
     channel_names,
-    missing_label,
     numbering_finding,
     override_labels,
     parse_labels,
@@ -28,7 +27,16 @@ from .detected_layout import (
     relative,
     with_channels,
 )
-from .files import LARGEST_TABLE, ChannelFiles, by_number, distinct_names, files_per_case, flat, image_files
+from .files import (
+    LARGEST_TABLE,
+    ChannelFiles,
+    by_number,
+    distinct_names,
+    files_per_case,
+    flat,
+    image_files,
+    readable_text,
+)
 
 DATASET = "dataset.json"
 _USED = {"image", "label", "fold"}
@@ -66,13 +74,16 @@ def find_list(place: Path) -> Path | None:
 
 
 def _lists(folder: Path) -> list[Path]:
-    """Lists of another name than dataset.json; JSON files of other programs are none, whatever is wrong with them."""
+    """Lists of another name than dataset.json, in any encoding: who reads one that is no Unicode is told.
+
+    JSON files of other programs are none, whatever is wrong with them.
+    """
     found = []
     for path in sorted(folder.glob("*.json")):
         if path.name == DATASET or not path.is_file() or path.stat().st_size > LARGEST_TABLE:
             continue
         try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            content = json.loads(readable_text(path)[0])
         except (OSError, ValueError, RecursionError):
             continue
         listed = content.get("training") if isinstance(content, dict) else None
@@ -137,7 +148,8 @@ def _case(
         findings.append(found)
     findings += [_missing(root, file, identifier, each, "missing-image") for each in files if not _exists(each)]
     if label is None and not other_labels:
-        findings.append(missing_label(root, identifier, image, root / "labelsTr"))
+        message, remedy = f"{file.name} gives it no label", "Add its label to the entry, or remove the entry"
+        findings.append(Finding(case=identifier, code="missing-label", message=message, remedy=remedy))
     elif label is not None and not _exists(label) and not other_labels:
         findings.append(_missing(root, file, identifier, label, "missing-label"))
     case = case_of(root, identifier, files, label).model_copy(update={"fold": entry.fold})
@@ -161,8 +173,10 @@ def _entry(root: Path, file: Path, entry: Any) -> Entry:
         label = label[0]
     if label is not None and not isinstance(label, str):
         raise DataError(f"{shown}: its label is no path", "Join labels into one file with a value for each class")
+    if isinstance(fold, float) and fold.is_integer():  # as pandas writes whole numbers
+        fold = int(fold)
     if fold is not None and (isinstance(fold, bool) or not isinstance(fold, int | str)):
-        raise DataError(f"{shown}: its fold is no number", "Number the folds from 0")
+        raise DataError(f"{shown}: its fold is no whole number", "Number the folds from 0")
     paths = [_path(root, each) for each in images]
     return Entry(paths, _path(root, label) if label else None, None if fold is None else str(fold))
 

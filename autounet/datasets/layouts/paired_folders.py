@@ -36,12 +36,12 @@ from .files import (
     listing,
     looks_like_images,
     looks_like_labels,
-    pair,
     strip_channel,
     subfolders,
     twins_of,
     usual_channels,
 )
+from .pairing import pair
 
 
 class ChannelSource(NamedTuple):
@@ -259,7 +259,7 @@ def wildcards(pattern: str, path: Path) -> tuple[str, ...] | None:
         if part == "**":
             break
         expression = "".join({"*": "(.*)", "?": "(.)"}.get(each, re.escape(each)) for each in part)
-        match = re.fullmatch(expression, name)
+        match = re.fullmatch(expression, name, re.DOTALL)
         if match is None:
             return tuple(found) if found_name else None
         found += match.groups()
