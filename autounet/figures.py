@@ -131,7 +131,12 @@ def box_rows(axes: Axes, values: Mapping[str, Sequence[float]]) -> None:
 
 
 def shortened(name: str, length: int = 22) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+    return literal(name if len(name) <= length else name[: length - 1] + "…")
+
+
+def literal(text: str) -> str:
+    """For a figure: between two dollar signs matplotlib would read mathematics."""
+    return text.replace("$", r"\$")
 
 
 def as_svg(figure: Figure) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from ..schema.errors import AutoUNetError, UsageError
+from ..schema.names import printable
 from ..workers import wait_politely
 from .command_options import add_command, root_signature
 from .data_commands import add_data_commands
@@ -20,6 +21,13 @@ from .model_commands import add_model_commands
 LOST_WORKER = "DataLoader worker (pid"
 """how torch's own message begins when a process that makes batches was killed: it raises a bare RuntimeError, wherever
 the training is at that moment"""
+
+
+class PrintableLog(logging.Formatter):
+    """Names of files and what libraries say of them may hold what steers a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def status(out: Path, json: bool, watch: bool) -> None:
@@ -73,7 +81,9 @@ def _show_json(content: Any, indent: int | None = 1) -> None:
 def _root(version: bool, quiet: bool) -> None:
     """What stands before any command."""
     level = logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.basicConfig(level=level, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(PrintableLog("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.getLogger("numexpr").setLevel(logging.WARNING)
     if version:
         from .. import __version__
@@ -132,7 +142,7 @@ def main() -> None:
 
 
 def _end(message: str, code: int = 1) -> None:
-    typer.echo(f"Error: {message}", err=True)
+    typer.echo(f"Error: {printable(message)}", err=True)
     sys.exit(code)
 
 

@@ -49,11 +49,16 @@ def demo(out: Path, time: float) -> None:
     """Make a small synthetic 3-D data set in OUT/data and run everything on it."""
     from ..datasets.synthetic import make_demo_dataset
     from ..schema.options import RunOptions
+    from ..schema.record import new_folder
     from ..workflow.pipeline import run_pipeline
 
     if not (out / "data").exists():  # made under another name first: an interruption leaves no half of it
-        shutil.rmtree(out / ".data", ignore_errors=True)
-        make_demo_dataset(out / ".data").rename(out / "data")
+        made = new_folder(out / "data")
+        try:
+            make_demo_dataset(made).rename(out / "data")
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
     report = run_pipeline(out / "data", out, RunOptions(seconds=time)).written
     show_dice(out)
     typer.echo(f"report: {report}")

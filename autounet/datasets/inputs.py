@@ -23,6 +23,7 @@ from ..imageio import (
 )
 from ..schema.bundle import ModelBundle
 from ..schema.errors import DataError
+from ..schema.names import RENAME, case_problem, printable
 from .input_files import folder_files, matching_files, new_images, without_results
 from .layouts.bids import subject_inputs
 from .layouts.case_folders import case_inputs
@@ -117,8 +118,18 @@ def find_inputs(path: Path, bundle: ModelBundle) -> list[InputCase]:
     found = _inputs_of(path, bundle)
     if bundle.time_points:
         found = [frame for case in found for frame in _time_points(case)]
+    found = [_safely_named(case) for case in found]
     counts = Counter(case.identifier for case in found)
     return sorted((case if counts[case.identifier] == 1 else _alike(case) for case in found), key=lambda case: case[:2])
+
+
+def _safely_named(case: InputCase) -> InputCase:
+    """Refused where its name could lead out of the output folder."""
+    problem = case_problem(case.identifier)
+    if not problem:
+        return case
+    name = case.images[0].name if case.images and not case_problem(case.images[0].name) else "case"
+    return refused(name, case.images, f"the case name {printable(case.identifier[:200])!r} {problem}", RENAME)
 
 
 def _alike(case: InputCase) -> InputCase:

@@ -221,7 +221,7 @@ def read_folds(path: Path) -> list[list[str]]:
     require_splits(str(path))
     try:
         content = json.loads(unicode_text(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OptionError(f"--splits {path} is not readable JSON: {error}", "Correct it") from None
     if isinstance(content, dict):
         content = content.get("folds")

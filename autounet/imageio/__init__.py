@@ -5,8 +5,8 @@ Only this folder knows SimpleITK, Pillow, tifffile, pynrrd, pydicom and nibabel,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ from .formats import (
     suffix,
     with_sidecar,
 )
-from .image_format import ImageFormat, ImageHeader, Remark, transform_remarks
+from .image_format import COPY_AGAIN, ImageFormat, ImageHeader, Remark, transform_remarks
 from .metaimage import data_file
 from .nifti import write_nifti_channels
 from .nrrd import is_nrrd_segmentation, read_segments
@@ -117,8 +117,6 @@ def read_image_content(path: Path | str, frame: int | None = None) -> ImageConte
     """As `read_image`, with what the reader has to say of the file."""
     path = Path(path)
     array, header = _read(path)
-    if np.iscomplexobj(array):
-        raise FileError(path, "holds complex numbers", "Store magnitude and phase as channels")
     if frame is not None:
         array = _one_frame(path, array, header, frame)
     return ImageContent(np.require(array, np.float32, ["C", "W"]), header.geometry, header.remarks)
@@ -254,17 +252,40 @@ def _format_of(path: Path) -> ImageFormat:
     return FORMATS[kind]
 
 
+@contextmanager
+def _errors_of_file(path: Path) -> Iterator[None]:
+    """Whatever the content of a file leads a library to raise is told as an error of that file."""
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FileError(
+            path, f"cannot be read: {reason}", "Check that it is there, and the rights to read it"
+        ) from None
+    except MemoryError:
+        raise FileError(path, "does not fit into the memory", "Check its size; a damaged header may say any") from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise FileError(path, f"is damaged, or cannot be read ({reason})", COPY_AGAIN) from error
+
+
 def _read(path: Path, as_indices: bool = False) -> tuple[np.ndarray, ImageHeader]:
     """`as_indices`: pictures with a palette of colours give their indices, others their values as numbers."""
     form = _format_of(path)
-    array, header = form.read_indices(path) if as_indices and form.read_indices else form.read(path)
+    with _errors_of_file(path):
+        array, header = form.read_indices(path) if as_indices and form.read_indices else form.read(path)
+    if np.iscomplexobj(array):
+        raise FileError(path, "holds complex numbers", "Store magnitude and phase as channels")
     header = header._replace(remarks=header.remarks + transform_remarks(header.geometry))
     return array, header if form.has_geometry else with_sidecar(path, header)
 
 
 def _header(path: Path) -> ImageHeader:
     form = _format_of(path)
-    header = form.read_header(path)
+    with _errors_of_file(path):
+        header = form.read_header(path)
     return header if form.has_geometry else with_sidecar(path, header)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..schema.errors import FileError
 from ..schema.geometry import Geometry, NiftiTransforms, Spacing3, placements
+from ..schema.quantities import format_size
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -225,10 +226,24 @@ def take_voxels(path: Path, data: bytes, number: np.dtype, shape: Sequence[int])
     return np.frombuffer(data, number, math.prod(shape)).reshape(tuple(shape))
 
 
+def require_memory(path: Path, voxels: int, item_bytes: int) -> None:
+    """Raises FileError where a header promises more than the machine has free: a file of a megabyte may say terabytes.
+
+    As float32 or as stored, whichever is more.
+    """
+    import psutil
+
+    needed, free = voxels * max(4, item_bytes), psutil.virtual_memory().available
+    if needed > free:
+        text = f"would take {format_size(needed)} of memory by its header, and {format_size(free)} are free"
+        raise FileError(path, text, "Check its size; a damaged header may say any")
+
+
 def gunzip(path: Path, content: bytes, limit: int) -> bytes:
     """All members of a gzip file, checksums verified; padding by zeros is allowed behind them.
 
-    Raises DataError, also for more than `limit` bytes and `PADDING`: a small file can claim all memory.
+    Raises DataError, also for more than `limit` bytes and `PADDING`, of all members together: a small file can claim
+    all memory.
     """
     parts: list[bytes] = []
     while content:
@@ -243,7 +258,7 @@ def inflate(path: Path, stream: zlib._Decompress, content: bytes, limit: int) ->
 
     Raises DataError when it is damaged, ends early, or holds more than `limit` bytes and `PADDING`.
     """
-    most = min(max(0, limit), sys.maxsize // 2) + PADDING
+    most = max(0, min(limit, sys.maxsize // 2) + PADDING)
     try:
         data = stream.decompress(content, most + 1)
     except zlib.error as error:

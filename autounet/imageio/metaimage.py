@@ -27,6 +27,7 @@ from .image_format import (
     gunzip,
     inflate,
     make_geometry,
+    require_memory,
     spelt,
     take_voxels,
 )
@@ -137,7 +138,7 @@ def _data_file(path: Path, file: MetaFile) -> Path:
     name = file.fields["ElementDataFile"]
     if name.upper() == "LOCAL":
         return path
-    if name.upper().startswith("LIST") or "%" in name or not name or Path(name).is_absolute():
+    if name.upper().startswith("LIST") or "%" in name or not name or _leads_out(name):
         raise FileError(path, f"keeps its voxels in {name[:60] or 'no file'!r}", "Save it as one file (.mha)")
     source = path.parent / name
     if not source.is_file():
@@ -145,6 +146,12 @@ def _data_file(path: Path, file: MetaFile) -> Path:
             path, f"keeps its voxels in {name[:60]}, which is not there", "Put that file beside it, or save as .mha"
         )
     return source
+
+
+def _leads_out(name: str) -> bool:
+    """Of the folder of the file that names it; data stores may still put a link there."""
+    parts = name.replace("\\", "/").split("/")
+    return ".." in parts or Path(name).is_absolute() or ":" in parts[0]
 
 
 def read_meta(path: Path) -> tuple[np.ndarray, ImageHeader]:
@@ -162,6 +169,7 @@ def read_meta(path: Path) -> tuple[np.ndarray, ImageHeader]:
     source = _data_file(path, file)
     data = content[file.offset :] if source == path else source.read_bytes()
     shape = (header.frames, *header.geometry.shape, header.components)
+    require_memory(path, math.prod(shape), number.itemsize)
     if not _flag(path, {"BinaryData": "True", **fields}, "BinaryData"):
         raise FileError(path, "holds its voxels as text", "Save it as binary")
     skip = fields.get("HeaderSize", "0")

@@ -33,6 +33,7 @@ from .image_format import (
     itk_reason,
     little_endian,
     make_geometry,
+    require_memory,
 )
 
 _SIZE_1, _SIZE_2 = 348, 540
@@ -58,6 +59,8 @@ _LAYOUT_2 = {
 """name of a field -> offset in the header, and numbers as `struct` has them"""
 _LONGEST = 2**15 - 1
 """voxels along an axis of NIfTI-1, which is all that ITK reads"""
+_MOST_OFFSET = 1 << 26
+"""bytes before the voxels: header extensions hold DICOM headers or protocols, not images"""
 _GZIP_MAGIC = b"\x1f\x8b"
 _VECTOR = 1007
 """intent code of files with components along the fifth axis"""
@@ -97,6 +100,7 @@ class _Header(NamedTuple):
 def read_nifti(path: Path) -> tuple[np.ndarray, ImageHeader]:
     """Array (C, Z, Y, X), scaled as the header says, and the image's header. Raises DataError."""
     header = _parse(path, _first_bytes(path))
+    require_memory(path, math.prod(header.shape), max(1, header.bits // 8))
     content = path.read_bytes()
     if content.startswith(_GZIP_MAGIC):
         content = gunzip(path, content, header.end)
@@ -141,7 +145,7 @@ def _parse(path: Path, content: bytes) -> _Header:
     if magic != expected:
         raise damaged(path, f"its header has the letters {magic!r} where NIfTI has {expected!r}")
     (offset,), (slope,), (intercept,) = fields["offset"], fields["slope"], fields["intercept"]
-    if not math.isfinite(offset):
+    if not (math.isfinite(offset) and offset <= _MOST_OFFSET):
         raise damaged(path, f"its voxels begin at byte {offset}")
     dim = fields["dim"]
     shape = [max(1, extent) for extent in dim[1 : 1 + max(1, min(7, dim[0]))]]

@@ -32,6 +32,7 @@ from .image_format import (
     gunzip,
     make_geometry,
     millimetres,
+    require_memory,
     spelt,
 )
 
@@ -42,6 +43,8 @@ _MOST_HEADER = 1 << 16
 _MOST_SEGMENT_HEADER = 1 << 22
 _MOST_ITEM_BYTES, _MOST_BYTES = 8, 1 << 50
 """of a number, and of all voxels, which a damaged header may exceed"""
+_MOST_SKIPPED = 1 << 22
+"""bytes of another format's header before the voxels"""
 _SPACES = {
     **dict.fromkeys(("right-anterior-superior", "ras"), (-1, -1, 1)),
     **dict.fromkeys(("left-anterior-superior", "las"), (1, -1, 1)),
@@ -261,7 +264,10 @@ def _voxels(path: Path, header: NrrdHeader, content: bytes) -> np.ndarray:
         if not source.readline():  # a damaged header may say billions
             break
     skip = max(0, header.fields.get("byte skip", header.fields.get("byteskip", 0)))
+    if skip > _MOST_SKIPPED:
+        raise damaged(path, f"its header skips {skip} bytes")
     limit = min(_MOST_BYTES, math.prod(header.sizes) * _MOST_ITEM_BYTES + skip)
+    require_memory(path, math.prod(header.sizes), 1)
     if encoding in ("gzip", "gz"):
         encoding, source = "raw", BytesIO(gunzip(path, source.read(), limit))
     elif encoding in ("bzip2", "bz2"):

@@ -26,7 +26,8 @@ from pydantic import JsonValue
 
 from ..schema.bundle import ModelBundle
 from ..schema.errors import ModelError, RecordError
-from ..schema.record import digest, replacing, utf8
+from ..schema.names import is_plain_path
+from ..schema.record import digest, new_folder, replacing, utf8
 from ..store.run_folder import BUNDLE_FILE, CARD_FILE
 from .card import card_text
 
@@ -89,11 +90,10 @@ def _is_rest_of_bundle(folder: Path) -> bool:
 
 def replace_folder(new: Path, folder: Path) -> None:
     """Rename `new` to `folder`; what was there is moved aside first and removed last."""
-    os.chmod(new, 0o755)
     if not folder.exists():
         os.replace(new, folder)
         return
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
+    aside = new_folder(folder)
     os.replace(folder, aside)
     try:
         os.replace(new, folder)
@@ -226,7 +226,7 @@ def _entries(path: Path, archive: ZipFile, size: int) -> dict[str, ZipInfo]:
 def _entry_problem(entry: ZipInfo, size: int) -> str:
     """What a file in a zip of `size` bytes has that `write_archive` does not write; empty where it has nothing."""
     kind = stat.S_IFMT(entry.external_attr >> 16)
-    if not _is_plain(entry.filename) or entry.filename != entry.orig_filename:
+    if not is_plain_path(entry.filename) or entry.filename != entry.orig_filename:
         return "a name that leads out of the model's folder"
     if entry.is_dir() or kind not in (0, stat.S_IFREG):
         return "which is no plain file"
@@ -237,18 +237,6 @@ def _entry_problem(entry: ZipInfo, size: int) -> str:
     if not 0 <= entry.header_offset < size:
         return "which lies nowhere in the file"
     return ""
-
-
-def _is_plain(name: str) -> bool:
-    """A relative path of plain names on every system."""
-    path = PurePosixPath(name)
-    return (
-        bool(name)
-        and not path.is_absolute()
-        and str(path) == name
-        and ".." not in path.parts
-        and not any(character in '\\:*?"<>|' or ord(character) < 32 for character in name)
-    )
 
 
 def _require_expected(path: Path, bundle: ModelBundle, names: set[str]) -> None:

@@ -10,7 +10,6 @@ The same files in one, `<name>.autounet`: see `archive`.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +27,7 @@ from ..schema.labels import targets_of
 from ..schema.metrics import Metrics
 from ..schema.options import FAMILY_NAMES, DataOptions
 from ..schema.plan import Configuration, with_previous_stages
-from ..schema.record import read_json, utf8, write_text
+from ..schema.record import new_folder, read_json, utf8, write_text
 from ..schema.run import RunRecord
 from ..schema.selection import Selection
 from ..store.run_folder import RunFolder
@@ -92,7 +91,7 @@ def pack(
     ]
     _require_uniform(folds, configurations, packed)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    temporary = new_folder(folder)
     try:
         bundle = ModelBundle(
             **{name: getattr(dataset, name) for name in ("name", "layout", "image_pattern", "suffix", "file_kind")},
@@ -318,7 +317,7 @@ def export_bundle(model: Path, out: Path, licence: str | None = None) -> ModelCa
         records = {BUNDLE_FILE: utf8(record_text(bundle)), CARD_FILE: utf8(card_text(bundle))}
         write_archive(out, {**records, **weights})
         return card
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    temporary = new_folder(out)
     try:
         for name, path in weights.items():
             copy_file(path, temporary / name)

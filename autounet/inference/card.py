@@ -6,6 +6,8 @@ Pure: the text follows from the bundle's record alone.
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -48,7 +50,7 @@ def card_text(bundle: ModelBundle) -> str:
         ["## Cross-validation", *_scores(bundle, card.scores)],
         ["## How it predicts", *_prediction(bundle)],
         ["## How it was trained", *_trainings(card.trainings, bundle)],
-        ["## Versions", ", ".join(f"{name} {version}" for name, version in sorted(bundle.versions.items()))],
+        ["## Versions", _plain(", ".join(f"{name} {version}" for name, version in sorted(bundle.versions.items())))],
         ["`bundle.json` holds all of this for programs, and a checksum of every other file."],
     ]
     return "\n\n".join(text for part in parts for text in part) + "\n"
@@ -56,7 +58,7 @@ def card_text(bundle: ModelBundle) -> str:
 
 def _segments(bundle: ModelBundle) -> Iterator[str]:
     channels = ", ".join(f"{_plain(channel.name)} ({channel.kind.value})" for channel in bundle.channels)
-    yield f"Images: {channels}; stored as {bundle.suffix or bundle.file_kind} where it was trained."
+    yield f"Images: {channels}; stored as {_plain(bundle.suffix or bundle.file_kind)} where it was trained."
     labels = bundle.labels
     yield _table(["value in the file", "class"], [[str(each.value), each.name] for each in labels.classes])
     if labels.regions:
@@ -96,7 +98,7 @@ def _scores(bundle: ModelBundle, scores: ScoreSummary | None) -> Iterator[str]:
     mean = UNKNOWN if scores.mean_dice is None else f"{scores.mean_dice:.4f}{_interval(scores.interval)}"
     yield (
         f"Mean Dice {mean}, over {scores.cases} cases, each segmented by networks that were not trained on it. "
-        f"In brackets: 95 % intervals by bootstrap over cases. Distances in {scores.unit}."
+        f"In brackets: 95 % intervals by bootstrap over cases. Distances in {_plain(scores.unit)}."
     )
     metrics = list(dict.fromkeys(each.metric for each in scores.scores))
     rows: dict[str, list[str]] = {}
@@ -114,17 +116,17 @@ def _prediction(bundle: ModelBundle) -> Iterator[str]:
         spacing = _joined(each.spacing)
         rows.append([name, each.network.family, str(folds), _joined(each.patch_size), spacing, each.inference.average])
     yield _table(["configuration", "network", "networks", "patch", "spacing, mm", "folds averaged as"], rows)
-    yield f"Predicts with {' + '.join(selection.chosen)}. {selection.reason}"
+    yield f"Predicts with {' + '.join(selection.chosen)}. {_plain(selection.reason)}"
     for text in (selection.weighting.reason if selection.weighting else "", selection.postprocessing_reason):
         if text:
-            yield text
+            yield _plain(text)
     if selection.calibration is not None:
         yield f"Probabilities are calibrated with the temperature {selection.calibration.temperature:.4g}."
 
 
 def _trainings(trainings: Sequence[TrainingSummary], bundle: ModelBundle) -> Iterator[str]:
     if "origin" in bundle.details:
-        yield str(bundle.details["origin"])
+        yield _plain(str(bundle.details["origin"]))
     if not trainings:
         yield "No records of the trainings came with the weights."
         return
@@ -151,8 +153,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line that means nothing to Markdown tables, whatever a data set calls its classes."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+    """One line that means nothing to Markdown or HTML, whatever a data set calls its classes."""
+    line = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"([\\|`\[\]])", r"\\\1", line)
 
 
 def _joined(values: Iterable[float], between: str = " x ") -> str:

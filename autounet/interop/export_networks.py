@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from ..schema.bundle import ModelBundle
 from ..schema.errors import ModelError, OptionError, unknown_name
 from ..schema.labels import targets_of
 from ..schema.plan import Configuration, NetworkSpec, prediction_swap, with_previous_stages
+from ..schema.record import new_folder
 from ..schema.run import fold_name
 from .exported_model import (
     RECORD,
@@ -109,7 +109,7 @@ def export_model(
         raise unknown_name("--configuration", configuration, bundle.configurations)
     scaling = bundle.selection.calibration
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    temporary = new_folder(out)
     try:
         exported = ExportedModel(
             name=bundle.name,

@@ -121,7 +121,7 @@ def read_json(source: Source, name: str) -> dict[str, Any]:
         raise ModelError(f"{source.label}: {name} is missing", "Copy or export the whole model again")
     try:
         content = json.loads(source.text(name))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{source.label}: {name} is not readable JSON ({error})", "Copy the model again") from None
     if not isinstance(content, dict):
         raise ModelError(

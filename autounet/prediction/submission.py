@@ -24,6 +24,7 @@ from ..schema.bundle import ModelBundle
 from ..schema.errors import DataError, OptionError, UsageError, unknown_name
 from ..schema.geometry import geometry_differences
 from ..schema.labels import Labels
+from ..schema.names import RENAME, is_plain_path
 from ..schema.record import Part, Record, is_text, replacing
 from .folder import OutputOptions, predict_folder
 from .predictor import Predictor
@@ -118,6 +119,8 @@ def submitted_names(template: Template, cases: Sequence[InputCase]) -> dict[str,
         raise OptionError(f"--template {template.text} gives {twice[0]} to more than one case", "Use {case}")
     if odd := [name for name in names.values() if not is_text(name)]:
         raise OptionError(f"the name {odd[0]} is no text in UTF-8, which a zip file needs", "Rename the image")
+    if unsafe := [name for name in names.values() if not is_plain_path(name)]:
+        raise OptionError(f"--template {template.text} gives the name {unsafe[0]!r}, which no zip should hold", RENAME)
     unknown = [name for name in names.values() if not suffix(name) or output_suffix(suffix(name)) != suffix(name)]
     if unknown:
         raise OptionError(

@@ -22,7 +22,7 @@ from typing import Self
 
 from ..datasets import InputCase
 from ..imageio import files_of
-from ..schema.errors import RecordError
+from ..schema.errors import OptionError, RecordError
 from ..schema.predicted import RECORDS, PredictedCase, PredictedFile, record_of, written_names
 from ..schema.record import digest
 
@@ -52,6 +52,8 @@ class Claims:
         self._renewal = threading.Thread(target=self._renew, name="claims", daemon=True)
 
     def __enter__(self) -> Self:
+        if self.folder.is_symlink():
+            raise OptionError(f"{self.folder} is a link, and nothing is written into it", "Remove it")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._renewal.start()
         return self

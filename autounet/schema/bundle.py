@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from .dataset import Channel
 from .geometry import Shape3, Spacing3
 from .labels import Labels
 from .plan import Configuration
-from .record import Part, Record
+from .record import ConfigurationName, Part, PlainPath, Record
 from .selection import Selection
 
 NO_LICENCE = "not stated"
@@ -104,9 +104,9 @@ class ModelCard(Part):
 class BundleMember(Part):
     """The weights of one network."""
 
-    configuration: str
-    fold: int | None
-    path: str
+    configuration: ConfigurationName
+    fold: int | None = Field(ge=0)
+    path: PlainPath
     """weights file relative to the bundle"""
     checksum: str
     """blake2b-128 of the file, hex"""
@@ -126,7 +126,7 @@ class ModelBundle(Record):
     """which channels an image may have: the combinations that occurred in training; empty: all of them"""
     time_points: bool = False
     labels: Labels
-    configurations: dict[str, Configuration]
+    configurations: dict[ConfigurationName, Configuration]
     selection: Selection
     members: tuple[BundleMember, ...]
     mean_dice: float | None

@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 from .errors import DataError
 from .geometry import Box3, Geometry, Shape3
 from .labels import Labels
-from .record import Part, Record
+from .names import printable
+from .record import CaseName, Part, Record, Text
 
 
 class Severity(StrEnum):
@@ -37,7 +38,7 @@ class Finding(Part):
 
     def __str__(self) -> str:
         where = f"case {self.case}: " if self.case else ""
-        return f"{where}{self.message}. {self.remedy}"
+        return printable(f"{where}{self.message}. {self.remedy}")
 
 
 class ChannelKind(StrEnum):
@@ -48,12 +49,12 @@ class ChannelKind(StrEnum):
 
 
 class Channel(Part):
-    name: str
+    name: Text
     kind: ChannelKind = ChannelKind.other
 
 
 class Case(Part):
-    identifier: str
+    identifier: CaseName
     images: tuple[str, ...]
     """paths relative to the data folder, one per channel file (a colour image is one file with 3 channels); a folder is
     a DICOM series"""
@@ -174,7 +175,7 @@ class CaseFacts(Record):
     FORMAT_VERSION: ClassVar[int] = 5
     SEALED: ClassVar[bool] = True
 
-    identifier: str
+    identifier: CaseName
     content_hash: str
     """over the bytes of all its files"""
     image_hash: str | None = None

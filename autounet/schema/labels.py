@@ -8,11 +8,11 @@ from typing import Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from .errors import OptionError
-from .record import Part
+from .record import Part, Text
 
 
 class LabelClass(Part):
-    name: str = Field(min_length=1)
+    name: Text
     value: int
     """value in the label files"""
 
@@ -20,7 +20,7 @@ class LabelClass(Part):
 class Region(Part):
     """A target that is the union of several classes, for example the whole tumour."""
 
-    name: str = Field(min_length=1)
+    name: Text
     values: tuple[int, ...] = Field(min_length=1)
 
 

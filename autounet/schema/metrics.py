@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from .errors import unknown_name
-from .record import Part, Record
+from .record import CaseName, Part, Record
 from .selection import TemperatureScaling
 
 
@@ -59,7 +59,7 @@ def chosen_metrics(names: Sequence[str]) -> tuple[str, ...]:
 
 
 class CaseMetrics(Part):
-    case: str
+    case: CaseName
     fold: int | None = None
     per_class: dict[str, ClassMetrics]
     uncertainty: float | None = Field(default=None, ge=0, le=1)

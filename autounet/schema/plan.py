@@ -15,7 +15,7 @@ from pydantic import Field, JsonValue, computed_field, model_validator
 from .errors import PlanError
 from .labels import Labels, TargetKind, targets_of
 from .options import PlannerOptions
-from .record import Part, Record
+from .record import ConfigurationName, Part, Record
 
 Spacing = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 """mm, at most a kilometre"""
@@ -166,7 +166,7 @@ class TrainedConfiguration(Part):
     swap_axis: int | None = None
     """spatial axis along which a mirror exchanges the two classes of each pair, in training and prediction"""
     batch_dice: bool = False
-    previous_stage: str | None = None
+    previous_stage: ConfigurationName | None = None
     """configuration whose segmentation, one-hot without the background, is appended to the channels (cascade)"""
 
     @property
@@ -194,7 +194,7 @@ class TrainedConfiguration(Part):
 
 
 class Configuration(TrainedConfiguration):
-    prepared: str
+    prepared: ConfigurationName
     """name of the folder below prepared/; configurations with equal specs share one"""
     inference: InferenceSpec = InferenceSpec()
     median_shape: tuple[int, ...]
@@ -254,7 +254,7 @@ class Reason(Part):
 class Plan(Record):
     """`plan.json`."""
 
-    configurations: dict[str, Configuration] = Field(min_length=1)
+    configurations: dict[ConfigurationName, Configuration] = Field(min_length=1)
     options: PlannerOptions
     reasons: tuple[Reason, ...]
     """one for each decision"""

@@ -6,15 +6,17 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from .errors import OptionError, RecordError
+from .errors import DataError, OptionError, RecordError
+from .names import MOST_BYTES, MOST_LETTERS, RENAME, case_problem, hidden_characters, path_problem, printable
 
 
 def require_folder(path: Path, option: str = "--out") -> None:
@@ -30,11 +32,12 @@ def require_folder(path: Path, option: str = "--out") -> None:
 def replacing(path: Path, ending: str = "") -> Iterator[Path]:
     """A temporary name in the same folder to write to; flushed to the disk and renamed to `path` when all went well.
 
-    `ending` is what the temporary name has to end in, for writers that choose a format by it. The folder is made.
+    Nobody can foresee the name, and so put a link there; a link at `path` itself is replaced, not followed. `ending` is
+    what the temporary name has to end in, for writers that choose a format by it. The folder is made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{ending}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}{ending}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -42,6 +45,17 @@ def replacing(path: Path, ending: str = "") -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def new_folder(folder: Path) -> Path:
+    """An empty folder beside `folder`, hidden and of a name that nobody can foresee, to be renamed to it in the end.
+
+    With the rights of the umask, unlike those of `tempfile`.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.{os.getpid()}")
+    made.mkdir()
+    return made
 
 
 class Part(BaseModel):
@@ -55,6 +69,33 @@ class Part(BaseModel):
 
 
 RESTORE = "Take back the last change of the file, or remove it so that it is written again"
+
+
+def _require_case(name: str) -> str:
+    if problem := case_problem(name):
+        raise DataError(f"the case name {printable(name[:MOST_BYTES])!r} {problem}", RENAME)
+    return name
+
+
+def _require_text(name: str) -> str:
+    if (hidden := hidden_characters(name)) or not name.strip() or len(name) > MOST_LETTERS:
+        what = f"holds the invisible character {hidden[0]!a}" if hidden else f"has not 1 to {MOST_LETTERS} letters"
+        raise DataError(f"the name {printable(name[:MOST_LETTERS])!r} {what}", "Correct the name")
+    return name
+
+
+def _require_plain_path(name: str) -> str:
+    if problem := path_problem(name):
+        raise ValueError(f"the name {printable(name[:MOST_BYTES])!r} {problem}")
+    return name
+
+
+CaseName = Annotated[str, AfterValidator(_require_case)]
+Text = Annotated[str, AfterValidator(_require_text)]
+"""of a class, a region or a channel: any words in one line"""
+PlainPath = Annotated[str, AfterValidator(_require_plain_path)]
+ConfigurationName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=100)]
+"""names a folder, too"""
 
 
 class Record(Part):
@@ -88,6 +129,8 @@ class Record(Part):
             )
         try:
             return cls.model_validate(content)
+        except DataError as error:  # a name that no record may hold
+            raise RecordError(f"{name} is not a valid {cls.__name__}: {error.message}", RESTORE) from None
         except ValidationError as error:
             problems = "; ".join(
                 f"{'.'.join(str(part) for part in problem['loc']) or 'record'}: "

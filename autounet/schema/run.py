@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from .options import TrainOptions
-from .record import Part, Record
+from .record import ConfigurationName, Part, Record
 
 
 class DeviceProfile(Record):
@@ -94,10 +94,10 @@ def read_log(path: Path) -> list[EpochLog]:
 class RunRecord(Record):
     """`record.json` of one fold."""
 
-    configuration_name: str
+    configuration_name: ConfigurationName
     configuration: str
     """digest of the configuration it was trained with"""
-    fold: int | None
+    fold: int | None = Field(ge=0)
     """None: trained on all cases"""
     options: TrainOptions
     train_cases: tuple[str, ...]

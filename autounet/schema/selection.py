@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from .labels import Labels, TargetKind
-from .record import Part, Record
+from .record import ConfigurationName, Part, Record
 
 
 class PostprocessStep(Part):
@@ -124,7 +124,7 @@ class Candidate(Part):
 class Selection(Record):
     """`selection.json`."""
 
-    chosen: tuple[str, ...] = Field(min_length=1)
+    chosen: tuple[ConfigurationName, ...] = Field(min_length=1)
     """configurations whose probabilities are averaged"""
     compared: tuple[Candidate, ...]
     reason: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,11 +107,23 @@ class CascadeLabelsFolder:
         return self.path / "keys" / f"{identifier}.json"
 
 
+OWN_NAMES = (
+    "options.json", "device.json", "dataset.json", "splits.json", "fingerprint.json", "findings.json", "facts",
+    "hashes.json", "checked.json", "plan.json", "plan.key", "clock.json", "prepared", "models", "crossval",
+    "selection.json", "metrics.json", "model", "report.html",
+)  # fmt: skip
+"""what a run writes into its output folder, tracking and hidden files aside"""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """`--out`."""
 
     path: Path
+
+    def taken_names(self) -> list[str]:
+        """Of what a run would write, the names that are there."""
+        return [name for name in OWN_NAMES if os.path.lexists(self.path / name)]
 
     # records, each written by one stage
 

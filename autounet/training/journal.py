@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..figures import DASHES, GRID, INK, MUTED, SERIES, STYLE
+from ..figures import DASHES, GRID, INK, MUTED, SERIES, STYLE, literal
 from ..schema.quantities import format_seconds, format_size, format_time
 from ..schema.record import replacing, write_text
 from ..schema.run import EpochLog, read_log
@@ -132,7 +132,7 @@ def _dice(axes: Axes, curve: Sequence[EpochLog]) -> None:
     if len(names) <= MOST_CLASSES:
         for place, name in enumerate(names):
             colour, dash = SERIES[place % len(SERIES)], DASHES[place % len(DASHES)]
-            _measured(axes, steps, table[:, place], colour, dash, name)
+            _measured(axes, steps, table[:, place], colour, dash, literal(name))
     else:
         axes.plot(steps, table, color=MUTED, linewidth=0.5, alpha=0.5)
         _measured(axes, steps, means, SERIES[1], "-", f"mean of {len(names)} classes")

@@ -17,6 +17,7 @@ from ..schema.dataset import CaseFacts, Dataset, Finding, Severity, Splits
 from ..schema.errors import DataError, OptionError, RecordError
 from ..schema.fingerprint import CheckResult, Fingerprint, RepairResult
 from ..schema.labels import Labels
+from ..schema.names import printable
 from ..schema.options import DataOptions, RunOptions
 from ..store.run_folder import RunFolder
 from ..workers import available_cores
@@ -48,7 +49,7 @@ def has_fatal(found: CheckResult | RepairResult) -> bool:
 def result_lines(found: CheckResult | RepairResult) -> list[str]:
     """What `autounet check` prints: repairs if there were any, the layout as understood, and every defect."""
     if isinstance(found, CheckResult):
-        return _check_lines(found)
+        return [printable(line) for line in _check_lines(found)]
     lines = [str(repair) for repair in found.repairs] or ["nothing needed repair"]
     return [*lines, f"the repaired data set is in {found.folder} and needs no options:", *_check_lines(found.result)]
 
@@ -200,7 +201,7 @@ def _examine(dataset: Dataset, folder: RunFolder, workers: int) -> list[CaseFact
 
 def _load_facts(folder: Path) -> list[CaseFacts]:
     facts = []
-    for file in sorted(folder.glob("*.json")):
+    for file in sorted(folder.rglob("*.json")):  # a case's name may hold a slash
         try:
             facts.append(CaseFacts.load(file))
         except RecordError:

@@ -13,9 +13,10 @@ from ..datasets import scan
 from ..datasets.layouts.files import existing_folder, is_output_folder
 from ..schema.dataset import Dataset
 from ..schema.errors import OptionError, RecordError
+from ..schema.names import printable
 from ..schema.options import DataOptions
 from ..schema.record import require_folder, write_text
-from ..store.run_folder import RunFolder
+from ..store.run_folder import OWN_NAMES, RunFolder
 
 
 def require_output_folder(out: Path, data: Path, options: DataOptions) -> None:
@@ -29,6 +30,7 @@ def require_output_folder(out: Path, data: Path, options: DataOptions) -> None:
         raise OptionError(f"--out {out} is the data folder itself", f"Give another, for example {out / 'autounet'}")
     if not RunFolder(out).options.exists() and _is_foreign(RunFolder(out).dataset):
         raise OptionError(f"--out {out} holds a dataset.json that is not AutoUNet's", "Give a new or empty folder")
+    require_own_folder(RunFolder(out))
     if not is_output_folder(out):
         _require_no_data(out, data, options)
     out.mkdir(parents=True, exist_ok=True)
@@ -55,6 +57,20 @@ def _require_no_data(out: Path, data: Path, options: DataOptions) -> None:
                     f"--out {out} {what} files of the data set, such as {file}",
                     f"Give another, for example {existing_folder(data) / 'autounet'}",
                 )
+
+
+def require_own_folder(folder: RunFolder) -> None:
+    """Raises OptionError where other things lie under names of a run's, or links among its files."""
+    if folder.path.is_dir() and not folder.is_of_a_run() and (others := folder.taken_names()):
+        what = f"{', '.join(others[:5])}, which no run has written, and which results would be mixed with"
+        raise OptionError(f"--out {folder.path} holds {what}", "Give a new or empty folder")
+    for name in (".lock", *OWN_NAMES):
+        top = folder.path / name
+        places = [top, *(Path(root, each) for root, inner, files in os.walk(top) for each in (*inner, *files))]
+        for place in places:
+            if place.is_symlink():
+                where = printable(f"{place} is a link to {os.readlink(place)}")
+                raise OptionError(f"{where}, and results are written into no links", "Remove it, or give another --out")
 
 
 def _is_foreign(file: Path) -> bool:

@@ -9,7 +9,7 @@ from ..crossval.ensemble_weights import fit_weights
 from ..crossval.result import measure, postprocess_and_calibrate
 from ..crossval.select import select as choose
 from ..crossval.validate import ensemble_cases, score_sources, segmentation_name, summarise_cases
-from ..imageio import is_image, stem
+from ..imageio import output_suffix
 from ..progress import progress
 from ..schema.dataset import Dataset
 from ..schema.fingerprint import Fingerprint
@@ -19,7 +19,7 @@ from ..schema.options import DataOptions
 from ..schema.plan import with_previous_stages
 from ..schema.selection import Selection
 from ..schema.stage_inputs import EnsembleCaseInputs
-from ..store import SCORES, STAGE_LABELS
+from ..store import scores_file, stage_labels_file
 from ..store.run_folder import RunFolder
 from . import cache
 from .defaults import TrainingSchedule, ensembles
@@ -103,15 +103,26 @@ def _without_validation(names: Sequence[str]) -> Selection:
 
 
 def _remove_gone_cases(folder: RunFolder, dataset: Dataset) -> None:
-    """Segmentations, scores and cascade labels of cases that the data set no longer has."""
+    """Segmentations, scores and cascade labels of cases that the data set no longer has.
+
+    Only of cases with a record of ours: what else lies there is somebody's.
+    """
     known = {case.identifier for case in dataset.cases}
-    kept = {file: stem(file) for file in folder.crossval_root.glob("**/*") if is_image(file)}
-    for places, ending in (("*/scores/*", f".{SCORES}"), ("*/next/*/*", f".{STAGE_LABELS}"), ("*/cases/*", ".json")):
-        files = folder.crossval_root.glob(f"{places}{ending}")
-        kept |= {file: file.name.removesuffix(ending) for file in files}
-    for file, name in kept.items():
-        if name not in known:
-            file.unlink()
+    for record in sorted(folder.crossval_root.glob("**/cases/**/*.json")):
+        inside = [parent for parent in record.parents if folder.crossval_root in parent.parents]
+        place = next(parent for parent in reversed(inside) if parent.name == "cases")
+        name = record.relative_to(place).as_posix().removesuffix(".json")
+        if name in known or cache.result_key(record) is None:
+            continue
+        root, ending = place.parent, output_suffix(dataset.suffix)
+        files = [
+            root / f"{name}{ending}",
+            root / "postprocessed" / f"{name}{ending}",
+            scores_file(root / "scores", name),
+        ]
+        files += [stage_labels_file(following, name) for following in root.glob("next/*")]
+        for file in (*files, record):
+            file.unlink(missing_ok=True)
 
 
 def _pack(

@@ -65,7 +65,7 @@ def read_object(path: Path, form: str = "an object") -> dict[str, Any]:
     """A JSON object. Raises DataError, which names the `form` that is wanted."""
     try:
         content = json.loads(unicode_text(path), object_pairs_hook=_without_repetition)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is not readable JSON: {error}", "Correct it") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds {type(content).__name__}, not {form}", "Correct it")

@@ -18,7 +18,7 @@ from ...imageio import suffix
 from ...schema.dataset import CaseFacts, Dataset, Finding, Severity
 from ...schema.errors import DataError, OptionError
 from ...schema.fingerprint import Repair
-from ...schema.record import write_text
+from ...schema.record import new_folder, write_text
 from ...workers import map_parallel
 from ..checks.set_checks import duplicates
 from .case_repair import RepairedCase, RepairTask, repair_case
@@ -47,8 +47,7 @@ def repair_dataset(
     if folder == root or root in folder.parents:
         raise OptionError(f"--out {folder} lies in the data folder", "Give a folder elsewhere")
     unrepairable = _unrepairable(dataset, facts)
-    temporary = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = new_folder(folder)
     try:
         declared = (*dataset.labels.values, *((dataset.labels.ignore,) if dataset.labels.ignore is not None else ()))
         tasks = [

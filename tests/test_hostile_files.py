@@ -1,0 +1,174 @@
+"""Files that were made to harm: each is a finding of its case, and neither a traceback, a hang, nor a full memory."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import resource
+import struct
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from broken_sets import NONE, image_file, label_file, volumes
+
+from autounet.datasets import scan
+from autounet.imageio import read_header, read_image, read_labels
+from autounet.schema.errors import DataError, FileError, OptionError
+from autounet.schema.options import DataOptions
+from autounet.workflow import dataset_stage
+from autounet.workflow.dataset_stage import check_data
+
+MOST_GROWTH = 200 << 20
+"""bytes of address space that reading a bad file may add"""
+
+
+def nifti(datatype: int = 2, bits: int = 8, offset: float = 352.0, dim: tuple[int, ...] = (3, 4, 4, 4)) -> bytes:
+    header = bytearray(352)
+    struct.pack_into("<i", header, 0, 348)
+    struct.pack_into(f"<{len(dim)}h", header, 40, *dim)
+    struct.pack_into("<2h", header, 70, datatype, bits)
+    struct.pack_into("<8f", header, 76, *[1.0] * 8)
+    struct.pack_into("<f", header, 108, offset)
+    header[344:348] = b"n+1\0"
+    return bytes(header)
+
+
+def nrrd(*lines: str, encoding: str = "raw") -> bytes:
+    head = ["NRRD0004", "type: uchar", "dimension: 3", "sizes: 4 4 4", f"encoding: {encoding}", *lines]
+    return ("\n".join(head) + "\n\n").encode()
+
+
+def meta(**fields: object) -> bytes:
+    known = {"NDims": 3, "DimSize": "4 4 4", "ElementType": "MET_UCHAR", **fields, "ElementDataFile": "LOCAL"}
+    return "".join(f"{key} = {value}\n" for key, value in known.items()).encode()
+
+
+ZEROS = bytes(64 << 20)
+BAD: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "offset that is no number": (".nii", lambda: nifti(offset=float("nan")) + bytes(64)),
+    "offset beyond everything": (".nii", lambda: nifti(offset=3e38) + bytes(64)),
+    "complex numbers": (".nii", lambda: nifti(32, 64) + bytes(512)),
+    "long complex numbers": (".nii", lambda: nifti(1792, 128) + bytes(1024)),
+    "an axis of less than nothing": (".nii", lambda: nifti(dim=(3, 4, -4, 4)) + bytes(64)),
+    "terabytes by the header": (".nii.gz", lambda: gzip.compress(nifti(dim=(3, 32767, 32767, 32767)) + bytes(64))),
+    "a bomb before the voxels": (".nii.gz", lambda: gzip.compress(nifti(offset=float(60 << 23)) + ZEROS)),
+    "a bomb behind the voxels": (".nii.gz", lambda: gzip.compress(nifti() + ZEROS)),
+    "a bomb of many members": (
+        ".nii.gz",
+        lambda: gzip.compress(nifti() + bytes(64)) + 60 * gzip.compress(ZEROS[: 1 << 20]),
+    ),
+    "a bomb in bzip2": (".nrrd", lambda: nrrd("byte skip: 800000000", encoding="bzip2") + bz2.compress(ZEROS)),
+    "lines without end": (".nrrd", lambda: nrrd("line skip: 9999999999") + bytes(64)),
+    "sizes beyond everything": (".nrrd", lambda: nrrd().replace(b"4 4 4", b"99999 99999 99999") + bytes(64)),
+    "a bomb in zlib": (".mha", lambda: meta(CompressedData="True") + zlib.compress(ZEROS)),
+    "terabytes of components": (".mha", lambda: meta(ElementNumberOfChannels=2_000_000_000) + bytes(64)),
+    "text": (".png", lambda: b"hello"),
+    "nothing but a magic number": (".tif", lambda: b"II*\0\xff\xff\xff\xff"),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset_stage, "available_cores", lambda: 1)
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_file_is_an_error_that_names_it(tmp_path: Path, kind: str) -> None:
+    ending, make = BAD[kind]
+    path = tmp_path / f"case{ending}"
+    path.write_bytes(make())
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    for read in (read_image, read_labels):
+        with pytest.raises(FileError, match="case") as raised:
+            read(path)
+        assert raised.value.remedy
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - used < MOST_GROWTH
+
+
+@pytest.mark.parametrize("kind", ["complex numbers", "offset that is no number", "text"])
+@pytest.mark.parametrize("place", [image_file, label_file])
+def test_one_bad_file_is_one_finding_of_the_check(tmp_path: Path, kind: str, place: Callable[[Path], Path]) -> None:
+    folder = volumes(tmp_path / "data")
+    place(folder).write_bytes(gzip.compress(BAD[kind][1]()))
+    found = [finding for finding in check_data(folder, NONE).findings if finding.severity == "fatal"]
+    assert {finding.case for finding in found} == {"c2"}
+    assert {finding.code for finding in found} == {"unreadable-file"}
+
+
+def test_whatever_a_library_raises_is_an_error_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from autounet import imageio
+
+    path = image_file(volumes(tmp_path / "data"))
+    for error in (
+        KeyError("x"),
+        RecursionError(),
+        MemoryError(),
+        PermissionError(13, "denied"),
+        np.exceptions.AxisError(3),
+    ):
+
+        def fails(_: Path, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setitem(imageio.FORMATS, "nifti", imageio.FORMATS["nifti"].__class__((".nii.gz",), fails, fails))
+        for read in (read_image, read_labels, read_header):
+            with pytest.raises(FileError, match="c2_0000"):
+                read(path)
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "cases.json", "palette.json", "list.json", "c2_0000.json"])
+def test_json_nested_without_end_ends_no_check_with_a_traceback(tmp_path: Path, name: str) -> None:
+    folder = volumes(tmp_path / "data")
+    (folder / name).write_text('{"training":' + "[" * 10**5 + '"case" "spacing"')
+    with suppress(DataError):  # of a file that is ours by its name
+        assert check_data(folder, NONE).findings is not None
+
+
+def test_a_list_of_folds_nested_without_end_is_told(tmp_path: Path) -> None:
+    folder = volumes(tmp_path / "data")
+    (tmp_path / "folds.json").write_text("[" * 10**5)
+    with pytest.raises(OptionError, match="not readable JSON"):
+        check_data(folder, DataOptions(splits=str(tmp_path / "folds.json")))
+
+
+@pytest.mark.parametrize("pattern", [r"((\w|\d)*)*!", r"(.*.*)*_never"])
+def test_an_expression_that_backtracks_for_ever_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    folder = volumes(tmp_path / "data")
+    for number in range(1, 9):
+        for file in folder.rglob(f"c{number}*"):
+            file.rename(file.with_name(file.name.replace(f"c{number}", f"c{number}" + "a" * 60)))
+    monkeypatch.setitem(scan.__globals__, "GROUP_SECONDS", 1.0)
+    with pytest.raises(OptionError, match="takes longer than 1 s"):
+        check_data(folder, DataOptions(group=pattern))
+
+
+def test_groups_are_captured(tmp_path: Path) -> None:
+    found = scan(volumes(tmp_path / "data"), DataOptions(group=r"c(\d)"))
+    assert [case.group for case in found.cases] == [case.identifier[1:2] for case in found.cases]
+
+
+def test_a_mhd_file_does_not_lead_out_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret.raw").write_bytes(bytes(64))
+    (tmp_path / "data").mkdir()
+    for name in ("../secret.raw", "a/../../secret.raw", str(tmp_path / "secret.raw"), "..\\secret.raw", "C:secret.raw"):
+        path = tmp_path / "data" / "case.mhd"
+        path.write_bytes(meta().replace(b"LOCAL", name.encode()))
+        with pytest.raises(FileError, match="keeps its voxels in"):
+            read_image(path)
+    (tmp_path / "data" / "own.raw").write_bytes(bytes(range(64)))
+    path.write_bytes(meta().replace(b"LOCAL", b"own.raw"))
+    assert read_image(path)[0].max() == 63
+
+
+def test_a_sidecar_that_is_no_json_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"spacing": [1, 1, 1]}))
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(FileError):
+        read_image(tmp_path / "a.png")
