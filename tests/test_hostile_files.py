@@ -109,7 +109,7 @@ def test_whatever_a_library_raises_is_an_error_of_the_file(tmp_path: Path, monke
         RecursionError(),
         MemoryError(),
         PermissionError(13, "denied"),
-        np.exceptions.AxisError(3),
+        np.exceptions.AxisError("axis"),
     ):
 
         def fails(_: Path, error: Exception = error) -> None:
@@ -132,8 +132,8 @@ def test_json_nested_without_end_ends_no_check_with_a_traceback(tmp_path: Path, 
 def test_a_list_of_folds_nested_without_end_is_told(tmp_path: Path) -> None:
     folder = volumes(tmp_path / "data")
     (tmp_path / "folds.json").write_text("[" * 10**5)
-    with pytest.raises(OptionError, match="not readable JSON"):
-        check_data(folder, DataOptions(splits=str(tmp_path / "folds.json")))
+    found = check_data(folder, DataOptions(splits=str(tmp_path / "folds.json"))).findings
+    assert any("folds.json is not readable JSON" in finding.message for finding in found)
 
 
 @pytest.mark.parametrize("pattern", [r"((\w|\d)*)*!", r"(.*.*)*_never"])
