@@ -23,7 +23,9 @@ from autounet.schema.options import RunOptions, TrainOptions
 from autounet.schema.plan import Configuration, InferenceSpec
 from autounet.schema.record import Record, read_json
 from autounet.schema.selection import Selection, TemperatureScaling
+from autounet.store.run_folder import RunFolder
 from autounet.time_budget.deadline import Clock
+from autounet.workflow.plan_stage import PlanFile
 
 SOUND = configuration(3).model_dump(mode="json")
 
@@ -160,3 +162,22 @@ def network(**changes: Any) -> dict[str, Any]:
 def test_a_sealed_bundle_that_contradicts_itself_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
     with pytest.raises(AutoUNetError, match=told):
         load_bundle(forged(tmp_path / "model", **changes))
+
+
+@pytest.mark.parametrize(
+    "left", [b"", b"\0" * 4096, b'{"format_version": 1,\n "configurations"', b'{"format_version": 1']
+)
+def test_a_plan_that_was_cut_off_is_moved_aside(tmp_path: Path, left: bytes) -> None:
+    folder = RunFolder(tmp_path)
+    folder.plan.write_bytes(left)
+    assert PlanFile(folder).load() is None
+    assert (tmp_path / "plan.json.damaged").read_bytes() == left
+
+
+@pytest.mark.parametrize("mistyped", ['{"format_version": 1,}', '{"format_version": 1, "configuration": {}}'])
+def test_a_plan_that_a_person_mistyped_is_an_error(tmp_path: Path, mistyped: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.plan.write_text(mistyped)
+    with pytest.raises(RecordError, match="--replan"):
+        PlanFile(folder).load()
+    assert folder.plan.read_text() == mistyped

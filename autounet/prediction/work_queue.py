@@ -87,7 +87,7 @@ class Claims:
         try:
             silent = self._now() - path.stat().st_mtime
             owner = json.loads(path.read_text(encoding="utf-8") or "{}")
-        except (FileNotFoundError, ValueError):  # released, or being written at this moment
+        except (FileNotFoundError, ValueError, RecursionError):  # released, or being written at this moment
             return None
         pid = int(owner.get("pid", 0))
         gone = owner.get("host") == _host() and not _is_alive(pid)

@@ -75,7 +75,7 @@ def is_written(out: Path, case: str, name: str) -> bool:
 
 
 def _claimed_names(out: Path, case: str) -> frozenset[str]:
-    with suppress(OSError, ValueError, AttributeError, TypeError):  # released, or being written
+    with suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):  # released, or being written
         return frozenset(json.loads((out / RECORDS / f"{case}.claim").read_text(encoding="utf-8")).get("files", ()))
     return frozenset()
 

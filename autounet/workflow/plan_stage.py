@@ -32,13 +32,21 @@ class PlanFile:
         self.path, self._key = folder.plan, folder.plan_key
 
     def load(self) -> Plan | None:
-        """None where there is none. Raises RecordError for a file that cannot be read."""
+        """None where there is none, or what a crash or a full disk left of it. Raises RecordError for any other."""
         if not self.path.exists():
             return None
         try:
             return Plan.load(self.path)
         except RecordError as error:
+            if self._is_cut_off():
+                aside = self.path.replace(self.path.with_name(f"{self.path.name}.damaged"))
+                log.warning("plan.json was cut off: it is now %s, and a plan is made again", aside.name)
+                return None
             raise RecordError(error.message, "Correct it, or make a new plan with --replan") from None
+
+    def _is_cut_off(self) -> bool:
+        """Unlike a file that a person mistyped, it does not end as every record does."""
+        return not self.path.read_bytes().rstrip(b"\0 \r\n\t").endswith(b"}")
 
     def save(self, plan: Plan, made_for: str) -> None:
         """`made_for` is the digest of the options and data that the plan was made for."""
