@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import product
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 from pydantic import Field
 
 from .plan import PreprocessSpec
-from .record import CaseName, Part, Record
+from .record import Part, Record
 
 Shape3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]
@@ -261,7 +261,7 @@ class CaseProperties(Record):
     forward: stored (Z,Y,X) --orient--> --transpose--> --crop `box`--> `cropped_shape` --resample--> `shape`.
     """
 
-    identifier: CaseName | Literal[""]
+    identifier: str
     key: str
     """digest of the PreprocessSpec, the case's content and the stage's version"""
     spec: PreprocessSpec

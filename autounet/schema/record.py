@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from .errors import DataError, OptionError, RecordError
+from .errors import DataError, ModelError, OptionError, RecordError
 from .names import MOST_BYTES, MOST_LETTERS, RENAME, case_problem, hidden_characters, path_problem, printable
 
 
@@ -86,7 +86,8 @@ def _require_text(name: str) -> str:
 
 def _require_plain_path(name: str) -> str:
     if problem := path_problem(name):
-        raise ValueError(f"the name {printable(name[:MOST_BYTES])!r} {problem}")
+        shown = printable(name[:MOST_BYTES])
+        raise ModelError(f"{shown!r} {problem}, which may lead outside of the model", "Do not use it; get it again")
     return name
 
 
@@ -94,6 +95,7 @@ CaseName = Annotated[str, AfterValidator(_require_case)]
 Text = Annotated[str, AfterValidator(_require_text)]
 """of a class, a region or a channel: any words in one line"""
 PlainPath = Annotated[str, AfterValidator(_require_plain_path)]
+"""of a file of a model"""
 ConfigurationName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=100)]
 """names a folder, too"""
 
