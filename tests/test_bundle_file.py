@@ -231,7 +231,7 @@ def test_the_card_says_what_the_run_says(tmp_path: Path, folder: Path) -> None:
     text = card_text(bundle)
     for words in (
         "no medical device",
-        "a \\| &lt;b>",
+        "a \\| &lt;b&gt;",
         "Licence: not stated",
         "95 % intervals",
         "20 x 48 x 44",

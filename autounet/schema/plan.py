@@ -15,7 +15,7 @@ from pydantic import Field, JsonValue, computed_field, model_validator
 from .errors import PlanError
 from .labels import Labels, TargetKind, targets_of
 from .options import PlannerOptions
-from .record import ConfigurationName, Part, Record
+from .record import ConfigurationName, FolderName, Part, Record
 
 Spacing = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 """mm, at most a kilometre"""
@@ -194,7 +194,7 @@ class TrainedConfiguration(Part):
 
 
 class Configuration(TrainedConfiguration):
-    prepared: ConfigurationName
+    prepared: FolderName
     """name of the folder below prepared/; configurations with equal specs share one"""
     inference: InferenceSpec = InferenceSpec()
     median_shape: tuple[int, ...]

@@ -98,6 +98,8 @@ PlainPath = Annotated[str, AfterValidator(_require_plain_path)]
 """of a file of a model"""
 ConfigurationName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=100)]
 """names a folder, too"""
+FolderName = Annotated[str, Field(pattern=r"^(\w[\w.+-]*)?$", max_length=100)]
+"""of prepared cases; empty until it is chosen"""
 
 
 class Record(Part):

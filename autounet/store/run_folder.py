@@ -115,6 +115,14 @@ OWN_NAMES = (
 """what a run writes into its output folder, tracking and hidden files aside"""
 
 
+def _is_record(path: Path) -> bool:
+    """Whether a file begins as `Record.save` writes it."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(32).replace(b" ", b"").startswith(b'{\n"format_version":')
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """`--out`."""
@@ -122,8 +130,8 @@ class RunFolder:
     path: Path
 
     def taken_names(self) -> list[str]:
-        """Of what a run would write, the names that are there."""
-        return [name for name in OWN_NAMES if os.path.lexists(self.path / name)]
+        """Of what a run would write, the names under which other things lie than records of ours, such as a plan."""
+        return [name for name in OWN_NAMES if os.path.lexists(self.path / name) and not _is_record(self.path / name)]
 
     # records, each written by one stage
 
