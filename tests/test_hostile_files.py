@@ -17,6 +17,7 @@ import pytest
 from broken_sets import NONE, image_file, label_file, volumes
 
 from autounet.datasets import scan
+from autounet.datasets.splits import with_groups
 from autounet.imageio import read_header, read_image, read_labels
 from autounet.schema.errors import DataError, FileError, OptionError
 from autounet.schema.options import DataOptions
@@ -144,7 +145,7 @@ def test_an_expression_that_backtracks_for_ever_is_refused(
     for number in range(1, 9):
         for file in folder.rglob(f"c{number}*"):
             file.rename(file.with_name(file.name.replace(f"c{number}", f"c{number}" + "a" * 60)))
-    monkeypatch.setitem(scan.__globals__, "GROUP_SECONDS", 1.0)
+    monkeypatch.setitem(with_groups.__globals__, "GROUP_SECONDS", 1.0)
     with pytest.raises(OptionError, match="takes longer than 1 s"):
         check_data(folder, DataOptions(group=pattern))
 

@@ -75,8 +75,10 @@ def model(folder: Path, configurations: dict[str, Configuration], suffix: str = 
                 peak_memory_bytes=None, versions={},
             ).save(path.with_name("record.json"))  # fmt: skip
             weights.setdefault(name, {})[fold] = path
+    count = len(next(iter(configurations.values())).preprocess.normalisation)
+    channels = tuple(Channel(name="mri" if index == 0 else f"mri_{index}") for index in range(count))
     dataset = Dataset(
-        root="/nowhere", name="demo", layout="pairs", channels=(Channel(name="mri"),), labels=LABELS,
+        root="/nowhere", name="demo", layout="pairs", channels=channels, labels=LABELS,
         labels_declared=True, cases=(), image_pattern=f"images/*{suffix}", file_kind="nifti", suffix=suffix,
     )  # fmt: skip
     selection = Selection(chosen=chosen or tuple(configurations), compared=(), reason="all")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,6 +20,7 @@ from .labels import annotate, build_labels
 from .layouts import bids, case_folders, case_table, msd, nnunet_raw, paired_folders
 from .layouts.detected_layout import DetectedLayout, read_description, with_description, without_missing_channels
 from .layouts.files import existing_folder, own_path
+from .splits import with_groups
 
 _KIND_WORDS = {
     "ct": ChannelKind.ct,
@@ -224,7 +222,7 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     whole, table_findings = case_table.supplement(listed_in, _complete_cases(found, findings, root), known)
     table_findings += _without_fold(whole, found)
     listed = sorted(whole, key=lambda case: case.identifier)
-    listed = _grouped(listed, options.group)
+    listed = with_groups(listed, options.group)
     twice = {case.identifier for case, after in pairwise(listed) if case.identifier == after.identifier}
     if twice:
         raise DataError(f"several cases are called {', '.join(sorted(twice))}", "Give them different names")
@@ -321,39 +319,3 @@ def _report(found: Sequence[Finding], findings: list[Finding] | None) -> None:
         raise DataError.of(fatal)
     if findings is not None:
         findings += found
-
-
-GROUP_SECONDS = 30.0
-"""for an expression to look at all cases, which takes milliseconds; some backtrack for longer than anybody waits"""
-_CAPTURE = """
-import json, re, sys
-pattern, names = json.load(sys.stdin)
-json.dump([match and match[1] for match in (re.search(pattern, name) for name in names)], sys.stdout)
-"""
-
-
-def _grouped(cases: list[Case], pattern: str | None) -> list[Case]:
-    """With the group that the first capture of a regular expression says.
-
-    Python cannot end an expression that backtracks for ever, so a process of its own evaluates it. Raises OptionError.
-    """
-    if pattern is None:
-        return cases
-    given = json.dumps([pattern, [case.identifier for case in cases]])
-    try:
-        command = [sys.executable, "-I", "-S", "-c", _CAPTURE]
-        found = subprocess.run(command, input=given, capture_output=True, text=True, timeout=GROUP_SECONDS, check=True)
-    except subprocess.TimeoutExpired:
-        message = f"--group {pattern!r} takes longer than {GROUP_SECONDS:g} s: it tries too many ways to match a name"
-        raise OptionError(message, "Write it without repetitions inside of repetitions") from None
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr.splitlines() or ["unknown"])[-1]
-        raise OptionError(f"--group {pattern!r} cannot be used: {reason}", "Correct it") from None
-    captures = json.loads(found.stdout)
-    for case, group in zip(cases, captures, strict=True):
-        if group is None:
-            raise OptionError(
-                f"--group {pattern!r} captures nothing in {case.identifier!r}",
-                "Write one group in parentheses, (...), that matches every case",
-            )
-    return [case.model_copy(update={"group": group}) for case, group in zip(cases, captures, strict=True)]

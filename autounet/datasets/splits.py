@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..schema.dataset import CaseFacts, Dataset, Splits
+from ..schema.dataset import Case, CaseFacts, Dataset, Splits
 from ..schema.errors import DataError, OptionError, UsageError, nearest
 from ..schema.options import DataOptions
 from .checks.set_checks import duplicates
@@ -251,3 +253,39 @@ def _from_file(path: Path, identifiers: Sequence[str]) -> tuple[tuple[str, ...],
     if len(folds) < 2 or not all(folds):
         raise OptionError(f"--splits {path} has fewer than two folds with cases", "Give at least two")
     return tuple(tuple(fold) for fold in folds)
+
+
+GROUP_SECONDS = 30.0
+"""for an expression to look at all cases, which takes milliseconds; some backtrack for longer than anybody waits"""
+_CAPTURE = """
+import json, re, sys
+pattern, names = json.load(sys.stdin)
+json.dump([match and match[1] for match in (re.search(pattern, name) for name in names)], sys.stdout)
+"""
+
+
+def with_groups(cases: list[Case], pattern: str | None) -> list[Case]:
+    """With the group that the first capture of a regular expression says.
+
+    Python cannot end an expression that backtracks for ever, so a process of its own evaluates it. Raises OptionError.
+    """
+    if pattern is None:
+        return cases
+    given = json.dumps([pattern, [case.identifier for case in cases]])
+    try:
+        command = [sys.executable, "-I", "-S", "-c", _CAPTURE]
+        found = subprocess.run(command, input=given, capture_output=True, text=True, timeout=GROUP_SECONDS, check=True)
+    except subprocess.TimeoutExpired:
+        message = f"--group {pattern!r} takes longer than {GROUP_SECONDS:g} s: it tries too many ways to match a name"
+        raise OptionError(message, "Write it without repetitions inside of repetitions") from None
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.splitlines() or ["unknown"])[-1]
+        raise OptionError(f"--group {pattern!r} cannot be used: {reason}", "Correct it") from None
+    captures = json.loads(found.stdout)
+    for case, group in zip(cases, captures, strict=True):
+        if group is None:
+            raise OptionError(
+                f"--group {pattern!r} captures nothing in {case.identifier!r}",
+                "Write one group in parentheses, (...), that matches every case",
+            )
+    return [case.model_copy(update={"group": group}) for case, group in zip(cases, captures, strict=True)]

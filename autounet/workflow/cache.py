@@ -2,7 +2,7 @@
 
 This is the only place that decides it. The key is that of a record of `schema/stage_inputs.py`; the done file is
 written last, so that an interrupted stage is not done. It also holds checksums of the stage's files: a command first
-looks for those that differ (`jobs.forget_damaged`), and what can be derived is made again.
+looks for those that differ (`stages.forget_damaged`), and what can be derived is made again.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from ..crossval.validate import segmentation_name
-from ..datasets.file_hashes import FileHashes
 from ..schema.dataset import Dataset, annotated_classes, channel_availability, channel_combinations, partly_annotated
 from ..schema.errors import OptionError
 from ..schema.fingerprint import Fingerprint
@@ -35,7 +34,6 @@ from ..schema.stage_inputs import (
     TrainingPlace,
     ValidationInputs,
 )
-from ..store import forget_damaged as forget_damaged_case
 from ..store import scores_file, stage_labels_file
 from ..store.run_folder import BUNDLE_FILE, RunFolder
 from . import cache
@@ -83,42 +81,6 @@ class Job:
             yield from self.writes
         for folder in self.owns:
             yield from (path for path in folder.rglob("*") if path != self.done)
-
-
-def forget_damaged(jobs: Sequence[Job], root: Path, hashes: FileHashes) -> None:
-    """Remove files that are not as finished jobs wrote them, and say so: these jobs then make them again.
-
-    Trained weights are no such files: their fold is moved aside and trained again.
-    """
-    for job in jobs:
-        if cache.stored_key(job.done) != job.key:
-            continue
-        if job.function == "prepare":
-            cases = [case for case in job.args["keys"] if forget_damaged_case(job.args["folder"], case, hashes.of)]
-            if cases:
-                log.warning("%s: damaged, and prepared again: %s", job.name, _listed(cases))
-                cache.forget(job.done)
-            continue
-        changed, missing = cache.damage(job.done, job.written(), hashes)
-        names = _listed([path.relative_to(root).as_posix() for path in changed])
-        if changed and job.function == "train":
-            aside = cache.move_aside(job.done.parent)
-            log.warning("%s: damaged: %s. The fold is trained again; its files are now in %s", job.name, names, aside)
-        elif changed or missing:
-            log.warning("%s: damaged or missing, and made again: %s", job.name, names or _listed(missing))
-            for path in changed:
-                path.unlink()
-            if job.function != "train":  # of which only files that are gone concern its own folder
-                cache.forget(job.done)
-
-
-SHOWN = 5
-"""files named in one message"""
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 class SequentialExecutor:

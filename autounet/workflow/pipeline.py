@@ -29,7 +29,7 @@ from ..workers import available_cores
 from .dataset_stage import DataRecords, read_data
 from .defaults import TrainingSchedule, check_options, loader_workers, parse_folds, promised_seconds, training_schedule
 from .fine_tuning import FineTuning, known_weights
-from .jobs import Job, JobGraph, SequentialExecutor, forget_damaged
+from .jobs import Job, JobGraph, SequentialExecutor
 from .make_plan import PlanMaker
 from .memory_calibration import calibrated
 from .output_folder import locked, require_output_folder
@@ -159,7 +159,8 @@ def _run_jobs(
 def _execute(
     folder: RunFolder, maker: PlanMaker, plan: Plan, schedule: TrainingSchedule, until: str, tracker: RunTracker
 ) -> None:
-    from .stages import run_job  # and with it all that trains, validates and selects, which planning does without
+    # with all that trains, validates and selects, which planning does without
+    from .stages import forget_damaged, run_job
 
     options, data, profile, deadline = maker.options, maker.data, maker.profile, maker.deadline
     graph = JobGraph(

@@ -19,6 +19,7 @@ from ..schema.plan import Configuration, PreprocessSpec
 from ..schema.quantities import format_number
 from ..schema.run import EpochLog, RunRecord, fold_name, read_log
 from ..schema.stage_inputs import CascadeCaseInputs, TrainingCase, TrainingInputs, TrainingPlace, ValidatedCaseInputs
+from ..store import forget_damaged as forget_damaged_case
 from ..store import is_prepared, read_properties, scores_file, stage_labels_file
 from ..store.run_folder import CascadeLabelsFolder, CrossvalFolder, FoldFolder
 from ..time_budget.deadline import Deadline, TimeAllotment
@@ -158,6 +159,42 @@ def cascade_labels(
             meter.advance()
 
         write_cascade_labels(changed, labels, targets, scores, grid, next_grid, folder.path, workers, on_case)
+
+
+def forget_damaged(jobs: Sequence[Job], root: Path, hashes: FileHashes) -> None:
+    """Remove files that are not as finished jobs wrote them, and say so: these jobs then make them again.
+
+    Trained weights are no such files: their fold is moved aside and trained again.
+    """
+    for job in jobs:
+        if cache.stored_key(job.done) != job.key:
+            continue
+        if job.function == "prepare":
+            cases = [case for case in job.args["keys"] if forget_damaged_case(job.args["folder"], case, hashes.of)]
+            if cases:
+                log.warning("%s: damaged, and prepared again: %s", job.name, _listed(cases))
+                cache.forget(job.done)
+            continue
+        changed, missing = cache.damage(job.done, job.written(), hashes)
+        names = _listed([path.relative_to(root).as_posix() for path in changed])
+        if changed and job.function == "train":
+            aside = cache.move_aside(job.done.parent)
+            log.warning("%s: damaged: %s. The fold is trained again; its files are now in %s", job.name, names, aside)
+        elif changed or missing:
+            log.warning("%s: damaged or missing, and made again: %s", job.name, names or _listed(missing))
+            for path in changed:
+                path.unlink()
+            if job.function != "train":  # of which only files that are gone concern its own folder
+                cache.forget(job.done)
+
+
+SHOWN = 5
+"""files named in one message"""
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
