@@ -43,6 +43,7 @@ from autounet.store import (
     write_scores,
     write_stage_labels,
 )
+from autounet.store.prepared import PreparedRecord
 from autounet.store.run_folder import CascadeLabelsFolder
 from autounet.training import Horizon, train_fold
 from autounet.training import transforms as one_hot
@@ -432,7 +433,9 @@ def test_cascade_labels_of_a_case_are_made_again_when_its_scores_or_grids_change
     write_scores(tmp_path / "scores", names[1], -read_scores(tmp_path / "scores", names[1]))
     assert changed() == [names[1]]
     grid = read_properties(tmp_path / SECOND, names[0])
-    grid.model_copy(update={"key": "another"}).save(tmp_path / SECOND / f"{names[0]}.json")
+    file = tmp_path / SECOND / f"{names[0]}.json"
+    rekeyed = grid.model_copy(update={"key": "another"})
+    PreparedRecord.load(file).model_copy(update={"properties": rekeyed}).save(file)
     assert changed() == [names[0]]
 
 

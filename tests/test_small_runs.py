@@ -12,12 +12,13 @@ from autounet.evaluation import DEFAULT_METRICS
 from autounet.imageio import read_labels, write_image, write_labels
 from autounet.schema.errors import DeadlineError, OptionError
 from autounet.schema.geometry import Geometry
-from autounet.schema.metrics import Metrics
+from autounet.schema.metrics import CaseMetrics, Metrics
 from autounet.schema.options import DataOptions, RunOptions
 from autounet.schema.plan import Plan
 from autounet.schema.run import RunRecord
 from autounet.schema.selection import Selection
 from autounet.time_budget.deadline import Clock
+from autounet.workflow.cache import keep_result
 from autounet.workflow.pipeline import run_pipeline
 
 
@@ -258,8 +259,11 @@ def test_new_names_reach_the_metrics_and_train_nothing_again(volumes, trained):
     before = weights(trained).stat().st_mtime_ns
     stale = trained / "crossval" / "3d_fullres" / "gone.nii.gz"  # of a case that was taken out
     stale.write_bytes(b"")
+    (own := stale.with_name("mine.nii.gz")).write_bytes(b"")  # without a record that we wrote it
+    keep_result(stale.parent / "cases" / "gone.json", "1", CaseMetrics(case="gone", per_class={}))
     run_pipeline(volumes, trained, options(data=DataOptions(classes={"spleen": 1, "gland": 2})), until="select")
     assert not stale.exists()
+    assert own.exists()
     assert weights(trained).stat().st_mtime_ns == before
     assert not list((trained / "models" / "3d_fullres").glob("*.old_*"))
     metrics = Metrics.load(trained / "metrics.json")

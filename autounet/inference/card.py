@@ -155,7 +155,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _plain(text: str) -> str:
     """One line that means nothing to Markdown or HTML, whatever a data set calls its classes."""
     line = html.escape(" ".join(str(text).split()), quote=False)
-    return re.sub(r"([\\|`\[\]])", r"\\\1", line)
+    return re.sub(r"([\\|`]|\](?=[(\[:]))", r"\\\1", line)
 
 
 def _joined(values: Iterable[float], between: str = " x ") -> str:
