@@ -139,8 +139,10 @@ def _require_one_background(files: Sequence[Path]) -> None:
 
 
 def _warn_of_strangers(predicted: set[int], drawn: set[int]) -> None:
-    """Masks of 1 and masks of 255 have no class in common, and a Dice of 0 does not say so."""
+    """Masks of 1 and masks of 255 have no class in common, and a Dice of 0 does not say so; nor does one of nothing."""
     predicted, drawn = predicted - {0}, drawn - {0}
+    if empty := [name for name, values in (("predictions", predicted), ("references", drawn)) if not values]:
+        log.warning("the %s hold no value besides 0. Check that these are the label files", " and the ".join(empty))
     if predicted and drawn and not predicted & drawn:
         shown = [", ".join(map(str, sorted(values)[:5])) for values in (predicted, drawn)]
         log.warning(
@@ -203,7 +205,17 @@ def evaluate(
         found = map_parallel(_evaluate_one, tasks, workers, done)
     if errors := [case for case in found if isinstance(case, DataError)]:
         raise errors[0] if len(errors) == 1 else DataError("\n".join(map(str, errors)))
-    return summarise([case for case in found if isinstance(case, CaseMetrics)], labels, unit=unit, metrics=wanted)
+    cases = [case for case in found if isinstance(case, CaseMetrics)]
+    _warn_of_absent(cases, labels)
+    return summarise(cases, labels, unit=unit, metrics=wanted)
+
+
+def _warn_of_absent(cases: Sequence[CaseMetrics], labels: Labels) -> None:
+    """Classes and regions whose Dice is undefined in every case: there is nothing of them in any file."""
+    shown = {label.name: f"class {label.name} (value {label.value})" for label in labels.reported}
+    shown |= {each.name: f"region {each.name} (values {', '.join(map(str, each.values))})" for each in labels.regions}
+    if absent := [what for name, what in shown.items() if all(case.per_class[name].dice is None for case in cases)]:
+        log.warning("in no prediction and in no reference: %s. Check the values and the files", ", ".join(absent))
 
 
 def _evaluation_pairs(predictions: Path, references: Path) -> list[Match]:

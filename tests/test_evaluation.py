@@ -279,6 +279,26 @@ def test_masks_without_a_value_in_common_are_told(tmp_path: Path, caplog, values
     assert ("the predictions hold 255 and the references 1" in caplog.text) == told
 
 
+@pytest.mark.parametrize(
+    ("values", "options", "told"),
+    [
+        ((1, 1), {"classes": {"liver": 7}}, "in no prediction and in no reference: class liver (value 7). Check"),
+        ((1, 2), {"regions": {"whole": (5, 9)}}, "region whole (values 5, 9). Check"),
+        ((1, 2), {"regions": {"whole": (1, 9)}}, "in no reference: class label_9 (value 9). Check"),
+        ((0, 0), {}, "the predictions and the references hold no value besides 0"),
+        ((1, 0), {}, "the references hold no value besides 0"),
+        ((0, 3), {}, "the predictions hold no value besides 0"),
+        ((2, 2), {"classes": {"liver": 2}}, ""),
+    ],
+)
+def test_what_is_in_no_file_is_told(tmp_path: Path, caplog, values: tuple[int, int], options, told: str) -> None:
+    for folder, value in zip(("predictions", "references"), values, strict=True):
+        write_labels(tmp_path / folder / "a.nii.gz", np.full(PLACE.shape, value, np.int32), PLACE)
+    api.evaluate(tmp_path / "predictions", tmp_path / "references", **options)
+    assert told in caplog.text
+    assert bool(told) == bool(caplog.text)
+
+
 def test_pictures_are_compared_as_they_are_stored() -> None:
     picture = Geometry(shape=(1, 4, 4), kind="png", dimension=2)
     tiff = picture.model_copy(update={"kind": "tiff", "spacing": (1.0, 0.5, 0.5)})

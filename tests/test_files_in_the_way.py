@@ -23,6 +23,7 @@ from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.options import DataOptions, RunOptions
 from autounet.schema.predicted import is_result
+from autounet.workflow.dataset_stage import check_data
 from autounet.workflow.pipeline import run_pipeline
 
 
@@ -171,3 +172,25 @@ def test_images_are_no_labels(tmp_path: Path) -> None:
     assert [case.identifier for case in scan(data, DataOptions(), findings).cases] == ["c0", "c2"]
     assert [(each.case, each.severity.value) for each in findings] == [("c1", "fatal")]
     assert "is given as its image and as its label" in findings[0].message
+
+
+def test_images_in_other_formats_are_told(predictor: Model, tmp_path: Path) -> None:
+    """Pairs once, nothing hidden, and no other file."""
+    data = volumes(tmp_path / "data")
+    for name in ("c7.WEBP", "s1.svs", "../labels/c9.img", "../labels/c9.hdr", "._a.czi", "note.txt"):
+        (data / "images" / name).write_bytes(b"x")
+    (finding,) = check_data(data, DataOptions()).findings[-1:]
+    assert (finding.code, finding.severity.value) == ("unread-format", "warning")
+    shown = "c7.WEBP (WebP), s1.svs (Aperio SVS), c9.img (Analyze, or a NIfTI pair)"
+    assert finding.message == f"3 images are in formats that are not read: {shown}"
+    assert "ImageMagick. Export" in finding.remedy
+    (failure,) = predictor.predict_files(data / "images", tmp_path / "out")
+    assert failure.startswith("case c7.WEBP: 2 images are in formats that are not read: c7.WEBP (WebP), s1.svs")
+    assert len(contents(tmp_path / "out")) == 3
+    for path in (data / "images").glob("c?.nii.gz"):
+        path.unlink()
+    told = r"holds no images that can be read: 2 images are .* c7\.WEBP"
+    with pytest.raises(DataError, match=told):
+        predictor.predict_files(data / "images", tmp_path / "out")
+    with pytest.raises(DataError, match=told):
+        scan(data / "images", DataOptions())

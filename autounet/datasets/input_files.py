@@ -8,7 +8,7 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ..imageio import stem, suffix
+from ..imageio import describe_unread, stem, suffix, unread_images
 from ..schema.bundle import ModelBundle
 from ..schema.errors import DataError, OptionError
 from ..schema.predicted import is_result
@@ -49,6 +49,9 @@ def folder_files(path: Path, bundle: ModelBundle) -> list[Path]:
         return new_images(candidates[0])
     if not candidates and image_files(path):  # of nothing but results: they are asked for
         return image_files(path)
+    if not candidates and (unread := unread_images(path)):
+        message, remedy = describe_unread(unread)
+        raise DataError(f"{path} holds no images that can be read: {message}", remedy)
     if not candidates:
         raise DataError(f"{path} holds no images", f"Give a folder with {bundle.suffix or 'DICOM'} files")
     raise DataError(

@@ -13,6 +13,7 @@ from ..imageio import (
     DICOM,
     SUFFIXES,
     VOLUME_KINDS,
+    describe_unread,
     file_kind,
     is_image,
     is_series,
@@ -20,6 +21,7 @@ from ..imageio import (
     read_header,
     stem,
     suffix,
+    unread_images,
 )
 from ..schema.bundle import ModelBundle
 from ..schema.errors import DataError
@@ -116,6 +118,7 @@ def find_inputs(path: Path, bundle: ModelBundle) -> list[InputCase]:
     if not path.exists():
         raise DataError(f"{path} does not exist", "Give an image or a folder of images")
     found = _inputs_of(path, bundle)
+    found += _unread(path, found)
     if bundle.time_points:
         found = [frame for case in found for frame in _time_points(case)]
     found = [_safely_named(case) for case in found]
@@ -130,6 +133,13 @@ def _safely_named(case: InputCase) -> InputCase:
         return case
     name = case.images[0].name if case.images and not case_problem(case.images[0].name) else "case"
     return refused(name, case.images, f"the case name {printable(case.identifier[:200])!r} {problem}", RENAME)
+
+
+def _unread(path: Path, cases: Sequence[InputCase]) -> list[InputCase]:
+    """One for all images beside those of the cases, in the folder that was given or below, whose format is not read."""
+    folders = {image.parent for case in cases for image in case.images} | {path}
+    files = [file for folder in sorted(folders) if folder.is_relative_to(path) for file in unread_images(folder)]
+    return [refused(files[0].name, files, *describe_unread(files))] if files else []
 
 
 def _alike(case: InputCase) -> InputCase:
@@ -213,6 +223,8 @@ def _from_table(path: Path, bundle: ModelBundle) -> list[InputCase]:
 def _single(path: Path, bundle: ModelBundle) -> InputCase:
     """One file, or DICOM series; other channels are looked for in its folder, that of the link where it is one."""
     if not is_image(path) and not path.is_dir():
+        if unread_images(path.parent).count(path):
+            raise DataError(f"{path}: {describe_unread([path])[0]}", describe_unread([path])[1])
         raise DataError(f"{path} is not an image that can be read", "Give NIfTI, NRRD, MHA, PNG, TIFF, GIF or JPEG")
     base, channel = strip_channel(stem(path))
     if channel is None:

@@ -15,6 +15,7 @@ from ..schema.dataset import Case, Channel, ChannelKind, Dataset, Finding, Sever
 from ..schema.errors import DataError, FileError, OptionError
 from ..schema.options import DataOptions
 from .checks.examine import unreadable
+from .checks.file_checks import image_as_label, unread_files
 from .coded_labels import with_coded_labels
 from .labels import annotate, build_labels
 from .layouts import bids, case_folders, case_table, msd, nnunet_raw, paired_folders
@@ -230,7 +231,7 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     labels = build_labels(found.labels, options)
     labels = labels.model_copy(update={"codes": found.codes})
     listed, unknown = annotate(listed_in, root, listed, labels, known)
-    _report([*table_findings, *unknown, *case_table.passed_over(listed_in)], findings)
+    _report([*table_findings, *unknown, *case_table.passed_over(listed_in), *unread_files(root, listed)], findings)
     listed, time_points = split_frames(root, listed, found.channels, options)
     image = listed[0].images[0]
     return Dataset(
@@ -268,31 +269,12 @@ def _complete_cases(found: DetectedLayout, findings: list[Finding] | None, root:
     """The cases that lack nothing. Raises DataError, unless `findings` takes what is missing."""
     broken = {finding.case for finding in found.findings if finding.severity == Severity.fatal}
     whole = [case for case in found.cases if case.identifier not in broken]
-    doubles = _image_as_label(root, whole)
+    doubles = image_as_label(root, whole)
     whole = [case for case in whole if case.identifier not in {each.case for each in doubles}]
     _report([*found.findings, *doubles], findings if whole else None)
     if not whole:
         raise DataError(f"{root} holds no complete case", "Add images and labels")
     return whole
-
-
-def _image_as_label(root: Path, cases: Sequence[Case]) -> list[Finding]:
-    """Cases whose label is their image. Raises DataError where it is so in all."""
-    double = [case for case in cases if case.label and (root / case.label).resolve() in _resolved(root, case)]
-    if len(double) == len(cases) > 1:
-        raise DataError(
-            f"the same files are given as images and as labels, such as {double[0].label}",
-            "Give --channel and --label patterns of different files",
-        )
-    message, remedy = "is given as its image and as its label", "Give another file for one of the two"
-    return [
-        Finding(case=case.identifier, code="layout", message=f"{case.label} {message}", remedy=remedy)
-        for case in double
-    ]
-
-
-def _resolved(root: Path, case: Case) -> set[Path]:
-    return {(root / path).resolve() for path in case.images}
 
 
 def _fold_source(cases: Sequence[Case], found: DetectedLayout) -> str | None:

@@ -36,6 +36,7 @@ from .image_format import COPY_AGAIN, ImageFormat, ImageHeader, Remark, transfor
 from .metaimage import data_file
 from .nifti import write_nifti_channels
 from .nrrd import is_nrrd_segmentation, read_segments
+from .other_formats import describe_unread, unread_images
 from .stored_values import (
     OPAQUE,
     coded_by_colour,
@@ -56,6 +57,7 @@ __all__ = [
     "ImageContent",
     "LabelContent",
     "Remark",
+    "describe_unread",
     "file_kind",
     "files_of",
     "is_image",
@@ -76,6 +78,7 @@ __all__ = [
     "stem",
     "stored_type",
     "suffix",
+    "unread_images",
     "write_channels",
     "write_image",
     "write_labels",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ...imageio import stem, suffix
+from ...imageio import describe_unread, stem, suffix, unread_images
 from ...schema.dataset import Finding
 from ...schema.errors import DataError
 from ...schema.options import DataOptions
@@ -123,6 +123,9 @@ def _no_image_folder(root: Path) -> DataError:
             f"{root} holds {len(image_files(root))} image files and no folders",
             "Say which are images and which labels: --channel 'image=PATTERN' --label 'PATTERN'",
         )
+    if unread := [file for folder in (root, *subfolders(root)) for file in unread_images(folder)]:
+        message, remedy = describe_unread(unread)
+        return DataError(f"{root} holds no images that can be read: {message}", remedy)
     return DataError(
         f"{root} holds no images: no folder with NIfTI, NRRD, MHA, PNG, TIFF, GIF, JPEG or BMP files", "Check the path"
     )
