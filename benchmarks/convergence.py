@@ -1,4 +1,4 @@
-"""When trainings by nnU-Net would have ended by the rule of `autounet.training.convergence`, and at what cost of Dice.
+"""When trainings by nnU-Net would have ended by the rule of `autounet.training.schedule`, and at what cost of Dice.
 
     git clone https://github.com/automl/AutoNNUnet
     python benchmarks/convergence.py AutoNNUnet/results_zipped
@@ -24,8 +24,7 @@ from statistics import fmean
 import numpy as np
 from measuring import commit, machine, public_command, table, write_results
 
-from autounet.training.convergence import EPOCH, has_converged
-from autounet.training.schedule import CoolDown
+from autounet.training.schedule import EPOCH, CoolDown, has_converged
 
 NETWORKS = ("ConvolutionalEncoder", "ResidualEncoderM", "ResidualEncoderL")
 LAST = 50

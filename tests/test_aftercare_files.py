@@ -15,7 +15,7 @@ from autounet.datasets import load_case
 from autounet.evaluation import evaluate_case, summarise
 from autounet.imageio import read_labels, write_image, write_labels
 from autounet.inference.export import ensemble_scores, export
-from autounet.inference.probabilities import probability_maps
+from autounet.prediction.maps import probability_maps
 from autounet.preprocessing import prepare_case
 from autounet.schema.dataset import Case, Channel, Dataset
 from autounet.schema.geometry import Geometry

@@ -17,17 +17,19 @@ from autounet.schema.options import RunOptions, TrainOptions
 from autounet.schema.run import EpochLog, read_log
 from autounet.schema.stage_inputs import TrainingCase
 from autounet.training import Horizon, train_fold
-from autounet.training.convergence import (
+from autounet.training.monitor import DECIDING_PATCHES, monitored_batches
+from autounet.training.schedule import (
     EPOCH,
     LEAST_AHEAD,
     MOST_GAIN,
+    SCHEDULES,
+    CoolDown,
     cool_down_after,
     has_converged,
     is_flat,
+    learning_rate,
     sentence,
 )
-from autounet.training.monitor import DECIDING_PATCHES, monitored_batches
-from autounet.training.schedule import SCHEDULES, CoolDown, learning_rate
 from autounet.workflow.defaults import ends_when_converged
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -216,7 +218,7 @@ def _short_epochs(monkeypatch):
     monkeypatch.setattr("autounet.training.journal.LOG_STEPS", 1)
     monkeypatch.setattr("autounet.training.monitor.TIME_SHARE", 1e9)
     monkeypatch.setattr("autounet.training.monitor.DECIDING_PATCHES", 4)
-    monkeypatch.setattr("autounet.training.convergence.LEAST_DICE", 0.0)  # nothing is learnt
+    monkeypatch.setattr("autounet.training.schedule.LEAST_DICE", 0.0)  # nothing is learnt
     monkeypatch.setattr("autounet.training.state.LEAST_SECONDS", 0.0)
     monkeypatch.setattr("autounet.training.state.TIME_SHARE", 1e9)
     threads = torch.get_num_threads()

@@ -22,9 +22,9 @@ from autounet.inference.bundle import load_bundle, pack
 from autounet.inference.decisions import ARGMAX, OrderedRegions
 from autounet.inference.ensembling import PROBABILITIES, RunningMean, averaged_quantity
 from autounet.inference.export import ensemble_scores, export
-from autounet.inference.probabilities import fold_disagreement, probability_maps
 from autounet.inference.sliding_window import predict_scores
 from autounet.nets import FAMILIES
+from autounet.prediction.maps import fold_disagreement, probability_maps
 from autounet.preprocessing import prepare_case
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import Labels, Region, TargetKind, targets_of

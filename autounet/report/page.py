@@ -21,7 +21,7 @@ from ..schema.option_table import run_command
 from ..schema.quantities import format_size
 from ..schema.record import utf8, write_text
 from ..store.run_folder import RunFolder
-from . import data_section, results_section, selection_section, training_section
+from . import data_section, results_section, training_section
 from .comparison import published_table
 from .output_records import OutputRecords, read_output_records
 from .overlays import MAX_NUMBERED
@@ -87,10 +87,10 @@ def _content(records: OutputRecords, entropy: EntropyReader | None) -> dict[str,
         "plan": training_section.plan_table(plan.configurations, records.runs) if plan else None,
         "trainings": _trainings(records),
         "training_table": training_section.training_table(records.runs) if records.runs else None,
-        "candidates": selection_section.candidates_table(selection) if selection else None,
-        "postprocessing": selection_section.postprocessing_table(selection) if selection else None,
-        "calibration": selection_section.calibration_text(calibration) if calibration else "",
-        "reliability": selection_section.reliability_diagram(calibration) if calibration else None,
+        "candidates": training_section.candidates_table(selection) if selection else None,
+        "postprocessing": training_section.postprocessing_table(selection) if selection else None,
+        "calibration": training_section.calibration_text(calibration) if calibration else "",
+        "reliability": training_section.reliability_diagram(calibration) if calibration else None,
         "published": comparison,
         "published_table": published_table(comparison),
         "commands": _commands(records),

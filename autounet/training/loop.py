@@ -22,11 +22,10 @@ from ..step import Precision, algorithms, configuration_loss, train_step
 from ..store.run_folder import FoldFolder
 from ..store.weights import save_weights
 from ..workers import keep_freed_memory
-from .convergence import cool_down_after, sentence
 from .journal import Journal
 from .monitor import PatchMonitor, monitored_batches
 from .samples import batches
-from .schedule import Horizon, learning_rate
+from .schedule import Horizon, cool_down_after, learning_rate, sentence
 from .sources import train_source, validation_source
 from .state import Checkpoint, TrainState, new_state
 
