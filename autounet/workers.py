@@ -85,12 +85,7 @@ def map_parallel(
     """
     items = list(items)
     if workers <= 1 or len(items) <= 1:
-        results = []
-        for item in items:
-            results.append(function(item))
-            if on_done:
-                on_done(results[-1])
-        return results
+        return [_told(function(item), on_done) for item in items]
     context = multiprocessing.get_context("spawn")
     with (
         single_threaded_children(),
@@ -102,9 +97,7 @@ def map_parallel(
         ordered: dict[int, Result] = {}
         try:
             for future in as_completed(futures):
-                ordered[futures[future]] = future.result()
-                if on_done:
-                    on_done(ordered[futures[future]])
+                ordered[futures[future]] = _told(future.result(), on_done)
         except BaseException as error:
             processes = list((pool._processes or {}).values())  # public from Python 3.14 on: terminate_workers
             pool.shutdown(wait=False, cancel_futures=True)
@@ -113,6 +106,12 @@ def map_parallel(
                 raise BrokenProcessPool(KILLED) from None
             raise
     return [ordered[index] for index in range(len(items))]
+
+
+def _told(result: Result, on_done: Callable[[Result], None] | None) -> Result:
+    if on_done:
+        on_done(result)
+    return result
 
 
 def _end(processes: Iterable[multiprocessing.process.BaseProcess], futures: Iterable[Future[Result]]) -> None:

@@ -257,7 +257,7 @@ def fold_disagreement(
     overlapping regions it is the sum over them. The networks predict once more, one after another, so that two sets of
     scores are held and not one a network. For the demands on `networks` see `predict_scores`.
     """
-    from .sliding_window import predict_scores
+    from ..inference.sliding_window import predict_scores
 
     decision = decision_for(labels, configuration.targets)
     outputs, swap = configuration.network.out_channels, prediction_swap(configuration, labels)
