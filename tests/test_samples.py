@@ -198,7 +198,7 @@ def test_the_size_of_cases_is_known_from_their_properties(folder):
     needed = sum(6 * 10 * (12 + number) * 9 for number in range(3))
     assert CaseStore(folder, NAMES, needed).in_memory
     assert not CaseStore(folder, NAMES, needed - 1).in_memory
-    with pytest.raises(RecordError, match=f"Delete the folder {folder}"):
+    with pytest.raises(RecordError, match=r"missing.json does not exist\. Give the same command again"):
         CaseStore(folder, ("a", "missing"), needed)
 
 
