@@ -84,3 +84,50 @@ def test_a_job_is_reported_with_its_goal(tools):
     assert "| `autounet run ISBI2012_membrane` | 20.0 min | 1.00 GiB |" in page
     assert "2d: patch 64x64" in page
     assert "3 cases in 2 groups, 2 folds, 1 groups in more than one fold" in page
+
+
+@pytest.fixture(scope="module")
+def recipes():
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import recipes
+
+        yield recipes
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def test_sums_of_losses_are_what_they_say(recipes):
+    import torch
+
+    from autounet import losses
+    from autounet.schema.labels import LabelClass, Labels
+
+    labels = Labels(classes=tuple(LabelClass(name=f"c{value}", value=value) for value in range(3)))
+    logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    truth = torch.tensor([0, 0, 0, 1, 2]).expand(2, 4, 5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autounet.losses.LOSSES", dict(losses.LOSSES))
+        values = {}
+        for name in ("dice_ce", "dice+ce", "dice", "ce", "2*dice+0.5*ce", "ce^1.0"):
+            recipes.register_loss(name)
+            values[name] = losses.LOSSES[name](losses.LossSetting(labels))(logits, truth, None, None).item()
+    assert values["dice+ce"] == pytest.approx(values["dice_ce"])
+    assert values["2*dice+0.5*ce"] == pytest.approx(2 * values["dice"] + 0.5 * values["ce"])
+    likelihood = -logits.log_softmax(1).gather(1, truth[:, None])[:, 0]
+    by_class = [likelihood[truth == value].mean().item() for value in range(3)]
+    assert values["ce^1.0"] == pytest.approx(sum(by_class) / 3, rel=1e-5)
+
+
+def test_recipes_are_compared_by_the_ratio_of_the_same_seeds(recipes):
+    def line(name, variant, seed, dice):
+        return {
+            "set": name, "variant": variant, "seed": seed, "limit": 9.0, "dice": {"a": dice, "b": 0.0},
+            "mean": dice / 2, "steps": 3, "seconds": 9.0, "patch": [8, 8], "batch": 2, "features": 8,
+        }  # fmt: skip
+
+    lines = [line("x", "base", 0, 0.4), line("x", "base", 1, 0.8), line("x", "new", 0, 0.8),
+             line("y", "base", 0, 0.4), line("y", "new", 0, 0.2)]  # fmt: skip
+    text = recipes.summary(lines, 9.0, ["base", "new"])
+    assert "| new | 1.000 | 2.000 | 0.500 |" in text
+    assert "| x: base | 0.3000 ± 0.1414 | 0.000 | 1 | 2 |" in text

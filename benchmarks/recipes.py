@@ -1,0 +1,312 @@
+"""Which recipe reaches the best Dice in equal time: fold 0 of data sets of every kind, several variants, several seeds.
+
+    python benchmarks/recipes.py --data DATA --work WORK --sets task04,acdc --seconds 120 --seeds 0,1,2 \
+        --variant 'base:' --variant 'dice:loss=dice' --variant 'flat:configuration=2d,loss=dice'
+
+A variant is NAME: and a comma-separated list of `configuration`, `width`, `batch`, `patch` (voxels at most) and fields
+of TrainOptions; what it does not name is as in the short recipe of a run. A loss may be written as a sum,
+`loss=dice+0.3*ce`. The data are prepared once for each set; a variant trains fold 0 for the given seconds and segments
+validation cases. Seconds are those of a processor, on one thread: what else the machine does changes little. Every
+training is a line of WORK/results.jsonl, and is not repeated; several of these commands may share WORK. `--table`
+prints what is there. The first variant is what the others are compared with: the geometric mean over the sets of the
+ratio of mean Dice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import statistics
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from known_sets import JOBS
+
+from autounet.schema.geometry import Geometry
+
+SETS = ("task04", "acdc", "openkbp", "isbi", "drive", "brats", "classes30")
+CLASSES = 30
+ZERO = 0.01
+"""Dice below which a class counts as not found"""
+
+
+def many_classes(folder: Path, cases: int = 30, seed: int = 0) -> Path:
+    """A set of 30 classes in volumes of 56 x 80 x 80 voxels: ellipsoids of 30 to 9,000 voxels, at places and with
+    intensities that are much the same in all cases, blurred and noisy. Case i depends on (seed, i) alone."""
+    from autounet.imageio import write_image, write_labels
+
+    shape = (56, 80, 80)
+    rng = np.random.default_rng((seed, 1000))
+    sizes = np.geomspace(9000, 30, CLASSES)
+    radii = (sizes * 3 / (4 * math.pi)) ** (1 / 3)
+    stretch = rng.uniform(0.75, 1.33, (CLASSES, 3))
+    radii = radii[:, None] * stretch / stretch.prod(1, keepdims=True) ** (1 / 3)
+    centres = _apart(rng, shape, radii)
+    contrast = rng.uniform(-1, 1, CLASSES)
+    names = []
+    for index in range(cases):
+        rng = np.random.default_rng((seed, index))
+        labels, image = np.zeros(shape, np.uint8), np.zeros(shape, np.float32)
+        shift, scale = rng.uniform(-2.5, 2.5, 3), rng.uniform(0.92, 1.08, 3)
+        for number in range(CLASSES):
+            centre = (centres[number] - 28) * scale + 28 + shift + rng.uniform(-1, 1, 3)
+            grid = np.ogrid[tuple(slice(0, length) for length in shape)]
+            radius = radii[number] * scale * rng.uniform(0.9, 1.1, 3)
+            inside = sum(((axis - c) / r) ** 2 for axis, c, r in zip(grid, centre, radius, strict=True)) < 1
+            labels[inside] = number + 1
+            image[inside] = contrast[number] + rng.normal(0, 0.05)
+        image = _blurred(image) + rng.normal(0, 0.2, shape)
+        image = image[None].astype(np.float32)
+        write_image(folder / "imagesTr" / f"case_{index:02d}_0000.nii.gz", image, Geometry(shape=shape))
+        write_labels(folder / "labelsTr" / f"case_{index:02d}.nii.gz", labels, Geometry(shape=shape))
+        names.append(index)
+    description = {
+        "channel_names": {"0": "MRI"},
+        "labels": {"background": 0, **{f"c{number:02d}": number for number in range(1, CLASSES + 1)}},
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+def _apart(rng: np.random.Generator, shape: tuple[int, ...], radii: np.ndarray) -> np.ndarray:
+    """Centres (N, 3), the largest first, each at the place of 300 tried that is farthest from the borders of others."""
+    placed = np.empty((0, 3))
+    for number, radius in enumerate(radii):
+        margin = radius + 4
+        tried = rng.uniform(margin, np.array(shape) - margin, (300, 3))
+        if number:
+            gaps = np.linalg.norm(tried[:, None] - placed[None], axis=2) - radii[:number].max(1) - radius.max()
+            tried = tried[[gaps.min(1).argmax()]]
+        placed = np.concatenate([placed, tried[:1]])
+    return placed
+
+
+def _blurred(image: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
+    return ndimage.gaussian_filter(image, 0.7)
+
+
+class Sum:
+    """Dice and cross-entropy by their weights; each class counts by its voxels in the batch to the power 1 - `balance`
+    in the second. A loss of one output, as those of `autounet.losses`, in two passes."""
+
+    def __init__(self, dice: Any, ce: Any, dice_weight: float, ce_weight: float, balance: float) -> None:
+        self.dice, self.ce, self.balance = dice, ce, balance
+        self.dice_weight, self.ce_weight = dice_weight, ce_weight
+
+    def __call__(self, logits: Any, labels: Any, weight: Any = None, annotated: Any = None) -> Any:
+        total = logits.new_zeros(())
+        if self.dice_weight:
+            total = total + self.dice_weight * self.dice(logits, labels, weight, annotated)
+        if self.ce_weight:
+            counts = labels.clamp(min=0).flatten().long().bincount(minlength=logits.shape[1]).to(logits.dtype)
+            by_class = (counts / counts.sum()).clamp(min=1e-6) ** -self.balance
+            by_voxel = by_class[labels.clamp(min=0).long()] * (1.0 if weight is None else weight)
+            total = total + self.ce_weight * self.ce(logits, labels, by_voxel, annotated)
+        return total
+
+
+def register_loss(text: str) -> None:
+    """A sum such as dice+0.3*ce becomes a loss of that name. `ce^A` weighs a class by its voxels to the power of -A."""
+    from autounet.losses import LOSSES
+
+    if text in LOSSES:
+        return
+    weights, balance = {"dice": 0.0, "ce": 0.0}, 0.0
+    for part in text.split("+"):
+        factor, star, name = part.rpartition("*")
+        name, _, power = name.partition("^")
+        weights[name] += float(factor) if star else 1.0
+        balance = float(power) if power else balance
+    terms = {name: LOSSES[name] for name in weights}
+    LOSSES[text] = lambda setting: Sum(
+        terms["dice"](setting), terms["ce"](setting), weights["dice"], weights["ce"], balance
+    )
+
+
+def parse_variant(text: str) -> tuple[str, dict[str, Any]]:
+    """NAME:a=1,b=x as a name and a dict; numbers where they read as numbers, `off` as None."""
+    title, _, fields = text.partition(":")
+    values: dict[str, Any] = {}
+    for part in filter(None, fields.split(",")):
+        name, _, value = part.partition("=")
+        try:
+            values[name] = None if value == "off" else float(value) if "." in value or "e-" in value else int(value)
+        except ValueError:
+            values[name] = {"true": True, "false": False}.get(value, value)
+    return title, values
+
+
+def prepare(name: str, data: Path, work: Path) -> Any:
+    """A run up to the prepared cases of `2d` and, for volumes, `3d_fullres`, planned without a limit of time."""
+    from autounet.schema.option_table import run_options
+    from autounet.workflow.pipeline import run_pipeline
+
+    out = work / name
+    if name == "classes30":
+        source, options = work / "classes30_data", ()
+        if not (source / "dataset.json").exists():
+            many_classes(source)
+    else:
+        source, options = data / JOBS[name].data, JOBS[name].options
+    flat = name in ("isbi", "drive")
+    names = "2d" if flat else "2d,3d_fullres"
+    if not (out / "prepared_by_recipes").exists():
+        command = ["preprocess", source, "--out", out, "--configurations", names, "--iterations", 1, *options]
+        _autounet(command)
+        (out / "prepared_by_recipes").touch()
+    return run_pipeline(source, out, run_options(()), until="plan")
+
+
+def _autounet(words: list[object]) -> None:
+    import subprocess
+
+    subprocess.run([sys.executable, "-m", "autounet", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+
+
+class ProcessorClock:
+    """In place of the module `time` in the training loop."""
+
+    monotonic = staticmethod(time.process_time)
+
+
+def train_variant(outcome: Any, folder: Path, values: dict[str, Any], seconds: float, seed: int, cases: int) -> dict:
+    """Train fold 0 and segment `cases` of its validation cases. Returns the line of results.jsonl."""
+    import torch
+    from trainings import fold_training
+
+    from autounet.crossval.validate import summarise_cases, validate_cases
+    from autounet.inference.bundle import load_network
+    from autounet.schema.dataset import Dataset, Splits
+    from autounet.store.run_folder import CrossvalFolder, FoldFolder, RunFolder
+    from autounet.training import Horizon, loop, train_fold
+    from autounet.workflow.defaults import train_options
+
+    run = RunFolder(folder)
+    names = list(outcome.plan.configurations)
+    name = values.pop("configuration", "3d_fullres" if "3d_fullres" in names else names[0])
+    changed = {
+        "base_features": values.pop("width", 16),
+        "batch_limit": values.pop("batch", 2),
+        "patch_limit": values.pop("patch", None),
+    }
+    planned = outcome.maker.with_options(outcome.plan.options.model_copy(update=changed)).configurations[name]
+    planned = planned.model_copy(update={"inference": planned.inference.model_copy(update={"mirror_axes": ()})})
+    configured = {field: values.pop(field) for field in ("batch_dice",) if field in values}
+    planned = planned.model_copy(update=configured)
+    if "loss" in values:
+        register_loss(values["loss"])
+    expected = values.pop("expected_steps", 1000)
+    options = train_options(outcome.maker.options, expected, len(planned.patch_size)).model_copy(
+        update={**values, "seed": seed}
+    )
+    place = FoldFolder(folder / "variants" / f"{os.getpid()}_{time.monotonic_ns()}")
+    torch.set_num_threads(1)
+    loop.time = ProcessorClock
+    record = train_fold(*fold_training(run, name, planned, options, place.path, Horizon(seconds=seconds)))
+    dataset = Dataset.load(run.dataset)
+    model = load_network(planned, place.weights, "cpu")
+    validation = Splits.load(run.splits).validation(0)
+    validation = validation[:: max(1, len(validation) // cases)][:cases]
+    results = validate_cases(
+        dataset, planned, [model], run.prepared(planned.prepared), validation, 0,
+        CrossvalFolder(place.path / "predicted"), "cpu", keep_scores=False,
+    )  # fmt: skip
+    metrics = summarise_cases(results, dataset)
+    dice = {name: each.dice or 0.0 for name, each in metrics.per_class.items()}
+    return {
+        "dice": dice, "mean": statistics.fmean(dice.values()), "steps": record.steps, "seconds": record.seconds,
+        "patch": planned.patch_size, "batch": planned.batch_size, "features": planned.network.features[0],
+    }  # fmt: skip
+
+
+def summary(lines: list[dict], seconds: float, order: list[str]) -> str:
+    """A table of the trainings of so many seconds, and one of the ratios to the first variant."""
+    from measuring import table
+
+    found: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    for line in lines:
+        if line["limit"] == seconds and line["variant"] in order:
+            found[line["set"], line["variant"]].append(line)
+    rows = []
+    for (name, variant), each in sorted(found.items(), key=lambda item: (item[0][0], order.index(item[0][1]))):
+        means = [line["mean"] for line in each]
+        classes = [statistics.fmean(values) for values in zip(*(line["dice"].values() for line in each), strict=True)]
+        spread = f" ± {statistics.stdev(means):.4f}" if len(means) > 1 else ""
+        zero = statistics.fmean(sum(value < ZERO for value in line["dice"].values()) for line in each)
+        steps, took = (statistics.fmean(line[field] for line in each) for field in ("steps", "seconds"))
+        patch = " x ".join(map(str, each[0]["patch"]))
+        shape = f"{each[0]['batch']} x {patch}, {each[0]['features']}"
+        rows.append(
+            [f"{name}: {variant}", f"{statistics.fmean(means):.4f}{spread}", f"{min(classes):.3f}", f"{zero:g}",
+             f"{len(each)}", f"{steps:.0f}", f"{took / steps:.3f}", shape]
+        )  # fmt: skip
+    header = ("set: variant", "mean Dice", "worst class", "classes at 0", "seeds", "steps", "s/step", "input, features")
+    text = f"{seconds:.0f} s of training\n\n{table(header, rows)}\n"
+    sets = sorted({name for name, variant in found if variant == order[0]})
+    rows = []
+    for variant in order[1:]:
+        shared = [name for name in sets if (name, variant) in found]
+        ratios = {}
+        for name in shared:
+            seeds = {line["seed"] for line in found[name, order[0]]} & {line["seed"] for line in found[name, variant]}
+            pair = [
+                statistics.fmean(line["mean"] for line in found[name, each] if line["seed"] in seeds)
+                for each in (variant, order[0])
+            ] if seeds else []  # fmt: skip
+            if pair:
+                ratios[name] = pair[0] / max(pair[1], ZERO)
+        if ratios:
+            mean = math.exp(statistics.fmean(math.log(max(ratio, ZERO)) for ratio in ratios.values()))
+            rows.append([variant, f"{mean:.3f}", *(f"{ratios[name]:.3f}" if name in ratios else "-" for name in sets)])
+    if rows:
+        text += f"Ratio to {order[0]}\n\n" + table(("variant", "geometric mean", *sets), rows)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--cases", type=int, default=8, help="validation cases at most")
+    parser.add_argument("--variant", action="append", required=True)
+    parser.add_argument("--table", action="store_true", help="print what was found, train nothing")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    results = arguments.work / "results.jsonl"
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    variants = dict(parse_variant(text) for text in arguments.variant)
+
+    def found() -> list[dict]:
+        return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+    for seed in [] if arguments.table else map(int, arguments.seeds.split(",")):
+        for name in arguments.sets.split(","):
+            outcome = prepare(name, arguments.data, arguments.work)
+            for title, values in variants.items():
+                key = {"set": name, "variant": title, "seed": seed, "limit": arguments.seconds}
+                if any(key.items() <= line.items() for line in found()):
+                    continue
+                done = train_variant(
+                    outcome, arguments.work / name, dict(values), arguments.seconds, seed, arguments.cases
+                )
+                with results.open("a") as file:
+                    file.write(json.dumps({**key, **done, "options": values}) + "\n")
+    sys.stdout.write(summary(found(), arguments.seconds, list(variants)))
+
+
+if __name__ == "__main__":
+    main()
