@@ -183,16 +183,7 @@ def evaluate(
     _require_one_background([file for match in pairs for file in (match.second, match.first)])
     if len(pairs) * math.prod(first.shape) < WORTH_PROCESSES:
         workers = 1
-    if model is not None:
-        from .inference.bundle import load_bundle
-
-        labels = load_bundle(Path(model))[0].labels
-    else:
-        with progress("finding classes", len(pairs)) as meter:
-            values = map_parallel(_values, [(a, b) for _, a, b in pairs], workers, lambda _: meter.advance())
-        predicted, drawn = (set().union(*sets) for sets in zip(*values, strict=True))
-        _warn_of_strangers(predicted, drawn)
-        labels = _named_labels(dict(classes or {}), predicted | drawn, regions or {})
+    labels = _evaluated_labels(pairs, classes or {}, regions or {}, model, workers)
     tasks = [_EvaluateTask(*match, labels, wanted) for match in pairs]
     unit = distance_unit(first)
     with progress("evaluate", len(tasks)) as meter:
@@ -208,6 +199,24 @@ def evaluate(
     cases = [case for case in found if isinstance(case, CaseMetrics)]
     _warn_of_absent(cases, labels)
     return summarise(cases, labels, unit=unit, metrics=wanted)
+
+
+def _evaluated_labels(
+    pairs: Sequence[Match],
+    classes: Mapping[str, int],
+    regions: Mapping[str, Sequence[int]],
+    model: str | Path | None,
+    workers: int,
+) -> Labels:
+    if model is not None:
+        from .inference.bundle import load_bundle
+
+        return load_bundle(Path(model))[0].labels
+    with progress("finding classes", len(pairs)) as meter:
+        values = map_parallel(_values, [(a, b) for _, a, b in pairs], workers, lambda _: meter.advance())
+    predicted, drawn = (set().union(*sets) for sets in zip(*values, strict=True))
+    _warn_of_strangers(predicted, drawn)
+    return _named_labels(dict(classes), predicted | drawn, regions)
 
 
 def _warn_of_absent(cases: Sequence[CaseMetrics], labels: Labels) -> None:

@@ -10,12 +10,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from ..imageio import VOLUME_KINDS, file_kind, read_frames, read_header, suffix
+from ..imageio import (
+    VOLUME_KINDS,
+    describe_unread,
+    file_kind,
+    read_frames,
+    read_header,
+    suffix,
+    unread_images,
+)
 from ..schema.dataset import Case, Channel, ChannelKind, Dataset, Finding, Severity
 from ..schema.errors import DataError, FileError, OptionError
 from ..schema.options import DataOptions
 from .checks.examine import unreadable
-from .checks.file_checks import image_as_label, unread_files
 from .coded_labels import with_coded_labels
 from .labels import annotate, build_labels
 from .layouts import bids, case_folders, case_table, msd, nnunet_raw, paired_folders
@@ -301,3 +308,32 @@ def _report(found: Sequence[Finding], findings: list[Finding] | None) -> None:
         raise DataError.of(fatal)
     if findings is not None:
         findings += found
+
+
+def image_as_label(root: Path, cases: Sequence[Case]) -> list[Finding]:
+    """Cases whose label is their image. Raises DataError where it is so in all."""
+    double = [case for case in cases if case.label and (root / case.label).resolve() in _resolved(root, case)]
+    if len(double) == len(cases) > 1:
+        raise DataError(
+            f"the same files are given as images and as labels, such as {double[0].label}",
+            "Give --channel and --label patterns of different files",
+        )
+    message, remedy = "is given as its image and as its label", "Give another file for one of the two"
+    return [
+        Finding(case=case.identifier, code="layout", message=f"{case.label} {message}", remedy=remedy)
+        for case in double
+    ]
+
+
+def _resolved(root: Path, case: Case) -> set[Path]:
+    return {(root / path).resolve() for path in case.images}
+
+
+def unread_files(root: Path, cases: Sequence[Case]) -> list[Finding]:
+    """A warning for all images that lie beside those of the cases, or their labels, and whose format is not read."""
+    named = [path for case in cases for path in (*case.images, *([case.label] if case.label else []))]
+    files = [file for folder in sorted({(root / path).parent for path in named}) for file in unread_images(folder)]
+    if not files:
+        return []
+    message, remedy = describe_unread(files)
+    return [Finding(code="unread-format", severity=Severity.warning, message=message, remedy=remedy)]

@@ -22,6 +22,7 @@ from .formats import (
     FORMATS,
     SUFFIXES,
     VOLUME_KINDS,
+    describe_unread,
     file_kind,
     is_image,
     is_series,
@@ -30,13 +31,13 @@ from .formats import (
     sidecar_of,
     stem,
     suffix,
+    unread_images,
     with_sidecar,
 )
 from .image_format import COPY_AGAIN, ImageFormat, ImageHeader, Remark, transform_remarks
 from .metaimage import data_file
 from .nifti import write_nifti_channels
 from .nrrd import is_nrrd_segmentation, read_segments
-from .other_formats import describe_unread, unread_images
 from .stored_values import (
     OPAQUE,
     coded_by_colour,

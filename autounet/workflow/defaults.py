@@ -27,9 +27,8 @@ FULL_STEPS = 1000 * EPOCH_STEPS
 CPU_SECONDS = 3600.0
 """the time of a run on a CPU without --time, --epochs or --iterations"""
 SHORT_STEPS = 25_000
-"""below this many steps AdamW with a short warm-up and averaged weights is used: at equal time, some 700 steps, it gets
-0.846 where SGD with polynomial decay gets 0.637 (Task04, benchmarks/results/schedule_2026-11-22.md). Where the two
-cross was not measured"""
+"""below this many steps AdamW with a short warm-up and averaged weights is used. Chosen: what was once measured beside
+SGD with polynomial decay no longer holds, and where the two cross was not measured"""
 TRANSFERRED_RATE = 1e-3
 """highest learning rate of a training from a model's weights, after a linear rise over 5 % of it, by either optimiser.
 With SGD a tenth of the usual: so nnU-Net's authors fine-tune (Wald et al. 2024, arXiv 2412.17041, and the trainers of
