@@ -42,8 +42,9 @@ anisotropic from here on"""
 VOLUME_STEPS = 5000
 """steps that a fold of 3d_fullres gets from which on thick slices are trained as volumes. Chosen: slices won where
 volumes had 196 to 1,049 steps, and in trainings of 250,000 the two are alike (ACDC; nnU-Net's published results)"""
-SLICE_STEPS = 2.0
-"""times the steps of volumes that slices have to get"""
+SLICE_STEPS = 1.0
+"""times the steps of volumes that slices have to get: with as many they won (ACDC, 300 steps each: 0.36 after 0.25,
+with Dice as the loss 0.44 after 0.35; benchmarks/results/recipes_2026-11-30.md)"""
 
 
 @dataclass(frozen=True)
