@@ -181,11 +181,9 @@ def evaluate(
     pairs = _evaluation_pairs(Path(predictions), Path(references))
     first = read_geometry(pairs[0].second)
     _require_one_background([file for match in pairs for file in (match.second, match.first)])
-    if len(pairs) * math.prod(first.shape) < WORTH_PROCESSES:
-        workers = 1
+    workers = workers if len(pairs) * math.prod(first.shape) >= WORTH_PROCESSES else 1
     labels = _evaluated_labels(pairs, classes or {}, regions or {}, model, workers)
     tasks = [_EvaluateTask(*match, labels, wanted) for match in pairs]
-    unit = distance_unit(first)
     with progress("evaluate", len(tasks)) as meter:
 
         def done(case: CaseMetrics | DataError) -> None:
@@ -196,9 +194,8 @@ def evaluate(
         found = map_parallel(_evaluate_one, tasks, workers, done)
     if errors := [case for case in found if isinstance(case, DataError)]:
         raise errors[0] if len(errors) == 1 else DataError("\n".join(map(str, errors)))
-    cases = [case for case in found if isinstance(case, CaseMetrics)]
-    _warn_of_absent(cases, labels)
-    return summarise(cases, labels, unit=unit, metrics=wanted)
+    _warn_of_absent(cases := [case for case in found if isinstance(case, CaseMetrics)], labels)
+    return summarise(cases, labels, unit=distance_unit(first), metrics=wanted)
 
 
 def _evaluated_labels(
