@@ -89,25 +89,32 @@ def _train(
         if not journal.due(state.step, progress):
             continue
         line = interval.line(place, configuration.precision, state, progress, rate)
-        if progress >= 1 or monitor.affordable(state.elapsed):
-            line = line.model_copy(update={"validation_dice": monitor.measure(state.evaluated)})
-        if inputs.monitored and state.cool_down is None:
-            line = notice_convergence(line, state, journal, horizon, options.schedule)
+        line = observed(line, inputs, state, monitor, journal, horizon)
         if progress < 1 and (checkpoint.due() or line.event):
             checkpoint.save(state)
         journal.add(line)
         interval = Interval()
 
     loader.close()
-    told = (event, sentence(state.cool_down, horizon) if state.cool_down else None)
-    return finish(inputs, place, state, journal, checkpoint, (*place.events, *(each for each in told if each)))
+    told = [event] if event else []
+    told += [sentence(state.cool_down, horizon)] if state.cool_down else []
+    return finish(inputs, place, state, journal, checkpoint, (*place.events, *told))
 
 
-def notice_convergence(
-    line: EpochLog, state: TrainState, journal: Journal, horizon: Horizon, schedule: str
+def observed(
+    line: EpochLog,
+    inputs: TrainingInputs,
+    state: TrainState,
+    monitor: PatchMonitor,
+    journal: Journal,
+    horizon: Horizon,
 ) -> EpochLog:
-    """The line of the log; where it shows that the training has converged, `state` cools down and the line says so."""
-    state.cool_down = cool_down_after([*journal.curve, line], horizon, schedule)
+    """The line of the log with the Dice on patches; where it has converged, `state` cools down and the line says so."""
+    if line.progress >= 1 or monitor.affordable(state.elapsed):
+        line = line.model_copy(update={"validation_dice": monitor.measure(state.evaluated)})
+    if not inputs.monitored or state.cool_down is not None:
+        return line
+    state.cool_down = cool_down_after([*journal.curve, line], horizon, inputs.options.schedule)
     if state.cool_down is None:
         return line
     progress = horizon.progress(state.step, state.elapsed, state.cool_down)

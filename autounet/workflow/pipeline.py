@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..datasets.file_hashes import FileHashes
+from ..schema.dataset import Dataset
 from ..schema.errors import AutoUNetError, BudgetExceeded, DeadlineError, OptionError, RecordError
 from ..schema.metrics import DEFAULT_METRICS
 from ..schema.options import PlannerOptions, RunOptions, with_stored
@@ -76,10 +77,7 @@ def run_pipeline(data: Path, out: Path, options: RunOptions, until: str = "repor
 
         parse_folds(options.folds, len(data_set.splits.folds))
         profile = device_profile(folder, options.device or "auto")
-        promised = promised_seconds(options, profile)
-        if promised and not options.seconds:
-            log.info("no time given: a CPU gets %s (say --time, --epochs or --iterations)", format_time(promised))
-            deadline.promise(promised)
+        promised = _promised(options, profile, deadline)
         maker, file = PlanMaker.of(options, data_set, profile, deadline, workers, promised), PlanFile(folder)
         try:
             plan = plan_stage(maker, file, replan)
@@ -99,16 +97,26 @@ def run_pipeline(data: Path, out: Path, options: RunOptions, until: str = "repor
 
         with track_run(options, folder.path, data_set.dataset.name) as tracker:
             plan, schedule = _run_jobs(folder, maker, file, plan, until, tracker)
-            written = folder.path
-            if until == "report":
-                from ..crossval.calibrate import OutOfFoldEntropy
-                from ..report import write_report
-
-                selection = Selection.load(folder.selection)
-                entropy = OutOfFoldEntropy(folder, data_set.dataset, schedule.configurations, selection)
-                written = write_report(folder.path, entropy)
+            written = _report(folder, data_set.dataset, schedule) if until == "report" else folder.path
             tracker.finish(plan, written if until == "report" else None)
         return RunOutcome(written, data_set, plan, schedule)
+
+
+def _promised(options: RunOptions, profile: DeviceProfile, deadline: Deadline) -> float | None:
+    """The seconds of the whole command; a CPU's default hour is promised here."""
+    promised = promised_seconds(options, profile)
+    if promised and not options.seconds:
+        log.info("no time given: a CPU gets %s (say --time, --epochs or --iterations)", format_time(promised))
+        deadline.promise(promised)
+    return promised
+
+
+def _report(folder: RunFolder, dataset: Dataset, schedule: TrainingSchedule) -> Path:
+    from ..crossval.calibrate import OutOfFoldEntropy
+    from ..report import write_report
+
+    selection = Selection.load(folder.selection)
+    return write_report(folder.path, OutOfFoldEntropy(folder, dataset, schedule.configurations, selection))
 
 
 def describe(outcome: RunOutcome, explained: bool) -> str:
