@@ -88,17 +88,16 @@ def _train(
         progress = horizon.progress(state.step, state.elapsed, state.cool_down)
         if not journal.due(state.step, progress):
             continue
-        line = interval.line(place, configuration.precision, state, progress, rate)
-        line = observed(line, inputs, state, monitor, journal, horizon)
+        measured = interval.line(place, configuration.precision, state, progress, rate)
+        line = observed(measured, inputs, state, monitor, journal, horizon)
         if progress < 1 and (checkpoint.due() or line.event):
             checkpoint.save(state)
         journal.add(line)
         interval = Interval()
 
     loader.close()
-    told = [event] if event else []
-    told += [sentence(state.cool_down, horizon)] if state.cool_down else []
-    return finish(inputs, place, state, journal, checkpoint, (*place.events, *told))
+    ended = sentence(state.cool_down, horizon) if state.cool_down else None
+    return finish(inputs, place, state, journal, checkpoint, [*place.events, *filter(None, (event, ended))])
 
 
 def observed(
