@@ -13,7 +13,7 @@ from typing import Any
 from typer.main import get_command
 
 from autounet.cli.app import app
-from autounet.cli.command_options import options_of
+from autounet.cli.command_options import GENERAL, options_of
 from autounet.schema.option_table import Option
 
 PAGE = Path(__file__).with_name("commands.md")
@@ -25,6 +25,8 @@ Made from the program itself by `docs/make_commands.py`. `autounet COMMAND --hel
 Every command ends with exit code 0 when all went well, 1 with a message when something is wrong with the data or
 the files, or they do not fit the options ([what messages mean](errors.md)), 2 when an option is wrong by itself, before
 any file is read, and 130 when it was interrupted.
+Every command takes, before or after its name, `-q` or `--quiet` and `-v` or `--verbose`, and after it `-h` or
+`--help` and [`--config FILE`](files.md#options-in-a-file).
 Sizes are written like `8GB` or `500MB` (powers of 1024), times like `90s`, `30m`, `2h` or `1h30m`.
 """
 SHARED = "run"
@@ -42,8 +44,13 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def own_options(command: str) -> list[Option]:
+    """Without those of every command."""
+    return [option for option in options_of(command) if option.parameter not in GENERAL]
+
+
 def _section(command: str, text: str) -> str:
-    options, shared = options_of(command), options_of(SHARED)
+    options, shared = own_options(command), own_options(SHARED)
     needed = [
         each.metavar if _is_argument(each) else f"{each.name} {each.metavar}" for each in options if each.required
     ]

@@ -15,7 +15,7 @@ from fake_output import configuration, make_output
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autounet.cli.app import PrintableLog
+from autounet.cli.command_options import PrintableLog
 from autounet.datasets.inputs import InputCase, _safely_named
 from autounet.figures import as_svg, chart, literal
 from autounet.inference.archive import replace_folder
@@ -220,7 +220,7 @@ def test_a_packed_model_has_the_rights_of_the_umask(tmp_path: Path, mask: int) -
 
 
 def test_repair_and_demo_remove_nothing_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from autounet.cli import data_commands
+    from autounet.cli import commands
     from autounet.datasets import synthetic
     from autounet.schema.options import DataOptions
     from autounet.workflow.dataset_stage import fix_data
@@ -237,7 +237,7 @@ def test_repair_and_demo_remove_nothing_of_a_user(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(synthetic, "make_demo_dataset", stop)
     with pytest.raises(KeyboardInterrupt):
-        data_commands.demo(tmp_path, 1.0)
+        commands.demo(tmp_path, 1.0)
     assert not made[0].exists()
     assert all((tmp_path / name / "mine").read_text() == "mine" for name in (".new.unfinished", ".data"))
 

@@ -219,8 +219,29 @@ def test_a_finished_run(out):
 
 def test_watching_ends_with_the_run(tmp_path):
     states = iter(["running", "running", "finished", "running"])
-    seen = list(watch(lambda _: RunStatus(state=next(states), stages={}), tmp_path, seconds=0))
-    assert [each.state for each in seen] == ["running", "running", "finished"]
+    seen = list(watch(lambda _: RunStatus(state=next(states), stages={}), [tmp_path], seconds=0))
+    assert [[each.state for each in found] for found in seen] == [["running"], ["running"], ["finished"]]
+
+
+def test_of_several_runs_each_has_its_line_and_a_folder_of_something_else_keeps_back_none(out, tmp_path_factory):
+    train(out, 0, 100, done=True, dice=0.75)
+    train(out, 1, 50)
+    empty, other = tmp_path_factory.mktemp("empty"), tmp_path_factory.mktemp("other")
+    (other / "letter.txt").write_text("dear")
+    with locked(out):
+        told = CliRunner().invoke(app, ["status", str(out), str(empty), str(other)])
+        record = json.loads(CliRunner().invoke(app, ["status", str(out), str(other), "--json"]).stdout)
+        one = read_status(out)
+    assert told.exit_code == 1
+    first, second, third = told.stdout.strip().splitlines()
+    assert first.startswith(f"{out}: running: train {NAME} fold_1, 1 of {FOLDS} folds done, 50% of fold 1, about ")
+    assert second == f"{empty}: nothing has been run yet"
+    assert third.startswith(f"{other} is not an output folder of AutoUNet. Give the folder of a run")
+    assert [each["out"] for each in record] == [str(out), str(other)]
+    assert (record[0]["state"], "error" in record[1]) == ("running", True)
+    assert one.folds[1].seconds_left == pytest.approx(100, abs=2)
+    assert [" left" in line for line in one.lines if line.startswith(NAME)] == [False, True, *[False] * (FOLDS - 2)]
+    assert any(line.startswith("time left for the whole run: about ") for line in one.lines)
 
 
 def test_time_left_by_hand():

@@ -59,6 +59,7 @@ STRATEGIES: dict[int, st.SearchStrategy[Any]] = {
         (option_table.WHOLE_PATH, PATHS),
         (option_table.SIZE, st.integers(1, 2**50)),
         (option_table.TIME, st.floats(1e-3, 1e9, exclude_min=True) | st.integers(1, 10**6).map(float)),
+        (option_table.FOLDS, SEVERAL.map(lambda folds: ",".join(map(str, folds)))),
         (option_table.NAMES, st.lists(TEXTS.filter(lambda text: "," not in text), min_size=1).map(tuple)),
         (option_table.METRIC_NAMES, st.lists(st.sampled_from(METRIC_NAMES)).map(chosen_metrics)),
         (option_table.PATTERNS, _pairs(TEXTS)),

@@ -14,33 +14,47 @@ import typer
 from ..schema.errors import AutoUNetError, UsageError
 from ..schema.names import printable
 from ..workers import wait_politely
-from .command_options import add_command, root_signature
-from .data_commands import add_data_commands
-from .model_commands import add_model_commands
+from .command_options import add_command, root_signature, show_messages
+from .commands import add_data_commands, add_model_commands
 
 LOST_WORKER = "DataLoader worker (pid"
 """how torch's own message begins when a process that makes batches was killed: it raises a bare RuntimeError, wherever
 the training is at that moment"""
 
 
-class PrintableLog(logging.Formatter):
-    """Names of files and what libraries say of them may hold what steers a terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
-
-
-def status(out: Path, json: bool, watch: bool) -> None:
-    """Show what is done, what runs, and the time left."""
+def status(out: list[Path], json: bool, watch: bool) -> None:
+    """Show what is done, what runs, and the time left; of several runs one line each."""
     from ..workflow import status as run_status
     from ..workflow.read_status import read_status
 
-    statuses = run_status.watch(read_status, out) if watch else iter([read_status(out)])
-    if not json:
-        run_status.show(statuses)
-        return
-    for each in statuses:
-        _show_json(each.model_dump(mode="json"), None if watch else 1)
+    def read(folder: Path) -> run_status.Reading:
+        """Of several folders one that is no run's keeps back nothing of the others."""
+        try:
+            return read_status(folder)
+        except AutoUNetError as error:
+            if len(out) == 1:
+                raise
+            return error
+
+    def told(found: list[run_status.Reading]) -> list[str]:
+        failed.extend(str(each) for each in found if isinstance(each, AutoUNetError))
+        if not json:
+            return run_status.shown_lines(out, found)
+        records = [
+            {"error": str(each)} if isinstance(each, AutoUNetError) else each.model_dump(mode="json") for each in found
+        ]
+        several = [{"out": str(folder), **record} for folder, record in zip(out, records, strict=True)]
+        return [json_format.dumps(records[0] if len(out) == 1 else several, indent=None if watch else 1)]
+
+    failed: list[str] = []
+    texts = map(told, run_status.watch(read, out) if watch else iter([[read(each) for each in out]]))
+    if json:
+        for (text,) in texts:
+            typer.echo(text)
+    else:
+        run_status.show(texts)
+    if failed:
+        raise typer.Exit(1)
 
 
 def compare(out: Path, with_: Path | None, metric: str, test: Path | None, json: bool) -> None:
@@ -78,13 +92,9 @@ def _show_json(content: Any, indent: int | None = 1) -> None:
     typer.echo(json_format.dumps(content, indent=indent))
 
 
-def _root(version: bool, quiet: bool) -> None:
+def _root(version: bool, quiet: bool, verbose: bool) -> None:
     """What stands before any command."""
-    level = logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(level=level, stream=sys.stderr)
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(PrintableLog("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.getLogger("numexpr").setLevel(logging.WARNING)
+    show_messages(quiet, verbose)
     if version:
         from .. import __version__
 
@@ -97,6 +107,7 @@ def _make_app() -> typer.Typer:
         help="Self-configuring U-Nets: from a folder of images and labels to a cross-validated, ensembled model.",
         no_args_is_help=True,
         add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
     )
     _root.__signature__ = root_signature()  # type: ignore[attr-defined]
@@ -142,6 +153,7 @@ def main() -> None:
 
 
 def _end(message: str, code: int = 1) -> None:
+    logging.getLogger("autounet").debug("where it arose:", exc_info=True)
     typer.echo(f"Error: {printable(message)}", err=True)
     sys.exit(code)
 

@@ -6,15 +6,32 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import logging
+import tomllib
+from collections.abc import Callable, Sequence
+from os import fspath
 from pathlib import Path
 from typing import Annotated, Any, Optional, get_args
 
 import typer
 
-from ..schema.errors import unknown_name
-from ..schema.option_table import INTEGER, PATH, RUN_OPTIONS, SWITCH, TEXT, TIME, Notation, Option, Panel, run_options
-from ..schema.quantities import parse_integers, parse_numbers
+from ..schema.errors import UsageError, unknown_name
+from ..schema.names import printable
+from ..schema.option_table import (
+    DATA,
+    INTEGER,
+    PATH,
+    RUN_OPTIONS,
+    SWITCH,
+    TEXT,
+    TIME,
+    AnyPath,
+    Notation,
+    Option,
+    Panel,
+    run_options,
+)
+from ..schema.quantities import parse_integers, parse_numbers, write_list
 
 
 def _one_of(option: str, *names: str) -> Notation:
@@ -50,17 +67,26 @@ def _device(several: bool) -> Notation:
     return Notation(read)
 
 
+COMMANDS = (
+    *DATA, "demo", "calibrate", "status", "compare", "predict", "ensemble", "submit", "evaluate", "export", "import",
+)  # fmt: skip
 AVERAGE = _one_of("--average", "probabilities", "logits")
 TEMPLATE = Notation(_template)
-ZIP = Notation(_zip, type=Path)
-FOLDS = Notation(lambda text: None if text == "all" else parse_integers(text))
-NUMBER = Notation(type=float)
-NUMBERS = Notation(parse_numbers)
-NAMES = Notation(lambda text: text.split(","))
-PATHS = Notation(type=Path, repeated=True)
+ZIP = Notation(_zip, type=Path, python=AnyPath)
+FOLDS = Notation(
+    lambda text: None if text == "all" else parse_integers(text),
+    lambda folds: [write_list([folds] if isinstance(folds, str | int) else folds)],
+    python=str | int | Sequence[int],
+)
+NUMBER = Notation(type=float, python=float)
+NUMBERS = Notation(parse_numbers, lambda numbers: [write_list(numbers)], python=str | Sequence[float])
+NAMES = Notation(lambda text: text.split(","), lambda names: [write_list(names)], python=str | Sequence[str])
+PATHS = Notation(write=lambda paths: list(map(fspath, paths)), type=Path, repeated=True, python=Sequence[AnyPath])
 
 MODEL_OPTIONS: tuple[Option, ...] = (
-    Option("OUT", "OUT", "Arguments", ("status", "compare"), "Output folder of a run", PATH, required=True),
+    Option("OUT", "OUT", "Arguments", ("compare",), "Output folder of a run", PATH, required=True),
+    Option("OUT", "OUT", "Arguments", ("status",), "Output folder of a run. Of several one line each is shown", PATHS,
+           required=True),
     Option("MODEL", "MODEL", "Arguments", ("predict", "submit", "export"), "A packed model: OUT/model, or a file "
            ".autounet", PATH, required=True),
     Option("INPUT", "INPUT", "Arguments", ("predict",), "An image or a folder of images", PATH, required=True),
@@ -131,8 +157,16 @@ MODEL_OPTIONS: tuple[Option, ...] = (
     Option("--json", "", "Output", ("check", "status", "compare"), "Machine-readable output", SWITCH),
     Option("--watch", "", "Output", ("status",), "Look again every 5 seconds for as long as it runs", SWITCH),
     Option("--version", "", "Options", ("autounet",), "Show the version", SWITCH),
-    Option("--quiet -q", "", "Options", ("autounet",), "Show warnings and results only", SWITCH),
+    Option("--config", "FILE", "Options", COMMANDS, "TOML file with options of this command. What is given on the "
+           "command line wins", PATH),
+    Option("--quiet -q", "", "Options", ("autounet", *COMMANDS), "Show warnings and results only", SWITCH),
+    Option("--verbose -v", "", "Options", ("autounet", *COMMANDS), "Show also where time goes and what is decided on "
+           "the way; of errors also where they arose", SWITCH),
 )  # fmt: skip
+
+
+GENERAL = ("config", "quiet", "verbose")
+"""parameters of every command, which say nothing about its work"""
 
 
 def options_of(command: str) -> tuple[Option, ...]:
@@ -150,7 +184,10 @@ def add_command(app: typer.Typer, name: str, action: Callable[..., None], text: 
     table = options_of(name)
 
     def command(**given: Any) -> None:
+        if given["quiet"] or given["verbose"]:
+            show_messages(given["quiet"], given["verbose"])
         values = {option.parameter: option.parse(given[option.parameter]) for option in table if option.field is None}
+        values = {name: value for name, value in values.items() if name not in GENERAL}
         recorded = [(option, given[option.parameter]) for option in table if option.field is not None]
         action(**values, **({"options": run_options(recorded)} if recorded else {}))
 
@@ -169,6 +206,8 @@ def _parameter(option: Option) -> inspect.Parameter:
     notation = option.notation
     taken: Any = list[notation.type] if notation.repeated else notation.type  # type: ignore[name-defined]
     common: dict[str, Any] = {"help": option.help, "min": option.least, "max": option.most}
+    if option.name == "--config":  # before all others, whose defaults it holds
+        common |= {"is_eager": True, "callback": _take_defaults}
     shown: Any
     if option.name.startswith("-"):
         shown = typer.Option(*option.names.split(), metavar=option.metavar, rich_help_panel=option.panel, **common)
@@ -183,3 +222,64 @@ def _parameter(option: Option) -> inspect.Parameter:
     return inspect.Parameter(
         option.parameter, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[taken, shown]
     )
+
+
+def _take_defaults(context: typer.Context, file: Path | None) -> Path | None:
+    """What the file `--config` holds stands in for options that are not on the command line."""
+    if file is not None:
+        context.default_map = config_values(file, str(context.command.name))
+    return file
+
+
+def config_values(file: Path, command: str) -> dict[str, Any]:
+    """Parameter -> what would stand on the command line, of a TOML file with options of a command.
+
+    Raises UsageError for a file that cannot be read, a name that is no option, and a value of another type.
+    """
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"--config {file} cannot be read: {reason}", "Give a TOML file in UTF-8") from None
+    known = {option.key: option for option in options_of(command) if option.name != "--config"}
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        if key not in known:
+            raise unknown_name(f"{file}:", key, sorted(known))
+        try:
+            values[known[key].parameter] = known[key].texts(value)
+        except UsageError as error:
+            raise UsageError(f"{file}: {error.message}", error.remedy) from None
+    return values
+
+
+class PrintableLog(logging.Formatter):
+    """Names of files and what libraries say of them may hold what steers a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+CONSOLE = "autounet console"
+"""name of the handler that shows messages; where another program has set up logging, there is none"""
+
+
+def show_messages(quiet: bool, verbose: bool) -> None:
+    """Log to standard error: warnings alone, all that tells how it goes, or what is decided on the way as well.
+
+    Raises UsageError for both.
+    """
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose exclude each other", "Give one of them")
+    root = logging.getLogger()
+    if not root.handlers:
+        console = logging.StreamHandler()
+        console.set_name(CONSOLE)
+        root.addHandler(console)
+    for handler in root.handlers:
+        if handler.name == CONSOLE:
+            names = "%(name)s " if verbose else ""
+            handler.setFormatter(PrintableLog(f"%(asctime)s {names}%(message)s", "%H:%M:%S"))
+            root.setLevel(logging.WARNING if quiet else logging.INFO)
+            logging.getLogger("autounet").setLevel(logging.DEBUG if verbose else logging.NOTSET)
+    logging.getLogger("numexpr").setLevel(logging.WARNING)

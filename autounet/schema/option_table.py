@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import builtins
 import keyword
+import numbers
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import OptionError, UsageError
 from .quantities import (
     MOST_SEED,
+    format_type,
     parse_integer,
     parse_integers,
     parse_pairs,
@@ -46,8 +49,9 @@ RUN_COMMANDS = {
 """commands with DATA and the options of `run`, each with what it does; each but `run` is the name of its last stage"""
 RUN = tuple(RUN_COMMANDS)
 DATA = (*RUN, "check")
-Panel = Literal["Arguments", "Options", "Data", "Plan", "Training", "Prediction", "Comparison", "Device", "Output"]
+Panel = Literal["Arguments", "Data", "Plan", "Training", "Prediction", "Comparison", "Device", "Output", "Options"]
 """headings of the help, in their order"""
+AnyPath = str | PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,22 @@ class Notation:
     type: builtins.type = str
     """of each text: str, int, float, bool for a switch, or Path"""
     repeated: bool = False
+    python: Any = str
+    """type of a value that Python or a TOML file gives: a text as on the command line, or what `write` takes"""
+
+    def texts(self, value: Any) -> list[Any]:
+        """What gives the value on the command line, one for each time. Raises OptionError for one of another type."""
+        from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+        if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            value = int(value)  # also numpy's
+        try:
+            TypeAdapter(self.python, config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError:
+            raise OptionError(f"{value!r} cannot be used", f"Give {format_type(self.python)}") from None
+        if self.type in (bool, int, float):
+            return [value]
+        return [fspath(value)] if isinstance(value, str | PathLike) else list(self.write(value))
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,30 @@ class Option:
         """Name in Python."""
         name = self.name.strip("-").lower().replace("-", "_")
         return f"{name}_" if keyword.iskeyword(name) or hasattr(builtins, name) else name
+
+    @property
+    def key(self) -> str:
+        """Name in a TOML file."""
+        return self.name.strip("-").lower()
+
+    @property
+    def keyword(self) -> str:
+        """Name in `autounet.run(...)`: of an option that may be repeated that of its field, which holds all of it."""
+        holder, _, field = (self.field or "").rpartition(".")
+        return field if self.notation.repeated and holder else self.parameter
+
+    def texts(self, value: Any) -> Any:
+        """What would stand on the command line for a value from Python or a TOML file, as `parse` takes it.
+
+        None where nothing would. Raises UsageError for a value of another type.
+        """
+        if value is None:
+            return None
+        try:
+            texts = self.notation.texts(value)
+        except OptionError as error:
+            raise UsageError(f"{self.name}: {error.message}", error.remedy) from None
+        return texts if self.notation.repeated else texts[0]
 
     def parse(self, given: Any) -> Any:
         """The value of what stands on the command line; None where nothing does. Raises OptionError."""
@@ -134,7 +178,7 @@ def _starting_weights(kind: Literal["model", "encoder"]) -> Notation:
             return ["none"] if kind == "model" else []
         return [start.path] if start.kind == kind else []
 
-    return Notation(read, write)
+    return Notation(read, write, python=AnyPath)
 
 
 def _channel_kinds(entries: Sequence[str]) -> dict[str, str]:
@@ -164,24 +208,31 @@ def _region_values(entries: Sequence[str]) -> dict[str, tuple[int, ...]]:
 
 
 TEXT = Notation()
-INTEGER = Notation(type=int)
-SWITCH = Notation(type=bool)
-PATH = Notation(type=Path)
-WHOLE_PATH = Notation(_whole_path)
-SIZE = Notation(parse_size, lambda size: [write_size(size)])
-TIME = Notation(parse_time, lambda seconds: [write_time(seconds)])
-NAMES = Notation(lambda text: tuple(text.split(",")), lambda names: [write_list(names)])
-METRIC_NAMES = Notation(_metric_names, lambda names: [write_list(names)])
-PATTERNS = Notation(partial(parse_pairs, example="T1=*_t1.nii.gz"), write_pairs, repeated=True)
-CHANNEL_KINDS = Notation(_channel_kinds, write_pairs, repeated=True)
-CLASS_VALUES = Notation(_class_values, write_pairs, repeated=True)
+INTEGER = Notation(type=int, python=int)
+SWITCH = Notation(type=bool, python=bool)
+PATH = Notation(type=Path, python=AnyPath)
+WHOLE_PATH = Notation(_whole_path, python=AnyPath)
+SIZE = Notation(parse_size, lambda size: [write_size(size)], python=str | int)
+TIME = Notation(parse_time, lambda seconds: [write_time(seconds)], python=str | float)
+NAMES = Notation(lambda text: tuple(text.split(",")), lambda names: [write_list(names)], python=str | Sequence[str])
+METRIC_NAMES = Notation(_metric_names, lambda names: [write_list(names)], python=str | Sequence[str])
+FOLDS = Notation(
+    write=lambda folds: [write_list([folds] if isinstance(folds, str | int) else folds)],
+    python=str | int | Sequence[int],
+)
+PATTERNS = Notation(
+    partial(parse_pairs, example="T1=*_t1.nii.gz"), write_pairs, repeated=True, python=Mapping[str, str]
+)
+CHANNEL_KINDS = Notation(_channel_kinds, write_pairs, repeated=True, python=Mapping[str, str])
+CLASS_VALUES = Notation(_class_values, write_pairs, repeated=True, python=Mapping[str, int])
 REGION_VALUES = Notation(
     _region_values,
     lambda regions: write_pairs({name: write_list(values) for name, values in regions.items()}),
     repeated=True,
+    python=Mapping[str, Sequence[int]],
 )
-SPLITS = Notation(lambda text: text if text == "nnunet" else _whole_path(text))
-WORKERS = Notation(lambda text: None if text == "auto" else parse_integer(text))
+SPLITS = Notation(lambda text: text if text == "nnunet" else _whole_path(text), python=AnyPath)
+WORKERS = Notation(lambda text: None if text == "auto" else parse_integer(text), python=str | int)
 MODEL = _starting_weights("model")
 ENCODER = _starting_weights("encoder")
 
@@ -228,7 +279,7 @@ RUN_OPTIONS: tuple[Option, ...] = (
     Option("--iterations", "N", "Training", RUN, "Length of the training of each fold in steps", INTEGER,
            "iterations", least=1),
     Option("--folds", "FOLDS", "Training", RUN, "all, full (one model trained on all cases) or indices such as 0,1",
-           TEXT, "folds"),
+           FOLDS, "folds"),
     Option("--loss", "NAME", "Training", RUN, "Loss: dice_ce, dice, ce, bce, weighted_ce, topk, dice_topk, focal, "
            "dice_focal, tversky, focal_tversky", TEXT, "loss"),
     Option("--init", "MODEL", "Training", RUN, "Start from the weights of a packed model with the same network. none "

@@ -9,6 +9,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from os import PathLike
+from typing import Any, get_args, get_origin
 
 from .errors import OptionError
 
@@ -129,3 +131,23 @@ def format_number(value: float | None) -> str:
 def format_size(size: float) -> str:
     """For people: 512 MB, 7.6 GB."""
     return f"{size / 1024**3:.1f} GB" if size >= 1024**3 else f"{size / 1024**2:.0f} MB"
+
+
+TYPE_WORDS: dict[Any, tuple[str, str]] = {
+    str: ("a text", "texts"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", "values true or false"),
+    PathLike: ("a path", "paths"),
+}
+
+
+def format_type(python: Any, several: bool = False) -> str:
+    """What values of a type are, for people: a text or a number, a list of whole numbers, a text for each name."""
+    kind, inner = get_origin(python), get_args(python)
+    if kind is Mapping:
+        return f"{format_type(inner[1])} for each name"
+    if kind is Sequence:
+        return f"a list of {format_type(inner[0], several=True)}"
+    words = TYPE_WORDS.get(kind or python)
+    return words[several] if words else " or ".join(format_type(each, several) for each in inner)

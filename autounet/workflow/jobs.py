@@ -10,6 +10,7 @@ A job is plain data: its function is a name in `stages.FUNCTIONS`, its arguments
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -100,9 +101,12 @@ class SequentialExecutor:
             if job.is_done() and not ran & set(job.follows):
                 log.info("%s: already done", job.name)
                 continue
+            log.debug("%s: begins, with the key %s", job.name, job.key)
+            began = time.monotonic()
             cache.forget(job.done)
             self.work(job)
             job.mark_done()
+            log.debug("%s: done in %.1f s", job.name, time.monotonic() - began)
             ran.add(job.name)
             self.on_finished()
 

@@ -53,7 +53,7 @@ def read_status(out: Path) -> RunStatus:
         state=state,
         now=_current_work(running, stages, folds),
         stages=stages,
-        folds=tuple(fold.status for fold in folds),
+        folds=tuple(_with_time_left(fold, folds) for fold in folds),
         mean_dice=_mean_dice(RunFolder(out).metrics),
         seconds_left=0.0 if state == "finished" else min((left for left in known if left is not None), default=None),
         memory_bytes=resident_bytes(process.process),
@@ -214,6 +214,18 @@ def _fold_seconds_left(folds: Sequence[FoldReading]) -> float | None:
     left = seconds_left(times)
     since = min((fold.log_age for fold in folds if fold.status.state == "running"), default=0.0)
     return None if left is None else max(0.0, left - since)
+
+
+def _with_time_left(fold: FoldReading, folds: Sequence[FoldReading]) -> FoldStatus:
+    """That of the fold's own training and validation, while it is trained."""
+    left = None
+    if fold.status.state == "running":
+        same = [each.time for each in folds if each.time.configuration == fold.time.configuration]
+        left = _training_left(fold.time, same)
+    if left is None:
+        return fold.status
+    left = max(0.0, left - fold.log_age) + _validation_left(fold.time, same)
+    return fold.status.model_copy(update={"seconds_left": left})
 
 
 def seconds_left(folds: Sequence[FoldTime]) -> float | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from ..schema.errors import AutoUNetError
 from ..schema.quantities import format_size, format_time
 from ..schema.record import Part
 
@@ -39,6 +40,8 @@ class FoldStatus(Part):
     """also true where there is nothing to validate"""
     seconds: float = 0.0
     """of training so far"""
+    seconds_left: float | None = None
+    """of its training and validation, while it is trained; None: not known"""
     peak_memory_bytes: int | None = None
     """of the training so far: allocated on a GPU, resident on a CPU"""
     predicted_memory_bytes: int | None = None
@@ -84,7 +87,7 @@ def status_lines(status: RunStatus) -> Iterator[str]:
     if status.memory_bytes is not None:
         yield f"memory of the process: {format_size(status.memory_bytes)}"
     if status.seconds_left:
-        yield f"time left: about {format_time(status.seconds_left)}"
+        yield f"time left for the whole run: about {format_time(status.seconds_left)}"
 
 
 def _fold_line(fold: FoldStatus) -> str:
@@ -96,24 +99,56 @@ def _fold_line(fold: FoldStatus) -> str:
         parts.append(f"Dice on patches {fold.patch_dice:.3f}")
     if fold.seconds:
         parts.append(format_time(fold.seconds))
+    if fold.seconds_left is not None:
+        parts.append(f"about {format_time(fold.seconds_left)} left")
     if fold.peak_memory_bytes is not None:
         planned = f" (planned: {format_size(fold.predicted_memory_bytes)})" if fold.predicted_memory_bytes else ""
         parts.append(f"{format_size(fold.peak_memory_bytes)}{planned}")
     return ", ".join(parts) + (f"; {fold.converged}" if fold.converged else "")
 
 
-def watch(read: Callable[[Path], RunStatus], out: Path, seconds: float = WATCH_SECONDS) -> Iterator[RunStatus]:
-    """`read(out)` every few seconds, the last time when nothing runs any more."""
+Reading = RunStatus | AutoUNetError
+"""of a folder; the error of one that is not an output folder"""
+
+
+def short_line(out: Path, status: Reading) -> str:
+    """A run among others in one line: what it does, folds that are done, Dice, time left."""
+    if isinstance(status, AutoUNetError):
+        return str(status)
+    doing = {"running": f"running: {status.now}", "finished": "finished", "empty": "nothing has been run yet"}
+    parts = [doing.get(status.state, f"{status.state}, next: {status.now or 'report'}")]
+    if status.folds and status.state != "finished":
+        done = sum(fold.validated for fold in status.folds)
+        parts.append(f"{done} of {len(status.folds)} folds done")
+        parts += [f"{fold.progress:.0%} of fold {fold.fold}" for fold in status.folds if fold.state == "running"]
+    if status.mean_dice is not None:
+        parts.append(f"mean Dice {status.mean_dice:.4f}")
+    if status.seconds_left and status.state == "running":
+        parts.append(f"about {format_time(status.seconds_left)} left")
+    return f"{out}: " + ", ".join(parts)
+
+
+def watch(
+    read: Callable[[Path], Reading], outs: Sequence[Path], seconds: float = WATCH_SECONDS
+) -> Iterator[list[Reading]]:
+    """`read(out)` of every folder each few seconds, the last time when nothing runs any more."""
     while True:
-        status = read(out)
-        yield status
-        if status.state != "running":
+        statuses = [read(out) for out in outs]
+        yield statuses
+        if not any(isinstance(status, RunStatus) and status.state == "running" for status in statuses):
             return
         time.sleep(seconds)
 
 
-def show(statuses: Iterator[RunStatus]) -> None:
-    """Each replaces the one before on a terminal; elsewhere those that differ are printed one after another."""
+def shown_lines(outs: Sequence[Path], statuses: Sequence[Reading]) -> list[str]:
+    """All there is to say of one run, one line each of several."""
+    if len(outs) == 1 and isinstance(statuses[0], RunStatus):
+        return list(statuses[0].lines)
+    return [short_line(out, status) for out, status in zip(outs, statuses, strict=True)]
+
+
+def show(texts: Iterator[Sequence[str]]) -> None:
+    """Lines that replace those before on a terminal; elsewhere those that differ are printed one after another."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -121,11 +156,11 @@ def show(statuses: Iterator[RunStatus]) -> None:
     console, before = Console(), None
     if sys.stdout.isatty():
         with Live(console=console, auto_refresh=False) as live:
-            for status in statuses:
-                live.update(Text("\n".join(status.lines)), refresh=True)
+            for lines in texts:
+                live.update(Text("\n".join(lines)), refresh=True)
         return
-    for status in statuses:
-        if (text := "\n".join(status.lines)) != before:
+    for lines in texts:
+        if (text := "\n".join(lines)) != before:
             console.file.write(f"{text}\n\n")
             console.file.flush()
             before = text
