@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from loss_cases import classes, random_batch, random_outputs, tumour
@@ -167,6 +169,34 @@ def test_marginal_dice_and_cross_entropy(batch_dice):
         scores = (2 * both + 1e-5) / (sizes + 1e-5)
         dice = torch.stack((scores[0, 2], scores[0, 3], *scores[1, 1:])).mean()
     same(ours("dice_ce", logits, batch, False, batch_dice), ce - dice, logits)
+
+
+@each_sum
+@each_kind
+def test_log_dice(overlapping, batch_dice):
+    """Class 3 occurs in sample 1 only, and class 1 is hardly found: a straight line goes on below a Dice of 0.02."""
+    shape = (2, 6, 4)
+    batch = random_batch(3, shape, False, False, False)
+    batch = batch._replace(
+        labels=torch.where((batch.labels == 3) & (torch.arange(2)[:, None, None] == 0), 0, batch.labels)
+    )
+    (logits,) = random_outputs(4, shape, 3 if overlapping else 4)
+    hidden = torch.zeros(logits.shape[1]).index_fill(0, torch.tensor([2 if overlapping else 1]), -6.0)
+    logits = (logits.detach() + hidden[:, None, None]).requires_grad_()
+    y = functional.one_hot(batch.labels.long(), 4).movedim(-1, 1).double()
+    if overlapping:
+        y, p = torch.stack((y[:, 1:].sum(1), y[:, 2:].sum(1), y[:, 3]), 1), logits.sigmoid()
+        ce = functional.binary_cross_entropy(p, y)
+    else:
+        p = logits.softmax(1)
+        ce = -p.gather(1, batch.labels[:, None].long()).log().mean()
+        p, y = p[:, 1:], y[:, 1:]
+    axes = (0, 2, 3) if batch_dice else (2, 3)
+    scores = (2 * (p * y).sum(axes) + 1e-5) / (p.sum(axes) + y.sum(axes) + 1e-5)
+    found = [score for score, true in zip(scores.flatten(), y.sum(axes).flatten(), strict=True) if true]
+    assert min(found) < 0.02 < max(found)
+    parts = [score.log() if score > 0.02 else math.log(0.02) + (score - 0.02) / 0.02 for score in found]
+    same(ours("log_dice_ce", logits, batch, overlapping, batch_dice), ce - torch.stack(parts).mean(), logits)
 
 
 def test_uncertain_regions_are_left_out():

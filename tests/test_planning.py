@@ -396,6 +396,7 @@ extremes = st.builds(
 @example(make_fingerprint((1, 2, 2)), 8, False)
 @example(make_fingerprint((1, 1, 4)), 8, True)
 @example(make_fingerprint((2000, 2000, 2000), (0.01, 0.01, 50.0)), 80, True)
+@example(make_fingerprint((1500, 2000, 1), (0.3, 0.3, 0.01), cases=168), 80, True)
 @example(make_fingerprint((35, 148, 1), (0.3, 38.0, 2.0), cases=11), 1, False)
 def test_any_data_set_is_planned_or_refused(fingerprint: Fingerprint, gigabytes: int, measured: bool) -> None:
     options = PlannerOptions(memory_bytes=gigabytes * GIB)

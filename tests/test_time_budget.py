@@ -10,10 +10,12 @@ from test_planning import make_fingerprint
 from test_records import configuration
 
 from autounet.imageio import write_image, write_labels
+from autounet.ops.resample import coarser_spacing
 from autounet.schema.errors import DeadlineError
 from autounet.schema.geometry import Geometry
 from autounet.schema.options import PlannerOptions, RunOptions
-from autounet.schema.plan import InferenceSpec
+from autounet.schema.plan import ChannelNormalisation, InferenceSpec, PreprocessSpec
+from autounet.store.run_folder import RunFolder
 from autounet.time_budget.cost_model import LinearTime, NetworkSpeed, Timing, case_seconds
 from autounet.time_budget.cost_model import timing_of as timing_by
 from autounet.time_budget.shape import (
@@ -25,9 +27,11 @@ from autounet.time_budget.shape import (
     WIDTHS,
     TimeBudget,
     fit_to_time,
+    learning_error,
     may_prefer_slices,
     slices_instead,
 )
+from autounet.workflow.dataset_stage import KeptLabels, read_data
 from autounet.workflow.make_plan import PlanMaker
 from autounet.workflow.pipeline import run_pipeline
 
@@ -137,6 +141,53 @@ def test_what_the_time_decided_is_said():
     assert preset.limits.width is None
 
 
+EDGE = 96
+"""voxels along each axis of the median image on the target spacing"""
+
+
+def configure_on_grid(options):
+    """The patch shows at most 64^3 voxels of the image, which has fewer on a coarser grid."""
+    edge = EDGE / options.spacing_scale
+    patch = min(64, 8 * int(edge // 8), configure(options).patch_size[0])
+    base = configure(options).model_copy(update={"patch_size": (patch,) * 3, "median_shape": (round(edge),) * 3})
+    spacing = (options.spacing_scale,) * 3
+    return base.model_copy(update={"preprocess": base.preprocess.model_copy(update={"spacing": spacing})})
+
+
+def fitted(seconds, lost):
+    """`lost`: what a grid of twice the spacing takes from the Dice of labels."""
+    budget = TimeBudget(seconds, 1, 4)
+    return fit_to_time(
+        budget, PlannerOptions(), configure_on_grid, timing_of(1.0), lambda scale: 1 - lost * (scale - 1)
+    )
+
+
+@given(seconds=st.floats(100, 1e6), more=st.floats(1, 10), lost=st.floats(0, 0.3))
+def test_more_time_or_finer_labels_never_ask_for_a_coarser_grid(seconds, more, lost):
+    scale = fitted(seconds, lost).options.spacing_scale
+    assert fitted(seconds * more, lost).options.spacing_scale <= scale
+    assert fitted(seconds, lost + 0.2).options.spacing_scale <= scale
+
+
+def test_a_coarser_grid_is_chosen_where_it_pays_and_said():
+    found = fitted(200, 0.02)
+    assert found.options.spacing_scale > 1.5
+    assert "labels keep a Dice of 0." in found.reasons[0]
+    assert fitted(200, 0.9).options.spacing_scale == 1
+    assert fitted(1e6, 0.02).options.spacing_scale == 1
+    assert shape(200, folds=1).options.spacing_scale == 1
+
+
+@given(
+    steps=st.floats(0, 1e6), more=st.floats(1, 9), coverage=st.floats(1e-3, 1), width=st.sampled_from([8, 16, 24, 32])
+)
+def test_less_is_missing_with_more_steps_context_and_features(steps, more, coverage, width):
+    error = learning_error(steps, coverage, width)
+    assert 0 < learning_error(steps * more, coverage, width) <= error <= 1
+    assert learning_error(steps, min(1.0, coverage * more), width) <= error
+    assert learning_error(steps, coverage, 2 * width) <= error
+
+
 TIMES = st.floats(0, 10)
 
 
@@ -198,8 +249,8 @@ def test_thick_slices_are_trained_as_slices_where_that_gives_more_steps(few, man
         )
         for steps in (few, many)
     )
-    assert may_prefer_slices(volumes) == (spacing == THICK and few < VOLUME_STEPS)
-    assert bool(slices_instead(volumes, slices)) == (many >= SLICE_STEPS * few)
+    assert may_prefer_slices(volumes, volumes) == (spacing == THICK and few < VOLUME_STEPS)
+    assert bool(slices_instead(volumes, volumes, slices)) == (many >= SLICE_STEPS * few)
 
 
 @pytest.mark.parametrize(
@@ -228,3 +279,32 @@ def test_what_is_trained_in_little_time_is_chosen_by_thickness(tmp_path, monkeyp
     said = [reason.text for reason in plan.reasons if reason.configuration == "2d" and "instead of" in reason.text]
     assert bool(said) == (chosen == "2d")
     assert run_pipeline(tmp_path / "data", tmp_path / "out", RunOptions(), until="plan").plan == plan
+
+
+@given(spacing=st.tuples(*[st.floats(0.1, 10)] * 3), scale=st.floats(1, 4), dimension=st.sampled_from([2, 3]))
+def test_no_axis_of_a_coarser_grid_is_finer_than_the_scale_and_thick_ones_stay(spacing, scale, dimension):
+    coarse = coarser_spacing(spacing, scale, dimension)
+    finest = min(spacing[3 - dimension :])
+    for axis, (old, new) in enumerate(zip(spacing, coarse, strict=True)):
+        if axis < 3 - dimension or old >= scale * finest:
+            assert new == old
+        else:
+            assert new == pytest.approx(scale * finest)
+
+
+def test_a_coarser_grid_keeps_blocks_and_loses_plates(tmp_path):
+    """A plate along an axis that is as thick as the scale stays, too."""
+    geometry = Geometry(shape=(40, 30, 30), spacing=(1.0, 1.0, 4.0))
+    for case in range(3):
+        labels = np.zeros(geometry.shape, np.uint8)
+        labels[4:24, 4:24, 4:24] = 1
+        labels[30 + case, 4:24, 4:24] = 2
+        labels[4:24, 4:24, 26] = 3
+        write_image(tmp_path / f"images/c{case}.nii.gz", labels[None].astype(np.float32), geometry)
+        write_labels(tmp_path / f"labels/c{case}.nii.gz", labels, geometry)
+    dataset = read_data(tmp_path, RunFolder(tmp_path / "out"), RunOptions(), "canonical", 0).dataset
+    spec = PreprocessSpec(spacing=(1.0, 1.0, 4.0), normalisation=(ChannelNormalisation(scheme="none"),))
+    kept = KeptLabels(dataset, spec)
+    assert kept(1.0) == 1
+    assert 0.5 < kept(2.0) < 0.9
+    assert kept(4.0) < kept(2.0)

@@ -12,7 +12,17 @@ from ..schema.errors import OptionError, unknown_name
 from ..schema.labels import Labels, overlapping_targets
 from .deep_supervision import Batch, DeepSupervision, Pixelwise
 from .dice_ce import DiceCrossEntropy
-from .terms import Dice, Focal, FocalTversky, TopKCrossEntropy, Tversky, VoxelLoss, WeightedCrossEntropy, cross_entropy
+from .terms import (
+    Dice,
+    Focal,
+    FocalTversky,
+    LogDice,
+    TopKCrossEntropy,
+    Tversky,
+    VoxelLoss,
+    WeightedCrossEntropy,
+    cross_entropy,
+)
 from .voxels import Encoding, Exclusive, Overlapping
 
 __all__ = [
@@ -50,12 +60,13 @@ class LossSetting(NamedTuple):
         return Overlapping(members, self.labels.count, self.ignores)
 
 
-def _dice_ce(setting: LossSetting, dice: float = 1.0, ce: float = 1.0) -> Pixelwise:
+def _dice_ce(setting: LossSetting, dice: float = 1.0, ce: float = 1.0, logarithm: bool = False) -> Pixelwise:
     """Both terms or one of them: for exclusive classes with the gradient written out."""
     if not setting.overlapping:
-        return DiceCrossEntropy(setting.batch_dice, dice, ce, setting.ignores)
+        return DiceCrossEntropy(setting.batch_dice, dice, ce, setting.ignores, logarithm)
     terms = [cross_entropy] if ce else []
-    return VoxelLoss(setting.encoding, *terms, *([Dice(setting.batch_dice)] if dice else []))
+    overlap = LogDice if logarithm else Dice
+    return VoxelLoss(setting.encoding, *terms, *([overlap(setting.batch_dice)] if dice else []))
 
 
 def _binary(setting: LossSetting) -> Pixelwise:
@@ -68,6 +79,7 @@ def _binary(setting: LossSetting) -> Pixelwise:
 
 LOSSES: dict[str, Callable[[LossSetting], Pixelwise]] = {
     "dice_ce": _dice_ce,
+    "log_dice_ce": lambda setting: _dice_ce(setting, logarithm=True),
     "dice": lambda setting: _dice_ce(setting, ce=0.0),
     "ce": lambda setting: _dice_ce(setting, dice=0.0),
     "bce": _binary,

@@ -13,6 +13,10 @@ Formulas (Isensee et al. 2021, nnU-Net): with p the softmax, y the one-hot label
 
 `I`, `P`, `Y` are summed per sample, or over the batch with `batch_dice`. Classes that were not annotated in a sample's
 case are merged into its background beforehand (`merge_unannotated`) and left out of the mean over k.
+
+With `logarithm` it is the mean of log dice_k over the classes that occur (Wong, Moradi, Tang, Syeda-Mahmood 2018, 3D
+segmentation with exponential logarithmic loss, MICCAI): its gradient is that of Dice divided by the Dice, so that a
+class counts the more the less of it is found, and as in Dice once it is.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .terms import SMOOTH
+from .terms import LEAST_SCORE, SMOOTH, log_score
 from .voxels import SMALLEST_TOTAL, flat_logits, known_weight, merge_unannotated
 
 
@@ -39,11 +43,13 @@ class DiceCrossEntropy:
         dice_weight: float = 1.0,
         ce_weight: float = 1.0,
         ignores: bool = True,
+        logarithm: bool = False,
     ) -> None:
         self.batch_dice = batch_dice
         self.dice_weight = dice_weight
         self.ce_weight = ce_weight
         self.ignores = ignores
+        self.logarithm = logarithm
 
     def __call__(
         self, logits: Tensor, labels: Tensor, weight: Tensor | None = None, annotated: Tensor | None = None
@@ -52,7 +58,7 @@ class DiceCrossEntropy:
             logits, labels, annotated = merge_unannotated(flat_logits(logits), labels.flatten(1).long(), annotated)
         return _DiceCrossEntropy.apply(
             logits, labels, weight, annotated,
-            self.batch_dice, self.dice_weight, self.ce_weight, self.ignores,
+            self.batch_dice, self.dice_weight, self.ce_weight, self.ignores, self.logarithm,
         )  # fmt: skip
 
 
@@ -68,6 +74,7 @@ class _DiceCrossEntropy(torch.autograd.Function):
         dice_weight: float,
         ce_weight: float,
         ignores: bool,
+        logarithm: bool,
     ) -> Tensor:
         # (B, K, N) contiguous: softmax over a strided class axis is vectorised along the voxels
         flat = flat_logits(logits)
@@ -95,7 +102,7 @@ class _DiceCrossEntropy(torch.autograd.Function):
             sums[0].scatter_add_(1, target, true * mask)
             sums[1] = torch.bmm(probability, mask[:, :, None])[:, :, 0]
             sums[2].scatter_add_(1, target, mask)
-        dice, by_overlap, by_size = _dice(sums, annotated, batch_dice)
+        dice, by_overlap, by_size = _dice(sums, annotated, batch_dice, logarithm)
         if ctx.needs_input_grad[0]:
             gradient = _gradient(
                 probability, true, index, mask,
@@ -111,23 +118,28 @@ class _DiceCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return ((gradient * upstream.to(gradient.dtype)).to(ctx.dtype), *[None] * 7)
+        return ((gradient * upstream.to(gradient.dtype)).to(ctx.dtype), *[None] * 8)
 
 
-def _dice(sums: Tensor, annotated: Tensor | None, batch_dice: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean foreground Dice and its derivatives by I and by P, both (B, K), from `sums` (3, B, K)."""
+def _dice(sums: Tensor, annotated: Tensor | None, batch_dice: bool, logarithm: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean foreground Dice, or its logarithm, and the derivatives by I and by P, both (B, K), from `sums` (3, B, K)."""
     shape = sums.shape[1:]
     counted = torch.ones_like(sums[0]) if annotated is None else annotated.to(sums.dtype)
     counted[:, 0] = 0
     if batch_dice:
         sums, counted = sums.sum(1, keepdim=True), counted.sum(0, keepdim=True).clamp(max=1)
+    if logarithm:
+        counted = counted * (sums[2] > 0)
     counted = counted / counted.sum().clamp(min=1)
     overlap, predicted, reference = sums
     numerator = 2 * overlap + SMOOTH
     denominator = predicted + reference + SMOOTH
     score = numerator / denominator
-    by_overlap = 2 * counted / denominator
-    by_size = -counted * score / denominator
+    slope = counted / score.clamp(min=LEAST_SCORE) if logarithm else counted
+    by_overlap = 2 * slope / denominator
+    by_size = -slope * score / denominator
+    if logarithm:
+        score = log_score(score)
     return (score * counted).sum(), by_overlap.expand(shape), by_size.expand(shape)
 
 

@@ -128,6 +128,33 @@ class Dice:
         return -sums.mean((2 * sums.both + SMOOTH) / (sums.predicted + sums.true + SMOOTH))
 
 
+LEAST_SCORE = 0.02
+"""Dice below which its logarithm goes on as a straight line, so that what is hardly found does not drown the rest"""
+
+
+def log_score(score: Tensor) -> Tensor:
+    """Logarithm of Dice, continued below `LEAST_SCORE` by its tangent."""
+    return score.clamp(min=LEAST_SCORE).log() + (score - LEAST_SCORE).clamp(max=0) / LEAST_SCORE
+
+
+@dataclass(frozen=True)
+class LogDice:
+    """Minus the mean of log Dice over the channels that occur: the less of one is found, the more it counts.
+
+    Wong, Moradi, Tang, Syeda-Mahmood 2018, 3D segmentation with exponential logarithmic loss for highly unbalanced
+    object sizes, MICCAI, with an exponent of 1. What occurs nowhere in a sample, or with `batch` in all of it, is left
+    out, so that many classes of which a patch shows few weigh as much as few.
+    """
+
+    batch: bool = False
+
+    def __call__(self, voxels: Voxels) -> Tensor:
+        sums = overlap(voxels, self.batch)
+        share = sums.share * (sums.true > 0)
+        scores = log_score((2 * sums.both + SMOOTH) / (sums.predicted + sums.true + SMOOTH))
+        return -(scores * share).sum() / share.sum().clamp(min=SMALLEST_TOTAL)
+
+
 @dataclass(frozen=True)
 class Tversky:
     """Mean over channels of 1 - (I + s) / (I + fp FP + fn FN + s); both weights 1/2 make it 1 - Dice.

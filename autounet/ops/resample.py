@@ -130,6 +130,17 @@ def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequ
     return a, b, c
 
 
+def coarser_spacing(spacing: Sequence[float] | np.ndarray, scale: float, dimension: int) -> np.ndarray:
+    """(3,) mm: no axis finer than `scale` times the finest, so that slices that are thick already stay as they are.
+
+    Images of `dimension` 2 have no spacing along the first axis.
+    """
+    target = np.array(spacing, dtype=np.float64)
+    plane = target[3 - dimension :]
+    target[3 - dimension :] = np.maximum(plane, scale * plane.min())
+    return target
+
+
 def prepared_shape(spec: PreprocessSpec, shape: Sequence[int], spacing: Sequence[float]) -> Shape3:
     """Size on the prepared grid, network axis order, of a cropped case of `shape` and `spacing` (mm) as stored."""
     own = permute(spacing, spec.transpose)

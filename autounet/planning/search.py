@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..schema.errors import PlanError
-from ..schema.plan import Limit, Limits, NetworkSpec, Reason
+from ..schema.plan import MOST_SAMPLES, Limit, Limits, NetworkSpec, Reason
 from ..schema.quantities import format_size
 from .memory import Memory
 from .topology import Topology, find_topology, shrink
@@ -125,7 +125,7 @@ def most_samples(inputs: SearchInputs, patch: Sequence[int]) -> int:
 
 def _batch_limits(inputs: SearchInputs, patch: Sequence[int]) -> dict[Limit, int]:
     samples = inputs.voxels * inputs.largest_share / np.prod(patch, dtype=np.float64)
-    limits: dict[Limit, int] = {"data": round(samples)}
+    limits: dict[Limit, int] = {"data": min(round(samples), MOST_SAMPLES)}
     if inputs.batch_limit is not None:
         limits["option"] = inputs.batch_limit
     return limits

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..ops.resample import coarser_spacing
 from ..schema.errors import PlanError
 from ..schema.fingerprint import Fingerprint
 from ..schema.plan import Reason
@@ -53,7 +54,7 @@ class Grid:
 
 
 def find_grid(fingerprint: Fingerprint, scale: float = 1.0) -> Grid:
-    """Target spacing times `scale`, the axis of the largest spacing first, and the data's size on that grid."""
+    """Target spacing, made coarser by `scale`, the axis of the largest first, and the data's size on that grid."""
     target, transpose, reasons = own_target(fingerprint)
     return grid_on(fingerprint, target, transpose, reasons, scale)
 
@@ -78,15 +79,14 @@ def own_target(fingerprint: Fingerprint) -> tuple[np.ndarray, tuple[int, int, in
 def grid_on(
     fingerprint: Fingerprint, target: np.ndarray, transpose: tuple[int, int, int], reasons: list[Reason], scale: float
 ) -> Grid:
-    """The data's size at `target` (file axis order) times `scale`."""
+    """The data's size at `target` (file axis order), made coarser by `scale`."""
     spacings = case_spacings(fingerprint)
     sizes = np.array([case.cropped_shape for case in fingerprint.cases])
     if scale != 1:
-        # two-dimensional images keep their one slice
-        target = target * ([1.0, scale, scale] if fingerprint.dimension == 2 else scale)
+        target = coarser_spacing(target, scale, fingerprint.dimension)
         reasons = [
             *reasons,
-            spacing_reason(f"the target spacing is made {scale:g} times coarser: {numbers(target)} mm"),
+            spacing_reason(f"made {scale:g} times coarser than the finest axis: {numbers(target)} mm"),
         ]
     resampled = np.array([resampled_shape(*pair, target) for pair in zip(sizes, spacings, strict=True)])
     order = list(transpose)

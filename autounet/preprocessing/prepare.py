@@ -24,6 +24,7 @@ from ..ops.resample import (
     apply_taps,
     axis_orders,
     axis_taps,
+    coarser_spacing,
     resample_image,
     resample_labels,
     resampled_shape,
@@ -154,6 +155,19 @@ def class_locations(labels: np.ndarray, identifier: str, most: int = MOST_LOCATI
             indices = np.sort(generator.choice(indices, most, replace=False, shuffle=False))
         locations[label] = np.stack(np.unravel_index(indices, labels.shape), axis=1).astype(np.int32)
     return locations
+
+
+def kept_labels(labels: np.ndarray, geometry: Geometry, spec: PreprocessSpec, scale: float) -> np.ndarray:
+    """Dense labels (Z, Y, X) as stored after the way to a grid of at least `scale` times the finest axis of the spec's,
+    and back: what a network on that grid could predict at best."""
+    axes, flips = network_axes(geometry.direction, geometry.dimension, spec.orientation, spec.transpose)
+    dense = np.ascontiguousarray(orient(labels, axes, flips))
+    spacing = permute(geometry.spacing, axes)
+    target = coarser_spacing(_grid_spacing(spec, spacing), scale, geometry.dimension)
+    if spec.spacing[0] is None:
+        target[0] = spacing[0]
+    coarse = resample_labels(dense, resampled_shape(dense.shape, spacing, target.tolist()))
+    return unorient(resample_labels(coarse, dense.shape), axes, flips)
 
 
 # ---- the inverse ------------------------------------------------------------------------------------------------

@@ -281,7 +281,7 @@ RUN_OPTIONS: tuple[Option, ...] = (
     Option("--folds", "FOLDS", "Training", RUN, "all, full (one model trained on all cases) or indices such as 0,1",
            FOLDS, "folds"),
     Option("--loss", "NAME", "Training", RUN, "Loss: dice_ce, dice, ce, bce, weighted_ce, topk, dice_topk, focal, "
-           "dice_focal, tversky, focal_tversky", TEXT, "loss"),
+           "dice_focal, tversky, focal_tversky, log_dice_ce", TEXT, "loss"),
     Option("--init", "MODEL", "Training", RUN, "Start from the weights of a packed model with the same network. none "
            "takes it back", MODEL, "start"),
     Option("--pretrained", "FILE", "Training", RUN, "Start from the weights of an EfficientNet in timm's naming "

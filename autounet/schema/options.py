@@ -29,7 +29,7 @@ FAMILY_NAMES = (
 )  # fmt: skip
 LOSS_NAMES = (
     "dice_ce", "dice", "ce", "bce", "weighted_ce", "topk", "dice_topk", "focal", "dice_focal", "tversky",
-    "focal_tversky",
+    "focal_tversky", "log_dice_ce",
 )  # fmt: skip
 """keys of `nets.FAMILIES` and `losses.LOSSES`, which are not loaded to check a name"""
 KINDS = ("ct", "mri", "photo", "other")

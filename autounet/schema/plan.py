@@ -26,7 +26,7 @@ Features = Annotated[int, Field(le=2**14)]
 Blocks = Annotated[int, Field(le=100)]
 Stride = Annotated[int, Field(le=2**8)]
 Kernel = Annotated[int, Field(le=2**6)]
-MOST_STAGES = 16
+MOST_STAGES, MOST_SAMPLES = 16, 2**16
 
 
 class ChannelNormalisation(Part):
@@ -155,7 +155,7 @@ class TrainedConfiguration(Part):
     preprocess: PreprocessSpec
     patch_size: tuple[Length, ...]
     """network axis order, as many entries as the network has dimensions"""
-    batch_size: int = Field(ge=1, le=2**16)
+    batch_size: int = Field(ge=1, le=MOST_SAMPLES)
     network: NetworkSpec
     targets: TargetKind = "classes"
     """classes: a softmax over all of them; regions: a sigmoid for each of `schema.labels.overlapping_targets`"""

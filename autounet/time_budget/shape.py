@@ -1,6 +1,7 @@
-"""Fit a plan to a promised time: width, batch and steps first, then overlap and mirroring, then spacing.
+"""Fit a plan to a promised time: grid, width, patch, batch and steps first, then overlap and mirroring.
 
-Everything here is arithmetic over measured seconds; the workflow measures and hands them in.
+Everything here is arithmetic over measured seconds, and over what coarser grids keep of the labels; the workflow
+measures both and hands them in.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ WIDER_STEPS = 2500
 """steps that a fold should still get with a wider network; chosen, tried only where other work disturbed the times"""
 LARGER_BATCH_STEPS = 5000
 """steps that a fold should still get with a larger batch; chosen like the one above"""
-FREE_SHARE = 0.8
-"""a wider network that keeps this share of the narrowest one's steps is chosen anyway: narrow ones leave matrix units
-idle"""
 FEW_STEPS = 1000
 """steps below which a smaller patch, and so more steps, wins (benchmarks/results/schedule_2026-11-22.md, DRIVE)"""
+SCALES = (1.25, 1.5, 2.0, 2.5, 3.0)
+"""coarser grids that are compared with the target spacing, in units of its finest axis"""
+GRID_GAIN = 0.95
+"""share of the error that a coarser grid may leave at most to be chosen"""
+LEARNING, BY_STEPS, BY_COVERAGE, BY_WIDTH = 2.0, 0.36, 0.16, 0.30
+"""of `learning_error`"""
 LEAST_PATCH = {2: 96**2, 3: 48**3}
 """voxels by dimension, whatever the shape, which follows the images'; smaller patches see too little"""
 LEAST_STEPS = 60
@@ -45,6 +49,15 @@ volumes had 196 to 1,049 steps, and in trainings of 250,000 the two are alike (A
 SLICE_STEPS = 1.0
 """times the steps of volumes that slices have to get: with as many they won (ACDC, 300 steps each: 0.36 after 0.25,
 with Dice as the loss 0.44 after 0.35; benchmarks/results/recipes_2026-11-30.md)"""
+
+
+def learning_error(steps: float, coverage: float, width: int) -> float:
+    """What is missing to a Dice of 1 on the network's own grid after so many steps of a short training.
+
+    `coverage` is the share of an image that a patch shows, `width` the features of the first stage.
+    """
+    reached = max(steps, 1.0) ** BY_STEPS * min(coverage, 1.0) ** BY_COVERAGE * (width / 16) ** BY_WIDTH
+    return min(1.0, LEARNING / reached)
 
 
 @dataclass(frozen=True)
@@ -89,6 +102,8 @@ class TimedConfiguration:
     options: PlannerOptions
     configuration: Configuration
     timing: Timing
+    kept: float = 1.0
+    """Dice that the labels keep on its grid"""
 
     @property
     def least_batch(self) -> int:
@@ -108,30 +123,83 @@ class TimedConfiguration:
     @property
     def steps(self) -> float:
         """Per fold, with the least batch. Validation that takes more than its share will be cut to it."""
+        return self._steps()
+
+    def _steps(self, patch: float = 1.0, image: float = 1.0) -> float:
+        """With so many times the voxels of the patch, and of the image."""
         fold = self.budget.seconds / self.budget.folds
-        training = fold - min(self.validation, INFERENCE_SHARE * fold) - FOLD_OVERHEAD_SECONDS
-        return training / self.timing.step(self.least_batch)
+        training = fold - min(image * self.validation, INFERENCE_SHARE * fold) - FOLD_OVERHEAD_SECONDS
+        overhead = min(self.timing.step_overhead, full := self.timing.step(self.least_batch))
+        return training / (overhead + patch * (full - overhead))
+
+    @property
+    def error(self) -> float:
+        """What is expected to be missing to a Dice of 1.
+
+        Borders that the grid blurs and borders that were not learnt are taken to be independent.
+        """
+        image = math.prod(self.configuration.median_shape[-self.configuration.network.dims :])
+        coverage = math.prod(self.configuration.patch_size) / image
+        return math.hypot(1 - self.kept, learning_error(self.steps, coverage, self.width))
+
+    @property
+    def width(self) -> int:
+        return self.configuration.network.features[0]
+
+    def error_on(self, scale: float, kept: float) -> float:
+        """That of the same network on a grid `scale` times coarser than the finest axis, without another measurement.
+
+        A patch that shows the whole image becomes smaller there, another shows more of it; and it is made smaller while
+        steps are few, as it will be.
+        """
+        spacing, dims = self.configuration.network_spacing, self.configuration.network.dims
+        sizes, finest = self.configuration.median_shape[-dims:], scale * min(spacing)
+        image = math.prod(sizes)
+        coarse = math.prod(size * own / max(own, finest) for size, own in zip(sizes, spacing, strict=True))
+        patch = math.prod(self.configuration.patch_size)
+        shown = min(patch, coarse)
+        while self._steps(shown / patch, coarse / image) < self.budget.limited(FEW_STEPS):
+            if shown / 2 < LEAST_PATCH[dims]:
+                break
+            shown /= 2
+        steps = self._steps(shown / patch, coarse / image)
+        return math.hypot(1 - kept, learning_error(steps, shown / coarse, self.width))
 
 
 Configure = Callable[[PlannerOptions], Configuration]
 Measure = Callable[[Configuration], Timing]
 
 
-def fit_to_time(budget: TimeBudget, options: PlannerOptions, configure: Configure, measure: Measure) -> TimeFittedPlan:
-    """The widest network, then the largest batch, that still gets a useful number of steps in every fold.
+Kept = Callable[[float], float]
+"""scale of a coarser grid -> Dice that labels keep on it and back"""
+
+
+def fit_to_time(
+    budget: TimeBudget, options: PlannerOptions, configure: Configure, measure: Measure, kept: Kept | None = None
+) -> TimeFittedPlan:
+    """The grid of the least expected error, on it the widest network, then the largest batch, that still gets a useful
+    number of steps in every fold.
 
     Where even the narrowest gets few steps, the patch becomes smaller. `configure` plans for given options and
-    `measure` times the result; both are called for the narrowest width first. A preset keeps its network, patch and
-    batch, and `base_features` that are given stay. Raises DeadlineError with the least time of the whole command.
+    `measure` times the result; both are called for the narrowest width first. Without `kept` the grid stays as it is. A
+    preset keeps its network, patch and batch, and `base_features` that are given stay. Raises DeadlineError with the
+    least time of the whole command.
     """
 
-    def attempt(**changes: object) -> TimedConfiguration:
-        changed = options.model_copy(update=changes)
+    def attempt(best: TimedConfiguration | None = None, **changes: object) -> TimedConfiguration:
+        changed = (best.options if best else options).model_copy(update=changes)
         configuration = configure(changed)
-        return TimedConfiguration(budget, changed, configuration, measure(configuration))
+        detail = kept(changed.spacing_scale) if kept and changed.spacing_scale != 1 else 1.0
+        return TimedConfiguration(budget, changed, configuration, measure(configuration), detail)
 
     given = options.base_features
-    best = attempt() if options.preset else _smaller_patch(attempt, _widest(attempt, budget, given))
+    grid_reasons: tuple[str, ...] = ()
+    if options.preset:
+        best = attempt()
+    else:
+        first = attempt(base_features=given or min(WIDTHS))
+        best, grid_reasons = _coarser(attempt, first, kept) if kept else (first, ())
+        best = _smaller_patch(attempt, best if given else _wider(attempt, best))
     best, inference_reasons = _fit_inference(best, configure)
     _require_time(best)
     batch = best.least_batch if options.preset else _batch(best)
@@ -153,53 +221,82 @@ def fit_to_time(budget: TimeBudget, options: PlannerOptions, configure: Configur
         width="time" if not (options.preset or given) and width < max(WIDTHS) else None,
     )
     return TimeFittedPlan(
-        chosen, steps, best.timing.step(batch), best.validation, (reason + rule, *inference_reasons), limits
+        chosen,
+        steps,
+        best.timing.step(batch),
+        best.validation,
+        (*grid_reasons, reason + rule, *inference_reasons),
+        limits,
     )
 
 
-def may_prefer_slices(volumes: Configuration) -> bool:
-    """Whether 2d is to be compared with a 3d_fullres that was fitted to the time."""
-    return _thickness(volumes) >= THICK_SLICES and (volumes.predicted_steps or 0) < VOLUME_STEPS
+def may_prefer_slices(whole: Configuration, volumes: Configuration) -> bool:
+    """Whether 2d is to be compared with a 3d_fullres that was fitted to the time, `whole` without a limit of time."""
+    return _thickness(whole) >= THICK_SLICES and (volumes.predicted_steps or 0) < VOLUME_STEPS
 
 
 def _thickness(volumes: Configuration) -> float:
     return max(volumes.network_spacing) / min(volumes.network_spacing)
 
 
-def slices_instead(volumes: Configuration, slices: Configuration) -> str:
+def slices_instead(whole: Configuration, volumes: Configuration, slices: Configuration) -> str:
     """Why 2d is trained instead of 3d_fullres, both fitted to the same time; empty where it is not."""
     few, many = volumes.predicted_steps or 0, slices.predicted_steps or 0
     if many < SLICE_STEPS * few:
         return ""
     return (
         f"instead of 3d_fullres, which would get about {few} steps in this time, and 2d about {many}: slices are "
-        f"{_thickness(volumes):.1f} times thicker than pixels, so that a volume shows little more than its slices; "
+        f"{_thickness(whole):.1f} times thicker than pixels, so that a volume shows little more than its slices; "
         f"3d_fullres pays from {VOLUME_STEPS} steps on (--configurations chooses)"
     )
 
 
-def _widest(attempt: Callable[..., TimedConfiguration], budget: TimeBudget, given: int | None) -> TimedConfiguration:
-    """A width that is given stays."""
-    narrowest, *wider = sorted(WIDTHS) if given is None else (given,)
-    best = first = attempt(base_features=narrowest)
-    for width in wider:
-        candidate = attempt(base_features=width)
-        if candidate.steps < min(budget.limited(WIDER_STEPS), FREE_SHARE * first.steps):
+Attempt = Callable[..., TimedConfiguration]
+
+
+def _coarser(attempt: Attempt, first: TimedConfiguration, kept: Kept) -> tuple[TimedConfiguration, tuple[str, ...]]:
+    """On the grid of the least expected error, and why."""
+    least, chosen = GRID_GAIN * first.error_on(1.0, 1.0), 1.0
+    for scale in SCALES:
+        detail = kept(scale)
+        if 1 - detail >= least:
+            break  # coarser grids keep less still
+        if (error := first.error_on(scale, detail)) < least:
+            least, chosen = error, scale
+    if chosen == 1:
+        return first, ()
+    best = attempt(first, spacing_scale=chosen)
+    if best.error >= first.error:
+        return first, ()
+    why = (
+        f"the grid is {chosen:g} times coarser than the finest axis of the target spacing: labels keep a Dice of "
+        f"{best.kept:.3f} on it, and a fold gets about {best.steps:.0f} instead of {first.steps:.0f} steps "
+        f"({first.configuration.network.features[0]} features). So the expected error falls from {first.error:.2f} to "
+        f"{best.error:.2f}; with more time the target spacing is kept"
+    )
+    return best, (why,)
+
+
+def _wider(attempt: Attempt, best: TimedConfiguration) -> TimedConfiguration:
+    """As wide as steps stay useful, or the expected error falls."""
+    for width in sorted(WIDTHS)[1:]:
+        candidate = attempt(best, base_features=width)
+        if candidate.steps < best.budget.limited(WIDER_STEPS) and candidate.error >= best.error:
             break
         best = candidate
     return best
 
 
-def _smaller_patch(attempt: Callable[..., TimedConfiguration], best: TimedConfiguration) -> TimedConfiguration:
-    """Half of the voxels, again and again, while steps are few and the patch stays useful."""
+def _smaller_patch(attempt: Attempt, best: TimedConfiguration) -> TimedConfiguration:
+    """Half of the voxels, again and again, while steps are few, the patch stays useful and the expected error falls."""
     least = LEAST_PATCH[best.configuration.network.dims]
     while best.steps < best.budget.limited(FEW_STEPS):
         voxels = math.prod(best.configuration.patch_size)
         try:
-            smaller = attempt(base_features=best.options.base_features, patch_limit=voxels // 2)
+            smaller = attempt(best, patch_limit=voxels // 2)
         except PlanError:
             break  # nothing smaller is a U-Net
-        if math.prod(smaller.configuration.patch_size) < least or smaller.steps <= best.steps:
+        if math.prod(smaller.configuration.patch_size) < least or smaller.error >= best.error:
             break
         best = smaller
     return best
@@ -233,8 +330,9 @@ def _fit_inference(best: TimedConfiguration, configure: Configure) -> tuple[Time
         ({"overlap": 0.25, "mirror": False}, "no mirrored views are averaged"),
     ]
     for scale in (1.25, 1.5, 2.0):
-        coarser: dict[str, object] = {"overlap": 0.25, "mirror": False, "spacing_scale": scale}
-        changes.append((coarser, f"the target spacing is {scale} times coarser"))
+        coarser = scale * best.options.spacing_scale
+        last: dict[str, object] = {"overlap": 0.25, "mirror": False, "spacing_scale": coarser}
+        changes.append((last, f"the grid is {coarser:g} times coarser than the finest axis"))
     changed: list[str] = []
     fitted = best
     for update, sentence in changes:

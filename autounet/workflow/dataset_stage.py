@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from ..datasets import complete_labels, examine, make_splits, scan
 from ..datasets.checks.set_checks import check_dataset
 from ..datasets.file_hashes import FileHashes
+from ..datasets.reading import read_reference
 from ..datasets.repair.dataset_repair import repair_dataset
 from ..fingerprint import build_fingerprint
+from ..ops.label_values import encode
+from ..ops.masks import crop, nonzero_box
+from ..preprocessing import kept_labels
 from ..progress import progress
 from ..schema.dataset import CaseFacts, Dataset, Finding, Severity, Splits
 from ..schema.errors import DataError, OptionError, RecordError
 from ..schema.fingerprint import CheckResult, Fingerprint, RepairResult
-from ..schema.labels import Labels
+from ..schema.geometry import Geometry
+from ..schema.labels import Labels, counted_targets
 from ..schema.names import printable
 from ..schema.options import DataOptions, RunOptions
+from ..schema.plan import PreprocessSpec
 from ..store.run_folder import RunFolder
 from ..workers import available_cores
 
+KEPT_CASES = 3
+"""whose labels are taken to coarser grids; more change little of a mean over classes"""
+KEPT_EDGE = {2: 1024, 3: 160}
+"""voxels along an axis of the foreground, around its middle, that are taken there at most, by dimension"""
+KEPT_MARGIN = 4
+"""voxels beside it"""
 SHOWN = 10
 """findings of one kind that a person is shown; programs get all of them"""
 
@@ -92,6 +107,48 @@ class DataRecords(NamedTuple):
     facts: list[CaseFacts]
     splits: Splits
     fingerprint: Fingerprint
+
+
+class KeptLabels:
+    """What coarser grids keep of a few cases' labels: mean Dice over targets and cases after the way there and back."""
+
+    def __init__(self, dataset: Dataset, spec: PreprocessSpec) -> None:
+        self.dataset, self.spec = dataset, spec
+        self._known: dict[float, float] = {}
+
+    def __call__(self, scale: float) -> float:
+        """On a grid `scale` times coarser than the finest axis of the spec's, relative to the spec's own."""
+        if scale not in self._known:
+            own, coarse = self._dice(1.0), self._dice(scale)
+            shares = [min(1.0, coarse[each] / own[each]) for each in own if own[each] > 0]
+            self._known[scale] = sum(shares) / len(shares) if shares else 1.0
+        return self._known[scale]
+
+    def _dice(self, scale: float) -> dict[tuple[str, str], float]:
+        """By case and target, of those that occur."""
+        found = {}
+        for case, (labels, geometry) in self._labels.items():
+            kept = kept_labels(labels, geometry, self.spec, scale)
+            for target in counted_targets(self.dataset.labels):
+                before, after = np.isin(labels, target.members), np.isin(kept, target.members)
+                if before.any():
+                    found[case, target.name] = 2 * float((before & after).sum()) / float(before.sum() + after.sum())
+        return found
+
+    @cached_property
+    def _labels(self) -> dict[str, tuple[np.ndarray, Geometry]]:
+        """Dense, the middle of the foreground, with the geometry of the case."""
+        labelled = [case for case in self.dataset.cases if case.label]
+        cut = {}
+        for case in labelled[:: max(1, len(labelled) // KEPT_CASES)][:KEPT_CASES]:
+            values, geometry = read_reference(self.dataset, case)
+            dense, most = encode(values, self.dataset.labels), KEPT_EDGE[geometry.dimension] // 2
+            box = []
+            for start, stop in nonzero_box((dense > 0)[None]):
+                middle = (start + stop) // 2
+                box.append((max(0, start - KEPT_MARGIN, middle - most), min(stop + KEPT_MARGIN, middle + most)))
+            cut[case.identifier] = crop(dense, (box[0], box[1], box[2])), geometry
+        return cut
 
 
 def read_data(

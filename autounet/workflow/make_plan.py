@@ -21,7 +21,7 @@ from ..time_budget.cost_model import Timing
 from ..time_budget.deadline import Deadline
 from ..time_budget.run_length import closing_seconds, preprocessing_seconds, work_of
 from ..time_budget.shape import TimeBudget, fit_to_time, may_prefer_slices, slices_instead
-from .dataset_stage import DataRecords
+from .dataset_stage import DataRecords, KeptLabels
 from .defaults import (
     FULL_STEPS,
     loader_workers,
@@ -196,9 +196,10 @@ class PlanMaker:
         if not free or names != ("3d_fullres",) or "2d" not in whole.configurations:
             return {name: self._fitted(whole, name, 1 / len(names)) for name in names}, []
         volumes, volume_reasons = self._fitted(whole, "3d_fullres", 1.0)
-        if may_prefer_slices(volumes):
+        planned = whole.configurations["3d_fullres"]
+        if may_prefer_slices(planned, volumes):
             slices, slice_reasons = self._fitted(whole, "2d", 1.0)
-            if why := slices_instead(volumes, slices):
+            if why := slices_instead(planned, volumes, slices):
                 return {"2d": (slices, slice_reasons)}, [Reason(configuration="2d", topic="time", text=why)]
         return {"3d_fullres": (volumes, volume_reasons)}, []
 
@@ -244,7 +245,11 @@ class PlanMaker:
             return self.with_options(options.model_copy(update=kept))
 
         budget = self._time_budget(whole, name, share)
-        fitted = fit_to_time(budget, whole.options, lambda options: alone(options).configurations[name], self._timing)
+        free = name in ("2d", "3d_fullres") and not (self.options.preset or self.starting)
+        kept = KeptLabels(self.data.dataset, whole.configurations[name].preprocess) if free else None
+        fitted = fit_to_time(
+            budget, whole.options, lambda options: alone(options).configurations[name], self._timing, kept
+        )
         final = alone(fitted.options)
         configuration = final.configurations[name]
         decided = {limit: value for limit, value in fitted.limits.model_dump().items() if value}
