@@ -3,10 +3,11 @@
     python benchmarks/recipes.py --data DATA --work WORK --sets task04,acdc --seconds 120 --seeds 0,1,2 \
         --variant 'base:' --variant 'dice:loss=dice' --variant 'flat:configuration=2d,loss=dice'
 
-A variant is NAME: and a comma-separated list of `configuration`, `width`, `batch`, `patch` (voxels at most) and fields
-of TrainOptions; what it does not name is as in the short recipe of a run. A loss may be written as a sum,
-`loss=dice+0.3*ce`. The data are prepared once for each set; a variant trains fold 0 for the given seconds and segments
-validation cases. Seconds are those of a processor, on one thread: what else the machine does changes little. Every
+A variant is NAME: and a comma-separated list of `configuration`, `width`, `batch`, `patch` (voxels at most), `grid`
+(times the finest axis of the target spacing) and fields of TrainOptions; what it does not name is as in the short
+recipe of a run. A loss may be written as a sum, `loss=dice+0.3*ce`. The data are prepared once for each set; a variant
+trains fold 0 for the given seconds and segments validation cases. Seconds are those of a processor, on one thread: what
+else the machine does changes little. Every
 training is a line of WORK/results.jsonl, and is not repeated; several of these commands may share WORK. `--table`
 prints what is there. The first variant is what the others are compared with: the geometric mean over the sets of the
 ratio of mean Dice.
@@ -117,21 +118,30 @@ class Sum:
 
 
 def register_loss(text: str) -> None:
-    """A sum such as dice+0.3*ce becomes a loss of that name. `ce^A` weighs a class by its voxels to the power of -A."""
+    """A sum such as dice+0.3*ce becomes a loss of that name.
+
+    `log` is the logarithm of Dice of what occurs, `ce^A` weighs a class by its voxels to the power of -A.
+    """
     from autounet.losses import LOSSES
+    from autounet.losses.dice_ce import DiceCrossEntropy
 
     if text in LOSSES:
         return
-    weights, balance = {"dice": 0.0, "ce": 0.0}, 0.0
+    weights, balance = {"dice": 0.0, "log": 0.0, "ce": 0.0}, 0.0
     for part in text.split("+"):
         factor, star, name = part.rpartition("*")
         name, _, power = name.partition("^")
         weights[name] += float(factor) if star else 1.0
         balance = float(power) if power else balance
-    terms = {name: LOSSES[name] for name in weights}
-    LOSSES[text] = lambda setting: Sum(
-        terms["dice"](setting), terms["ce"](setting), weights["dice"], weights["ce"], balance
-    )
+    overlap, logarithm = weights["dice"] + weights["log"], weights["log"] > 0
+
+    def make(setting: Any) -> Any:
+        if not balance:
+            return DiceCrossEntropy(setting.batch_dice, overlap, weights["ce"], setting.ignores, logarithm)
+        dice = DiceCrossEntropy(setting.batch_dice, 1.0, 0.0, setting.ignores, logarithm)
+        return Sum(dice, LOSSES["ce"](setting), overlap, weights["ce"], balance)
+
+    LOSSES[text] = make
 
 
 def parse_variant(text: str) -> tuple[str, dict[str, Any]]:
@@ -174,6 +184,18 @@ def _autounet(words: list[object]) -> None:
     subprocess.run([sys.executable, "-m", "autounet", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
 
 
+def coarser(run: Any, planned: Any, scale: float) -> Any:
+    """The configuration with cases of its own, prepared on a coarser grid."""
+    from autounet.schema.dataset import Dataset
+    from autounet.workflow.stages import prepare
+
+    planned = planned.model_copy(update={"prepared": f"{planned.prepared}_{scale:g}"})
+    dataset = Dataset.load(run.dataset)
+    keys = {case.identifier: f"{scale:g}" for case in dataset.cases}
+    prepare(dataset, planned.preprocess, run.prepared(planned.prepared), keys, 1)
+    return planned
+
+
 class ProcessorClock:
     """In place of the module `time` in the training loop."""
 
@@ -190,18 +212,22 @@ def train_variant(outcome: Any, folder: Path, values: dict[str, Any], seconds: f
     from autounet.schema.dataset import Dataset, Splits
     from autounet.store.run_folder import CrossvalFolder, FoldFolder, RunFolder
     from autounet.training import Horizon, loop, train_fold
+    from autounet.workflow.dataset_stage import KeptLabels
     from autounet.workflow.defaults import train_options
 
-    run = RunFolder(folder)
-    names = list(outcome.plan.configurations)
+    run, names = RunFolder(folder), list(outcome.plan.configurations)
     name = values.pop("configuration", "3d_fullres" if "3d_fullres" in names else names[0])
     changed = {
         "base_features": values.pop("width", 16),
         "batch_limit": values.pop("batch", 2),
         "patch_limit": values.pop("patch", None),
+        "spacing_scale": (scale := values.pop("grid", 1.0)),
     }
+    whole = outcome.plan.configurations[name]
     planned = outcome.maker.with_options(outcome.plan.options.model_copy(update=changed)).configurations[name]
     planned = planned.model_copy(update={"inference": planned.inference.model_copy(update={"mirror_axes": ()})})
+    if scale != 1:
+        planned = coarser(run, planned, scale)
     configured = {field: values.pop(field) for field in ("batch_dice",) if field in values}
     planned = planned.model_copy(update=configured)
     if "loss" in values:
@@ -223,11 +249,37 @@ def train_variant(outcome: Any, folder: Path, values: dict[str, Any], seconds: f
         CrossvalFolder(place.path / "predicted"), "cpu", keep_scores=False,
     )  # fmt: skip
     metrics = summarise_cases(results, dataset)
+    dims = len(planned.patch_size)
+    coverage = math.prod(planned.patch_size) / math.prod(planned.median_shape[-dims:])
     dice = {name: each.dice or 0.0 for name, each in metrics.per_class.items()}
     return {
         "dice": dice, "mean": statistics.fmean(dice.values()), "steps": record.steps, "seconds": record.seconds,
         "patch": planned.patch_size, "batch": planned.batch_size, "features": planned.network.features[0],
+        "coverage": min(1.0, coverage), "kept": KeptLabels(dataset, whole.preprocess)(scale), "dims": dims,
     }  # fmt: skip
+
+
+def fitted(lines: list[dict]) -> str:
+    """The exponents of `autounet.time_budget.shape.learning_error`, by least squares over the logarithms.
+
+    Each data set, in two and in three dimensions, has a factor of its own; `LEARNING` is their geometric mean.
+    """
+    rows, targets = [], []
+    kinds = sorted({(line["set"], line["dims"]) for line in lines})
+    for line in lines:
+        learnt = math.sqrt(max((1 - line["mean"]) ** 2 - (1 - line["kept"]) ** 2, 1e-4))
+        own = [float(kind == (line["set"], line["dims"])) for kind in kinds]
+        rows.append([-math.log(line["steps"]), -math.log(line["coverage"]), -math.log(line["features"] / 16), *own])
+        targets.append(math.log(learnt))
+    matrix, wanted = np.array(rows), np.array(targets)
+    found = np.linalg.lstsq(matrix, wanted, rcond=None)[0]
+    left = wanted - matrix @ found
+    text = f"{len(lines)} trainings: steps {found[0]:.2f}, coverage {found[1]:.2f}, width {found[2]:.2f}; "
+    text += f"what is left of the logarithm: {left.std():.2f}\n"
+    factors = ", ".join(
+        f"{name} {dims}-D {math.exp(value):.2f}" for (name, dims), value in zip(kinds, found[3:], strict=True)
+    )
+    return f"{text}factors: {factors}; geometric mean {math.exp(found[3:].mean()):.2f}\n"
 
 
 def summary(lines: list[dict], seconds: float, order: list[str]) -> str:
@@ -284,6 +336,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=8, help="validation cases at most")
     parser.add_argument("--variant", action="append", required=True)
     parser.add_argument("--table", action="store_true", help="print what was found, train nothing")
+    parser.add_argument("--fit", action="store_true", help="with --table, the model of Dice fitted to all trainings")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     results = arguments.work / "results.jsonl"
@@ -306,6 +359,8 @@ def main() -> None:
                 with results.open("a") as file:
                     file.write(json.dumps({**key, **done, "options": values}) + "\n")
     sys.stdout.write(summary(found(), arguments.seconds, list(variants)))
+    if arguments.fit:
+        sys.stdout.write(fitted([line for line in found() if line["variant"] in variants]))
 
 
 if __name__ == "__main__":
