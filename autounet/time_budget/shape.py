@@ -46,9 +46,10 @@ anisotropic from here on"""
 VOLUME_STEPS = 5000
 """steps that a fold of 3d_fullres gets from which on thick slices are trained as volumes. Chosen: slices won where
 volumes had 196 to 1,049 steps, and in trainings of 250,000 the two are alike (ACDC; nnU-Net's published results)"""
-SLICE_STEPS = 1.0
-"""times the steps of volumes that slices have to get: with as many they won (ACDC, 300 steps each: 0.36 after 0.25,
-with Dice as the loss 0.44 after 0.35; benchmarks/results/recipes_2026-11-30.md)"""
+SLICE_STEPS = 1.8
+"""times the steps of volumes that slices have to get: ACDC with 16 features on a grid twice as coarse, 0.61 after 1,125
+steps of slices and 0.48 after 231 of volumes, brought to equal steps by `learning_error`
+(benchmarks/results/recipes_2026-11-30.md)"""
 
 
 def learning_error(steps: float, coverage: float, width: int) -> float:
