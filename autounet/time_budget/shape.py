@@ -28,7 +28,7 @@ FEW_STEPS = 1000
 """steps below which a smaller patch, and so more steps, wins (benchmarks/results/schedule_2026-11-22.md, DRIVE)"""
 SCALES = (1.25, 1.5, 2.0, 2.5, 3.0)
 """coarser grids that are compared with the target spacing, in units of its finest axis"""
-GRID_GAIN = 0.95
+GRID_GAIN = 0.9
 """share of the error that a coarser grid may leave at most to be chosen"""
 LEARNING, BY_STEPS, BY_COVERAGE, BY_WIDTH = 2.0, 0.36, 0.16, 0.30
 """of `learning_error`"""
