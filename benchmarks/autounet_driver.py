@@ -46,7 +46,7 @@ def time_steps(out: Path, result: Path, batches: str, steps: int) -> None:
     from trainings import fold_training
 
     from autounet.training import Horizon
-    from autounet.training.samples import batches as loaded_batches
+    from autounet.training.samples import BatchLoader
     from autounet.training.sources import train_source
     from autounet.training.state import new_state
 
@@ -64,7 +64,7 @@ def time_steps(out: Path, result: Path, batches: str, steps: int) -> None:
     if batches == "fixed":
         source = iter([fixed_batch(configuration, inputs.labels.count)] * (WARM_UP + steps))
     else:
-        source = loaded_batches(train_source(inputs, place), 0, workers=0)
+        source = BatchLoader(train_source(inputs, place), 0, workers=0)
     seconds, data_seconds = [], []
     for _ in range(WARM_UP + steps):
         started = time.perf_counter()

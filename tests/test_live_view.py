@@ -161,7 +161,7 @@ def test_why_a_training_ends_early_is_told(out):
     train(out, 0, 50)
     file = RunFolder(out).fold(NAME, 0).log
     lines = read_log(file)
-    lines[-2] = lines[-2].model_copy(update={"event": "converged: no gain"})
+    lines[-2] = lines[-2].model_copy(update={"event": "converged: no gain", "converged": True})
     file.write_text("".join(each.model_dump_json() + "\n" for each in lines))
     found = read_status(out)
     assert [fold.converged for fold in found.folds[:2]] == ["converged: no gain", None]

@@ -15,7 +15,7 @@ from training_cases import write_case
 from autounet.schema.errors import RecordError
 from autounet.training.augment import Augmentation, Spatial, reached_size, seeded
 from autounet.training.cases import CaseStore, corner_limits
-from autounet.training.samples import SampleSource, batches
+from autounet.training.samples import BatchLoader, SampleSource
 
 NAMES = ("a", "b", "c")
 
@@ -75,7 +75,7 @@ def test_threads_change_nothing(folder):
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
 def test_workers_change_nothing(folder):
-    alone, together = batches(source(folder), 4, 0), batches(source(folder), 4, 2)
+    alone, together = BatchLoader(source(folder), 4, 0), BatchLoader(source(folder), 4, 2)
     for _ in range(4):
         assert equal(next(alone), next(together))
 

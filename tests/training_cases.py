@@ -25,15 +25,21 @@ def labels(count: int = 3, ignore: int | None = None) -> Labels:
     return Labels(classes=tuple(LabelClass(name=name, value=i) for i, name in enumerate(names)), ignore=ignore)
 
 
-def write_case(folder: Path, identifier: str, shape: tuple[int, int, int], seed: int = 0) -> None:
-    """Two bright boxes of classes 1 and 2 in noise."""
+def write_case(
+    folder: Path, identifier: str, shape: tuple[int, int, int], seed: int = 0, rare: bool = False, empty: bool = False
+) -> None:
+    """Two bright boxes of classes 1 and 2 in noise; `rare`: and a voxel of class 3; `empty`: noise alone."""
     generator = np.random.default_rng(seed)
     target = np.zeros(shape, np.int8)
     half = [max(1, length // 2) for length in shape]
     target[: half[0], : half[1], : half[2]] = 1
     target[-half[0] :, -half[1] :, -half[2] :] = 2
+    if rare:
+        target[0, -1, 0] = 3
+    if empty:
+        target[:] = 0
     image = (generator.normal(size=shape) * 0.2 + target).astype(np.float32)[None]
-    locations = {index: np.argwhere(target == index).astype(np.int32) for index in (1, 2)}
+    locations = {index: np.argwhere(target == index).astype(np.int32) for index in (1, 2, 3)}
     properties = CaseProperties(
         identifier=identifier,
         key="test",
@@ -49,10 +55,12 @@ def write_case(folder: Path, identifier: str, shape: tuple[int, int, int], seed:
     write_prepared(folder, properties, image, target, locations)
 
 
-def configuration(patch: tuple[int, ...] = (8, 12, 8), batch: int = 2, precision: str = "fp32") -> Configuration:
+def configuration(
+    patch: tuple[int, ...] = (8, 12, 8), batch: int = 2, precision: str = "fp32", classes: int = 3
+) -> Configuration:
     dims = len(patch)
     network = FAMILIES["plain"].propose(
-        dims, 1, 3, [(1,) * dims, (2,) * dims, (2,) * dims], [(3,) * dims] * 3, base_features=4
+        dims, 1, classes, [(1,) * dims, (2,) * dims, (2,) * dims], [(3,) * dims] * 3, base_features=4
     )
     return Configuration(
         preprocess=SPEC,

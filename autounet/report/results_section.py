@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from ..figures import INK, MAX_ROWS, MAX_VECTOR_POINTS, SERIES, Picture, as_svg, box_rows, chart
 from ..schema.labels import Labels, counted_targets
-from ..schema.metrics import CaseMetrics, ClassMetrics, Metrics
+from ..schema.metrics import NEAR_ZERO, WHAT_HELPS, CaseMetrics, ClassMetrics, Metrics
+from ..schema.run import RunRecord, fold_name
 from .tables import DASH, LinkedText, ReportTable, interval_text, number, plain_list
 
 MAX_CLASS_COLUMNS = 60
@@ -64,6 +65,27 @@ def case_dice(case: CaseMetrics, classes: Sequence[str]) -> float | None:
     """Mean over the classes whose Dice is defined; None where there is none."""
     values = [value for name in classes if (value := _dice(case, name)) is not None]
     return fmean(values) if values else None
+
+
+def left_behind_text(metrics: Metrics | None, runs: Sequence[RunRecord]) -> str:
+    """Which classes the model hardly finds, by validation and at the end of trainings, and what helps; else empty."""
+    told = []
+    if metrics and metrics.hardly_found:
+        names = plain_list([f"{name} (Dice {dice:.3f})" for name, dice in metrics.hardly_found.items()])
+        told.append(f"The model hardly finds {names}.")
+    trainings: dict[str, list[str]] = {}
+    for run in runs:
+        for name in run.left_behind:
+            trainings.setdefault(name, []).append(f"{run.configuration_name} {fold_name(run.fold)}")
+    together: dict[tuple[str, ...], list[str]] = {}
+    for name, ended in trainings.items():
+        together.setdefault(tuple(ended), []).append(name)
+    for where, classes in together.items():
+        told.append(
+            f"Left behind when the training of {plain_list(where)} ended, with a Dice that had stayed below "
+            f"{NEAR_ZERO:g} even on patches of training cases: {plain_list(classes)}."
+        )
+    return " ".join([*told, f"What helps: {WHAT_HELPS}."]) if told else ""
 
 
 def rank_cases(metrics: Metrics, classes: Sequence[str]) -> list[RankedCase]:

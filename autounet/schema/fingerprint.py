@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from pydantic import Field
 
 from .dataset import Channel, ChannelKind, Finding
@@ -59,6 +61,12 @@ class Fingerprint(Record):
     def class_voxels(self) -> tuple[int, ...]:
         """Of all cases, per dense class."""
         return tuple(map(sum, zip(*(case.voxels for case in self.cases), strict=True)))
+
+    def unseen(self, cases: Collection[str]) -> tuple[int, ...]:
+        """Dense classes that occur in the data set, and in none of `cases`."""
+        among = set(cases)
+        shown = {index for case in self.cases if case.identifier in among for index, n in enumerate(case.voxels) if n}
+        return tuple(index for index, count in enumerate(self.class_voxels) if count and index not in shown)
 
 
 class CheckResult(Record):

@@ -11,6 +11,11 @@ from .errors import unknown_name
 from .record import CaseName, Part, Record
 from .selection import TemperatureScaling
 
+NEAR_ZERO = 0.1
+"""of Dice: a class below it is hardly found"""
+WHAT_HELPS = "more time (--time or --epochs), fewer classes, or a region (--region) that unites it with others"
+"""where the Dice of a class stays near zero"""
+
 
 class ClassMetrics(Part):
     """Metrics of one class in one case or over all; the definitions: `docs/metrics.md`.
@@ -86,6 +91,12 @@ class Metrics(Record):
     """class or region -> metric -> the same of its mean in `per_class`"""
     calibration: TemperatureScaling | None = None
     """of the selected out-of-fold probabilities"""
+
+    @property
+    def hardly_found(self) -> dict[str, float]:
+        """Class or region whose mean Dice is near zero -> the Dice."""
+        dice = {name: each.dice for name, each in self.per_class.items() if each.dice is not None}
+        return {name: value for name, value in dice.items() if value < NEAR_ZERO}
 
 
 class PairedDifference(Part):

@@ -197,6 +197,8 @@ class TrainOptions(Part):
     foreground_fraction: float = Field(default=1 / 3, ge=0, le=1)
     """share of each batch's samples that contain foreground for certain (nnU-Net: 0.33)"""
     augmentation: Literal["full", "light", "none"] = "full"
+    emphasis: bool = False
+    """classes whose Dice on patches of training cases stays near zero are shown more often, and weigh more"""
     elastic: bool = False
     """samples are bent as well, unless augmentation is none"""
     ema_decay: float | None = Field(default=None, ge=0, lt=1)

@@ -70,6 +70,10 @@ class EpochLog(Part):
     loss: float
     validation_dice: dict[str, float] | None = None
     """class -> pseudo Dice over a few validation patches; None where it was not measured"""
+    training_dice: dict[str, float] | None = None
+    """the same over a few patches of training cases that show the rarest classes, by which classes are left behind"""
+    left_behind: tuple[str, ...] = ()
+    """classes, or regions, whose Dice on patches of training cases has stayed near zero until this step"""
     step_seconds: float
     """mean since the previous line"""
     data_wait_seconds: float
@@ -77,7 +81,10 @@ class EpochLog(Part):
     peak_memory_bytes: int | None = None
     """so far: allocated on a GPU, resident on a CPU; None where it cannot be measured"""
     event: str | None = None
-    """what happened at this step, in words: that the training has converged, and when it ends"""
+    """what happened at this step, in words: that the training has converged, and when it ends; which classes are left
+    behind from here on, or no longer"""
+    converged: bool = False
+    """whether that is that the training has converged"""
 
 
 def read_log(path: Path) -> list[EpochLog]:
@@ -112,3 +119,5 @@ class RunRecord(Record):
     """of the packages that matter, by name"""
     events: tuple[str, ...] = ()
     """sentences: interruptions, smaller batches ..."""
+    left_behind: tuple[str, ...] = ()
+    """classes, or regions, whose Dice was still near zero on patches of training cases at the end"""

@@ -136,6 +136,8 @@ class TrainingPlace(Part):
     """memory that the plan expected"""
     events: tuple[str, ...] = ()
     """what happened to the configuration before this training, for its record"""
+    warnings: tuple[str, ...] = ()
+    """what this training cannot do, for people and its record"""
 
 
 class ValidationInputs(StageInputs):

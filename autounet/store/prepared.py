@@ -84,6 +84,14 @@ def read_properties(folder: Path, identifier: str) -> CaseProperties:
     return _read_record(Path(folder), identifier).properties
 
 
+def read_class_counts(folder: Path, identifier: str) -> dict[int, int]:
+    """Dense foreground class -> how many of its voxels' places are kept, which grows with its size up to a limit.
+
+    Raises as `read_properties`.
+    """
+    return _read_record(Path(folder), identifier).counts
+
+
 def _read_record(folder: Path, identifier: str) -> PreparedRecord:
     path = _file(folder, identifier, "json")
     try:

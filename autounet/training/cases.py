@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from ..ops.tiles import mirrored_indices
 from ..schema.geometry import CaseProperties
-from ..store import open_prepared, open_stage_labels, read_properties
+from ..store import open_prepared, open_stage_labels, read_class_counts, read_properties
 
 OPEN_CASES = 64
 """held open at once, each with two or three files; systems allow a process 256 (macOS) or 1024 of them"""
@@ -64,6 +65,16 @@ class CaseStore:
                 self._cases.popitem(last=False)
         self._cases.move_to_end(index)
         return self._cases[index]
+
+    @cached_property
+    def counts(self) -> tuple[dict[int, int], ...]:
+        """Of each case, without opening it: dense foreground class that occurs -> how many locations it has."""
+        found = (read_class_counts(self.folder, name) for name in self.identifiers)
+        return tuple({label: count for label, count in each.items() if label and count} for each in found)
+
+    def holding(self, classes: Collection[int]) -> list[int]:
+        """Numbers of the cases in which one of these dense classes occurs."""
+        return [number for number, each in enumerate(self.counts) if not each.keys().isdisjoint(classes)]
 
     def _read(self, identifier: str) -> TrainCase:
         case = open_prepared(self.folder, identifier)

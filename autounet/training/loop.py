@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +24,17 @@ from ..store.run_folder import FoldFolder
 from ..store.weights import save_weights
 from ..workers import keep_freed_memory
 from .journal import Journal
-from .monitor import PatchMonitor, monitored_batches
-from .samples import batches
+from .monitor import (
+    KEPT_BYTES,
+    PatchMonitor,
+    judging_batches,
+    left_behind,
+    left_behind_sentence,
+    monitored_batches,
+)
+from .samples import BatchLoader
 from .schedule import Horizon, cool_down_after, learning_rate, sentence
-from .sources import train_source, validation_source
+from .sources import class_patches, train_source, validation_source
 from .state import Checkpoint, TrainState, new_state
 
 
@@ -38,7 +46,7 @@ def train_fold(
 ) -> RunRecord:
     """Train one fold to its horizon; continue where an interrupted training by the same inputs left off.
 
-    With `inputs.monitored` it ends sooner when it has converged (`convergence.py`), after its learning rate has fallen.
+    With `inputs.monitored` it ends sooner when it has converged (`schedule.py`), after its learning rate has fallen.
 
     Writes `weights.safetensors`, `record.json`, `log.jsonl`, `progress.png` and, while running, `state.pt` into the
     place's folder. `on_log` is called with every line of the log. Raises AutoUNetError when the loss is no number any
@@ -65,10 +73,10 @@ def _train(
     event = checkpoint.restore(state)
     earlier = state.elapsed
     loss = configuration_loss(configuration, inputs.labels, options)
-    loader = batches(train_source(inputs, place), state.step, place.workers, pin_memory=device.type == "cuda")
-    monitor = PatchMonitor(
-        validation_source(inputs, place), place.labels, precision, device, configuration.targets,
-        monitored_batches(configuration.batch_size, bool(inputs.monitored)),
+    monitors = Monitors.of(inputs, place, precision, device)
+    loader = BatchLoader(
+        train_source(inputs, place), state.step, place.workers, device.type == "cuda",
+        monitors.emphasised(inputs, state),
     )  # fmt: skip
     journal = Journal(folder.path, state.step, on_log, f"{place.configuration_name} {fold_name(inputs.fold)}")
     interval = Interval()
@@ -89,35 +97,90 @@ def _train(
         if not journal.due(state.step, progress):
             continue
         measured = interval.line(place, configuration.precision, state, progress, rate)
-        line = observed(measured, inputs, state, monitor, journal, horizon)
+        line = observed(measured, inputs, state, monitors, journal, horizon)
+        loader.emphasise(monitors.emphasised(inputs, state))
         if progress < 1 and (checkpoint.due() or line.event):
             checkpoint.save(state)
         journal.add(line)
         interval = Interval()
 
     loader.close()
-    ended = sentence(state.cool_down, horizon) if state.cool_down else None
-    return finish(inputs, place, state, journal, checkpoint, [*place.events, *filter(None, (event, ended))])
+    events = [*place.warnings, *place.events, event, *(line.event for line in journal.curve)]
+    return finish(inputs, place, state, journal, checkpoint, [each for each in events if each])
+
+
+class Monitors(NamedTuple):
+    """What measures Dice on patches: of validation cases, and of training cases."""
+
+    validation: PatchMonitor
+    training: PatchMonitor
+
+    @classmethod
+    def of(cls, inputs: TrainingInputs, place: TrainingPlace, precision: Precision, device: torch.device) -> Monitors:
+        configuration, deciding = inputs.configuration, bool(inputs.monitored)
+        given = (place.labels, precision, device, configuration.targets)
+        shown = monitored_batches(configuration.batch_size, deciding)
+        return cls(
+            PatchMonitor(validation_source(inputs, place), *given, shown, KEPT_BYTES if deciding else 0),
+            PatchMonitor(class_patches(inputs, place), *given, judging_batches(configuration.batch_size)),
+        )
+
+    def emphasised(self, inputs: TrainingInputs, state: TrainState) -> tuple[int, ...]:
+        """Dense classes that samples show more often: those that are left behind, and those of such regions."""
+        if not inputs.options.emphasis:
+            return ()
+        members = (self.training.targets[channel].members for channel in state.left_behind)
+        return tuple(sorted(set().union(*members)))
 
 
 def observed(
     line: EpochLog,
     inputs: TrainingInputs,
     state: TrainState,
-    monitor: PatchMonitor,
+    monitors: Monitors,
     journal: Journal,
     horizon: Horizon,
 ) -> EpochLog:
-    """The line of the log with the Dice on patches; where it has converged, `state` cools down and the line says so."""
-    if line.progress >= 1 or monitor.affordable(state.elapsed):
-        line = line.model_copy(update={"validation_dice": monitor.measure(state.evaluated)})
-    if not inputs.monitored or state.cool_down is not None:
-        return line
-    state.cool_down = cool_down_after([*journal.curve, line], horizon, inputs.options.schedule)
-    if state.cool_down is None:
-        return line
-    progress = horizon.progress(state.step, state.elapsed, state.cool_down)
-    return line.model_copy(update={"progress": progress, "event": sentence(state.cool_down, horizon)})
+    """The line of the log with the Dice on patches, and what follows from it, which `state` then holds.
+
+    Where the training has converged, it cools down; else classes may be left behind, or no longer.
+    """
+    ends = line.progress >= 1
+    if ends or monitors.validation.affordable(state.elapsed):
+        line = line.model_copy(update={"validation_dice": monitors.validation.measure(state.evaluated)})
+    if inputs.monitored and state.cool_down is None:
+        state.cool_down = cool_down_after([*journal.curve, line], horizon, inputs.options.schedule)
+        if state.cool_down is not None:
+            progress = horizon.progress(state.step, state.elapsed, state.cool_down)
+            event = sentence(state.cool_down, horizon)
+            line = line.model_copy(update={"progress": progress, "event": event, "converged": True})
+    if ends or is_judged(line, inputs, monitors.training, journal, horizon):
+        line = line.model_copy(update={"training_dice": monitors.training.measure(state.evaluated)})
+    return judged(line, inputs, state, monitors.training, journal)
+
+
+def is_judged(
+    line: EpochLog, inputs: TrainingInputs, monitor: PatchMonitor, journal: Journal, horizon: Horizon
+) -> bool:
+    """Whether it is time to measure the Dice on patches of training cases, on which samples depend.
+
+    Where the same weights are promised, or the length is given in steps, steps decide, and not how long they took.
+    """
+    if not inputs.options.deterministic and horizon.seconds is not None:
+        return monitor.affordable(line.seconds)
+    return monitor.due(line.step - max((each.step for each in journal.curve if each.training_dice), default=0))
+
+
+def judged(
+    line: EpochLog, inputs: TrainingInputs, state: TrainState, monitor: PatchMonitor, journal: Journal
+) -> EpochLog:
+    """The line with the classes that are left behind, and a sentence where they are others than before."""
+    names = [target.name for target in monitor.targets]
+    before = [names[channel] for channel in state.left_behind]
+    line = line.model_copy(update={"left_behind": left_behind([*journal.curve, line], before)})
+    state.left_behind = tuple(names.index(name) for name in line.left_behind)
+    told = [line.event, left_behind_sentence(line, before, inputs.options.emphasis)]
+    return line.model_copy(update={"event": "; ".join(filter(None, told)) or None})
 
 
 class Interval:
@@ -192,6 +255,7 @@ def finish(
             "numpy": np.__version__,
         },
         events=tuple(events),
+        left_behind=journal.curve[-1].left_behind if journal.curve else (),
     )
     record.save(folder.record)
     checkpoint.remove()

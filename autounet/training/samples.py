@@ -1,12 +1,12 @@
 """Which patch of which case a sample shows. Sample i of step t is a pure function of (seed, fold, t, i).
 
-So an interrupted training resumes with the step number alone, and the number of workers changes nothing.
+So an interrupted training resumes with the step number alone, and the number of workers changes nothing. Only the
+classes that are emphasised at step t, since the training had left them behind, come to it: see `SampleSource.batch`.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -62,7 +62,11 @@ def drop_channels(image: Tensor, shown: ChannelAvailability | None) -> Tensor:
 
 TRIES = 10
 """patches drawn at most, in a set with unlabelled voxels, to find one with a labelled voxel"""
-ORDER_STREAM, SAMPLE_STREAM = 0, 1
+ORDER_STREAM, SAMPLE_STREAM, EMPHASIS_STREAM, PATCH_STREAM = 0, 1, 2, 3
+EMPHASIS = 4
+"""times as often as another class of its case an emphasised class is shown"""
+P_CASE = 0.5
+"""of a sample that shows foreground, and whose case has no emphasised class, to show a case that has one instead"""
 
 
 class Sample(NamedTuple):
@@ -105,15 +109,21 @@ class SampleSource:
     images are predicted"""
     _order: tuple[int, np.ndarray] = field(default=(-1, np.empty(0, int)), repr=False)
 
-    def batch(self, step: int) -> Batch:
-        """B samples: image (B, C, *P) float32, the previous stage's one-hot included, labels (B, *P) int16."""
+    def batch(self, step: int, emphasised: Collection[int] = ()) -> Batch:
+        """B samples: image (B, C, *P) float32, the previous stage's one-hot included, labels (B, *P) int16.
+
+        Of the samples that show foreground for certain, more show one of the dense classes `emphasised`. All others are
+        what they are without.
+        """
         with one_thread():
-            samples = [self.sample(step, index) for index in range(self.batch_size)]
-            images, labels, names, swapped = zip(*samples, strict=True)
-            weight = None
-            if self.weigh is not None:
-                weight = torch.stack([torch.from_numpy(self.weigh(each.numpy())) for each in labels])
-            return Batch(torch.stack(images), torch.stack(labels), self._annotated(names, swapped), weight, names)
+            return self.collated([self.sample(step, index, emphasised) for index in range(self.batch_size)])
+
+    def collated(self, samples: Sequence[Sample]) -> Batch:
+        images, labels, names, swapped = zip(*samples, strict=True)
+        weight = None
+        if self.weigh is not None:
+            weight = torch.stack([torch.from_numpy(self.weigh(each.numpy())) for each in labels])
+        return Batch(torch.stack(images), torch.stack(labels), self._annotated(names, swapped), weight, names)
 
     def _annotated(self, cases: Sequence[str], swapped: Sequence[bool]) -> Tensor | None:
         """(B, K) bool, as the classes are after mirroring; None where all are annotated in all samples."""
@@ -126,11 +136,25 @@ class SampleSource:
                 rows[number] = tuple(rows[number][index] for index in swap.classes)
         return None if all(map(all, rows)) else torch.tensor(rows)
 
-    def sample(self, step: int, index: int) -> Sample:
-        generator = np.random.default_rng((self.seed, self.fold + 1, SAMPLE_STREAM, step, index))
-        case = self.cases[self._case_number(step * self.batch_size + index)]
+    def sample(self, step: int, index: int, emphasised: Collection[int] = ()) -> Sample:
+        generator = self._generator(SAMPLE_STREAM, step, index)
+        number = self._case_number(step * self.batch_size + index)
+        if not self._forced(index):
+            return self.cut(generator, self.cases[number], ())
+        if emphasised:
+            number = self._emphasised_case(step, index, number, emphasised)
+        case = self.cases[number]
+        shown = self._shown(case)
+        more = [label for label in shown if label in emphasised for _ in range(EMPHASIS - 1)]
+        return self.cut(generator, case, [*shown, *more])
+
+    def showing(self, number: int, case: int, label: int) -> Sample:
+        """Patch `number` of those that no step has: around a voxel of a class in the case with the number `case`."""
+        return self.cut(self._generator(PATCH_STREAM, number), self.cases[case], [label])
+
+    def cut(self, generator: np.random.Generator, case: TrainCase, shown: Sequence[int]) -> Sample:
+        """A patch around a voxel of one of the dense classes `shown`, or, without any, anywhere."""
         transform = self.augmentation.draw(generator)
-        shown = self._shown(case) if self._forced(index) else []
         for attempt in range(1, TRIES + 1 if self.sparse else 2):
             corner = self._corner(generator, case, sorted(case.locations) if attempt == TRIES else shown)
             # the transform reads around the patch; keep the patch's centre
@@ -147,13 +171,23 @@ class SampleSource:
         """The last samples of a batch show foreground for certain (nnU-Net's rule and rounding)."""
         return index >= round(self.batch_size * (1 - self.foreground_fraction))
 
+    def _generator(self, *stream: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, self.fold + 1, *stream))
+
     def _case_number(self, number: int) -> int:
         """Every case once, in a new random order, before any comes again."""
         epoch, place = divmod(number, len(self.cases))
         if self._order[0] != epoch:
-            generator = np.random.default_rng((self.seed, self.fold + 1, ORDER_STREAM, epoch))
-            self._order = (epoch, generator.permutation(len(self.cases)))
+            self._order = (epoch, self._generator(ORDER_STREAM, epoch).permutation(len(self.cases)))
         return int(self._order[1][place])
+
+    def _emphasised_case(self, step: int, index: int, number: int, emphasised: Collection[int]) -> int:
+        """Case `number`, or one that holds an emphasised class; drawn apart, so that all else of a sample is equal."""
+        holding = self.cases.holding(emphasised)
+        generator = self._generator(EMPHASIS_STREAM, step, index)
+        if number in holding or not holding or generator.random() >= P_CASE:
+            return number
+        return holding[int(generator.integers(len(holding)))]
 
     def _shown(self, case: TrainCase) -> list[int]:
         """Foreground classes that occur in a case and were annotated there."""
@@ -192,33 +226,78 @@ def one_thread() -> Iterator[None]:
 
 
 class _BatchTable(torch.utils.data.Dataset):
-    """Batches by step number, for torch's worker processes."""
+    """Batches by step number and the classes emphasised then, for torch's worker processes."""
 
     def __init__(self, source: SampleSource) -> None:
         self.source = source
 
-    def __getitem__(self, step: int) -> Batch:
-        return self.source.batch(step)
+    def __getitem__(self, asked: tuple[int, tuple[int, ...]]) -> Batch:
+        return self.source.batch(*asked)
 
 
-def batches(source: SampleSource, start: int, workers: int, pin_memory: bool = False) -> Generator[Batch, None, None]:
+class BatchLoader:
     """Batches of steps `start`, `start` + 1, ...: the same ones for every number of `workers`.
 
     Workers are spawned, because a fork after torch has used its threads hangs; 0 works in this process.
     """
-    if workers == 0:
-        for step in itertools.count(start):
-            yield source.batch(step)
-    yield from torch.utils.data.DataLoader(
-        _BatchTable(source),
-        batch_size=None,
-        collate_fn=_as_it_is,
-        sampler=itertools.count(start),  # type: ignore[arg-type]
-        num_workers=workers,
-        prefetch_factor=3,
-        pin_memory=pin_memory,
-        multiprocessing_context="spawn",
-    )
+
+    def __init__(
+        self,
+        source: SampleSource,
+        start: int,
+        workers: int,
+        pin_memory: bool = False,
+        emphasised: tuple[int, ...] = (),
+    ) -> None:
+        self._next, self._asked, self._emphasised = start, 0, emphasised
+        self._outdated = 0
+        self._batches = self._made_here(source) if workers == 0 else self._made_by(workers, source, pin_memory)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        for _ in range(self._outdated):
+            next(self._batches)
+        self._outdated = 0
+        batch = next(self._batches)
+        self._asked -= 1
+        return batch
+
+    def emphasise(self, classes: tuple[int, ...]) -> None:
+        """From the next batch on. Workers go on; what they were asked for ahead is made again."""
+        if classes == self._emphasised:
+            return
+        self._emphasised = classes
+        self._next -= self._asked
+        self._outdated += self._asked
+        self._asked = 0
+
+    def close(self) -> None:
+        self._batches.close()
+
+    def _asked_for(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """What is asked for next, of the source or of its workers."""
+        while True:
+            self._next += 1
+            self._asked += 1
+            yield self._next - 1, self._emphasised
+
+    def _made_here(self, source: SampleSource) -> Generator[Batch, None, None]:
+        for asked in self._asked_for():
+            yield source.batch(*asked)
+
+    def _made_by(self, workers: int, source: SampleSource, pin_memory: bool) -> Generator[Batch, None, None]:
+        yield from torch.utils.data.DataLoader(
+            _BatchTable(source),
+            batch_size=None,
+            collate_fn=_as_it_is,
+            sampler=self._asked_for(),  # type: ignore[arg-type]
+            num_workers=workers,
+            prefetch_factor=3,
+            pin_memory=pin_memory,
+            multiprocessing_context="spawn",
+        )
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..schema.stage_inputs import MONITORED_CASES, TrainingInputs, TrainingPlace
 from ..time_budget.cost_model import CASE_MEMORY
 from .augment import Augmentation, ClassSwap
 from .cases import CaseStore
+from .monitor import ClassPatches
 from .samples import ChannelDropout, SampleSource
 
 CASE_MEMORY_SHARE = 0.25
@@ -43,7 +44,7 @@ def train_source(inputs: TrainingInputs, place: TrainingPlace) -> SampleSource:
             options.elastic,
         ),
         sparse=inputs.labels.ignore is not None,
-        annotated={case.identifier: case.annotated for case in cases if case.annotated is not None},
+        annotated=annotated_cases(inputs),
         weigh=voxel_weight(inputs),
         dropout=ChannelDropout(
             inputs.channel_combinations, {case.identifier: case.present for case in cases if case.present is not None}
@@ -59,9 +60,15 @@ def validation_source(inputs: TrainingInputs, place: TrainingPlace) -> SampleSou
     """
     if not place.validation_cases:
         return None
+    cases = CaseStore(place.prepared, place.validation_cases[:MONITORED_CASES], memory=0, previous=place.previous)
+    return plain_source(inputs, cases, place.annotated)
+
+
+def plain_source(inputs: TrainingInputs, cases: CaseStore, annotated: Mapping[str, tuple[bool, ...]]) -> SampleSource:
+    """Patches of `cases` as they are, each with foreground. `annotated`: those in which some classes were not."""
     configuration = inputs.configuration
     return SampleSource(
-        cases=CaseStore(place.prepared, place.validation_cases[:MONITORED_CASES], memory=0, previous=place.previous),
+        cases=cases,
         patch=configuration.patch_size,
         batch_size=min(configuration.batch_size, MONITORED_CASES),
         seed=inputs.options.seed,
@@ -69,9 +76,20 @@ def validation_source(inputs: TrainingInputs, place: TrainingPlace) -> SampleSou
         foreground_fraction=1.0,
         augmentation=Augmentation("none", configuration.patch_size, (), inputs.previous_classes),
         sparse=inputs.labels.ignore is not None,
-        annotated=place.annotated,
+        annotated=annotated,
         output=smaller_output(configuration),
     )
+
+
+def class_patches(inputs: TrainingInputs, place: TrainingPlace) -> ClassPatches | None:
+    """Patches of the training cases as they are, which show the rarest classes; None where no case has a class."""
+    cases = CaseStore(place.prepared, [case.identifier for case in inputs.cases], memory=0, previous=place.previous)
+    return ClassPatches.of(plain_source(inputs, cases, annotated_cases(inputs)))
+
+
+def annotated_cases(inputs: TrainingInputs) -> dict[str, tuple[bool, ...]]:
+    """(K) which classes were annotated, of the training cases in which some were not."""
+    return {case.identifier: case.annotated for case in inputs.cases if case.annotated is not None}
 
 
 def class_swap(inputs: TrainingInputs) -> ClassSwap | None:

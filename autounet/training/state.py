@@ -38,6 +38,8 @@ class TrainState:
     """seconds of training in earlier runs of the same command"""
     cool_down: CoolDown | None = None
     """how a training that has converged ends"""
+    left_behind: tuple[int, ...] = ()
+    """outputs of the network, classes or regions, that are left behind since the last line of the log"""
 
     @property
     def evaluated(self) -> nn.Module:
@@ -69,6 +71,7 @@ class TrainState:
             "step": self.step,
             "elapsed": self.elapsed,
             "cool_down": None if self.cool_down is None else astuple(self.cool_down),
+            "left_behind": self.left_behind,
         }
 
     def load(self, content: Mapping[str, Any]) -> None:
@@ -83,6 +86,7 @@ class TrainState:
         self.step = content["step"]
         self.elapsed = content["elapsed"]
         self.cool_down = None if content["cool_down"] is None else CoolDown(*content["cool_down"])
+        self.left_behind = tuple(content["left_behind"])
 
     def save(self, path: Path, key: str) -> None:
         """Replace `path` in one step. `key` says of what training this is. Raises OSError."""

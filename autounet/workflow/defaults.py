@@ -103,6 +103,7 @@ def train_options(options: RunOptions, expected_steps: int, dims: int, family: s
     published = dims in FAMILIES[family or network_family(options)].weighs_borders
     full = TrainOptions(
         loss=options.loss or ("weighted_ce" if published else "dice_ce"),
+        emphasis=options.preset is None,
         elastic=published,
         seed=options.seed or 0,
         deterministic=options.deterministic,

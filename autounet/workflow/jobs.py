@@ -141,6 +141,8 @@ class JobGraph:
     """of the training of a configuration and fold"""
     events: Mapping[str, tuple[str, ...]]
     """what happened to each configuration since it was planned"""
+    unseen: Callable[[Sequence[str]], Sequence[int]] = lambda cases: ()
+    """dense classes that occur in the data set, and in none of some cases"""
 
     @cached_property
     def prepared_keys(self) -> dict[str, dict[str, str]]:
@@ -273,12 +275,20 @@ class JobGraph:
             workers=self.loader_workers,
             planned_bytes=configuration.predicted_memory_bytes,
             events=(*self.events.get(name, ()), *(start.events if start else ())),
+            warnings=self._unseen_classes(fold),
         )
         needs = (f"prepare {configuration.prepared}", *(job.name for job in previous.values()))
         return Job(
             f"train {name} {fold_name(fold)}", needs, inputs.key, place.done, "train",
             {"inputs": inputs, "place": training}, name, writes=(place.weights, place.record),
         )  # fmt: skip
+
+    def _unseen_classes(self, fold: int | None) -> tuple[str, ...]:
+        """A sentence where no training case shows a class of the data set; a class that is nowhere is `check`'s."""
+        cases = self.schedule.training_cases(fold)
+        names = [self.dataset.labels.classes[index].name for index in self.unseen(cases)]
+        what = f"none of the {len(cases)} training cases shows {', '.join(names)}: this fold cannot learn it"
+        return (f"{what}. What helps: more cases with it, other folds (--splits), or fewer classes",) if names else ()
 
     def _validation(
         self, name: str, fold: int, train: Job, previous: Mapping[int, Job]

@@ -176,6 +176,7 @@ def _execute(
         dataset=data.dataset,
         content={facts.identifier: facts.content_hash for facts in data.facts},
         class_voxels=data.fingerprint.class_voxels,
+        unseen=data.fingerprint.unseen,
         schedule=schedule,
         device=profile.device,
         workers=maker.workers,

@@ -47,14 +47,14 @@ def read_status(out: Path) -> RunStatus:
     folds = _read_folds(out, running)
     trained = bool(folds) and all(fold.status.state == "done" for fold in folds)
     stages = {stage: trained if stage == "train" else RunFolder(out).stage_is_done(stage) for stage in STAGES}
-    state = _run_state(out, running, stages, folds)
+    state, metrics = _run_state(out, running, stages, folds), _metrics(RunFolder(out).metrics)
     known = [_promised_seconds_left(out, running), _fold_seconds_left(folds)]
     status = RunStatus(
         state=state,
         now=_current_work(running, stages, folds),
         stages=stages,
         folds=tuple(_with_time_left(fold, folds) for fold in folds),
-        mean_dice=_mean_dice(RunFolder(out).metrics),
+        mean_dice=metrics.mean_dice if metrics else None,
         seconds_left=0.0 if state == "finished" else min((left for left in known if left is not None), default=None),
         memory_bytes=resident_bytes(process.process),
         findings=_warnings(RunFolder(out).findings),
@@ -126,14 +126,16 @@ def _read_fold(
     log = read_log(folder.log) if started else []
     last = log[-1] if log else None
     patch_dice = [line.validation_dice for line in log if line.validation_dice]
+    metrics = None if fold is None else _metrics(crossval.metrics(fold))
     status = FoldStatus(
         configuration=name,
         fold="all" if fold is None else fold,
         state=state,
         progress=1.0 if state == "done" else last.progress if last else 0.0,
-        dice=None if fold is None else _mean_dice(crossval.metrics(fold)),
+        dice=metrics.mean_dice if metrics else None,
         patch_dice=fmean(patch_dice[-1].values()) if patch_dice else None,
-        converged=next((line.event for line in log if line.event), None),
+        converged=next((line.event for line in log if line.converged), None),
+        left_behind=tuple(metrics.hardly_found) if metrics else last.left_behind if last else (),
         validated=state == "done" and (fold is None or validated.exists()),
         seconds=last.seconds if last else 0.0,
         peak_memory_bytes=last.peak_memory_bytes if last else None,
@@ -189,8 +191,8 @@ def _warnings(file: Path) -> int | None:
         return None
 
 
-def _mean_dice(file: Path) -> float | None:
-    return Metrics.load(file).mean_dice if file.exists() else None
+def _metrics(file: Path) -> Metrics | None:
+    return Metrics.load(file) if file.exists() else None
 
 
 def _promised_seconds_left(out: Path, running: bool) -> float | None:

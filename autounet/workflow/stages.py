@@ -55,6 +55,8 @@ def train(
             log.warning("%s was trained with other options or data: moved to %s", folder.path.name, moved)
         cache.mark_done(folder.started, inputs.key)
     title = f"{place.configuration_name} {fold_name(inputs.fold)}"
+    for warning in place.warnings:
+        log.warning("%s: %s", title, warning)
     for event in place.events:
         log.info("%s: %s", title, event)
     with progress(f"training {title}", 1.0) as meter:

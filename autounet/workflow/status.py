@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..schema.errors import AutoUNetError
+from ..schema.metrics import NEAR_ZERO, WHAT_HELPS
 from ..schema.quantities import format_size, format_time
 from ..schema.record import Part
 
@@ -36,6 +37,9 @@ class FoldStatus(Part):
     """mean Dice on a few validation patches, as last measured during training"""
     converged: str | None = None
     """why the training ends before its steps, in words; None: it goes through all of them, or does not know yet"""
+    left_behind: tuple[str, ...] = ()
+    """classes, or regions, whose Dice is near zero: of the validation cases, or before that on patches of training
+    cases, where it has stayed there"""
     validated: bool = False
     """also true where there is nothing to validate"""
     seconds: float = 0.0
@@ -82,6 +86,11 @@ def status_lines(status: RunStatus) -> Iterator[str]:
         yield f"warnings about the data: {status.findings} (listed in findings.json and in the report)"
     for fold in status.folds:
         yield _fold_line(fold)
+        if fold.left_behind:
+            names = ", ".join(fold.left_behind)
+            yield f"{_name(fold)}: left behind, with a Dice below {NEAR_ZERO:g}: {names}"
+    if any(fold.left_behind for fold in status.folds):
+        yield f"what helps: {WHAT_HELPS}"
     if status.mean_dice is not None:
         yield f"mean Dice: {status.mean_dice:.4f}"
     if status.memory_bytes is not None:
@@ -90,9 +99,13 @@ def status_lines(status: RunStatus) -> Iterator[str]:
         yield f"time left for the whole run: about {format_time(status.seconds_left)}"
 
 
+def _name(fold: FoldStatus) -> str:
+    return f"{fold.configuration} fold {fold.fold}"
+
+
 def _fold_line(fold: FoldStatus) -> str:
     state = "trained, not yet validated" if fold.state == "done" and not fold.validated else fold.state
-    parts = [f"{fold.configuration} fold {fold.fold}: {state}", f"{fold.progress:.0%}"]
+    parts = [f"{_name(fold)}: {state}", f"{fold.progress:.0%}"]
     if fold.dice is not None:
         parts.append(f"mean Dice {fold.dice:.4f}")
     elif fold.patch_dice is not None:
