@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from autounet.schema.options import RunOptions
 from autounet.training.transforms import DEVIATION, bend_by, displacement, draw_bend
-from autounet.workflow.defaults import train_options
+from autounet.workflow.defaults import SHORT_STEPS, train_options
 
 SIZES = st.one_of(st.tuples(*[st.integers(3, 40)] * 2), st.tuples(*[st.integers(3, 14)] * 3))
 
@@ -68,4 +68,4 @@ def test_the_first_unet_is_bent_and_weighs_borders_unless_a_loss_is_given(steps)
     assert (published.loss, published.elastic) == ("weighted_ce", True)
     assert train_options(RunOptions(family="original", loss="dice_ce"), steps, 2).loss == "dice_ce"
     for other in (train_options(RunOptions(), steps, 2), train_options(RunOptions(family="original"), steps, 3)):
-        assert (other.loss, other.elastic) == ("dice_ce", False)
+        assert (other.loss, other.elastic) == ("log_dice_ce" if steps < SHORT_STEPS else "dice_ce", False)

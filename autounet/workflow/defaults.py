@@ -29,6 +29,9 @@ CPU_SECONDS = 3600.0
 SHORT_STEPS = 25_000
 """below this many steps AdamW with a short warm-up and averaged weights is used. Chosen: what was once measured beside
 SGD with polynomial decay no longer holds, and where the two cross was not measured"""
+SHORT_LOSS = "log_dice_ce"
+"""of that recipe. In trainings of 2 minutes of a core it finds rare classes where `dice_ce` does not, and loses nothing
+measurable elsewhere (benchmarks/results/recipes_2026-11-30.md). In full trainings the two were not compared"""
 TRANSFERRED_RATE = 1e-3
 """highest learning rate of a training from a model's weights, after a linear rise over 5 % of it, by either optimiser.
 With SGD a tenth of the usual: so nnU-Net's authors fine-tune (Wald et al. 2024, arXiv 2412.17041, and the trainers of
@@ -94,7 +97,7 @@ def promised_seconds(options: RunOptions, profile: DeviceProfile) -> float | Non
 
 
 def train_options(options: RunOptions, expected_steps: int, dims: int, family: str | None = None) -> TrainOptions:
-    """SGD with nnU-Net's schedule for the full recipe; AdamW, warm-up and averaged weights for a short one.
+    """SGD with nnU-Net's schedule for the full recipe; a short one has AdamW, warm-up, averages and `SHORT_LOSS`.
 
     `family` is that of the network, where the options do not say it. Weights of a model are trained on more slowly. On
     images of `dims` 2 the first U-Net is trained as published. In volumes its balance of rare classes makes them far
@@ -118,6 +121,7 @@ def train_options(options: RunOptions, expected_steps: int, dims: int, family: s
         "learning_rate": TRANSFERRED_RATE if transferred else 3e-3,
         "weight_decay": 1e-2,
         "schedule": "warmup_cosine",
+        "loss": options.loss or ("weighted_ce" if published else SHORT_LOSS),
         "ema_decay": round(min(0.999, max(0.9, 1 - AVERAGED_PART / max(AVERAGED_PART, expected_steps))), 4),
         "augmentation": "light",
     }
