@@ -21,8 +21,8 @@ from .run_length import FOLD_OVERHEAD_SECONDS
 WIDTHS = (32, 24, 16, 8)
 """candidate features of the first stage, widest first; 32 is nnU-Net's"""
 WIDER_STEPS = 5000
-"""steps that a fold should still get with a wider network. Chosen: with 2,526 steps of 32 features Task04 had 0.867, in the
-same time with 4,404 of 16 features 0.877 (benchmarks/results/recipes_2026-11-30.md)"""
+"""steps that a fold should still get with a wider network. Chosen: Task04 has 0.867 with 2,526 steps of 32 features and
+0.877 with 4,404 of 16 features in the same time (benchmarks/results/recipes_2026-11-30.md)"""
 LARGER_BATCH_STEPS = 5000
 """steps that a fold should still get with a larger batch; chosen like the one above"""
 FEW_STEPS = 1000
