@@ -260,7 +260,7 @@ def train_variant(outcome: Any, folder: Path, values: dict[str, Any], seconds: f
 
 
 def fitted(lines: list[dict]) -> str:
-    """The exponents of `autounet.time_budget.shape.learning_error`, by least squares over the logarithms.
+    """The exponents of `autounet.time_budget.expected_error.learning_error`, by least squares over the logarithms.
 
     Each data set, in two and in three dimensions, has a factor of its own; `LEARNING` is their geometric mean.
     """

@@ -18,18 +18,20 @@ from autounet.schema.plan import ChannelNormalisation, InferenceSpec, Preprocess
 from autounet.store.run_folder import RunFolder
 from autounet.time_budget.cost_model import LinearTime, NetworkSpeed, Timing, case_seconds
 from autounet.time_budget.cost_model import timing_of as timing_by
+from autounet.time_budget.expected_error import (
+    SLICE_STEPS,
+    VOLUME_STEPS,
+    learning_error,
+    may_prefer_slices,
+    slices_instead,
+)
 from autounet.time_budget.shape import (
     FEW_STEPS,
     LEAST_STEPS,
-    SLICE_STEPS,
-    VOLUME_STEPS,
     WIDER_STEPS,
     WIDTHS,
     TimeBudget,
     fit_to_time,
-    learning_error,
-    may_prefer_slices,
-    slices_instead,
 )
 from autounet.workflow.dataset_stage import KeptLabels, read_data
 from autounet.workflow.make_plan import PlanMaker

@@ -19,8 +19,9 @@ from ..schema.quantities import format_size
 from ..schema.run import DeviceProfile
 from ..time_budget.cost_model import Timing
 from ..time_budget.deadline import Deadline
+from ..time_budget.expected_error import may_prefer_slices, slices_instead
 from ..time_budget.run_length import closing_seconds, preprocessing_seconds, work_of
-from ..time_budget.shape import TimeBudget, fit_to_time, may_prefer_slices, slices_instead
+from ..time_budget.shape import TimeBudget, fit_to_time
 from .dataset_stage import DataRecords, KeptLabels
 from .defaults import (
     FULL_STEPS,
