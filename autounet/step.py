@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .losses import Batch, Loss, build_loss
+from .losses.deep_supervision import DeepSupervision
 from .schema.labels import Labels
 from .schema.options import TrainOptions
 from .schema.plan import TrainedConfiguration
@@ -70,7 +71,7 @@ def algorithms(deterministic: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
-def configuration_loss(configuration: TrainedConfiguration, labels: Labels, options: TrainOptions) -> Loss:
+def configuration_loss(configuration: TrainedConfiguration, labels: Labels, options: TrainOptions) -> DeepSupervision:
     """The loss `options` name, for as many outputs as the configuration's network has in training, and its targets."""
     network = configuration.network
     levels = len(network.decoder_blocks) if network.deep_supervision else 1

@@ -117,6 +117,7 @@ def test_the_sentence_names_what_changes_and_what_helps():
     behind = line(0.5, {"organ": 0.5, "lesion": 0.0}, left_behind=("lesion",))
     told = left_behind_sentence(behind, (), emphasised=True)
     assert "below 0.1 on patches of training cases: lesion; from here on 4 times as many samples" in told
+    assert "weigh 4 times as much" in told
     assert all(each in told for each in ("--time", "fewer classes", "--region"))
     assert "samples show" not in left_behind_sentence(behind, (), emphasised=False)
     assert left_behind_sentence(behind, ("lesion",), emphasised=True) is None

@@ -30,6 +30,29 @@ def with_weights(name: str, batch: Batch) -> Batch:
     return batch._replace(weight=torch.ones(batch.labels.shape)) if needed else batch
 
 
+@every_loss
+@both_kinds
+@pytest.mark.parametrize("levels", [1, 3])
+def test_emphasised_classes_weigh_more_until_they_no_longer_do(name, overlapping, levels):
+    """As the same weights of the voxels, given with the batch, do; and without classes nothing is changed."""
+    shape = (2, *PATCH[:3])
+    for ignore, weights, partial in situations(name):
+        labels = tumour(ignore)
+        batch = random_batch(1, shape, ignore, weights, partial)
+        outputs = random_outputs(2, shape, channels(labels, overlapping), levels)
+        loss = build_loss(name, labels, False, levels, overlapping=overlapping)
+        plain = loss(outputs, batch)
+        loss.emphasise((1, 3), 4)
+        emphasised = 1 + 3 * ((batch.labels == 1) | (batch.labels == 3)).float()
+        expected = batch._replace(weight=emphasised if batch.weight is None else batch.weight * emphasised)
+        assert torch.allclose(
+            loss(outputs, batch), build_loss(name, labels, False, levels, overlapping=overlapping)(outputs, expected)
+        )
+        assert not torch.equal(loss(outputs, batch), plain)
+        loss.emphasise((), 4)
+        assert torch.equal(loss(outputs, batch), plain)
+
+
 def true_logits(labels: torch.Tensor, overlapping: bool, size: float) -> torch.Tensor:
     """(B, C, *P) logits of +size and -size for the truth; ignored voxels count as class 0."""
     one_hot = functional.one_hot(labels.long().clamp(min=0), 4).movedim(-1, 1).double()

@@ -109,7 +109,7 @@ def build_loss(
     levels: int,
     *,
     overlapping: bool = False,
-) -> Loss:
+) -> DeepSupervision:
     """The loss `name` for `levels` outputs, of K channels, or with `overlapping` one for each target.
 
     Raises OptionError for an unknown name or too few classes.

@@ -88,6 +88,12 @@ class DeepSupervision:
     def __init__(self, pixelwise: Pixelwise, levels: int) -> None:
         self.pixelwise = pixelwise
         self.levels = levels
+        self._emphasised: tuple[int, ...] = ()
+        self._factor = 1.0
+
+    def emphasise(self, classes: Sequence[int], factor: float) -> None:
+        """From here on voxels of these dense classes weigh `factor` times as much; without classes, all weigh alike."""
+        self._emphasised, self._factor = tuple(classes), factor
 
     def __call__(self, outputs: Sequence[Tensor], batch: Batch) -> Tensor:
         if len(outputs) != self.levels:
@@ -101,5 +107,14 @@ class DeepSupervision:
                 continue
             size = logits.shape[2:]
             voxels = None if voxel_weight is None else nearest(voxel_weight, size)
-            total = total + weight * self.pixelwise(logits, nearest(labels, size), voxels, batch.annotated)
+            shown = nearest(labels, size)
+            total = total + weight * self.pixelwise(logits, shown, self._weight(shown, voxels), batch.annotated)
         return total
+
+    def _weight(self, labels: Tensor, weight: Tensor | None) -> Tensor | None:
+        """(B, *S) weight of each voxel, with that of emphasised classes."""
+        if not self._emphasised:
+            return weight
+        emphasised = torch.isin(labels, torch.tensor(self._emphasised, device=labels.device, dtype=labels.dtype))
+        factor = 1 + (self._factor - 1) * emphasised.to(torch.float32)
+        return factor if weight is None else weight * factor

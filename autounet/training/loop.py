@@ -32,7 +32,7 @@ from .monitor import (
     left_behind_sentence,
     monitored_batches,
 )
-from .samples import BatchLoader
+from .samples import EMPHASIS, BatchLoader
 from .schedule import Horizon, cool_down_after, learning_rate, sentence
 from .sources import class_patches, train_source, validation_source
 from .state import Checkpoint, TrainState, new_state
@@ -74,13 +74,16 @@ def _train(
     earlier = state.elapsed
     loss = configuration_loss(configuration, inputs.labels, options)
     monitors = Monitors.of(inputs, place, precision, device)
-    loader = BatchLoader(
-        train_source(inputs, place), state.step, place.workers, device.type == "cuda",
-        monitors.emphasised(inputs, state),
-    )  # fmt: skip
+    loader = BatchLoader(train_source(inputs, place), state.step, place.workers, device.type == "cuda")
     journal = Journal(folder.path, state.step, on_log, f"{place.configuration_name} {fold_name(inputs.fold)}")
     interval = Interval()
 
+    def emphasise() -> None:
+        classes = monitors.emphasised(inputs, state)
+        loader.emphasise(classes)
+        loss.emphasise(classes, EMPHASIS)
+
+    emphasise()
     progress = horizon.progress(state.step, state.elapsed, state.cool_down)
     while progress < 1:
         rate = learning_rate(options, horizon, state.step, state.elapsed, state.cool_down)
@@ -98,7 +101,7 @@ def _train(
             continue
         measured = interval.line(place, configuration.precision, state, progress, rate)
         line = observed(measured, inputs, state, monitors, journal, horizon)
-        loader.emphasise(monitors.emphasised(inputs, state))
+        emphasise()
         if progress < 1 and (checkpoint.due() or line.event):
             checkpoint.save(state)
         journal.add(line)

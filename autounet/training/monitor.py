@@ -209,7 +209,8 @@ def left_behind_sentence(line: EpochLog, before: Collection[str], emphasised: bo
     """What has changed since `before`, for the log, the record and the report; None: nothing."""
     told, dice = [], line.training_dice or {}
     if new := [name for name in line.left_behind if name not in before]:
-        more = f"; from here on {EMPHASIS} times as many samples show it as another class" if emphasised else ""
+        more = f"; from here on {EMPHASIS} times as many samples show it as another class, and its voxels weigh "
+        more = f"{more}{EMPHASIS} times as much in the loss" if emphasised else ""
         told.append(
             f"left behind, with a Dice below {NEAR_ZERO:g} on patches of training cases: {', '.join(new)}{more}. "
             f"What helps: {WHAT_HELPS}"

@@ -64,7 +64,7 @@ TRIES = 10
 """patches drawn at most, in a set with unlabelled voxels, to find one with a labelled voxel"""
 ORDER_STREAM, SAMPLE_STREAM, EMPHASIS_STREAM, PATCH_STREAM = 0, 1, 2, 3
 EMPHASIS = 4
-"""times as often as another class of its case an emphasised class is shown"""
+"""times as often as another class of its case an emphasised class is shown, and as much its voxels weigh"""
 P_CASE = 0.5
 """of a sample that shows foreground, and whose case has no emphasised class, to show a case that has one instead"""
 
