@@ -1,25 +1,83 @@
-"""AutoUNet configures itself: segmentation models planned, trained and cross-validated from a folder of images.
+"""AutoUNet: from a folder of images and labels to a cross-validated, ensembled segmentation model.
 
-import autounet
-segmentation = autounet.load("out/model").predict(array, spacing=(3.0, 1.0, 1.0))
+`run`, `plan`, `train` and `check` do what the commands of these names do; `load` and `evaluate` are for models and
+their results. The rest are their records and errors; docs/python.md shows each in use.
 """
 
 from __future__ import annotations
 
+import logging as _logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .api import Model as Model
+    from .api import RunResult as RunResult
+    from .api import TrainedFold as TrainedFold
+    from .api import TrainResult as TrainResult
+    from .api import check as check
     from .api import evaluate as evaluate
     from .api import load as load
+    from .api import plan as plan
+    from .api import run as run
+    from .api import train as train
+    from .progress import Progress as Progress
+    from .schema.errors import AutoUNetError as AutoUNetError
+    from .schema.errors import Cancelled as Cancelled
+    from .schema.errors import DataError as DataError
+    from .schema.errors import DeadlineError as DeadlineError
+    from .schema.errors import ModelError as ModelError
+    from .schema.errors import OptionError as OptionError
+    from .schema.fingerprint import CheckResult as CheckResult
+    from .schema.metrics import Metrics as Metrics
+    from .schema.plan import Plan as Plan
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "load"]
+_HOMES = {
+    "api": ("Model", "RunResult", "TrainResult", "TrainedFold", "check", "evaluate", "load", "plan", "run", "train"),
+    "progress": ("Progress",),
+    "schema.errors": ("AutoUNetError", "Cancelled", "DataError", "DeadlineError", "ModelError", "OptionError"),
+    "schema.fingerprint": ("CheckResult",),
+    "schema.metrics": ("Metrics",),
+    "schema.plan": ("Plan",),
+}
+"""module -> what of it is the interface"""
+__all__ = [
+    "AutoUNetError",
+    "Cancelled",
+    "CheckResult",
+    "DataError",
+    "DeadlineError",
+    "Metrics",
+    "Model",
+    "ModelError",
+    "OptionError",
+    "Plan",
+    "Progress",
+    "RunResult",
+    "TrainResult",
+    "TrainedFold",
+    "check",
+    "evaluate",
+    "load",
+    "plan",
+    "run",
+    "train",
+]
+_logging.getLogger(__name__).addHandler(_logging.NullHandler())  # else Python itself would print warnings
 
 
-def __getattr__(name: str) -> Any:
-    """`load` and `evaluate` come with their libraries only when used: importing the package stays instant."""
-    if name in __all__:
-        from . import api
+if not TYPE_CHECKING:  # type checkers know each name from above, and that there are no others
 
-        return getattr(api, name)
-    raise AttributeError(f"module 'autounet' has no attribute '{name}'")
+    def __getattr__(name: str) -> Any:
+        """The interface comes with its libraries only when used: importing the package stays instant."""
+        for home, names in _HOMES.items():
+            if name in names:
+                from importlib import import_module
+
+                return getattr(import_module(f"{__name__}.{home}"), name)
+        raise AttributeError(f"module 'autounet' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """The interface and nothing else."""
+    return [*__all__, "__version__"]

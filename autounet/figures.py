@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from .workers import PROCESS_WIDE
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -68,7 +70,7 @@ def styled() -> Iterator[None]:
     """Inside, matplotlib draws in `STYLE`."""
     from matplotlib import rc_context
 
-    with rc_context(STYLE):
+    with PROCESS_WIDE, rc_context(STYLE):
         yield
 
 

@@ -1,19 +1,104 @@
-"""Progress of long work: a bar with the time left on a terminal, plain lines in the log elsewhere."""
+"""What long work tells while it goes on, by a bar, plain lines or a callback; and its cancellation.
+
+All of it belongs to a context (`contextvars`), not to the process: runs in several threads do not hear each other.
+Nothing is shown unless a program asks for it, as the command line does.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
+from .run_log import keep_line
+from .schema.errors import Cancelled
 from .schema.quantities import format_time
 
 log = logging.getLogger(__name__)
 
 LINE_INTERVAL = 10.0
 """seconds between two lines"""
+CALL_INTERVAL = 0.1
+"""seconds between two calls of a callback at least, its last one for a piece of work aside"""
+READ_INTERVAL = 5.0
+"""seconds between two readings of how long the whole run still takes"""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress callback is told."""
+
+    task: str
+    """the piece of work, for example `training 3d_fullres fold_0`"""
+    done: float
+    """share of it, 0..1"""
+    text: str = ""
+    """what else there is to say, for example the loss"""
+    seconds_left: float | None = None
+    """of this piece of work; None: not known yet"""
+    run_seconds_left: float | None = None
+    """of the whole run; None: not known yet, or there is none"""
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Who looks at the work of a context."""
+
+    on_progress: Callable[[Progress], None] | None = None
+    cancel: Callable[[], bool] | None = None
+    """asked again and again; once it returns true, the work ends with Cancelled"""
+    bars: bool = False
+    """drawn on a terminal"""
+
+
+NOBODY = Watcher()
+_watcher: ContextVar[Watcher] = ContextVar("watcher", default=NOBODY)
+_seconds_left: ContextVar[Callable[[], float | None]] = ContextVar("seconds_left", default=lambda: None)
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """By `watcher` inside."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+def show_bars(shown: bool) -> None:
+    """From now on, in this context."""
+    _watcher.set(Watcher(bars=shown))
+
+
+def stop_if_cancelled() -> None:
+    """Raises Cancelled where the watcher wishes it. Called wherever stopping loses little."""
+    cancel = _watcher.get().cancel
+    if cancel is not None and cancel():
+        raise Cancelled("cancelled before everything was done", "The same call continues where it was")
+
+
+@contextmanager
+def whole_run(read: Callable[[], float | None]) -> Iterator[None]:
+    """Inside, `read` says how many seconds the whole run still takes; it is asked every few seconds at most."""
+    asked, known = -READ_INTERVAL, None
+
+    def left() -> float | None:
+        nonlocal asked, known
+        now = time.monotonic()
+        if now - asked >= READ_INTERVAL:
+            asked, known = now, read()
+        return None if known is None else max(0.0, known - (now - asked))
+
+    token = _seconds_left.set(left)
+    try:
+        yield
+    finally:
+        _seconds_left.reset(token)
 
 
 class ProgressLines:
@@ -22,22 +107,34 @@ class ProgressLines:
     def __init__(self, title: str, total: float) -> None:
         self.title, self.total = title, max(total, 1e-9)
         self.started = self.last_line = time.monotonic()
-        self.done = 0.0
+        self.last_call = -CALL_INTERVAL
+        self.done, self.text = 0.0, ""
         self.first: float | None = None
 
     def advance(self, amount: float = 1.0, text: str = "") -> None:
         self.update(self.done + amount, text)
 
     def update(self, done: float, text: str = "") -> None:
-        self.done = done
+        """An empty `text` keeps the one before. Raises Cancelled where the watcher of this context wishes it."""
+        self.done, self.text = done, text or self.text
         now = time.monotonic()
         if self.first is None:
             self.first, self.since = done, now
-        if now - self.last_line >= LINE_INTERVAL:
-            self.last_line = now
-            left = self._seconds_left(now)
-            percent = f"{self.title}: {100 * min(self.done / self.total, 1):3.0f} %"
-            log.info("%s", ", ".join(filter(None, [percent, text, f"{format_time(left)} left" if left else None])))
+        call = _watcher.get().on_progress
+        due = now - self.last_line >= LINE_INTERVAL
+        if due or (call and (now - self.last_call >= CALL_INTERVAL or done >= self.total)):
+            share = min(done / self.total, 1.0)
+            told = Progress(self.title, share, self.text, self._seconds_left(now), _seconds_left.get()())
+            if call:
+                self.last_call = now
+                call(told)
+            if due:
+                self.last_line = now
+                self._line(told)
+        stop_if_cancelled()
+
+    def _line(self, told: Progress) -> None:
+        log.info("%s", progress_line(told))
 
     def _seconds_left(self, now: float) -> float | None:
         """By the speed since the first update, since earlier work of a resumed command took no time now."""
@@ -45,8 +142,18 @@ class ProgressLines:
         return (now - self.since) * (self.total - self.done) / gained if self.first is not None and gained > 0 else None
 
 
+def progress_line(told: Progress) -> str:
+    """`training 2d fold_0:  40 %, loss 0.412, 4 min left, 31 min of the whole run`."""
+    parts = [f"{told.task}: {100 * told.done:3.0f} %", told.text]
+    if told.seconds_left:
+        parts.append(f"{format_time(told.seconds_left)} left")
+    if told.run_seconds_left:
+        parts.append(f"{format_time(told.run_seconds_left)} of the whole run")
+    return ", ".join(filter(None, parts))
+
+
 class ProgressBar(ProgressLines):
-    """The same as a bar on the terminal, drawn by rich."""
+    """The same as a bar on the terminal, drawn by rich; the lines go to the log of the run alone."""
 
     def __init__(self, title: str, total: float) -> None:
         super().__init__(title, total)
@@ -66,18 +173,25 @@ class ProgressBar(ProgressLines):
         self.display.start()
 
     def update(self, done: float, text: str = "") -> None:
-        self.done = done
-        self.display.update(self.task, completed=done, text=text)
+        super().update(done, text)
+        left = _seconds_left.get()()
+        whole = f"whole run: {format_time(left)}" if left else ""
+        self.display.update(self.task, completed=done, text=", ".join(filter(None, [self.text, whole])))
+
+    def _line(self, told: Progress) -> None:
+        keep_line(progress_line(told))
 
 
 @contextmanager
 def progress(title: str, total: float) -> Iterator[ProgressLines]:
     """Progress of the work in the `with` block, which calls `advance` or `update`."""
-    shown = ProgressBar(title, total) if sys.stderr.isatty() else ProgressLines(title, total)
+    stop_if_cancelled()
+    bar = _watcher.get().bars and sys.stderr.isatty()
+    shown = ProgressBar(title, total) if bar else ProgressLines(title, total)
     try:
         yield shown
     finally:
         if isinstance(shown, ProgressBar):
             shown.display.stop()
-        if shown.done:
-            log.info("%s: done in %s", title, format_time(time.monotonic() - shown.started))
+    if shown.done:
+        log.info("%s: done in %s", title, format_time(time.monotonic() - shown.started))

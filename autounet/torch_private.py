@@ -7,6 +7,7 @@ that fails the memory model does without.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -32,6 +33,9 @@ class DispatchMode(TorchDispatchMode):
         return False  # saves loading the compiler, which takes seconds
 
 
+_STUBBING = threading.RLock()
+
+
 @contextmanager
 def without_compiler() -> Iterator[None]:
     """Inside, torch's optimisers do not load its compiler, which takes over a second and which nobody asked for.
@@ -40,17 +44,18 @@ def without_compiler() -> Iterator[None]:
     where it is loaded already.
     """
     name = "torch._dynamo"
-    if name in sys.modules:
-        yield
-        return
-    stub = ModuleType(name)
-    stub.graph_break = lambda: None  # type: ignore[attr-defined]
-    stub.disable = lambda function, recursive=True, **_: function  # type: ignore[attr-defined]
-    sys.modules[name] = torch._dynamo = stub
-    try:
-        yield
-    finally:
-        del sys.modules[name], torch._dynamo
+    with _STUBBING:  # other threads wait, which also keeps them from slowing down steps that are timed
+        if name in sys.modules:
+            yield
+            return
+        stub = ModuleType(name)
+        stub.graph_break = lambda: None  # type: ignore[attr-defined]
+        stub.disable = lambda function, recursive=True, **_: function  # type: ignore[attr-defined]
+        sys.modules[name] = torch._dynamo = stub
+        try:
+            yield
+        finally:
+            del sys.modules[name], torch._dynamo
 
 
 def wrapper(kind: type[Tensor], like: Tensor, device: torch.device) -> Any:

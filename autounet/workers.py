@@ -9,6 +9,7 @@ import ctypes
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -43,30 +44,41 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+PROCESS_WIDE = threading.RLock()
+"""held while something that the whole process has once is changed for a moment: threads may each have a run"""
+_environments: list[dict[str, str | None]] = []
+"""what the first of the blocks below found, once for each thread that is in one"""
+
+
 @contextmanager
 def single_threaded_children() -> Iterator[None]:
     """Processes spawned inside inherit one thread per numeric library."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    with PROCESS_WIDE:
+        before = _environments[0] if _environments else {name: os.environ.get(name) for name in THREAD_VARIABLES}
+        _environments.append(before)
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        with PROCESS_WIDE:
+            before = _environments.pop()
+            for name, value in () if _environments else before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 @contextmanager
-def _without_main() -> Iterator[None]:
+def without_main() -> Iterator[None]:
     """Processes spawned inside do not run the program's `__main__` again, which is a whole script without a guard."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with PROCESS_WIDE:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def map_parallel(
@@ -92,7 +104,7 @@ def map_parallel(
         ProcessPoolExecutor(min(workers, len(items)), mp_context=context) as pool,
     ):
         # a process is started by each submission, and needs `__main__` for nothing but a function that is there
-        with nullcontext() if function.__module__ == "__main__" else _without_main():
+        with nullcontext() if function.__module__ == "__main__" else without_main():
             futures = {pool.submit(function, item): index for index, item in enumerate(items)}
         ordered: dict[int, Result] = {}
         try:

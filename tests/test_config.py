@@ -163,11 +163,15 @@ def test_messages_are_few_or_many_on_either_side_of_the_command(tmp_path: Path) 
     assert "reading" not in quiet + told(["--quiet"], [])
     assert "4 cases" in quiet, "a warning"
     assert "autounet.progress reading: done in" in verbose
-    failing = ["plan", str(tmp_path / "absent"), "--out", str(tmp_path / "new"), "--verbose"]
+    failing = ["plan", str(data), "--out", str(tmp_path / "out"), "--folds", "9", "--verbose"]
     done = subprocess.run([sys.executable, "-m", "autounet", *failing], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("Error: ")
+    log = (tmp_path / "out" / "run.log").read_text(encoding="utf-8")
+    assert log.count(f" autounet fingerprint {data} --out ") == log.count(f" fingerprint: {tmp_path / 'out'}") == 3
+    assert log.count("reading: done in") == 5, "of quiet commands, too"
+    assert done.stderr.splitlines()[-1] in log
     both = CliRunner().invoke(app, ["status", str(tmp_path), "--quiet", "-v"])
     assert isinstance(both.exception, UsageError)
     assert "exclude each other" in str(both.exception)

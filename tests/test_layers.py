@@ -21,6 +21,7 @@ ROOT = Path(autounet.__file__).parent
 LAYERS = (
     ("workers", "torch_private"),
     ("schema",),
+    ("run_log",),
     ("imageio", "store", "nets", "losses", "ops", "progress", "figures"),
     ("datasets", "step"),
     ("planning", "preprocessing", "evaluation", "fingerprint"),
@@ -29,6 +30,7 @@ LAYERS = (
     ("training",),
     ("prediction", "crossval", "report", "tracking", "interop"),
     ("workflow",),
+    ("label_evaluation",),
     ("api", "cli"),
     ("__main__",),
 )
@@ -69,6 +71,7 @@ WITHOUT_TORCH = {
     "tracking",
     "workers",
     "progress",
+    "run_log",
     "figures",
 }
 """these import torch inside functions at most"""

@@ -5,8 +5,13 @@ from __future__ import annotations
 import fnmatch
 import re
 import runpy
+import shutil
+import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,3 +61,47 @@ def test_the_peak_of_a_process_without_the_module_resource(monkeypatch: pytest.M
     process = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=12_345))
     monkeypatch.setattr(device.psutil, "Process", lambda: process)
     assert device.peak_resident() == 12_345
+
+
+CHECKERS = {
+    "mypy": [sys.executable, "-m", "mypy", "--strict", "--python-executable", "{python}", "--cache-dir", "{cache}"],
+    "pyright": ["pyright", "--pythonpath", "{python}"],
+}
+
+
+def installed(folder: Path, kind: str) -> Path:
+    """The interpreter of a new environment with the package as `pip install` (wheel) or `pip install -e` puts it there.
+
+    Its dependencies are those of this environment.
+    """
+    source = folder / "source"
+    shutil.copytree(ROOT / "autounet", source / "autounet", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / name, source)
+    build = f"from setuptools import build_meta; build_meta.build_{kind}({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    venv.create(folder / "env")
+    python = folder / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    find = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+    site = Path(subprocess.check_output([python, "-c", find], text=True).strip())
+    (wheel,) = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(site)
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checker", CHECKERS)
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_type_checkers_see_the_interface(kind: str, checker: str, tmp_path: Path) -> None:
+    """In a program elsewhere each line that is wrong is an error, and no other line."""
+    if checker == "pyright" and shutil.which("pyright") is None:
+        pytest.skip("pyright is not installed")
+    python, program = installed(tmp_path / "build", kind), tmp_path / "program" / "consumer.py"
+    program.parent.mkdir()
+    shutil.copy(ROOT / "tests" / "typed_consumer.py", program)
+    command = [each.format(python=python, cache=tmp_path / "cache") for each in CHECKERS[checker]]
+    done = subprocess.run([*command, program.name], cwd=program.parent, capture_output=True, text=True, check=False)
+    found = {int(line) for line in re.findall(r"consumer\.py:(\d+):.*\berror\b", done.stdout)}
+    lines = program.read_text(encoding="utf-8").splitlines()
+    assert found == {number for number, line in enumerate(lines, 1) if line.endswith("# wrong")}, done.stdout

@@ -215,8 +215,8 @@ def test_a_script_without_a_main_guard_evaluates_with_several_processes(tmp_path
         write_labels(tmp_path / "labels" / f"{case}.nii.gz", np.ones((2, 3, 4), np.int32), Geometry(shape=(2, 3, 4)))
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys, autounet, autounet.api\n"
-        "autounet.api.WORTH_PROCESSES = 0\n"
+        "import sys, autounet, autounet.label_evaluation\n"
+        "autounet.label_evaluation.WORTH_PROCESSES = 0\n"
         "sys.stdout.write('started ')\n"
         f"sys.stdout.write(str(autounet.evaluate({str(tmp_path / 'labels')!r}, {str(tmp_path / 'labels')!r},"
         " workers=2).mean_dice))\n"

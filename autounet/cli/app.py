@@ -11,15 +11,11 @@ from typing import Any
 
 import typer
 
-from ..schema.errors import AutoUNetError, UsageError
+from ..schema.errors import AutoUNetError, UsageError, lost_worker
 from ..schema.names import printable
 from ..workers import wait_politely
 from .command_options import add_command, root_signature, show_messages
 from .commands import add_data_commands, add_model_commands
-
-LOST_WORKER = "DataLoader worker (pid"
-"""how torch's own message begins when a process that makes batches was killed: it raises a bare RuntimeError, wherever
-the training is at that moment"""
 
 
 def status(out: list[Path], json: bool, watch: bool) -> None:
@@ -138,12 +134,9 @@ def main() -> None:
     except AutoUNetError as error:
         _end(str(error))
     except RuntimeError as error:
-        from concurrent.futures.process import BrokenProcessPool
-
-        if not (isinstance(error, BrokenProcessPool) or str(error).startswith(LOST_WORKER)):
+        if (lost := lost_worker(error)) is None:
             raise
-        remedy = "If memory ran out, give fewer --workers; the same command continues where it was"
-        _end(f"a worker process was killed: {error}. {remedy}")
+        _end(str(lost))
     except OSError as error:  # a full disk, a folder that may not be written
         where = f"{error.filename}: " if error.filename else ""
         _end(f"{where}{error.strerror or error}. Check the path, the permissions and the space on the disk")

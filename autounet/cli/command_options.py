@@ -15,6 +15,7 @@ from typing import Annotated, Any, Optional, get_args
 
 import typer
 
+from ..progress import show_bars
 from ..schema.errors import UsageError, unknown_name
 from ..schema.names import printable
 from ..schema.option_table import (
@@ -25,13 +26,12 @@ from ..schema.option_table import (
     SWITCH,
     TEXT,
     TIME,
-    AnyPath,
     Notation,
     Option,
     Panel,
     run_options,
 )
-from ..schema.quantities import parse_integers, parse_numbers, write_list
+from ..schema.quantities import AnyPath, parse_integers, parse_numbers, write_list
 
 
 def _one_of(option: str, *names: str) -> Notation:
@@ -282,4 +282,5 @@ def show_messages(quiet: bool, verbose: bool) -> None:
             handler.setFormatter(PrintableLog(f"%(asctime)s {names}%(message)s", "%H:%M:%S"))
             root.setLevel(logging.WARNING if quiet else logging.INFO)
             logging.getLogger("autounet").setLevel(logging.DEBUG if verbose else logging.NOTSET)
+    show_bars(not quiet)
     logging.getLogger("numexpr").setLevel(logging.WARNING)

@@ -5,13 +5,16 @@ model: predicting, submitting, evaluating, and exchange with other programs.
 from __future__ import annotations
 
 import json as json_format
+import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from ..run_log import keep_line, run_log
 from ..schema.option_table import RUN_COMMANDS
 from .command_options import add_command
 
@@ -39,10 +42,11 @@ def _until(stage: str) -> Callable[..., None]:
     def action(data: Path, out: Path, replan: bool, options: RunOptions) -> None:
         from ..workflow.pipeline import run_pipeline
 
-        path = run_pipeline(data, out, options, stage, replan).written
-        if stage in ("select", "report"):
-            show_dice(out)
-        typer.echo(f"{stage}: {path}")
+        with run_log(shown_command()):
+            path = run_pipeline(data, out, options, stage, replan).written
+            if stage in ("select", "report"):
+                show_dice(out)
+            say(f"{stage}: {path}")
 
     return action
 
@@ -50,8 +54,9 @@ def _until(stage: str) -> Callable[..., None]:
 def plan(data: Path, out: Path, replan: bool, explain: bool, options: RunOptions) -> None:
     from ..workflow.pipeline import describe, run_pipeline
 
-    typer.echo(describe(run_pipeline(data, out, options, "plan", replan), explain), nl=False)
-    typer.echo(f"plan: {out / 'plan.json'}")
+    with run_log(shown_command()):
+        say(describe(run_pipeline(data, out, options, "plan", replan), explain).rstrip("\n"))
+        say(f"plan: {out / 'plan.json'}")
 
 
 def demo(out: Path, time: float) -> None:
@@ -68,9 +73,10 @@ def demo(out: Path, time: float) -> None:
         except BaseException:
             shutil.rmtree(made, ignore_errors=True)
             raise
-    report = run_pipeline(out / "data", out, RunOptions(seconds=time)).written
-    show_dice(out)
-    typer.echo(f"report: {report}")
+    with run_log(shown_command()):
+        report = run_pipeline(out / "data", out, RunOptions(seconds=time)).written
+        show_dice(out)
+        say(f"report: {report}")
 
 
 def check(data: Path, fix: bool, out: Path | None, json: bool, options: RunOptions) -> None:
@@ -88,6 +94,17 @@ def check(data: Path, fix: bool, out: Path | None, json: bool, options: RunOptio
         raise typer.Exit(1)
 
 
+def shown_command() -> str:
+    """As it was given, quoted for a POSIX shell."""
+    return shlex.join(["autounet", *sys.argv[1:]])
+
+
+def say(text: str) -> None:
+    """A result, on standard output and in the log of the run."""
+    typer.echo(text)
+    keep_line(text)
+
+
 def show_dice(out: Path) -> None:
     """The Dice per class; nothing when all cases were trained on."""
     from ..schema.metrics import Metrics
@@ -98,9 +115,9 @@ def show_dice(out: Path) -> None:
         return
     metrics = Metrics.load(RunFolder(out).metrics)
     for name, values in metrics.per_class.items():
-        typer.echo(f"Dice {name}: {format_number(values.dice)}")
+        say(f"Dice {name}: {format_number(values.dice)}")
     mean = f"{format_number(metrics.mean_dice)}{shown_interval(metrics.mean_dice_interval)}"
-    typer.echo(f"mean Dice: {mean} over {len(metrics.cases)} out-of-fold cases")
+    say(f"mean Dice: {mean} over {len(metrics.cases)} out-of-fold cases")
 
 
 def shown_interval(interval: tuple[float, float] | None) -> str:

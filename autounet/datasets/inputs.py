@@ -26,7 +26,6 @@ from ..imageio import (
 from ..schema.bundle import ModelBundle
 from ..schema.errors import DataError
 from ..schema.names import RENAME, case_problem, printable
-from .input_files import folder_files, matching_files, new_images, without_results
 from .layouts.bids import subject_inputs
 from .layouts.case_folders import case_inputs
 from .layouts.case_table import CASE, find_table
@@ -37,12 +36,16 @@ from .layouts.files import (
     distinct_names,
     files_per_case,
     flat,
+    folder_files,
     image_files,
     listing,
+    matching_files,
+    new_images,
     numbering_problem,
     own_path,
     strip_channel,
     twins_of,
+    without_results,
 )
 from .layouts.paired_folders import ChannelSource, join_channels
 from .scan import frame_name

@@ -280,9 +280,9 @@ def played(device: str) -> Iterator[Recorder]:
     """Inside, every new tensor is a fake one, whose device reads as `device` ('cpu' or 'cuda')."""
     shown = torch.device("cuda:0" if device == "cuda" else device)
     with ExitStack() as stack:
+        stack.enter_context(without_compiler())  # first: it keeps other threads out
         if shown.type == "cuda":
             stack.enter_context(autocast_in_float32(CUDA_IN_FLOAT32))
-        stack.enter_context(without_compiler())
         stack.enter_context(_Devices(shown))
         yield stack.enter_context(Recorder(shown))
 

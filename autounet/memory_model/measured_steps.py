@@ -21,7 +21,7 @@ from ..schema.labels import Labels, TargetKind, planned_targets, targets_of
 from ..schema.options import TrainOptions
 from ..schema.plan import Configuration, NetworkSpec, PreprocessSpec
 from ..step import Precision, algorithms, build_optimiser, configuration_loss, train_step
-from ..workers import keep_freed_memory
+from ..workers import PROCESS_WIDE, keep_freed_memory, without_main
 
 STEPS = 3
 """the first one makes the optimiser's state, and on a CPU the heap still grows in the second"""
@@ -95,7 +95,8 @@ def measure(probe: MemoryProbe, while_held: Callable[[], None] = lambda: None) -
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_child, args=(probe, theirs))
-    process.start()
+    with without_main():
+        process.start()
     theirs.close()
     try:
         answer = ours.recv()
@@ -172,7 +173,7 @@ STATES = {"adamw": 2, "sgd": 1}
 
 def saved_peak(spec: NetworkSpec, patch: tuple[int, ...], batch: int, setting: StepSetting) -> int:
     """Bytes: weights, averages, optimiser state, and the larger of what is saved and of the gradients."""
-    with torch.random.fork_rng():
+    with PROCESS_WIDE, torch.random.fork_rng():
         model = FAMILIES[spec.family].build(spec).train()
         model = setting.precision.place(model, torch.device("cpu"))
         least = FAMILIES[spec.family].valid_size(spec, [2 * step for step in spec.divisor])

@@ -14,6 +14,7 @@ from ..figures import INK, MAX_ROWS, MUTED, SERIES, STYLE, Picture, as_svg, box_
 from ..schema.dataset import Dataset, Finding, Severity, is_certain, partly_annotated
 from ..schema.fingerprint import ChannelFingerprint, Fingerprint
 from ..schema.labels import overlapping_targets, targets_of
+from ..workers import PROCESS_WIDE
 from .output_records import OutputRecords
 from .tables import DASH, ReportTable, range_text
 
@@ -185,7 +186,7 @@ def _intensity_chart(fingerprint: Fingerprint) -> Picture | None:
     channels = [channel for channel in fingerprint.channels if None not in _range(channel)][:MAX_CHANNELS]
     if not channels:
         return None
-    with rc_context(STYLE):
+    with PROCESS_WIDE, rc_context(STYLE):
         figure = Figure(figsize=(4.1, 0.5 + 0.85 * len(channels)), layout="constrained")
         rows = figure.subplots(len(channels), 1, squeeze=False)[:, 0]
     for axes, channel in zip(rows, channels, strict=True):

@@ -10,7 +10,9 @@ AutoUNetError                 a user's mistake or a limit met; exit code 1, no t
 ├── ModelError                a bundle that is damaged, mixed or does not fit the input
 ├── DeadlineError             the promised time cannot be kept; carries the least time
 ├── BudgetExceeded            trial steps needed more memory than planned; carries the bytes
-└── OutOfMemory               memory ran out although all was tried
+├── OutOfMemory               memory ran out although all was tried
+├── WorkerLost                the system ended a process that worked on cases or batches
+└── Cancelled                 a program's cancel callback said so; the same call continues
 """
 
 from __future__ import annotations
@@ -131,4 +133,27 @@ class BudgetExceeded(AutoUNetError):
 
 
 class OutOfMemory(AutoUNetError):
+    pass
+
+
+class WorkerLost(AutoUNetError):
+    pass
+
+
+LOST_WORKER = "DataLoader worker (pid"
+"""how torch's own message begins when a process that makes batches was killed: it raises a bare RuntimeError, wherever
+the training is at that moment"""
+
+
+def lost_worker(error: RuntimeError) -> WorkerLost | None:
+    """The error of a killed process that works for this one; None for any other error."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    if not (isinstance(error, BrokenProcessPool) or str(error).startswith(LOST_WORKER)):
+        return None
+    remedy = "If memory ran out, give fewer --workers; the same command continues where it was"
+    return WorkerLost(f"a worker process was killed: {error}", remedy)
+
+
+class Cancelled(AutoUNetError):
     pass

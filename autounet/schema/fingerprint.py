@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from pydantic import Field
 
-from .dataset import Channel, ChannelKind, Finding
+from .dataset import Channel, ChannelKind, Finding, Severity
 from .geometry import Shape3, Spacing3
 from .labels import Labels
 from .record import Part, Record, digest
@@ -79,6 +79,11 @@ class CheckResult(Record):
     example: str = ""
     """the first case with its files, as they were paired"""
     findings: tuple[Finding, ...]
+
+    @property
+    def is_fatal(self) -> bool:
+        """Whether a finding makes training impossible."""
+        return any(finding.severity is Severity.fatal for finding in self.findings)
 
 
 class Repair(Part):

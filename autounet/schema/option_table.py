@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .errors import OptionError, UsageError
 from .quantities import (
     MOST_SEED,
+    AnyPath,
     format_type,
     parse_integer,
     parse_integers,
@@ -51,7 +52,6 @@ RUN = tuple(RUN_COMMANDS)
 DATA = (*RUN, "check")
 Panel = Literal["Arguments", "Data", "Plan", "Training", "Prediction", "Comparison", "Device", "Output", "Options"]
 """headings of the help, in their order"""
-AnyPath = str | PathLike[str]
 
 
 @dataclass(frozen=True)

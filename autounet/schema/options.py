@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from pydantic import Field, PositiveFloat, model_validator
 
 from .errors import RecordError, UsageError, unknown_name
 from .metrics import chosen_metrics
-from .quantities import MOST_SEED
+from .quantities import MOST_SEED, AnyPath
 from .record import Part, Record
 
 GIB = 1024**3
@@ -150,6 +150,46 @@ _DATA_RULES = {
     "group": _require_group,
     "frames": _one_of("--frames", get_args(Frames)),
 }
+
+
+class DataKeywords(TypedDict, total=False):
+    """What the files cannot tell about the data: the options of `autounet check`."""
+
+    channels: Mapping[str, str] | None
+    kinds: Mapping[str, str] | None
+    label: str | None
+    classes: Mapping[str, int] | None
+    regions: Mapping[str, Sequence[int]] | None
+    ignore: int | None
+    join: str | None
+    group: str | None
+    splits: AnyPath | None
+    palette: AnyPath | None
+    frames: str | None
+    missing_channels: bool | None
+
+
+class RunKeywords(DataKeywords, total=False):
+    """The options of `autounet run`; None is the same as leaving one out."""
+
+    configurations: str | Sequence[str] | None
+    family: str | None
+    preset: str | None
+    replan: bool | None
+    time: str | float | None
+    epochs: int | None
+    iterations: int | None
+    folds: str | int | Sequence[int] | None
+    loss: str | None
+    init: AnyPath | None
+    pretrained: AnyPath | None
+    seed: int | None
+    deterministic: bool | None
+    memory: str | int | None
+    device: str | None
+    workers: str | int | None
+    metrics: str | Sequence[str] | None
+    track: str | None
 
 
 class PlannerOptions(Part):

@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin
 
 from .errors import OptionError
 
+AnyPath = str | PathLike[str]
 MOST_SEED = 2**53
 """a thousand times as much, which seeds of the folds reach, is below 2^63"""
 SIZE_UNITS = {"KB": 1024, "MB": 1024**2, "GB": 1024**3, "TB": 1024**4}

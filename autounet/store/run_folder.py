@@ -110,7 +110,7 @@ class CascadeLabelsFolder:
 OWN_NAMES = (
     "options.json", "device.json", "dataset.json", "splits.json", "fingerprint.json", "findings.json", "facts",
     "hashes.json", "checked.json", "plan.json", "plan.key", "clock.json", "prepared", "models", "crossval",
-    "selection.json", "metrics.json", "model", "report.html",
+    "selection.json", "metrics.json", "model", "report.html", "run.log",
 )  # fmt: skip
 """what a run writes into its output folder, tracking and hidden files aside"""
 
@@ -187,6 +187,11 @@ class RunFolder:
     def clock(self) -> Path:
         """Time spent of a promise."""
         return self.path / "clock.json"
+
+    @property
+    def log(self) -> Path:
+        """What the commands in this folder said, one after another."""
+        return self.path / "run.log"
 
     @property
     def lock(self) -> Path:

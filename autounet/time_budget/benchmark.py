@@ -17,7 +17,7 @@ from ..schema.options import TrainOptions
 from ..schema.plan import Configuration
 from ..step import Precision, algorithms, build_optimiser, configuration_loss, train_step
 from ..torch_private import without_compiler
-from ..workers import keep_freed_memory
+from ..workers import PROCESS_WIDE, keep_freed_memory
 from .cost_model import (
     CASE_MEMORY,
     InputSize,
@@ -63,7 +63,7 @@ class StepTimer:
         self.device = torch.device(device)
         self.precision = Precision(configuration.precision, configuration.channels_last)
         spec = configuration.network
-        with torch.random.fork_rng():
+        with PROCESS_WIDE, torch.random.fork_rng():
             self.model = self.precision.place(FAMILIES[spec.family].build(spec), self.device)
         self.loss = configuration_loss(configuration, labels, options)
         self.optimiser = build_optimiser(options, self.model.parameters())
@@ -89,7 +89,7 @@ class StepTimer:
         return StepTimes(train_seconds, median_seconds(forward, self.device, steps, STEP_SECONDS) / size.batch)
 
     def _batch(self, size: InputSize) -> Batch:
-        with torch.random.fork_rng():
+        with PROCESS_WIDE, torch.random.fork_rng():
             image = torch.randn(size.batch, self.configuration.network.in_channels, *size.patch)
             target = torch.randint(self.labels.count, (size.batch, *size.patch), dtype=torch.int16)
         weight = even_weight(self.options.loss, target.shape)

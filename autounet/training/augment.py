@@ -25,6 +25,7 @@ from batchgeneratorsv2.transforms.spatial.spatial import (
 )
 from torch import Tensor
 
+from ..workers import PROCESS_WIDE
 from .transforms import Bend, draw_bend, intensity_transforms
 
 
@@ -230,12 +231,16 @@ def reached_size(patch: Sequence[int], angles: Sequence[float], scales: Sequence
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """numpy's and torch's global generators start from `seed` inside and are as before after."""
-    numpy_state, torch_state = np.random.get_state(), torch.get_rng_state()
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
+    """numpy's and torch's global generators start from `seed` inside and are as before after.
+
+    Other threads wait meanwhile.
+    """
+    with PROCESS_WIDE:
+        numpy_state, torch_state = np.random.get_state(), torch.get_rng_state()
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            torch.set_rng_state(torch_state)

@@ -13,6 +13,7 @@ from ..figures import DASHES, GRID, INK, MUTED, SERIES, STYLE, literal
 from ..schema.quantities import format_seconds, format_size, format_time
 from ..schema.record import replacing, write_text
 from ..schema.run import EpochLog, read_log
+from ..workers import PROCESS_WIDE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +79,7 @@ def draw_progress(curve: Sequence[EpochLog], path: Path, title: str = "") -> Non
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    with rc_context(STYLE | {"axes.titlesize": 10}):
+    with PROCESS_WIDE, rc_context(STYLE | {"axes.titlesize": 10}):
         figure = Figure(figsize=SIZE, layout="constrained")
         (loss, dice), (rate, speed) = figure.subplots(2, 2, sharex=True)
         for axes in (loss, dice, rate, speed):

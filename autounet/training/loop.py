@@ -43,13 +43,15 @@ def train_fold(
     place: TrainingPlace,
     horizon: Horizon,
     on_log: Callable[[EpochLog], None] | None = None,
+    on_step: Callable[[float], None] = lambda progress: None,
 ) -> RunRecord:
     """Train one fold to its horizon; continue where an interrupted training by the same inputs left off.
 
     With `inputs.monitored` it ends sooner when it has converged (`schedule.py`), after its learning rate has fallen.
 
     Writes `weights.safetensors`, `record.json`, `log.jsonl`, `progress.png` and, while running, `state.pt` into the
-    place's folder. `on_log` is called with every line of the log. Raises AutoUNetError when the loss is no number any
+    place's folder. `on_log` is called with every line of the log, `on_step` with the progress after every
+    step: where that raises Cancelled, the state is saved first. Raises AutoUNetError when the loss is no number any
     more, BudgetExceeded when the device has too little memory, and ValueError where of a previous stage and the folder
     of its labels only one is given.
     """
@@ -57,11 +59,15 @@ def train_fold(
         raise ValueError(f"{place.configuration_name}: previous stage and the folder of its labels go together")
     keep_freed_memory()
     with algorithms(inputs.options.deterministic), budget_errors(place):
-        return _train(inputs, place, horizon, on_log)
+        return _train(inputs, place, horizon, on_log, on_step)
 
 
 def _train(
-    inputs: TrainingInputs, place: TrainingPlace, horizon: Horizon, on_log: Callable[[EpochLog], None] | None
+    inputs: TrainingInputs,
+    place: TrainingPlace,
+    horizon: Horizon,
+    on_log: Callable[[EpochLog], None] | None,
+    on_step: Callable[[float], None],
 ) -> RunRecord:
     began = time.monotonic()
     folder, device = FoldFolder(place.folder), torch.device(place.device)
@@ -97,6 +103,8 @@ def _train(
         state.update_average(options.ema_decay)
         state.elapsed = earlier + time.monotonic() - began
         progress = horizon.progress(state.step, state.elapsed, state.cool_down)
+        with checkpoint.saved_when_cancelled(state):
+            on_step(progress)
         if not journal.due(state.step, progress):
             continue
         measured = interval.line(place, configuration.precision, state, progress, rate)

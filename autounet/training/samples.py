@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..losses import Batch
 from ..schema.dataset import ChannelAvailability
+from ..workers import PROCESS_WIDE, without_main
 from .augment import Augmentation
 from .cases import CaseStore, TrainCase, corner_limits, middle, read_patch
 
@@ -217,12 +218,13 @@ class SampleSource:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Sums over several threads differ in their last bits with the number of threads; samples must not."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    with PROCESS_WIDE:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 class _BatchTable(torch.utils.data.Dataset):
@@ -288,7 +290,7 @@ class BatchLoader:
             yield source.batch(*asked)
 
     def _made_by(self, workers: int, source: SampleSource, pin_memory: bool) -> Generator[Batch, None, None]:
-        yield from torch.utils.data.DataLoader(
+        loader = torch.utils.data.DataLoader(
             _BatchTable(source),
             batch_size=None,
             collate_fn=_as_it_is,
@@ -298,6 +300,9 @@ class BatchLoader:
             pin_memory=pin_memory,
             multiprocessing_context="spawn",
         )
+        with without_main():
+            made = iter(loader)
+        yield from made
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ..nets import FAMILIES
 from ..nets.efficient import load_pretrained
 from ..nets.transfer import transfer
-from ..schema.errors import ModelError
+from ..schema.errors import Cancelled, ModelError
 from ..schema.plan import NetworkSpec
 from ..schema.record import replacing
 from ..schema.stage_inputs import InitialWeights, TrainingInputs
 from ..step import Precision, build_optimiser
 from ..store.weights import read_pretrained
+from ..workers import PROCESS_WIDE
 from .schedule import CoolDown
 
 
@@ -118,9 +120,10 @@ def new_state(inputs: TrainingInputs, initial: Path | None, precision: Precision
 
     Raises ModelError where the weights to start from do not fit.
     """
-    torch.manual_seed(inputs.seed)
     spec = inputs.configuration.network
-    built = FAMILIES[spec.family].build(spec)
+    with PROCESS_WIDE:
+        torch.manual_seed(inputs.seed)
+        built = FAMILIES[spec.family].build(spec)
     if inputs.initial is not None:
         assert initial is not None
         set_weights(built, spec, initial, inputs.initial)
@@ -181,6 +184,15 @@ class Checkpoint:
         state.save(self.path, self.key)
         self._saved = time.monotonic()
         self._wait = max(LEAST_SECONDS, (self._saved - began) / TIME_SHARE)
+
+    @contextmanager
+    def saved_when_cancelled(self, state: TrainState) -> Iterator[None]:
+        """Where the block raises Cancelled, which is on purpose, no step is lost."""
+        try:
+            yield
+        except Cancelled:
+            self.save(state)
+            raise
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

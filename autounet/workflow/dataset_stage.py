@@ -57,8 +57,7 @@ def finding_lines(findings: Sequence[Finding]) -> list[str]:
 
 def has_fatal(found: CheckResult | RepairResult) -> bool:
     """Whether a finding makes training impossible; after a repair, one of the repaired data set."""
-    result = found.result if isinstance(found, RepairResult) else found
-    return any(finding.severity is Severity.fatal for finding in result.findings)
+    return (found.result if isinstance(found, RepairResult) else found).is_fatal
 
 
 def result_lines(found: CheckResult | RepairResult) -> list[str]:

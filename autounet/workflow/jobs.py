@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..crossval.validate import segmentation_name
+from ..progress import stop_if_cancelled
 from ..schema.dataset import Dataset, annotated_classes, channel_availability, channel_combinations, partly_annotated
 from ..schema.errors import OptionError
 from ..schema.fingerprint import Fingerprint
@@ -101,6 +102,7 @@ class SequentialExecutor:
             if job.is_done() and not ran & set(job.follows):
                 log.info("%s: already done", job.name)
                 continue
+            stop_if_cancelled()
             log.debug("%s: begins, with the key %s", job.name, job.key)
             began = time.monotonic()
             cache.forget(job.done)

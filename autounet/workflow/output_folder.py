@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,6 +80,31 @@ def _is_foreign(file: Path) -> bool:
     except RecordError:
         return file.exists()
     return False
+
+
+_running: list[bool] = []
+"""of each run of this process whether it is deterministic"""
+_counting = threading.Lock()
+
+
+@contextmanager
+def sole_in_process(deterministic: bool) -> Iterator[None]:
+    """Several runs may go on in one process, but a deterministic one alone: random numbers of torch are one stream.
+
+    Raises OptionError.
+    """
+    with _counting:
+        if _running and (deterministic or any(_running)):
+            raise OptionError(
+                "a deterministic run and another one are in the same process, where each changes the other",
+                "Wait for the one that runs, or start each in a process of its own",
+            )
+        _running.append(deterministic)
+    try:
+        yield
+    finally:
+        with _counting:
+            _running.remove(deterministic)
 
 
 LOCK_WAIT_SECONDS = 1.0

@@ -10,11 +10,14 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..datasets.file_hashes import FileHashes
+from ..progress import stop_if_cancelled, whole_run
+from ..run_log import open_run_log
 from ..schema.dataset import Dataset
-from ..schema.errors import AutoUNetError, BudgetExceeded, DeadlineError, OptionError, RecordError
+from ..schema.errors import AutoUNetError, BudgetExceeded, Cancelled, DeadlineError, OptionError, RecordError
 from ..schema.metrics import DEFAULT_METRICS
 from ..schema.options import PlannerOptions, RunOptions, with_stored
 from ..schema.plan import Plan
@@ -33,8 +36,9 @@ from .fine_tuning import FineTuning, known_weights
 from .jobs import Job, JobGraph, SequentialExecutor
 from .make_plan import PlanMaker
 from .memory_calibration import calibrated
-from .output_folder import locked, require_output_folder
+from .output_folder import locked, require_output_folder, sole_in_process
 from .plan_stage import PlanFile, describe_plan, plan_smaller, plan_stage, time_plan
+from .read_status import run_seconds_left
 from .trial_steps import MOST_ATTEMPTS, try_configurations
 
 log = logging.getLogger(__name__)
@@ -64,42 +68,53 @@ def run_pipeline(data: Path, out: Path, options: RunOptions, until: str = "repor
     options = with_stored(options, folder.options)
     check_options(options)
     options = known_weights(options, folder.path)
-    workers = available_cores() if options.workers is None else options.workers
     # the clock starts with the command; a CPU's default hour is known only once the device is
     deadline = Deadline(options.seconds, folder.clock)
-    require_output_folder(folder.path, data, options.data)
-    with locked(folder.path), _clock(deadline):
-        if until != "fingerprint":
-            _require_known_device(folder, options.device or "auto")
-        data_set = read_data(data, folder, options, PlannerOptions(preset=options.preset).orientation, workers)
-        if until == "fingerprint":
-            return RunOutcome(folder.fingerprint, data_set)
+    with sole_in_process(options.deterministic):
+        require_output_folder(folder.path, data, options.data)
+        left = partial(run_seconds_left, folder.path)
+        with locked(folder.path), _clock(deadline), whole_run(left):
+            open_run_log(folder.log)
+            log.debug("options: %s", options.model_dump_json(exclude_defaults=True))
+            return _pipeline(data, folder, options, until, replan, deadline)
 
-        parse_folds(options.folds, len(data_set.splits.folds))
-        profile = device_profile(folder, options.device or "auto")
-        promised = _promised(options, profile, deadline)
-        maker, file = PlanMaker.of(options, data_set, profile, deadline, workers, promised), PlanFile(folder)
-        try:
-            plan = plan_stage(maker, file, replan)
-        except DeadlineError as error:
-            if until != "plan":
-                raise
-            log.warning("%s. The plan is made without a limit of time", error.message)
-            deadline.promise(None)
-            maker = PlanMaker.of(options, data_set, profile, deadline, workers, None)
-            plan = plan_stage(maker, file, replan)
-        schedule = _schedule(maker, plan)
-        _fine_tuning(folder, maker, schedule).check()
-        options.save(folder.options)  # only now: they have proved possible
-        if until == "plan":
-            plan = time_plan(maker, file, plan, schedule)
-            return RunOutcome(folder.plan, data_set, plan, schedule, maker)
 
-        with track_run(options, folder.path, data_set.dataset.name) as tracker:
-            plan, schedule = _run_jobs(folder, maker, file, plan, until, tracker)
-            written = _report(folder, data_set.dataset, schedule) if until == "report" else folder.path
-            tracker.finish(plan, written if until == "report" else None)
-        return RunOutcome(written, data_set, plan, schedule)
+def _pipeline(
+    data: Path, folder: RunFolder, options: RunOptions, until: str, replan: bool, deadline: Deadline
+) -> RunOutcome:
+    workers = available_cores() if options.workers is None else options.workers
+    if until != "fingerprint":
+        _require_known_device(folder, options.device or "auto")
+    data_set = read_data(data, folder, options, PlannerOptions(preset=options.preset).orientation, workers)
+    if until == "fingerprint":
+        return RunOutcome(folder.fingerprint, data_set)
+
+    stop_if_cancelled()
+    parse_folds(options.folds, len(data_set.splits.folds))
+    profile = device_profile(folder, options.device or "auto")
+    promised = _promised(options, profile, deadline)
+    maker, file = PlanMaker.of(options, data_set, profile, deadline, workers, promised), PlanFile(folder)
+    try:
+        plan = plan_stage(maker, file, replan)
+    except DeadlineError as error:
+        if until != "plan":
+            raise
+        log.warning("%s. The plan is made without a limit of time", error.message)
+        deadline.promise(None)
+        maker = PlanMaker.of(options, data_set, profile, deadline, workers, None)
+        plan = plan_stage(maker, file, replan)
+    schedule = _schedule(maker, plan)
+    _fine_tuning(folder, maker, schedule).check()
+    options.save(folder.options)  # only now: they have proved possible
+    if until == "plan":
+        plan = time_plan(maker, file, plan, schedule)
+        return RunOutcome(folder.plan, data_set, plan, schedule, maker)
+
+    with track_run(options, folder.path, data_set.dataset.name) as tracker:
+        plan, schedule = _run_jobs(folder, maker, file, plan, until, tracker)
+        written = _report(folder, data_set.dataset, schedule) if until == "report" else folder.path
+        tracker.finish(plan, written if until == "report" else None)
+    return RunOutcome(written, data_set, plan, schedule)
 
 
 def _promised(options: RunOptions, profile: DeviceProfile, deadline: Deadline) -> float | None:
@@ -130,9 +145,12 @@ def describe(outcome: RunOutcome, explained: bool) -> str:
 
 @contextmanager
 def _clock(deadline: Deadline) -> Iterator[None]:
-    """The deadline is cleared when the command succeeds or fails; an interrupted command keeps it."""
+    """The deadline is cleared when the command succeeds or fails; an interrupted or cancelled one keeps it."""
     try:
         yield
+    except Cancelled:
+        deadline.save()
+        raise
     except AutoUNetError:
         deadline.end()
         raise

@@ -48,18 +48,27 @@ def read_status(out: Path) -> RunStatus:
     trained = bool(folds) and all(fold.status.state == "done" for fold in folds)
     stages = {stage: trained if stage == "train" else RunFolder(out).stage_is_done(stage) for stage in STAGES}
     state, metrics = _run_state(out, running, stages, folds), _metrics(RunFolder(out).metrics)
-    known = [_promised_seconds_left(out, running), _fold_seconds_left(folds)]
     status = RunStatus(
         state=state,
         now=_current_work(running, stages, folds),
         stages=stages,
         folds=tuple(_with_time_left(fold, folds) for fold in folds),
         mean_dice=metrics.mean_dice if metrics else None,
-        seconds_left=0.0 if state == "finished" else min((left for left in known if left is not None), default=None),
+        seconds_left=0.0 if state == "finished" else _seconds_left(out, running, folds),
         memory_bytes=resident_bytes(process.process),
         findings=_warnings(RunFolder(out).findings),
     )
     return status.model_copy(update={"lines": tuple(status_lines(status))})
+
+
+def run_seconds_left(out: Path) -> float | None:
+    """Of the run that works in the folder now; None: not known yet."""
+    return _seconds_left(out, True, _read_folds(out, True))
+
+
+def _seconds_left(out: Path, running: bool, folds: Sequence[FoldReading]) -> float | None:
+    known = [_promised_seconds_left(out, running), _fold_seconds_left(folds)]
+    return min((left for left in known if left is not None), default=None)
 
 
 @dataclass(frozen=True)

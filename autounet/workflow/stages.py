@@ -67,7 +67,7 @@ def train(
                 log.info("%s: %s", title, entry.event)
             on_log(entry)
 
-        return train_fold(inputs, place, Horizon(steps=inputs.steps, seconds=seconds), on_line)
+        return train_fold(inputs, place, Horizon(steps=inputs.steps, seconds=seconds), on_line, meter.update)
 
 
 def validate(

@@ -1,0 +1,206 @@
+"""Evaluates label images against references: pairs the files, finds the classes, measures each case."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from .datasets import Match, image_files, pair
+from .datasets.layouts.files import strip_channel
+from .evaluation import DEFAULT_METRICS, chosen_metrics, distance_unit, evaluate_case, on_grid_of, summarise
+from .imageio import VOLUME_KINDS, read_geometry, read_label_content, read_labels, stem
+from .ops.label_values import values_in
+from .progress import progress
+from .schema.errors import DataError
+from .schema.labels import LabelClass, Labels, Region, require_background_zero
+from .schema.metrics import CaseMetrics, Metrics
+from .workers import map_parallel
+
+log = logging.getLogger(__name__)
+
+
+class _EvaluateTask(NamedTuple):
+    case: str
+    prediction: Path
+    reference: Path
+    labels: Labels
+    metrics: tuple[str, ...]
+
+
+def _evaluate_one(task: _EvaluateTask) -> CaseMetrics | DataError:
+    """The error of a case whose files do not fit together, so that those of all cases are told at once."""
+    try:
+        prediction, own = read_labels(task.prediction)
+        reference, geometry = read_labels(task.reference, task.labels.codes)
+    except DataError as error:
+        return DataError(error.message, error.remedy, task.case)
+    prediction, differences = on_grid_of(prediction, own, geometry)
+    if differences:
+        return DataError(
+            f"the prediction {task.prediction.name} differs from its reference in {'; '.join(map(str, differences))}",
+            "Predict the image that the reference was drawn on, or correct the header that is wrong",
+            task.case,
+        )
+    unit = distance_unit(geometry)
+    per_class = evaluate_case(prediction, reference, geometry.spacing, task.labels, unit=unit, metrics=task.metrics)
+    return CaseMetrics(case=task.case, per_class=per_class)
+
+
+def _values(pair_: tuple[Path, Path]) -> tuple[set[int], set[int]]:
+    prediction, reference = (values_in(read_labels(path)[0]) for path in pair_)
+    return prediction, reference
+
+
+def _require_one_background(files: Sequence[Path]) -> None:
+    """Raises DataError where a picture shows by another value what the palette of others shows by 0."""
+    palettes = {}
+    for file in files:
+        if read_geometry(file).kind not in VOLUME_KINDS:
+            palettes[file] = dict(read_label_content(file).colours)
+    shown = {palette[0]: file for file, palette in reversed(palettes.items()) if 0 in palette}
+    for file, palette in palettes.items():
+        for value, colour in palette.items():
+            if value and colour in shown and shown[colour] != file:
+                raise DataError(
+                    f"the colour {list(colour)} is the background in {shown[colour]}, and the value {value} in {file}",
+                    "Store all label files with one palette, or without any",
+                )
+
+
+def _warn_of_strangers(predicted: set[int], drawn: set[int]) -> None:
+    """Masks of 1 and masks of 255 have no class in common, and a Dice of 0 does not say so; nor does one of nothing."""
+    predicted, drawn = predicted - {0}, drawn - {0}
+    if empty := [name for name, values in (("predictions", predicted), ("references", drawn)) if not values]:
+        log.warning("the %s hold no value besides 0. Check that these are the label files", " and the ".join(empty))
+    if predicted and drawn and not predicted & drawn:
+        shown = [", ".join(map(str, sorted(values)[:5])) for values in (predicted, drawn)]
+        log.warning(
+            "no class is in both: the predictions hold %s and the references %s. Every Dice is 0. Where these mean the "
+            "same, give both the same values",
+            *shown,
+        )
+
+
+WORTH_PROCESSES = 20_000_000
+"""voxels that a process measures in the seconds that starting others takes"""
+
+
+def evaluate(
+    predictions: str | Path,
+    references: str | Path,
+    classes: Mapping[str, int] | None = None,
+    model: str | Path | None = None,
+    workers: int = 1,
+    on_case: Callable[[CaseMetrics], None] | None = None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    regions: Mapping[str, Sequence[int]] | None = None,
+) -> Metrics:
+    """Evaluate a folder (or file) of label images against references, paired by name.
+
+    Classes come from `model` (a packed one), else from `classes` (name -> value), else from the values found; so do
+    regions, from `model` or else from `regions` (name -> values).
+    `metrics` names what is measured (`default` and `all` stand for several; see docs/metrics.md); Dice always is.
+    The two files of a case have to lie on the same voxels in space; which way round each stores them does not matter.
+    More than one of `workers` are processes of their own, where the images are not so few and small that starting them
+    takes longer; a script needs no `__main__` guard for that.
+    Raises OptionError for an unknown name, DataError that names every case whose files cannot be read or do not fit.
+    """
+    wanted = chosen_metrics(metrics)
+    require_background_zero({**(classes or {}), **(regions or {})})
+    pairs = _evaluation_pairs(Path(predictions), Path(references))
+    first = read_geometry(pairs[0].second)
+    _require_one_background([file for match in pairs for file in (match.second, match.first)])
+    workers = workers if len(pairs) * math.prod(first.shape) >= WORTH_PROCESSES else 1
+    labels = _evaluated_labels(pairs, classes or {}, regions or {}, model, workers)
+    tasks = [_EvaluateTask(*match, labels, wanted) for match in pairs]
+    with progress("evaluate", len(tasks)) as meter:
+
+        def done(case: CaseMetrics | DataError) -> None:
+            meter.advance(text=case.case or "")
+            if on_case and isinstance(case, CaseMetrics):
+                on_case(case)
+
+        found = map_parallel(_evaluate_one, tasks, workers, done)
+    if errors := [case for case in found if isinstance(case, DataError)]:
+        raise errors[0] if len(errors) == 1 else DataError("\n".join(map(str, errors)))
+    _warn_of_absent(cases := [case for case in found if isinstance(case, CaseMetrics)], labels)
+    return summarise(cases, labels, unit=distance_unit(first), metrics=wanted)
+
+
+def _evaluated_labels(
+    pairs: Sequence[Match],
+    classes: Mapping[str, int],
+    regions: Mapping[str, Sequence[int]],
+    model: str | Path | None,
+    workers: int,
+) -> Labels:
+    if model is not None:
+        from .inference.bundle import load_bundle
+
+        return load_bundle(Path(model))[0].labels
+    with progress("finding classes", len(pairs)) as meter:
+        values = map_parallel(_values, [(a, b) for _, a, b in pairs], workers, lambda _: meter.advance())
+    predicted, drawn = (set().union(*sets) for sets in zip(*values, strict=True))
+    _warn_of_strangers(predicted, drawn)
+    return _named_labels(dict(classes), predicted | drawn, regions)
+
+
+def _warn_of_absent(cases: Sequence[CaseMetrics], labels: Labels) -> None:
+    """Classes and regions whose Dice is undefined in every case: there is nothing of them in any file."""
+    shown = {label.name: f"class {label.name} (value {label.value})" for label in labels.reported}
+    shown |= {each.name: f"region {each.name} (values {', '.join(map(str, each.values))})" for each in labels.regions}
+    if absent := [what for name, what in shown.items() if all(case.per_class[name].dice is None for case in cases)]:
+        log.warning("in no prediction and in no reference: %s. Check the values and the files", ", ".join(absent))
+
+
+def _evaluation_pairs(predictions: Path, references: Path) -> list[Match]:
+    """Two files are a pair; of two folders every prediction needs its reference."""
+    if predictions.is_file() and references.is_file():
+        return [Match(stem(predictions), predictions, references)]
+    known = _files(references)
+    predicted = _without_companions(_files(predictions), known)
+    pairs = pair(predicted, known)
+    alone = sorted(path.name for path in set(predicted) - {match.first for match in pairs})
+    if alone:
+        raise DataError(
+            f"{len(alone)} predictions have no reference in {references}: {', '.join(alone[:5])}",
+            "Give the folder with a reference of the same name for each",
+        )
+    if other := [match for match in pairs if strip_channel(stem(match.first))[0] != stem(match.second)]:
+        log.info("names differ: %s is compared with %s, for example", other[0].first.name, other[0].second.name)
+    if len(pairs) < len(known):
+        log.warning("%d of %d references have no prediction and are not counted", len(known) - len(pairs), len(known))
+    return pairs
+
+
+def _without_companions(predicted: list[Path], known: list[Path]) -> list[Path]:
+    """Without the maps that `predict` writes with a segmentation, such as `<case>.gate1.nii.gz`."""
+    cases, references = {stem(file) for file in predicted}, {stem(file) for file in known}
+
+    def is_companion(name: str) -> bool:
+        parts = name.split(".")
+        return any(".".join(parts[:count]) in cases for count in range(1, len(parts)))
+
+    return [file for file in predicted if stem(file) in references or not is_companion(stem(file))]
+
+
+def _files(path: Path) -> list[Path]:
+    files = [path] if path.is_file() else image_files(path)
+    if not files:
+        raise DataError(f"{path} has no label images", "Give the folder that holds them")
+    return files
+
+
+def _named_labels(classes: dict[str, int], present: set[int], regions: Mapping[str, Sequence[int]]) -> Labels:
+    names = {value: name for name, value in classes.items()}
+    rest = sorted(present.union(names, *regions.values()) - {0})
+    background = LabelClass(name=names.get(0, "background"), value=0)
+    foreground = tuple(LabelClass(name=names.get(value, f"label_{value}"), value=value) for value in rest)
+    return Labels(
+        classes=(background, *foreground),
+        background_named=0 in names,
+        regions=tuple(Region(name=name, values=tuple(values)) for name, values in regions.items()),
+    )
