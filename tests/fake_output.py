@@ -174,7 +174,7 @@ def _write_plan_and_runs(out: Path, dataset: Dataset, splits: Splits, dimension:
         )
         record = RunRecord(
             configuration_name="3d_fullres",
-            configuration=plan.configurations["3d_fullres"].digest(),
+            configuration=plan.configurations["3d_fullres"].key,
             fold=fold,
             options=TrainOptions(),
             train_cases=splits.training(fold),

@@ -169,7 +169,7 @@ def test_messages_are_few_or_many_on_either_side_of_the_command(tmp_path: Path) 
     assert "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("Error: ")
     log = (tmp_path / "out" / "run.log").read_text(encoding="utf-8")
-    assert log.count(f" autounet fingerprint {data} --out ") == log.count(f" fingerprint: {tmp_path / 'out'}") == 3
+    assert log.count(f" fingerprint {data} --out ") == log.count(f" fingerprint: {tmp_path / 'out'}") == 4
     assert log.count("reading: done in") == 5, "of quiet commands, too"
     assert done.stderr.splitlines()[-1] in log
     both = CliRunner().invoke(app, ["status", str(tmp_path), "--quiet", "-v"])

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from fake_output import make_output
+from fake_output import configuration, make_output
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
@@ -19,9 +19,11 @@ from autounet.figures import AGREEMENT_COLOUR, PREDICTION_COLOUR, REFERENCE_COLO
 from autounet.ops.orient import orient
 from autounet.report import page as page_module
 from autounet.report import shown_cases, write_report
+from autounet.report.output_records import read_output_records
 from autounet.report.overlays import Cut, case_cuts, difference_image
 from autounet.report.results_section import RankedCase, rank_cases
 from autounet.report.shown_cases import best_median_worst
+from autounet.report.training_section import plan_table
 from autounet.report.volumes import CaseVolume, whole, window
 from autounet.schema.errors import RecordError
 from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics
@@ -305,3 +307,24 @@ def test_differences_tell_missed_from_added():
         (0, 0, 0),
         to_rgb(REFERENCE_COLOUR),
     ]
+
+
+def test_what_was_planned_and_what_was_trained_are_told_apart(tmp_path):
+    """A configuration that was not trained has no column, and one that was planned again says so."""
+    plan = Plan.load(make_output(tmp_path / "out") / "plan.json")
+    planned = plan.configurations["3d_fullres"]
+    runs = read_output_records(tmp_path / "out").runs
+    both = {"2d": configuration(2), "3d_fullres": planned}
+    found = plan_table(both, runs)
+    assert (found.head, len(found.rows[0])) == (["property", "3d_fullres"], 2)
+    assert found.notes == ["2d is planned and was not trained: no figure of this report is of it"]
+    changed = planned.model_copy(update={"batch_size": planned.batch_size + 1})
+    (note,) = plan_table({"3d_fullres": changed}, runs[:2]).notes
+    assert note == "3d_fullres was planned again after fold 0, fold 1 had been trained: this is the later plan"
+    assert plan_table({"3d_fullres": planned}, runs).notes == []
+    assert plan_table(both, []).head == ["property", "2d", "3d_fullres"]
+    assert plan_table(both, []).notes == ["Nothing has been trained yet: this is what is planned"]
+    plan.model_copy(update={"configurations": both}).save(tmp_path / "out" / "plan.json")
+    text = Page(write_report(tmp_path / "out").read_text(encoding="utf-8")).text
+    assert "2d is planned and was not trained" in text
+    assert "Trained configurations" in text

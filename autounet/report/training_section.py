@@ -17,7 +17,11 @@ MAX_POINTS = 400
 
 
 def plan_table(configurations: Mapping[str, Configuration], runs: Sequence[RunRecord]) -> ReportTable:
-    """A column per configuration; predicted memory above what training took."""
+    """A column per configuration that was trained, or of all where none was yet; notes on the others, and on what was
+    trained by another plan than the one shown. Predicted memory stands above what training took."""
+    trained = {run.configuration_name for run in runs}
+    notes = _plan_notes(configurations, runs)
+    configurations = {name: item for name, item in configurations.items() if name in trained or not trained}
     peaks = {
         name: max((run.peak_memory_bytes or 0 for run in runs if run.configuration_name == name), default=0)
         for name in configurations
@@ -39,7 +43,21 @@ def plan_table(configurations: Mapping[str, Configuration], runs: Sequence[RunRe
         "measured memory of training": lambda name, item: format_size(peaks[name]) if peaks[name] else DASH,
     }
     rows = [[title, *(line(name, item) for name, item in configurations.items())] for title, line in lines.items()]
-    return ReportTable(["property", *configurations], rows)
+    return ReportTable(["property", *configurations], rows, notes=notes)
+
+
+def _plan_notes(configurations: Mapping[str, Configuration], runs: Sequence[RunRecord]) -> list[str]:
+    """Which configurations of the plan are not the trained ones."""
+    if not runs:
+        return ["Nothing has been trained yet: this is what is planned"]
+    notes = []
+    for name, item in configurations.items():
+        folds = [run for run in runs if run.configuration_name == name]
+        if not folds:
+            notes.append(f"{name} is planned and was not trained: no figure of this report is of it")
+        elif other := [fold_title(run.fold) for run in folds if run.configuration != item.key]:
+            notes.append(f"{name} was planned again after {', '.join(other)} had been trained: this is the later plan")
+    return notes
 
 
 def training_table(runs: Sequence[RunRecord]) -> ReportTable:
