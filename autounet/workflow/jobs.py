@@ -67,7 +67,6 @@ class Job:
     """jobs whose running makes this one run again, although no key says so: their results are new"""
     writes: tuple[Path, ...] = ()
     """files that must be there for the job to count as done"""
-
     owns: tuple[Path, ...] = ()
     """folders of nothing but what it writes"""
 
