@@ -10,7 +10,17 @@ import logging as _logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .api import AutoUNetError as AutoUNetError
+    from .api import Cancelled as Cancelled
+    from .api import CheckResult as CheckResult
+    from .api import DataError as DataError
+    from .api import DeadlineError as DeadlineError
+    from .api import Metrics as Metrics
     from .api import Model as Model
+    from .api import ModelError as ModelError
+    from .api import OptionError as OptionError
+    from .api import Plan as Plan
+    from .api import Progress as Progress
     from .api import RunResult as RunResult
     from .api import TrainedFold as TrainedFold
     from .api import TrainResult as TrainResult
@@ -20,27 +30,8 @@ if TYPE_CHECKING:
     from .api import plan as plan
     from .api import run as run
     from .api import train as train
-    from .progress import Progress as Progress
-    from .schema.errors import AutoUNetError as AutoUNetError
-    from .schema.errors import Cancelled as Cancelled
-    from .schema.errors import DataError as DataError
-    from .schema.errors import DeadlineError as DeadlineError
-    from .schema.errors import ModelError as ModelError
-    from .schema.errors import OptionError as OptionError
-    from .schema.fingerprint import CheckResult as CheckResult
-    from .schema.metrics import Metrics as Metrics
-    from .schema.plan import Plan as Plan
 
 __version__ = "0.1.0"
-_HOMES = {
-    "api": ("Model", "RunResult", "TrainResult", "TrainedFold", "check", "evaluate", "load", "plan", "run", "train"),
-    "progress": ("Progress",),
-    "schema.errors": ("AutoUNetError", "Cancelled", "DataError", "DeadlineError", "ModelError", "OptionError"),
-    "schema.fingerprint": ("CheckResult",),
-    "schema.metrics": ("Metrics",),
-    "schema.plan": ("Plan",),
-}
-"""module -> what of it is the interface"""
 __all__ = [
     "AutoUNetError",
     "Cancelled",
@@ -70,11 +61,10 @@ if not TYPE_CHECKING:  # type checkers know each name from above, and that there
 
     def __getattr__(name: str) -> Any:
         """The interface comes with its libraries only when used: importing the package stays instant."""
-        for home, names in _HOMES.items():
-            if name in names:
-                from importlib import import_module
+        if name in __all__:
+            from . import api
 
-                return getattr(import_module(f"{__name__}.{home}"), name)
+            return getattr(api, name)
         raise AttributeError(f"module 'autounet' has no attribute '{name}'")
 
 

@@ -18,8 +18,15 @@ from typing import TYPE_CHECKING, Any, Unpack
 from .label_evaluation import evaluate as evaluate
 from .prediction.folder import OnCase, OutputOptions, predict_folder
 from .prediction.predictor import Predictor
-from .progress import Progress, Watcher, watched
+from .progress import Progress as Progress
+from .progress import Watcher, watched
 from .run_log import run_log
+from .schema.errors import AutoUNetError as AutoUNetError
+from .schema.errors import Cancelled as Cancelled
+from .schema.errors import DataError as DataError
+from .schema.errors import DeadlineError as DeadlineError
+from .schema.errors import ModelError as ModelError
+from .schema.errors import OptionError as OptionError
 from .schema.errors import UsageError, lost_worker, unknown_name
 from .schema.fingerprint import CheckResult
 from .schema.metrics import Metrics

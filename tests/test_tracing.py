@@ -23,8 +23,8 @@ from autounet.schema.options import TrainOptions
 from autounet.schema.plan import NetworkSpec
 from autounet.schema.run import DeviceProfile, MemoryCalibration, MemoryMargin
 from autounet.step import Precision
-from autounet.workflow import memory_calibration as calibrating
-from autounet.workflow.memory_calibration import MemoryTrial, calibrated, calibration_file, fit_margin
+from autounet.workflow import trial_steps as calibrating
+from autounet.workflow.trial_steps import MemoryTrial, calibrated, calibration_file, fit_margin
 
 LABELS = labels(3)
 NO_MARGIN = Margin(0, 0.0)

@@ -77,7 +77,7 @@ def compare(out: Path, with_: Path | None, metric: str, test: Path | None, json:
 def calibrate(device: str) -> None:
     """Measure how much more memory a device takes than tracing predicts, so that later plans for it allow for that."""
     from ..schema.quantities import format_size
-    from ..workflow.memory_calibration import calibrate as measure
+    from ..workflow.trial_steps import calibrate as measure
 
     margin, path = measure(device)
     typer.echo(f"margin: {format_size(margin.bytes)} and {margin.fraction:.1%} of what is traced")

@@ -35,11 +35,10 @@ from .defaults import TrainingSchedule, check_options, loader_workers, parse_fol
 from .fine_tuning import FineTuning, known_weights
 from .jobs import Job, JobGraph, SequentialExecutor
 from .make_plan import PlanMaker
-from .memory_calibration import calibrated
 from .output_folder import locked, require_output_folder, sole_in_process
 from .plan_stage import PlanFile, describe_plan, plan_smaller, plan_stage, time_plan
 from .read_status import run_seconds_left
-from .trial_steps import MOST_ATTEMPTS, try_configurations
+from .trial_steps import MOST_ATTEMPTS, calibrated, try_configurations
 
 log = logging.getLogger(__name__)
 
