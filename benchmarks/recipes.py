@@ -229,6 +229,8 @@ def train_variant(outcome: Any, folder: Path, values: dict[str, Any], seconds: f
     if scale != 1:
         planned = coarser(run, planned, scale)
     configured = {field: values.pop(field) for field in ("batch_dice",) if field in values}
+    if not values.pop("mirror", True):
+        configured["mirror_axes"] = ()
     planned = planned.model_copy(update=configured)
     if "loss" in values:
         register_loss(values["loss"])

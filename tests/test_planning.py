@@ -24,7 +24,7 @@ from autounet.schema.dataset import ChannelKind
 from autounet.schema.errors import AutoUNetError, OptionError, PlanError
 from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint
 from autounet.schema.labels import LabelClass, Labels
-from autounet.schema.options import GIB, PlannerOptions, RunOptions, TrainOptions
+from autounet.schema.options import GIB, MIRRORED_STEPS, PlannerOptions, RunOptions, TrainOptions
 from autounet.schema.plan import NetworkSpec, Plan
 from autounet.schema.run import DeviceProfile
 from autounet.workflow import defaults as recipes
@@ -307,6 +307,30 @@ def test_options_reach_the_configurations() -> None:
     assert configuration.mirror_axes == (0, 1, 2)
     assert configuration.inference.mirror_axes == ()
     assert configuration.inference.overlap == 0.25
+
+
+def test_samples_that_are_not_mirrored_are_not_predicted_so_either() -> None:
+    labels = LABELS.model_copy(update={"pairs": (("class 1", "class 2"),)})
+    for known in (LABELS, labels):
+        made = plan(make_fingerprint(), known, PlannerOptions(mirror_samples=False), TrainOptions())
+        for name, each in made.configurations.items():
+            assert (each.mirror_axes, each.inference.mirror_axes, each.swap_axis) == ((), (), None)
+            assert "nothing is mirrored in fewer than" in reasons_of(made, name)
+
+
+def test_few_steps_are_not_mirrored_but_with_a_preset_or_a_model() -> None:
+    profile = DeviceProfile(
+        device="cpu", name="a machine", cores=2, memory_bytes=2**33, precision="fp32", channels_last=False
+    )
+
+    def mirrored(**options: object) -> bool:
+        return recipes.planner_options(RunOptions(**options), profile).mirror_samples
+
+    assert not mirrored(iterations=MIRRORED_STEPS - 1)
+    assert not mirrored(epochs=2)
+    assert mirrored(iterations=MIRRORED_STEPS)
+    assert mirrored()
+    assert mirrored(iterations=9, preset="nnunet")
 
 
 def test_left_and_right_classes_change_places_in_a_mirror() -> None:

@@ -119,6 +119,15 @@ def test_a_preset_keeps_its_network_and_batch():
     assert found.options == preset
 
 
+def test_few_steps_are_not_mirrored():
+    budget = TimeBudget(1000, 5, 20)
+    assert not fit_to_time(budget, PlannerOptions(), configure, timing_of(1.0)).options.mirror_samples
+    assert fit_to_time(budget, PlannerOptions(), configure, timing_of(1.0), None, 0).options.mirror_samples
+    assert fit_to_time(TimeBudget(1e6, 5, 20), PlannerOptions(), configure, timing_of(1.0)).options.mirror_samples
+    preset = fit_to_time(TimeBudget(50_000, 5, 20), PlannerOptions(preset="nnunet"), configure, timing_of(1.0))
+    assert preset.options.mirror_samples
+
+
 def test_few_wanted_steps_allow_a_wider_network():
     few = fit_to_time(TimeBudget(1000, 5, 20, step_limit=100), PlannerOptions(), configure, timing_of(1.0))
     assert few.options.base_features > shape(1000).options.base_features

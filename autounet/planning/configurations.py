@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..schema.options import MIRRORED_STEPS
 from ..schema.plan import (
     LEFT_RIGHT,
     Configuration,
@@ -228,8 +229,11 @@ class MirrorAxes(NamedTuple):
 
 
 def _mirroring(inputs: PlanInputs, name: str, dims: int) -> MirrorAxes:
-    """All axes. Along left-right the classes of each pair change places; where that cannot be, it is left out."""
+    """All axes, or with few steps none. Along left-right the classes of each pair change places, or it is left out."""
     axes, pairs = tuple(range(dims)), inputs.labels.pairs
+    if not inputs.options.mirror_samples:
+        text = f"nothing is mirrored in fewer than {MIRRORED_STEPS:,} steps: images as they lie are learnt sooner"
+        return MirrorAxes((), (), None, (_reason(name, "mirroring", text),))
     if not pairs:
         return MirrorAxes(axes, axes, None, ())
     if inputs.rules:

@@ -192,6 +192,11 @@ class RunKeywords(DataKeywords, total=False):
     track: str | None
 
 
+MIRRORED_STEPS = 10_000
+"""steps of a fold from which on samples are mirrored. Without, fold 0 of Task04, OpenKBP and ACDC gains 0.03 to 0.09 of
+Dice in 2 minutes of a core (benchmarks/results/recipes_2026-11-30.md); where that ends was not measured"""
+
+
 class PlannerOptions(Part):
     """What the planner is asked for: the options that concern it, with what fitting to a promised time has added."""
 
@@ -214,6 +219,8 @@ class PlannerOptions(Part):
     """share of a tile that neighbouring tiles have in common in prediction"""
     mirror: bool = True
     """test-time mirroring"""
+    mirror_samples: bool = True
+    """mirroring by augmentation; without it there is none at test time either"""
     spacing_scale: float = Field(default=1.0, ge=1.0)
     """factor of the target spacing: the last resort to fit a promised time"""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from ..schema.errors import DeadlineError, PlanError
 from ..schema.fingerprint import Fingerprint
-from ..schema.options import PlannerOptions
+from ..schema.options import MIRRORED_STEPS, PlannerOptions
 from ..schema.plan import Configuration, Limits
 from ..schema.quantities import format_time
 from .cost_model import Timing, case_seconds
@@ -155,15 +155,20 @@ Kept = Callable[[float], float]
 
 
 def fit_to_time(
-    budget: TimeBudget, options: PlannerOptions, configure: Configure, measure: Measure, kept: Kept | None = None
+    budget: TimeBudget,
+    options: PlannerOptions,
+    configure: Configure,
+    measure: Measure,
+    kept: Kept | None = None,
+    mirrored_steps: int = MIRRORED_STEPS,
 ) -> TimeFittedPlan:
     """The grid of the least expected error, on it the widest network, then the largest batch, that still gets a useful
     number of steps in every fold.
 
     Where even the narrowest gets few steps, the patch becomes smaller. `configure` plans for given options and
-    `measure` times the result; both are called for the narrowest width first. Without `kept` the grid stays as it is. A
-    preset keeps its network, patch and batch, and `base_features` that are given stay. Raises DeadlineError with the
-    least time of the whole command.
+    `measure` times the result; both are called for the narrowest width first. Without `kept` the grid stays as it is.
+    With fewer than `mirrored_steps` nothing is mirrored. A preset keeps its network, patch and batch, and
+    `base_features` that are given stay. Raises DeadlineError with the least time of the whole command.
     """
 
     def attempt(best: TimedConfiguration | None = None, **changes: object) -> TimedConfiguration:
@@ -180,6 +185,9 @@ def fit_to_time(
         first = attempt(base_features=given or min(WIDTHS))
         best, grid_reasons = _coarser(attempt, first, kept) if kept else (first, ())
         best = _smaller_patch(attempt, best if given else _wider(attempt, best))
+        if best.options.mirror_samples and best.steps < mirrored_steps:
+            changed = best.options.model_copy(update={"mirror_samples": False})
+            best = replace(best, options=changed, configuration=configure(changed))
     best, inference_reasons = _fit_inference(best, configure)
     _require_time(best)
     batch = best.least_batch if options.preset else _batch(best)

@@ -14,7 +14,7 @@ from ..planning import PRESETS
 from ..schema.dataset import Dataset, Splits
 from ..schema.errors import OptionError, UsageError
 from ..schema.metrics import chosen_metrics
-from ..schema.options import GIB, DataOptions, PlannerOptions, RunOptions, TrainOptions
+from ..schema.options import GIB, MIRRORED_STEPS, DataOptions, PlannerOptions, RunOptions, TrainOptions
 from ..schema.plan import Configuration, Plan, with_previous_stages
 from ..schema.run import DeviceProfile
 from ..tracking import NO_TRACKER, require_tracker
@@ -60,13 +60,15 @@ def memory_budget(options: RunOptions, profile: DeviceProfile) -> int:
 
 
 def planner_options(options: RunOptions, profile: DeviceProfile) -> PlannerOptions:
-    """Pretrained weights have their width."""
+    """Pretrained weights have their width, and those of a model were trained with mirrored samples."""
+    few = (step_limit(options) or MIRRORED_STEPS) < MIRRORED_STEPS
     return PlannerOptions(
         memory_bytes=memory_budget(options, profile),
         preset=options.preset,
         family=network_family(options),
         configurations=requested_configurations(options),
         base_features=STEM_FEATURES if options.starts_from == "encoder" else None,
+        mirror_samples=bool(options.preset) or options.starts_from == "model" or not few,
     )
 
 

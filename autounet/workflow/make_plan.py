@@ -13,7 +13,7 @@ from ..planning.memory import MeasuredMemory
 from ..planning.plan_transfer import StartingModel, transfer_options
 from ..schema.dataset import partly_annotated
 from ..schema.errors import BudgetExceeded, PlanError
-from ..schema.options import PlannerOptions, RunOptions, TrainOptions
+from ..schema.options import MIRRORED_STEPS, PlannerOptions, RunOptions, TrainOptions
 from ..schema.plan import Configuration, Limits, NetworkSpec, Plan, Reason
 from ..schema.quantities import format_size
 from ..schema.run import DeviceProfile
@@ -249,7 +249,12 @@ class PlanMaker:
         free = name in ("2d", "3d_fullres") and not (self.options.preset or self.starting)
         kept = KeptLabels(self.data.dataset, whole.configurations[name].preprocess) if free else None
         fitted = fit_to_time(
-            budget, whole.options, lambda options: alone(options).configurations[name], self._timing, kept
+            budget,
+            whole.options,
+            lambda options: alone(options).configurations[name],
+            self._timing,
+            kept,
+            0 if self.starting else MIRRORED_STEPS,
         )
         final = alone(fitted.options)
         configuration = final.configurations[name]
