@@ -27,7 +27,8 @@ WIDER_STEPS = 5000
 LARGER_BATCH_STEPS = 5000
 """steps that a fold should still get with a larger batch; chosen like the one above"""
 FEW_STEPS = 1000
-"""steps below which a smaller patch, and so more steps, wins (benchmarks/results/schedule_2026-11-22.md, DRIVE)"""
+"""steps below which a smaller patch, and so more steps, is tried: DRIVE had 0.725 with a quarter of the patch and 194
+steps in the time of 71 steps and 0.644 (benchmarks/results/recipes_2026-11-30.md)"""
 SCALES = (1.25, 1.5, 2.0, 2.5, 3.0)
 """coarser grids that are compared with the target spacing, in units of its finest axis"""
 GRID_GAIN = 0.9
