@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from autounet.nets import FAMILIES
 from autounet.nets.family import divisible_size
+from autounet.planning import fill_memory
 from autounet.planning.fill_memory import MOST_WIDTH, WELL_USED, WIDTH, MemoryFillingSearch
 from autounet.planning.memory import MeasuredMemory, convolution_outputs
 from autounet.planning.search import LARGEST_SHARE, SearchInputs, SearchResult, start_topology
@@ -89,6 +90,48 @@ def test_a_budget_is_filled_and_never_exceeded_or_the_data_are_too_small(
         small = found.network.features[0] == WIDTH
         assert any(("too small to use more" if small else "the most") in reason.text for reason in found.reasons)
         assert not (small and "memory" in found.limited_by.model_dump().values())
+
+
+@settings(deadline=None, max_examples=80)
+@given(inputs=search_inputs(), gigabytes=st.floats(1, 80))
+def test_patches_that_cannot_win_are_not_asked_for_which_changes_nothing(
+    inputs: SearchInputs, gigabytes: float
+) -> None:
+    """As without the rule, by the bytes of whole steps: fewer of them are traced."""
+    budget = int(gigabytes * GIB)
+    found, asked = [], []
+    for share in (fill_memory.LEAST_SHARE, 0.0):
+        steps: list[tuple[int, ...]] = []
+
+        def measure(spec: NetworkSpec, patch: tuple[int, ...], batch: int, steps: list = steps) -> int:
+            steps.append((*patch, batch))
+            return training_bytes(spec, patch, batch)
+
+        memory = MeasuredMemory(budget, measure, constant=300 * 2**20)
+        with pytest.MonkeyPatch.context() as patching:
+            patching.setattr(fill_memory, "LEAST_SHARE", share)
+            try:
+                search = MemoryFillingSearch(inputs, memory, propose, divisible_size, budget, None)
+                found.append(search.find())
+            except PlanError:
+                assume(False)
+        asked.append(set(steps))
+    assert found[0] == found[1]
+    assert asked[0] <= asked[1]
+
+
+def test_a_batch_that_only_the_data_limit_asks_for_no_smaller_patch() -> None:
+    """Hippocampus: the largest patch holds 9 samples, and the smaller ones would need twice the memory of its 2."""
+    inputs = make_inputs([36, 50, 35], [1, 1, 1], cases=260)
+    asked: list[tuple[int, ...]] = []
+
+    def measure(spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
+        asked.append((*patch, batch))
+        return training_bytes(spec, patch, batch)
+
+    memory = MeasuredMemory(8 * GIB, measure, constant=300 * 2**20)
+    found = MemoryFillingSearch(inputs, memory, propose, divisible_size, 8 * GIB, None).find()
+    assert {each[:-1] for each in asked} == {found.patch}
 
 
 def test_what_a_smaller_patch_leaves_is_filled_by_width() -> None:

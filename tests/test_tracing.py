@@ -209,6 +209,21 @@ def test_scaled_traces_are_near_the_full_trace_in_2d():
         assert model.traced(spec, patch, batch) == pytest.approx(model.traced_fully(spec, patch, batch), rel=0.03)
 
 
+@pytest.mark.parametrize(("precision", "channels_last"), [("fp32", False), ("bf16", True)])
+def test_narrower_networks_never_take_more_than_wider_ones_let_expect(precision, channels_last):
+    model = memory(precision, "cpu", channels_last, optimiser="adamw")
+    narrow = [network(features=width) for width in (8, 16, 24)]
+    assert model.at_most(narrow[0], (32, 32, 32), 2) is None
+    model.traced(network(features=32), (32, 32, 32), 2)
+    assert model.at_most(network(features=36), (32, 32, 32), 2) is None
+    assert model.at_most(network(stages=2, features=8), (32, 32, 32), 2) is None
+    sizes = [((32, 32, 32), 2), ((16, 16, 16), 9), ((32, 32, 32), 5), ((48, 32, 16), 3)]
+    limits = {(spec.digest(), *size): model.at_most(spec, *size) for spec in narrow for size in sizes}
+    for spec in narrow:
+        for size in sizes:
+            assert model.traced_fully(spec, *size) <= limits[spec.digest(), *size]
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_fallback_is_near(dims):
     spec, patch = network(dims, 3, 8), (128, 128) if dims == 2 else (32, 32, 32)

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 TRACED_BATCH = 2
 """samples of a traced batch: one alone would leave the axis out of what decides about memory orders"""
+OTHER_BLOCKS = 1.5
+"""factor of what a wider network takes: a narrower one may put the gradients of its kernels together in another way"""
 TracedSize = tuple[tuple[int, ...], int]
 """patch and batch"""
 Method = Literal["fake tensors", "saved tensors"]
@@ -93,9 +95,25 @@ class TrainingMemory:
     """how the last answer was computed"""
     _known: dict[str, _TracePair | None] = field(default_factory=dict)
     _verified: dict[tuple[str, tuple[int, ...], int], int] = field(default_factory=dict)
+    _answers: list[tuple[NetworkSpec, int, int]] = field(default_factory=list)
+    """network, voxels of the batch and peak bytes without margin of every answer so far"""
 
     def __call__(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
         return self.margin.on(self.traced(spec, patch, batch))
+
+    def at_most(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int | None:
+        """More bytes than `self(...)` gives, without a trace, by the answers for networks that are no narrower.
+
+        None where there was none for a network of the same shape.
+        """
+        voxels = batch * math.prod(FAMILIES[spec.family].valid_size(spec, patch))
+        limits = [
+            peak * max(1.0, voxels / known)
+            for wide, known, peak in self._answers
+            if all(own <= other for own, other in zip(spec.features, wide.features, strict=False))
+            and wide.model_copy(update={"features": spec.features}) == spec
+        ]
+        return self.margin.on(round(OTHER_BLOCKS * min(limits))) if limits else None
 
     def verify(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
         """The same from a full trace of exactly this patch and batch."""
@@ -112,8 +130,11 @@ class TrainingMemory:
         voxels = batch * math.prod(patch)
         known = self._pair(spec, patch)
         if known is None or voxels < known.voxels[0]:
-            return self.traced_fully(spec, patch, batch)
-        return _peak(known.at(voxels))
+            peak = self.traced_fully(spec, patch, batch)
+        else:
+            peak = _peak(known.at(voxels))
+        self._answers.append((spec, voxels, peak))
+        return peak
 
     def traced_fully(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
         """Peak bytes without margin, from a trace of this very patch and batch, or of the next larger valid patch."""

@@ -42,6 +42,10 @@ WELL_USED = 0.85
 COMPARED_SHARE = 0.25
 """patches smaller than this share of the chosen one cannot hold more voxels in a batch, and are not tried"""
 
+LEAST_SHARE = 0.5
+"""of the memory for each voxel of a batch, that a smaller patch with a shallower network takes at least: stages that it
+lacks have an eighth of the voxels each of the stage above, or a quarter where slices are thick"""
+
 ProposeWidth = Callable[[Topology, int], NetworkSpec]
 """(topology, features of the first stage) -> network"""
 ValidSize = Callable[[NetworkSpec, tuple[int, ...]], tuple[int, ...]]
@@ -158,10 +162,13 @@ class MemoryFillingSearch:
         best = (first, *choose_batch(self.inputs, self.memory, first.network, first.patch))
         close = list(takewhile(lambda size: size.voxels >= COMPARED_SHARE * first.voxels, smaller))
         below = self._least_bytes(first) - 1
+        by_voxel = self._bytes_by_voxel(first, best[1])
         unasked: list[PatchCandidate] = []  # whose smallest batch may lower `below`; asked only where that can matter
         for size in close:
             needed = best[0].voxels * best[1] // size.voxels + 1
-            if most_samples(self.inputs, size.patch) >= needed and self._takes(size, needed) <= below:
+            hopeless = self.memory.constant + LEAST_SHARE * by_voxel * needed * size.voxels > below
+            enough = not hopeless and most_samples(self.inputs, size.patch) >= needed
+            if enough and self._takes(size, needed) <= below:
                 below = min([below, *(self._least_bytes(each) - 1 for each in unasked)])
                 unasked = []
                 held = choose_batch(self.inputs, self.memory.within(below), size.network, size.patch)
@@ -169,6 +176,11 @@ class MemoryFillingSearch:
                     best = (size, *held)
             unasked.append(size)
         return best
+
+    def _bytes_by_voxel(self, size: PatchCandidate, batch: int) -> float:
+        """By which a batch of more voxels takes more; 0 where only the smallest is known."""
+        more = batch - self.inputs.least_batch
+        return (self._takes(size, batch) - self._least_bytes(size)) / (more * size.voxels) if more > 0 else 0.0
 
     def _least_bytes(self, size: PatchCandidate) -> int:
         """Of the smallest batch."""

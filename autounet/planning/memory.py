@@ -29,6 +29,11 @@ class Memory(Protocol):
         """How memory is predicted, for sentences."""
         ...
 
+    @property
+    def constant(self) -> int:
+        """Bytes of every step, whatever the network; 0 where that is not known."""
+        ...
+
     def within(self, budget: int) -> Self:
         """The same prediction with another budget (bytes)."""
         ...
@@ -78,6 +83,7 @@ class ProxyMemory:
     outputs: int
     """channels of the final head"""
     source: str = "nnU-Net's proxy for memory (a count of convolution outputs, converted to bytes)"
+    constant: int = 0
 
     def within(self, budget: int) -> Self:
         return replace(self, budget=budget)
@@ -106,6 +112,7 @@ class MeasuredMemory:
     budget: int
     measure: Measure
     source: str = "the memory model"
+    constant: int = 0
     _known: dict[tuple[str, tuple[int, ...], int], int] = field(default_factory=dict)
 
     def within(self, budget: int) -> Self:

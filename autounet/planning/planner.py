@@ -37,11 +37,13 @@ def plan(
     device_profile: DeviceProfile | None = None,
     measure: Measure | None = None,
     starting: StartingModel | None = None,
+    constant_bytes: int = 0,
 ) -> Plan:
     """Every configuration that the rules create, or those of `options.configurations` and their previous stages.
 
     `measure(network, patch, batch)` gives the peak bytes of a training step; None: nnU-Net's proxy decides what fits.
-    With a preset the proxy always decides, and the measure only reports.
+    With a preset the proxy always decides, and the measure only reports. Of what it gives, `constant_bytes` are there
+    whatever the network, as far as known.
     The networks, spacing and normalisation of `starting` are transferred; `options` are then those that
     `plan_transfer.transfer_options` gives, without a preset.
     `train_options` is there for measures that depend on the optimiser; the rules do not. Raises OptionError for
@@ -56,7 +58,7 @@ def plan(
         normalisation, normalisation_reasons = transferred_normalisation(
             fingerprint, starting, normalisation, normalisation_reasons
         )
-    memory = _memory(labels, options, measure)
+    memory = _memory(labels, options, measure, constant_bytes)
     inputs = PlanInputs(
         fingerprint, labels, options, device_profile, memory, measure, grid, normalisation, starting=starting
     )
@@ -132,7 +134,7 @@ def _volumes(inputs: PlanInputs, wanted: set[str]) -> tuple[VolumeSearch | None,
     return volumes, impossible
 
 
-def _memory(labels: Labels, options: PlannerOptions, measure: Measure | None) -> Memory:
+def _memory(labels: Labels, options: PlannerOptions, measure: Measure | None, constant_bytes: int) -> Memory:
     if options.preset:
         # nnU-Net counts the entries of dataset.json's labels: regions instead of classes, the ignore label, and the
         # background only where it is listed
@@ -141,7 +143,7 @@ def _memory(labels: Labels, options: PlannerOptions, measure: Measure | None) ->
         return NominalMemory(PRESETS[options.preset], options.memory_bytes, entries)
     if measure is None:
         return ProxyMemory(options.memory_bytes, len(targets_of(labels, planned_targets(labels))))
-    return MeasuredMemory(options.memory_bytes, measure)
+    return MeasuredMemory(options.memory_bytes, measure, constant=constant_bytes)
 
 
 def _check_options(fingerprint: Fingerprint, labels: Labels, options: PlannerOptions) -> None:

@@ -72,6 +72,7 @@ class NominalMemory:
     budget: int
     outputs: int
     """channels of the final head as nnU-Net counts them"""
+    constant: int = 0
 
     @property
     def source(self) -> str:

@@ -98,24 +98,34 @@ class PlanMaker:
         """Peak bytes of a training step, as traced and corrected by what trial steps have shown."""
         return round(self.memory(spec, patch, batch) * self.profile.memory_correction * self.excess)
 
+    def measure_roughly(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
+        """As `measure`, or more where that is known to fit without a trace: for plans that are only compared."""
+        most = self.memory.at_most(spec, patch, batch)
+        raised = None if most is None else round(most * self.profile.memory_correction * self.excess)
+        return raised if raised is not None and raised <= self.asked_bytes else self.measure(spec, patch, batch)
+
     def measure_fully(self, spec: NetworkSpec, patch: tuple[int, ...], batch: int) -> int:
         """The same by a trace of this very patch and batch: quicker than scaling for a single answer."""
         return round(self.memory.verify(spec, patch, batch) * self.profile.memory_correction)
 
-    def with_options(self, options: PlannerOptions) -> Plan:
+    def with_options(self, options: PlannerOptions, compared: bool = False) -> Plan:
         """The plan of this data set for given planner options, without regard to time.
 
+        Of one that is only `compared` with others patch, batch and network hold, and its bytes are none too few.
         A preset's is nnU-Net's; else the networks are those of the model that training starts from, if there is one.
         """
         known, measure = self.data, self.measure_fully if options.preset else self.measure
+        if compared and not options.preset:
+            measure = self.measure_roughly
         starting = None if options.preset else self.starting
         if not options.preset:
             require_model(self.options, starting)
         if starting is not None:
             options = transfer_options(options, starting)
         made = make_plan(
-            known.fingerprint, known.dataset.labels, options, self.train_options, self.profile, measure, starting
-        )
+            known.fingerprint, known.dataset.labels, options, self.train_options, self.profile, measure, starting,
+            round(self.memory.margin.bytes * self.profile.memory_correction * self.excess),
+        )  # fmt: skip
         if starting is None:
             return made
         return made.model_copy(update={"reasons": (*made.reasons, transfer_reason(starting))})
@@ -141,13 +151,16 @@ class PlanMaker:
         return plan.model_copy(update={"reasons": (*plan.reasons, *predictions)})
 
     def traced(self, plan: Plan) -> Plan:
-        """With the training memory of each configuration as it stands, by a full trace."""
+        """With the training memory of each configuration that is trained as it stands, by a full trace."""
 
         def estimated(each: Configuration) -> Configuration:
             peak = self.measure_fully(each.network, each.patch_size, each.batch_size)
             return each.model_copy(update={"predicted_memory_bytes": peak})
 
-        configurations = {name: estimated(each) for name, each in plan.configurations.items()}
+        trained = plan.chosen or tuple(plan.configurations)
+        configurations = {
+            name: estimated(each) if name in trained else each for name, each in plan.configurations.items()
+        }
         return plan.model_copy(update={"configurations": configurations})
 
     def _prediction_reason(self, name: str, configuration: Configuration) -> Reason:
@@ -239,11 +252,11 @@ class PlanMaker:
         coarse = lowres.preprocess.spacing if lowres else None
         largest = math.prod(whole.configurations[name].patch_size)
 
-        def alone(options: PlannerOptions) -> Plan:
+        def alone(options: PlannerOptions, compared: bool = False) -> Plan:
             # a narrower network, which needs less memory, is no reason for a larger patch
             limit = min(largest, options.patch_limit or largest)
             kept = {"configurations": (name,), "lowres_spacing": coarse, "patch_limit": limit}
-            return self.with_options(options.model_copy(update=kept))
+            return self.with_options(options.model_copy(update=kept), compared)
 
         budget = self._time_budget(whole, name, share)
         free = name in ("2d", "3d_fullres") and not (self.options.preset or self.starting)
@@ -251,7 +264,7 @@ class PlanMaker:
         fitted = fit_to_time(
             budget,
             whole.options,
-            lambda options: alone(options).configurations[name],
+            lambda options: alone(options, True).configurations[name],
             self._timing,
             kept,
             0 if self.starting else MIRRORED_STEPS,
