@@ -325,6 +325,6 @@ def test_what_was_planned_and_what_was_trained_are_told_apart(tmp_path):
     assert plan_table(both, []).head == ["property", "2d", "3d_fullres"]
     assert plan_table(both, []).notes == ["Nothing has been trained yet: this is what is planned"]
     plan.model_copy(update={"configurations": both}).save(tmp_path / "out" / "plan.json")
-    text = Page(write_report(tmp_path / "out").read_text(encoding="utf-8")).text
-    assert "2d is planned and was not trained" in text
-    assert "Trained configurations" in text
+    html = write_report(tmp_path / "out").read_text(encoding="utf-8")
+    assert "2d is planned and was not trained" in Page(html).text
+    assert "Trained configurations" in html
