@@ -26,6 +26,8 @@ CALL_INTERVAL = 0.1
 """seconds between two calls of a callback at least, its last one for a piece of work aside"""
 READ_INTERVAL = 5.0
 """seconds between two readings of how long the whole run still takes"""
+UNKNOWN_INTERVAL = 1.0
+"""the same while that is not known"""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def whole_run(read: Callable[[], float | None]) -> Iterator[None]:
     def left() -> float | None:
         nonlocal asked, known
         now = time.monotonic()
-        if now - asked >= READ_INTERVAL:
+        if now - asked >= (READ_INTERVAL if known is not None else UNKNOWN_INTERVAL):
             asked, known = now, read()
         return None if known is None else max(0.0, known - (now - asked))
 

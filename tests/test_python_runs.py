@@ -42,7 +42,10 @@ def told() -> list[autounet.Progress]:
 
 @pytest.fixture(scope="module")
 def finished(data: Path, told: list[autounet.Progress], tmp_path_factory: pytest.TempPathFactory) -> autounet.RunResult:
-    return autounet.run(data, tmp_path_factory.mktemp("run") / "out", on_progress=told.append, **SHORT)
+    with pytest.MonkeyPatch.context() as patch:  # the run is shorter than the time between two readings
+        patch.setattr("autounet.progress.READ_INTERVAL", 0.0)
+        patch.setattr("autounet.progress.UNKNOWN_INTERVAL", 0.0)
+        return autounet.run(data, tmp_path_factory.mktemp("run") / "out", on_progress=told.append, **SHORT)
 
 
 def weights(out: Path) -> dict[str, np.ndarray]:
