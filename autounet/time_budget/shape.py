@@ -32,7 +32,7 @@ steps in the time of 71 steps and 0.644 (benchmarks/results/recipes_2026-11-30.m
 SCALES = (1.25, 1.5, 2.0, 2.5, 3.0)
 """coarser grids that are compared with the target spacing, in units of its finest axis"""
 GRID_GAIN = 0.9
-"""share of the error that a coarser grid may leave at most to be chosen"""
+"""share of a grid's error that a coarser one has to fall below to be chosen instead"""
 LEAST_PATCH = {2: 96**2, 3: 48**3}
 """voxels by dimension, whatever the shape, which follows the images'; smaller patches see too little"""
 LEAST_STEPS = 60
@@ -223,14 +223,14 @@ Attempt = Callable[..., TimedConfiguration]
 
 
 def _coarser(attempt: Attempt, first: TimedConfiguration, kept: Kept) -> tuple[TimedConfiguration, tuple[str, ...]]:
-    """On the grid of the least expected error, and why."""
-    least, chosen = GRID_GAIN * first.error_on(1.0, 1.0), 1.0
+    """On the finest grid with nearly the least expected error, and why."""
+    errors = {1.0: first.error_on(1.0, 1.0)}
     for scale in SCALES:
         detail = kept(scale)
-        if 1 - detail >= least:
+        if 1 - detail >= min(errors.values()):
             break  # coarser grids keep less still
-        if (error := first.error_on(scale, detail)) < least:
-            least, chosen = error, scale
+        errors[scale] = first.error_on(scale, detail)
+    chosen = next(scale for scale, error in errors.items() if GRID_GAIN * error <= min(errors.values()))
     if chosen == 1:
         return first, ()
     best = attempt(first, spacing_scale=chosen)
