@@ -4,13 +4,12 @@
         --variant 'base:' --variant 'dice:loss=dice' --variant 'flat:configuration=2d,loss=dice'
 
 A variant is NAME: and a comma-separated list of `configuration`, `width`, `batch`, `patch` (voxels at most), `grid`
-(times the finest axis of the target spacing) and fields of TrainOptions; what it does not name is as in the short
-recipe of a run. A loss may be written as a sum, `loss=dice+0.3*ce`. The data are prepared once for each set; a variant
-trains fold 0 for the given seconds and segments validation cases. Seconds are those of a processor, on one thread: what
-else the machine does changes little. Every
-training is a line of WORK/results.jsonl, and is not repeated; several of these commands may share WORK. `--table`
-prints what is there. The first variant is what the others are compared with: the geometric mean over the sets of the
-ratio of mean Dice.
+(times the finest axis of the target spacing), `mirror` (true: samples are) and fields of TrainOptions; what it does not
+name is as in the short recipe of a run. A loss may be written as a sum, `loss=dice+0.3*ce`. The data are prepared once
+for each set; a variant trains fold 0 for the given seconds and segments validation cases. Seconds are those of a
+processor, on one thread: what else the machine does changes little. Every training is a line of WORK/results.jsonl,
+and is not repeated; several of these commands may share WORK. `--table` prints what is there: without a variant every
+training, else the variants beside the first one, with the geometric mean over the sets of the ratio of mean Dice.
 """
 
 from __future__ import annotations
@@ -23,78 +22,14 @@ import os
 import statistics
 import sys
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from generated_set import many_classes
 from known_sets import JOBS
-
-from autounet.schema.geometry import Geometry
+from recipe_tables import every_training, fitted, summary
 
 SETS = ("task04", "acdc", "openkbp", "isbi", "drive", "brats", "classes30")
-CLASSES = 30
-ZERO = 0.01
-"""Dice below which a class counts as not found"""
-
-
-def many_classes(folder: Path, cases: int = 30, seed: int = 0) -> Path:
-    """A set of 30 classes in volumes of 56 x 80 x 80 voxels: ellipsoids of 30 to 9,000 voxels, at places and with
-    intensities that are much the same in all cases, blurred and noisy. Case i depends on (seed, i) alone."""
-    from autounet.imageio import write_image, write_labels
-
-    shape = (56, 80, 80)
-    rng = np.random.default_rng((seed, 1000))
-    sizes = np.geomspace(9000, 30, CLASSES)
-    radii = (sizes * 3 / (4 * math.pi)) ** (1 / 3)
-    stretch = rng.uniform(0.75, 1.33, (CLASSES, 3))
-    radii = radii[:, None] * stretch / stretch.prod(1, keepdims=True) ** (1 / 3)
-    centres = _apart(rng, shape, radii)
-    contrast = rng.uniform(-1, 1, CLASSES)
-    names = []
-    for index in range(cases):
-        rng = np.random.default_rng((seed, index))
-        labels, image = np.zeros(shape, np.uint8), np.zeros(shape, np.float32)
-        shift, scale = rng.uniform(-2.5, 2.5, 3), rng.uniform(0.92, 1.08, 3)
-        for number in range(CLASSES):
-            centre = (centres[number] - 28) * scale + 28 + shift + rng.uniform(-1, 1, 3)
-            grid = np.ogrid[tuple(slice(0, length) for length in shape)]
-            radius = radii[number] * scale * rng.uniform(0.9, 1.1, 3)
-            inside = sum(((axis - c) / r) ** 2 for axis, c, r in zip(grid, centre, radius, strict=True)) < 1
-            labels[inside] = number + 1
-            image[inside] = contrast[number] + rng.normal(0, 0.05)
-        image = _blurred(image) + rng.normal(0, 0.2, shape)
-        image = image[None].astype(np.float32)
-        write_image(folder / "imagesTr" / f"case_{index:02d}_0000.nii.gz", image, Geometry(shape=shape))
-        write_labels(folder / "labelsTr" / f"case_{index:02d}.nii.gz", labels, Geometry(shape=shape))
-        names.append(index)
-    description = {
-        "channel_names": {"0": "MRI"},
-        "labels": {"background": 0, **{f"c{number:02d}": number for number in range(1, CLASSES + 1)}},
-        "numTraining": cases,
-        "file_ending": ".nii.gz",
-    }
-    (folder / "dataset.json").write_text(json.dumps(description))
-    return folder
-
-
-def _apart(rng: np.random.Generator, shape: tuple[int, ...], radii: np.ndarray) -> np.ndarray:
-    """Centres (N, 3), the largest first, each at the place of 300 tried that is farthest from the borders of others."""
-    placed = np.empty((0, 3))
-    for number, radius in enumerate(radii):
-        margin = radius + 4
-        tried = rng.uniform(margin, np.array(shape) - margin, (300, 3))
-        if number:
-            gaps = np.linalg.norm(tried[:, None] - placed[None], axis=2) - radii[:number].max(1) - radius.max()
-            tried = tried[[gaps.min(1).argmax()]]
-        placed = np.concatenate([placed, tried[:1]])
-    return placed
-
-
-def _blurred(image: np.ndarray) -> np.ndarray:
-    from scipy import ndimage
-
-    return ndimage.gaussian_filter(image, 0.7)
 
 
 class Sum:
@@ -222,6 +157,7 @@ def train_variant(outcome: Any, folder: Path, values: dict[str, Any], seconds: f
         "batch_limit": values.pop("batch", 2),
         "patch_limit": values.pop("patch", None),
         "spacing_scale": (scale := values.pop("grid", 1.0)),
+        "mirror_samples": values.pop("mirror", False),
     }
     whole = outcome.plan.configurations[name]
     planned = outcome.maker.with_options(outcome.plan.options.model_copy(update=changed)).configurations[name]
@@ -229,8 +165,6 @@ def train_variant(outcome: Any, folder: Path, values: dict[str, Any], seconds: f
     if scale != 1:
         planned = coarser(run, planned, scale)
     configured = {field: values.pop(field) for field in ("batch_dice",) if field in values}
-    if not values.pop("mirror", True):
-        configured["mirror_axes"] = ()
     planned = planned.model_copy(update=configured)
     if "loss" in values:
         register_loss(values["loss"])
@@ -257,75 +191,8 @@ def train_variant(outcome: Any, folder: Path, values: dict[str, Any], seconds: f
     return {
         "dice": dice, "mean": statistics.fmean(dice.values()), "steps": record.steps, "seconds": record.seconds,
         "patch": planned.patch_size, "batch": planned.batch_size, "features": planned.network.features[0],
-        "coverage": min(1.0, coverage), "kept": KeptLabels(dataset, whole.preprocess)(scale), "dims": dims,
+        "coverage": min(1.0, coverage), "kept": KeptLabels(outcome.data, whole.preprocess)(scale), "dims": dims,
     }  # fmt: skip
-
-
-def fitted(lines: list[dict]) -> str:
-    """The exponents of `autounet.time_budget.expected_error.learning_error`, by least squares over the logarithms.
-
-    Each data set, in two and in three dimensions, has a factor of its own; `LEARNING` is their geometric mean.
-    """
-    rows, targets = [], []
-    kinds = sorted({(line["set"], line["dims"]) for line in lines})
-    for line in lines:
-        learnt = math.sqrt(max((1 - line["mean"]) ** 2 - (1 - line["kept"]) ** 2, 1e-4))
-        own = [float(kind == (line["set"], line["dims"])) for kind in kinds]
-        rows.append([-math.log(line["steps"]), -math.log(line["coverage"]), -math.log(line["features"] / 16), *own])
-        targets.append(math.log(learnt))
-    matrix, wanted = np.array(rows), np.array(targets)
-    found = np.linalg.lstsq(matrix, wanted, rcond=None)[0]
-    left = wanted - matrix @ found
-    text = f"{len(lines)} trainings: steps {found[0]:.2f}, coverage {found[1]:.2f}, width {found[2]:.2f}; "
-    text += f"what is left of the logarithm: {left.std():.2f}\n"
-    factors = ", ".join(
-        f"{name} {dims}-D {math.exp(value):.2f}" for (name, dims), value in zip(kinds, found[3:], strict=True)
-    )
-    return f"{text}factors: {factors}; geometric mean {math.exp(found[3:].mean()):.2f}\n"
-
-
-def summary(lines: list[dict], seconds: float, order: list[str]) -> str:
-    """A table of the trainings of so many seconds, and one of the ratios to the first variant."""
-    from measuring import table
-
-    found: dict[tuple[str, str], list[dict]] = defaultdict(list)
-    for line in lines:
-        if line["limit"] == seconds and line["variant"] in order:
-            found[line["set"], line["variant"]].append(line)
-    rows = []
-    for (name, variant), each in sorted(found.items(), key=lambda item: (item[0][0], order.index(item[0][1]))):
-        means = [line["mean"] for line in each]
-        classes = [statistics.fmean(values) for values in zip(*(line["dice"].values() for line in each), strict=True)]
-        spread = f" ± {statistics.stdev(means):.4f}" if len(means) > 1 else ""
-        zero = statistics.fmean(sum(value < ZERO for value in line["dice"].values()) for line in each)
-        steps, took = (statistics.fmean(line[field] for line in each) for field in ("steps", "seconds"))
-        patch = " x ".join(map(str, each[0]["patch"]))
-        shape = f"{each[0]['batch']} x {patch}, {each[0]['features']}"
-        rows.append(
-            [f"{name}: {variant}", f"{statistics.fmean(means):.4f}{spread}", f"{min(classes):.3f}", f"{zero:g}",
-             f"{len(each)}", f"{steps:.0f}", f"{took / steps:.3f}", shape]
-        )  # fmt: skip
-    header = ("set: variant", "mean Dice", "worst class", "classes at 0", "seeds", "steps", "s/step", "input, features")
-    text = f"{seconds:.0f} s of training\n\n{table(header, rows)}\n"
-    sets = sorted({name for name, variant in found if variant == order[0]})
-    rows = []
-    for variant in order[1:]:
-        shared = [name for name in sets if (name, variant) in found]
-        ratios = {}
-        for name in shared:
-            seeds = {line["seed"] for line in found[name, order[0]]} & {line["seed"] for line in found[name, variant]}
-            pair = [
-                statistics.fmean(line["mean"] for line in found[name, each] if line["seed"] in seeds)
-                for each in (variant, order[0])
-            ] if seeds else []  # fmt: skip
-            if pair:
-                ratios[name] = pair[0] / max(pair[1], ZERO)
-        if ratios:
-            mean = math.exp(statistics.fmean(math.log(max(ratio, ZERO)) for ratio in ratios.values()))
-            rows.append([variant, f"{mean:.3f}", *(f"{ratios[name]:.3f}" if name in ratios else "-" for name in sets)])
-    if rows:
-        text += f"Ratio to {order[0]}\n\n" + table(("variant", "geometric mean", *sets), rows)
-    return text
 
 
 def main() -> None:
@@ -336,9 +203,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--cases", type=int, default=8, help="validation cases at most")
-    parser.add_argument("--variant", action="append", required=True)
+    parser.add_argument("--variant", action="append", default=[], help="none, with --table: every training")
     parser.add_argument("--table", action="store_true", help="print what was found, train nothing")
-    parser.add_argument("--fit", action="store_true", help="with --table, the model of Dice fitted to all trainings")
+    parser.add_argument(
+        "--fit", action="store_true", help="with --table, the model of Dice fitted to trainings of all lengths"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     results = arguments.work / "results.jsonl"
@@ -360,9 +229,13 @@ def main() -> None:
                 )
                 with results.open("a") as file:
                     file.write(json.dumps({**key, **done, "options": values}) + "\n")
-    sys.stdout.write(summary(found(), arguments.seconds, list(variants)))
+    known = [line for line in found() if line["set"] in arguments.sets.split(",")]
+    if variants:
+        sys.stdout.write(summary(known, arguments.seconds, list(variants)))
+    else:
+        sys.stdout.write(every_training([line for line in known if line["limit"] == arguments.seconds]))
     if arguments.fit:
-        sys.stdout.write(fitted([line for line in found() if line["variant"] in variants]))
+        sys.stdout.write(fitted(known))
 
 
 if __name__ == "__main__":

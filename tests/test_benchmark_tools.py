@@ -119,6 +119,20 @@ def test_sums_of_losses_are_what_they_say(recipes):
     assert values["ce^1.0"] == pytest.approx(sum(by_class) / 3, rel=1e-5)
 
 
+def test_the_model_of_dice_is_found_again(recipes):
+    """Trainings by a law with a factor of 1 for one set and 3 for the other."""
+    lines = []
+    for number, (steps, coverage, width) in enumerate([(100, 1, 16), (900, 1, 8), (400, 0.2, 16), (2000, 0.5, 32)]):
+        for name, factor, mirror in (("a", 1.0, False), ("b", 3.0, True)):
+            kept = 1 - 0.02 * number
+            learnt = factor * steps**-0.3 * coverage**-0.2 * (width / 16) ** -0.1
+            line = {"set": name, "dims": 3, "steps": steps, "coverage": coverage, "features": width, "kept": kept}
+            lines.append({**line, "options": {"mirror": mirror}, "mean": 1 - ((1 - kept) ** 2 + learnt**2) ** 0.5})
+    text = recipes.fitted(lines)
+    assert "8 trainings: steps 0.30, coverage 0.20, width 0.10; what is left of the logarithm: 0.00" in text
+    assert "a 3-D 1.00, b 3-D mirrored 3.00" in text
+
+
 def test_recipes_are_compared_by_the_ratio_of_the_same_seeds(recipes):
     def line(name, variant, seed, dice):
         return {

@@ -15,7 +15,7 @@ from fake_output import make_output
 from hypothesis import given
 from hypothesis import strategies as st
 from quick_runs import narrow, no_trials, one_probe  # noqa: F401
-from test_resume import Interrupted, stop_at, weights
+from test_resume import checkpoint_always, same_after_interruptions
 from test_samples import equal, source
 from training_cases import configuration, labels, task, write_case
 from typer.testing import CliRunner
@@ -232,12 +232,8 @@ def _often(monkeypatch):
     monkeypatch.setattr("autounet.training.journal.LOG_STEPS", 1)
     monkeypatch.setattr("autounet.training.monitor.STEPS_A_BATCH", 1)
     monkeypatch.setattr("autounet.training.monitor.JUDGING_PATCHES", 4)
-    monkeypatch.setattr("autounet.training.state.LEAST_SECONDS", 0.0)
-    monkeypatch.setattr("autounet.training.state.TIME_SHARE", 1e9)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with checkpoint_always(monkeypatch):
+        yield
 
 
 @pytest.mark.usefixtures("_often")
@@ -254,15 +250,8 @@ def test_a_training_names_what_it_leaves_behind_and_resumes_the_same(tmp_path):
     assert record == RunRecord.load(straight.folder / "record.json")
 
     broken = rare_task(tmp_path, "broken", UNMOVED)
-    for step in (event.step, event.step + 3):
-        with pytest.raises(Interrupted):
-            train_fold(*broken, stop_at(step))
-    again = train_fold(*broken)
+    again = same_after_interruptions(straight, broken, (event.step, event.step + 3))
     assert again.events[-1] == event.event
-    assert [each.loss for each in again.curve] == [each.loss for each in record.curve]
-    assert [each.training_dice for each in again.curve] == [each.training_dice for each in record.curve]
-    found = weights(broken.folder)
-    assert all(torch.equal(tensor, found[name]) for name, tensor in weights(straight.folder).items())
 
 
 @pytest.mark.usefixtures("_often")

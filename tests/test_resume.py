@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from training_cases import task
+from training_cases import Training, task
 
 from autounet.schema.options import TrainOptions
-from autounet.schema.run import EpochLog
+from autounet.schema.run import EpochLog, RunRecord
 from autounet.step import Precision
 from autounet.store.weights import load_weights
 from autounet.training import Horizon, train_fold
@@ -29,8 +31,9 @@ def stop_at(step: int):
     return on_log
 
 
-@pytest.fixture(autouse=True)
-def _checkpoint_always(monkeypatch):
+@contextmanager
+def checkpoint_always(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With every line of the log, and on one thread, so that equal trainings have equal weights."""
     monkeypatch.setattr("autounet.training.state.LEAST_SECONDS", 0.0)
     monkeypatch.setattr("autounet.training.state.TIME_SHARE", 1e9)
     threads = torch.get_num_threads()
@@ -39,27 +42,40 @@ def _checkpoint_always(monkeypatch):
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _checkpoint_always(monkeypatch):
+    with checkpoint_always(monkeypatch):
+        yield
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_weights(folder / "weights.safetensors")
+
+
+def same_after_interruptions(straight: Training, broken: Training, steps: Sequence[int]) -> RunRecord:
+    """Train `broken`, interrupted at `steps`: its course and weights are those of `straight`, which is trained."""
+    for step in steps:
+        with pytest.raises(Interrupted):
+            train_fold(*broken, stop_at(step))
+        assert (broken.folder / "state.pt").exists()
+    record, expected = train_fold(*broken), RunRecord.load(straight.folder / "record.json")
+    assert not (broken.folder / "state.pt").exists()
+    assert record.steps == expected.steps
+    for field in ("step", "loss", "learning_rate", "training_dice"):
+        assert [getattr(line, field) for line in record.curve] == [getattr(line, field) for line in expected.curve]
+    found = weights(broken.folder)
+    assert all(torch.equal(tensor, found[name]) for name, tensor in weights(straight.folder).items())
+    return record
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
 def test_interruptions_change_nothing(tmp_path, optimiser):
     options = TrainOptions(optimiser=optimiser, learning_rate=3e-3, ema_decay=0.9)
     straight = task(tmp_path, Horizon(steps=12), options=options, folder=tmp_path / "straight")
-    expected = train_fold(*straight)
+    train_fold(*straight)
     broken = task(tmp_path, Horizon(steps=12), options=options, folder=tmp_path / "broken")
-    for step in (3, 8):
-        with pytest.raises(Interrupted):
-            train_fold(*broken, stop_at(step))
-        assert (broken.folder / "state.pt").exists()
-    record = train_fold(*broken)
-    assert [line.step for line in record.curve] == [line.step for line in expected.curve]
-    assert [line.loss for line in record.curve] == [line.loss for line in expected.curve]
+    record = same_after_interruptions(straight, broken, (3, 8))
     assert record.events == ("continued at step 8 after an interruption",)
-    assert not (broken.folder / "state.pt").exists()
-    found = weights(broken.folder)
-    assert all(torch.equal(tensor, found[name]) for name, tensor in weights(straight.folder).items())
 
 
 def test_elapsed_time_is_remembered(tmp_path):

@@ -1,6 +1,7 @@
 """The arithmetic of `--time` over measured seconds."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from autounet.time_budget.shape import (
     TimeBudget,
     fit_to_time,
 )
-from autounet.workflow.dataset_stage import KeptLabels, read_data
+from autounet.workflow.dataset_stage import KeptLabels, read_data, telling_cases
 from autounet.workflow.make_plan import PlanMaker
 from autounet.workflow.pipeline import run_pipeline
 
@@ -47,7 +48,7 @@ def configure(options):
     width = options.base_features or 32
     network = base.network.model_copy(update={"features": tuple(width * 2**i for i in range(3))})
     edge = 8 * int(round(min(WHOLE, options.patch_limit or WHOLE) ** (1 / 3), 6) // 8)
-    mirror = (0, 1, 2) if options.mirror else ()
+    mirror = (0, 1, 2) if options.mirror and options.mirror_samples else ()
     inference = InferenceSpec(overlap=options.overlap, mirror_axes=mirror)
     return base.model_copy(update={"network": network, "patch_size": (edge,) * 3, "inference": inference})
 
@@ -92,11 +93,16 @@ def test_width_then_batch_grow_while_steps_stay_useful():
 
 
 def test_mirroring_and_overlap_go_before_spacing():
-    found = shape(400, cases=2000)
+    """Where samples are not mirrored, predictions are not either, and nothing is given up."""
+    budget = TimeBudget(400, 5, 2000)
+    found = fit_to_time(budget, PlannerOptions(), configure, timing_of(1.0), mirrored_steps=0)
     assert not found.options.mirror
     assert found.options.overlap == 0.25
     assert found.options.spacing_scale == 1.0
     assert any("mirrored" in reason for reason in found.reasons)
+    short = fit_to_time(budget, PlannerOptions(), configure, timing_of(1.0))
+    assert not any("mirrored" in reason for reason in short.reasons)
+    assert short.options.spacing_scale == 1.0
 
 
 def test_too_little_time_names_the_least():
@@ -306,16 +312,30 @@ def test_no_axis_of_a_coarser_grid_is_finer_than_the_scale_and_thick_ones_stay(s
 def test_a_coarser_grid_keeps_blocks_and_loses_plates(tmp_path):
     """A plate along an axis that is as thick as the scale stays, too."""
     geometry = Geometry(shape=(40, 30, 30), spacing=(1.0, 1.0, 4.0))
-    for case in range(3):
+    for case in range(5, 12):
         labels = np.zeros(geometry.shape, np.uint8)
         labels[4:24, 4:24, 4:24] = 1
-        labels[30 + case, 4:24, 4:24] = 2
+        labels[30, 4:24, 4:24] = 2
         labels[4:24, 4:24, 26] = 3
         write_image(tmp_path / f"images/c{case}.nii.gz", labels[None].astype(np.float32), geometry)
+        labels *= case < 7  # most cases show nothing
         write_labels(tmp_path / f"labels/c{case}.nii.gz", labels, geometry)
-    dataset = read_data(tmp_path, RunFolder(tmp_path / "out"), RunOptions(), "canonical", 0).dataset
+    data = read_data(tmp_path, RunFolder(tmp_path / "out"), RunOptions(), "canonical", 0)
     spec = PreprocessSpec(spacing=(1.0, 1.0, 4.0), normalisation=(ChannelNormalisation(scheme="none"),))
-    kept = KeptLabels(dataset, spec)
+    kept = KeptLabels(data, spec)
     assert kept(1.0) == 1
     assert 0.5 < kept(2.0) < 0.9
     assert kept(4.0) < kept(2.0)
+
+
+@given(shown=st.lists(st.sets(st.integers(0, 6), max_size=4), min_size=1, max_size=12), most=st.integers(1, 5))
+def test_cases_are_chosen_for_the_classes_that_they_show(shown, most):
+    facts = [SimpleNamespace(identifier=f"c{i}", value_counts=dict.fromkeys(each, 1)) for i, each in enumerate(shown)]
+    chosen = [int(name[1:]) for name in telling_cases(facts, most)]
+    useful = [each - {0} for each in shown if each - {0}]
+    assert len(chosen) == len(set(chosen)) == min(most, len(useful))
+    found = set().union(*(shown[index] for index in chosen)) - {0}
+    assert all(shown[index] - {0} for index in chosen)
+    assert len(found) >= max(map(len, useful), default=0)
+    if len(chosen) >= len(set().union(*useful)) or len(chosen) == len(useful):
+        assert found == set().union(*useful)  # one case a class is enough for all of them

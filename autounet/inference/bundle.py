@@ -55,7 +55,7 @@ PACKAGES = ("torch", "numpy", "scipy")
 """whose versions a prediction may depend on"""
 
 
-class TrainedFold(NamedTuple):
+class FoldWeights(NamedTuple):
     """One finished training: its record and its weights file."""
 
     record: RunRecord
@@ -85,7 +85,7 @@ def pack(
     require_replaceable(folder)
     packed = _needed(selection, configurations, "the model")
     folds = [
-        TrainedFold(RunRecord.load(path.with_name("record.json")), path)
+        FoldWeights(RunRecord.load(path.with_name("record.json")), path)
         for name in packed
         for path in weights.get(name, {}).values()
     ]
@@ -244,7 +244,7 @@ def _fold_name(fold: int | None) -> str:
     return "all" if fold is None else str(fold)
 
 
-def _copy_member(fold: TrainedFold, folder: Path) -> BundleMember:
+def _copy_member(fold: FoldWeights, folder: Path) -> BundleMember:
     record = fold.record
     name = f"{record.configuration_name}/fold_{_fold_name(record.fold)}.safetensors"
     target = folder / name
@@ -256,7 +256,7 @@ def _copy_member(fold: TrainedFold, folder: Path) -> BundleMember:
 
 
 def _require_uniform(
-    folds: Sequence[TrainedFold], configurations: Mapping[str, Configuration], packed: Sequence[str]
+    folds: Sequence[FoldWeights], configurations: Mapping[str, Configuration], packed: Sequence[str]
 ) -> None:
     """Every configuration to be packed has folds, all of them trained with the configuration as planned now."""
     for name in packed:

@@ -193,7 +193,7 @@ class RunKeywords(DataKeywords, total=False):
 
 
 MIRRORED_STEPS = 10_000
-"""steps of a fold from which on samples are mirrored. Without, fold 0 of Task04, OpenKBP and ACDC gains 0.03 to 0.09 of
+"""steps of a fold from which on samples are mirrored. Without, fold 0 of Task04, OpenKBP and ISBI gains 0.02 to 0.05 of
 Dice in 2 minutes of a core (benchmarks/results/recipes_2026-11-30.md); where that ends was not measured"""
 
 

@@ -6,9 +6,9 @@ from ..schema.plan import Configuration
 
 LEARNING, BY_STEPS, BY_COVERAGE, BY_WIDTH = 1.2, 0.3, 0.25, 0.2
 """of `learning_error`, by trainings of five data sets (benchmarks/results/recipes_2026-11-30.md). Exponents fitted to
-four of them are 0.29, 0.14 and 0.13; with the generated one, whose classes are told by their places, coverage has 0.37,
-and 16 features beat 8 in equal time by what 0.2 gives. Each data set has a factor of its own, 0.8 to 3 without
-mirroring. 1.2 is chosen for a set that nobody has seen: rather low, since what a grid takes away is certain"""
+four of them are 0.28, 0.13 and 0.13; with the generated one, whose classes are told by their places, coverage has about
+0.4, and 16 features beat 8 in equal time by what 0.2 gives. Each data set has a factor of its own, without mirroring
+from 0.7 to 2; 1.2, their geometric mean, stands for one that nobody has seen"""
 THICK_SLICES = 3.0
 """times the pixel size from which on slices are trained one by one where time is short; nnU-Net calls such grids
 anisotropic from here on"""

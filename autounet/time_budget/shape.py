@@ -149,10 +149,10 @@ class TimedConfiguration:
 
 Configure = Callable[[PlannerOptions], Configuration]
 Measure = Callable[[Configuration], Timing]
-
-
 Kept = Callable[[float], float]
 """scale of a coarser grid -> Dice that labels keep on it and back"""
+Attempt = Callable[..., TimedConfiguration]
+"""(what to start from, changed options) -> configured and timed"""
 
 
 def fit_to_time(
@@ -194,32 +194,25 @@ def fit_to_time(
     batch = best.least_batch if options.preset else _batch(best)
     steps = budget.limited(int(best.training / best.timing.step(batch)))
     chosen = best.options if options.preset else best.options.model_copy(update={"batch_limit": batch})
-    patch = " x ".join(str(length) for length in best.configuration.patch_size)
-    width = best.configuration.network.features[0]
-    reason = (
-        f"fitted to the time: {format_time(budget.seconds)} for {budget.folds} folds leave "
-        f"{format_time(best.training)} of training each: "
-        f"{width} features in the first stage, a patch of {patch} and a batch of {batch} get about "
-        f"{steps} steps ({best.timing.step(batch):.2f} s each as measured)"
-    )
-    rule = "; the width is given" if given else f"; wider pays from {WIDER_STEPS} steps on"
-    rule = "; the preset keeps its network" if options.preset else rule
+    width = best.width
     limits = Limits(
         patch="time" if chosen.patch_limit != options.patch_limit else None,
         batch="time" if batch < best.configuration.batch_size else None,
         width="time" if not (options.preset or given) and width < max(WIDTHS) else None,
     )
-    return TimeFittedPlan(
-        chosen,
-        steps,
-        best.timing.step(batch),
-        best.validation,
-        (*grid_reasons, reason + rule, *inference_reasons),
-        limits,
+    reasons = (*grid_reasons, _fitted_reason(best, batch, steps, given), *inference_reasons)
+    return TimeFittedPlan(chosen, steps, best.timing.step(batch), best.validation, reasons, limits)
+
+
+def _fitted_reason(best: TimedConfiguration, batch: int, steps: int, given: int | None) -> str:
+    patch, seconds = " x ".join(map(str, best.configuration.patch_size)), best.timing.step(batch)
+    rule = "the width is given" if given else f"wider pays from {WIDER_STEPS} steps on"
+    rule = "the preset keeps its network" if best.options.preset else rule
+    return (
+        f"fitted to the time: {format_time(best.budget.seconds)} for {best.budget.folds} folds leave "
+        f"{format_time(best.training)} of training each: {best.width} features in the first stage, a patch of {patch} "
+        f"and a batch of {batch} get about {steps} steps ({seconds:.2f} s each as measured); {rule}"
     )
-
-
-Attempt = Callable[..., TimedConfiguration]
 
 
 def _coarser(attempt: Attempt, first: TimedConfiguration, kept: Kept) -> tuple[TimedConfiguration, tuple[str, ...]]:
@@ -239,7 +232,7 @@ def _coarser(attempt: Attempt, first: TimedConfiguration, kept: Kept) -> tuple[T
     why = (
         f"the grid is {chosen:g} times coarser than the finest axis of the target spacing: labels keep a Dice of "
         f"{best.kept:.3f} on it, and a fold gets about {best.steps:.0f} instead of {first.steps:.0f} steps "
-        f"({first.configuration.network.features[0]} features). So the expected error falls from {first.error:.2f} to "
+        f"({first.width} features). So the expected error falls from {first.error:.2f} to "
         f"{best.error:.2f}; with more time the target spacing is kept"
     )
     return best, (why,)
@@ -295,8 +288,9 @@ def _fit_inference(best: TimedConfiguration, configure: Configure) -> tuple[Time
     changes: list[tuple[dict[str, object], str]] = [
         ({}, ""),
         ({"overlap": 0.25}, "tiles overlap by a quarter instead of half"),
-        ({"overlap": 0.25, "mirror": False}, "no mirrored views are averaged"),
     ]
+    if best.options.mirror_samples:
+        changes.append(({"overlap": 0.25, "mirror": False}, "no mirrored views are averaged"))
     for scale in (1.25, 1.5, 2.0):
         coarser = scale * best.options.spacing_scale
         last: dict[str, object] = {"overlap": 0.25, "mirror": False, "spacing_scale": coarser}

@@ -14,8 +14,11 @@ import torch
 
 import autounet
 
+from ..losses import Batch
+from ..losses.deep_supervision import DeepSupervision
 from ..ops.device import peak_memory
 from ..schema.errors import AutoUNetError, BudgetExceeded
+from ..schema.options import TrainOptions
 from ..schema.quantities import format_size
 from ..schema.run import EpochLog, RunRecord, fold_name
 from ..schema.stage_inputs import TrainingInputs, TrainingPlace
@@ -84,23 +87,13 @@ def _train(
     journal = Journal(folder.path, state.step, on_log, f"{place.configuration_name} {fold_name(inputs.fold)}")
     interval = Interval()
 
-    def emphasise() -> None:
-        classes = monitors.emphasised(inputs, state)
-        loader.emphasise(classes)
-        loss.emphasise(classes, EMPHASIS)
-
-    emphasise()
+    emphasise(monitors.emphasised(inputs, state), loader, loss)
     progress = horizon.progress(state.step, state.elapsed, state.cool_down)
     while progress < 1:
         rate = learning_rate(options, horizon, state.step, state.elapsed, state.cool_down)
-        state.set_learning_rate(rate)
         with interval.waiting():
             batch = next(loader).to(device, precision.channels_last)
-        interval.losses.append(
-            train_step(state.model, loss, state.optimiser, state.scaler, batch, precision, options.gradient_clip)
-        )
-        state.step += 1
-        state.update_average(options.ema_decay)
+        interval.losses.append(advance(state, loss, batch, precision, options, rate))
         state.elapsed = earlier + time.monotonic() - began
         progress = horizon.progress(state.step, state.elapsed, state.cool_down)
         with checkpoint.saved_when_cancelled(state):
@@ -109,7 +102,7 @@ def _train(
             continue
         measured = interval.line(place, configuration.precision, state, progress, rate)
         line = observed(measured, inputs, state, monitors, journal, horizon)
-        emphasise()
+        emphasise(monitors.emphasised(inputs, state), loader, loss)
         if progress < 1 and (checkpoint.due() or line.event):
             checkpoint.save(state)
         journal.add(line)
@@ -118,6 +111,23 @@ def _train(
     loader.close()
     events = [*place.warnings, *place.events, event, *(line.event for line in journal.curve)]
     return finish(inputs, place, state, journal, checkpoint, [each for each in events if each])
+
+
+def advance(
+    state: TrainState, loss: DeepSupervision, batch: Batch, precision: Precision, options: TrainOptions, rate: float
+) -> torch.Tensor:
+    """One step of the training; returns its loss."""
+    state.set_learning_rate(rate)
+    value = train_step(state.model, loss, state.optimiser, state.scaler, batch, precision, options.gradient_clip)
+    state.step += 1
+    state.update_average(options.ema_decay)
+    return value
+
+
+def emphasise(classes: tuple[int, ...], loader: BatchLoader, loss: DeepSupervision) -> None:
+    """From the next step on samples show these dense classes more often, and their voxels weigh more."""
+    loader.emphasise(classes)
+    loss.emphasise(classes, EMPHASIS)
 
 
 class Monitors(NamedTuple):

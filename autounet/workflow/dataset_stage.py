@@ -31,7 +31,7 @@ from ..schema.plan import PreprocessSpec
 from ..store.run_folder import RunFolder
 from ..workers import available_cores
 
-KEPT_CASES = 3
+KEPT_CASES = 4
 """whose labels are taken to coarser grids; more change little of a mean over classes"""
 KEPT_EDGE = {2: 1024, 3: 160}
 """voxels along an axis of the foreground, around its middle, that are taken there at most, by dimension"""
@@ -111,17 +111,24 @@ class DataRecords(NamedTuple):
 class KeptLabels:
     """What coarser grids keep of a few cases' labels: mean Dice over targets and cases after the way there and back."""
 
-    def __init__(self, dataset: Dataset, spec: PreprocessSpec) -> None:
-        self.dataset, self.spec = dataset, spec
+    def __init__(self, data: DataRecords, spec: PreprocessSpec) -> None:
+        self.dataset, self.facts, self.spec = data.dataset, data.facts, spec
         self._known: dict[float, float] = {}
 
     def __call__(self, scale: float) -> float:
-        """On a grid `scale` times coarser than the finest axis of the spec's, relative to the spec's own."""
+        """On a grid `scale` times coarser than the finest axis of the spec's, relative to the spec's own.
+
+        0 where no case shows a target: then nothing is known to be kept.
+        """
         if scale not in self._known:
-            own, coarse = self._dice(1.0), self._dice(scale)
+            own, coarse = self._own, self._dice(scale)
             shares = [min(1.0, coarse[each] / own[each]) for each in own if own[each] > 0]
-            self._known[scale] = sum(shares) / len(shares) if shares else 1.0
+            self._known[scale] = sum(shares) / len(shares) if shares else 0.0
         return self._known[scale]
+
+    @cached_property
+    def _own(self) -> dict[tuple[str, str], float]:
+        return self._dice(1.0)
 
     def _dice(self, scale: float) -> dict[tuple[str, str], float]:
         """By case and target, of those that occur."""
@@ -137,17 +144,31 @@ class KeptLabels:
     @cached_property
     def _labels(self) -> dict[str, tuple[np.ndarray, Geometry]]:
         """Dense, the middle of the foreground, with the geometry of the case."""
-        labelled = [case for case in self.dataset.cases if case.label]
         cut = {}
-        for case in labelled[:: max(1, len(labelled) // KEPT_CASES)][:KEPT_CASES]:
-            values, geometry = read_reference(self.dataset, case)
+        for name in telling_cases(self.facts, KEPT_CASES):
+            values, geometry = read_reference(self.dataset, self.dataset.case(name))
             dense, most = encode(values, self.dataset.labels), KEPT_EDGE[geometry.dimension] // 2
             box = []
             for start, stop in nonzero_box((dense > 0)[None]):
                 middle = (start + stop) // 2
                 box.append((max(0, start - KEPT_MARGIN, middle - most), min(stop + KEPT_MARGIN, middle + most)))
-            cut[case.identifier] = crop(dense, (box[0], box[1], box[2])), geometry
+            cut[name] = crop(dense, (box[0], box[1], box[2])), geometry
         return cut
+
+
+def telling_cases(facts: Sequence[CaseFacts], most: int) -> list[str]:
+    """So many cases at most that show as many label values as they can, each adding most; spread over the set."""
+    step = max(1, len(facts) // most)
+    spread = [each for start in range(step) for each in facts[start::step]]
+    left = [each for each in spread if any(each.value_counts)]
+    chosen: list[str] = []
+    seen: set[int] = {0}
+    while left and len(chosen) < most:
+        best = max(left, key=lambda each: len(each.value_counts.keys() - seen))
+        left.remove(best)
+        chosen.append(best.identifier)
+        seen |= best.value_counts.keys()
+    return chosen
 
 
 def read_data(

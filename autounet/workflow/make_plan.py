@@ -260,7 +260,7 @@ class PlanMaker:
 
         budget = self._time_budget(whole, name, share)
         free = name in ("2d", "3d_fullres") and not (self.options.preset or self.starting)
-        kept = KeptLabels(self.data.dataset, whole.configurations[name].preprocess) if free else None
+        kept = KeptLabels(self.data, whole.configurations[name].preprocess) if free else None
         fitted = fit_to_time(
             budget,
             whole.options,
