@@ -12,11 +12,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from .run_log import keep_line
 from .schema.errors import Cancelled
 from .schema.quantities import format_time
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +59,10 @@ class Watcher:
     """asked again and again; once it returns true, the work ends with Cancelled"""
     bars: bool = False
     """drawn on a terminal"""
+    lines: bool = True
+    """logged every few seconds"""
+    interval: float = CALL_INTERVAL
+    """seconds between two calls of `on_progress` at least"""
 
 
 NOBODY = Watcher()
@@ -122,9 +130,10 @@ class ProgressLines:
         now = time.monotonic()
         if self.first is None:
             self.first, self.since = done, now
-        call = _watcher.get().on_progress
-        due = now - self.last_line >= LINE_INTERVAL
-        if due or (call and (now - self.last_call >= CALL_INTERVAL or done >= self.total)):
+        watcher = _watcher.get()
+        call = watcher.on_progress
+        due = watcher.lines and now - self.last_line >= LINE_INTERVAL
+        if due or (call and (now - self.last_call >= watcher.interval or done >= self.total)):
             share = min(done / self.total, 1.0)
             told = Progress(self.title, share, self.text, self._seconds_left(now), _seconds_left.get()())
             if call:
@@ -159,18 +168,7 @@ class ProgressBar(ProgressLines):
 
     def __init__(self, title: str, total: float) -> None:
         super().__init__(title, total)
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-        self.display = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
-            console=Console(stderr=True),
-            transient=True,
-        )
+        self.display = _bars()
         self.task = self.display.add_task(title, total=self.total, text="")
         self.display.start()
 
@@ -182,6 +180,71 @@ class ProgressBar(ProgressLines):
 
     def _line(self, told: Progress) -> None:
         keep_line(progress_line(told))
+
+
+def _bars() -> Bars:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+class SideBySide:
+    """Pieces of work that go on in other processes at the same time: told on, in one line, or a bar for each."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, Progress] = {}
+        self.last_line = time.monotonic()
+        self.display = _bars() if _watcher.get().bars and sys.stderr.isatty() else None
+        self.tasks: dict[str, Any] = {}
+        if self.display is not None:
+            self.display.start()
+
+    def update(self, told: Progress) -> None:
+        """Raises whatever the watcher's callback raises."""
+        told = self.told[told.task] = replace(told, run_seconds_left=_seconds_left.get()())
+        if call := _watcher.get().on_progress:
+            call(told)
+        if self.display is not None:
+            if told.task not in self.tasks:
+                self.tasks[told.task] = self.display.add_task(told.task, total=1.0, text="")
+            self.display.update(self.tasks[told.task], completed=told.done, text=told.text)
+        if time.monotonic() - self.last_line >= LINE_INTERVAL:
+            self.last_line = time.monotonic()
+            (keep_line if self.display is not None else log.info)(side_by_side_line(list(self.told.values())))
+        if told.done >= 1:
+            self.ended(told.task)
+
+    def ended(self, task: str) -> None:
+        """It is not shown any more; also where it was never told of."""
+        self.told.pop(task, None)
+        if self.display is not None and task in self.tasks:
+            self.display.remove_task(self.tasks.pop(task))
+
+    def close(self) -> None:
+        if self.display is not None:
+            self.display.stop()
+
+
+def side_by_side_line(told: list[Progress]) -> str:
+    """`training 2d fold_0: 40 %, fold_1: 41 %, 31 min of the whole run`: what tasks begin with alike is said once."""
+    parts, before = [], ""
+    for each in told:
+        kind, _, name = each.task.rpartition(" ")
+        parts.append(f"{name if kind == before else each.task}: {100 * each.done:.0f} %")
+        before = kind
+    left = next((each.run_seconds_left for each in reversed(told) if each.run_seconds_left), None)
+    if left:
+        parts.append(f"{format_time(left)} of the whole run")
+    return ", ".join(parts)
 
 
 @contextmanager

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
+
+from autounet.progress import Progress
+from autounet.schema.errors import OptionError
 
 
 def killed_at_one(number: int) -> int:
@@ -36,3 +43,35 @@ def second_raises(marker: str, device: str) -> NoReturn:
         raise KeyError("a mistake in the program") from None
     time.sleep(3600)
     raise AssertionError
+
+
+def job(tell: Callable[[object], None], name: str, values: dict[str, str]) -> str:
+    """What a process does for a job with the values `folder` and `doing`."""
+    folder, doing = Path(values["folder"]), values["doing"]
+    with open(folder / "began", "a") as file:
+        file.write(f"{doing} {os.getpid()}\n")
+    if doing == "dies once" and not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if doing == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if doing == "fails":
+        raise ZeroDivisionError("a mistake in the program")
+    if doing == "saves":  # once it is asked to end, which takes it a moment
+        asked = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: asked.set())
+        (folder / "ready").touch()
+        asked.wait(60)
+        (folder / "saved").touch()
+    if doing == "waits for another":
+        while len((folder / "began").read_text().splitlines()) < 2:
+            time.sleep(0.01)
+    if doing == "fails after another":
+        while not (folder / "ready").exists():
+            time.sleep(0.01)
+        raise OptionError("the disk is full")
+    if doing == "hangs":
+        time.sleep(3600)
+    tell(Progress(f"{name} {doing}", 0.5))
+    logging.getLogger("autounet.tests").warning("%s has been done", doing)
+    return doing

@@ -4,7 +4,8 @@ import pytest
 
 from autounet.time_budget.deadline import Deadline
 from autounet.workflow.cache import move_aside
-from autounet.workflow.jobs import Job, SequentialExecutor
+from autounet.workflow.executor import SequentialExecutor
+from autounet.workflow.jobs import Job
 
 
 def job(tmp_path, name, needs=(), key="1"):

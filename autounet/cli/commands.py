@@ -148,8 +148,7 @@ def predict(
 
     from ..api import load
     from ..ops.device import choose_devices
-    from ..prediction.folder import OutputOptions
-    from ..prediction.several_devices import predict_on
+    from ..prediction.folder import OutputOptions, predict_on
 
     loading = partial(
         load, model, configuration=configuration, folds=folds, mirror=not no_mirror, overlap=overlap,

@@ -1,12 +1,15 @@
 """A file or folder of images through a model, one after another: read ahead, predicted, written, recorded.
 
-Nothing is kept of a case but its name; which cases are done is recorded in the output folder (`work_queue`).
+Nothing is kept of a case but its name; which cases are done is recorded in the output folder (`work_queue`), through
+which processes on several devices share them, too.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import signal
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -21,12 +24,22 @@ from ..datasets.inputs import refused
 from ..imageio import is_series, output_suffix, read_geometry, suffix, write_labels
 from ..ops.resample import prepared_shape
 from ..preprocessing import CHECK_SPACING, Prepared, enlargement
-from ..schema.errors import AutoUNetError, DataError, OptionError, OutOfMemory, unknown_name
+from ..schema.errors import AutoUNetError, DataError, OptionError, OutOfMemory, WorkerLost, unknown_name
 from ..schema.geometry import Geometry
 from ..schema.labels import Labels
 from ..schema.predicted import require_replaceable
 from ..schema.record import digest, require_folder
-from ..workers import keep_freed_memory, one_ahead
+from ..workers import (
+    Lost,
+    Raised,
+    Returned,
+    Tell,
+    WorkerProcess,
+    available_cores,
+    heard,
+    keep_freed_memory,
+    one_ahead,
+)
 from .maps import foreign_channels_file, map_paths, require_gates, write_gates, write_probability_maps
 from .predictor import Predictor
 from .work_queue import SharedFolder
@@ -247,3 +260,86 @@ def _load_and_prepare(predictor: Predictor, case: InputCase) -> Read:
         ) from None
     present = None if case.present is None else tuple(index in case.present for index in range(len(image)))
     return predictor.prepare(image, geometry, present), geometry
+
+
+Load = Callable[[str], Predictor]
+"""on a device; picklable"""
+PredictFolder = Callable[[Predictor], Outcome]
+END_SECONDS = 5.0
+"""that a process has to clean up when it is asked to end"""
+
+
+def predict_on(
+    devices: Sequence[str], load: Load, source: Path, out: Path, outputs: OutputOptions, overwrite: bool = False
+) -> Outcome:
+    """`predict_folder` on one device in this process, or on several in a process each; a device may be named twice.
+
+    The first process that ends with an exception ends the others, and its exception is raised here, with the
+    traceback in its notes where it is no AutoUNetError or OSError. Raises WorkerLost when a process is killed.
+    """
+    task = partial(predict_folder, source=source, out=out, outputs=outputs, overwrite=overwrite, run=uuid.uuid4().hex)
+    if len(devices) == 1:
+        outcome = task(_loaded(load, devices[0]))
+        outcome.log_counts()
+        return outcome
+    threads, outcomes = max(1, available_cores() // len(devices)), []
+    workers: list[WorkerProcess] = []
+    try:
+        for device in devices:
+            workers.append(WorkerProcess(device, threads, asked=True))
+            workers[-1].call(_predict_there, load=load, task=task, device=device)
+        busy = list(workers)
+        while busy:
+            for worker in heard(busy):
+                if (found := _outcome(worker)) is not None:
+                    outcomes.append(found)
+                    busy.remove(worker)
+    finally:
+        for worker in workers:
+            worker.ask_to_end()
+        for worker in workers:
+            worker.end(END_SECONDS)
+    failures = [failure for outcome in outcomes for failure in outcome.failures]
+    together = Outcome(sum(each.predicted for each in outcomes), max(each.kept for each in outcomes), failures)
+    together.log_counts()
+    return together
+
+
+def _outcome(worker: WorkerProcess) -> Outcome | None:
+    """What a process answered; None while it goes on. Raises what ended it."""
+    answer = worker.answer()
+    if isinstance(answer, Returned):
+        return answer.value
+    if isinstance(answer, Lost):
+        raise WorkerLost(
+            f"the process that predicted on {worker.name} was killed (status {answer.status}), perhaps because memory "
+            "ran out",
+            "Give the same command again: it continues where it was",
+        )
+    if isinstance(answer, Raised):
+        if not isinstance(answer.error, (AutoUNetError, OSError)):
+            answer.error.add_note(f"In the process that predicted on {worker.name}:\n{answer.trace}")
+        raise answer.error
+    return None
+
+
+def _predict_there(tell: Tell, load: Load, task: PredictFolder, device: str) -> Outcome:
+    """What a process does that was started for one of several devices; it has nothing to tell before its end."""
+    signal.signal(signal.SIGTERM, _leave)
+    return task(_loaded(load, device))
+
+
+def _leave(*_: object) -> None:
+    """Unwinds, so that claims are given back and nothing half written stays."""
+    raise SystemExit(1)
+
+
+def _loaded(load: Load, device: str) -> Predictor:
+    from ..inference.sliding_window import is_out_of_memory
+
+    try:
+        return load(device)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    raise OutOfMemory(f"the networks do not fit into the memory of {device}", "Give fewer --folds, or another --device")

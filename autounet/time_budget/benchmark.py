@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -139,20 +140,37 @@ def time_configuration(
     loader_workers: int,
     cases: int,
     rough: bool = False,
+    threads: int | None = None,
 ) -> Timing:
     """Measured step and predicted sample times of a configuration, mostly by steps of under a third of a second.
 
     `sample_rates` are those of the `DeviceProfile`, `cases` the number in the data set; where they are larger than
-    `CASE_MEMORY`, samples are read from the disk. `rough`: see `ROUGH_SECONDS`. Raises torch's OutOfMemoryError where
-    not even a small step fits into the device's memory.
+    `CASE_MEMORY`, samples are read from the disk. `rough`: see `ROUGH_SECONDS`. `threads`: of a CPU, fewer than usual.
+    Raises torch's OutOfMemoryError where not even a small step fits into the device's memory.
     """
-    speed = measure_speed(configuration, labels, options, device, rough)
+    with cpu_threads(threads):
+        speed = measure_speed(configuration, labels, options, device, rough)
     case_bytes = math.prod(configuration.median_shape) * (4 * configuration.network.in_channels + 2)
     read = cases * case_bytes * max(1, loader_workers) > CASE_MEMORY
     weighted = options.loss in BORDER_WEIGHTED
     sample = sample_seconds(configuration, labels.count, options, sample_rates, read, weighted)
     # on a CPU loader workers take their time from the steps
     return timing_of(configuration, speed, sample, 0 if device == "cpu" else loader_workers)
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """torch computes with so many threads inside; None: as before."""
+    before = torch.get_num_threads()
+    if count is None or count >= before:
+        yield
+        return
+    with PROCESS_WIDE:
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def median_seconds(

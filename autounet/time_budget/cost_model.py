@@ -208,6 +208,13 @@ class Timing:
             return computing + batch * self.sample
         return max(computing, batch * self.sample / self.loader_workers)
 
+    def times(self, factor: float) -> Timing:
+        """So many times as slow."""
+        return Timing(
+            factor * self.step_overhead, factor * self.step_per_sample, factor * self.forward, factor * self.sample,
+            self.loader_workers,
+        )  # fmt: skip
+
     def largest_batch(self, seconds: float) -> int:
         """The largest whose step takes at most `seconds`; may be 0 or less."""
         per_sample = self.step_per_sample + (0.0 if self.loader_workers else self.sample)

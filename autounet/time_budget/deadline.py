@@ -6,8 +6,10 @@ Seconds are kept back for validation, selection and report; trainings share the 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field
@@ -24,6 +26,36 @@ log = logging.getLogger(__name__)
 POSTPROCESSING_SHARE = 0.25
 """of the time of validation: choosing postprocessing and calibration reads each case again and predicts nothing;
 fitting ensemble weights does so once more"""
+
+
+MOST_LANES = 5
+"""trainings side by side on fewer cores than that: the folds of a cross-validation then end together, and no core is
+left without work, as it would be where two cores train five folds one by one or in pairs"""
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Jobs that go on at the same time on the cores of one machine."""
+
+    count: int = 1
+    threads: int | None = None
+    """of each; None: as many as the libraries take"""
+    share: float = 1.0
+    """of a second of the whole run that a second of one of them is; less where they do not want all cores"""
+
+    @classmethod
+    def of(cls, trainings: int, cores: int, most: int | None = None) -> Lanes:
+        """For so many trainings, and at most `most` at the same time.
+
+        One thread is better used than the second of two, which has little to do in small patches: trainings share the
+        cores before a training gets several. With more trainings than lanes they come in rounds of about equal size.
+        """
+        limit = min(max(cores, MOST_LANES), most or trainings)
+        count = math.ceil(trainings / math.ceil(trainings / max(1, limit))) if trainings and cores > 1 else 1
+        if count < 2:
+            return cls()
+        threads = max(1, cores // count)
+        return cls(count, threads, max(1 / count, threads / cores))
 
 
 class Clock(Record):
@@ -78,7 +110,8 @@ class Deadline:
 class TimeAllotment:
     """Seconds for each training still to come; the costs of jobs are learnt as they finish.
 
-    `pending` holds the function and the configuration of each job that is not done.
+    `pending` holds the function and the configuration of each job that is not done. Seconds that plans predict are
+    those of the whole run, `Lanes.share` of what a job beside others takes.
     """
 
     def __init__(
@@ -87,9 +120,13 @@ class TimeAllotment:
         configurations: Mapping[str, Configuration],
         cases: int,
         pending: Iterable[tuple[str, str]],
+        lanes: Lanes | None = None,
     ) -> None:
         self.deadline, self.configurations, self.cases = deadline, configurations, cases
         self.pending = list(pending)
+        self.lanes = lanes or Lanes()
+        self.training = 0
+        """trainings that have begun and not ended"""
         self.overhead = FOLD_OVERHEAD_SECONDS
         self.measured: dict[tuple[str, str], float] = {}
         """seconds of the last job by function and configuration"""
@@ -111,11 +148,14 @@ class TimeAllotment:
 
     def training_seconds(self, name: str, spent: float) -> float | None:
         """The next training's share of what is left, `spent` seconds that it has used already included."""
+        to_come = len(self._pending("train")) - self.training
+        self.training += 1
         remaining = self.deadline.remaining()
         if remaining is None:
             return None
-        share = (remaining - self.reserve() + spent) / max(1, len(self._pending("train")))
-        least = self._least_seconds(name)
+        rounds = max(1, math.ceil(to_come / self.lanes.count))
+        share = (remaining - self.reserve() + spent) / rounds
+        least = self._least_seconds(name) / self.lanes.share
         if share < least:
             log.warning("the machine was slower than measured: the promised time is overrun to train at all")
         return max(share, least)
@@ -128,16 +168,22 @@ class TimeAllotment:
         averaged += validations * (postprocessing + (len(self.configurations) > 2) / 2)
         cascades = sum(self._estimate("cascade_labels", name) for name in self._pending("cascade_labels"))
         closing = CLOSING_SECONDS + CLOSING_SECONDS_PER_CASE * self.cases
-        return closing + validations + averaged + cascades + self.overhead * len(self._pending("train"))
+        trainings = math.ceil(len(self._pending("train")) / self.lanes.count)
+        return closing + validations + averaged + cascades + self.overhead * trainings
 
     def finished(self, function: str, name: str, seconds: float, counted: float = 0.0) -> None:
         """Learn the true cost of a job; `counted` seconds of a training were its own share."""
         if function == "train":
+            self.training -= 1
             self.overhead = max(0.0, seconds - counted)
         else:
-            self.measured[function, name] = seconds
+            self.measured[function, name] = seconds * self.lanes.share
         if (function, name) in self.pending:
             self.pending.remove((function, name))
+
+    def given_back(self) -> None:
+        """A training that had begun begins again."""
+        self.training -= 1
 
     def _pending(self, function: str) -> list[str]:
         """The configuration of each job still to do."""

@@ -9,8 +9,6 @@ A job is plain data: its function is a name in `stages.FUNCTIONS`, its arguments
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from ..crossval.validate import segmentation_name
-from ..progress import stop_if_cancelled
 from ..schema.dataset import Dataset, annotated_classes, channel_availability, channel_combinations, partly_annotated
 from ..schema.errors import OptionError
 from ..schema.fingerprint import Fingerprint
@@ -40,8 +37,6 @@ from ..store import scores_file, stage_labels_file
 from ..store.run_folder import BUNDLE_FILE, RunFolder
 from . import cache
 from .defaults import TrainingSchedule, ensembles
-
-log = logging.getLogger(__name__)
 
 CLASS_BALANCED = frozenset({"weighted_ce"})
 """losses whose weight map balances the classes over the whole data set; a test holds it equal to
@@ -82,34 +77,6 @@ class Job:
             yield from self.writes
         for folder in self.owns:
             yield from (path for path in folder.rglob("*") if path != self.done)
-
-
-class SequentialExecutor:
-    """One job after the other in this process, in the order given, which must respect `needs`."""
-
-    def __init__(self, work: Callable[[Job], None], on_finished: Callable[[], None]) -> None:
-        self.work, self.on_finished = work, on_finished
-
-    def run(self, jobs: Sequence[Job]) -> None:
-        seen: set[str] = set()
-        ran: set[str] = set()
-        for job in jobs:
-            missing = set(job.needs) - seen
-            if missing:
-                raise ValueError(f"job {job.name} comes before what it needs: {sorted(missing)}")
-            seen.add(job.name)
-            if job.is_done() and not ran & set(job.follows):
-                log.info("%s: already done", job.name)
-                continue
-            stop_if_cancelled()
-            log.debug("%s: begins, with the key %s", job.name, job.key)
-            began = time.monotonic()
-            cache.forget(job.done)
-            self.work(job)
-            job.mark_done()
-            log.debug("%s: done in %.1f s", job.name, time.monotonic() - began)
-            ran.add(job.name)
-            self.on_finished()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import logging
 import math
 from dataclasses import dataclass, replace
 
-from ..memory_model import TrainingMemory, inference_memory, memory_margin, training_memory
+from ..memory_model import TrainingMemory, training_memory
 from ..planning import plan as make_plan
 from ..planning import validate as validate_plan
 from ..planning.memory import MeasuredMemory
@@ -26,6 +26,7 @@ from .dataset_stage import DataRecords, KeptLabels
 from .defaults import (
     FULL_STEPS,
     loader_workers,
+    parse_folds,
     planner_options,
     requested_configurations,
     step_limit,
@@ -33,8 +34,9 @@ from .defaults import (
     trained_names,
     training_schedule,
 )
+from .executor import lanes_of
 from .fine_tuning import require_model, starting_model, transfer_reason
-from .trial_steps import corrected
+from .trial_steps import corrected, prediction_memory
 
 log = logging.getLogger(__name__)
 
@@ -165,21 +167,8 @@ class PlanMaker:
 
     def _prediction_reason(self, name: str, configuration: Configuration) -> Reason:
         """How much memory predicting the largest case with the networks of all folds takes."""
-        import torch
-
-        from ..inference.sliding_window import default_batch
-
-        known, device = self.data, self.profile.device
-        memory = inference_memory(
-            configuration,
-            known.fingerprint,
-            configuration.network.out_channels,
-            device,
-            default_batch(configuration, torch.device(device)),
-            networks=len(known.splits.folds),
-            margin=memory_margin(self.profile),
-            free_bytes=self.profile.memory_bytes,
-        )
+        known = self.data
+        memory = prediction_memory(configuration, known.fingerprint, self.profile, len(known.splits.folds))
         if memory is None:
             text = "the memory that predicting takes is not known: this version of torch cannot be traced"
             return Reason(configuration=name, topic="prediction", text=text)
@@ -301,12 +290,14 @@ class PlanMaker:
         )
 
     def timing(self, configuration: Configuration, options: TrainOptions, rough: bool = False) -> Timing:
-        """Measured on the device, by fewer steps where it is `rough`.
+        """Seconds of the run, measured on the device, by fewer steps where it is `rough`.
 
         Raises torch's OutOfMemoryError where not even a small step fits.
         """
         from ..time_budget.benchmark import time_configuration
 
+        folds = len(parse_folds(self.options.folds, len(self.data.splits.folds)))
+        lanes = lanes_of(self.options, self.profile, self.seconds, folds)
         return time_configuration(
             configuration,
             self.data.dataset.labels,
@@ -316,7 +307,8 @@ class PlanMaker:
             loader_workers(self.options, self.profile.device),
             len(self.data.dataset.cases),
             rough,
-        )
+            lanes.threads,
+        ).times(lanes.share)
 
     def _timing(self, configuration: Configuration) -> Timing:
         timing = self.timing(configuration, self.train_options)

@@ -7,7 +7,7 @@ on the work is a list of jobs (`jobs.py`), whose functions are in `stages.py`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,20 +25,21 @@ from ..schema.quantities import format_time
 from ..schema.run import DeviceProfile
 from ..schema.selection import Selection
 from ..store.run_folder import RunFolder
-from ..time_budget.deadline import Deadline, TimeAllotment
+from ..time_budget.deadline import Deadline, Lanes, TimeAllotment
 from ..time_budget.run_length import work_of
 from ..tracking import track_run
 from ..tracking.run_tracking import RunTracker
 from ..workers import available_cores
 from .dataset_stage import DataRecords, read_data
 from .defaults import TrainingSchedule, check_options, loader_workers, parse_folds, promised_seconds, training_schedule
+from .executor import SequentialExecutor, SideBySideExecutor, lanes_of
 from .fine_tuning import FineTuning, known_weights
-from .jobs import Job, JobGraph, SequentialExecutor
+from .jobs import Job, JobGraph
 from .make_plan import PlanMaker
 from .output_folder import locked, require_output_folder, sole_in_process
 from .plan_stage import PlanFile, describe_plan, plan_smaller, plan_stage, time_plan
 from .read_status import run_seconds_left
-from .trial_steps import MOST_ATTEMPTS, calibrated, try_configurations
+from .trial_steps import MOST_ATTEMPTS, bytes_of_a_fold, calibrated, try_configurations
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +186,7 @@ def _execute(
     folder: RunFolder, maker: PlanMaker, plan: Plan, schedule: TrainingSchedule, until: str, tracker: RunTracker
 ) -> None:
     # with all that trains, validates and selects, which planning does without
-    from .stages import forget_damaged, run_job
+    from .stages import JobRunner, forget_damaged
 
     options, data, profile, deadline = maker.options, maker.data, maker.profile, maker.deadline
     graph = JobGraph(
@@ -212,7 +213,8 @@ def _execute(
         trainings = graph.training()
         forget_damaged(trainings, folder.path, hashes)
     pending = [(job.function, job.configuration) for job in trainings if not job.is_done()]
-    allotment = TimeAllotment(deadline, schedule.configurations, len(data.dataset.cases), pending)
+    lanes = _lanes(maker, schedule, trainings)
+    allotment = TimeAllotment(deadline, schedule.configurations, len(data.dataset.cases), pending, lanes)
     if trainings:
         allotment.check()
         preset = plan.options.preset is not None
@@ -223,7 +225,24 @@ def _execute(
         forget_damaged([selection], folder.path, hashes)
         jobs.append(selection)
     hashes.save(folder.checked)
-    SequentialExecutor(lambda job: run_job(job, allotment, tracker, deadline), deadline.save).run(jobs)
+    runner = JobRunner(allotment, tracker, deadline)
+    if lanes.count > 1:
+        log.info("%d trainings side by side, with %d threads each", lanes.count, lanes.threads or 1)
+        SideBySideExecutor(runner, deadline.save, lanes).run(jobs)
+    else:
+        SequentialExecutor(runner, deadline.save).run(jobs)
+
+
+def _lanes(maker: PlanMaker, schedule: TrainingSchedule, jobs: Sequence[Job]) -> Lanes:
+    """Of the trainings still to come; of all of them where the same weights are promised, which depend on threads."""
+    options = maker.options
+    trainings = [job for job in jobs if job.function == "train" and (options.deterministic or not job.is_done())]
+    lanes = lanes_of(options, maker.profile, schedule.promised_seconds, len(trainings))
+    if lanes.count < 2:
+        return lanes
+    fingerprint, profile = maker.data.fingerprint, maker.profile
+    most = max(bytes_of_a_fold(each, fingerprint, profile) for each in schedule.configurations.values())
+    return lanes_of(options, profile, schedule.promised_seconds, len(trainings), most)
 
 
 def _fine_tuning(folder: RunFolder, maker: PlanMaker, schedule: TrainingSchedule) -> FineTuning:

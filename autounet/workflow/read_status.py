@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -79,6 +80,8 @@ class FoldTime:
     trained: bool
     validated: bool
     """also true where there is nothing to validate"""
+    running: bool = False
+    """it is being trained or validated"""
     progress: float = 0.0
     """of its training, 0..1"""
     spent: float = 0.0
@@ -86,6 +89,7 @@ class FoldTime:
     validation: float | None = None
     """that its validation took"""
     planned_training: float | None = None
+    """like the next one, of the whole run: of those that go on side by side each takes as many times as long"""
     planned_validation: float | None = None
 
 
@@ -155,6 +159,7 @@ def _read_fold(
         configuration=name,
         trained=state == "done",
         validated=status.validated,
+        running=running and started and not status.validated,
         progress=status.progress,
         spent=status.seconds,
         validation=age(done) - age(validated) if validated.exists() and age(done) > age(validated) else None,
@@ -184,13 +189,12 @@ def _current_work(running: bool, stages: dict[str, bool], folds: Sequence[FoldRe
     stage = next((stage for stage, done in stages.items() if not done), None)
     if not running:
         return stage
+    work: dict[str, list[str]] = {}
     for status in (fold.status for fold in folds):
-        name = f"{status.configuration} fold_{status.fold}"
-        if status.state == "running":
-            return f"train {name}"
-        if status.state == "done" and not status.validated:
-            return f"validate {name}"
-    return stage or "report"
+        if status.state == "running" or (status.state == "done" and not status.validated):
+            doing = "train" if status.state == "running" else "validate"
+            work.setdefault(f"{doing} {status.configuration}", []).append(f"fold_{status.fold}")
+    return ", ".join(f"{doing} {', '.join(names)}" for doing, names in work.items()) or stage or "report"
 
 
 def _warnings(file: Path) -> int | None:
@@ -232,26 +236,30 @@ def _with_time_left(fold: FoldReading, folds: Sequence[FoldReading]) -> FoldStat
     left = None
     if fold.status.state == "running":
         same = [each.time for each in folds if each.time.configuration == fold.time.configuration]
-        left = _training_left(fold.time, same)
+        beside = sum(each.time.running for each in folds)
+        left = _training_left(fold.time, same, beside)
     if left is None:
         return fold.status
-    left = max(0.0, left - fold.log_age) + _validation_left(fold.time, same)
+    left = max(0.0, left - fold.log_age) + _validation_left(fold.time, same, beside)
     return fold.status.model_copy(update={"seconds_left": left})
 
 
 def seconds_left(folds: Sequence[FoldTime]) -> float | None:
-    """Of training and validation together, without selection; None where the time of a fold is not known."""
-    total = 0.0
+    """Of training and validation together, without selection; None where the time of a fold is not known.
+
+    Those that run side by side now share what is left.
+    """
+    left, beside = [], max(1, sum(fold.running for fold in folds))
     for fold in folds:
         same = [each for each in folds if each.configuration == fold.configuration]
-        training = _training_left(fold, same)
+        training = _training_left(fold, same, beside)
         if training is None:
             return None
-        total += training + _validation_left(fold, same)
-    return total
+        left.append(training + _validation_left(fold, same, beside))
+    return max(*left, sum(left) / beside) if left else 0.0
 
 
-def _training_left(fold: FoldTime, same: Sequence[FoldTime]) -> float | None:
+def _training_left(fold: FoldTime, same: Sequence[FoldTime], beside: int) -> float | None:
     """By its own speed, else by the mean of the other folds of its configuration (`same`), else as planned."""
     if fold.trained:
         return 0.0
@@ -259,16 +267,17 @@ def _training_left(fold: FoldTime, same: Sequence[FoldTime]) -> float | None:
         return fold.spent * (1 - fold.progress) / fold.progress
     measured = [each.spent for each in same if each.trained]
     measured = measured or [each.spent / each.progress for each in same if each.progress >= MIN_PROGRESS]
-    whole = fmean(measured) if measured else fold.planned_training
+    planned = fold.planned_training and beside * fold.planned_training
+    whole = fmean(measured) if measured else planned
     return None if whole is None else max(0.0, whole - fold.spent)
 
 
-def _validation_left(fold: FoldTime, same: Sequence[FoldTime]) -> float:
+def _validation_left(fold: FoldTime, same: Sequence[FoldTime], beside: int) -> float:
     """By the mean of the other folds, else as planned; 0 where nothing is known, since it is short."""
     if fold.validated:
         return 0.0
     measured = [each.validation for each in same if each.validation is not None]
-    return fmean(measured) if measured else fold.planned_validation or 0.0
+    return fmean(measured) if measured else beside * (fold.planned_validation or 0.0)
 
 
 def age(file: Path) -> float:
@@ -280,8 +289,16 @@ def age(file: Path) -> float:
 
 
 def resident_bytes(process: int | None) -> int | None:
-    """Main memory that a process holds; None for a process that has ended or belongs to somebody else."""
+    """Main memory that a process and those that it has started hold; None where it has ended or is somebody else's."""
+    if not process:
+        return None
     try:
-        return psutil.Process(process).memory_info().rss if process else None
+        own = psutil.Process(process)
+        total = own.memory_info().rss
+        children = own.children(recursive=True)
     except psutil.Error:
         return None
+    for child in children:
+        with suppress(psutil.Error):  # it has just ended
+            total += child.memory_info().rss
+    return total

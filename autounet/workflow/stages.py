@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,41 +202,69 @@ def _listed(names: Sequence[str]) -> str:
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "prepare": prepare,
+    "train": train,
     "validate": validate,
     "cascade_labels": cascade_labels,
+    "select": select,
 }
-"""what a job's function names, but for train and select, whose work depends on the time that is left"""
+"""what a job's function names"""
 
 
-def run_job(job: Job, shares: TimeAllotment, tracker: RunTracker, deadline: Deadline) -> None:
-    """Run one job in this process, with its share of the time; its costs are learnt and tracker."""
-    started = time.monotonic()
-    if job.function == "train":
+class JobRunner:
+    """Gives jobs their share of the time before they are done, here or elsewhere, and learns what they have cost."""
+
+    def __init__(self, shares: TimeAllotment, tracker: RunTracker, deadline: Deadline) -> None:
+        self.shares, self.tracker, self.deadline = shares, tracker, deadline
+        self.spent: dict[str, float] = {}
+        """seconds that the trainings that have begun took before"""
+
+    def __call__(self, job: Job) -> None:
+        """The whole job, in this process."""
+        values, began = self.begin(job), time.monotonic()
+        if job.function == "train":
+            values["on_log"] = partial(self.said, job)
+        self.ended(job, FUNCTIONS[job.function](**values), time.monotonic() - began)
+
+    def begin(self, job: Job) -> dict[str, Any]:
+        """What the job's function is to be called with; but a training's `on_log`."""
+        if job.function == "select":
+            return {**job.args, "seconds_left": self.deadline.remaining()}
+        if job.function != "train":
+            return dict(job.args)
+        lines = read_log(FoldFolder(job.args["place"].folder).log) if _continues(job) else []
+        spent = self.spent[job.name] = lines[-1].seconds if lines else 0.0
         inputs, place = job.args["inputs"], job.args["place"]
-        lines = read_log(FoldFolder(place.folder).log) if _continues(job) else []
-        spent = lines[-1].seconds if lines else 0.0
-        run = tracker.begin(
+        self.tracker.begin(
             place.configuration_name, fold_name(inputs.fold), job.key, inputs.configuration, inputs.options
         )
+        return {**job.args, "seconds": self.shares.training_seconds(job.configuration, spent)}
 
-        def on_log(entry: EpochLog) -> None:
-            deadline.save()
-            tracker.line(run, entry)
+    def said(self, job: Job, entry: EpochLog) -> None:
+        """A line of the log of a training."""
+        self.deadline.save()
+        inputs, place = job.args["inputs"], job.args["place"]
+        name = f"{place.configuration_name} {fold_name(inputs.fold)}"
+        self.tracker.line(self.tracker.run(name, job.key), entry)
 
-        record = train(inputs, place, shares.training_seconds(job.configuration, spent), on_log)
-        shares.finished("train", job.configuration, time.monotonic() - started, record.seconds - spent)
-        return
-    if job.function == "select":
-        select(**job.args, seconds_left=deadline.remaining())
-        return
-    result = FUNCTIONS[job.function](**job.args)
-    if isinstance(result, Metrics):  # the Dice of a fold, at the end of its curves
-        folder = FoldFolder(job.args["weights"].parent)
-        lines = read_log(folder.log)
-        name = f"{job.configuration} {fold_name(job.args['fold'])}"
-        tracker.fold(tracker.run(name, cache.stored_key(folder.started) or ""), result, lines[-1].step if lines else 0)
-    if job.configuration:
-        shares.finished(job.function, job.configuration, time.monotonic() - started)
+    def given_back(self, job: Job) -> None:
+        """What had begun begins again."""
+        if job.function == "train":
+            self.shares.given_back()
+
+    def ended(self, job: Job, result: object, seconds: float) -> None:
+        """After `seconds` with its result."""
+        counted = 0.0
+        if isinstance(result, RunRecord):
+            counted = result.seconds - self.spent[job.name]
+        elif isinstance(result, Metrics):  # the Dice of a fold, at the end of its curves
+            folder = FoldFolder(job.args["weights"].parent)
+            lines = read_log(folder.log)
+            run = self.tracker.run(
+                f"{job.configuration} {fold_name(job.args['fold'])}", cache.stored_key(folder.started) or ""
+            )
+            self.tracker.fold(run, result, lines[-1].step if lines else 0)
+        if job.configuration:
+            self.shares.finished(job.function, job.configuration, seconds, counted)
 
 
 def _continues(job: Job) -> bool:

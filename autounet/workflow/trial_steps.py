@@ -18,9 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from ..memory_model import Margin, TrainingMemory, memory_margin
+from ..memory_model import InferenceMemory, Margin, TrainingMemory, inference_memory, memory_margin
 from ..schema.dataset import Dataset, partly_annotated
 from ..schema.errors import BudgetExceeded, OutOfMemory
+from ..schema.fingerprint import Fingerprint
 from ..schema.labels import LabelClass, Labels
 from ..schema.options import TrainOptions
 from ..schema.plan import Configuration
@@ -103,6 +104,32 @@ def trial_peak(
         MemoryProbe(configuration.network, configuration.patch_size, configuration.batch_size, setting, device)
     )
     return found.before + found.peak if device == "cpu" else memory_margin(profile).on(found.peak)
+
+
+def prediction_memory(
+    configuration: Configuration, fingerprint: Fingerprint, profile: DeviceProfile, networks: int
+) -> InferenceMemory | None:
+    """Of the largest case by so many networks; None where this torch cannot be traced."""
+    import torch
+
+    from ..inference.sliding_window import default_batch
+
+    return inference_memory(
+        configuration,
+        fingerprint,
+        configuration.network.out_channels,
+        profile.device,
+        default_batch(configuration, torch.device(profile.device)),
+        networks=networks,
+        margin=memory_margin(profile),
+        free_bytes=profile.memory_bytes,
+    )
+
+
+def bytes_of_a_fold(configuration: Configuration, fingerprint: Fingerprint, profile: DeviceProfile) -> int:
+    """Memory that training or validating one takes, whichever is more."""
+    predicting = prediction_memory(configuration, fingerprint, profile, 1)
+    return max(configuration.predicted_memory_bytes, predicting.device_bytes if predicting else 0)
 
 
 def corrected(profile: DeviceProfile, configuration: Configuration, error: BudgetExceeded) -> DeviceProfile:

@@ -1,0 +1,214 @@
+"""Jobs side by side: their order, what they tell, and what becomes of them when one fails or is killed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import faulty
+import psutil
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from quick_runs import narrow, no_trials, one_probe  # noqa: F401 - used by the runs here
+
+import autounet
+from autounet.datasets.synthetic import make_demo_dataset
+from autounet.progress import Progress, Watcher, side_by_side_line, watched
+from autounet.schema.errors import OptionError, WorkerLost
+from autounet.schema.run import EpochLog, RunRecord
+from autounet.store.weights import load_weights
+from autounet.time_budget.deadline import MOST_LANES, Lanes
+from autounet.workflow import executor
+from autounet.workflow.executor import SideBySideExecutor
+from autounet.workflow.jobs import Job
+
+
+class Recorder:
+    """A runner that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+        self.results: list[object] = []
+        self.given: list[str] = []
+
+    def __call__(self, job: Job) -> None:
+        self.order.append(f"{job.name} here")
+
+    def begin(self, job: Job) -> dict[str, Any]:
+        self.order.append(f"{job.name} begins")
+        return dict(job.args)
+
+    def said(self, job: Job, entry: EpochLog) -> None: ...
+
+    def given_back(self, job: Job) -> None:
+        self.given.append(job.name)
+
+    def ended(self, job: Job, result: object, seconds: float) -> None:
+        self.order.append(f"{job.name} ended")
+        self.results.append(result)
+
+
+def jobs(folder: Path, *doing: str, needs: Sequence[str] = (), function: str = "train") -> list[Job]:
+    return [
+        Job(f"{function} {each}", tuple(needs), "1", folder / f"{each}.json", function,
+            {"folder": str(folder), "doing": each})
+        for each in doing
+    ]  # fmt: skip
+
+
+def run(graph: Sequence[Job], count: int = 2) -> Recorder:
+    runner = Recorder()
+    SideBySideExecutor(runner, lambda: None, Lanes(count, 1, 0.5), faulty.job).run(graph)
+    return runner
+
+
+def test_jobs_go_on_side_by_side_and_wait_for_what_they_need(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first two end only once both have begun."""
+    graph = [
+        *jobs(tmp_path, "all", function="prepare"),
+        *jobs(tmp_path, "waits for another", "b", needs=("prepare all",)),
+        *jobs(tmp_path, "c", needs=("train b",), function="validate"),
+        *jobs(tmp_path, "last", needs=("validate c", "train waits for another"), function="select"),
+    ]
+    told: list[Progress] = []
+    with watched(Watcher(on_progress=told.append)), caplog.at_level(logging.WARNING, "autounet"):
+        runner = run(graph)
+    place = runner.order.index
+    assert runner.order[0] == "prepare all here"
+    assert runner.order[-1] == "select last here"
+    assert place("train b ended") < place("validate c begins")
+    assert sorted(map(str, runner.results)) == ["b", "c", "waits for another"]
+    assert {each.task for each in told} == {"train waits for another", "train b", "validate c"}
+    assert {record.getMessage() for record in caplog.records} >= {"b has been done", "c has been done"}
+    assert all(each.is_done() for each in graph)
+    assert run(graph).order == []
+
+
+def test_a_killed_job_begins_again_and_the_others_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    graph = jobs(tmp_path, "dies once", "b")
+    runner = run(graph)
+    assert runner.given == ["train dies once"]
+    assert sorted(map(str, runner.results)) == ["b", "dies once"]
+    assert "train dies once: its process was ended from outside (status -9)" in caplog.text
+    began = [line.rpartition(" ")[0] for line in (tmp_path / "began").read_text().splitlines()]
+    assert sorted(began) == ["b", "dies once", "dies once"]
+
+
+def test_one_that_is_killed_again_and_again_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(WorkerLost, match="--workers 1"):
+        run(jobs(tmp_path, "dies"))
+    assert len((tmp_path / "began").read_text().splitlines()) == executor.MOST_LOST + 1
+
+
+def test_what_fails_ends_the_others_which_save_what_they_have(tmp_path: Path) -> None:
+    graph = jobs(tmp_path, "saves", "fails after another")
+    with pytest.raises(OptionError, match="the disk is full"):
+        run(graph)
+    assert (tmp_path / "saved").exists()
+    assert graph[0].is_done()  # it came to its end while it was asked to
+    assert not graph[1].is_done()
+    with pytest.raises(ZeroDivisionError, match="a mistake in the program") as raised:
+        run(jobs(tmp_path, "fails"))
+    assert "In the process of train fails" in raised.value.__notes__[0]
+
+
+ALONE = """
+from pathlib import Path
+from test_executor import jobs, run
+if __name__ == "__main__":
+    run(jobs(Path({folder!r}), "hangs", "saves"))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_process_outlives_the_one_that_started_it(tmp_path: Path, number: int) -> None:
+    tests = Path(__file__).parent
+    paths = os.pathsep.join([str(tests), str(tests.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-c", ALONE.format(folder=str(tmp_path))]
+    parent = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
+    began = tmp_path / "began"
+    while not (began.exists() and len(began.read_text().splitlines()) == 2):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    children = psutil.Process(parent.pid).children()
+    assert len(children) >= 2
+    parent.send_signal(number)
+    parent.wait()
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    assert len(gone) == len(children)
+
+
+def test_folds_side_by_side_get_the_weights_that_they_get_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With as many threads; and the run is cancelled once, whereupon every fold continues where it was."""
+    data = make_demo_dataset(tmp_path / "data", cases=4)
+    monkeypatch.setattr(executor, "LEAST_STEPS", 1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    given_options: dict[str, Any] = {
+        "iterations": 6, "deterministic": True, "configurations": "3d_fullres", "device": "cpu", "folds": "0,1",
+        "memory": "1GB",
+    }  # fmt: skip
+    try:
+        autounet.run(data, tmp_path / "one", workers=0, **given_options)
+    finally:
+        torch.set_num_threads(threads)
+    monkeypatch.setattr(executor, "available_cores", lambda: 2)
+    told: list[Progress] = []
+
+    def stop() -> bool:
+        return len({each.task for each in told if each.task.startswith("training") and each.done > 0}) > 1
+
+    with pytest.raises(autounet.Cancelled):
+        autounet.run(data, tmp_path / "two", on_progress=told.append, cancel=stop, **given_options)
+    autounet.run(data, tmp_path / "two", on_progress=told.append, **given_options)
+    folds = sorted((tmp_path / "one" / "models" / "3d_fullres").glob("fold_*"))
+    assert len(folds) > 1
+    for fold in folds:
+        other = tmp_path / "two" / fold.relative_to(tmp_path / "one")
+        ours, theirs = (load_weights(each / "weights.safetensors") for each in (fold, other))
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    records = [RunRecord.load(fold / "record.json") for fold in (tmp_path / "two").glob("models/*/fold_*")]
+    assert any("continued at step" in event for record in records for event in record.events)
+
+
+@given(st.integers(0, 40), st.integers(1, 64), st.none() | st.integers(1, 12))
+def test_lanes_leave_no_core_alone_and_no_round_half_empty(trainings: int, cores: int, most: int | None) -> None:
+    lanes = Lanes.of(trainings, cores, most)
+    assert lanes == Lanes() if cores == 1 or trainings < 2 else lanes.count <= trainings
+    if lanes.count == 1:
+        assert lanes == Lanes()
+        return
+    assert lanes.count <= (most or max(cores, MOST_LANES))
+    assert lanes.threads is not None
+    assert 1 <= lanes.threads * lanes.count <= max(cores, lanes.count)
+    rounds = -(-trainings // lanes.count)
+    assert trainings > (rounds - 1) * lanes.count
+    assert lanes.count == -(-trainings // rounds)
+    assert 1 / lanes.count <= lanes.share <= 1
+
+
+def test_two_cores_train_the_folds_together_and_one_core_one_by_one() -> None:
+    assert Lanes.of(5, 1) == Lanes.of(1, 16) == Lanes()
+    assert Lanes.of(5, 2) == Lanes(5, 1, 0.5)
+    assert Lanes.of(5, 16) == Lanes(5, 3, 0.2)
+    assert Lanes.of(15, 2) == Lanes(5, 1, 0.5)
+    assert Lanes.of(5, 2, most=2) == Lanes(2, 1, 0.5)
+
+
+def test_a_line_says_once_what_tasks_begin_with_alike() -> None:
+    told = [Progress(f"training 2d fold_{fold}", 0.1 * fold, run_seconds_left=120.0) for fold in (1, 2)]
+    told.append(Progress("validating 2d fold_0", 0.5))
+    line = side_by_side_line(told)
+    assert line == "training 2d fold_1: 10 %, fold_2: 20 %, validating 2d fold_0: 50 %, 2 min of the whole run"
