@@ -169,6 +169,29 @@ def test_norm_equals_torchs_instance_norm(dims: int, layout: str, slope: float) 
     assert torch.autograd.gradcheck(norm, (x,))
 
 
+@pytest.mark.parametrize("channels", [3, 8, 16, 40])
+@pytest.mark.parametrize("size", [(2, 3), (32, 33), (4, 12, 24)])
+@pytest.mark.parametrize("number", [torch.float32, torch.bfloat16])
+def test_norm_is_as_exact_whichever_way_it_takes(channels: int, size: tuple[int, ...], number: torch.dtype) -> None:
+    """Of few and many voxels, channels that fill a register and others, a mean far from 0; gradients too."""
+    norm = InstanceNorm(channels, slope=1.0)
+    torch.nn.init.normal_(norm.weight, 1.0, 0.1)
+    x = (3 + 2 * torch.randn(2, channels, *size)).to(number, memory_format=CHANNELS_LAST[len(size)])
+    exact = x.double().requires_grad_()
+    reference = functional.instance_norm(exact, weight=norm.weight.double(), bias=norm.bias.double())
+    upstream = torch.randn_like(reference)
+    expected = torch.autograd.grad(reference, exact, upstream)[0]
+    x.requires_grad_()
+    found = norm(x)
+    gradient = torch.autograd.grad(found, x, upstream.to(number))[0]
+    assert found.dtype == gradient.dtype == number
+    error = 2e-2 if number == torch.bfloat16 else 1e-4
+    for ours, true in ((found, reference), (gradient, expected)):
+        assert (ours.double() - true).norm() < error * true.norm()
+    with torch.no_grad():
+        assert torch.equal(norm(x), found)
+
+
 @pytest.mark.parametrize("stride", [(2, 2), (2, 1), (2, 2, 2), (1, 2, 2), (3, 1, 2)])
 @pytest.mark.parametrize("layout", ["contiguous", "last", "neither"])
 def test_average_pool_equals_torchs(stride: tuple[int, ...], layout: str) -> None:
