@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import faulty
 import psutil
@@ -22,13 +22,14 @@ from quick_runs import narrow, no_trials, one_probe  # noqa: F401 - used by the 
 
 import autounet
 from autounet.datasets.synthetic import make_demo_dataset
+from autounet.ops.device import devices_like
 from autounet.progress import Progress, Watcher, side_by_side_line, watched
 from autounet.schema.errors import OptionError, WorkerLost
 from autounet.schema.run import EpochLog, RunRecord
 from autounet.store.weights import load_weights
 from autounet.time_budget.deadline import MOST_LANES, Lanes
 from autounet.workflow import executor
-from autounet.workflow.executor import SideBySideExecutor
+from autounet.workflow.executor import SideBySideExecutor, on_device
 from autounet.workflow.jobs import Job
 
 
@@ -204,7 +205,43 @@ def test_two_cores_train_the_folds_together_and_one_core_one_by_one() -> None:
     assert Lanes.of(5, 2) == Lanes(5, 1, 0.5)
     assert Lanes.of(5, 16) == Lanes(5, 3, 0.2)
     assert Lanes.of(15, 2) == Lanes(5, 1, 0.5)
-    assert Lanes.of(5, 2, most=2) == Lanes(2, 1, 0.5)
+    assert Lanes.of(5, 2, most=2) == Lanes(2, 1, 0.6)
+
+
+def test_each_job_gets_a_device_of_its_own_and_its_part_of_the_workers(tmp_path: Path) -> None:
+    graph = [
+        Job(f"validate {name}", (), "1", tmp_path / f"{name}.json", "validate",
+            {"folder": str(tmp_path), "doing": name, "device": "cuda:0"})
+        for name in ("waits for another", "b", "c")
+    ]  # fmt: skip
+    lanes = Lanes.on(["cuda:0", "cuda:1", "cuda:2"], 3, 6)
+    assert lanes == Lanes(3, 2, 1 / 3, ("cuda:0", "cuda:1", "cuda:2"))
+    SideBySideExecutor(Recorder(), lambda: None, lanes, faulty.device_of_job).run(graph)
+    assert sorted((tmp_path / "devices").read_text().split()) == ["cuda:0", "cuda:1", "cuda:2"]
+    assert Lanes.on(["cuda:0"], 5, 8) == Lanes.on(["cuda:0", "cuda:1"], 1, 8) == Lanes()
+    assert Lanes.on(["cuda:0", "cuda:1", "cuda:2"], 5, 8) == Lanes(3, 2, 2 / 5, ("cuda:0", "cuda:1", "cuda:2"))
+    assert on_device({"workers": 4}, None, 2) == {"workers": 1}
+
+
+class Gpu(NamedTuple):
+    name: str
+    total_memory: int
+
+
+def test_gpus_that_are_alike_train_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [Gpu("large", 80), Gpu("small", 16), Gpu("large", 80)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda name: gpus[int(name[-1])])
+    assert devices_like("cuda:0", "auto") == devices_like("cuda:0", "cuda:all") == ["cuda:0", "cuda:2"]
+    assert devices_like("cuda:1", "cuda:1") == ["cuda:1"]
+    assert devices_like("cuda:1", "cuda:1,cuda:0") == ["cuda:1", "cuda:0"]
+    assert devices_like("cpu", "cpu") == ["cpu"]
+    for wanted in ("cuda:0,cuda:0", "cuda:0,cpu", "cpu,cpu"):
+        with pytest.raises(OptionError, match="different GPUs"):
+            devices_like(wanted.split(",")[0], wanted)
+    with pytest.raises(OptionError, match="--device cuda:7 is not here"):
+        devices_like("cuda:0", "cuda:0,cuda:7")
 
 
 def test_a_line_says_once_what_tasks_begin_with_alike() -> None:

@@ -36,12 +36,37 @@ def choose_device(wanted: str) -> str:
         return "cuda:0" if gpus else "mps" if mps else "cpu"
     kind, _, number = wanted.partition(":")
     index = int(number) if number.isdigit() else 0
-    if kind == "cuda" and index < gpus:
+    if kind == "cuda" and index < gpus and (number.isdigit() or wanted == "cuda"):
         return f"cuda:{index}"
     if (kind == "mps" and mps) or wanted == "cpu":
         return kind
     present = ["cpu", *(["mps"] if mps else []), *(f"cuda:{gpu}" for gpu in range(gpus))]
     raise OptionError(f"--device {wanted} is not here; there is {', '.join(present)}", "Give one of these")
+
+
+def devices_like(device: str, wanted: str) -> list[str]:
+    """`device`, and what else a command may use beside it: of GPUs those that are named, or all that are like it.
+
+    Raises OptionError where other kinds of devices are named, or one of them twice.
+    """
+    named = choose_devices(wanted) if "," in wanted else []
+    if not (device.startswith("cuda") or named):
+        return [device]
+    import torch
+
+    if any(not each.startswith("cuda") for each in named) or len(set(named)) < len(named):
+        raise OptionError(f"--device {wanted}: trainings side by side need different GPUs", "Name each of them once")
+    if not named and wanted not in ("auto", "cuda", "cuda:all"):
+        return [device]
+    found = named or [f"cuda:{gpu}" for gpu in range(torch.cuda.device_count())]
+    own = torch.cuda.get_device_properties(device)
+    alike = [each for each in map(torch.cuda.get_device_properties, found)]
+    others = [
+        name
+        for name, each in zip(found, alike, strict=True)
+        if name != device and (named or (each.name, each.total_memory) == (own.name, own.total_memory))
+    ]
+    return [device, *others]
 
 
 def free_memory(device: torch.device) -> int:

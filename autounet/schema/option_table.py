@@ -291,7 +291,8 @@ RUN_OPTIONS: tuple[Option, ...] = (
            "deterministic"),
     Option("--memory", "SIZE", "Device", RUN, "Most memory to use on the device, for example 8GB", SIZE,
            "memory_bytes"),
-    Option("--device", "NAME", "Device", RUN, "auto, cpu, cuda, cuda:1 or mps", TEXT, "device"),
+    Option("--device", "NAME", "Device", RUN, "auto, cpu, cuda, cuda:1 or mps. One training goes on on each of several "
+           "GPUs: cuda:0,cuda:1; auto takes all that are alike", TEXT, "device"),
     Option("--workers", "N", "Device", RUN, "Processes that read and augment images: auto or a number", WORKERS,
            "workers"),
     Option("--out", "FOLDER", "Output", RUN, "Folder for all results. Given again, the run continues where it was",

@@ -293,7 +293,7 @@ class RunOptions(Record):
     iterations: int | None = Field(default=None, ge=1, le=10**12)
     """steps per fold"""
     device: str | None = None
-    """auto, cpu, cuda, cuda:1 or mps"""
+    """auto, cpu, cuda, cuda:1 or mps; several GPUs separated by commas"""
     workers: int | None = Field(default=None, ge=0, le=10**6)
     """processes for reading and augmentation; None: by the number of cores"""
     seed: int | None = Field(default=None, ge=0, le=MOST_SEED)

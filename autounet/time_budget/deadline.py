@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +35,15 @@ left without work, as it would be where two cores train five folds one by one or
 
 @dataclass(frozen=True)
 class Lanes:
-    """Jobs that go on at the same time on the cores of one machine."""
+    """Jobs that go on at the same time on one machine: on its cores, or one on each GPU."""
 
     count: int = 1
     threads: int | None = None
     """of each; None: as many as the libraries take"""
     share: float = 1.0
-    """of a second of the whole run that a second of one of them is; less where they do not want all cores"""
+    """of a second of the whole run that a second of one of them, alone on the machine, is"""
+    devices: tuple[str, ...] = ()
+    """of each; none: that of the plan for all of them"""
 
     @classmethod
     def of(cls, trainings: int, cores: int, most: int | None = None) -> Lanes:
@@ -51,11 +53,26 @@ class Lanes:
         cores before a training gets several. With more trainings than lanes they come in rounds of about equal size.
         """
         limit = min(max(cores, MOST_LANES), most or trainings)
-        count = math.ceil(trainings / math.ceil(trainings / max(1, limit))) if trainings and cores > 1 else 1
+        count = _even(trainings, limit) if cores > 1 else 1
         if count < 2:
             return cls()
         threads = max(1, cores // count)
-        return cls(count, threads, max(1 / count, threads / cores))
+        rounds = math.ceil(trainings / count)
+        return cls(count, threads, rounds / trainings * max(1.0, count * threads / cores))
+
+    @classmethod
+    def on(cls, devices: Sequence[str], trainings: int, cores: int) -> Lanes:
+        """One on each of some GPUs."""
+        count = _even(trainings, len(devices))
+        if count < 2:
+            return cls()
+        rounds = math.ceil(trainings / count)
+        return cls(count, max(1, cores // count), rounds / trainings, tuple(devices[:count]))
+
+
+def _even(trainings: int, most: int) -> int:
+    """How many at the same time, so that as few rounds as possible are of about equal size."""
+    return math.ceil(trainings / math.ceil(trainings / max(1, most))) if trainings else 0
 
 
 class Clock(Record):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -10,10 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ..ops.device import devices_like
 from ..progress import Progress, SideBySide, Watcher, stop_if_cancelled, watched
 from ..schema.errors import AutoUNetError, WorkerLost
 from ..schema.options import RunOptions
 from ..schema.run import DeviceProfile, EpochLog
+from ..schema.stage_inputs import TrainingPlace
 from ..time_budget.deadline import Lanes
 from ..workers import Answer, Lost, Raised, Returned, Tell, Told, WorkerProcess, available_cores, heard
 from . import cache
@@ -43,15 +46,17 @@ MEMORY_SHARE = 0.75
 def lanes_of(
     options: RunOptions, profile: DeviceProfile, promised: float | None, trainings: int, bytes_each: int = 0
 ) -> Lanes:
-    """How many of so many trainings go on side by side on a CPU; one after the other elsewhere.
+    """How many of so many trainings go on side by side: on a CPU's cores, or one on each GPU.
 
-    `bytes_each` of memory together stay within --memory, or most of what is free. `promised` are seconds of the run.
-    With --workers 0 or 1 all stays in one process.
+    On a CPU `bytes_each` of memory together stay within --memory, or most of what is free. `promised` are seconds of
+    the run. With --workers 0 or 1 all stays in one process. Raises OptionError for devices that do not go together.
     """
     steps = step_limit(options)
     short = promised < LEAST_SECONDS if promised else steps is not None and steps < LEAST_STEPS
-    if profile.device != "cpu" or short or options.workers in (0, 1):
+    if short or options.workers in (0, 1) or trainings < 2:
         return Lanes()
+    if profile.device != "cpu":
+        return Lanes.on(devices_like(profile.device, options.device or "auto"), trainings, available_cores())
     allowed = options.memory_bytes or MEMORY_SHARE * profile.memory_bytes
     return Lanes.of(trainings, available_cores(), max(1, int(allowed // bytes_each)) if bytes_each else None)
 
@@ -119,6 +124,7 @@ class Running:
 
     job: Job
     began: float
+    device: str | None
     tasks: set[str] = field(default_factory=set)
     """under which it is shown"""
 
@@ -136,7 +142,9 @@ class SideBySideExecutor(SequentialExecutor):
         """`do` is called in the other processes, `do_job` unless given."""
         super().__init__(runner, on_finished)
         self.do = do or do_job
-        self.runner, self.count, self.threads = runner, lanes.count, lanes.threads or 1
+        self.runner, self.count, self.lanes = runner, lanes.count, lanes
+        self.devices: list[str | None] = list(lanes.devices or [None] * lanes.count)
+        """that are free"""
         self.busy: dict[WorkerProcess, Running] = {}
         self.idle: list[WorkerProcess] = []
         self.done: set[str] = set()
@@ -182,11 +190,9 @@ class SideBySideExecutor(SequentialExecutor):
             self.waiting.remove(job)
 
     def _start(self, job: Job) -> None:
-        worker = self.idle.pop() if self.idle else WorkerProcess("jobs", self.threads)
-        self.busy[worker] = Running(job, self.begins(job))
-        values = self.runner.begin(job)
-        if "workers" in values:
-            values["workers"] = 1
+        worker = self.idle.pop() if self.idle else WorkerProcess("jobs", self.lanes.threads or 1)
+        running = self.busy[worker] = Running(job, self.begins(job), self.devices.pop(0))
+        values = on_device(self.runner.begin(job), running.device, self.lanes.count)
         worker.call(self.do, name=job.function, values=values)
 
     def _hear(self, worker: WorkerProcess, answer: Answer) -> None:
@@ -195,6 +201,7 @@ class SideBySideExecutor(SequentialExecutor):
             self._told(running, answer.content)
             return
         del self.busy[worker]
+        self.devices.insert(0, running.device)
         for task in running.tasks:
             self.shown.ended(task)
         if isinstance(answer, Returned):
@@ -243,6 +250,18 @@ class SideBySideExecutor(SequentialExecutor):
                 self.idle.append(worker)
                 if isinstance(answer, Returned):
                     self.finished(running.job, running.began)
+
+
+def on_device(values: dict[str, Any], device: str | None, count: int) -> dict[str, Any]:
+    """The values of a job for one of `count` jobs side by side: its device, and its part of the worker processes."""
+    place = values.get("place")
+    if isinstance(place, TrainingPlace):
+        place = place.model_copy(update={"device": device or place.device, "workers": math.ceil(place.workers / count)})
+        return {**values, "place": place}
+    changes: dict[str, Any] = {"workers": 1} if "workers" in values else {}
+    if device and "device" in values:
+        changes["device"] = device
+    return {**values, **changes}
 
 
 def _named(raised: Raised, job: Job) -> Exception:

@@ -304,7 +304,7 @@ class PlanMaker:
             options,
             self.profile.device,
             self.profile.sample_rates,
-            loader_workers(self.options, self.profile.device),
+            math.ceil(loader_workers(self.options, self.profile.device) / lanes.count),
             len(self.data.dataset.cases),
             rough,
             lanes.threads,

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from ..datasets.file_hashes import FileHashes
+from ..ops.device import devices_like
 from ..progress import stop_if_cancelled, whole_run
 from ..run_log import open_run_log
 from ..schema.dataset import Dataset
@@ -227,7 +228,8 @@ def _execute(
     hashes.save(folder.checked)
     runner = JobRunner(allotment, tracker, deadline)
     if lanes.count > 1:
-        log.info("%d trainings side by side, with %d threads each", lanes.count, lanes.threads or 1)
+        where = f" on {', '.join(lanes.devices)}" if lanes.devices else ""
+        log.info("%d trainings side by side%s, with %d threads each", lanes.count, where, lanes.threads or 1)
         SideBySideExecutor(runner, deadline.save, lanes).run(jobs)
     else:
         SequentialExecutor(runner, deadline.save).run(jobs)
@@ -238,7 +240,7 @@ def _lanes(maker: PlanMaker, schedule: TrainingSchedule, jobs: Sequence[Job]) ->
     options = maker.options
     trainings = [job for job in jobs if job.function == "train" and (options.deterministic or not job.is_done())]
     lanes = lanes_of(options, maker.profile, schedule.promised_seconds, len(trainings))
-    if lanes.count < 2:
+    if lanes.count < 2 or lanes.devices:
         return lanes
     fingerprint, profile = maker.data.fingerprint, maker.profile
     most = max(bytes_of_a_fold(each, fingerprint, profile) for each in schedule.configurations.values())
@@ -257,10 +259,10 @@ def _schedule(maker: PlanMaker, plan: Plan) -> TrainingSchedule:
 
 def _require_known_device(folder: RunFolder, device: str) -> None:
     """Raises OptionError for a device that is neither here nor known to the output folder, before data are read."""
-    if device not in ("auto", "cpu") and _known_profile(folder, device) is None:
-        from ..ops.device import choose_device
+    if "," in device or (device not in ("auto", "cpu") and _known_profile(folder, device) is None):
+        from ..ops.device import choose_devices
 
-        choose_device(device)
+        devices_like(choose_devices(device)[0], device)
 
 
 def _known_profile(folder: RunFolder, device: str) -> DeviceProfile | None:
@@ -274,7 +276,8 @@ def _known_profile(folder: RunFolder, device: str) -> DeviceProfile | None:
 
 
 def device_profile(folder: RunFolder, device: str) -> DeviceProfile:
-    """The device, probed once per output folder and device that is asked for."""
+    """The device, the first of several, probed once per output folder and device that is asked for."""
+    device = "cuda" if device == "cuda:all" else device.partition(",")[0].strip()
     known = _known_profile(folder, device)
     if known is not None:
         return known
