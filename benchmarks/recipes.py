@@ -5,11 +5,12 @@
 
 A variant is NAME: and a comma-separated list of `configuration`, `width`, `batch`, `patch` (voxels at most), `grid`
 (times the finest axis of the target spacing), `mirror` (true: samples are) and fields of TrainOptions; what it does not
-name is as in the short recipe of a run. A loss may be written as a sum, `loss=dice+0.3*ce`. The data are prepared once
-for each set; a variant trains fold 0 for the given seconds and segments validation cases. Seconds are those of a
-processor, on one thread: what else the machine does changes little. Every training is a line of WORK/results.jsonl,
-and is not repeated; several of these commands may share WORK. `--table` prints what is there: without a variant every
-training, else the variants beside the first one, with the geometric mean over the sets of the ratio of mean Dice.
+name is as in the short recipe of a run, with light augmentation. A loss may be written as a sum, `loss=dice+0.3*ce`.
+The data are prepared once for each set; a variant trains fold 0 for the given seconds and segments validation cases.
+Seconds are those of a processor, on one thread: what else the machine does changes little. Every training is a line of
+WORK/results.jsonl, and is not repeated; several of these commands may share WORK. `--table` prints what is there:
+without a variant every training, else the variants beside the first one, with the geometric mean over the sets of the
+ratio of mean Dice.
 """
 
 from __future__ import annotations

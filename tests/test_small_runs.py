@@ -18,6 +18,7 @@ from autounet.schema.plan import Plan
 from autounet.schema.run import RunRecord
 from autounet.schema.selection import Selection
 from autounet.store.prepared import read_scores
+from autounet.store.run_folder import RunFolder
 from autounet.time_budget.deadline import Clock
 from autounet.workflow.cache import keep_result
 from autounet.workflow.pipeline import run_pipeline
@@ -51,6 +52,8 @@ def volumes(tmp_path_factory):
 def test_pictures_train_and_come_back_with_their_values(pictures, tmp_path):
     data = DataOptions(classes={"disc": 255})
     run_pipeline(pictures, tmp_path, options(iterations=60, folds="0,1", data=data))
+    records = [RunRecord.load(RunFolder(tmp_path).fold("2d", fold).record) for fold in (0, 1)]
+    assert {record.options.augmentation for record in records} == {"light"}  # 60 steps show each picture often
     metrics = Metrics.load(tmp_path / "metrics.json")
     assert set(metrics.per_class) == {"disc"}
     assert metrics.mean_dice > 0.7

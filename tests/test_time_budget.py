@@ -35,6 +35,7 @@ from autounet.time_budget.shape import (
     fit_to_time,
 )
 from autounet.workflow.dataset_stage import KeptLabels, read_data, telling_cases
+from autounet.workflow.defaults import passes
 from autounet.workflow.make_plan import PlanMaker
 from autounet.workflow.pipeline import run_pipeline
 
@@ -339,3 +340,22 @@ def test_cases_are_chosen_for_the_classes_that_they_show(shown, most):
     assert len(found) >= max(map(len, useful), default=0)
     if len(chosen) >= len(set().union(*useful)) or len(chosen) == len(useful):
         assert found == set().union(*useful)  # one case a class is enough for all of them
+
+
+@given(
+    steps=st.integers(1, 10_000),
+    cases=st.integers(1, 500),
+    patch=st.lists(st.integers(8, 64), min_size=3, max_size=3).map(tuple),
+    dims=st.sampled_from([2, 3]),
+)
+def test_passes_count_how_often_a_voxel_is_seen(steps, cases, patch, dims):
+    """Of slices each is a patch of its own; a patch larger than the image shows the image once."""
+    shape = (20, 30, 40)
+    planned = configuration(dims, batch_size=3, patch_size=patch[-dims:], median_shape=shape)
+    seen = passes(planned, steps, cases)
+    assert passes(planned, 2 * steps, cases) == pytest.approx(2 * seen)
+    assert passes(planned, steps, 2 * cases) == pytest.approx(seen / 2)
+    assert 0 < seen <= 3 * steps / cases * (1 if dims == 3 else 1 / shape[0]) * (1 + 1e-9)
+    whole = planned.model_copy(update={"patch_size": shape[-dims:]})
+    images = cases * (1 if dims == 3 else shape[0])
+    assert passes(whole, images, cases) == pytest.approx(3)

@@ -26,6 +26,7 @@ def plan_table(configurations: Mapping[str, Configuration], runs: Sequence[RunRe
         name: max((run.peak_memory_bytes or 0 for run in runs if run.configuration_name == name), default=0)
         for name in configurations
     }
+    options = {run.configuration_name: run.options for run in runs}
     lines = {
         "target spacing (mm)": lambda name, item: size_text(item.spacing),
         "median image size at this spacing": lambda name, item: size_text(item.median_shape),
@@ -37,6 +38,9 @@ def plan_table(configurations: Mapping[str, Configuration], runs: Sequence[RunRe
         "features per stage": lambda name, item: ", ".join(map(str, item.network.features)),
         "total downsampling": lambda name, item: size_text(item.network.divisor),
         "precision": lambda name, item: getattr(item, "precision", DASH),
+        "loss": lambda name, item: options[name].loss if name in options else DASH,
+        "optimiser": lambda name, item: options[name].optimiser if name in options else DASH,
+        "augmentation": lambda name, item: options[name].augmentation if name in options else DASH,
         "overlap of tiles": lambda name, item: f"{item.inference.overlap:.0%}",
         "mirroring at prediction": lambda name, item: f"{len(item.inference.mirror_axes)} axes",
         "predicted memory of training": lambda name, item: format_size(item.predicted_memory_bytes),
