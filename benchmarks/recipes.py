@@ -170,9 +170,10 @@ def train_variant(outcome: Any, folder: Path, values: dict[str, Any], seconds: f
     if "loss" in values:
         register_loss(values["loss"])
     expected = values.pop("expected_steps", 1000)
-    options = train_options(outcome.maker.options, expected, len(planned.patch_size)).model_copy(
-        update={**values, "seed": seed}
-    )
+    maker = outcome.maker
+    options = train_options(
+        maker.options, expected, len(planned.patch_size), augmented_by=maker.profile.augmented_by
+    ).model_copy(update={**values, "seed": seed})
     place = FoldFolder(folder / "variants" / f"{os.getpid()}_{time.monotonic_ns()}")
     torch.set_num_threads(1)
     loop.time = ProcessorClock

@@ -140,8 +140,8 @@ def folder(tmp_path_factory) -> Path:
 
 def shown(drawn, emphasised, steps: int) -> list[tuple[str, int]]:
     """Case and class of samples of one voxel."""
-    samples = [drawn.sample(step, 0, emphasised) for step in range(steps)]
-    return [(each.case, int(each.labels)) for each in samples]
+    samples = [drawn.collated([drawn.reading(step, 0, emphasised)]) for step in range(steps)]
+    return [(*each.cases, int(each.labels)) for each in samples]
 
 
 def voxels(folder: Path, **changes):

@@ -23,7 +23,7 @@ from autounet.schema.labels import LabelClass, Labels, Region
 from autounet.schema.options import PlannerOptions, TrainOptions
 from autounet.schema.plan import InferenceSpec, Swap, prediction_swap, swapped_classes, swapped_outputs
 from autounet.training import Horizon
-from autounet.training.augment import Augmentation, ClassSwap
+from autounet.training.augment import Augmentation, ClassSwap, Cut
 from autounet.training.sources import train_source
 
 SIDES = Labels(
@@ -105,42 +105,49 @@ def test_a_swap_along_another_axis_is_refused(axis):
         validate(made, fingerprint(), unpaired)
 
 
+LIBRARIES = ("batchgeneratorsv2", "torch")
+
+
 # ---- samples --------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**31 - 1), kind=st.sampled_from(["full", "light"]), staged=st.booleans())
-def test_samples_are_mirrored_with_their_classes(seed, kind, staged):
+@given(
+    seed=st.integers(0, 2**31 - 1), kind=st.sampled_from(["full", "light"]), staged=st.booleans(),
+    by=st.sampled_from(LIBRARIES),
+)  # fmt: skip
+def test_samples_are_mirrored_with_their_classes(seed, kind, staged, by):
     """The labels are those mirrored along some axes, with left and right exchanged if the swap axis is one of them."""
     patch, swap = (4, 5, 6), ClassSwap(2, swapped_classes(SIDES))
-    augmentation = Augmentation(kind, patch, (0, 1, 2), previous_classes=3 if staged else 0, swap=swap)
+    augmentation = Augmentation(kind, patch, (0, 1, 2), previous_classes=3 if staged else 0, swap=swap, by=by)
     generator = torch.Generator().manual_seed(seed)
     image = torch.randn(1, *patch, generator=generator)
     labels = torch.randint(-1, 4, patch, generator=generator).short()
     still = augmentation.draw(np.random.default_rng(seed))._replace(angles=None, scales=None, source_size=patch)
-    found = augmentation.apply(still, image, labels, labels.clamp(min=0) if staged else None)
+    found = augmentation.apply([Cut.of(still, image, labels, *([labels.clamp(min=0)] if staged else []))])
     exchanged = torch.tensor((*swap.classes, -1), dtype=torch.int16)
     possible = {}
     for axes in (chosen for count in range(4) for chosen in combinations(range(3), count)):
         mirrored = labels.flip(axes) if axes else labels
         possible[axes] = exchanged[mirrored.long()] if 2 in axes else mirrored
-    drawn = [axes for axes, each in possible.items() if torch.equal(found.labels, each)]
+    drawn = [axes for axes, each in possible.items() if torch.equal(found.labels[0], each)]
     assert len(drawn) == 1
-    assert found.swapped == (2 in drawn[0])
+    assert found.swapped == (2 in drawn[0],)
 
 
-def test_what_a_previous_stage_hands_over_changes_places_too(monkeypatch):
+@pytest.mark.parametrize("by", LIBRARIES)
+def test_what_a_previous_stage_hands_over_changes_places_too(monkeypatch, by):
     monkeypatch.setattr("autounet.training.transforms.P_OPERATOR", 0)
     monkeypatch.setattr("autounet.training.transforms.P_REMOVAL", 0)
-    augmentation = Augmentation("light", (4, 5, 6), (2,), 3, ClassSwap(2, swapped_classes(SIDES)))
+    augmentation = Augmentation("light", (4, 5, 6), (2,), 3, ClassSwap(2, swapped_classes(SIDES)), by=by)
     labels = torch.randint(0, 4, (4, 5, 6), generator=torch.Generator().manual_seed(0)).short()
     seen = set()
     for seed in range(8):
         still = augmentation.draw(np.random.default_rng(seed))._replace(angles=None, scales=None, source_size=(4, 5, 6))
-        found = augmentation.apply(still, torch.zeros(1, 4, 5, 6), labels, labels)
-        one_hot = torch.stack([found.labels == index for index in (1, 2, 3)]).float()
-        assert torch.equal(found.image[1:], one_hot)
-        seen.add(found.swapped)
+        found = augmentation.apply([Cut.of(still, torch.zeros(1, 4, 5, 6), labels, labels)])
+        one_hot = torch.stack([found.labels[0] == index for index in (1, 2, 3)]).float()
+        assert torch.equal(found.images[0, 1:], one_hot)
+        seen.add(*found.swapped)
     assert seen == {False, True}
 
 
@@ -158,7 +165,7 @@ def test_annotated_classes_change_places_with_their_labels(tmp_path):
     source, seen = train_source(given.inputs, given.place), set()
     for step in range(6):
         batch = source.batch(step)
-        swapped = [source.sample(step, index).swapped for index in range(2)]
+        swapped = source.augmentation.apply([each.cut for each in source.readings(step)]).swapped
         assert batch.annotated is not None
         assert batch.annotated.tolist() == [[True, False, True] if each else [True, True, False] for each in swapped]
         seen |= set(swapped)

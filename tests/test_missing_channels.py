@@ -32,8 +32,8 @@ from autounet.schema.labels import Labels
 from autounet.schema.options import DataOptions
 from autounet.schema.plan import ChannelNormalisation, PreprocessSpec
 from autounet.training.augment import Augmentation
-from autounet.training.cases import TrainCase
-from autounet.training.samples import ChannelDropout, SampleSource, drop_channels
+from autounet.training.cases import ChannelDropout, TrainCase, drop_channels
+from autounet.training.samples import SampleSource
 from autounet.workflow import dataset_stage as reading
 from autounet.workflow.dataset_stage import check_data, fix_data
 
@@ -254,7 +254,7 @@ def test_samples_hold_zeros_for_channels_that_are_not_shown() -> None:
 
 
 def test_without_missing_channels_samples_are_what_they_were() -> None:
-    first, second = source(ChannelDropout()).sample(3, 1), source(ChannelDropout()).sample(3, 1)
+    first, second = source(ChannelDropout()).batch(3), source(ChannelDropout()).batch(3)
     assert torch.equal(first.image, second.image)
     generator = np.random.default_rng(5)
     ChannelDropout(((True, True),), {}).draw(generator, "a", 2)

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import binary_fill_holes
 
-from autounet.ops.masks import crop, filled_mask, nonzero_box
-from autounet.ops.normalise import normalise
+from autounet.ops.masks import crop, filled_mask, nonzero_box, normalise
 from autounet.ops.tiles import mirror_combinations, tensor_axes
 from autounet.schema.plan import ChannelNormalisation
 

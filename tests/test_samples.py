@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from training_cases import write_case
 
 from autounet.schema.errors import RecordError
-from autounet.training.augment import Augmentation, Spatial, reached_size, seeded
+from autounet.training.augment import Augmentation, Cut, Spatial, reached_size, seeded
 from autounet.training.cases import CaseStore, corner_limits
 from autounet.training.samples import BatchLoader, SampleSource
 
@@ -28,8 +28,11 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def source(folder: Path, patch=(8, 8, 8), kind="full", batch: int = 3, memory: int = 2**20, elastic=False, **changes):
-    augmentation = Augmentation(kind, patch, tuple(range(len(patch))), elastic=elastic)
+def source(
+    folder: Path, patch=(8, 8, 8), kind="full", batch: int = 3, memory: int = 2**20, elastic=False,
+    by="batchgeneratorsv2", **changes,
+):  # fmt: skip
+    augmentation = Augmentation(kind, patch, tuple(range(len(patch))), elastic=elastic, by=by)
     return SampleSource(CaseStore(folder, NAMES, memory), patch, batch, 0, 0, 1 / 3, augmentation, **changes)
 
 
@@ -40,8 +43,9 @@ def equal(a, b) -> bool:
 @pytest.mark.parametrize("elastic", [False, True])
 @pytest.mark.parametrize("kind", ["full", "light", "none"])
 @pytest.mark.parametrize("patch", [(8, 8, 8), (2, 8, 8), (16, 16, 16), (8, 8), (20, 8)])
-def test_a_batch_is_a_function_of_the_step_alone(folder, kind, patch, elastic):
-    first, second = (source(folder, patch, kind, elastic=elastic) for _ in range(2))
+@pytest.mark.parametrize("by", ["batchgeneratorsv2", "torch"])
+def test_a_batch_is_a_function_of_the_step_alone(folder, kind, patch, elastic, by):
+    first, second = (source(folder, patch, kind, elastic=elastic, by=by) for _ in range(2))
     later = [second.batch(step) for step in (3, 0, 2)]
     np.random.random(5)
     torch.rand(5)
@@ -61,13 +65,14 @@ def test_bending_bends_every_sample(folder, patch):
     assert all(not torch.equal(a, b) for a, b in zip(plain.image, bent.image, strict=True))
 
 
-def test_threads_change_nothing(folder):
+@pytest.mark.parametrize("by", ["batchgeneratorsv2", "torch"])
+def test_threads_change_nothing(folder, by):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = [source(folder, (16, 64, 64)).batch(step) for step in range(3)]
+        one = [source(folder, (16, 64, 64), by=by).batch(step) for step in range(3)]
         torch.set_num_threads(2)
-        two = [source(folder, (16, 64, 64)).batch(step) for step in range(3)]
+        two = [source(folder, (16, 64, 64), by=by).batch(step) for step in range(3)]
     finally:
         torch.set_num_threads(threads)
     assert all(equal(a, b) for a, b in zip(one, two, strict=True))
@@ -104,10 +109,11 @@ def test_the_last_samples_show_foreground(folder, patch):
     assert all((batch.labels[2] > 0).any() for batch in batches)
 
 
-def test_images_show_their_labels(folder):
+@pytest.mark.parametrize("by", ["batchgeneratorsv2", "torch"])
+def test_images_show_their_labels(folder, by):
     """The image of a test case is its labels plus noise of 0.2: space is transformed alike for both."""
     plain = source(folder, (10, 12, 9), "none")
-    full = source(folder, (10, 12, 9), "full")
+    full = source(folder, (10, 12, 9), "full", by=by)
     for drawn in (plain, full):
         error = []
         for step in range(6):
@@ -160,18 +166,25 @@ def test_what_is_read_holds_the_rotated_patch(patch, angle, scale):
     assert max(size) <= max(diagonal, max(patch) + 2)
 
 
-def test_reading_more_than_is_reached_changes_nothing():
+@pytest.mark.parametrize("by", ["batchgeneratorsv2", "torch"])
+def test_reading_more_than_is_reached_changes_nothing(by):
     """A rotated patch from exactly the box it reaches equals the same patch from a larger image."""
     patch, angles, scales = (6, 7, 8), (0.4, -0.3, 0.2), (1.2,) * 3
-    augmentation = Augmentation("full", patch, ())
-    size = reached_size(patch, angles, scales)
+    augmentation = Augmentation("full", patch, (), by=by)
+    size = reached_size(patch, angles, scales, 2 if by == "torch" else 1)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, *(length + 8 for length in size), generator=generator)
     labels = torch.randint(-1, 3, image.shape[1:], generator=generator).short()
     cut = tuple(slice(4, -4) for _ in size)
     spatial = Spatial(0, size, angles, scales)
-    large = augmentation._transform_space(spatial, image, labels)
-    small = augmentation._transform_space(spatial, image[(slice(None), *cut)], labels[cut])
+    wide = spatial._replace(source_size=image.shape[1:])
+
+    def moved(spatial, image, labels):
+        cut = Cut.of(spatial, image, labels)
+        return augmentation._placed(cut, ()) if by == "torch" else augmentation._transform_space(cut)
+
+    large = moved(wide, image, labels)
+    small = moved(spatial, image[(slice(None), *cut)], labels[cut])
     torch.testing.assert_close(large[0], small[0], atol=1e-4, rtol=0)
     assert (large[1] == small[1]).float().mean() > 0.99
 

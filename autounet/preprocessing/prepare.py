@@ -16,8 +16,7 @@ import numpy as np
 
 from ..datasets import load_case
 from ..ops.device import available_memory
-from ..ops.masks import crop, nonzero_box
-from ..ops.normalise import normalise
+from ..ops.masks import crop, nonzero_box, normalise
 from ..ops.orient import network_axes, orient, permute, unorient, unpermute
 from ..ops.resample import (
     Taps,

@@ -244,6 +244,8 @@ class TrainOptions(Part):
     foreground_fraction: float = Field(default=1 / 3, ge=0, le=1)
     """share of each batch's samples that contain foreground for certain (nnU-Net: 0.33)"""
     augmentation: Literal["full", "light", "none"] = "full"
+    augmented_by: Literal["batchgeneratorsv2", "torch"] = "batchgeneratorsv2"
+    """of the same distributions, but not the same samples"""
     emphasis: bool = False
     """classes whose Dice on patches of training cases stays near zero are shown more often, and weigh more"""
     elastic: bool = False

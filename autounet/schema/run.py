@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
 from .options import TrainOptions
 from .record import ConfigurationName, Part, Record
+
+AugmentedBy = Literal["batchgeneratorsv2", "torch"]
+FIXED_AUGMENTED_BY: AugmentedBy = "torch"
+"""where no measurement may decide, or none was made"""
 
 
 class DeviceProfile(Record):
@@ -29,7 +34,10 @@ class DeviceProfile(Record):
     """factor of predicted memory, raised when trial steps needed more or memory ran out"""
     sample_rates: dict[str, float] = {}
     """voxels a second on one core. light_2d, light_3d, full_2d, full_3d: augmenting one channel with labels of two
-    classes; reading: decompressing one channel of a prepared case. Empty: not measured"""
+    classes by batchgeneratorsv2; the same with torch_ before it: in plain torch; reading: decompressing one channel of
+    a prepared case. Empty: not measured"""
+    augmented_by: AugmentedBy = FIXED_AUGMENTED_BY
+    """which of the two is the quicker one here; not asked where the same weights are promised, or on a GPU"""
     memory_margin_bytes: int | None = Field(default=None, ge=0)
     """added to the prediction that is traced, as measured by `autounet calibrate`: the CUDA context, or a process
     before its first step. None: not measured, the default of the kind of device applies (`memory_model`)"""

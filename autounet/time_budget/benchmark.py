@@ -153,7 +153,9 @@ def time_configuration(
     case_bytes = math.prod(configuration.median_shape) * (4 * configuration.network.in_channels + 2)
     read = cases * case_bytes * max(1, loader_workers) > CASE_MEMORY
     weighted = options.loss in BORDER_WEIGHTED
-    sample = sample_seconds(configuration, labels.count, options, sample_rates, read, weighted)
+    # where `SampleSource.on_device` says so, loader workers only read
+    augmented = device == "cpu" or options.augmented_by != "torch" or weighted or bool(configuration.previous_stage)
+    sample = sample_seconds(configuration, labels.count, options, sample_rates, read, weighted, augmented)
     # on a CPU loader workers take their time from the steps
     return timing_of(configuration, speed, sample, 0 if device == "cpu" else loader_workers)
 

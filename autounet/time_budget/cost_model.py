@@ -18,6 +18,7 @@ from ..ops.tiles import axis_starts
 from ..schema.fingerprint import Fingerprint
 from ..schema.options import TrainOptions
 from ..schema.plan import Configuration, NetworkSpec
+from ..schema.run import AugmentedBy
 
 MAX_GROWTH = 4
 """times the voxels of a quick step that the next step may have, whatever its predicted time: it takes little more than
@@ -35,7 +36,13 @@ LEAST_VOXELS = 2**15
 """of the smallest input: the time of a smaller one is mostly that of starting kernels"""
 APART = 1.9
 """times that the voxels of two sizes differ at least, so that noise does not decide on the slope"""
-SAMPLE_RATES = {"light_2d": 5.0e7, "light_3d": 2.4e7, "full_2d": 4.0e7, "full_3d": 2.2e7, "reading": 2.0e8}
+RATE_PREFIX: dict[AugmentedBy, str] = {"batchgeneratorsv2": "", "torch": "torch_"}
+"""of the names of the rates at which a device augments"""
+SAMPLE_RATES = {
+    "light_2d": 5.0e7, "light_3d": 2.4e7, "full_2d": 4.0e7, "full_3d": 2.2e7,
+    "torch_light_2d": 7.0e7, "torch_light_3d": 4.8e7, "torch_full_2d": 6.0e7, "torch_full_3d": 4.4e7,
+    "reading": 2.0e8,
+}  # fmt: skip
 """voxels a second, where a device was probed before these were measured (one core of a server of 2023)"""
 FIXED_MAPS, MEASURED_MAPS = 2, 3
 """Augmenting costs as if there were this many maps more than channels and foreground classes; the rates hold for one
@@ -157,8 +164,11 @@ def sample_seconds(
     rates: Mapping[str, float],
     read: bool,
     weighted: bool = False,
+    augmented: bool = True,
 ) -> float:
     """Seconds of one core for one sample: augmenting, and reading with `read` where the cases are on disk.
+
+    Not `augmented`: samples are augmented on a GPU, in no time that counts.
 
     `weighted`: the loss needs a weight map. `classes` counts the background; `rates` are a device's `sample_rates`.
     Reading decompresses whole planes of the axes that they span (`store.prepared`), here those of the median image.
@@ -168,10 +178,10 @@ def sample_seconds(
     seconds = 0.0
     dims = "2d" if len(patch) == 2 or max(patch) / patch[0] > FLAT_RATIO else "3d"
     light = math.prod(patch) / rates[f"light_{dims}"]
-    if options.augmentation != "none":
+    if augmented and options.augmentation != "none":
         maps = FIXED_MAPS + channels + classes - 1
         bending = ELASTIC_SHARE[dims] * light if options.elastic else 0.0
-        rate = rates[f"{options.augmentation}_{dims}"]
+        rate = rates[f"{RATE_PREFIX[options.augmented_by]}{options.augmentation}_{dims}"]
         seconds += (math.prod(patch) / rate + bending) * maps / (FIXED_MAPS + MEASURED_MAPS)
     if weighted:
         seconds += WEIGHT_MAP_SHARE * light

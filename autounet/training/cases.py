@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from ..ops.tiles import mirrored_indices
+from ..schema.dataset import ChannelAvailability
 from ..schema.geometry import CaseProperties
 from ..store import open_prepared, open_stage_labels, read_class_counts, read_properties
 
@@ -149,3 +152,43 @@ def middle(labels: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """The middle (*size) of (*S)."""
     starts = [(length - asked) // 2 for length, asked in zip(labels.shape, size, strict=True)]
     return labels[tuple(slice(start, start + asked) for start, asked in zip(starts, size, strict=True))]
+
+
+P_DROPOUT = 0.5
+"""of a sample whose case has more channels than some other combination"""
+
+
+@dataclass(frozen=True)
+class ChannelDropout:
+    """Which channels a sample shows. Inactive where every case has all channels."""
+
+    combinations: tuple[ChannelAvailability, ...] = ()
+    """those that occur, of the whole data set"""
+    present: Mapping[str, ChannelAvailability] = field(default_factory=dict)
+    """of the cases that lack channels"""
+    probability: float = P_DROPOUT
+
+    def draw(self, generator: np.random.Generator, case: str, channels: int) -> ChannelAvailability | None:
+        """The channels that a sample of a case shows: its own, or a smaller combination; None for all of them.
+
+        Nothing is drawn where there is nothing to choose, so that samples of other data sets stay what they were.
+        """
+        if not self.combinations:
+            return None
+        own = self.present.get(case, (True,) * channels)
+        smaller = [each for each in self.combinations if each != own and not any(np.greater(each, own))]
+        if smaller and generator.random() < self.probability:
+            own = smaller[int(generator.integers(len(smaller)))]
+        return None if all(own) else own
+
+
+def drop_channels(image: Tensor, shown: ChannelAvailability | None) -> Tensor:
+    """Image (C + previous stage's channels, *P) with 0 in the channels that are not shown, as prepared cases have it.
+
+    After intensity transforms, which would put noise into absent channels.
+    """
+    if shown is not None:
+        for index, there in enumerate(shown):
+            if not there:
+                image[index] = 0
+    return image

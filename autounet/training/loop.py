@@ -83,7 +83,7 @@ def _train(
     earlier = state.elapsed
     loss = configuration_loss(configuration, inputs.labels, options)
     monitors = Monitors.of(inputs, place, precision, device)
-    loader = BatchLoader(train_source(inputs, place), state.step, place.workers, device.type == "cuda")
+    loader = BatchLoader(train_source(inputs, place), state.step, place.workers, device)
     journal = Journal(folder.path, state.step, on_log, f"{place.configuration_name} {fold_name(inputs.fold)}")
     interval = Interval()
 

@@ -22,7 +22,7 @@ from ..schema.labels import Labels, TargetKind, targets_of
 from ..schema.metrics import NEAR_ZERO, WHAT_HELPS
 from ..schema.run import EpochLog
 from ..step import Precision
-from .samples import EMPHASIS, Sample, SampleSource, one_thread
+from .samples import EMPHASIS, Reading, SampleSource, one_thread
 
 TIME_SHARE = 0.02
 """of the training time, at most"""
@@ -78,9 +78,9 @@ class ClassPatches:
         """The first patch of a class is from the case with most of it, the second from the next one, and so on."""
         first, size = step * self.source.batch_size, self.source.batch_size
         with one_thread():
-            return self.source.collated([self._sample(number) for number in range(first, first + size)])
+            return self.source.collated([self._reading(number) for number in range(first, first + size)])
 
-    def _sample(self, number: int) -> Sample:
+    def _reading(self, number: int) -> Reading:
         turn, place = divmod(number, len(self.classes))
         label, counts = self.classes[place], self.source.cases.counts
         cases = sorted(self.source.cases.holding([label]), key=lambda case: (-counts[case][label], case))

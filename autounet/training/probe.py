@@ -16,12 +16,13 @@ from torch import nn
 from ..ops.device import free_memory
 from ..schema.geometry import CaseProperties, Geometry
 from ..schema.plan import ChannelNormalisation, PreprocessSpec
-from ..schema.run import DeviceProfile
+from ..schema.run import FIXED_AUGMENTED_BY, AugmentedBy, DeviceProfile
 from ..step import Precision
 from ..store import open_prepared, write_prepared
 from ..time_budget.benchmark import median_seconds
+from ..time_budget.cost_model import RATE_PREFIX
 from ..workers import available_cores, keep_freed_memory
-from .augment import P_ROTATION, P_SCALING, Augmentation, Spatial
+from .augment import P_ROTATION, P_SCALING, Augmentation, Cut, Spatial
 from .samples import one_thread
 
 PATCHES = {"2d": (256, 256), "3d": (40, 40, 40)}
@@ -39,9 +40,17 @@ def measure_sample_rates() -> dict[str, float]:
     with one_thread():
         for kind in ("light", "full"):
             for dims, patch in PATCHES.items():
-                rates[f"{kind}_{dims}"] = np.prod(patch) / _augmenting_seconds(Augmentation(kind, patch, (0, 1)))  # type: ignore[arg-type]
+                for by, prefix in RATE_PREFIX.items():
+                    augmentation = Augmentation(kind, patch, (0, 1), by=by)  # type: ignore[arg-type]
+                    rates[f"{prefix}{kind}_{dims}"] = np.prod(patch) / _augmenting_seconds(augmentation)
     rates["reading"] = np.prod(STORED) / _reading_seconds()
     return {name: float(f"{rate:.3g}") for name, rate in rates.items()}
+
+
+def quicker(rates: Mapping[str, float]) -> AugmentedBy:
+    """What augments samples of all kinds together in less time."""
+    kinds = [f"{kind}_{dims}" for kind in ("light", "full") for dims in PATCHES]
+    return min(RATE_PREFIX, key=lambda by: sum(1 / rates[RATE_PREFIX[by] + kind] for kind in kinds))
 
 
 def _augmenting_seconds(augmentation: Augmentation) -> float:
@@ -55,7 +64,7 @@ def _augmenting_seconds(augmentation: Augmentation) -> float:
     taken: dict[bool, list[float]] = {True: [], False: []}
     while min(map(len, taken.values())) <= ROUNDS:
         spatial = augmentation.draw(generator)
-        seconds = taken[spatial.angles is not None]
+        seconds = taken[spatial.moves]
         if len(seconds) <= ROUNDS:
             seconds.append(_seconds_of(augmentation, spatial))
     moved, kept = (float(np.mean(taken[kind][1:])) for kind in (True, False))  # the first of each warms up
@@ -65,13 +74,18 @@ def _augmenting_seconds(augmentation: Augmentation) -> float:
 def _seconds_of(augmentation: Augmentation, spatial: Spatial) -> float:
     generator = np.random.default_rng(spatial.seed)
     image = torch.from_numpy(generator.normal(size=(1, *spatial.source_size)).astype(np.float32))
-    labels = torch.zeros(spatial.source_size, dtype=torch.int16)
-    for label in (1, 2):  # boxes inside each other
-        inside = tuple(slice(label * length // 6, length - label * length // 6) for length in spatial.source_size)
-        labels[inside] = label
+    labels = labels_of_boxes(spatial.source_size)
     began = time.thread_time()
-    augmentation.apply(spatial, image, labels)
+    augmentation.apply([Cut.of(spatial, image, labels)])
     return time.thread_time() - began
+
+
+def labels_of_boxes(size: tuple[int, ...]) -> torch.Tensor:
+    """(*size) int16: a box of class 2 inside one of class 1."""
+    labels = torch.zeros(size, dtype=torch.int16)
+    for label in (1, 2):
+        labels[tuple(slice(label * length // 6, length - label * length // 6) for length in size)] = label
+    return labels
 
 
 def _reading_seconds() -> float:
@@ -126,6 +140,7 @@ def probe_device(device: str) -> DeviceProfile:
     place = torch.device(device)
     measured = _convolution_gflops(CPU_VARIANTS, place) if place.type == "cpu" else {}
     best = best_measured(measured) if measured else usual_precision(place)
+    rates = measure_sample_rates()
     return DeviceProfile(
         device=device,
         name=_name(place),
@@ -137,7 +152,8 @@ def probe_device(device: str) -> DeviceProfile:
             f"{precision.name}{'_channels_last' if precision.channels_last else ''}": round(value, 1)
             for precision, value in measured.items()
         },
-        sample_rates=measure_sample_rates(),
+        sample_rates=rates,
+        augmented_by=quicker(rates) if place.type == "cpu" else FIXED_AUGMENTED_BY,
     )
 
 

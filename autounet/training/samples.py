@@ -6,6 +6,7 @@ classes that are emphasised at step t, since the training had left them behind, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,49 +19,10 @@ from torch import Tensor
 from ..losses import Batch
 from ..schema.dataset import ChannelAvailability
 from ..workers import PROCESS_WIDE, without_main
-from .augment import Augmentation
-from .cases import CaseStore, TrainCase, corner_limits, middle, read_patch
+from .augment import Augmentation, Cut
+from .cases import CaseStore, ChannelDropout, TrainCase, corner_limits, drop_channels, middle, read_patch
 
-P_DROPOUT = 0.5
-"""of a sample whose case has more channels than some other combination"""
-
-
-@dataclass(frozen=True)
-class ChannelDropout:
-    """Which channels a sample shows. Inactive where every case has all channels."""
-
-    combinations: tuple[ChannelAvailability, ...] = ()
-    """those that occur, of the whole data set"""
-    present: Mapping[str, ChannelAvailability] = field(default_factory=dict)
-    """of the cases that lack channels"""
-    probability: float = P_DROPOUT
-
-    def draw(self, generator: np.random.Generator, case: str, channels: int) -> ChannelAvailability | None:
-        """The channels that a sample of a case shows: its own, or a smaller combination; None for all of them.
-
-        Nothing is drawn where there is nothing to choose, so that samples of other data sets stay what they were.
-        """
-        if not self.combinations:
-            return None
-        own = self.present.get(case, (True,) * channels)
-        smaller = [each for each in self.combinations if each != own and not any(np.greater(each, own))]
-        if smaller and generator.random() < self.probability:
-            own = smaller[int(generator.integers(len(smaller)))]
-        return None if all(own) else own
-
-
-def drop_channels(image: Tensor, shown: ChannelAvailability | None) -> Tensor:
-    """Image (C + previous stage's channels, *P) with 0 in the channels that are not shown, as prepared cases have it.
-
-    After intensity transforms, which would put noise into absent channels.
-    """
-    if shown is not None:
-        for index, there in enumerate(shown):
-            if not there:
-                image[index] = 0
-    return image
-
-
+CPU = torch.device("cpu")
 TRIES = 10
 """patches drawn at most, in a set with unlabelled voxels, to find one with a labelled voxel"""
 ORDER_STREAM, SAMPLE_STREAM, EMPHASIS_STREAM, PATCH_STREAM = 0, 1, 2, 3
@@ -70,14 +32,50 @@ P_CASE = 0.5
 """of a sample that shows foreground, and whose case has no emphasised class, to show a case that has one instead"""
 
 
-class Sample(NamedTuple):
-    image: Tensor
-    """(C, *P) float32"""
-    labels: Tensor
-    """(*P) int16"""
+NOTHING = torch.empty(0)
+
+
+class Reading(NamedTuple):
+    """What a sample is made of: what was read of a case, and how it is changed."""
+
+    cut: Cut
     case: str
-    swapped: bool
-    """whether left and right classes have changed places"""
+    shown: ChannelAvailability | None
+    """the channels that are shown; None: all"""
+
+
+@dataclass(frozen=True)
+class PackedReadings:
+    """The readings of one batch, their arrays one after the other: however many there are, two travel to the device."""
+
+    images: Tensor
+    """(N) float32"""
+    labels: Tensor
+    """(M) int16"""
+    readings: tuple[Reading, ...]
+    """without their arrays"""
+
+    @classmethod
+    def of(cls, readings: Sequence[Reading]) -> PackedReadings:
+        """Of readings without labels of a previous stage."""
+        images = torch.cat([each.cut.image.flatten() for each in readings])
+        labels = torch.cat([each.cut.maps[0].flatten() for each in readings])
+        return cls(images, labels, tuple(each._replace(cut=each.cut.holding(NOTHING)) for each in readings))
+
+    def pin_memory(self) -> PackedReadings:
+        """Called by torch's loader, where it is to pin what its workers send."""
+        return PackedReadings(self.images.pin_memory(), self.labels.pin_memory(), self.readings)
+
+    def on(self, device: torch.device) -> list[Reading]:
+        images, labels = (array.to(device, non_blocking=True) for array in (self.images, self.labels))
+        sizes = [each.cut.spatial.source_size for each in self.readings]
+        voxels = [math.prod(size) for size in sizes]
+        channels = len(images) // sum(voxels)
+        arrays = zip(images.split([channels * each for each in voxels]), labels.split(voxels), strict=True)
+        return [
+            each._replace(cut=each.cut.holding(image.view(channels, *size), own.view(size)))
+            for each, size, (image, own) in zip(self.readings, sizes, arrays, strict=True)
+        ]
 
 
 @dataclass
@@ -117,14 +115,39 @@ class SampleSource:
         what they are without.
         """
         with one_thread():
-            return self.collated([self.sample(step, index, emphasised) for index in range(self.batch_size)])
+            return self.collated(self.readings(step, emphasised))
 
-    def collated(self, samples: Sequence[Sample]) -> Batch:
-        images, labels, names, swapped = zip(*samples, strict=True)
+    def readings(self, step: int, emphasised: Collection[int] = ()) -> list[Reading]:
+        """What the batch of a step is made of."""
+        return [self.reading(step, index, emphasised) for index in range(self.batch_size)]
+
+    def collated(self, readings: Sequence[Reading]) -> Batch:
+        """The batch, augmented on the device where the images lie."""
+        cuts, names, shown = zip(*readings, strict=True)
+        images, labels, swapped = self.augmentation.apply(cuts)
+        for image, channels in zip(images, shown, strict=True):
+            drop_channels(image, channels)
         weight = None
         if self.weigh is not None:
             weight = torch.stack([torch.from_numpy(self.weigh(each.numpy())) for each in labels])
-        return Batch(torch.stack(images), torch.stack(labels), self._annotated(names, swapped), weight, names)
+        annotated = self._annotated(names, swapped)
+        if annotated is not None:
+            annotated = annotated.to(images.device, non_blocking=True)
+        return Batch(images, labels, annotated, weight, names)
+
+    def packed(self, step: int, emphasised: Collection[int] = ()) -> PackedReadings:
+        with one_thread():
+            return PackedReadings.of(self.readings(step, emphasised))
+
+    @property
+    def on_device(self) -> bool:
+        """Whether batches are augmented where the network is: all that is done then is done by torch.
+
+        Weights of voxels, and the changes of a previous stage's labels, are made by libraries that know only the CPU.
+        """
+        augmentation = self.augmentation
+        together = augmentation.by == "torch" and augmentation.kind != "none"
+        return together and self.weigh is None and not augmentation.previous_classes
 
     def _annotated(self, cases: Sequence[str], swapped: Sequence[bool]) -> Tensor | None:
         """(B, K) bool, as the classes are after mirroring; None where all are annotated in all samples."""
@@ -137,7 +160,7 @@ class SampleSource:
                 rows[number] = tuple(rows[number][index] for index in swap.classes)
         return None if all(map(all, rows)) else torch.tensor(rows)
 
-    def sample(self, step: int, index: int, emphasised: Collection[int] = ()) -> Sample:
+    def reading(self, step: int, index: int, emphasised: Collection[int] = ()) -> Reading:
         generator = self._generator(SAMPLE_STREAM, step, index)
         number = self._case_number(step * self.batch_size + index)
         if not self._forced(index):
@@ -149,11 +172,11 @@ class SampleSource:
         more = [label for label in shown if label in emphasised for _ in range(EMPHASIS - 1)]
         return self.cut(generator, case, [*shown, *more])
 
-    def showing(self, number: int, case: int, label: int) -> Sample:
+    def showing(self, number: int, case: int, label: int) -> Reading:
         """Patch `number` of those that no step has: around a voxel of a class in the case with the number `case`."""
         return self.cut(self._generator(PATCH_STREAM, number), self.cases[case], [label])
 
-    def cut(self, generator: np.random.Generator, case: TrainCase, shown: Sequence[int]) -> Sample:
+    def cut(self, generator: np.random.Generator, case: TrainCase, shown: Sequence[int]) -> Reading:
         """A patch around a voxel of one of the dense classes `shown`, or, without any, anywhere."""
         transform = self.augmentation.draw(generator)
         for attempt in range(1, TRIES + 1 if self.sparse else 2):
@@ -165,8 +188,7 @@ class SampleSource:
             if not self.sparse or (middle(maps[0], self.output or maps[0].shape) >= 0).any():
                 break
         channels = self.dropout.draw(generator, case.identifier, len(image))
-        moved, labels, swapped = self.augmentation.apply(transform, *map(torch.from_numpy, (image, *maps)))
-        return Sample(drop_channels(moved, channels), labels, case.identifier, swapped)
+        return Reading(Cut.of(transform, *map(torch.from_numpy, (image, *maps))), case.identifier, channels)
 
     def _forced(self, index: int) -> bool:
         """The last samples of a batch show foreground for certain (nnU-Net's rule and rounding)."""
@@ -228,19 +250,20 @@ def one_thread() -> Iterator[None]:
 
 
 class _BatchTable(torch.utils.data.Dataset):
-    """Batches by step number and the classes emphasised then, for torch's worker processes."""
+    """Batches, or what they are made of, by step and the classes emphasised then; for torch's worker processes."""
 
-    def __init__(self, source: SampleSource) -> None:
-        self.source = source
+    def __init__(self, source: SampleSource, packed: bool) -> None:
+        self.source, self.packed = source, packed
 
-    def __getitem__(self, asked: tuple[int, tuple[int, ...]]) -> Batch:
-        return self.source.batch(*asked)
+    def __getitem__(self, asked: tuple[int, tuple[int, ...]]) -> Batch | PackedReadings:
+        return self.source.packed(*asked) if self.packed else self.source.batch(*asked)
 
 
 class BatchLoader:
     """Batches of steps `start`, `start` + 1, ...: the same ones for every number of `workers`.
 
-    Workers are spawned, because a fork after torch has used its threads hangs; 0 works in this process.
+    Workers are spawned, because a fork after torch has used its threads hangs; 0 works in this process. Where `device`
+    is no CPU and the source allows it (`SampleSource.on_device`), they only read, and batches are augmented there.
     """
 
     def __init__(
@@ -248,12 +271,14 @@ class BatchLoader:
         source: SampleSource,
         start: int,
         workers: int,
-        pin_memory: bool = False,
+        device: torch.device = CPU,
         emphasised: tuple[int, ...] = (),
     ) -> None:
+        self._source, self._device = source, device
         self._next, self._asked, self._emphasised = start, 0, emphasised
         self._outdated = 0
-        self._batches = self._made_here(source) if workers == 0 else self._made_by(workers, source, pin_memory)
+        table = _BatchTable(source, source.on_device and device.type != "cpu")
+        self._batches = self._made_here(table) if workers == 0 else self._made_by(workers, table)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -262,9 +287,9 @@ class BatchLoader:
         for _ in range(self._outdated):
             next(self._batches)
         self._outdated = 0
-        batch = next(self._batches)
+        made = next(self._batches)
         self._asked -= 1
-        return batch
+        return self._source.collated(made.on(self._device)) if isinstance(made, PackedReadings) else made
 
     def emphasise(self, classes: tuple[int, ...]) -> None:
         """From the next batch on. Workers go on; what they were asked for ahead is made again."""
@@ -285,19 +310,19 @@ class BatchLoader:
             self._asked += 1
             yield self._next - 1, self._emphasised
 
-    def _made_here(self, source: SampleSource) -> Generator[Batch, None, None]:
+    def _made_here(self, table: _BatchTable) -> Generator[Batch | PackedReadings, None, None]:
         for asked in self._asked_for():
-            yield source.batch(*asked)
+            yield table[asked]
 
-    def _made_by(self, workers: int, source: SampleSource, pin_memory: bool) -> Generator[Batch, None, None]:
+    def _made_by(self, workers: int, table: _BatchTable) -> Generator[Batch | PackedReadings, None, None]:
         loader = torch.utils.data.DataLoader(
-            _BatchTable(source),
+            table,
             batch_size=None,
             collate_fn=_as_it_is,
             sampler=self._asked_for(),  # type: ignore[arg-type]
             num_workers=workers,
             prefetch_factor=3,
-            pin_memory=pin_memory,
+            pin_memory=self._device.type == "cuda",
             multiprocessing_context="spawn",
         )
         with without_main():

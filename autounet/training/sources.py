@@ -16,9 +16,9 @@ from ..schema.plan import TrainedConfiguration, swapped_classes
 from ..schema.stage_inputs import MONITORED_CASES, TrainingInputs, TrainingPlace
 from ..time_budget.cost_model import CASE_MEMORY
 from .augment import Augmentation, ClassSwap
-from .cases import CaseStore
+from .cases import CaseStore, ChannelDropout
 from .monitor import ClassPatches
-from .samples import ChannelDropout, SampleSource
+from .samples import SampleSource
 
 CASE_MEMORY_SHARE = 0.25
 """of the machine's free memory that decompressed cases may take; `CASE_MEMORY` at most"""
@@ -42,6 +42,7 @@ def train_source(inputs: TrainingInputs, place: TrainingPlace) -> SampleSource:
             inputs.previous_classes,
             class_swap(inputs),
             options.elastic,
+            options.augmented_by,
         ),
         sparse=inputs.labels.ignore is not None,
         annotated=annotated_cases(inputs),

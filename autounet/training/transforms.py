@@ -1,4 +1,4 @@
-"""The transforms of a sample: smooth deformations, intensities, and the previous stage's labels as further channels.
+"""The transforms of a sample: deformations, intensities, mirroring, and the previous stage's labels as channels.
 
 Deformations are those that the first U-Net was trained with: displacements are drawn from a Gaussian at the nodes of a
 coarse grid of 3 points per axis, and interpolated in between by cubic splines (Ronneberger, Fischer, Brox 2015, section
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import cc3d
 import numpy as np
@@ -24,6 +24,7 @@ from batchgeneratorsv2.transforms.nnunet.random_binary_operator import ApplyRand
 from batchgeneratorsv2.transforms.nnunet.seg_to_onehot import MoveSegAsOneHotToDataTransform
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from scipy.interpolate import CubicSpline
 from torch import Tensor
@@ -46,15 +47,19 @@ class Bend:
     source_size: tuple[int, ...]
     """what has to be read, centred: as many voxels more on both sides as the farthest one comes from"""
 
-    def apply(self, source: Tensor) -> Tensor:
-        """(C, *size) float32 from (C, *source_size) by linear interpolation; 0 beyond the borders of the source."""
-        field = displacement(self.nodes, self.size)
+    def places(self, device: torch.device | None = None) -> Tensor:
+        """(*size, D) where each voxel comes from, in the order and the units of torch's `grid_sample`."""
+        field = displacement(self.nodes, self.size, device)
         positions = []
         for axis, (length, have) in enumerate(zip(self.size, self.source_size, strict=True)):
             shape = [-1 if other == axis else 1 for other in range(len(self.size))]
-            place = torch.arange(length, dtype=torch.float32).view(shape) + (have - length) / 2 + field[axis]
-            positions.append(2 * place / max(1, have - 1) - 1)
-        grid = torch.stack(positions[::-1], dim=-1)[None]  # grid_sample counts axes from the last one
+            start = torch.arange(length, dtype=torch.float32, device=device).view(shape) + (have - length) / 2
+            positions.append(2 * (start + field[axis]) / max(1, have - 1) - 1)
+        return torch.stack(positions[::-1], dim=-1)  # grid_sample counts axes from the last one
+
+    def apply(self, source: Tensor, places: Tensor | None = None) -> Tensor:
+        """(C, *size) float32 from (C, *source_size) by linear interpolation; 0 beyond the borders of the source."""
+        grid = (self.places(source.device) if places is None else places)[None]
         return grid_sample(source[None].float(), grid, mode="bilinear", padding_mode="zeros", align_corners=True)[0]
 
 
@@ -70,11 +75,12 @@ def bend_by(nodes: np.ndarray, size: Sequence[int]) -> Bend:
     return Bend(nodes, tuple(size), source)
 
 
-def displacement(nodes: np.ndarray, size: Sequence[int]) -> Tensor:
+def displacement(nodes: np.ndarray, size: Sequence[int], device: torch.device | None = None) -> Tensor:
     """(D, *size) float32 voxels, interpolated between `nodes` (D, 3, ...), which span `size`."""
-    field = torch.from_numpy(nodes.astype(np.float32))
+    field = torch.from_numpy(nodes.astype(np.float32)).to(device, non_blocking=True)
     for length in size:
-        field = torch.tensordot(field, _spline(length), dims=([1], [1]))  # the axis that is done becomes the last one
+        weights = _spline(length).to(device, non_blocking=True)
+        field = torch.tensordot(field, weights, dims=([1], [1]))  # the axis that is done becomes the last one
     return field
 
 
@@ -83,6 +89,37 @@ def _spline(length: int) -> Tensor:
     """(length, 3) weights of the nodes for each voxel: the natural cubic spline through them."""
     through = CubicSpline(np.arange(NODES), np.eye(NODES), bc_type="natural")
     return torch.from_numpy(through(np.linspace(0, NODES - 1, length)).astype(np.float32))
+
+
+class ClassSwap(NamedTuple):
+    """What changes places in a mirror along one of the spatial axes."""
+
+    axis: int
+    classes: tuple[int, ...]
+    """(K) the dense class that each one becomes"""
+
+    def of(self, labels: Tensor) -> Tensor:
+        table = torch.tensor((*self.classes, -1), dtype=labels.dtype)  # label -1 reads the last
+        return table.to(labels.device, non_blocking=True)[labels.long()]
+
+
+class Mirror(MirrorTransform):
+    """Mirrors image and labels at random; along the axis of `swap` left and right classes change places.
+
+    Made anew for every sample: `swapped` tells afterwards what was drawn.
+    """
+
+    def __init__(self, axes: tuple[int, ...], swap: ClassSwap | None) -> None:
+        super().__init__(axes)
+        self.swap = swap
+        self.swapped = False
+
+    def _apply_to_segmentation(self, segmentation: Tensor, **params: Any) -> Tensor:
+        mirrored = super()._apply_to_segmentation(segmentation, **params)
+        if self.swap is None or self.swap.axis not in params["axes"]:
+            return mirrored
+        self.swapped = True
+        return self.swap.of(mirrored)
 
 
 @cache

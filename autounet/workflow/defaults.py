@@ -17,7 +17,7 @@ from ..schema.errors import OptionError, UsageError
 from ..schema.metrics import chosen_metrics
 from ..schema.options import GIB, MIRRORED_STEPS, DataOptions, PlannerOptions, RunOptions, TrainOptions
 from ..schema.plan import Configuration, Plan, with_previous_stages
-from ..schema.run import DeviceProfile
+from ..schema.run import FIXED_AUGMENTED_BY, AugmentedBy, DeviceProfile
 from ..tracking import NO_TRACKER, require_tracker
 from ..workers import available_cores
 
@@ -104,8 +104,16 @@ def promised_seconds(options: RunOptions, profile: DeviceProfile) -> float | Non
     return None
 
 
-def train_options(options: RunOptions, expected_steps: int, dims: int, family: str | None = None) -> TrainOptions:
+def train_options(
+    options: RunOptions,
+    expected_steps: int,
+    dims: int,
+    family: str | None = None,
+    augmented_by: AugmentedBy = FIXED_AUGMENTED_BY,
+) -> TrainOptions:
     """SGD with nnU-Net's schedule for the full recipe; a short one has AdamW, warm-up, averages and `SHORT_LOSS`.
+
+    `augmented_by` is what the device's profile says; it does not count where the same weights are promised.
 
     `family` is that of the network, where the options do not say it. Weights of a model are trained on more slowly. On
     images of `dims` 2 the first U-Net is trained as published. In volumes its balance of rare classes makes them far
@@ -115,6 +123,7 @@ def train_options(options: RunOptions, expected_steps: int, dims: int, family: s
     full = TrainOptions(
         loss=options.loss or ("weighted_ce" if published else "dice_ce"),
         emphasis=options.preset is None,
+        augmented_by=FIXED_AUGMENTED_BY if options.deterministic else augmented_by,
         elastic=published,
         seed=options.seed or 0,
         deterministic=options.deterministic,
@@ -281,7 +290,13 @@ class TrainingSchedule:
 
 
 def training_schedule(
-    plan: Plan, options: RunOptions, dataset: Dataset, splits: Splits, dimension: int, promised: float | None
+    plan: Plan,
+    options: RunOptions,
+    dataset: Dataset,
+    splits: Splits,
+    dimension: int,
+    promised: float | None,
+    augmented_by: AugmentedBy = FIXED_AUGMENTED_BY,
 ) -> TrainingSchedule:
     """`dimension` is that of the images, `promised` the seconds of the whole command. Raises OptionError, PlanError."""
     count = len(splits.folds)
@@ -298,7 +313,8 @@ def training_schedule(
 
     def options_of(configuration: Configuration) -> TrainOptions:
         expected = min((each for each in (configuration.predicted_steps, steps) if each), default=0)
-        chosen = train_options(options, expected, dimension, configuration.network.family if of_model else None)
+        family = configuration.network.family if of_model else None
+        chosen = train_options(options, expected, dimension, family, augmented_by)
         seldom = passes(configuration, expected, len(dataset.cases)) <= MOST_UNCHANGED_PASSES
         plain = chosen.augmentation == "light" and not (chosen.elastic or configuration.mirror_axes or of_model)
         return chosen.model_copy(update={"augmentation": "none"}) if plain and seldom else chosen

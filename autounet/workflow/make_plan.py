@@ -76,7 +76,7 @@ class PlanMaker:
     ) -> PlanMaker:
         """With the memory model of the device and of the training that the options ask for."""
         starting = starting_model(options)
-        training = _train_options(options, data.fingerprint.dimension, seconds, starting)
+        training = _train_options(options, data.fingerprint.dimension, seconds, starting, profile)
         memory = training_memory(data.dataset.labels, training, profile, bool(partly_annotated(data.dataset)))
         return cls(options, data, profile, deadline, workers, seconds, memory, starting=starting)
 
@@ -318,12 +318,12 @@ class PlanMaker:
 
 
 def _train_options(
-    options: RunOptions, dimension: int, seconds: float | None, starting: StartingModel | None
+    options: RunOptions, dimension: int, seconds: float | None, starting: StartingModel | None, profile: DeviceProfile
 ) -> TrainOptions:
     """Of a training without a time limit, else of a short one, which takes more memory."""
     steps = 0 if seconds else step_limit(options) or FULL_STEPS
     family = next(iter(starting.configurations.values())).network.family if starting else None
-    return train_options(options, steps, dimension, family)
+    return train_options(options, steps, dimension, family, profile.augmented_by)
 
 
 def _size(configuration: Configuration) -> str:

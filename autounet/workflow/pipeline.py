@@ -253,8 +253,8 @@ def _fine_tuning(folder: RunFolder, maker: PlanMaker, schedule: TrainingSchedule
 
 
 def _schedule(maker: PlanMaker, plan: Plan) -> TrainingSchedule:
-    data, dimension = maker.data, maker.data.fingerprint.dimension
-    return training_schedule(plan, maker.options, data.dataset, data.splits, dimension, maker.deadline.promised)
+    data, dimension, by = maker.data, maker.data.fingerprint.dimension, maker.profile.augmented_by
+    return training_schedule(plan, maker.options, data.dataset, data.splits, dimension, maker.deadline.promised, by)
 
 
 def _require_known_device(folder: RunFolder, device: str) -> None:
