@@ -51,11 +51,7 @@ def require_device(given: object, several: bool = False) -> None:
 
 
 def _require_folds(given: object) -> None:
-    if (
-        isinstance(given, str)
-        and given not in ("all", "full")
-        and re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", given) is None
-    ):
+    if isinstance(given, str) and re.fullmatch(r"all|full|\s*\d+(\s*,\s*\d+)*\s*", given) is None:
         raise UsageError(f"--folds {given} names no folds", "Give all, full, or indices such as 0,1")
 
 
