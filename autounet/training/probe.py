@@ -35,7 +35,7 @@ READINGS = 4
 
 
 def measure_sample_rates() -> dict[str, float]:
-    """`DeviceProfile.sample_rates`, in under a second. Processor time counts: other work does not disturb it."""
+    """`DeviceProfile.sample_rates`, in about a second. Processor time counts: other work does not disturb it."""
     rates = {}
     with one_thread():
         for kind in ("light", "full"):
@@ -131,7 +131,7 @@ the plan, and so every trained fold, depends on the choice"""
 
 
 def probe_device(device: str) -> DeviceProfile:
-    """Precision and memory order, measured on a CPU and by rule elsewhere, and sample rates: takes about 1 s.
+    """Precision and memory order, measured on a CPU and by rule elsewhere, and sample rates: takes about 2 s.
 
     On a CPU a convolution's forward and backward are timed in each. The minimum over interleaved rounds counts: other
     work on the machine only ever adds time.
