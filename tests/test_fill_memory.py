@@ -16,7 +16,7 @@ from autounet.planning import fill_memory
 from autounet.planning.fill_memory import MOST_WIDTH, WELL_USED, WIDTH, MemoryFillingSearch
 from autounet.planning.memory import MeasuredMemory, convolution_outputs
 from autounet.planning.search import LARGEST_SHARE, SearchInputs, SearchResult, start_topology
-from autounet.planning.topology import Topology
+from autounet.planning.spacing import Topology
 from autounet.schema.errors import PlanError
 from autounet.schema.options import GIB
 from autounet.schema.plan import NetworkSpec

@@ -14,7 +14,7 @@ from autounet.imageio import read_image
 from autounet.nets import FAMILIES
 from autounet.nets.attention import gated_stages
 from autounet.nets.attention_modules import recorded_gates
-from autounet.nets.units import max_pool, max_pool_planes, upsample_linear
+from autounet.nets.blocks import max_pool, max_pool_planes, upsample_linear
 from autounet.prediction.maps import predict_gate_maps, write_gate_maps
 from autounet.schema.errors import ModelError
 from autounet.schema.geometry import Geometry

@@ -32,9 +32,9 @@ from autounet.schema.options import (
     DataOptions,
     RunOptions,
     StartingWeights,
-    with_stored,
 )
 from autounet.schema.quantities import parse_size, parse_time, write_size, write_time
+from autounet.workflow.output_folder import with_stored
 
 COMMANDS = get_command(app).commands
 TEXTS = st.text(st.sampled_from("az09 -_.,:=*?'\"\\$`|&;()[]{}~#!é中\n\t"), min_size=1, max_size=8)

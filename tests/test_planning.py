@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from autounet.planning import CONFIGURATIONS, PRESETS, plan, validate
 from autounet.planning.memory import convolution_outputs
-from autounet.planning.spacing import ENOUGH_CONTEXT, find_grid, target_spacing
-from autounet.planning.topology import find_topology
+from autounet.planning.spacing import ENOUGH_CONTEXT, find_grid, find_topology, target_spacing
 from autounet.schema.dataset import ChannelKind
 from autounet.schema.errors import AutoUNetError, OptionError, PlanError
 from autounet.schema.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint

@@ -22,7 +22,7 @@ from autounet.inference.bundle import file_checksum
 from autounet.nets import FAMILIES
 from autounet.schema.errors import ModelError, OptionError
 from autounet.schema.geometry import Geometry
-from autounet.schema.options import DataOptions, PlannerOptions, RunOptions, StartingWeights, TrainOptions, with_stored
+from autounet.schema.options import DataOptions, PlannerOptions, RunOptions, StartingWeights, TrainOptions
 from autounet.schema.plan import Configuration, InferenceSpec, NetworkSpec, Plan
 from autounet.schema.run import DeviceProfile, RunRecord
 from autounet.schema.stage_inputs import InitialWeights
@@ -33,6 +33,7 @@ from autounet.training.state import new_state
 from autounet.workflow.defaults import check_options, planner_options
 from autounet.workflow.fine_tuning import FineTuning, known_weights
 from autounet.workflow.make_plan import PlanMaker
+from autounet.workflow.output_folder import with_stored
 from autounet.workflow.pipeline import run_pipeline
 
 CPU = DeviceProfile(device="cpu", name="test", cores=1, memory_bytes=2**32, precision="fp32", channels_last=False)

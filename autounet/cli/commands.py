@@ -195,6 +195,10 @@ def evaluate(predictions: Path, references: Path, model: Path | None, out: Path 
     from ..schema.record import require_folder
     from ..workers import available_cores
 
+    if patterns := options.data.class_patterns:
+        raise OptionError(
+            f"--class gives {', '.join(patterns)} a pattern", "Give values of the label files: NAME=VALUE"
+        )
     if out and out.is_dir():
         raise OptionError(f"--out {out} is a folder", f"Give a file, for example {out / 'metrics.json'}")
     if out:
@@ -202,7 +206,7 @@ def evaluate(predictions: Path, references: Path, model: Path | None, out: Path 
     found = api.evaluate(
         predictions,
         references,
-        options.data.classes,
+        options.data.class_values,
         model,
         available_cores(),
         metrics=options.metrics or DEFAULT_METRICS,

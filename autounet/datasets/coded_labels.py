@@ -18,6 +18,7 @@ from ..schema.errors import DataError, OptionError
 from ..schema.labels import LabelCode
 from ..schema.options import DataOptions
 from .layouts.detected_layout import DeclaredLabels, DetectedLayout, read_description, read_object
+from .structures import Coded, combination_codes
 
 log = logging.getLogger(__name__)
 
@@ -26,18 +27,14 @@ PALETTE = "palette.json"
 _IGNORE_VALUE = 255
 
 
-Coded = tuple[DeclaredLabels, tuple[LabelCode, ...]]
-"""the classes of colours or segments, and the code of each"""
-
-
 def with_coded_labels(root: Path, found: DetectedLayout, cases: Sequence[Case], options: DataOptions) -> DetectedLayout:
     """`found` with the classes, regions and codes of a palette or of segments. Raises DataError and OptionError."""
     if options.join:
         return _joined(found, options, options.join)
-    known = {**found.labels.classes, **options.classes}
+    known = {**found.labels.classes, **options.class_values}
     ignore = options.ignore if options.ignore is not None else found.labels.ignore
     palette = _palette(root, options)
-    files = [root / case.label for case in cases if case.label]
+    files = [root / case.label for case in cases if case.label and not case.label_parts]
     if palette is not None:
         labels, codes = _by_colour(palette, known, ignore)
     elif any(is_nrrd_segmentation(path) for path in files):
@@ -134,33 +131,16 @@ def _by_segment(files: Sequence[Path], known: Mapping[str, int]) -> Coded:
             names.setdefault(segment.name, set()).add(segment.value)
         layered = len({segment.layer for segment in segments}) > 1
         twice = len({(segment.layer, segment.value) for segment in segments}) < len(segments)
-        found = segment_sets(path)[1] if layered or twice else [frozenset({segment.name}) for segment in segments]
+        found = (
+            list(segment_sets(path).voxels) if layered or twice else [frozenset({segment.name}) for segment in segments]
+        )
         sets |= dict.fromkeys(each for each in found if each)
-    joined = {name for combination in sets if len(combination) > 1 for name in combination}
-    single = [frozenset({name}) for name in names if name not in joined or frozenset({name}) in sets]
-    ordered = [*single, *(combination for combination in sets if len(combination) > 1)]
-    called = {combination: _class_name(combination, joined) for combination in ordered}
+    joined = [combination for combination in sets if len(combination) > 1]
     stored = {name: next(iter(values)) for name, values in names.items() if len(values) == 1 and 0 not in values}
     usable = not joined and len(stored) == len(names) and len(set(stored.values())) == len(stored)
     if not usable and not joined and len(names) > 1:
         log.warning("the segments' values differ between label files: classes go by name, and are numbered anew")
-    values = {name: known[name] for name in called.values() if name in known}
-    for combination, name in called.items():
-        used = {0, *values.values(), *known.values()}
-        own = stored[next(iter(combination))] if usable else 0
-        free = next(value for value in range(1, len(used) + 2) if value not in used)
-        values.setdefault(name, own if own and own not in used else free)
-    regions = {
-        name: tuple(values[called[each]] for each in ordered if name in each) for name in names if name in joined
-    }
-    widest = sorted(regions, key=lambda name: -len(regions[name]))  # later regions overwrite earlier ones
-    codes = tuple(LabelCode(value=values[called[each]], segments=tuple(sorted(each))) for each in ordered)
-    return DeclaredLabels(values, {name: regions[name] for name in widest}, None), codes
-
-
-def _class_name(combination: frozenset[str], joined: set[str]) -> str:
-    names = sorted(combination)
-    return f"{names[0]} alone" if len(names) == 1 and names[0] in joined else " + ".join(names)
+    return combination_codes(names, joined, sets, known, stored if usable else None)
 
 
 ShownValue = tuple[int, tuple[int, int, int]]

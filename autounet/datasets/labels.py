@@ -35,26 +35,27 @@ def build_labels(declared: DeclaredLabels, options: DataOptions) -> Labels:
 
     Values that only regions use become label_<value>. Raises DataError or OptionError for contradictions.
     """
-    twice = [value for value in set(options.classes.values()) if list(options.classes.values()).count(value) > 1]
+    called = options.class_values
+    twice = [value for value in set(called.values()) if list(called.values()).count(value) > 1]
     if twice:
         raise OptionError(f"--class gives the value {twice[0]} two names", "Name each value once")
     classes, regions = declared.classes, {**declared.regions, **options.regions}
     ignore = options.ignore if options.ignore is not None else declared.ignore
-    named = {value: name for name, value in classes.items() if name not in options.classes}
-    if len(named) < len([name for name in classes if name not in options.classes]):
+    named = {value: name for name, value in classes.items() if name not in called}
+    if len(named) < len([name for name in classes if name not in called]):
         raise DataError("dataset.json gives two classes the same value", "Write each value once; use lists for regions")
-    named |= {value: name for name, value in options.classes.items()}
-    if options.ignore is not None and options.ignore not in options.classes.values():
+    named |= {value: name for name, value in called.items()}
+    if options.ignore is not None and options.ignore not in called.values():
         named.pop(options.ignore, None)
     for value in sorted({value for values in regions.values() for value in values}):
         named.setdefault(value, f"label_{value}")
     named.setdefault(0, BACKGROUND)
-    require_background_zero({**options.classes, **options.regions})
+    require_background_zero({**called, **options.regions})
     for value, name in named.items():
         _require_background_zero({name: value})
     _require_background_zero(regions)
-    own = 0 in options.classes.values() or named[0].strip().casefold() not in BACKGROUND_NAMES
-    given = options.classes or options.regions or options.ignore is not None
+    own = 0 in called.values() or named[0].strip().casefold() not in BACKGROUND_NAMES
+    given = called or options.regions or options.ignore is not None
     try:
         labels = _labels(named, regions, ignore, own)
         return labels if given else labels.model_copy(update={"entries": declared.entries})

@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..imageio import read_image_content, read_labels
+from ..imageio import read_image_content
 from ..ops.label_values import encode
 from ..schema.dataset import Case, Channel, Dataset
 from ..schema.errors import DataError
 from ..schema.geometry import Geometry
 from .checks.case_checks import FAR_REMEDY, describe_channels, far_voxels, world_differences
 from .inputs import InputCase
+from .structures import read_case_label
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +84,8 @@ def _count(channels: int) -> str:
 
 
 def read_reference(dataset: Dataset, case: Case) -> tuple[np.ndarray, Geometry]:
-    """The label of a case that has one: (Z, Y, X) int32 values, of colours and named segments too. Raises DataError."""
-    assert case.label is not None
-    return read_labels(Path(dataset.root) / case.label, dataset.labels.codes, case.frame)
+    """The label of a case that has one, also of colours and structures: (Z, Y, X) int32 values. Raises DataError."""
+    return read_case_label(Path(dataset.root), case, dataset.labels.codes)[:2]
 
 
 def load_case(dataset: Dataset, identifier: str) -> LoadedCase:

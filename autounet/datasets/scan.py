@@ -29,6 +29,7 @@ from .layouts import bids, case_folders, case_table, msd, nnunet_raw, paired_fol
 from .layouts.detected_layout import DetectedLayout, read_description, with_description, without_missing_channels
 from .layouts.files import existing_folder, own_path
 from .splits import with_groups
+from .structures import with_structures
 
 _KIND_WORDS = {
     "ct": ChannelKind.ct,
@@ -117,7 +118,7 @@ def split_frames(
     if first is None:
         return list(cases), False
     case, frames = first
-    in_label = _frames(root / case.label) if case.label else 1
+    in_label = _frames(root / case.label) if case.label and not case.label_parts else 1
     if frames == 1:
         if options.frames == "time":
             raise DataError(
@@ -169,7 +170,7 @@ def _require_clear(root: Path, case: Case, frames: int, in_label: int, named: Se
 
 def _time_points(root: Path, case: Case) -> list[Case]:
     """Raises DataError when the files of the case have different numbers of time points."""
-    files = [*case.images, *([case.label] if case.label else [])]
+    files = [*case.images, *case.label_files]
     counts = [read_frames(root / path) for path in files]
     if len(set(counts)) > 1:
         counted = ", ".join(f"{path} {count}" for path, count in zip(files, counts, strict=True))
@@ -235,10 +236,13 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     if twice:
         raise DataError(f"several cases are called {', '.join(sorted(twice))}", "Give them different names")
     found = with_coded_labels(root, found, listed, options)
+    found, listed, told = with_structures(root, found, listed, options)
     labels = build_labels(found.labels, options)
     labels = labels.model_copy(update={"codes": found.codes})
     listed, unknown = annotate(listed_in, root, listed, labels, known)
-    _report([*table_findings, *unknown, *case_table.passed_over(listed_in), *unread_files(root, listed)], findings)
+    _report(
+        [*table_findings, *told, *unknown, *case_table.passed_over(listed_in), *unread_files(root, listed)], findings
+    )
     listed, time_points = split_frames(root, listed, found.channels, options)
     image = listed[0].images[0]
     return Dataset(
@@ -267,6 +271,8 @@ def _detect_layout(place: Path, options: DataOptions) -> tuple[DetectedLayout, s
             return case_table.find(place, options), "table"
         place = place.parent
     for name, layout in LAYOUTS.items():
+        if options.class_patterns and name not in ("cases", "pairs"):
+            continue  # patterns say where the masks are
         if layout.detect(place, options):
             return layout.find(place, options), name
     raise AssertionError("the last layout takes every folder")
@@ -312,7 +318,7 @@ def _report(found: Sequence[Finding], findings: list[Finding] | None) -> None:
 
 def image_as_label(root: Path, cases: Sequence[Case]) -> list[Finding]:
     """Cases whose label is their image. Raises DataError where it is so in all."""
-    double = [case for case in cases if case.label and (root / case.label).resolve() in _resolved(root, case)]
+    double = [case for case in cases if _resolved(root, case.label_files) & _resolved(root, case.images)]
     if len(double) == len(cases) > 1:
         raise DataError(
             f"the same files are given as images and as labels, such as {double[0].label}",
@@ -325,13 +331,13 @@ def image_as_label(root: Path, cases: Sequence[Case]) -> list[Finding]:
     ]
 
 
-def _resolved(root: Path, case: Case) -> set[Path]:
-    return {(root / path).resolve() for path in case.images}
+def _resolved(root: Path, files: Sequence[str]) -> set[Path]:
+    return {(root / path).resolve() for path in files}
 
 
 def unread_files(root: Path, cases: Sequence[Case]) -> list[Finding]:
     """A warning for all images that lie beside those of the cases, or their labels, and whose format is not read."""
-    named = [path for case in cases for path in (*case.images, *([case.label] if case.label else []))]
+    named = [path for case in cases for path in (*case.images, *case.label_files)]
     files = [file for folder in sorted({(root / path).parent for path in named}) for file in unread_images(folder)]
     if not files:
         return []

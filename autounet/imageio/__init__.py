@@ -5,8 +5,8 @@ Only this folder knows SimpleITK, Pillow, tifffile, pynrrd, pydicom and nibabel,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,17 +24,19 @@ from .formats import (
     VOLUME_KINDS,
     describe_unread,
     file_kind,
+    format_of,
     is_image,
     is_series,
     label_limits,
     output_suffix,
+    read_file,
+    read_file_header,
     sidecar_of,
     stem,
     suffix,
     unread_images,
-    with_sidecar,
 )
-from .image_format import COPY_AGAIN, ImageFormat, ImageHeader, Remark, transform_remarks
+from .image_format import ImageHeader, Remark
 from .metaimage import data_file
 from .nifti import write_nifti_channels
 from .nrrd import is_nrrd_segmentation, read_segments
@@ -42,11 +44,16 @@ from .stored_values import (
     OPAQUE,
     coded_by_colour,
     colours_without_palette,
-    plain_segments,
-    segment_sets,
     values_of_colours,
     values_of_objects,
-    values_of_segments,
+)
+from .structures import (
+    StructureMap,
+    plain_segments,
+    read_masks,
+    segment_sets,
+    sizes_of,
+    structure_values,
 )
 
 __all__ = [
@@ -57,7 +64,9 @@ __all__ = [
     "VOLUME_KINDS",
     "ImageContent",
     "LabelContent",
+    "LabelParts",
     "Remark",
+    "StructureMap",
     "describe_unread",
     "file_kind",
     "files_of",
@@ -72,10 +81,13 @@ __all__ = [
     "read_image",
     "read_image_content",
     "read_label_content",
+    "read_label_parts",
     "read_labels",
     "read_segments",
+    "read_structures",
     "segment_sets",
     "series_files",
+    "sizes_of",
     "stem",
     "stored_type",
     "suffix",
@@ -104,6 +116,8 @@ class LabelContent(NamedTuple):
     remarks: tuple[Remark, ...] = ()
     colours: tuple[tuple[int, tuple[int, int, int]], ...] = ()
     """as `ImageHeader.colours`"""
+    shared: Mapping[frozenset[str], int] = {}
+    """as `CodedStructures.shared`"""
 
 
 def read_image(path: Path | str, frame: int | None = None) -> tuple[np.ndarray, Geometry]:
@@ -120,7 +134,7 @@ def read_image(path: Path | str, frame: int | None = None) -> tuple[np.ndarray, 
 def read_image_content(path: Path | str, frame: int | None = None) -> ImageContent:
     """As `read_image`, with what the reader has to say of the file."""
     path = Path(path)
-    array, header = _read(path)
+    array, header = read_file(path)
     if frame is not None:
         array = _one_frame(path, array, header, frame)
     return ImageContent(np.require(array, np.float32, ["C", "W"]), header.geometry, header.remarks)
@@ -143,11 +157,13 @@ def read_label_content(path: Path | str, codes: Sequence[LabelCode] = (), frame:
     """As `read_labels`, with what the reader has to say of the file, and its palette."""
     path = Path(path)
     if is_nrrd_segmentation(path):
-        _format_of(path)
-        named = any(code.segments for code in codes)
-        values, geometry = values_of_segments(path, codes) if named else plain_segments(path)
+        format_of(path)
+        if any(code.segments for code in codes):
+            found = segment_sets(path)
+            return LabelContent(structure_values(path, found, codes, strict=True).values, found.geometry)
+        values, geometry = plain_segments(path)
         return LabelContent(_integers(path, values), geometry)
-    array, header = _read(path, as_indices=not coded_by_colour(codes))
+    array, header = read_file(path, as_indices=not coded_by_colour(codes))
     if frame is not None:
         array = _one_frame(path, array, header, frame)
     if coded_by_colour(codes):
@@ -165,25 +181,41 @@ def read_label_content(path: Path | str, codes: Sequence[LabelCode] = (), frame:
     return LabelContent(values, header.geometry, header.remarks, header.colours)
 
 
+LabelParts = Sequence[tuple[str | None, Path]]
+"""structure and file, of the files that a case's label consists of"""
+
+
+def read_structures(parts: LabelParts) -> StructureMap:
+    """The structures of a case's label that lies in several files, on one grid. Raises DataError."""
+    return read_masks([(name, path) for name, path in parts if name is not None])
+
+
+def read_label_parts(parts: LabelParts, codes: Sequence[LabelCode]) -> LabelContent:
+    """The values of `read_structures` by the codes of their names. Raises DataError, also for unknown structures."""
+    found = read_structures(parts)
+    coded = structure_values(parts[0][1].parent, found, codes, strict=False)
+    return LabelContent(coded.values, found.geometry, shared=coded.shared)
+
+
 def read_header(path: Path | str) -> tuple[Geometry, int]:
     """Geometry and number of channels, from the header where the format allows. Raises DataError."""
-    header = _header(Path(path))
+    header = read_file_header(Path(path))
     return header.geometry, header.channels
 
 
 def read_geometry(path: Path | str) -> Geometry:
     """Geometry, from the header where the format allows. Raises DataError."""
-    return _header(Path(path)).geometry
+    return read_file_header(Path(path)).geometry
 
 
 def read_frames(path: Path | str) -> int:
     """Length of the fourth axis, 1 when there is none: channels or time points, which the file does not tell."""
-    return _header(Path(path)).frames
+    return read_file_header(Path(path)).frames
 
 
 def stored_type(path: Path | str) -> np.dtype:
     """The number type of the voxels of a file; of a palette picture that of its indices. Raises DataError."""
-    return _read(Path(path), as_indices=True)[0].dtype
+    return read_file(Path(path), as_indices=True)[0].dtype
 
 
 def files_of(path: Path | str) -> list[Path]:
@@ -241,56 +273,6 @@ def write_channels(path: Path | str, array: np.ndarray, geometry: Geometry) -> N
         raise FileError(path, f"needs an array of shape {geometry.shape} per channel, not {tuple(array.shape[1:])}")
     with replacing(path, suffix(path).lower()) as temporary:
         write_nifti_channels(temporary, array, geometry)
-
-
-def _format_of(path: Path) -> ImageFormat:
-    """Raises DataError for a file that is not there, is empty, or has an unknown ending."""
-    kind = file_kind(path)
-    if path.is_symlink() and not path.exists():
-        remedy = "Fetch the file (datalad get, git annex get), or remove the link"
-        raise FileError(path, "is a link to a file that is not there", remedy)
-    if kind != DICOM and not path.is_file():
-        raise FileError(path, "does not exist", "Check the path, or put the file there")
-    if kind != DICOM and path.stat().st_size == 0:
-        raise FileError(path, "is empty (0 bytes)", "Copy or export the file again")
-    return FORMATS[kind]
-
-
-@contextmanager
-def _errors_of_file(path: Path) -> Iterator[None]:
-    """Whatever the content of a file leads a library to raise is told as an error of that file."""
-    try:
-        yield
-    except FileError:
-        raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise FileError(
-            path, f"cannot be read: {reason}", "Check that it is there, and the rights to read it"
-        ) from None
-    except MemoryError:
-        raise FileError(path, "does not fit into the memory", "Check its size; a damaged header may say any") from None
-    except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise FileError(path, f"is damaged, or cannot be read ({reason})", COPY_AGAIN) from error
-
-
-def _read(path: Path, as_indices: bool = False) -> tuple[np.ndarray, ImageHeader]:
-    """`as_indices`: pictures with a palette of colours give their indices, others their values as numbers."""
-    form = _format_of(path)
-    with _errors_of_file(path):
-        array, header = form.read_indices(path) if as_indices and form.read_indices else form.read(path)
-    if np.iscomplexobj(array):
-        raise FileError(path, "holds complex numbers", "Store magnitude and phase as channels")
-    header = header._replace(remarks=header.remarks + transform_remarks(header.geometry))
-    return array, header if form.has_geometry else with_sidecar(path, header)
-
-
-def _header(path: Path) -> ImageHeader:
-    form = _format_of(path)
-    with _errors_of_file(path):
-        header = form.read_header(path)
-    return header if form.has_geometry else with_sidecar(path, header)
 
 
 def _one_frame(path: Path, array: np.ndarray, header: ImageHeader, frame: int) -> np.ndarray:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from ..schema.errors import FileError
 from .dicom import DICOM_SERIES, NO_IMAGES
 from .dicom_slices import is_dicom
-from .image_format import UNKNOWN_SPACING, UNKNOWN_UNIT, ImageFormat, ImageHeader
+from .image_format import COPY_AGAIN, UNKNOWN_SPACING, UNKNOWN_UNIT, ImageFormat, ImageHeader, transform_remarks
 from .metaimage import METAIMAGE
 from .nifti import NIFTI
 from .nrrd import NRRD
@@ -136,6 +139,56 @@ def sidecar_of(path: Path) -> Path | None:
     """The JSON file of the same name that may hold the spacing of an image whose format cannot."""
     names = dict.fromkeys((stem(path), re.sub(r"_[0-9]{4}\Z", "", stem(path))))
     return next((file for name in names if (file := path.with_name(f"{name}.json")).is_file()), None)
+
+
+def format_of(path: Path) -> ImageFormat:
+    """Raises DataError for a file that is not there, is empty, or has an unknown ending."""
+    kind = file_kind(path)
+    if path.is_symlink() and not path.exists():
+        remedy = "Fetch the file (datalad get, git annex get), or remove the link"
+        raise FileError(path, "is a link to a file that is not there", remedy)
+    if kind != DICOM and not path.is_file():
+        raise FileError(path, "does not exist", "Check the path, or put the file there")
+    if kind != DICOM and path.stat().st_size == 0:
+        raise FileError(path, "is empty (0 bytes)", "Copy or export the file again")
+    return FORMATS[kind]
+
+
+@contextmanager
+def _errors_of_file(path: Path) -> Iterator[None]:
+    """Whatever the content of a file leads a library to raise is told as an error of that file."""
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FileError(
+            path, f"cannot be read: {reason}", "Check that it is there, and the rights to read it"
+        ) from None
+    except MemoryError:
+        raise FileError(path, "does not fit into the memory", "Check its size; a damaged header may say any") from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise FileError(path, f"is damaged, or cannot be read ({reason})", COPY_AGAIN) from error
+
+
+def read_file(path: Path, as_indices: bool = False) -> tuple[np.ndarray, ImageHeader]:
+    """`as_indices`: pictures with a palette of colours give their indices, others their values as numbers."""
+    form = format_of(path)
+    with _errors_of_file(path):
+        array, header = form.read_indices(path) if as_indices and form.read_indices else form.read(path)
+    if np.iscomplexobj(array):
+        raise FileError(path, "holds complex numbers", "Store magnitude and phase as channels")
+    header = header._replace(remarks=header.remarks + transform_remarks(header.geometry))
+    return array, header if form.has_geometry else with_sidecar(path, header)
+
+
+def read_file_header(path: Path) -> ImageHeader:
+    form = format_of(path)
+    with _errors_of_file(path):
+        header = form.read_header(path)
+    return header if form.has_geometry else with_sidecar(path, header)
 
 
 class OtherFormats(NamedTuple):

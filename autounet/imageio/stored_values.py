@@ -1,4 +1,4 @@
-"""What stored values mean: palettes, inks, transparency, colour profiles; labels coded by colours or named segments.
+"""What stored values mean: palettes, inks, transparency, colour profiles; labels coded by colours.
 
 Images are read as a viewer shows them; what is left out is told in a `Remark`.
 """
@@ -14,10 +14,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ..schema.errors import FileError
-from ..schema.geometry import Geometry
 from ..schema.labels import LabelCode
 from .image_format import Remark
-from .nrrd import Segment, read_nrrd, read_segments
 
 CLOSE_COLOURS = 8
 """of 255: the most by which a colour profile may change colours untold; greys of gamma 2.2 and sRGB differ so much"""
@@ -207,78 +205,3 @@ def _listed(colours: list[tuple[int, int]]) -> str:
         for code, count in ordered[:_MAX_LISTED]
     ]
     return ", ".join(shown) + (f" and {len(ordered) - _MAX_LISTED} more" if len(ordered) > _MAX_LISTED else "")
-
-
-# The named segments of 3D Slicer, in layers
-
-_VALUES = 1 << 16
-"""label values that 3D Slicer gives stay far below"""
-
-
-def segment_sets(path: Path) -> tuple[np.ndarray, list[frozenset[str]], Geometry]:
-    """Which segments meet in each voxel: (Z, Y, X) int32 indices into sets of names, the sets, and the geometry.
-
-    Index 0 is the empty set: no segment. Raises DataError.
-    """
-    segments = read_segments(path)
-    layers, header = read_nrrd(path)
-    if not segments:
-        raise FileError(path, "describes no segments", "Save it again with 3D Slicer, or as plain .nrrd")
-    indices, sets = np.zeros(layers.shape[1:], np.int32), [frozenset[str]()]
-    for number, layer in enumerate(layers):
-        own = [segment for segment in segments if segment.layer == number]
-        table, names = _table(path, layer, own)
-        joined = indices * len(names) + table[layer]
-        present = np.flatnonzero(np.bincount(joined.ravel(), minlength=1))
-        present = np.union1d([0], present)
-        sets = [sets[index // len(names)] | names[index % len(names)] for index in present.tolist()]
-        renumbered = np.zeros(int(present[-1]) + 1, np.int32)
-        renumbered[present] = np.arange(len(present))
-        indices = renumbered[joined]
-    return indices, sets, header.geometry
-
-
-def _table(path: Path, layer: np.ndarray, own: Sequence[Segment]) -> tuple[np.ndarray, list[frozenset[str]]]:
-    """Label value -> index into sets of names, for one layer; the first set is empty."""
-    if not np.issubdtype(layer.dtype, np.integer) or layer.min() < 0 or layer.max() >= _VALUES:
-        raise FileError(path, "holds values that no segment can have", "Save it again with 3D Slicer")
-    by_value: dict[int, frozenset[str]] = {}
-    for segment in own:
-        if segment.value:
-            by_value[segment.value] = by_value.get(segment.value, frozenset()) | {segment.name}
-    table = np.zeros(_VALUES, np.int32)
-    for index, value in enumerate(by_value, 1):
-        table[value] = index
-    present = np.flatnonzero(np.bincount(layer.ravel().astype(np.int64), minlength=1))
-    lacking = [value for value in present.tolist() if value and value not in by_value]
-    if lacking:
-        raise FileError(path, f"holds the value {lacking[0]}, which no segment has", "Save it again with 3D Slicer")
-    return table, [frozenset(), *by_value.values()]
-
-
-def values_of_segments(path: Path, codes: Sequence[LabelCode]) -> tuple[np.ndarray, Geometry]:
-    """(Z, Y, X) int32 values of a .seg.nrrd file by the names of its segments. Raises DataError."""
-    indices, sets, geometry = segment_sets(path)
-    known = {frozenset(code.segments): code.value for code in codes if code.segments}
-    values = []
-    for names in sets:
-        if names and names not in known:
-            single = ", ".join(sorted(" ".join(code.segments) for code in codes if len(code.segments) == 1))
-            where = "segments that overlap" if len(names) > 1 else "the segment"
-            raise FileError(
-                path,
-                f"has {where} {' and '.join(sorted(names))}, which the data set does not know ({single})",
-                "Rename the segment, or declare it",
-            )
-        values.append(known.get(names, 0))
-    return np.array(values, np.int32)[indices], geometry
-
-
-def plain_segments(path: Path) -> tuple[np.ndarray, Geometry]:
-    """(Z, Y, X) values of a .seg.nrrd file as stored, when it has one layer. Raises DataError."""
-    layers, header = read_nrrd(path)
-    if layers.shape[0] > 1:
-        raise FileError(
-            path, f"has segments in {layers.shape[0]} layers, whose values repeat", "Read it by the segments' names"
-        )
-    return layers[0], header.geometry

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..schema.plan import NetworkSpec
-from .blocks import CONVOLUTIONS, UpConvolution, initialise
+from .blocks import CONVOLUTIONS, Unit, UpConvolution, initialise, max_pool, norm_slope, unit_row, upsample_linear
 from .family import Normalisation
-from .units import Unit, max_pool, norm_slope, unit_row, upsample_linear
 
 
 class AttentionGate(nn.Module):

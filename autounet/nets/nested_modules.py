@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..schema.plan import NetworkSpec
-from .blocks import CONVOLUTIONS, UpConvolution, initialise
+from .blocks import CONVOLUTIONS, UpConvolution, initialise, max_pool, norm_slope, unit_row
 from .family import Normalisation
-from .units import max_pool, norm_slope, unit_row
 
 
 class Node(nn.Module):

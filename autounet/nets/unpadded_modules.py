@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..schema.plan import NetworkSpec
-from .blocks import CONVOLUTIONS, UpConvolution
+from .blocks import CONVOLUTIONS, UpConvolution, centre, he_initialise, max_pool, unit_row
 from .family import Normalisation
-from .units import centre, he_initialise, max_pool, unit_row
 
 
 class ExpandingStage(nn.Module):

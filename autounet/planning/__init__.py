@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..schema.options import CONFIGURATIONS
 from .memory import Measure
 from .planner import plan
-from .presets import PRESETS
+from .search import PRESETS
 from .validation import validate
 
 __all__ = ["CONFIGURATIONS", "PRESETS", "Measure", "plan", "validate"]

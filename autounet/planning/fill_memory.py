@@ -29,7 +29,7 @@ from .search import (
     patch_reason,
     start_topology,
 )
-from .topology import Topology, shrink
+from .spacing import Topology, shrink
 
 WIDTH = 32
 """features of the first stage before what memory is left is filled with wider ones (nnU-Net's)"""

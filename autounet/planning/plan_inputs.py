@@ -17,10 +17,8 @@ from ..schema.run import DeviceProfile
 from .fill_memory import WIDTH, MemoryFillingSearch
 from .memory import Measure, Memory
 from .plan_transfer import StartingModel, search_with_network
-from .presets import PRESETS, PresetRules
-from .search import LARGEST_SHARE, SearchInputs, SearchResult, find_patch, search_as_nnunet
-from .spacing import Grid
-from .topology import Topology
+from .search import LARGEST_SHARE, PRESETS, PresetRules, SearchInputs, SearchResult, find_patch, search_as_nnunet
+from .spacing import Grid, Topology
 
 
 @dataclass(frozen=True)

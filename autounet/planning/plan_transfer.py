@@ -23,8 +23,7 @@ from ..schema.plan import ChannelNormalisation, Configuration, Limit, Limits, Ne
 from ..schema.record import Part
 from .memory import Memory
 from .search import SearchInputs, SearchResult, batch_reason, choose_batch, no_patch_fits
-from .spacing import Grid, grid_on, numbers, own_target, spacing_reason
-from .topology import SIMILAR
+from .spacing import SIMILAR, Grid, grid_on, numbers, own_target, spacing_reason
 
 FULL_RESOLUTION = ("3d_fullres", "3d_cascade_fullres")
 """one network, but for the channels of the previous stage"""

@@ -25,7 +25,7 @@ from .configurations import CASCADE, LOWRES, NEEDS_LOWRES, VOLUMES, VolumeSearch
 from .memory import Measure, MeasuredMemory, Memory, ProxyMemory
 from .plan_inputs import PlanInputs
 from .plan_transfer import StartingModel, transferred_grid, transferred_normalisation
-from .presets import PRESETS, NominalMemory
+from .search import PRESETS, NominalMemory
 from .spacing import Grid, find_grid, numbers
 
 

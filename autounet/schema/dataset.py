@@ -53,12 +53,24 @@ class Channel(Part):
     kind: ChannelKind = ChannelKind.other
 
 
+class LabelPart(Part):
+    """One of the files that a case's label consists of."""
+
+    path: str
+    """relative to the data folder"""
+    name: str | None = None
+    """of the structure whose mask the file is; None: the file names its structures itself (DICOM-SEG, RTSTRUCT)"""
+
+
 class Case(Part):
     identifier: CaseName
     images: tuple[str, ...]
     """paths relative to the data folder, one per channel file (a colour image is one file with 3 channels); a folder is
     a DICOM series"""
     label: str | None = None
+    """the label file; of a label in several files the folder that holds all of them, or the first"""
+    label_parts: tuple[LabelPart, ...] = ()
+    """the files of a label whose structures are named, by file names or inside; empty: one file, read by its values"""
     group: str | None = None
     """cases of one group are never split between folds"""
     present: tuple[int, ...] | None = None
@@ -70,6 +82,11 @@ class Case(Part):
     annotated: tuple[int, ...] | None = None
     """values, as in the files, of the classes that were looked for in this case; where its label shows none of them,
     a class that is not listed may be present. None: every class was. The background need not be listed"""
+
+    @property
+    def label_files(self) -> tuple[str, ...]:
+        """Of a case without a label none."""
+        return tuple(part.path for part in self.label_parts) or ((self.label,) if self.label else ())
 
 
 class Dataset(Record):
@@ -169,10 +186,17 @@ class PairFacts(Part):
     """Dice of the right class and the mirror image of the left one, centre on centre"""
 
 
+class SharedVoxels(Part):
+    """Voxels in which structures of a label meet, and which went to one of them."""
+
+    structures: tuple[str, ...]
+    voxels: int
+
+
 class CaseFacts(Record):
     """What a case's files hold, from reading them once."""
 
-    FORMAT_VERSION: ClassVar[int] = 5
+    FORMAT_VERSION: ClassVar[int] = 6
     SEALED: ClassVar[bool] = True
 
     identifier: CaseName
@@ -189,6 +213,8 @@ class CaseFacts(Record):
     """the colours in which viewers show them, where the label file has a palette that says so"""
     components: dict[int, ComponentFacts] = {}
     """per label value but 0 and the ignore value; empty for scribbles, whose components mean nothing"""
+    shared: tuple[SharedVoxels, ...] = ()
+    """where structures overlap that were not made regions"""
     pairs: tuple[PairFacts, ...] = ()
     """of each left/right pair of the data set, where the label could be read"""
     channels: tuple[ChannelFacts, ...] = ()

@@ -189,13 +189,15 @@ def _channel_kinds(entries: Sequence[str]) -> dict[str, str]:
     return parse_pairs(entries, example=f"image={alone}, with the channel's name as autounet check shows it")
 
 
-def _class_values(entries: Sequence[str]) -> dict[str, int]:
-    values = {name: parse_integer(value) for name, value in parse_pairs(entries).items()}
+def _class_values(entries: Sequence[str]) -> dict[str, int | str]:
+    """A pattern of files is whatever could name one."""
+    pairs = parse_pairs(entries)
+    values = {name: each if set(each) & set("*?/[.") else parse_integer(each) for name, each in pairs.items()}
     if len(set(values.values())) < len(values):
         raise OptionError("two classes have the same value", "Give each class a value of its own, or use --region")
     from .labels import require_background_zero
 
-    require_background_zero(values)
+    require_background_zero({name: value for name, value in values.items() if isinstance(value, int)})
     return values
 
 
@@ -224,7 +226,7 @@ PATTERNS = Notation(
     partial(parse_pairs, example="T1=*_t1.nii.gz"), write_pairs, repeated=True, python=Mapping[str, str]
 )
 CHANNEL_KINDS = Notation(_channel_kinds, write_pairs, repeated=True, python=Mapping[str, str])
-CLASS_VALUES = Notation(_class_values, write_pairs, repeated=True, python=Mapping[str, int])
+CLASS_VALUES = Notation(_class_values, write_pairs, repeated=True, python=Mapping[str, int | str])
 REGION_VALUES = Notation(
     _region_values,
     lambda regions: write_pairs({name: write_list(values) for name, values in regions.items()}),
@@ -247,11 +249,16 @@ RUN_OPTIONS: tuple[Option, ...] = (
            "intensities are normalised", CHANNEL_KINDS, "data.kinds"),
     Option("--label", "PATTERN", "Data", DATA, "Which files are the labels, for example '1st_manual/*'", TEXT,
            "data.label"),
-    Option("--class", "NAME=VALUE", "Data", (*DATA, "evaluate"), "Name of a label value, for example liver=1",
+    Option("--class", "NAME=VALUE", "Data", (*DATA, "evaluate"), "Name of a label value, for example liver=1; or "
+           "the masks of one structure, for example 'liver=*/masks/liver.nii.gz'",
            CLASS_VALUES, "data.classes"),
     Option("--region", "NAME=V1,V2", "Data", (*DATA, "evaluate"), "Structure made of several label values, for "
            "example whole_tumour=1,2,3", REGION_VALUES, "data.regions"),
     Option("--ignore", "VALUE", "Data", DATA, "Label value of voxels that nobody annotated", INTEGER, "data.ignore"),
+    Option("--overlaps", "RULE", "Data", DATA, "Where structures share voxels: regions (they may overlap) or smaller "
+           "(the smaller one has such a voxel)", TEXT, "data.overlaps"),
+    Option("--missing-structures", "RULE", "Data", DATA, "A structure that other cases have and a case's label does "
+           "not name is there unannotated (as by default) or absent", TEXT, "data.missing_structures"),
     Option("--join", "NAME", "Data", DATA, "Label files number objects, for example cells: every value above 0 is one "
            "class of this name", TEXT, "data.join"),
     Option("--group", "REGEX", "Data", DATA, "Regular expression on case names. Cases with the same first capture, "

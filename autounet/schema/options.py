@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from .errors import RecordError, UsageError, unknown_name
+from .errors import UsageError, unknown_name
 from .metrics import chosen_metrics
 from .quantities import MOST_SEED, AnyPath
 from .record import Part, Record
@@ -18,10 +17,10 @@ GIB = 1024**3
 
 Preset = Literal["nnunet", "residual-m", "residual-l", "residual-xl"]
 """plans equal to those of nnU-Net 2.8.1: its default planner, and its residual encoder planners"""
-
-
 Track = Literal["tensorboard", "wandb", "mlflow", "none"]
 Frames = Literal["channels", "time"]
+Overlaps = Literal["regions", "smaller"]
+MissingStructures = Literal["unannotated", "absent"]
 CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
 """names of all configurations that the planner can make; a previous stage comes before the one that needs it"""
 FAMILY_NAMES = (
@@ -114,8 +113,8 @@ class DataOptions(Part):
     """channel name -> ct, mri, photo or other"""
     label: str | None = None
     """glob pattern of the label files"""
-    classes: dict[str, int] = {}
-    """class name -> value in the label files"""
+    classes: dict[str, int | str] = {}
+    """class name -> value in the label files, or glob pattern of the mask files of this one structure"""
     regions: dict[str, tuple[int, ...]] = {}
     """region name -> label values that it unites"""
     ignore: int | None = None
@@ -130,6 +129,10 @@ class DataOptions(Part):
     """absolute path of a JSON file with the colour of each class in the label pictures"""
     missing_channels: bool = False
     """cases may lack files of some channels"""
+    overlaps: Overlaps | None = None
+    """what becomes of voxels that structures share; None: see `datasets/structures.py`"""
+    missing_structures: MissingStructures | None = None
+    """what it means that a case's label does not name a structure that others name; None: unannotated"""
     frames: Frames | None = None
     """what the fourth axis of 4-D files is; None: as the files suggest (`datasets/scan.py`)"""
 
@@ -140,11 +143,21 @@ class DataOptions(Part):
         _require_ignore(content)
         return _check(content, _DATA_RULES)
 
+    @property
+    def class_values(self) -> dict[str, int]:
+        return {name: value for name, value in self.classes.items() if isinstance(value, int)}
+
+    @property
+    def class_patterns(self) -> dict[str, str]:
+        return {name: value for name, value in self.classes.items() if isinstance(value, str)}
+
 
 _DATA_RULES = {
     "kinds": _require_kinds,
     "group": _require_group,
     "frames": _one_of("--frames", get_args(Frames)),
+    "overlaps": _one_of("--overlaps", get_args(Overlaps)),
+    "missing_structures": _one_of("--missing-structures", get_args(MissingStructures)),
 }
 
 
@@ -154,9 +167,11 @@ class DataKeywords(TypedDict, total=False):
     channels: Mapping[str, str] | None
     kinds: Mapping[str, str] | None
     label: str | None
-    classes: Mapping[str, int] | None
+    classes: Mapping[str, int | str] | None
     regions: Mapping[str, Sequence[int]] | None
     ignore: int | None
+    overlaps: str | None
+    missing_structures: str | None
     join: str | None
     group: str | None
     splits: AnyPath | None
@@ -330,19 +345,3 @@ _RUN_RULES = {
     "folds": _require_folds,
     "device": require_device,
 }
-
-
-def with_stored(given: RunOptions, file: Path) -> RunOptions:
-    """The options given, and for each that was omitted its value in `file`, options.json.
-
-    Raises RecordError where the file cannot be read.
-    """
-    values = given.model_dump(exclude_none=True, exclude_defaults=True)
-    if file.exists():
-        try:
-            stored = RunOptions.load(file).model_dump()
-        except RecordError as error:
-            raise RecordError(error.message, "To go on, delete it and give all options again") from None
-        values = {**stored, **values, "data": {**stored["data"], **values.get("data", {})}}
-    options = RunOptions.model_validate(values)
-    return options.model_copy(update={"start": None}) if options.starts_from == "none" else options

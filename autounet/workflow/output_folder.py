@@ -15,7 +15,7 @@ from ..datasets.layouts.files import existing_folder, is_output_folder
 from ..schema.dataset import Dataset
 from ..schema.errors import OptionError, RecordError
 from ..schema.names import printable
-from ..schema.options import DataOptions
+from ..schema.options import DataOptions, RunOptions
 from ..schema.record import require_folder, write_text
 from ..store.run_folder import OWN_NAMES, RunFolder
 
@@ -48,7 +48,7 @@ def _require_no_data(out: Path, data: Path, options: DataOptions) -> None:
         return
     dataset = scan(data, options, [])
     for case in dataset.cases:
-        for file in (*case.images, *([case.label] if case.label else [])):
+        for file in (*case.images, *case.label_files):
             path = (root / file).resolve()
             folder = path if path.is_dir() else path.parent  # of a DICOM series
             holds = folder.is_relative_to(place) and not root.is_relative_to(place)
@@ -175,3 +175,19 @@ def _holder(folder: Path) -> tuple[str, int] | None:
         return host, int(process)
     except (OSError, ValueError):
         return None
+
+
+def with_stored(given: RunOptions, file: Path) -> RunOptions:
+    """The options given, and for each that was omitted its value in `file`, options.json.
+
+    Raises RecordError where the file cannot be read.
+    """
+    values = given.model_dump(exclude_none=True, exclude_defaults=True)
+    if file.exists():
+        try:
+            stored = RunOptions.load(file).model_dump()
+        except RecordError as error:
+            raise RecordError(error.message, "To go on, delete it and give all options again") from None
+        values = {**stored, **values, "data": {**stored["data"], **values.get("data", {})}}
+    options = RunOptions.model_validate(values)
+    return options.model_copy(update={"start": None}) if options.starts_from == "none" else options

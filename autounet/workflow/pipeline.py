@@ -20,7 +20,7 @@ from ..run_log import open_run_log
 from ..schema.dataset import Dataset
 from ..schema.errors import AutoUNetError, BudgetExceeded, Cancelled, DeadlineError, OptionError, RecordError
 from ..schema.metrics import DEFAULT_METRICS
-from ..schema.options import PlannerOptions, RunOptions, with_stored
+from ..schema.options import PlannerOptions, RunOptions
 from ..schema.plan import Plan
 from ..schema.quantities import format_time
 from ..schema.run import DeviceProfile
@@ -37,7 +37,7 @@ from .executor import SequentialExecutor, SideBySideExecutor, lanes_of
 from .fine_tuning import FineTuning, known_weights
 from .jobs import Job, JobGraph
 from .make_plan import PlanMaker
-from .output_folder import locked, require_output_folder, sole_in_process
+from .output_folder import locked, require_output_folder, sole_in_process, with_stored
 from .plan_stage import PlanFile, describe_plan, plan_smaller, plan_stage, time_plan
 from .read_status import run_seconds_left
 from .trial_steps import MOST_ATTEMPTS, bytes_of_a_fold, calibrated, try_configurations

@@ -9,14 +9,15 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from ...imageio import LabelContent, files_of, read_image, read_image_content, read_label_content
+from ...imageio import LabelContent, files_of, read_image, read_image_content
 from ...ops.masks import nonzero_box
-from ...schema.dataset import Case, CaseFacts, ChannelFacts, ComponentFacts, Dataset, Finding, PairFacts
+from ...schema.dataset import Case, CaseFacts, ChannelFacts, ComponentFacts, Dataset, Finding, PairFacts, SharedVoxels
 from ...schema.errors import FileError
 from ...schema.geometry import Geometry
 from ...schema.labels import LabelCode
 from ...workers import map_parallel
 from ..file_hashes import FileHashes
+from ..structures import read_case_label
 from .case_checks import (
     FIX,
     NO_SAMPLE,
@@ -42,7 +43,7 @@ __all__ = ["CaseTask", "content_hash", "examine", "examine_case", "unreadable"]
 
 Each = TypeVar("Each")
 
-FACTS_VERSION = 5
+FACTS_VERSION = 6
 """raised whenever the same files would give other facts"""
 SPARSE = 0.5
 """share of ignored voxels from which a label counts as scribbles, whose components mean nothing"""
@@ -116,7 +117,7 @@ def _still_holds(facts: CaseFacts, task: CaseTask) -> bool:
 
 def _paths(task: CaseTask) -> list[Path]:
     """Every file that the case's arrays and geometry depend on."""
-    named = (*task.case.images, *([task.case.label] if task.case.label else []))
+    named = (*task.case.images, *task.case.label_files)
     return [path for name in named for path in files_of(Path(task.root) / name)]
 
 
@@ -131,6 +132,7 @@ def content_hash(task: CaseTask) -> str:
         case.label is None,
         case.frame,
         case.present,
+        [part.name for part in case.label_parts],
     ]
     depends += [code.model_dump() for code in task.codes]
     state = hashlib.blake2b(repr(depends).encode(), digest_size=16)
@@ -145,6 +147,7 @@ def examine_case(task: CaseTask) -> CaseFacts:
     findings: list[Finding] = []
     image, geometry = _read_channels(task, findings)
     label = _read_labels(task, case.label, geometry, findings) if case.label else None
+    shared = label.shared.items() if label is not None else ()
     values = label.values if label is not None else None
     if image is None or geometry is None:
         return _facts_without_arrays(task, content, findings, geometry)
@@ -175,6 +178,7 @@ def examine_case(task: CaseTask) -> CaseFacts:
         value_counts=counts,
         label_colours=dict(label.colours) if label is not None else {},
         components=components,
+        shared=tuple(SharedVoxels(structures=tuple(sorted(names)), voxels=count) for names, count in shared),
         pairs=pairs,
         channels=_in_place(task, channels, ChannelFacts()),
         samples=_in_place(task, samples, NO_SAMPLE),
@@ -238,9 +242,9 @@ def _read_labels(task: CaseTask, name: str, geometry: Geometry | None, findings:
     case, path = task.case, Path(task.root) / name
     coded = any(code.above is None for code in task.codes)
     try:
-        content = read_label_content(path, task.codes, case.frame)
+        content = read_case_label(Path(task.root), case, task.codes)
     except FileError as error:
-        make = fractional_label if not coded and _is_grey(path) else unreadable
+        make = fractional_label if not coded and not case.label_parts and _is_grey(path) else unreadable
         findings.append(make(case, task.root, error))
         return None
     findings += remark_findings(case, name, content.remarks)

@@ -14,6 +14,7 @@ from ...ops.orient import canonical_axes, permute
 from ...schema.dataset import CaseFacts, Channel, ChannelFacts, ChannelKind, Dataset, Finding, Severity
 from ..coded_labels import palette_findings
 from ..labels import annotation_findings, label_findings
+from ..structures import overlap_findings
 from .case_checks import FIX
 from .left_right import pair_findings
 
@@ -303,6 +304,7 @@ def check_dataset(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]
     findings += grey + label_findings(dataset, [fact for fact in readable if fact.identifier not in spoilt])
     findings += set_findings(dataset, readable) + annotation_findings(dataset, readable)
     findings += [*pair_findings(dataset, readable), *palette_findings(dataset, readable)]
+    findings += overlap_findings(readable)
     flat = {fact.geometry.dimension for fact in readable}
     if len(flat) > 1:
         example = {fact.geometry.dimension: fact.identifier for fact in readable}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +30,7 @@ from .detected_layout import (
     with_channels,
 )
 from .files import glob_images, image_files, is_held_out, looks_like_images, looks_like_labels, says_label, subfolders
+from .structure_masks import StructureMasks, find_masks, given_masks, structures_of, with_masks
 
 DEEPEST = 3
 """folders below a case's own in which files are looked for"""
@@ -71,12 +72,12 @@ def images_below(folder: Path, depth: int = 0) -> Iterator[Path]:
                 yield from images_below(inner, depth + 1)
 
 
-def find_roles(root: Path, folders: Sequence[Path]) -> list[FileRole]:
-    """The kinds of files that more than half of the case folders have, in order of their names.
+def find_roles(root: Path, folders: Sequence[Path], besides: Collection[Path] = ()) -> list[FileRole]:
+    """The kinds of files that more than half of the case folders have, in order of their names, `besides` those.
 
     Raises DataError when a folder has several files of one kind.
     """
-    files = {folder.name: list(images_below(folder)) for folder in folders}
+    files = {folder.name: [path for path in images_below(folder) if path not in besides] for folder in folders}
     inside = {path: path.relative_to(root / case).as_posix() for case, paths in files.items() for path in paths}
     counts = Counter(
         word for paths in files.values() for word in {word for path in paths for word in _PARTS.findall(inside[path])}
@@ -143,16 +144,18 @@ _TRAINING = re.compile(r"^(train|training|tr)$", re.IGNORECASE)
 
 def detect(root: Path, options: DataOptions) -> bool:
     """Folders with a few files each that have the same names but for a part that tells the cases apart."""
-    patterns = [*options.channels.values(), *([options.label] if options.label else [])]
-    if patterns and not _one_per_folder(root, patterns):
+    patterns = [*options.channels.values(), *options.class_patterns.values()]
+    labels = [options.label] if options.label else []
+    if not _one_per_folder(root, patterns, labels):
         return False
     folders = case_folders(root)
-    if not folders or len(patterns) > 1:
+    if not folders or len([*patterns, *labels]) > 1:
         return bool(folders)
     if any(_not_a_case(folder) for folder in folders):
         return False
-    roles = find_roles(root, folders)
-    return 1 < len(roles) <= MOST_FILES
+    masks = None if labels or patterns else find_masks(root, folders)
+    roles = find_roles(root, folders, masks.paths if masks else ())
+    return (0 if masks else 1) < len(roles) <= MOST_FILES
 
 
 def _not_a_case(folder: Path) -> bool:
@@ -164,23 +167,31 @@ def _not_a_case(folder: Path) -> bool:
     )
 
 
-def _one_per_folder(root: Path, patterns: Sequence[str]) -> bool:
-    """Whether each pattern names at most one file in each folder, and all of them name files in the same folders."""
+def _one_per_folder(root: Path, patterns: Sequence[str], labels: Sequence[str]) -> bool:
+    """Whether each pattern names at most one file in each folder, and all of them name files in the same folders.
+
+    Several files of a case that a pattern of `labels` names are masks of one structure each.
+    """
     owners = []
-    for pattern in patterns:
+    for pattern in (*patterns, *labels):
         try:
             files = glob_images(root, pattern, "")
         except OptionError:  # reported by the layout that reads the patterns
             return False
-        owners.append([path.relative_to(root).parts[0] for path in files])
-    return all(len(set(own)) == len(own) and set(own) & set(owners[0]) for own in owners) and bool(owners[0])
+        owners.append(Counter(path.relative_to(root).parts[0] for path in files))
+    if any(max(own.values()) > 1 for own in owners[: len(patterns)]):
+        return False
+    several = [own for own in owners[len(patterns) :] if max(own.values()) > 1]
+    if any(len(own) < 2 or any(looks_like_labels(root / name) for name in own) for own in several):
+        return False  # one folder of labels
+    return all(own.keys() & owners[0].keys() for own in owners)
 
 
 def find(root: Path, options: DataOptions) -> DetectedLayout:
     """Channels and label as the options say, else as far as a single reading is possible."""
     folders = case_folders(root)
     channels = {name: _role(root, pattern, f"--channel {name}=") for name, pattern in options.channels.items()}
-    label = _role(root, options.label, "--label") if options.label else None
+    label = _given_label(root, options)
     if not channels or label is None:
         channels, label = _guessed(root, folders, channels, label)
     cases, findings = _cases(root, channels, label)
@@ -203,14 +214,39 @@ def _role(root: Path, pattern: str, option: str) -> FileRole:
     return FileRole(pattern, {path.relative_to(root).parts[0]: path for path in files})
 
 
+def _given_label(root: Path, options: DataOptions) -> FileRole | StructureMasks | None:
+    """Of `--label` or `--class NAME=PATTERN`; several files of a case are masks of one structure each."""
+    if options.label is None:
+        patterns = options.class_patterns
+        owned = {
+            name: {path.relative_to(root).parts[0]: path for path in files}
+            for name, files in given_masks(root, patterns).items()
+        }
+        cases = sorted({case for own in owned.values() for case in own})
+        by_case = {case: {name: own[case] for name, own in owned.items() if case in own} for case in cases}
+        return StructureMasks(", ".join(patterns.values()), by_case) if patterns else None
+    files: dict[str, list[Path]] = {}
+    for path in glob_images(root, options.label, "--label"):
+        files.setdefault(path.relative_to(root).parts[0], []).append(path)
+    if max(map(len, files.values())) == 1:
+        return FileRole(options.label, {case: own[0] for case, own in files.items()})
+    named = structures_of(files)
+    if named is None:
+        message = f"--label {options.label!r} names several files of a case whose names tell no structures apart"
+        raise OptionError(message, "Say which is which: --class NAME=PATTERN for each structure")
+    return StructureMasks(options.label, named)
+
+
 def _guessed(
-    root: Path, folders: Sequence[Path], channels: Mapping[str, FileRole], label: FileRole | None
-) -> tuple[dict[str, FileRole], FileRole]:
+    root: Path, folders: Sequence[Path], channels: Mapping[str, FileRole], label: FileRole | StructureMasks | None
+) -> tuple[dict[str, FileRole], FileRole | StructureMasks]:
     """What the options leave open. Raises DataError with the candidates unless there is a single reading."""
-    taken = {path for role in [*channels.values(), *([label] if label else [])] for path in role.files.values()}
-    rest = [role for role in find_roles(root, folders) if not taken & set(role.files.values())]
-    masks = [role for role in rest if looks_like_label(role)]
+    taken = {path for role in channels.values() for path in role.files.values()} | paths_of(label)
+    structures = find_masks(root, folders)
+    rest = find_roles(root, folders, taken | paths_of(structures))
+    masks: list[FileRole | StructureMasks] = [role for role in rest if looks_like_label(role)]
     images = [role for role in rest if role not in masks]
+    masks += [structures] if structures and label is None else []
     if channels:
         if label is None and len(masks) == 1:
             return dict(channels), masks[0]
@@ -220,13 +256,25 @@ def _guessed(
     raise _ambiguous(root, len(folders), images, masks, not channels, label is None)
 
 
+def paths_of(label: FileRole | StructureMasks | None) -> set[Path]:
+    """Every file of the labels."""
+    if isinstance(label, FileRole):
+        return set(label.files.values())
+    return label.paths if label is not None else set()
+
+
 def _ambiguous(
-    root: Path, count: int, images: Sequence[FileRole], masks: Sequence[FileRole], need_channels: bool, need_label: bool
+    root: Path,
+    count: int,
+    images: Sequence[FileRole],
+    masks: Sequence[FileRole | StructureMasks],
+    need_channels: bool,
+    need_label: bool,
 ) -> DataError:
     """The error with what the folders hold, what may be images or labels, and the options that say so."""
     described = []
     for role in masks:
-        values = few_values(next(iter(role.files.values())))
+        values = few_values(next(iter(role.files.values()))) if isinstance(role, FileRole) else None
         shown = f" (values {', '.join(map(str, values[:8]))}{', ...' if len(values) > 8 else ''})" if values else ""
         described.append(f"{role.pattern}{shown}")
     text = f"{root} has one folder per case ({count}), and "
@@ -242,13 +290,15 @@ def _ambiguous(
     if need_label:
         options += [" or ".join(f"--label '{role.pattern}'" for role in masks or images)]
     if need_channels:
-        some = images or masks
+        some = images or [role for role in masks if isinstance(role, FileRole)]
         options += [f"--channel '{name}={role.pattern}'" for name, role in zip(short_names(some), some, strict=True)]
     return DataError(text, f"Say which: {' '.join(options)}")
 
 
-def _cases(root: Path, channels: Mapping[str, FileRole], label: FileRole | None) -> tuple[list[Case], list[Finding]]:
-    names = sorted({case for role in channels.values() for case in role.files} | set(label.files if label else ()))
+def _cases(
+    root: Path, channels: Mapping[str, FileRole], label: FileRole | StructureMasks
+) -> tuple[list[Case], list[Finding]]:
+    names = sorted({case for role in channels.values() for case in role.files} | set(label.files))
     cases, findings = [], []
     for name in names:
         lacking = [channel for channel, role in channels.items() if name not in role.files]
@@ -256,9 +306,11 @@ def _cases(root: Path, channels: Mapping[str, FileRole], label: FileRole | None)
             findings.append(lacking_channels(name, lacking) if len(lacking) < len(channels) else _without_images(name))
         present = [index for index, role in enumerate(channels.values()) if name in role.files]
         images = [role.files[name] for role in channels.values() if name in role.files]
-        if label is not None and name not in label.files and images:
+        if name not in label.files and images:
             findings.append(missing_label(root, name, images[0], root / name))
-        found = case_of(root, name, images, label.files.get(name) if label else None)
+        found = case_of(root, name, images, label.files.get(name) if isinstance(label, FileRole) else None)
+        if isinstance(label, StructureMasks) and name in label.files:
+            found = with_masks(root, found, label.files[name])
         cases.append(with_channels(found, present, len(channels)))
     return cases, findings
 
@@ -287,8 +339,9 @@ def _matching(folder: Path, patterns: Mapping[str, str]) -> dict[str, list[Path]
     for path in images_below(folder):
         inside = path.relative_to(folder.parent).as_posix()
         for channel, pattern in patterns.items():
-            bare = inside[: len(inside) - len(suffix(inside))]
-            fits = fnmatchcase(inside, pattern) or fnmatchcase(bare, pattern[: len(pattern) - len(suffix(pattern))])
-            if fits and inside.count("/") == pattern.count("/"):
+            name = inside if "/" in pattern else path.name
+            bare = name[: len(name) - len(suffix(name))]
+            fits = fnmatchcase(name, pattern) or fnmatchcase(bare, pattern[: len(pattern) - len(suffix(pattern))])
+            if fits and name.count("/") == pattern.count("/"):
                 found.setdefault(channel, []).append(path)
     return found

@@ -46,13 +46,17 @@ def _is_one_image(path: Path) -> bool:
 
 
 def glob_images(root: Path, pattern: str, option: str) -> list[Path]:
-    """Image files that the pattern of an option names, sorted. Raises OptionError when there are none."""
+    """Image files that the pattern of an option names, sorted. Raises OptionError when there are none.
+
+    A pattern without a slash is one of file names in every folder.
+    """
     if Path(pattern).is_absolute():
         raise OptionError(f"{option} {pattern!r} is an absolute path", f"Give a pattern relative to {root}")
     pattern = pattern.rstrip("/")
-    found = sorted(path for path in root.glob(pattern) if _is_one_image(path))
+    paths = root.glob(pattern) if "/" in pattern else root.rglob(pattern)
+    found = sorted(path for path in paths if _is_one_image(path))
     inner = {folder for path in found for folder in path.parents if folder.is_relative_to(root) and folder != root}
-    outputs = {folder for folder in inner if is_output_folder(folder)}
+    outputs = {folder for folder in inner if is_output_folder(folder) or ("/" not in pattern and _skipped(folder))}
     found = [path for path in found if outputs.isdisjoint(path.parents)]
     if not found and (root / pattern).is_dir():
         found = image_files(root / pattern)

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...imageio import describe_unread, stem, suffix, unread_images
-from ...schema.dataset import Finding
+from ...schema.dataset import Case, Finding
 from ...schema.errors import DataError
 from ...schema.options import DataOptions
 from .detected_layout import (
     DetectedLayout,
+    case_of,
     channel_names,
     lacking_channels,
     match_labels,
+    missing_image,
+    missing_label,
     numbering_finding,
     parse_labels,
     read_description,
@@ -42,6 +45,7 @@ from .files import (
     usual_channels,
 )
 from .pairing import pair
+from .structure_masks import given_masks, with_masks
 
 
 class ChannelSource(NamedTuple):
@@ -76,11 +80,12 @@ def find(root: Path, options: DataOptions) -> DetectedLayout:
         folder = _image_folder(root)
         images, patterns = {}, [f"{folder.name}/*"]
         by_channel = [image_files(folder)]
-    label_files = _label_files(root, options, by_channel)
+    masks = given_masks(root, options.class_patterns)
+    label_files = [path for own in masks.values() for path in own] or _label_files(root, options, by_channel)
     if not options.channels:
         images, pattern, findings = _group(by_channel[0], label_files)
         patterns = [f"{relative(root, by_channel[0][0].parent)}/{pattern}"]
-    cases, unmatched = match_labels(root, images, label_files)
+    cases, unmatched = _match_masks(root, images, masks) if masks else match_labels(root, images, label_files)
     cases = [
         with_channels(case, present[case.identifier], len(options.channels)) if present else case for case in cases
     ]
@@ -94,6 +99,27 @@ def find(root: Path, options: DataOptions) -> DetectedLayout:
         labels_declared=labels.complete,
         findings=findings + unmatched,
     )
+
+
+def _match_masks(
+    root: Path, images: Mapping[str, Sequence[Path]], masks: Mapping[str, Sequence[Path]]
+) -> tuple[list[Case], list[Finding]]:
+    """Cases from image files by identifier, and the mask files of each structure, paired by their names."""
+    first = {files[0]: name for name, files in images.items()}
+    by_case: dict[str, dict[str, Path]] = {name: {} for name in images}
+    findings = []
+    for structure, files in masks.items():
+        partner = {match.second: first[match.first] for match in pair(list(first), files)}
+        findings += [missing_image(root, path) for path in files if path not in partner]
+        for path, name in partner.items():
+            by_case[name][structure] = path
+    cases = []
+    for name, own in images.items():
+        case = case_of(root, name, own, None)
+        cases.append(with_masks(root, case, by_case[name]) if by_case[name] else case)
+        if not by_case[name]:
+            findings.append(missing_label(root, name, own[0], next(iter(masks.values()))[0].parent))
+    return cases, findings
 
 
 def _image_folder(root: Path) -> Path:

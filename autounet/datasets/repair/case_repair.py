@@ -30,6 +30,7 @@ from ...schema.geometry import IDENTITY, TOLERANCE, Geometry, placements
 from ...schema.labels import LabelCode
 from ..checks.case_checks import count_values, world_differences
 from ..checks.set_checks import WHITE, grey_values
+from ..structures import read_case_label
 
 LEAST_INSIDE = 0.95
 """share of the labelled voxels that must lie in the image for the header of a label to be trusted"""
@@ -216,8 +217,10 @@ def _read_label(task: RepairTask, done: list[str]) -> FilePart:
     assert case.label is not None
     path = Path(task.root) / case.label
     try:
-        values, geometry = read_labels(path, task.codes, case.frame)
+        values, geometry = read_case_label(Path(task.root), case, task.codes)[:2]
     except DataError:
+        if case.label_parts:
+            raise
         return _rounded_mask(case.label, path, case.frame, done)
     counts = count_values(values)
     low, high = 0, max(counts)
@@ -228,7 +231,7 @@ def _read_label(task: RepairTask, done: list[str]) -> FilePart:
     if greys:
         done.append(f"{case.label}: {len(greys)} values between {low} and {high} were rounded to the nearer")
         values = np.where(values - low < high - values, low, high).astype(np.int32)
-    return FilePart(case.label, values[None], geometry, bool(greys) or geometry.kind == "jpeg")
+    return FilePart(case.label_files[0], values[None], geometry, bool(greys) or geometry.kind == "jpeg")
 
 
 def _rounded_mask(name: str, path: Path, frame: int | None, done: list[str]) -> FilePart:
@@ -262,7 +265,7 @@ def _write(task: RepairTask, parts: Sequence[FilePart], label: FilePart | None, 
     if label is not None:
         drawn = _place(task, label, f"{LABELS}/{case.identifier}", plain and not task.codes, True)
         values = tuple(np.unique(label.array).tolist())
-    moved = case.model_copy(update={"images": tuple(images), "label": drawn, "frame": None})
+    moved = case.model_copy(update={"images": tuple(images), "label": drawn, "label_parts": (), "frame": None})
     return RepairedCase(moved, tuple(done), values=values)
 
 
