@@ -29,6 +29,7 @@ from ..schema.names import RENAME, case_problem, printable
 from .layouts.bids import subject_inputs
 from .layouts.case_folders import case_inputs
 from .layouts.case_table import CASE, find_table
+from .layouts.dicom_tree import tree_inputs
 from .layouts.files import (
     TABLES,
     ChannelFiles,
@@ -111,11 +112,10 @@ def require_trained(bundle: ModelBundle, name: str, present: Sequence[int]) -> N
 def find_inputs(path: Path, bundle: ModelBundle) -> list[InputCase]:
     """The cases to predict, sorted by identifier; those that cannot be predicted carry the reason.
 
-    An image, a DICOM series, a table, or a folder in the layout of the training data, which the bundle names, or of
-    images alone, in any formats. Files that end in `_0000`, `_0001`, ... are the channels of a case, each once, when
-    the model's images were so or the numbers fit its channels; else the numbers are part of their names. Where the
-    model was trained on time points, each time point of a file is a case. What AutoUNet has written among the images is
-    left out. Raises DataError when there is no image.
+    An image, a DICOM series or a tree of them, a table, or a folder in the layout of the training data, which the
+    bundle names, or of images alone. Files that end in `_0000`, ... are the channels of a case, each once, when the
+    model's images were so or the numbers fit its channels; else the numbers are part of their names. Time points are
+    cases where the model was trained so. What AutoUNet wrote is left out. Raises DataError when there is no image.
     """
     path = own_path(path)
     if not path.exists():
@@ -166,6 +166,22 @@ def _time_points(case: InputCase) -> list[InputCase]:
 
 
 def _inputs_of(path: Path, bundle: ModelBundle) -> list[InputCase]:
+    """Of a tree of DICOM files where they lie in it, or the model was trained on one, or nothing else is found."""
+
+    def tree() -> list[InputCase]:
+        return [InputCase(name, (series,)) for name, series in tree_inputs(path, bundle.channels).items()]
+
+    if (bundle.layout == "dicom" or is_series(path)) and (cases := tree()):
+        return cases
+    try:
+        return _files_of(path, bundle)
+    except DataError:
+        if not (cases := tree()):
+            raise
+        return cases
+
+
+def _files_of(path: Path, bundle: ModelBundle) -> list[InputCase]:
     if path.is_file() and path.suffix.lower() in TABLES:
         return _from_table(path, bundle)
     if path.is_file() or (len(bundle.channel_patterns) <= 1 and is_series(path)):

@@ -25,7 +25,7 @@ from ..schema.options import DataOptions
 from .checks.examine import unreadable
 from .coded_labels import with_coded_labels
 from .labels import annotate, build_labels
-from .layouts import bids, case_folders, case_table, msd, nnunet_raw, paired_folders
+from .layouts import bids, case_folders, case_table, dicom_tree, msd, nnunet_raw, paired_folders
 from .layouts.detected_layout import DetectedLayout, read_description, with_description, without_missing_channels
 from .layouts.files import existing_folder, own_path
 from .splits import with_groups
@@ -205,6 +205,7 @@ LAYOUTS: dict[str, Layout] = {
     "table": Layout(case_table.detect, case_table.find),
     "msd": Layout(msd.detect, msd.find),
     "nnunet": Layout(nnunet_raw.detect, nnunet_raw.find),
+    "dicom": Layout(dicom_tree.detect, dicom_tree.find),
     "bids": Layout(bids.detect, bids.find),
     "cases": Layout(case_folders.detect, case_folders.find),
     "pairs": Layout(paired_folders.detect, paired_folders.find),

@@ -7,12 +7,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from ..imageio import LabelContent, LabelParts, read_label_content, read_label_parts, read_structures, sizes_of
+from ..imageio import (
+    LabelContent,
+    LabelParts,
+    may_overlap,
+    read_label_content,
+    read_label_parts,
+    read_structures,
+    sizes_of,
+    structure_names,
+)
 from ..schema.dataset import Case, CaseFacts, Finding, Severity
 from ..schema.errors import DataError
 from ..schema.labels import LabelCode
@@ -43,7 +53,7 @@ def read_case_label(root: Path, case: Case, codes: Sequence[LabelCode]) -> Label
     """The label of a case that has one, from one file or several. Raises DataError."""
     assert case.label is not None
     if case.label_parts:
-        return read_label_parts(parts_of(root, case), codes)
+        return read_label_parts(parts_of(root, case), root / case.images[0], codes)
     return read_label_content(root / case.label, codes, case.frame)
 
 
@@ -63,8 +73,9 @@ def with_structures(root: Path, found: DetectedLayout, cases: list[Case], option
     own = [case for case in cases if case.label_parts]
     if not own:
         return Structured(found, cases, [])
-    names = {case.identifier: _names_in(case) for case in own}
-    every = list(dict.fromkeys(name for each in names.values() for name in each))
+    names = {case.identifier: _names_in(root, case) for case in own}
+    fullest = sorted(names.values(), key=len, reverse=True)
+    every = list(dict.fromkeys(name for each in fullest for name in each))
     known = {**found.labels.classes, **options.class_values}
     wanted = [name for name in every if name in known] if options.class_values else every
     if not wanted:
@@ -87,9 +98,13 @@ def with_structures(root: Path, found: DetectedLayout, cases: list[Case], option
     return Structured(replace(found, labels=joined, labels_declared=True, codes=codes), cases, findings)
 
 
-def _names_in(case: Case) -> list[str]:
-    """The structures that a case's label names, in its order."""
-    return [part.name for part in case.label_parts if part.name is not None]
+def _names_in(root: Path, case: Case) -> list[str]:
+    """The structures that a case's label names, in its order; none of what cannot be read, which is told later."""
+    names: list[str] = []
+    for part in case.label_parts:
+        with suppress(DataError):
+            names += [part.name] if part.name is not None else structure_names(root / part.path)
+    return list(dict.fromkeys(names))
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -140,7 +155,10 @@ def _stamp(root: Path, case: Case) -> object:
 
 def _meeting_of(task: _MeetingTask) -> Meeting:
     try:
-        return read_structures(parts_of(task.root, task.case)).voxels
+        parts = parts_of(task.root, task.case)
+        if len(parts) == 1 and parts[0][0] is None and not may_overlap(parts[0][1]):
+            return {}
+        return read_structures(parts, task.root / task.case.images[0]).voxels
     except DataError:
         return {}
 

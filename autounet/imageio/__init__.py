@@ -5,7 +5,7 @@ Only this folder knows SimpleITK, Pillow, tifffile, pynrrd, pydicom and nibabel,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -16,13 +16,23 @@ from ..schema.errors import FileError
 from ..schema.geometry import Geometry
 from ..schema.labels import LabelCode
 from ..schema.record import replacing
-from .dicom import dicom_files, series_files
+from .dicom import (
+    LABEL_MODALITIES,
+    DicomFile,
+    dicom_files,
+    dicom_index,
+    holds_dicom,
+    is_series_uid,
+    series_files,
+)
+from .dicom_labels import may_overlap, object_masks, referenced_instances, structure_names
 from .formats import (
     DICOM,
     FORMATS,
     SUFFIXES,
     VOLUME_KINDS,
     describe_unread,
+    errors_of_file,
     file_kind,
     format_of,
     is_image,
@@ -48,7 +58,9 @@ from .stored_values import (
     values_of_objects,
 )
 from .structures import (
+    NamedMask,
     StructureMap,
+    join_masks,
     plain_segments,
     read_masks,
     segment_sets,
@@ -59,21 +71,27 @@ from .structures import (
 __all__ = [
     "DICOM",
     "FORMATS",
+    "LABEL_MODALITIES",
     "OPAQUE",
     "SUFFIXES",
     "VOLUME_KINDS",
+    "DicomFile",
     "ImageContent",
     "LabelContent",
     "LabelParts",
     "Remark",
     "StructureMap",
     "describe_unread",
+    "dicom_index",
     "file_kind",
     "files_of",
+    "holds_dicom",
     "is_image",
     "is_nrrd_segmentation",
     "is_series",
+    "is_series_uid",
     "label_limits",
+    "may_overlap",
     "output_suffix",
     "read_frames",
     "read_geometry",
@@ -85,11 +103,13 @@ __all__ = [
     "read_labels",
     "read_segments",
     "read_structures",
+    "referenced_instances",
     "segment_sets",
     "series_files",
     "sizes_of",
     "stem",
     "stored_type",
+    "structure_names",
     "suffix",
     "unread_images",
     "write_channels",
@@ -185,15 +205,29 @@ LabelParts = Sequence[tuple[str | None, Path]]
 """structure and file, of the files that a case's label consists of"""
 
 
-def read_structures(parts: LabelParts) -> StructureMap:
-    """The structures of a case's label that lies in several files, on one grid. Raises DataError."""
-    return read_masks([(name, path) for name, path in parts if name is not None])
+def read_structures(parts: LabelParts, image: Path) -> StructureMap:
+    """The structures of a case's label, of mask files on their own grid, of DICOM objects on that of the `image`.
+
+    Raises DataError.
+    """
+    objects = [path for name, path in parts if name is None]
+    if not objects:
+        return read_masks([(name, path) for name, path in parts if name is not None])
+    geometry = read_geometry(image)
+    return join_masks(_masks_of_objects(objects, geometry), geometry)
 
 
-def read_label_parts(parts: LabelParts, codes: Sequence[LabelCode]) -> LabelContent:
+def _masks_of_objects(objects: Sequence[Path], geometry: Geometry) -> Iterator[NamedMask]:
+    for path in objects:
+        with errors_of_file(path):
+            yield from object_masks(path, geometry)
+
+
+def read_label_parts(parts: LabelParts, image: Path, codes: Sequence[LabelCode]) -> LabelContent:
     """The values of `read_structures` by the codes of their names. Raises DataError, also for unknown structures."""
-    found = read_structures(parts)
-    coded = structure_values(parts[0][1].parent, found, codes, strict=False)
+    found = read_structures(parts, image)
+    path = parts[0][1]
+    coded = structure_values(path if len(parts) == 1 else path.parent, found, codes, strict=False)
     return LabelContent(coded.values, found.geometry, shared=coded.shared)
 
 
@@ -221,7 +255,7 @@ def stored_type(path: Path | str) -> np.dtype:
 def files_of(path: Path | str) -> list[Path]:
     """Every file that an image depends on: itself, the slices of a series, the voxels of an .mhd, a sidecar."""
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() or is_series_uid(path):
         return dicom_files(path)
     files = [path]
     kind = SUFFIXES.get(suffix(path).lower())

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import MutableSequence, Sequence
 from io import BytesIO
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -81,7 +82,7 @@ def read_slices(path: Path) -> list[Slice]:
 
     Raises DataError for damaged files, files without an image, and frames that are no slices, as of a film.
     """
-    dataset = _read_dataset(path)
+    dataset = read_dataset(path)
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", "")).strip(" \0")
     if not syntax.startswith("1.2.840.10008.1.2") or syntax.strip("0123456789."):
         raise damaged(path, f"its transfer syntax is {syntax[:40]!r}")
@@ -98,12 +99,20 @@ def read_slices(path: Path) -> list[Slice]:
     return [each._replace(frame=index, frames=len(slices)) for index, each in enumerate(slices)]
 
 
-def _read_dataset(path: Path) -> Dataset:
+def quiet_pydicom() -> ModuleType:
+    """pydicom, which says nothing on the terminal."""
     import pydicom
-    from pydicom.errors import InvalidDicomError
 
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="pydicom")  # elements against the standard, of which few are needed here
+    return pydicom
+
+
+def read_dataset(path: Path) -> Dataset:
+    """The elements of a file. Raises DataError."""
+    pydicom = quiet_pydicom()
+    from pydicom.errors import InvalidDicomError
+
     try:  # of the content: from a file, an element would get as much memory as it claims to need
         return pydicom.dcmread(BytesIO(path.read_bytes()))
     except InvalidDicomError:

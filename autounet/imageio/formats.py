@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..schema.errors import FileError
-from .dicom import DICOM_SERIES, NO_IMAGES
+from .dicom import DICOM_SERIES, NO_IMAGES, dicom_files, is_series_uid
 from .dicom_slices import is_dicom
 from .image_format import COPY_AGAIN, UNKNOWN_SPACING, UNKNOWN_UNIT, ImageFormat, ImageHeader, transform_remarks
 from .metaimage import METAIMAGE
@@ -70,7 +70,12 @@ def is_image(path: Path) -> bool:
 
 
 def is_series(folder: Path) -> bool:
-    """True for a folder with DICOM files, by the endings of all its files and the content of a few."""
+    """True for a folder with DICOM files, by the endings of all its files and the content of a few.
+
+    Also for the path that names a series among others.
+    """
+    if is_series_uid(folder):
+        return bool(dicom_files(folder))
     if not folder.is_dir() or folder.name.startswith("."):
         return False
     files = [path for path in folder.iterdir() if path.is_file() and not is_image(path)]
@@ -81,11 +86,11 @@ def is_series(folder: Path) -> bool:
 
 
 def file_kind(path: Path | str) -> str:
-    """Kind as in `Geometry.kind`; a folder is a DICOM series. Raises DataError for an unknown ending."""
+    """Kind as in `Geometry.kind`; a folder, or the UID of a series, is one. Raises DataError for an unknown ending."""
     ending = suffix(path).lower()
     if ending:
         return SUFFIXES[ending]
-    if Path(path).is_dir():
+    if Path(path).is_dir() or is_series_uid(Path(path)):
         return DICOM
     if Path(path).suffix.lower() == ".dcm":
         raise FileError(path, "is one DICOM file", "Give the folder that holds its series, and nothing else")
@@ -155,7 +160,7 @@ def format_of(path: Path) -> ImageFormat:
 
 
 @contextmanager
-def _errors_of_file(path: Path) -> Iterator[None]:
+def errors_of_file(path: Path) -> Iterator[None]:
     """Whatever the content of a file leads a library to raise is told as an error of that file."""
     try:
         yield
@@ -176,7 +181,7 @@ def _errors_of_file(path: Path) -> Iterator[None]:
 def read_file(path: Path, as_indices: bool = False) -> tuple[np.ndarray, ImageHeader]:
     """`as_indices`: pictures with a palette of colours give their indices, others their values as numbers."""
     form = format_of(path)
-    with _errors_of_file(path):
+    with errors_of_file(path):
         array, header = form.read_indices(path) if as_indices and form.read_indices else form.read(path)
     if np.iscomplexobj(array):
         raise FileError(path, "holds complex numbers", "Store magnitude and phase as channels")
@@ -186,7 +191,7 @@ def read_file(path: Path, as_indices: bool = False) -> tuple[np.ndarray, ImageHe
 
 def read_file_header(path: Path) -> ImageHeader:
     form = format_of(path)
-    with _errors_of_file(path):
+    with errors_of_file(path):
         header = form.read_header(path)
     return header if form.has_geometry else with_sidecar(path, header)
 

@@ -96,7 +96,7 @@ class Dataset(Record):
     """the data folder, absolute"""
     name: str
     layout: str
-    """table, msd, nnunet, bids, cases or pairs"""
+    """table, msd, nnunet, dicom, bids, cases or pairs"""
     channels: tuple[Channel, ...] = Field(min_length=1)
     labels: Labels
     labels_declared: bool
