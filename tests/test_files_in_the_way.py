@@ -22,7 +22,7 @@ from autounet.schema.dataset import Finding
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.options import DataOptions, RunOptions
-from autounet.schema.predicted import is_result
+from autounet.schema.run import is_result
 from autounet.workflow.dataset_stage import check_data
 from autounet.workflow.pipeline import run_pipeline
 

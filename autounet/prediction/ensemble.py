@@ -24,8 +24,8 @@ from ..schema.errors import DataError, OptionError, RecordError, UsageError
 from ..schema.geometry import Geometry
 from ..schema.labels import Labels, TargetKind, targets_of
 from ..schema.plan import Average
-from ..schema.predicted import PredictedCase, record_of, require_replaceable, written_names
 from ..schema.record import require_folder
+from ..schema.run import PredictedCase, record_of, require_replaceable, written_names
 from ..schema.selection import ProbabilityChannels
 from .maps import CHANNELS_FILE, PROBABILITIES_ENDINGS, foreign_channels_file, write_probabilities
 

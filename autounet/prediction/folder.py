@@ -27,8 +27,8 @@ from ..preprocessing import CHECK_SPACING, Prepared, enlargement
 from ..schema.errors import AutoUNetError, DataError, OptionError, OutOfMemory, WorkerLost, unknown_name
 from ..schema.geometry import Geometry
 from ..schema.labels import Labels
-from ..schema.predicted import require_replaceable
 from ..schema.record import digest, require_folder
+from ..schema.run import require_replaceable
 from ..workers import (
     Lost,
     Raised,

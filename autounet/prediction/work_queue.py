@@ -1,6 +1,6 @@
 """The work queue of `predict` in its output folder: which cases are finished, and which this process predicts.
 
-Its files are those of `schema/predicted.py`.
+Its files are those of `schema/run.py`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Self
 from ..datasets import InputCase
 from ..imageio import files_of
 from ..schema.errors import OptionError, RecordError
-from ..schema.predicted import RECORDS, PredictedCase, PredictedFile, record_of, written_names
 from ..schema.record import digest
+from ..schema.run import RECORDS, PredictedCase, PredictedFile, record_of, written_names
 
 RENEW_SECONDS = 20.0
 """after which the time of modification of a claim is renewed"""

@@ -250,8 +250,7 @@ RUN_OPTIONS: tuple[Option, ...] = (
     Option("--label", "PATTERN", "Data", DATA, "Which files are the labels, for example '1st_manual/*'", TEXT,
            "data.label"),
     Option("--class", "NAME=VALUE", "Data", (*DATA, "evaluate"), "Name of a label value, for example liver=1; or "
-           "the masks of one structure, for example 'liver=*/masks/liver.nii.gz'",
-           CLASS_VALUES, "data.classes"),
+           "the masks of one structure, for example 'liver=*/masks/liver.nii.gz'", CLASS_VALUES, "data.classes"),
     Option("--region", "NAME=V1,V2", "Data", (*DATA, "evaluate"), "Structure made of several label values, for "
            "example whole_tumour=1,2,3", REGION_VALUES, "data.regions"),
     Option("--ignore", "VALUE", "Data", DATA, "Label value of voxels that nobody annotated", INTEGER, "data.ignore"),

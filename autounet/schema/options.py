@@ -14,7 +14,6 @@ from .quantities import MOST_SEED, AnyPath
 from .record import Part, Record
 
 GIB = 1024**3
-
 Preset = Literal["nnunet", "residual-m", "residual-l", "residual-xl"]
 """plans equal to those of nnU-Net 2.8.1: its default planner, and its residual encoder planners"""
 Track = Literal["tensorboard", "wandb", "mlflow", "none"]
@@ -23,9 +22,7 @@ Overlaps = Literal["regions", "smaller"]
 MissingStructures = Literal["unannotated", "absent"]
 CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
 """names of all configurations that the planner can make; a previous stage comes before the one that needs it"""
-FAMILY_NAMES = (
-    "plain", "residual", "original", "unet3d", "nested", "attention", "swin", "efficient", "mednext",
-)  # fmt: skip
+FAMILY_NAMES = ("plain", "residual", "original", "unet3d", "nested", "attention", "swin", "efficient", "mednext")
 LOSS_NAMES = (
     "dice_ce", "dice", "ce", "bce", "weighted_ce", "topk", "dice_topk", "focal", "dice_focal", "tversky",
     "focal_tversky", "log_dice_ce",
@@ -130,9 +127,8 @@ class DataOptions(Part):
     missing_channels: bool = False
     """cases may lack files of some channels"""
     overlaps: Overlaps | None = None
-    """what becomes of voxels that structures share; None: see `datasets/structures.py`"""
     missing_structures: MissingStructures | None = None
-    """what it means that a case's label does not name a structure that others name; None: unannotated"""
+    """rules for structures that share voxels, or that a label does not name; None: see `datasets/structures.py`"""
     frames: Frames | None = None
     """what the fourth axis of 4-D files is; None: as the files suggest (`datasets/scan.py`)"""
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ...imageio import describe_unread, is_image, is_series, read_header, stem, suffix, unread_images
 from ...schema.bundle import ModelBundle
 from ...schema.errors import DataError, OptionError
-from ...schema.predicted import is_result
+from ...schema.run import is_result
 
 log = logging.getLogger(__name__)
 
