@@ -26,7 +26,6 @@ from autounet.interop.import_nnunet import import_model
 from autounet.interop.nnunet_network import convert_weights, read_checkpoint
 from autounet.ops.masks import normalise
 from autounet.ops.orient import network_axes
-from autounet.ops.statistics import normalise
 from autounet.preprocessing import prepare_case
 from autounet.schema.errors import ModelError
 from autounet.schema.geometry import Geometry

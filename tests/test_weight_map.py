@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.ndimage import distance_transform_edt
 
-from autounet.ops.weight_map import balance_weights, border_weight, objects, two_nearest
+from autounet.ops.surfaces import balance_weights, border_weight, objects, two_nearest
 
 label_maps = array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=9).flatmap(
     lambda shape: arrays(np.int16, shape, elements=st.sampled_from([0, 0, 0, 0, -1, 1, 1, 2]))

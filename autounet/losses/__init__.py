@@ -94,7 +94,7 @@ LOSSES: dict[str, Callable[[LossSetting], Pixelwise]] = {
 """name -> factory of the loss of one output"""
 
 BORDER_WEIGHTED = frozenset({"weighted_ce"})
-"""losses that need `ops.weight_map.border_weight` of every sample in `Batch.weight`"""
+"""losses that need `ops.surfaces.border_weight` of every sample in `Batch.weight`"""
 
 
 def even_weight(name: str, shape: Sequence[int]) -> Tensor | None:

@@ -68,7 +68,7 @@ class TopKCrossEntropy:
 
 
 class WeightedCrossEntropy:
-    """Cross-entropy by the weights of a batch, which must have them: `ops.weight_map.border_weight` of each sample.
+    """Cross-entropy by the weights of a batch, which must have them: `ops.surfaces.border_weight` of each sample.
 
     Ronneberger, Fischer, Brox 2015, U-Net: convolutional networks for biomedical image segmentation, MICCAI,
     equations 1 and 2; divided by the sum of the weights, so that the learning rate does not depend on their size.

@@ -29,7 +29,6 @@ from ..ops.resample import (
     resampled_shape,
     separate_axis,
 )
-from ..ops.statistics import normalise
 from ..schema.dataset import ChannelAvailability, Dataset, channel_availability
 from ..schema.errors import DataError
 from ..schema.geometry import Box3, CaseProperties, Geometry, Spacing3

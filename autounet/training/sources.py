@@ -11,7 +11,7 @@ import torch
 from ..losses import BORDER_WEIGHTED
 from ..nets import FAMILIES
 from ..ops.device import free_memory
-from ..ops.weight_map import balance_weights, border_weight
+from ..ops.surfaces import balance_weights, border_weight
 from ..schema.plan import TrainedConfiguration, swapped_classes
 from ..schema.stage_inputs import MONITORED_CASES, TrainingInputs, TrainingPlace
 from ..time_budget.cost_model import CASE_MEMORY
