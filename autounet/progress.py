@@ -237,7 +237,7 @@ class SideBySide:
 def side_by_side_line(told: list[Progress]) -> str:
     """`training 2d fold_0: 40 %, fold_1: 41 %, 31 min of the whole run`: what tasks begin with alike is said once."""
     parts, before = [], ""
-    for each in told:
+    for each in sorted(told, key=lambda each: each.task):
         kind, _, name = each.task.rpartition(" ")
         parts.append(f"{name if kind == before else each.task}: {100 * each.done:.0f} %")
         before = kind

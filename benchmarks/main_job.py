@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from known_sets import JOBS, Job
+from generated_set import many_classes
+from known_sets import GENERATED, JOBS, Job
 from measuring import (
     MEMORY_NOTE,
     CommandFailed,
@@ -72,7 +73,8 @@ def carry_out(name: str, data: Path, out: Path, time: str | None, more: Sequence
         log.info("%s: %s took %s", name, command[0], seconds_text(measured.seconds))
         return Step(("autounet", *command), measured)
 
-    steps = [step("run", data / job.data, "--out", folder, *job.options, "--time", time or job.time, *more)]
+    source = many_classes(out / f"{name}_data") if job.data == GENERATED else data / job.data
+    steps = [step("run", source, "--out", folder, *job.options, "--time", time or job.time, *more)]
     test = None
     if job.test:
         predictions, metrics, model = out / f"{name}_test", out / f"{name}_test.json", folder / "model"
@@ -101,6 +103,11 @@ def reached(outcome: Outcome) -> tuple[float | None, bool]:
     metrics, name = outcome.test or outcome.validation, outcome.job.goal_class
     value = metrics["per_class"][name]["dice"] if name else metrics["mean_dice"]
     return value, value is not None and value >= (outcome.job.goal or 0)
+
+
+def zeros(metrics: dict[str, Any]) -> int:
+    """Classes that are not found at all."""
+    return sum(not entry["dice"] for entry in metrics["per_class"].values())
 
 
 def number(value: float | None) -> str:
@@ -151,6 +158,7 @@ def section(outcome: Outcome) -> str:
             table(["Dice and others", "Dice", "IoU", "HD95", "NSD"], quality),
             table(["command", "wall time", "peak memory"], commands),
             *trained,
+            f"- classes at 0: {zeros(outcome.validation)} of {len(outcome.validation['per_class'])}",
             *understood(outcome),
             "",
         ]
