@@ -271,6 +271,24 @@ def test_several_labels_of_a_series(tmp_path: Path) -> None:
     assert {each.name for each in named.labels.classes} == {"background", "Cord"}
 
 
+def test_images_without_labels_are_called_so(tmp_path: Path) -> None:
+    for number in range(3):
+        write_slices(tmp_path / f"P{number}" / "study" / "series", voxels(number), patient=f"P{number}", name="I{z}")
+    with pytest.raises(DataError, match="holds 3 DICOM series of 3 patients, and no labels"):
+        scan(tmp_path, DataOptions())
+
+
+def test_masks_may_be_series_themselves(tmp_path: Path) -> None:
+    for number in range(3):
+        write_slices(tmp_path / f"P{number}" / "PATIENT_DICOM", voxels(number), name="image_{z}")
+        for name, mask in ORGANS.items():
+            write_slices(tmp_path / f"P{number}" / "MASKS_DICOM" / name, mask * 255, name="image_{z}")
+    dataset, findings = scanned(tmp_path)
+    assert (dataset.layout, findings) == ("cases", [])
+    values = {each.name: each.value for each in dataset.labels.classes}
+    np.testing.assert_array_equal(load_case(dataset, "P1").labels, values["Liver"] * LIVER + values["Cord"] * CORD)
+
+
 def test_classes_select_structures(tmp_path: Path) -> None:
     dataset, findings = scanned(archive(tmp_path), classes={"Cord": 5})
     assert {each.name: each.value for each in dataset.labels.classes} == {"background": 0, "Cord": 5}

@@ -7,6 +7,7 @@ RTSTRUCT). A case is a series with a label; cases of one patient are a group.
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +16,15 @@ from os.path import commonpath
 from pathlib import Path
 from typing import NamedTuple
 
-from ...imageio import LABEL_MODALITIES, DicomFile, dicom_index, holds_dicom, referenced_instances, structure_names
+from ...imageio import (
+    LABEL_MODALITIES,
+    DicomFile,
+    dicom_index,
+    holds_dicom,
+    is_image,
+    referenced_instances,
+    structure_names,
+)
 from ...schema.dataset import Case, Channel, ChannelKind, Finding, LabelPart, Severity
 from ...schema.errors import DataError
 from ...schema.names import case_problem
@@ -49,6 +58,21 @@ def _objects(root: Path, options: DataOptions) -> list[DicomFile]:
         if fnmatchcase(relative(root, each.path) if "/" in pattern else each.path.name, pattern)
         or fnmatchcase(relative(root, each.path.parent) if "/" in pattern else each.path.parent.name, pattern)
     ]
+
+
+def without_labels(root: Path) -> DataError | None:
+    """The error for a folder of DICOM images alone; None for others."""
+    names = (Path(place, name) for place, _, files in os.walk(root) for name in files)
+    if not holds_dicom(root) or any(is_image(path) for path in names):
+        return None
+    series = _series_of(dicom_index(root))
+    patients = {own[0].patient for own in series.values()}
+    return DataError(
+        f"{root} holds {len(series)} DICOM series of {len(patients)} patients, and no labels: there is no segmentation "
+        "(DICOM-SEG) and no structure set (RTSTRUCT) in it",
+        "Add the labels, or say which series are images and which are labels: --channel NAME=PATTERN --label PATTERN. "
+        "New images are for autounet predict",
+    )
 
 
 def _series_of(index: Sequence[DicomFile]) -> dict[str, list[DicomFile]]:

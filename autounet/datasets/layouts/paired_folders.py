@@ -28,6 +28,7 @@ from .detected_layout import (
     unnumbered_image,
     with_channels,
 )
+from .dicom_tree import without_labels
 from .files import (
     ChannelFiles,
     by_number,
@@ -125,7 +126,7 @@ def _match_masks(
 def _image_folder(root: Path) -> Path:
     filled = [folder for folder in subfolders(root) if image_files(folder)]
     if not filled:
-        raise _no_image_folder(root)
+        raise without_labels(root) or _no_image_folder(root)
     named = [folder for folder in filled if looks_like_images(folder)]
     if len(named) > 1:
         named = [folder for folder in named if not is_held_out(folder)] or named
@@ -134,6 +135,8 @@ def _image_folder(root: Path) -> Path:
         named = rest if len(rest) == 1 and len(filled) > 1 else []
     if len(named) == 1:
         return named[0]
+    if error := without_labels(root):
+        raise error
     candidates = ", ".join(folder.name for folder in named or filled)
     found = f"several folders of {root} can hold the images" if named else f"no folder of {root} is called images"
     raise DataError(f"{found}; candidates: {candidates}", f"Say which: --channel 'image={(named or filled)[0].name}/*'")

@@ -48,8 +48,7 @@ def find_masks(root: Path, folders: Sequence[Path]) -> StructureMasks | None:
     found: dict[str, dict[str, list[Path]]] = {}
     for folder in folders:
         for inner in _folders_below(folder):
-            files = [path for path in image_files(inner) if path.is_file()]
-            if files:
+            if files := image_files(inner):
                 found.setdefault(inner.relative_to(folder).as_posix(), {})[folder.name] = files
     usual = {name: files for name, files in found.items() if len(files) > len(folders) / 2}
     masks = {name: own for name, files in usual.items() if (own := _masks_in(name, files))}
