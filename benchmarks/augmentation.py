@@ -1,6 +1,6 @@
 """Seconds of one core for augmenting a sample, by batchgeneratorsv2 and in plain torch, in turns.
 
-    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/augmentation.py [--samples N] [--markdown FILE]
+    OMP_NUM_THREADS=1 python benchmarks/augmentation.py [--settings 3] [--share 0.3] [--results FOLDER]
 
 Both change the same patches by the same rotations and scalings. Processor time counts, and each sample is timed by both
 one right after the other, so that other work on the machine slows both alike. Reading from the disk is not part of it.
@@ -12,6 +12,7 @@ import argparse
 import logging
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -33,15 +34,15 @@ class Setting(NamedTuple):
     channels: int
     patch: tuple[int, ...]
     samples: int
-    """of which the mean is taken, at most; the more voxels, the fewer"""
+    """of which the mean is taken; the more voxels, the fewer"""
 
 
 SETTINGS = (
-    Setting("full", 1, (128, 128, 128), 60),
-    Setting("full", 4, (128, 128, 128), 20),
+    Setting("full", 1, (128, 128, 128), 50),
     Setting("full", 2, (40, 80, 80), 100),
+    Setting("full", 1, (256, 256), 300),
+    Setting("full", 4, (128, 128, 128), 20),
     Setting("full", 1, (16, 256, 256), 60),
-    Setting("full", 1, (256, 256), 400),
     Setting("light", 1, (128, 128, 128), 60),
     Setting("light", 1, (40, 56, 40), 300),
     Setting("light", 1, (256, 256), 400),
@@ -57,12 +58,11 @@ def seconds_of(augmentation: Augmentation, seed: int, channels: int) -> float:
     return time.thread_time() - began
 
 
-def measure(setting: Setting, most: int) -> list[str]:
+def measure(setting: Setting, count: int) -> list[str]:
     """A row of the table."""
     axes = tuple(range(len(setting.patch)))
     by = {each: Augmentation(setting.kind, setting.patch, axes, by=each) for each in LIBRARIES}  # type: ignore[arg-type]
     taken: dict[str, list[float]] = {each: [] for each in LIBRARIES}
-    count = min(most, setting.samples)
     for seed in range(-2, count):  # the first two warm up
         for each in LIBRARIES if seed % 2 else LIBRARIES[::-1]:
             taken[each].append(seconds_of(by[each], seed % 2**31, setting.channels))
@@ -92,20 +92,21 @@ HEADER = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=10**6, help="of each setting, at most")
+    parser.add_argument("--settings", type=int, default=len(SETTINGS), help="so many of them, from the first on")
+    parser.add_argument("--share", type=float, default=1.0, help="of the samples of each")
     parser.add_argument("--results", type=Path, help="folder for the table")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     keep_freed_memory()  # as the training loop does
     rows = []
-    for setting in SETTINGS:
-        rows.append(measure(setting, given.samples))
+    for setting in SETTINGS[: given.settings]:
+        rows.append(measure(setting, max(2, round(given.share * setting.samples))))
         log.info("%s", " | ".join(rows[-1]))
     text = "\n".join([
         "# Augmentation on one core",
         "",
-        f"- command: `OMP_NUM_THREADS=1 {public_command(['python', 'benchmarks/augmentation.py'])}`",
+        f"- command: `OMP_NUM_THREADS=1 python {public_command(['benchmarks/augmentation.py', *sys.argv[1:]])}`",
         f"- machine: {machine()}, one thread",
         f"- commit: {commit()}",
         f"- load of the machine by other work: {os.getloadavg()[2]:.1f}",
