@@ -7,7 +7,9 @@ Nothing is shown unless a program asks for it, as the command line does.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,6 +92,49 @@ def stop_if_cancelled() -> None:
     cancel = _watcher.get().cancel
     if cancel is not None and cancel():
         raise Cancelled("cancelled before everything was done", "The same call continues where it was")
+
+
+ASKED_BY = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""how systems ask a program to end; batch systems send the second one some time before a job has to be over"""
+ENDING_SECONDS = 25.0
+"""after which a program ends in the middle of what it does; batch systems kill it after about 30"""
+
+
+@contextmanager
+def ends_when_asked() -> Iterator[None]:
+    """Inside, SIGTERM and SIGUSR1 end the program where little is lost: after the step or case that is at work.
+
+    What cannot be waited for ends after `ENDING_SECONDS`, or when it is asked again. The exit code is 128 and the
+    number of the signal. For the main thread of a program that is ours, as the command line is; elsewhere nothing
+    changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+
+    def leave(*_: object) -> None:
+        raise SystemExit(128 + asked[0])
+
+    def ask(number: int, _: object) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            leave()
+        signal.setitimer(signal.ITIMER_REAL, ENDING_SECONDS)
+
+    before = {number: signal.signal(number, ask) for number in ASKED_BY}
+    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, leave)
+    try:
+        with watched(replace(_watcher.get(), cancel=lambda: bool(asked))):
+            yield
+    except Cancelled:
+        name = signal.Signals(asked[0]).name
+        log.warning("asked to end by %s: what was done is kept, and the same command continues where it was", name)
+        raise SystemExit(128 + asked[0]) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -51,6 +51,8 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+KILL = int(getattr(signal, "SIGKILL", signal.SIGTERM))
+"""what ends processes whose work is of no use any more"""
 PROCESS_WIDE = threading.RLock()
 """held while something that the whole process has once is changed for a moment: threads may each have a run"""
 _environments: list[dict[str, str | None]] = []
@@ -108,7 +110,9 @@ def map_parallel(
     context = multiprocessing.get_context("spawn")
     with (
         children_with_threads(),
-        ProcessPoolExecutor(min(workers, len(items)), mp_context=context) as pool,
+        ProcessPoolExecutor(
+            min(workers, len(items)), mp_context=context, initializer=_end_with, initargs=(os.getpid(), KILL)
+        ) as pool,
     ):
         # a process is started by each submission, and needs `__main__` for nothing but a function that is there
         with nullcontext() if function.__module__ == "__main__" else without_main():
@@ -184,8 +188,8 @@ class WorkerProcess:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         level = logging.getLogger("autounet").getEffectiveLevel()
-        end = signal.SIGTERM if asked else getattr(signal, "SIGKILL", signal.SIGTERM)
-        self.process = context.Process(target=_serve, args=(theirs, os.getpid(), level, int(end)), name=name)
+        end = int(signal.SIGTERM) if asked else KILL
+        self.process = context.Process(target=_serve, args=(theirs, os.getpid(), level, end), name=name)
         with children_with_threads(threads), without_main():
             self.process.start()
         theirs.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -122,7 +123,7 @@ def test_what_fails_ends_the_others_which_save_what_they_have(tmp_path: Path) ->
     assert "In the process of train fails" in raised.value.__notes__[0]
 
 
-ALONE = """
+WITH_CHILDREN = """
 from pathlib import Path
 from test_executor import jobs, run
 if __name__ == "__main__":
@@ -134,7 +135,7 @@ if __name__ == "__main__":
 def test_no_process_outlives_the_one_that_started_it(tmp_path: Path, number: int) -> None:
     tests = Path(__file__).parent
     paths = os.pathsep.join([str(tests), str(tests.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-c", ALONE.format(folder=str(tmp_path))]
+    command = [sys.executable, "-c", WITH_CHILDREN.format(folder=str(tmp_path))]
     parent = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
     began = tmp_path / "began"
     while not (began.exists() and len(began.read_text().splitlines()) == 2):
@@ -182,6 +183,30 @@ def test_folds_side_by_side_get_the_weights_that_they_get_one_after_the_other(
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     records = [RunRecord.load(fold / "record.json") for fold in (tmp_path / "two").glob("models/*/fold_*")]
     assert any("continued at step" in event for record in records for event in record.events)
+
+
+ALONE = ("--iterations", "1000", "--memory", "440MB", "--workers", "0")
+
+
+@pytest.mark.parametrize(("number", "more"), [(signal.SIGTERM, ("--time", "5m")), (signal.SIGUSR1, ALONE)])
+def test_a_run_that_is_asked_to_end_saves_its_state(tmp_path: Path, number: int, more: tuple[str, ...]) -> None:
+    """As batch systems ask; folds side by side, and one alone."""
+    data, out = make_demo_dataset(tmp_path / "data", cases=4), tmp_path / "out"
+    command = [sys.executable, "-m", "autounet", "run", str(data), "--out", str(out), "--device", "cpu", *more]
+    command += ["--configurations", "3d_fullres", "--folds", "0,1"]
+    with (tmp_path / "log").open("w") as log:
+        run = subprocess.Popen(command, stderr=log)
+        while not any(each.stat().st_size for each in out.glob("models/*/fold_*/log.jsonl")):
+            assert run.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        children = psutil.Process(run.pid).children(recursive=True)
+        run.send_signal(number)
+        assert run.wait(40) == 128 + number
+    assert not psutil.wait_procs(children, timeout=5)[1]
+    assert f"asked to end by {signal.Signals(number).name}" in (tmp_path / "log").read_text()
+    assert list(out.glob("models/*/fold_*/state.pt"))
+    assert not [each for each in out.rglob(".*") if re.fullmatch(r".*\.[0-9a-f]{8}\.\d+", each.name)]
+    assert (out / "clock.json").exists()
 
 
 @given(st.integers(0, 40), st.integers(1, 64), st.none() | st.integers(1, 12))

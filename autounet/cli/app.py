@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import logging
+import signal
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -124,6 +125,7 @@ def main() -> None:
     Options that are wrong by themselves end with exit code 2, as typer's own do.
     """
     wait_politely()
+    signal.signal(signal.SIGTERM, _leave)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names of files that are no text are shown, and end no command
             stream.reconfigure(errors="backslashreplace")
@@ -143,6 +145,11 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("Interrupted: the same command continues where it was.", err=True)
         sys.exit(130)
+
+
+def _leave(number: int, _: object) -> None:
+    """Unwinds, so that nothing half written stays and no process works on."""
+    raise SystemExit(128 + number)
 
 
 def _end(message: str, code: int = 1) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ..progress import ends_when_asked
 from ..run_log import keep_line, run_log
 from ..schema.option_table import RUN_COMMANDS
 from .command_options import add_command
@@ -42,7 +43,7 @@ def _until(stage: str) -> Callable[..., None]:
     def action(data: Path, out: Path, replan: bool, options: RunOptions) -> None:
         from ..workflow.pipeline import run_pipeline
 
-        with run_log(shown_command()):
+        with ends_when_asked(), run_log(shown_command()):
             path = run_pipeline(data, out, options, stage, replan).written
             if stage in ("select", "report"):
                 show_dice(out)
@@ -54,7 +55,7 @@ def _until(stage: str) -> Callable[..., None]:
 def plan(data: Path, out: Path, replan: bool, explain: bool, options: RunOptions) -> None:
     from ..workflow.pipeline import describe, run_pipeline
 
-    with run_log(shown_command()):
+    with ends_when_asked(), run_log(shown_command()):
         say(describe(run_pipeline(data, out, options, "plan", replan), explain).rstrip("\n"))
         say(f"plan: {out / 'plan.json'}")
 
@@ -73,7 +74,7 @@ def demo(out: Path, time: float) -> None:
         except BaseException:
             shutil.rmtree(made, ignore_errors=True)
             raise
-    with run_log(shown_command()):
+    with ends_when_asked(), run_log(shown_command()):
         report = run_pipeline(out / "data", out, RunOptions(seconds=time)).written
         show_dice(out)
         say(f"report: {report}")

@@ -297,7 +297,7 @@ class PlanMaker:
         from ..time_budget.benchmark import time_configuration
 
         folds = len(parse_folds(self.options.folds, len(self.data.splits.folds)))
-        lanes = lanes_of(self.options, self.profile, self.seconds, folds)
+        lanes = lanes_of(self.options, self.profile, self.seconds, folds, configuration.predicted_memory_bytes)
         return time_configuration(
             configuration,
             self.data.dataset.labels,
