@@ -17,7 +17,7 @@ from .schema.geometry import Geometry
 
 
 def build_fingerprint(
-    dataset: Dataset, facts: Sequence[CaseFacts], orientation: Literal["canonical", "as_stored"]
+    dataset: Dataset, facts: Sequence[CaseFacts], orientation: Literal["ras", "as_stored"]
 ) -> Fingerprint:
     """What the planner knows: shapes, spacings and voxel counts per case, foreground intensities per channel.
 
@@ -47,7 +47,7 @@ def _case_fingerprint(
 ) -> CaseFingerprint:
     geometry = fact.geometry
     axes = IDENTITY_AXES
-    if orientation == "canonical":
+    if orientation != "as_stored":
         axes, _ = canonical_axes(geometry.direction, geometry.dimension)
     return CaseFingerprint(
         identifier=fact.identifier,

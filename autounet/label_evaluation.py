@@ -12,7 +12,7 @@ from .datasets import Match, image_files, pair
 from .datasets.layouts.files import strip_channel
 from .evaluation import DEFAULT_METRICS, chosen_metrics, distance_unit, evaluate_case, on_grid_of, summarise
 from .imageio import VOLUME_KINDS, read_geometry, read_label_content, read_labels, stem
-from .ops.label_values import values_in
+from .ops.masks import values_in
 from .progress import progress
 from .schema.errors import DataError
 from .schema.labels import LabelClass, Labels, Region, require_background_zero

@@ -16,7 +16,7 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,14 +109,18 @@ def agreement(first: Path, second: Path) -> Agreement:
     names = sorted(path.name for path in first.glob("*.nii.gz"))
     if names != sorted(path.name for path in second.glob("*.nii.gz")) or not names:
         raise CommandFailed(f"{first} and {second} do not hold predictions of the same cases")
+    return agreement_of((read_labels(first / name)[0], read_labels(second / name)[0]) for name in names)
+
+
+def agreement_of(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Agreement:
+    """Of two segmentations of each case."""
     shares, equal, total, same, found = [], 0, 0, 0, 0
-    for name in names:
-        a, b = read_labels(first / name)[0], read_labels(second / name)[0]
+    for a, b in pairs:
         alike, either = a == b, (a > 0) | (b > 0)
         shares.append(float(alike.mean()))
         equal, total = equal + int(alike.sum()), total + a.size
         same, found = same + int(np.count_nonzero(alike & either)), found + int(np.count_nonzero(either))
-    return Agreement(equal / total, min(shares), same / max(1, found), found / total, len(names))
+    return Agreement(equal / total, min(shares), same / max(1, found), found / total, len(shares))
 
 
 def report(rows: Sequence[Row], command: Sequence[str]) -> str:

@@ -168,7 +168,7 @@ def make_shapes(raw: Path, tests: Path, cases: int) -> None:
     """With the classes of the data set that `raw` is named after, or with regions made of them."""
     train = TRAINING_CASES[raw.name]
     for index in range(train + cases):
-        image, labels, geometry = _shapes_case(index)
+        image, labels, geometry = shapes_case(index)
         folder = raw / "imagesTr" if index < train else tests
         for channel, values in enumerate(image):
             write_image(folder / f"shapes_{index:03d}_{channel:04d}.nii.gz", values[None], geometry)
@@ -177,7 +177,7 @@ def make_shapes(raw: Path, tests: Path, cases: int) -> None:
     _describe(raw, ["CT", "MRI"], LABELS[raw.name], train)
 
 
-def _shapes_case(index: int) -> tuple[np.ndarray, np.ndarray, Geometry]:
+def shapes_case(index: int) -> tuple[np.ndarray, np.ndarray, Geometry]:
     """Two channels with slices along the last array axis, 0 outside the body."""
     rng = np.random.default_rng((901, index))
     shape = tuple(int(size) for size in rng.integers((18, 52, 48), (26, 68, 64)))

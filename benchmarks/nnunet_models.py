@@ -1,10 +1,13 @@
-"""The part of `import_parity.py` that runs in nnU-Net's environment: short trainings, and its own predictions.
+"""The part of the parity benchmarks that runs in nnU-Net's environment: short trainings, and its own predictions.
 
     /path/to/nnunet-env/bin/python benchmarks/nnunet_models.py train WORK JOB.json
     /path/to/nnunet-env/bin/python benchmarks/nnunet_models.py predict MODEL IMAGES OUT --folds 0 1 [--previous FOLDER]
+    /path/to/nnunet-env/bin/python benchmarks/nnunet_models.py tensors tests/golden/nnunet_tensors.json
 
 `train` makes what JOB.json lists that is not there yet: fingerprint, plans (with edits), prepared data, and checkpoints
 after a few iterations. Everything is nnU-Net's own but the number of iterations, the optimiser and the edits of plans.
+`tensors` fills in the shapes of the tensors that nnU-Net's networks have, by their names, for the architectures in the
+file.
 """
 
 from __future__ import annotations
@@ -107,19 +110,38 @@ def predict(model: Path, images: Path, out: Path, folds: list[str], previous: Pa
     )
 
 
+def write_tensors(file: Path) -> None:
+    """Of entries {architecture, inputs, outputs, tensors} by name."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    entries = json.loads(file.read_text())
+    for entry in entries.values():
+        each = entry["architecture"]
+        parts = [each[key] for key in ("network_class_name", "arch_kwargs", "_kw_requires_import")]
+        network = get_network_from_plans(*parts, entry["inputs"], entry["outputs"], deep_supervision=True)
+        entry["tensors"] = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    lines = [f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items()]
+    file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("train")
     training.add_argument("work", type=Path)
     training.add_argument("job", type=Path)
+    naming = commands.add_parser("tensors")
+    naming.add_argument("file", type=Path)
     predicting = commands.add_parser("predict")
     for name in ("model", "images", "out"):
         predicting.add_argument(name, type=Path)
     predicting.add_argument("--folds", nargs="+", required=True)
     predicting.add_argument("--previous", type=Path)
     given = parser.parse_args()
-    use_folders(given.work.resolve() if given.command == "train" else given.out.resolve())
+    if given.command == "tensors":
+        write_tensors(given.file)
+        return
+    use_folders(given.out.resolve() if given.command == "predict" else given.work.resolve())
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))

@@ -73,7 +73,7 @@ def make_output(out: Path, dimension: int = 3, cases: int = 10, seed: int = 0) -
         percentile_99_5=598.0,
     )
     Fingerprint(
-        dimension=dimension, orientation="canonical", channels=(channel,) * len(dataset.channels), cases=fingerprints
+        dimension=dimension, orientation="ras", channels=(channel,) * len(dataset.channels), cases=fingerprints
     ).save(out / "fingerprint.json")
     _write_plan_and_runs(out, dataset, splits, dimension)
     return out

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from autounet.interop.nnunet_network import NNUNET_NAMES
 from autounet.nets import FAMILIES
+from autounet.nets.plain import nnunet_plain_name, nnunet_residual_name
 from autounet.schema.plan import NetworkSpec
 
 CLASS_NAMES = {"plain": "unet.PlainConvUNet", "residual": "residual_unet.ResidualEncoderUNet"}
+NAMES = {"plain": nnunet_plain_name, "residual": nnunet_residual_name}
 BLOCKS = {"plain": "n_conv_per_stage", "residual": "n_blocks_per_stage"}
 LABELS = {"background": 0, "large": 1, "small": 2}
 
@@ -107,7 +108,7 @@ def tensors(spec: NetworkSpec, seed: int) -> dict[str, torch.Tensor]:
     """Under all the names that nnU-Net's state dict has for them."""
     torch.manual_seed(seed)
     state = FAMILIES[spec.family].build(spec).state_dict()
-    named = {NNUNET_NAMES[spec.family](name, spec): torch.randn_like(tensor) * 0.3 for name, tensor in state.items()}
+    named = {NAMES[spec.family](name, spec): torch.randn_like(tensor) * 0.3 for name, tensor in state.items()}
     twice = {}
     for name, tensor in named.items():
         module = name.replace(".conv.", ".all_modules.0.").replace(".norm.", ".all_modules.1.")

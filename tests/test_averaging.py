@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from autounet.cli.app import app
 from autounet.imageio import read_image, read_labels, write_labels
-from autounet.inference.decisions import decision_for
+from autounet.inference.ensembling import decision_for
 from autounet.ops.orient import orient, oriented_geometry
 from autounet.prediction.ensemble import ensemble
 from autounet.prediction.maps import CHANNELS_FILE, write_probabilities

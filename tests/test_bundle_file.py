@@ -23,7 +23,7 @@ from autounet.inference import archive
 from autounet.inference.archive import sealed
 from autounet.inference.bundle import build_models, export_bundle, load_bundle
 from autounet.inference.card import card_text, describe
-from autounet.schema.bundle import ModelBundle
+from autounet.schema.bundle import NO_LICENCE, ModelBundle
 from autounet.schema.errors import ModelError
 from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.metrics import Metrics
@@ -244,3 +244,27 @@ def test_the_card_says_what_the_run_says(tmp_path: Path, folder: Path) -> None:
     bare = describe(None, None, [], labels)
     assert (bare.data, bare.scores, bare.trainings) == (None, None, ())
     assert "Not known" in card_text(bundle.model_copy(update={"card": bare}))
+
+
+def test_the_card_begins_with_what_the_hub_reads(tmp_path: Path, folder: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    out = make_output(tmp_path / "out", cases=4)
+    metrics = Metrics.load(out / "metrics.json")
+    bundle = load_bundle(folder)[0].model_copy(update={"name": 'a: "b" # {c} \u00e9'})
+    known = describe(Fingerprint.load(out / "fingerprint.json"), metrics, [], DATASET.labels)
+    for licence, expected, name in (
+        ("CC BY 4.0", "cc-by-4.0", None),
+        ("ask Ann & Bob", "other", "ask-ann-bob"),
+        (NO_LICENCE, "unknown", None),
+    ):
+        card = known.model_copy(update={"licence": licence})
+        data = hub.ModelCard(card_text(bundle.model_copy(update={"card": card}))).data
+        assert (data.license, data.license_name) == (expected, name)
+        assert (data.library_name, data.pipeline_tag) == ("autounet", "image-segmentation")
+        assert {"plain", "3d"} <= set(data.tags)
+        assert data.model_name == bundle.name
+        first = data.eval_results[0]
+        assert (first.dataset_name, first.metric_type) == (bundle.name, "dice")
+        assert first.metric_value == pytest.approx(metrics.mean_dice, rel=1e-3)
+    bare = hub.ModelCard(card_text(bundle.model_copy(update={"card": describe(None, None, [], DATASET.labels)})))
+    assert bare.data.eval_results is None

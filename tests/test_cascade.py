@@ -23,7 +23,7 @@ from autounet.inference.archive import sealed
 from autounet.inference.bundle import load_network, pack
 from autounet.inference.export import append_one_hot, export, labels_for_next_stage
 from autounet.inference.sliding_window import predict_scores
-from autounet.ops.label_values import encode
+from autounet.ops.masks import encode
 from autounet.preprocessing import prepare_case
 from autounet.schema.bundle import ModelBundle
 from autounet.schema.dataset import Dataset, Splits

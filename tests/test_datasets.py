@@ -16,7 +16,7 @@ from autounet.datasets import find_inputs, load_case, load_input, scan
 from autounet.datasets.labels import left_right_pairs
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.imageio import is_image, stem, write_image, write_labels
-from autounet.ops.label_values import decode, encode
+from autounet.ops.masks import decode, encode
 from autounet.schema.bundle import ModelBundle
 from autounet.schema.dataset import Channel, ChannelKind, Dataset, Finding
 from autounet.schema.errors import DataError, OptionError

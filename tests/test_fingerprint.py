@@ -263,8 +263,8 @@ def test_undeclared_value_stops_completion(demo: Path) -> None:
 def test_fingerprint_of_the_demo(demo: Path) -> None:
     dataset = scan(demo, NONE)
     facts = examine(dataset, workers=1)
-    fingerprint = build_fingerprint(dataset, facts[::-1], "canonical")
-    assert fingerprint == build_fingerprint(dataset, facts, "canonical")
+    fingerprint = build_fingerprint(dataset, facts[::-1], "ras")
+    assert fingerprint == build_fingerprint(dataset, facts, "ras")
     assert fingerprint.dimension == 3
     assert [case.identifier for case in fingerprint.cases] == [fact.identifier for fact in facts]
     assert all(sum(case.voxels) == np.prod(case.shape) for case in fingerprint.cases)
@@ -286,7 +286,7 @@ def test_canonical_orientation_permutes(tmp_path: Path) -> None:
     facts = examine(dataset, workers=1)
     dataset = complete_labels(dataset, facts)
     stored = build_fingerprint(dataset, facts, "as_stored").cases[0]
-    canonical = build_fingerprint(dataset, facts, "canonical").cases[0]
+    canonical = build_fingerprint(dataset, facts, "ras").cases[0]
     assert (stored.shape, stored.cropped_shape, stored.spacing) == ((4, 5, 6), (2, 3, 3), (1.0, 2.0, 3.0))
     assert (canonical.shape, canonical.spacing) == ((6, 4, 5), (3.0, 1.0, 2.0))
     assert canonical.cropped_shape == (3, 2, 3)

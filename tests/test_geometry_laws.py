@@ -18,7 +18,7 @@ from autounet.imageio import read_geometry, read_image, read_labels, write_image
 from autounet.inference.bundle import pack
 from autounet.inference.export import export
 from autounet.nets import FAMILIES
-from autounet.ops.label_values import encode
+from autounet.ops.masks import encode
 from autounet.ops.orient import (
     canonical_axes,
     orient,

@@ -21,7 +21,7 @@ from autounet.figures import as_svg, chart, literal
 from autounet.inference.archive import replace_folder
 from autounet.inference.card import card_text
 from autounet.prediction.work_queue import Claims
-from autounet.schema.bundle import BundleMember, ModelBundle
+from autounet.schema.bundle import BundleMember, ModelBundle, ModelCard, Score, ScoreSummary
 from autounet.schema.dataset import Case, CaseFacts, Channel
 from autounet.schema.errors import AutoUNetError, DataError, ModelError, OptionError, RecordError
 from autounet.schema.labels import LabelClass, Labels, Region
@@ -296,6 +296,8 @@ def test_the_card_holds_no_html_and_no_links_of_others(name: str) -> None:
         labels=labels, configurations={"2d": configuration(2)}, members=(), mean_dice=None, versions={name: name},
         selection=Selection(chosen=("2d",), compared=(), reason=name, postprocessing_reason=name),
         details={"origin": name},
+        card=ModelCard(licence=name, scores=ScoreSummary(cases=1, unit="mm", mean_dice=0.5, scores=(
+            Score(name=name, metric="dice", mean=0.5),))),
     )  # fmt: skip
     text = card_text(bundle)
     assert not re.search(r"<(script|img)", text)

@@ -23,7 +23,8 @@ from autounet.cli.app import app
 from autounet.inference.bundle import build_models, load_bundle
 from autounet.inference.export import labels_by_file, labels_for_next_stage
 from autounet.interop.import_nnunet import import_model
-from autounet.interop.nnunet_network import convert_weights, read_checkpoint
+from autounet.interop.nnunet_network import convert_weights
+from autounet.interop.nnunet_records import read_checkpoint
 from autounet.ops.masks import normalise
 from autounet.ops.orient import network_axes
 from autounet.preprocessing import prepare_case

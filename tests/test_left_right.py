@@ -66,7 +66,7 @@ def test_pairs_name_each_class_once():
 def fingerprint() -> Fingerprint:
     return Fingerprint(
         dimension=3,
-        orientation="canonical",
+        orientation="ras",
         channels=(ChannelFingerprint(name="CT", kind=ChannelKind.mri),),
         cases=tuple(
             CaseFingerprint(

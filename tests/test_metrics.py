@@ -14,8 +14,7 @@ from scipy.ndimage import label
 from autounet.cli.app import app
 from autounet.evaluation import DEFAULT_METRICS, METRICS, chosen_metrics, evaluate_case, summarise
 from autounet.evaluation.overlap_metrics import EMPTY_IN_BOTH, EMPTY_IN_PREDICTION, EMPTY_IN_REFERENCE, objects
-from autounet.ops.label_values import values_in
-from autounet.ops.masks import components, skeleton
+from autounet.ops.masks import components, skeleton, values_in
 from autounet.ops.surfaces import distances_to_outside, element_sizes, surface, surface_distances, surface_elements
 from autounet.report.results_section import class_table
 from autounet.schema.errors import OptionError

@@ -71,7 +71,7 @@ def test_what_is_there_is_read_and_described(lacking: Path) -> None:
     assert check_dataset(dataset, facts) == []
     assert [channel.minimum is None for channel in facts[1].channels] == [False, True, False]
     assert [sample.minimum is None for sample in facts[4].samples] == [True, False, True]
-    fingerprint = build_fingerprint(dataset, facts, "canonical")
+    fingerprint = build_fingerprint(dataset, facts, "ras")
     assert all(channel.mean is not None for channel in fingerprint.channels)
     image = load_case(dataset, "c1").image
     assert image.shape == (3, *SHAPE)

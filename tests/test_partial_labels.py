@@ -223,7 +223,7 @@ def test_statistics_of_a_class_leave_out_cases_without_it():
         cases=cases, image_pattern="*", file_kind="nifti", suffix=".nii.gz",
     )  # fmt: skip
     assert partly_annotated(dataset) == {"x": (True, True, False, True)}
-    fingerprint = build_fingerprint(dataset, facts, "canonical")
+    fingerprint = build_fingerprint(dataset, facts, "ras")
     assert [case.voxels for case in fingerprint.cases] == [(10, 6, 0, 0), (10, 6, 8, 0)]
     (warning,) = [each for each in check_dataset(dataset, facts) if each.code == "unlisted-class"]
     assert (warning.case, warning.severity) == ("x", "warning")

@@ -38,7 +38,7 @@ def make_fingerprint(
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
     cases: int = 20,
     cropped: tuple[int, int, int] | None = None,
-    orientation: str = "canonical",
+    orientation: str = "ras",
     channels: tuple[ChannelFingerprint, ...] = (ChannelFingerprint(name="MRI", kind=ChannelKind.mri),),
 ) -> Fingerprint:
     return Fingerprint(

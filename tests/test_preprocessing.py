@@ -10,7 +10,7 @@ from orientations import ALL_48, direction_of
 from skimage.transform import resize
 
 from autounet.inference.export import export
-from autounet.ops.label_values import encode
+from autounet.ops.masks import encode
 from autounet.preprocessing import prepare_case
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels

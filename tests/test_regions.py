@@ -15,12 +15,11 @@ from training_cases import configuration, labels, task
 
 from autounet import api
 from autounet.imageio import read_labels, write_image, write_labels
-from autounet.inference.decisions import OrderedRegions, decision_for
-from autounet.inference.ensembling import PROBABILITIES
+from autounet.inference.ensembling import PROBABILITIES, OrderedRegions, decision_for
 from autounet.inference.export import export, labels_for_next_stage
 from autounet.memory_model.measured_steps import step_loss
 from autounet.nets import FAMILIES
-from autounet.ops.label_values import decode, encode
+from autounet.ops.masks import decode, encode
 from autounet.planning import plan, validate
 from autounet.preprocessing import prepare_case
 from autounet.schema.dataset import ChannelKind

@@ -90,7 +90,7 @@ def test_names_alone_make_no_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     scanned = scan(tmp_path, NONE)
     facts = examine(scanned, workers=1)
     dataset = complete_labels(scanned, facts)
-    fingerprint = build_fingerprint(dataset, facts, "canonical")
+    fingerprint = build_fingerprint(dataset, facts, "ras")
     assert fingerprint.unlike == (("left_part", "right_part"),)
     made = plan(fingerprint, dataset.labels, PlannerOptions(), TrainOptions())
     volume = made.configurations["3d_fullres"]

@@ -321,7 +321,7 @@ def test_a_coarser_grid_keeps_blocks_and_loses_plates(tmp_path):
         write_image(tmp_path / f"images/c{case}.nii.gz", labels[None].astype(np.float32), geometry)
         labels *= case < 7  # most cases show nothing
         write_labels(tmp_path / f"labels/c{case}.nii.gz", labels, geometry)
-    data = read_data(tmp_path, RunFolder(tmp_path / "out"), RunOptions(), "canonical", 0)
+    data = read_data(tmp_path, RunFolder(tmp_path / "out"), RunOptions(), "ras", 0)
     spec = PreprocessSpec(spacing=(1.0, 1.0, 4.0), normalisation=(ChannelNormalisation(scheme="none"),))
     kept = KeptLabels(data, spec)
     assert kept(1.0) == 1

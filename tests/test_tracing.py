@@ -328,7 +328,7 @@ def fingerprint(*shapes: tuple[int, int, int]) -> Fingerprint:
         for number, shape in enumerate(shapes)
     ]
     channel = ChannelFingerprint(name="CT", kind="ct")
-    return Fingerprint(dimension=3, orientation="canonical", channels=(channel,), cases=tuple(cases))
+    return Fingerprint(dimension=3, orientation="ras", channels=(channel,), cases=tuple(cases))
 
 
 def test_inference_counts_the_largest_case():

@@ -19,8 +19,7 @@ from autounet import api
 from autounet.cli.app import main
 from autounet.imageio import read_geometry, read_image, read_labels, write_image
 from autounet.inference.bundle import load_bundle, pack
-from autounet.inference.decisions import ARGMAX, OrderedRegions
-from autounet.inference.ensembling import PROBABILITIES, RunningMean, averaged_quantity
+from autounet.inference.ensembling import ARGMAX, PROBABILITIES, OrderedRegions, RunningMean, averaged_quantity
 from autounet.inference.export import ensemble_scores, export
 from autounet.inference.sliding_window import predict_scores
 from autounet.nets import FAMILIES

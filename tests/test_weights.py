@@ -18,7 +18,7 @@ from autounet.crossval.ensemble_weights import dice_by_weights, fit_weights, jud
 from autounet.crossval.validate import ensemble_cases, score_sources, summarise_cases
 from autounet.evaluation import summarise
 from autounet.imageio import read_image, read_labels
-from autounet.inference.decisions import decision_for
+from autounet.inference.ensembling import decision_for
 from autounet.inference.export import export
 from autounet.schema.metrics import Metrics
 from autounet.schema.plan import InferenceSpec

@@ -134,14 +134,16 @@ MODEL_OPTIONS: tuple[Option, ...] = (
            required=True),
     Option("--out", "FILE", "Output", ("evaluate",), "File metrics.json to write", PATH),
     Option("--out", "FOLDER", "Output", ("import",), "Folder for the model", PATH, required=True),
-    Option("--out", "PATH", "Output", ("export",), "A new folder, or with --format bundle a new file .autounet", PATH,
-           required=True),
+    Option("--out", "PATH", "Output", ("export",), "A new folder; with --format bundle also a new file "
+           ".autounet, with nnunet a zip file", PATH, required=True),
     Option("--fix", "", "Output", ("check",), "Write a repaired copy of the data into the new folder --out", SWITCH),
     Option("--out", "FOLDER", "Output", ("check",), "New folder for --fix", PATH),
     Option("--format", "NAME", "Output", ("predict",), "dicom-seg: write DICOM segmentation objects, where INPUT is "
            "DICOM", _one_of("--format", "dicom-seg")),
-    Option("--format", "NAME", "Output", ("export",), "bundle, onnx (needs the extra onnx) or torch (torch.export)",
-           _one_of("--format", "bundle", "onnx", "torch"), required=True),
+    Option("--format", "NAME", "Output", ("export",), "bundle, nnunet (a model of nnU-Net v2), onnx (needs the extra "
+           "onnx) or torch (torch.export)", _one_of("--format", "bundle", "nnunet", "onnx", "torch"), required=True),
+    Option("--dataset", "NAME", "Output", ("export",), "With --format nnunet: name in nnU-Net, such as "
+           "Dataset123_Liver. By default made from the data set's name", TEXT),
     Option("--licence", "NAME", "Output", ("export",), "With --format bundle: licence of the weights, for the model "
            "card", TEXT),
     Option("--template", "NAME", "Output", ("submit",), "Names of the files in the zip: files, decathlon[:TASK], "

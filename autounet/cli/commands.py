@@ -236,11 +236,14 @@ def export(
     folds: tuple[int, ...] | None,
     out: Path,
     format_: str,
+    dataset: str | None,
     licence: str | None,
 ) -> None:
-    """Write a model as one file to give away, or its networks for programs without autounet, checked against torch."""
+    """Write a model as one file to give away, as a model of nnU-Net, or its networks for programs without autounet."""
     from ..schema.errors import UsageError
 
+    if dataset and format_ != "nnunet":
+        raise UsageError("--dataset is the name of a model in nnU-Net", "Leave it out, or give --format nnunet")
     if format_ == "bundle":
         if configuration or folds:
             raise UsageError(
@@ -253,6 +256,15 @@ def export(
         return
     if licence:
         raise UsageError("--licence is written into the model card of --format bundle", "Leave it out")
+    if format_ == "nnunet":
+        from ..interop.export_nnunet import export_nnunet
+
+        written = export_nnunet(model, out, configuration, folds, dataset)
+        for difference in written.differences:
+            typer.echo(f"other than autounet predict: {difference}")
+        typer.echo(f"exported: {', '.join(map(str, written.paths))}")
+        typer.echo("\n".join(written.commands))
+        return
     from ..interop.export_networks import export_model
 
     exported = export_model(model, out, format_, configuration, folds)

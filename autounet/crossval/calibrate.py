@@ -12,10 +12,9 @@ from zlib import crc32
 
 import numpy as np
 
-from ..inference.decisions import Decision
+from ..inference.ensembling import Decision
 from ..inference.export import EnsembleScores, ensemble_scores
-from ..ops.label_values import NO_LOSS
-from ..ops.masks import nonzero_box
+from ..ops.masks import NO_LOSS, nonzero_box
 from ..schema.dataset import Dataset
 from ..schema.geometry import Box3
 from ..schema.labels import TargetKind

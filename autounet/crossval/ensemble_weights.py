@@ -15,10 +15,9 @@ import numpy as np
 
 from ..datasets import read_reference
 from ..imageio import read_labels
-from ..inference.decisions import decision_for
-from ..inference.ensembling import PROBABILITIES
+from ..inference.ensembling import PROBABILITIES, decision_for
 from ..inference.export import ensemble_scores
-from ..ops.label_values import encode
+from ..ops.masks import encode
 from ..progress import progress
 from ..schema.dataset import Dataset, annotated_classes
 from ..schema.labels import TargetKind, counted_targets

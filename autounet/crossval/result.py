@@ -13,10 +13,9 @@ import numpy as np
 from ..datasets import read_reference
 from ..evaluation import DEFAULT_METRICS, distance_unit, evaluate_case, summarise
 from ..imageio import read_labels, write_labels
-from ..inference.decisions import decision_for
+from ..inference.ensembling import decision_for
 from ..inference.export import ensemble_scores
-from ..ops.label_values import NO_LOSS, encode
-from ..ops.masks import apply_steps
+from ..ops.masks import NO_LOSS, apply_steps, encode
 from ..progress import progress
 from ..schema.dataset import Dataset, annotated_classes, is_certain
 from ..schema.labels import counted_targets, targets_of

@@ -11,7 +11,7 @@ import numpy as np
 from ..datasets import read_reference
 from ..evaluation import distance_unit, evaluate_case, summarise
 from ..imageio import output_suffix, read_geometry, suffix, write_labels
-from ..inference.decisions import Decision, decision_for
+from ..inference.ensembling import Decision, decision_for
 from ..inference.export import append_one_hot, export, labels_for_next_stage
 from ..schema.dataset import Case, Dataset, annotated_classes
 from ..schema.geometry import CaseProperties

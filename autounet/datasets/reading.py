@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..imageio import read_image_content
-from ..ops.label_values import encode
+from ..ops.masks import encode
 from ..schema.dataset import Case, Channel, Dataset
 from ..schema.errors import DataError
 from ..schema.geometry import Geometry

@@ -1,5 +1,5 @@
 """The model card as text (Markdown), with the contents that Mitchell et al., "Model cards for model reporting",
-FAT* 2019, propose.
+FAT* 2019, propose, and before it the YAML that the Hugging Face hub reads.
 
 Pure: the text follows from the bundle's record alone.
 """
@@ -7,6 +7,7 @@ Pure: the text follows from the bundle's record alone.
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -36,12 +37,75 @@ INTENDED = (
     "have to be checked by a person who is qualified to do so."
 )
 UNKNOWN = "-"
+HUB_TASK = "image-segmentation"
+HUB_LICENCES = re.compile(
+    r"apache-2\.0|mit|cc0-1\.0|cc-by-(2\.0|2\.5|3\.0|4\.0)|cc-by-sa-[34]\.0|cc-by-nc-[234]\.0|cc-by-nd-4\.0|"
+    r"cc-by-nc-nd-[34]\.0|cc-by-nc-sa-[234]\.0|bsd-[23]-clause|a?gpl-3\.0|gpl-2\.0|lgpl-3\.0|mpl-2\.0|unlicense|odbl|pddl"
+)
+"""licences that the hub knows by these names; others have a name of their own"""
+
+
+def front_matter(bundle: ModelBundle) -> str:
+    """The block of YAML between two lines of dashes; JSON's strings and numbers are YAML's."""
+    card, scores = bundle.card, bundle.card.scores
+    families = dict.fromkeys(each.network.family for each in bundle.configurations.values())
+    dims = dict.fromkeys(f"{each.network.dims}d" for each in bundle.configurations.values())
+    kinds = dict.fromkeys(str(channel.kind.value) for channel in bundle.channels if channel.kind.value != "other")
+    tags = ["segmentation", "u-net", *families, *dims, *kinds]
+    lines = ["library_name: autounet", f"pipeline_tag: {HUB_TASK}", *_hub_licence(card.licence)]
+    lines += ["tags:", *(f"- {_quoted(tag)}" for tag in tags)]
+    if scores is not None and (found := _hub_metrics(scores)):
+        named = {"type": _slug(bundle.name), "name": bundle.name}
+        lines += ["metrics:", *(f"- {name}" for name in dict.fromkeys(each["type"] for each in found))]
+        lines += [
+            "model-index:",
+            f"- name: {_quoted(bundle.name)}",
+            "  results:",
+            f"  - task: {_quoted({'type': HUB_TASK, 'name': 'cross-validation'})}",
+            f"    dataset: {_quoted(named)}",
+            "    metrics:",
+            *(f"    - {_quoted(each)}" for each in found),
+        ]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _hub_licence(licence: str) -> Iterator[str]:
+    name = _slug(licence)
+    if licence == NO_LICENCE or HUB_LICENCES.fullmatch(name):
+        yield f"license: {'unknown' if licence == NO_LICENCE else name}"
+        return
+    yield "license: other"
+    yield f"license_name: {_quoted(name)}"
+
+
+def _hub_metrics(scores: ScoreSummary) -> list[dict[str, str | float]]:
+    """The mean Dice, then all that is on the card by class; undefined ones are left out."""
+    named = [
+        ("dice", "mean over classes", scores.mean_dice),
+        *((each.metric, each.name, each.mean) for each in scores.scores),
+    ]
+    return [{"type": metric, "name": f"{metric}, {name}", "value": float(f"{value:.4g}")}
+            for metric, name, value in named if value is not None]  # fmt: skip
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-") or "unnamed"
+
+
+def _quoted(value: object) -> str:
+    """As JSON, which is YAML too, of text, numbers and objects; what would be HTML or Markdown is spelt out as numbers.
+
+    What is no text (bytes of file names) becomes a question mark.
+    """
+    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
+    return re.sub(r"[<>&`|\[\]]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def card_text(bundle: ModelBundle) -> str:
     """The whole card, which ends with a line break."""
     card = bundle.card
     parts = [
+        [front_matter(bundle)],
         [f"# Model card: {_plain(bundle.name)}"],
         [f"Licence: {_plain(card.licence)}" + (" (ask whom you got it from)" if card.licence == NO_LICENCE else "")],
         ["## What it segments", *_segments(bundle)],

@@ -14,13 +14,21 @@ from itertools import product
 import numpy as np
 from scipy.sparse import csr_array
 
-from ..ops.label_values import decode
+from ..ops.masks import decode
 from ..preprocessing import Interpolation, prepare_labels, to_file, to_grid
 from ..schema.geometry import CaseProperties
 from ..schema.labels import Labels, TargetKind, targets_of
 from ..schema.plan import Average
-from .decisions import ARGMAX, Decision, decision_for
-from .ensembling import LOGITS, AveragedQuantity, RunningMean, averaged_quantity, normalised_weights
+from .ensembling import (
+    ARGMAX,
+    LOGITS,
+    AveragedQuantity,
+    Decision,
+    RunningMean,
+    averaged_quantity,
+    decision_for,
+    normalised_weights,
+)
 
 ROWS = 1 << 14
 """file voxels interpolated at a time: their scores fit the cache"""

@@ -3,6 +3,8 @@
     OUT/preprocessing.json                    what an image goes through before and after, see `ExportedModel`
     OUT/<configuration>/fold_<k>.onnx         or .pt2; image (B, C, *P) -> logits (B, K, *T), float32
 
+ONNX files hold the text of the JSON, too, as metadata.
+
 Batch and sizes are open; a size must be one that the network takes (`ExportedConfiguration.sizes`). Every file is run
 once with other sizes than it was made with, and compared with the network in torch. `FIXED_SIZES` take the patch alone.
 """
@@ -34,6 +36,7 @@ from .exported_model import (
     ExportedOutput,
     ExportedSwap,
     SizeRule,
+    describe_onnx,
     require_onnx,
     run_onnx,
     write_onnx,
@@ -63,6 +66,8 @@ class ExportFormat(NamedTuple):
     """raises OptionError when something is not installed"""
     write: Callable[[ExportedProgram, Path], None]
     run: Callable[[Path, np.ndarray], np.ndarray]
+    describe: Callable[[Path, str], None] | None = None
+    """puts the record into the file; None: it lies beside it alone"""
 
 
 def _save_program(program: ExportedProgram, path: Path) -> None:
@@ -79,7 +84,7 @@ def _run_program(path: Path, image: np.ndarray) -> np.ndarray:
 
 
 FORMS = {
-    "onnx": ExportFormat(".onnx", require_onnx, write_onnx, run_onnx),
+    "onnx": ExportFormat(".onnx", require_onnx, write_onnx, run_onnx, describe_onnx),
     "torch": ExportFormat(".pt2", lambda: None, _save_program, _run_program),
 }
 
@@ -127,13 +132,21 @@ def export_model(
             },
             versions=bundle.versions,
         )
-        exported.save(temporary / RECORD)
+        _save_record(exported, temporary)
         os.chmod(temporary, 0o755)
         os.replace(temporary, out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return exported
+
+
+def _save_record(exported: ExportedModel, folder: Path) -> None:
+    """Beside the networks, and where the form allows it in them."""
+    exported.save(folder / RECORD)
+    if describe := FORMS[exported.form].describe:
+        for network in (each for found in exported.configurations.values() for each in found.networks):
+            describe(folder / network.path, (folder / RECORD).read_text(encoding="utf-8"))
 
 
 def _export_configuration(

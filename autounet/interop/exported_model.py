@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 RECORD = "preprocessing.json"
+METADATA = "preprocessing"
+"""key under which an ONNX file holds the same text"""
 
 
 class SizeRule(Part):
@@ -125,6 +127,15 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
     written = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
     assert written is not None
     written.save(path)
+
+
+def describe_onnx(path: Path, text: str) -> None:
+    """Write the record into the file itself, where onnxruntime finds it beside the network."""
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {METADATA: text})
+    onnx.save(model, path)
 
 
 def run_onnx(path: Path, image: np.ndarray) -> np.ndarray:

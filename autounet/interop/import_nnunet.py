@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ..datasets.labels import build_labels
-from ..datasets.layouts.detected_layout import DeclaredLabels, channel_names, parse_labels
 from ..imageio import file_kind
 from ..inference.bundle import pack
 from ..schema.bundle import ModelBundle
 from ..schema.dataset import Channel, ChannelKind, Dataset
-from ..schema.errors import AutoUNetError, DataError, ModelError
-from ..schema.labels import Labels, overlapping_targets, planned_targets, targets_of
+from ..schema.errors import DataError, ModelError
+from ..schema.labels import Labels, planned_targets, targets_of
 from ..schema.options import DataOptions, TrainOptions
 from ..schema.plan import Configuration
 from ..schema.run import RunRecord, fold_name
@@ -38,12 +36,12 @@ from .nnunet_files import (
     open_source,
     read_json,
 )
-from .nnunet_network import NnunetCheckpoint, convert_weights
+from .nnunet_network import convert_weights
 from .nnunet_plans import NnunetPlans, convert_configuration, read_configuration, read_plans
+from .nnunet_records import NnunetCheckpoint, read_channels, read_labels
 
 log = logging.getLogger(__name__)
 
-COPY_DATASET = "Copy the dataset.json of the training into the model's folder"
 NNUNET_TRAINERS = "nnUNetTrainer"
 """what the names of nnU-Net's trainers begin with; others may build or feed networks in their own way"""
 KINDS = {"ct": ChannelKind.ct, "unit": ChannelKind.photo}
@@ -218,74 +216,3 @@ def _record(name: str, configuration: Configuration, fold: int | None) -> RunRec
         versions={},
         events=("imported from nnU-Net",),
     )
-
-
-def read_channels(content: Mapping[str, Any], label: str) -> tuple[str, ...]:
-    """Names in the order of the network's input. Raises ModelError when there are none."""
-    try:
-        names = channel_names(dict(content))
-    except AutoUNetError as error:
-        raise ModelError(f"{label}: {error.message}", error.remedy) from None
-    if not names:
-        raise ModelError(f"{label} names no channels (channel_names)", COPY_DATASET)
-    return tuple(names)
-
-
-def read_labels(content: Mapping[str, Any], label: str) -> Labels:
-    """Classes by value, the ignore value, and regions in the order in which nnU-Net writes them.
-
-    Raises ModelError when classes are not numbered from 0 without gaps, which nnU-Net's outputs are, or when
-    `regions_class_order` writes regions in an order that ours cannot have.
-    """
-    declared = content.get("labels")
-    try:
-        names = parse_labels(declared)
-        labels = build_labels(names, DataOptions())
-        if names.regions:
-            return _with_regions(content, labels, _outputs(declared), label)
-    except AutoUNetError as error:
-        raise ModelError(f"{label}: {error.message}", error.remedy) from None
-    if labels.values != tuple(range(labels.count)):
-        raise ModelError(
-            f"{label}: the labels {labels.values} are not 0, 1, 2, ..., as nnU-Net numbers its outputs", COPY_DATASET
-        )
-    if labels.count < 2:
-        raise ModelError(f"{label} names no class besides the background", COPY_DATASET)
-    return labels
-
-
-def _outputs(declared: Any) -> dict[str, tuple[int, ...]]:
-    """Name -> values of each of nnU-Net's outputs: all entries but the background and the ignore value, in order."""
-    each = {name: tuple(dict.fromkeys(value if isinstance(value, list) else [int(value)]))
-            for name, value in declared.items() if name != "ignore"}  # fmt: skip
-    return {name: values for name, values in each.items() if set(values) != {0}}
-
-
-def _with_regions(
-    content: Mapping[str, Any], labels: Labels, outputs: Mapping[str, tuple[int, ...]], label: str
-) -> Labels:
-    """Classes that are outputs themselves keep their names; where the order forbids it, every output is a region."""
-    order = content.get("regions_class_order")
-    if not isinstance(order, list) or len(order) != len(outputs):
-        raise ModelError(
-            f"{label}: {len(outputs)} regions need as many entries of regions_class_order, not {order!r}", COPY_DATASET
-        )
-    wanted = [(frozenset(values), int(value)) for values, value in zip(outputs.values(), order, strict=True)]
-    all_regions = build_labels(DeclaredLabels({}, dict(outputs), labels.ignore), DataOptions())
-    for candidate in (labels, all_regions):
-        if _written_values(candidate) == wanted:
-            return candidate
-    shown = ", ".join(f"{name} writes {value}" for name, value in zip(outputs, order, strict=True))
-    raise ModelError(
-        f"{label}: regions_class_order cannot be followed ({shown}): each region has to write the first of its values "
-        "that no later one holds, and each value has to be written",
-        "Predict with nnU-Net",
-    )
-
-
-def _written_values(labels: Labels) -> Sequence[tuple[frozenset[int], int]]:
-    """File values of each of our outputs, and the one that it writes."""
-    return [
-        (frozenset(labels.values[member] for member in target.members), labels.values[target.paints])
-        for target in overlapping_targets(labels)
-    ]

@@ -22,13 +22,26 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 from ..schema.errors import ModelError
-from .nnunet_network import NnunetCheckpoint, read_checkpoint
-from .nnunet_plans import read_configuration, read_plans
+from .nnunet_plans import PLANS_NAME, TRAINER, read_configuration, read_plans
+from .nnunet_records import NnunetCheckpoint, read_checkpoint
 
 PLANS, DATASET, CHECKPOINT = "plans.json", "dataset.json", "checkpoint_final.pth"
+ALL_CASES = "fold_all"
+"""the fold of a model that was trained on all cases"""
+SEPARATOR = "__"
+"""between trainer, plans and configuration in the name of a model folder"""
 FOLD = re.compile(r"fold_(\d+|all)")
 LARGEST_JSON = 64 * 1024**2
 """bytes: a plans.json is some kilobytes long"""
+
+
+def fold_folder(fold: int | None) -> str:
+    return ALL_CASES if fold is None else f"fold_{fold}"
+
+
+def model_folder_name(configuration: str) -> str:
+    """Of a configuration, by nnU-Net's own trainer and plans."""
+    return SEPARATOR.join((TRAINER, PLANS_NAME, configuration))
 
 
 class Source(Protocol):
@@ -65,13 +78,13 @@ class ModelFolder:
     @property
     def configuration(self) -> str | None:
         """By the folder's name; None for a folder that was renamed."""
-        parts = self.name.split("__")
+        parts = self.name.split(SEPARATOR)
         return parts[2] if len(parts) == 3 else None
 
     def sibling(self, configuration: str) -> str:
         """Path of the folder of another configuration by the same trainer and plans."""
-        trainer_and_plans = self.name.rsplit("__", 1)[0]
-        return str(PurePosixPath(self.path).with_name(f"{trainer_and_plans}__{configuration}"))
+        trainer_and_plans = self.name.rsplit(SEPARATOR, 1)[0]
+        return str(PurePosixPath(self.path).with_name(f"{trainer_and_plans}{SEPARATOR}{configuration}"))
 
 
 @contextmanager
@@ -100,11 +113,11 @@ def model_folders(source: Source) -> dict[str, ModelFolder]:
         path = PurePosixPath(name).parent
         folds = {part for each in names if (part := _fold_of(path, each)) is not None}
         whole = {fold: f"{path / fold / CHECKPOINT}" for fold in folds if f"{path / fold / CHECKPOINT}" in names}
-        numbered = {int(fold[5:]): file for fold, file in whole.items() if fold != "fold_all"}
+        numbered = {int(fold[5:]): file for fold, file in whole.items() if fold != ALL_CASES}
         checkpoints: dict[int | None, str] = dict(sorted(numbered.items())) or dict.fromkeys(
-            [None] if whole else [], whole.get("fold_all", "")
+            [None] if whole else [], whole.get(ALL_CASES, "")
         )
-        unfinished = tuple(sorted(folds - set(whole) - {"fold_all"}))
+        unfinished = tuple(sorted(folds - set(whole) - {ALL_CASES}))
         found[str(path)] = ModelFolder(str(path), checkpoints, unfinished)
     if not found:
         raise ModelError(

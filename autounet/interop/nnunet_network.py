@@ -1,21 +1,14 @@
-"""The network of an nnU-Net model: its architecture as a `NetworkSpec`, and its checkpoints as weights of ours.
+"""The network of an nnU-Net model: its architecture as a `NetworkSpec`, its tensors as weights of ours, and back.
 
 PlainConvUNet and ResidualEncoderUNet, as nnU-Net's planners make them; argument names and defaults are those of
 dynamic-network-architectures, whose classes nnU-Net builds.
-
-A checkpoint is a pickle, and a pickle may call anything. torch's restricted reader builds tensors and plain values
-alone; nnU-Net's losses and its best score are numpy numbers, so those are allowed too, and nothing else is.
 """
 
 from __future__ import annotations
 
-import codecs
-import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 from pydantic import ValidationError
 
 from ..nets import FAMILIES
@@ -26,10 +19,37 @@ from ..schema.plan import NetworkSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-CLASSES = {"PlainConvUNet": ("plain", "n_conv_per_stage"), "ResidualEncoderUNet": ("residual", "n_blocks_per_stage")}
-"""their class -> our family, and their argument for the length of encoder stages"""
-SHAPE = frozenset({"n_stages", "features_per_stage", "strides", "kernel_sizes", "n_conv_per_stage_decoder",
-                   "n_conv_per_stage", "n_blocks_per_stage"})  # fmt: skip
+MODULE = "dynamic_network_architectures.architectures.unet"
+REQUIRED_IMPORTS = ("conv_op", "norm_op", "dropout_op", "nonlin")
+"""arguments that nnU-Net looks up by their names"""
+
+
+class NnunetClass(NamedTuple):
+    """A class of nnU-Net's and the family of ours that is the same network."""
+
+    family: str
+    blocks: str
+    """its argument for the length of encoder stages"""
+    tensor: Callable[[str, NetworkSpec], str]
+    """our tensor's name and the network -> its name there"""
+
+    def fields(self) -> dict[str, str]:
+        """Its argument for each field of `NetworkSpec` that holds a list over stages."""
+        return {
+            "features": "features_per_stage",
+            "strides": "strides",
+            "kernel_sizes": "kernel_sizes",
+            "encoder_blocks": self.blocks,
+            "decoder_blocks": "n_conv_per_stage_decoder",
+        }
+
+
+CLASSES = {
+    "PlainConvUNet": NnunetClass("plain", "n_conv_per_stage", nnunet_plain_name),
+    "ResidualEncoderUNet": NnunetClass("residual", "n_blocks_per_stage", nnunet_residual_name),
+}
+FAMILY_CLASSES = {each.family: name for name, each in CLASSES.items()}
+SHAPE = frozenset({"n_stages", *(argument for each in CLASSES.values() for argument in each.fields().values())})
 IGNORED = frozenset({"dropout_op_kwargs", "deep_supervision", "squeeze_excitation_reduction_ratio"})
 """arguments that change nothing in a prediction where the others are as `_expected` wants them"""
 
@@ -52,7 +72,7 @@ def with_architecture(content: dict[str, Any], where: str) -> dict[str, Any]:
             "strides": content["pool_op_kernel_sizes"],
             "kernel_sizes": content["conv_kernel_sizes"],
             "n_conv_per_stage_decoder": content["n_conv_per_stage_decoder"],
-            CLASSES[name][1] if name in CLASSES else "blocks": blocks,
+            CLASSES[name].blocks if name in CLASSES else "blocks": blocks,
             **_expected(dims),
         }
     except (KeyError, TypeError) as error:
@@ -70,21 +90,22 @@ def network_spec(
             f"{where}: the architecture {name or 'without a name'} cannot be imported; known are {', '.join(CLASSES)}",
             "Predict with nnU-Net",
         )
-    family, blocks = CLASSES[name]
     arguments: dict[str, Any] = dict(architecture.get("arch_kwargs", {}))
     _require_expected(arguments, dims, name, where)
     try:
         stages = int(arguments["n_stages"])
+        values: dict[str, Any] = {
+            field: _steps(arguments[argument], stages, dims)
+            if field in ("strides", "kernel_sizes")
+            else _each(arguments[argument], stages - 1 if field == "decoder_blocks" else stages)
+            for field, argument in CLASSES[name].fields().items()
+        }
         return NetworkSpec(
-            family=family,
+            family=CLASSES[name].family,
             dims=dims,  # type: ignore[arg-type]
             in_channels=in_channels,
             out_channels=out_channels,
-            features=_each(arguments["features_per_stage"], stages),
-            strides=_steps(arguments["strides"], stages, dims),
-            kernel_sizes=_steps(arguments["kernel_sizes"], stages, dims),
-            encoder_blocks=_each(arguments[blocks], stages),
-            decoder_blocks=_each(arguments["n_conv_per_stage_decoder"], stages - 1),
+            **values,
         )
     except ValidationError as error:
         problems = "; ".join(problem["msg"] for problem in error.errors())
@@ -93,6 +114,25 @@ def network_spec(
         raise ModelError(
             f"{where}: the network of the plans lacks a value or has a wrong one ({error})", "Export it again"
         ) from None
+
+
+def nnunet_architecture(spec: NetworkSpec, where: str) -> dict[str, Any]:
+    """Inverse of `network_spec`. Raises ModelError for a network that nnU-Net does not have."""
+    if spec.family not in FAMILY_CLASSES or spec.options:
+        named = f"the family {spec.family}" + (f" with {', '.join(spec.options)}" if spec.options else "")
+        raise ModelError(
+            f"{where}: nnU-Net has no network of {named}; it has {' and '.join(FAMILY_CLASSES)}",
+            "Export it as onnx or torch, or as a bundle",
+        )
+    name = FAMILY_CLASSES[spec.family]
+    values = {argument: getattr(spec, field) for field, argument in CLASSES[name].fields().items()}
+    plain = {argument: [list(each) if isinstance(each, tuple) else each for each in value]
+             for argument, value in values.items()}  # fmt: skip
+    return {
+        "network_class_name": f"{MODULE}.{name}",
+        "arch_kwargs": {"n_stages": len(spec.features), **plain, **_expected(spec.dims), "dropout_op_kwargs": None},
+        "_kw_requires_import": list(REQUIRED_IMPORTS),
+    }
 
 
 def _expected(dims: int) -> dict[str, Any]:
@@ -143,105 +183,40 @@ def _steps(value: Any, stages: int, dims: int) -> tuple[tuple[int, ...], ...]:
     return tuple(_each(entry, dims) for entry in entries)
 
 
-# ---- checkpoints -----------------------------------------------------------------------------------------------------
+# ---- tensors ---------------------------------------------------------------------------------------------------------
 
-NUMPY_TYPES = (
-    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
-)  # fmt: skip
-NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
-"""where numpy 1 and 2 have the function `scalar`"""
-PREFIXES = ("module.", "_orig_mod.")
-"""what torch's data parallel and compiled modules put before names"""
-ALIASES = ((re.compile(r"^decoder\.encoder\."), "encoder."), (re.compile(r"\.all_modules\.0\."), ".conv."),
-           (re.compile(r"\.all_modules\.\d+\."), ".norm."))  # fmt: skip
-"""further names of tensors that nnU-Net's networks list twice"""
-NNUNET_NAMES = {
-    "plain": nnunet_plain_name,
-    "residual": nnunet_residual_name,
-}
+TWICE = ((".conv.", ".all_modules.0."), (".norm.", ".all_modules.1."))
+"""modules that nnU-Net's blocks list a second time"""
+ENCODER, AGAIN = "encoder.", "decoder.encoder."
+"""its decoder holds the encoder, too"""
 OTHER_NETWORK = "Its trainer may have built another network than that of its plans, and only that can be imported"
 
 
-class NnunetCheckpoint(NamedTuple):
-    """What a prediction needs of one fold."""
-
-    weights: dict[str, Tensor]
-    """nnU-Net's names"""
-    configuration: str
-    trainer: str
-    mirror_axes: tuple[int, ...]
+def all_names(name: str) -> list[str]:
+    """All names that nnU-Net's state dict has for one tensor, its own first."""
+    names = [name, *(name.replace(own, again) for own, again in TWICE if own in name)]
+    return names + [f"{AGAIN}{each.removeprefix(ENCODER)}" for each in names if each.startswith(ENCODER)]
 
 
-def read_checkpoint(path: Path, label: str) -> NnunetCheckpoint:
-    """`label` is what errors call the file. Raises ModelError when it is damaged, holds anything but tensors, numbers
-    and text, or is no checkpoint of nnU-Net v2."""
-    content = _load(path, label)
-    try:
-        weights, arguments = content["network_weights"], content["init_args"]
-        axes = content.get("inference_allowed_mirroring_axes")
-        return NnunetCheckpoint(
-            weights=_without_prefixes(weights),
-            configuration=str(arguments["configuration"]),
-            trainer=str(content["trainer_name"]),
-            mirror_axes=tuple(int(axis) for axis in axes or ()),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(
-            f"{label} is no checkpoint of nnU-Net v2 ({type(error).__name__} {error})",
-            "Give a model of nnU-Net v2; those of nnU-Net v1 and of other programs cannot be imported",
-        ) from None
+def _own_name(name: str) -> str:
+    """The first of `all_names` for any of them."""
+    if name.startswith(AGAIN):
+        name = ENCODER + name.removeprefix(AGAIN)
+    for own, again in TWICE:
+        name = name.replace(again, own)
+    return name
 
 
-def _load(path: Path, label: str) -> Any:
-    import torch
-    from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
-
-    with safe_globals(_allowed_globals()):
-        try:
-            foreign = sorted(get_unsafe_globals_in_checkpoint(path))
-        except Exception as error:  # a damaged file leads to whatever its bytes say
-            raise ModelError(f"{label} cannot be read as a checkpoint ({error})", "Copy it again") from None
-        if foreign:
-            raise ModelError(
-                f"{label} would build {', '.join(foreign[:5])}, which could run code of its own; only tensors and "
-                "plain values are read",
-                "Save its weights again with nnU-Net",
-            )
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:
-            raise ModelError(f"{label} cannot be read as a checkpoint ({error})", "Copy it again") from None
-
-
-def _allowed_globals() -> list[Any]:
-    """numpy's numbers: what makes one, their types, and the codec of their bytes."""
-    numbers = [np.dtype(name) for name in NUMPY_TYPES]
-    functions = [_scalar_function(module) for module in NUMPY_MODULES]
-    return [*functions, np.dtype, *(type(each) for each in numbers), *(each.type for each in numbers), codecs.encode]
-
-
-def _scalar_function(module: str) -> Callable[..., Any]:
-    """numpy's function that makes a number, called as checkpoints call it; torch goes by these names."""
-    make: Any = np.float64(0).__reduce__()[0]
-
-    def scalar(*arguments: Any) -> Any:
-        return make(*arguments)
-
-    scalar.__module__, scalar.__qualname__ = module, "scalar"
-    return scalar
-
-
-def _without_prefixes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _shapes(spec: NetworkSpec) -> dict[str, Tensor]:
+    """Tensors without values by our names, with all heads, which nnU-Net always has."""
     import torch
 
-    named = {}
-    for name, tensor in weights.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{name} is no tensor")
-        for prefix in PREFIXES:
-            name = name.removeprefix(prefix)
-        named[name] = tensor
-    return named
+    with torch.device("meta"):
+        return FAMILIES[spec.family].build(spec.model_copy(update={"deep_supervision": True})).state_dict()
+
+
+def _nnunet_name(name: str, spec: NetworkSpec) -> str:
+    return CLASSES[FAMILY_CLASSES[spec.family]].tensor(name, spec)
 
 
 def convert_weights(weights: Mapping[str, Tensor], spec: NetworkSpec, label: str) -> dict[str, Tensor]:
@@ -251,10 +226,8 @@ def convert_weights(weights: Mapping[str, Tensor], spec: NetworkSpec, label: str
     """
     import torch
 
-    with torch.device("meta"):
-        wanted = FAMILIES[spec.family].build(spec).state_dict()
-    ours = {}
-    names = {name: NNUNET_NAMES[spec.family](name, spec) for name in wanted}
+    wanted, ours = _shapes(spec), {}
+    names = {name: _nnunet_name(name, spec) for name in wanted}
     for name, theirs in names.items():
         if theirs not in weights:
             raise ModelError(f"{label} has no tensor {theirs}, which the network of its plans needs", OTHER_NETWORK)
@@ -263,13 +236,21 @@ def convert_weights(weights: Mapping[str, Tensor], spec: NetworkSpec, label: str
             raise ModelError(f"{label}: {theirs} has the shape {shape} instead of {expected}", OTHER_NETWORK)
         ours[name] = weights[theirs].to(torch.float32)
     known = set(names.values())
-    left = [name for name in weights if name not in known and _canonical(name) not in known]
+    left = [name for name in weights if _own_name(name) not in known]
     if left:
         raise ModelError(f"{label} has tensors that the network of its plans lacks, such as {left[0]}", OTHER_NETWORK)
     return ours
 
 
-def _canonical(name: str) -> str:
-    for pattern, replacement in ALIASES:
-        name = pattern.sub(replacement, name)
-    return name
+def nnunet_weights(weights: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Tensor]:
+    """Inverse of `convert_weights`, under all of nnU-Net's names, which share one tensor.
+
+    The heads of a network without deep supervision, which only training uses, are 0.
+    """
+    import torch
+
+    theirs: dict[str, Tensor] = {}
+    for name, shape in _shapes(spec).items():
+        tensor = weights[name] if name in weights else torch.zeros(shape.shape)
+        theirs |= dict.fromkeys(all_names(_nnunet_name(name, spec)), tensor)
+    return theirs

@@ -1,4 +1,7 @@
-"""nnU-Net's plans.json in our words: what a case goes through, and which network sees it.
+"""nnU-Net's plans.json in our words, and back: what a case goes through, and which network sees it.
+
+`NnunetPlans` and `NnunetConfiguration` are what both directions go by: `convert_configuration` reads them into a
+`Configuration`, `nnunet_configuration` and `nnunet_plans` make them of one.
 
 Keys and defaults are those of nnU-Net 2.8.1 (`utilities/plans_handling/plans_handler.py`), which also reads the plans
 of versions before 2.5, where the network's parts stood among the rest. What we do not do as nnU-Net does is refused.
@@ -14,21 +17,30 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..schema.errors import ModelError
 from ..schema.plan import ChannelNormalisation, Configuration, InferenceSpec, PreprocessSpec, Resampling
-from .nnunet_network import network_spec, with_architecture
+from .nnunet_network import network_spec, nnunet_architecture, with_architecture
+from .nnunet_records import READERS
 
 RESAMPLER, PREPROCESSOR, LABEL_MANAGER = "resample_data_or_seg_to_shape", "DefaultPreprocessor", "LabelManager"
-READERS = {
-    "SimpleITKIO": "as_stored",
-    "NibabelIO": "as_stored",
-    "Tiff3DIO": "as_stored",
-    "NaturalImage2DIO": "as_stored",
-    "SimpleITKIOWithReorient": "ras",
-    "NibabelIOWithReorient": "ras",
-}
-"""nnU-Net's readers -> the orientation in which its networks see what they read"""
+TRAINER, PLANS_NAME = "nnUNetTrainer", "nnUNetPlans"
+"""nnU-Net's own, which build the network that the plans describe"""
 PREDICT = "Predict with nnU-Net"
-ALWAYS, NEVER = 0.0, 1e9
-"""`Resampling.separate_z_ratio` for nnU-Net's force_separate_z true and false"""
+EXPORT_OTHERWISE = "Export it as onnx or torch, or as a bundle"
+SCHEMES = {
+    "CTNormalization": "ct",
+    "ZScoreNormalization": "zscore",
+    "RescaleTo01Normalization": "range",
+    "RGBTo01Normalization": "unit",
+    "NoNormalization": "none",
+}
+"""nnU-Net's normalisation -> `ChannelNormalisation.scheme`"""
+COLOURS = (0.0, 255.0)
+"""what `RGBTo01Normalization` maps to 0 and 1"""
+UNLIMITED = 1e30
+"""an intensity that no clipping reaches"""
+LEAST_STD = 1e-8
+SEPARATE_Z = {None: Resampling().separate_z_ratio, True: 0.5, False: 1e9}
+"""nnU-Net's force_separate_z -> `Resampling.separate_z_ratio`; None goes by its own threshold;
+no ratio is below 1"""
 
 
 class NnunetRecord(BaseModel):
@@ -40,12 +52,14 @@ class NnunetRecord(BaseModel):
 class NnunetResampling(NnunetRecord):
     """Arguments of its resampling function."""
 
+    is_seg: bool = False
     order: int = 3
     order_z: int = 0
     force_separate_z: bool | None = False
 
 
 class NnunetConfiguration(NnunetRecord):
+    data_identifier: str = ""
     preprocessor_name: str = PREPROCESSOR
     patch_size: tuple[int, ...]
     batch_size: int
@@ -54,13 +68,14 @@ class NnunetConfiguration(NnunetRecord):
     normalization_schemes: tuple[str, ...]
     use_mask_for_norm: tuple[bool, ...]
     batch_dice: bool = False
-    resampling_fn_data: str
-    resampling_fn_seg: str
-    resampling_fn_probabilities: str
+    resampling_fn_data: str = RESAMPLER
+    resampling_fn_seg: str = RESAMPLER
+    resampling_fn_probabilities: str = RESAMPLER
     resampling_fn_data_kwargs: NnunetResampling
     resampling_fn_seg_kwargs: NnunetResampling
     resampling_fn_probabilities_kwargs: NnunetResampling
     previous_stage: str | None = None
+    next_stage: str | list[str] | None = None
     architecture: dict[str, Any]
 
 
@@ -78,8 +93,11 @@ class NnunetPlans(NnunetRecord):
     plans_name: str
     image_reader_writer: str
     transpose_forward: tuple[int, int, int]
+    transpose_backward: tuple[int, ...] = ()
     original_median_shape_after_transp: tuple[float, ...]
+    original_median_spacing_after_transp: tuple[float, ...] = ()
     configurations: dict[str, dict[str, Any]]
+    experiment_planner_used: str = "ExperimentPlanner"
     label_manager: str = LABEL_MANAGER
     intensities: dict[str, NnunetIntensities] = Field(alias="foreground_intensity_properties_per_channel")
 
@@ -153,7 +171,7 @@ def convert_configuration(
     network = network_spec(theirs.architecture, dims, in_channels, out_channels, where)
     return Configuration(
         preprocess=PreprocessSpec(
-            orientation=READERS[plans.image_reader_writer],  # type: ignore[arg-type]
+            orientation=READERS[plans.image_reader_writer].orientation,
             transpose=plans.transpose_forward,
             spacing=(first, theirs.spacing[-2], theirs.spacing[-1]),
             normalisation=_normalisation(plans, theirs, where),
@@ -187,8 +205,10 @@ def _normalisation(plans: NnunetPlans, theirs: NnunetConfiguration, where: str) 
     return tuple(_channel(plans, index, scheme, mask, where) for index, (scheme, mask) in enumerate(schemes))
 
 
-def _channel(plans: NnunetPlans, index: int, scheme: str, mask: bool, where: str) -> ChannelNormalisation:
-    if scheme == "CTNormalization":
+def _channel(plans: NnunetPlans, index: int, name: str, mask: bool, where: str) -> ChannelNormalisation:
+    _require(where, "normalisation", name, tuple(SCHEMES))
+    scheme = SCHEMES[name]
+    if scheme == "ct":
         if (known := plans.intensities.get(str(index))) is None:
             raise ModelError(
                 f"{where}: the intensities of channel {index}, by which it is normalised, are missing",
@@ -197,19 +217,13 @@ def _channel(plans: NnunetPlans, index: int, scheme: str, mask: bool, where: str
         return ChannelNormalisation(
             scheme="ct",
             mean=known.mean,
-            std=max(known.std, 1e-8),
+            std=max(known.std, LEAST_STD),
             lower=known.percentile_00_5,
             upper=known.percentile_99_5,
         )
-    if scheme == "ZScoreNormalization":
-        return ChannelNormalisation(scheme="zscore", nonzero_only=mask)
-    if scheme == "RescaleTo01Normalization":
-        return ChannelNormalisation(scheme="range")
-    if scheme == "RGBTo01Normalization":
-        return ChannelNormalisation(scheme="unit", lower=0, upper=255)
-    known_schemes = ("CTNormalization", "ZScoreNormalization", "RescaleTo01Normalization", "RGBTo01Normalization")
-    _require(where, "normalisation", scheme, (*known_schemes, "NoNormalization"))
-    return ChannelNormalisation(scheme="none")
+    if scheme == "unit":
+        return ChannelNormalisation(scheme="unit", lower=COLOURS[0], upper=COLOURS[1])
+    return ChannelNormalisation(scheme=scheme, nonzero_only=scheme == "zscore" and mask)  # type: ignore[arg-type]
 
 
 def _resampling(theirs: NnunetConfiguration, where: str) -> Resampling:
@@ -229,13 +243,87 @@ def _resampling(theirs: NnunetConfiguration, where: str) -> Resampling:
         raise ModelError(
             f"{where}: splines of the orders {orders}; known are 0, 1, 3 for images, else 0 and 1", PREDICT
         )
-    ratio = {None: Resampling().separate_z_ratio, True: ALWAYS, False: NEVER}[image.force_separate_z]
     return Resampling(
         image_order=image.order,
         label_order=labels.order,
         score_order=scores.order,
         z_order=image.order_z,
-        separate_z_ratio=ratio,
+        separate_z_ratio=SEPARATE_Z[image.force_separate_z],
+    )
+
+
+# ---- written ---------------------------------------------------------------------------------------------------------
+
+
+def nnunet_configuration(name: str, own: Configuration, where: str) -> NnunetConfiguration:
+    """Inverse of `convert_configuration`. Raises ModelError naming what nnU-Net does not do."""
+    preprocess, dims = own.preprocess, own.network.dims
+    architecture = nnunet_architecture(own.network, where)
+    rules = preprocess.resampling
+    separate = [key for key, ratio in SEPARATE_Z.items() if ratio == rules.separate_z_ratio]
+    problems = {
+        "2-D networks see slices as they are, 3-D networks one spacing": (preprocess.spacing[0] is None) != (dims == 2),
+        "tiles are weighted by a Gaussian": own.inference.weighting != "gaussian",
+        f"a coarse axis is separate from a spacing ratio of {SEPARATE_Z[None]:g} on": not separate,
+    }
+    if wrong := [rule for rule, broken in problems.items() if broken]:
+        raise ModelError(f"{where} is predicted otherwise than nnU-Net does: there {wrong[0]}", EXPORT_OTHERWISE)
+    kwargs: dict[str, Any] = {"order_z": rules.z_order, "force_separate_z": separate[0]}
+    return NnunetConfiguration(
+        data_identifier=f"{PLANS_NAME}_{name}",
+        patch_size=own.patch_size,
+        batch_size=own.batch_size,
+        spacing=own.network_spacing,
+        median_image_size_in_voxels=own.median_shape[-dims:],
+        normalization_schemes=tuple(_scheme(channel) for channel in preprocess.normalisation),
+        use_mask_for_norm=tuple(channel.nonzero_only for channel in preprocess.normalisation),
+        batch_dice=own.batch_dice,
+        resampling_fn_data_kwargs=NnunetResampling(order=rules.image_order, **kwargs),
+        resampling_fn_seg_kwargs=NnunetResampling(is_seg=True, order=rules.label_order, **kwargs),
+        resampling_fn_probabilities_kwargs=NnunetResampling(order=rules.score_order, **kwargs),
+        previous_stage=own.previous_stage,
+        architecture=architecture,
+    )
+
+
+def _scheme(channel: ChannelNormalisation) -> str:
+    """nnU-Net's name; another range than that of colours is clipping that reaches nothing, as `_intensities` has it."""
+    coloured = channel.scheme == "unit" and (channel.lower, channel.upper) == COLOURS
+    scheme = "ct" if channel.scheme == "unit" and not coloured else channel.scheme
+    return next(name for name, each in SCHEMES.items() if each == scheme)
+
+
+def _intensities(channel: ChannelNormalisation) -> NnunetIntensities:
+    if channel.scheme == "unit":
+        width = max(channel.upper - channel.lower, LEAST_STD)
+        return NnunetIntensities(mean=channel.lower, std=width, percentile_00_5=-UNLIMITED, percentile_99_5=UNLIMITED)
+    return NnunetIntensities(
+        mean=channel.mean, std=channel.std, percentile_00_5=channel.lower, percentile_99_5=channel.upper
+    )
+
+
+def nnunet_plans(
+    dataset: str, reader: str, stages: Mapping[str, Configuration], spacing: Sequence[float], label: str
+) -> NnunetPlans:
+    """Of a configuration, the last of `stages`, and the previous stages that it needs, which come before it.
+
+    `spacing` is the images' own (z, y, x) as far as it is known, and only informs.
+    """
+    own = list(stages.values())[-1]
+    forward = own.preprocess.transpose
+    converted = {name: nnunet_configuration(name, each, f"{label}: {name}") for name, each in stages.items()}
+    return NnunetPlans(
+        dataset_name=dataset,
+        plans_name=PLANS_NAME,
+        image_reader_writer=reader,
+        transpose_forward=forward,
+        transpose_backward=tuple(forward.index(axis) for axis in range(3)),
+        original_median_shape_after_transp=own.median_shape,
+        original_median_spacing_after_transp=tuple(spacing[axis] for axis in forward),
+        configurations={name: each.model_dump(mode="json") for name, each in converted.items()},
+        foreground_intensity_properties_per_channel={
+            str(index): _intensities(channel) for index, channel in enumerate(own.preprocess.normalisation)
+        },
     )
 
 

@@ -113,7 +113,8 @@ def transferred_grid(fingerprint: Fingerprint, model: StartingModel, scale: floa
     target, transpose, reasons = own_target(fingerprint)
     name = next((each for each in (*GRID_SOURCES, *model.configurations) if each in model.configurations), "")
     theirs = model.configurations[name].preprocess
-    if theirs.orientation == fingerprint.orientation and fingerprint.dimension == 3:
+    turned = [each.orientation != "as_stored" for each in (theirs, fingerprint)]
+    if turned[0] == turned[1] and fingerprint.dimension == 3:
         transpose = theirs.transpose
     order = list(transpose)
     own = target[order]

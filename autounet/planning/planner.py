@@ -1,9 +1,9 @@
 """The plan: configurations, how channels are normalised, and all else that prepared data and weights depend on.
 
 The rules are nnU-Net v2's (Isensee et al., Nature Methods 2021). A preset gives exactly the plans of one of the
-planners of nnU-Net 2.8.1; the default follows the same rules in canonical orientation, never exceeds its memory budget
-by rounding the batch up, normalises by the channel's kind, and leaves out mirroring where it would swap left and right
-classes.
+planners of nnU-Net 2.8.1; the default follows the same rules in the patient's orientation, never exceeds its memory
+budget by rounding the batch up, normalises by the channel's kind, and leaves out mirroring where it would swap left and
+right classes.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def _orientation_reason(options: PlannerOptions) -> Reason:
         planner = PRESETS[options.preset].planner
         text = f"preset {options.preset}: the rules of nnU-Net 2.8.1's {planner}, in the orientation as stored"
     else:
-        text = "images are turned to the canonical orientation first, so that an axis means the same in every case"
+        text = "images are turned first to right, front and up, so that an axis means the same in every case"
     return _general("orientation", text)
 
 

@@ -109,10 +109,10 @@ def _mirror_problems(configuration: Configuration, fingerprint: Fingerprint, lab
         return
     preprocess = configuration.preprocess
     order = preprocess.transpose[-dims:]
-    known = preprocess.orientation == "canonical" and fingerprint.oriented
+    known = preprocess.orientation != "as_stored" and fingerprint.oriented
     if swap not in range(dims) or order[swap] != LEFT_RIGHT or not known or not labels.pairs:
         yield (
-            f"swap_axis is {swap}: it must be the axis from left to right of images in canonical orientation, with "
+            f"swap_axis is {swap}: it must be the axis from left to right of images turned to the patient's axes, with "
             "classes in left and right pairs, or null"
         )
     elif swap in predicted and swapped_outputs(labels, configuration.targets) is None:

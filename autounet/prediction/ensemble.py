@@ -16,9 +16,8 @@ import numpy as np
 from ..datasets import image_files
 from ..evaluation import on_grid_of
 from ..imageio import read_geometry, read_image, stem, write_labels
-from ..inference.decisions import decision_for
-from ..inference.ensembling import PROBABILITIES, RunningMean, normalised_weights
-from ..ops.label_values import decode
+from ..inference.ensembling import PROBABILITIES, RunningMean, decision_for, normalised_weights
+from ..ops.masks import decode
 from ..progress import progress
 from ..schema.errors import DataError, OptionError, RecordError, UsageError
 from ..schema.geometry import Geometry

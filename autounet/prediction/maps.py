@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..imageio import file_kind, stem, suffix, write_channels, write_image
-from ..inference.decisions import decision_for
-from ..inference.ensembling import RunningMean
+from ..inference.ensembling import RunningMean, decision_for
 from ..inference.export import EnsembleScores, ensemble_scores
 from ..nets.attention import gated_stages
 from ..preprocessing import restore_map

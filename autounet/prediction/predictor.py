@@ -9,7 +9,7 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 
-from ..inference.decisions import decision_for
+from ..inference.ensembling import decision_for
 from ..inference.export import append_one_hot, export, labels_by_file, labels_for_next_stage
 from ..nets import FAMILIES
 from ..ops.masks import apply_steps

@@ -13,7 +13,7 @@ from .record import Part, Record, digest
 
 
 class CaseFingerprint(Part):
-    """Shapes and spacing are (z, y, x) in the orientation the plan will use (canonical or as stored)."""
+    """Shapes and spacing are (z, y, x) in the orientation the plan will use (the patient's or as stored)."""
 
     identifier: str
     content_hash: str
@@ -45,7 +45,7 @@ class Fingerprint(Record):
     dimension: int = Field(ge=2, le=3)
     """2 when every image has a single slice"""
     orientation: str
-    """canonical or as_stored: the orientation of every shape and spacing here"""
+    """ras or as_stored: the orientation of every shape and spacing here"""
     oriented: bool = True
     """whether every file says how its axes lie in the patient, as medical formats do and pictures do not"""
     unlike: tuple[tuple[str, str], ...] = ()

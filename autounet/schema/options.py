@@ -232,9 +232,9 @@ class PlannerOptions(Part):
     """factor of the target spacing: the last resort to fit a promised time"""
 
     @property
-    def orientation(self) -> Literal["canonical", "as_stored"]:
-        """nnU-Net, and so its presets, works in the orientation as stored; everything else in the canonical one."""
-        return "as_stored" if self.preset else "canonical"
+    def orientation(self) -> Literal["ras", "as_stored"]:
+        """nnU-Net, and so its presets, works in the orientation as stored; everything else in that of the patient."""
+        return "as_stored" if self.preset else "ras"
 
 
 class TrainOptions(Part):

@@ -61,7 +61,7 @@ class PreprocessSpec(Part):
     """Orient, transpose, crop, normalise, resample: in this order."""
 
     orientation: Literal["canonical", "as_stored", "ras"] = "canonical"
-    """ras: axes run to the right, to the front and up, as some imported nnU-Net models have it"""
+    """ras, in new plans: axes run right, front, up, as nnU-Net's turning readers have it; canonical: left, back, up"""
     transpose: tuple[int, int, int] = (0, 1, 2)
     """network axis i is oriented file axis transpose[i]"""
     spacing: tuple[Spacing | None, Spacing, Spacing]
@@ -292,7 +292,7 @@ def _configuration(chain: list[str], configurations: Mapping[str, Configuration]
 
 
 LEFT_RIGHT = 2
-"""array axis (z, y, x) of the canonical orientation that runs from one side of the body to the other"""
+"""array axis (z, y, x) of the patient's orientation that runs from one side of the body to the other"""
 
 
 class Swap(NamedTuple):

@@ -16,8 +16,7 @@ from ..datasets.file_hashes import FileHashes
 from ..datasets.reading import read_reference
 from ..datasets.repair.dataset_repair import repair_dataset
 from ..fingerprint import build_fingerprint
-from ..ops.label_values import encode
-from ..ops.masks import crop, nonzero_box
+from ..ops.masks import crop, encode, nonzero_box
 from ..preprocessing import kept_labels
 from ..progress import progress
 from ..schema.dataset import CaseFacts, Dataset, Finding, Severity, Splits
@@ -172,7 +171,7 @@ def telling_cases(facts: Sequence[CaseFacts], most: int) -> list[str]:
 
 
 def read_data(
-    data: Path, folder: RunFolder, options: RunOptions, orientation: Literal["canonical", "as_stored"], workers: int
+    data: Path, folder: RunFolder, options: RunOptions, orientation: Literal["ras", "as_stored"], workers: int
 ) -> DataRecords:
     """Scan, read every case once, check, split; each record is saved in `folder`. Raises DataError with every finding.
 
