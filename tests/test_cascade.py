@@ -72,7 +72,7 @@ def two_grids(draw):
     image[:, 0] = 0  # cropped away where there are more slices
     coarse = draw(st.tuples(*(st.sampled_from([0.7, 1.0, 3.0]),) * 3))
     orders = [tuple(draw(st.permutations(range(3)))) for _ in range(2)]
-    kinds = [draw(st.sampled_from(["canonical", "as_stored"])) for _ in range(2)]
+    kinds = [draw(st.sampled_from(["canonical", "as_stored", "ras"])) for _ in range(2)]
     source = prepare_case("a", "k", image, None, geometry, spec(coarse, orders[0], kinds[0])).properties
     axes = prepare_case("a", "k", image, None, geometry, spec((1.0, 1.0, 1.0), orders[1], kinds[1])).properties
     target = spec(axes.network_spacing, orders[1], kinds[1])

@@ -118,7 +118,7 @@ def test_other_commands_read_theirs(tmp_path: Path) -> None:
         ("seed = '3'", "--seed: '3' cannot be used. Give a whole number"),
         ("time = 2020-01-01", "--time: datetime.date(2020, 1, 1) cannot be used. Give a text or a number"),
         ("time = -5", "--time: '-5s' is not a time"),
-        ("class = ['liver=1']", "--class: ['liver=1'] cannot be used. Give a whole number for each name"),
+        ("class = ['liver=1']", "--class: ['liver=1'] cannot be used. Give a whole number or a text for each name"),
         ("epochs = 0", "epochs"),
         ("seed = ", "cannot be read: Invalid value"),
         ("family = 'unetr'", "--family unetr is unknown"),

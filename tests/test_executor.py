@@ -185,15 +185,12 @@ def test_folds_side_by_side_get_the_weights_that_they_get_one_after_the_other(
     assert any("continued at step" in event for record in records for event in record.events)
 
 
-ALONE = ("--iterations", "1000", "--memory", "440MB", "--workers", "0")
-
-
-@pytest.mark.parametrize(("number", "more"), [(signal.SIGTERM, ("--time", "5m")), (signal.SIGUSR1, ALONE)])
+@pytest.mark.parametrize(("number", "more"), [(signal.SIGTERM, ()), (signal.SIGUSR1, ("--workers", "0"))])
 def test_a_run_that_is_asked_to_end_saves_its_state(tmp_path: Path, number: int, more: tuple[str, ...]) -> None:
     """As batch systems ask; folds side by side, and one alone."""
     data, out = make_demo_dataset(tmp_path / "data", cases=4), tmp_path / "out"
     command = [sys.executable, "-m", "autounet", "run", str(data), "--out", str(out), "--device", "cpu", *more]
-    command += ["--configurations", "3d_fullres", "--folds", "0,1"]
+    command += ["--time", "4m", "--configurations", "3d_fullres", "--folds", "0,1"]
     with (tmp_path / "log").open("w") as log:
         run = subprocess.Popen(command, stderr=log)
         while not any(each.stat().st_size for each in out.glob("models/*/fold_*/log.jsonl")):

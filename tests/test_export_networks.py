@@ -175,5 +175,5 @@ def test_the_program_in_the_documentation_predicts_with_onnxruntime_and_numpy_al
     ras = (-1, 0, 0, 0, -1, 0, 0, 0, 1)
     for spacing, least in (((2.0, 1.0, 1.5), 0.9999), ((2.6, 1.1, 1.5), 0.8)):
         expected = load(model, device="cpu").predict(image, spacing, direction=ras)
-        assert len(np.unique(expected)) == 3
+        assert len(np.unique(expected)) > 1
         assert (names["segment"](files, image, spacing) == expected).mean() >= least

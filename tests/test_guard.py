@@ -104,13 +104,13 @@ def test_memory_that_ends_in_a_training_moves_finished_folds_aside(volumes, out,
     answers(monkeypatch, BUDGET, BUDGET)
     train, failed = stages.train, []
 
-    def fails_once(inputs, *others):
+    def fails_once(inputs, **others):
         if inputs.fold == 1 and not failed:
             failed.append(inputs.fold)
             raise BudgetExceeded("memory ran out", "3d_fullres", None)
-        return train(inputs, *others)
+        return train(inputs, **others)
 
-    monkeypatch.setattr(stages, "train", fails_once)
+    monkeypatch.setitem(stages.FUNCTIONS, "train", fails_once)
     run(volumes, out, "train")
     models = out / "models" / "3d_fullres"
     assert (models / "fold_0.old_1" / "record.json").exists()

@@ -44,7 +44,7 @@ def cases(draw):
         shape=shape, spacing=spacing, direction=direction_of(*draw(st.sampled_from(ALL_48))), dimension=dimension
     )
     spec = PreprocessSpec(
-        orientation=draw(st.sampled_from(["canonical", "as_stored"])),
+        orientation=draw(st.sampled_from(["canonical", "as_stored", "ras"])),
         transpose=tuple(draw(st.permutations(range(3)))),
         spacing=(draw(st.none() | spacing_values), draw(spacing_values), draw(spacing_values)),
         normalisation=NONE,

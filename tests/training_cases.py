@@ -17,7 +17,9 @@ from autounet.schema.stage_inputs import TrainingCase, TrainingInputs, TrainingP
 from autounet.store import write_prepared
 from autounet.training.schedule import Horizon
 
-SPEC = PreprocessSpec(spacing=(1.0, 1.0, 1.0), normalisation=(ChannelNormalisation(scheme="zscore"),))
+SPEC = PreprocessSpec(
+    orientation="ras", spacing=(1.0, 1.0, 1.0), normalisation=(ChannelNormalisation(scheme="zscore"),)
+)
 
 
 def labels(count: int = 3, ignore: int | None = None) -> Labels:

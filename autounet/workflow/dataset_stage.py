@@ -23,7 +23,7 @@ from ..schema.dataset import CaseFacts, Dataset, Finding, Severity, Splits
 from ..schema.errors import DataError, OptionError, RecordError
 from ..schema.fingerprint import CheckResult, Fingerprint, RepairResult
 from ..schema.geometry import Geometry
-from ..schema.labels import Labels, counted_targets
+from ..schema.labels import Labels, Target, counted_targets
 from ..schema.names import printable
 from ..schema.options import DataOptions, RunOptions
 from ..schema.plan import PreprocessSpec
@@ -108,7 +108,10 @@ class DataRecords(NamedTuple):
 
 
 class KeptLabels:
-    """What coarser grids keep of a few cases' labels: mean Dice over targets and cases after the way there and back."""
+    """What coarser grids keep of a few cases' labels: mean Dice over targets and cases after the way there and back.
+
+    A background that a person has named, such as the membranes between cells, counts as well.
+    """
 
     def __init__(self, data: DataRecords, spec: PreprocessSpec) -> None:
         self.dataset, self.facts, self.spec = data.dataset, data.facts, spec
@@ -134,11 +137,17 @@ class KeptLabels:
         found = {}
         for case, (labels, geometry) in self._labels.items():
             kept = kept_labels(labels, geometry, self.spec, scale)
-            for target in counted_targets(self.dataset.labels):
+            for target in self._targets:
                 before, after = np.isin(labels, target.members), np.isin(kept, target.members)
                 if before.any():
                     found[case, target.name] = 2 * float((before & after).sum()) / float(before.sum() + after.sum())
         return found
+
+    @cached_property
+    def _targets(self) -> tuple[Target, ...]:
+        labels = self.dataset.labels
+        background = (Target(labels.classes[0].name, (0,), 0),) if labels.background_named else ()
+        return (*background, *counted_targets(labels))
 
     @cached_property
     def _labels(self) -> dict[str, tuple[np.ndarray, Geometry]]:

@@ -248,7 +248,9 @@ class PlanMaker:
             return self.with_options(options.model_copy(update=kept), compared)
 
         budget = self._time_budget(whole, name, share)
-        free = name in ("2d", "3d_fullres") and not (self.options.preset or self.starting)
+        # pictures are told by their texture, which labels do not show: on coarser grids DRIVE and ISBI lost
+        volumes = self.data.fingerprint.dimension == 3
+        free = volumes and name in ("2d", "3d_fullres") and not (self.options.preset or self.starting)
         kept = KeptLabels(self.data, whole.configurations[name].preprocess) if free else None
         fitted = fit_to_time(
             budget,
