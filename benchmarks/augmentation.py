@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from measuring import commit, machine, public_command, table, write_results
 
-from autounet.training.augment import Augmentation, Cut
+from autounet.training.augment import Augmentation, Excerpt
 from autounet.training.probe import labels_of_boxes
 from autounet.workers import keep_freed_memory
 
@@ -54,7 +54,7 @@ def seconds_of(augmentation: Augmentation, seed: int, channels: int) -> float:
     image = torch.randn(channels, *spatial.source_size, generator=torch.Generator().manual_seed(seed))
     labels = labels_of_boxes(spatial.source_size)
     began = time.thread_time()
-    augmentation.apply([Cut.of(spatial, image, labels)])
+    augmentation.apply([Excerpt.of(spatial, image, labels)])
     return time.thread_time() - began
 
 

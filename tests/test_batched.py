@@ -21,7 +21,7 @@ from autounet.schema.options import RunOptions
 from autounet.schema.run import FIXED_AUGMENTED_BY
 from autounet.time_budget.cost_model import SAMPLE_RATES
 from autounet.training import batched
-from autounet.training.augment import Augmentation, Cut, Spatial, affine_matrix, reached_size
+from autounet.training.augment import Augmentation, Excerpt, Spatial, affine_matrix, reached_size
 from autounet.training.batched import change_intensities, draw_changes
 from autounet.training.probe import quicker
 from autounet.training.samples import PackedReadings
@@ -88,7 +88,7 @@ def test_space_changes_as_by_batchgeneratorsv2(patch, angle, scale):
     angles, scales = (angle, -angle / 2, angle)[:axes], (scale,) * axes
     read = (*patch[: len(patch) - axes], *reached_size(ours.plane, angles, scales, 2))
     image, labels = smooth(read)
-    cut = Cut.of(Spatial(0, read, angles, scales), image, labels)
+    cut = Excerpt.of(Spatial(0, read, angles, scales), image, labels)
     expected, found = theirs._transform_space(cut), ours._placed(cut, ())
     in_two_steps = axes == 3 and angle != 0  # which is another linear interpolation: of waves 18 voxels long
     torch.testing.assert_close(found[0], expected[0], atol=0.03 if in_two_steps else 1e-4, rtol=0)
@@ -169,7 +169,7 @@ def test_as_many_samples_are_changed_as_by_batchgeneratorsv2(kind):
         augmentation = Augmentation(kind, patch, (), by=by)
         images = []
         for start in range(0, count, 100):
-            cuts = [Cut.of(Spatial(seed, patch), picture(2, *patch), torch.zeros(patch, dtype=torch.int16))
+            cuts = [Excerpt.of(Spatial(seed, patch), picture(2, *patch), torch.zeros(patch, dtype=torch.int16))
                     for seed in range(start, start + 100)]  # fmt: skip
             images.append(augmentation.apply(cuts).images)
         found[by] = torch.cat(images).flatten(2)

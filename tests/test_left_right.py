@@ -23,7 +23,7 @@ from autounet.schema.labels import LabelClass, Labels, Region
 from autounet.schema.options import PlannerOptions, TrainOptions
 from autounet.schema.plan import InferenceSpec, Swap, prediction_swap, swapped_classes, swapped_outputs
 from autounet.training import Horizon
-from autounet.training.augment import Augmentation, ClassSwap, Cut
+from autounet.training.augment import Augmentation, ClassSwap, Excerpt
 from autounet.training.sources import train_source
 
 SIDES = Labels(
@@ -124,7 +124,7 @@ def test_samples_are_mirrored_with_their_classes(seed, kind, staged, by):
     image = torch.randn(1, *patch, generator=generator)
     labels = torch.randint(-1, 4, patch, generator=generator).short()
     still = augmentation.draw(np.random.default_rng(seed))._replace(angles=None, scales=None, source_size=patch)
-    found = augmentation.apply([Cut.of(still, image, labels, *([labels.clamp(min=0)] if staged else []))])
+    found = augmentation.apply([Excerpt.of(still, image, labels, *([labels.clamp(min=0)] if staged else []))])
     exchanged = torch.tensor((*swap.classes, -1), dtype=torch.int16)
     possible = {}
     for axes in (chosen for count in range(4) for chosen in combinations(range(3), count)):
@@ -144,7 +144,7 @@ def test_what_a_previous_stage_hands_over_changes_places_too(monkeypatch, by):
     seen = set()
     for seed in range(8):
         still = augmentation.draw(np.random.default_rng(seed))._replace(angles=None, scales=None, source_size=(4, 5, 6))
-        found = augmentation.apply([Cut.of(still, torch.zeros(1, 4, 5, 6), labels, labels)])
+        found = augmentation.apply([Excerpt.of(still, torch.zeros(1, 4, 5, 6), labels, labels)])
         one_hot = torch.stack([found.labels[0] == index for index in (1, 2, 3)]).float()
         assert torch.equal(found.images[0, 1:], one_hot)
         seen.add(*found.swapped)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from training_cases import write_case
 
 from autounet.schema.errors import RecordError
-from autounet.training.augment import Augmentation, Cut, Spatial, reached_size, seeded
+from autounet.training.augment import Augmentation, Excerpt, Spatial, reached_size, seeded
 from autounet.training.cases import CaseStore, corner_limits
 from autounet.training.samples import BatchLoader, SampleSource
 
@@ -180,7 +180,7 @@ def test_reading_more_than_is_reached_changes_nothing(by):
     wide = spatial._replace(source_size=image.shape[1:])
 
     def moved(spatial, image, labels):
-        cut = Cut.of(spatial, image, labels)
+        cut = Excerpt.of(spatial, image, labels)
         return augmentation._placed(cut, ()) if by == "torch" else augmentation._transform_space(cut)
 
     large = moved(wide, image, labels)

@@ -62,7 +62,7 @@ class Spatial(NamedTuple):
         return self.angles is not None or self.bend is not None
 
 
-class Cut(NamedTuple):
+class Excerpt(NamedTuple):
     """What was read around one patch, before it is changed."""
 
     spatial: Spatial
@@ -74,11 +74,11 @@ class Cut(NamedTuple):
     """for each map the values that occur, but 0; empty where nothing is interpolated"""
 
     @classmethod
-    def of(cls, spatial: Spatial, image: Tensor, *maps: Tensor) -> Cut:
+    def of(cls, spatial: Spatial, image: Tensor, *maps: Tensor) -> Excerpt:
         """Of arrays in the memory of the CPU."""
         return cls(spatial, image, maps, tuple(map(_present, maps)) if spatial.moves else ())
 
-    def holding(self, image: Tensor, *maps: Tensor) -> Cut:
+    def holding(self, image: Tensor, *maps: Tensor) -> Excerpt:
         """The same with arrays from elsewhere."""
         return self._replace(image=image, maps=maps)
 
@@ -143,7 +143,7 @@ class Augmentation:
             reached = bend.source_size
         return Spatial(seed, (self.patch[0], *reached) if self.flat else reached, angles, scales, bend)
 
-    def apply(self, cuts: Sequence[Cut]) -> Augmented:
+    def apply(self, cuts: Sequence[Excerpt]) -> Augmented:
         """B samples rotated, scaled, changed in intensity and mirrored, on the device of the first one's image.
 
         A previous stage's labels are moved like the others and appended to the image one-hot. What was cut may be
@@ -154,7 +154,7 @@ class Augmentation:
                 return self._apply_together(cuts)
             return _stacked([self._apply_alone(cut) for cut in cuts])
 
-    def _apply_together(self, cuts: Sequence[Cut]) -> Augmented:
+    def _apply_together(self, cuts: Sequence[Excerpt]) -> Augmented:
         shape = (len(cuts[0].image), *self.patch)
         images = cuts[0].image.new_empty(len(cuts), *shape)
         maps = cuts[0].maps[0].new_empty(len(cuts), len(cuts[0].maps), *self.patch)
@@ -177,7 +177,7 @@ class Augmentation:
         ]
         return _stacked(with_previous)
 
-    def _placed(self, cut: Cut, mirrored: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _placed(self, cut: Excerpt, mirrored: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Image (C, *patch) and maps (M, *patch), moved and mirrored."""
         image, maps = cut.image, torch.stack(cut.maps)
         if cut.spatial.moves:
@@ -185,7 +185,7 @@ class Augmentation:
         axes = [axis + 1 for axis in mirrored]
         return (torch.flip(image, axes), torch.flip(maps, axes)) if axes else (image, maps)
 
-    def _apply_alone(self, cut: Cut) -> tuple[Tensor, Tensor, bool]:
+    def _apply_alone(self, cut: Excerpt) -> tuple[Tensor, Tensor, bool]:
         """Image (C + previous_classes, *patch), labels (*patch), and whether left and right have changed places."""
         spatial, image, maps = cut.spatial, cut.image, torch.stack(cut.maps)
         if self.kind == "none":
@@ -213,7 +213,7 @@ class Augmentation:
                 sample = transform(**sample)
         return sample["image"].contiguous(), sample["segmentation"][0].contiguous(), swapped
 
-    def _transform_space(self, cut: Cut) -> tuple[Tensor, Tensor]:
+    def _transform_space(self, cut: Excerpt) -> tuple[Tensor, Tensor]:
         """Image (C, *patch) and maps (M, *patch).
 
         Linear for the image and for each label's one-hot map; a voxel's label is the one with the largest share. Image

@@ -22,7 +22,7 @@ from ..store import open_prepared, write_prepared
 from ..time_budget.benchmark import median_seconds
 from ..time_budget.cost_model import RATE_PREFIX
 from ..workers import available_cores, keep_freed_memory
-from .augment import P_ROTATION, P_SCALING, Augmentation, Cut, Spatial
+from .augment import P_ROTATION, P_SCALING, Augmentation, Excerpt, Spatial
 from .samples import one_thread
 
 PATCHES = {"2d": (256, 256), "3d": (40, 40, 40)}
@@ -76,7 +76,7 @@ def _seconds_of(augmentation: Augmentation, spatial: Spatial) -> float:
     image = torch.from_numpy(generator.normal(size=(1, *spatial.source_size)).astype(np.float32))
     labels = labels_of_boxes(spatial.source_size)
     began = time.thread_time()
-    augmentation.apply([Cut.of(spatial, image, labels)])
+    augmentation.apply([Excerpt.of(spatial, image, labels)])
     return time.thread_time() - began
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..losses import Batch
 from ..schema.dataset import ChannelAvailability
 from ..workers import PROCESS_WIDE, without_main
-from .augment import Augmentation, Cut
+from .augment import Augmentation, Excerpt
 from .cases import CaseStore, ChannelDropout, TrainCase, corner_limits, drop_channels, middle, read_patch
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ NOTHING = torch.empty(0)
 class Reading(NamedTuple):
     """What a sample is made of: what was read of a case, and how it is changed."""
 
-    cut: Cut
+    cut: Excerpt
     case: str
     shown: ChannelAvailability | None
     """the channels that are shown; None: all"""
@@ -188,7 +188,7 @@ class SampleSource:
             if not self.sparse or (middle(maps[0], self.output or maps[0].shape) >= 0).any():
                 break
         channels = self.dropout.draw(generator, case.identifier, len(image))
-        return Reading(Cut.of(transform, *map(torch.from_numpy, (image, *maps))), case.identifier, channels)
+        return Reading(Excerpt.of(transform, *map(torch.from_numpy, (image, *maps))), case.identifier, channels)
 
     def _forced(self, index: int) -> bool:
         """The last samples of a batch show foreground for certain (nnU-Net's rule and rounding)."""

@@ -33,7 +33,7 @@ from ..tracking.run_tracking import RunTracker
 from ..workers import available_cores
 from .dataset_stage import DataRecords, read_data
 from .defaults import TrainingSchedule, check_options, loader_workers, parse_folds, promised_seconds, training_schedule
-from .executor import SequentialExecutor, SideBySideExecutor, lanes_of
+from .executor import Runner, SequentialExecutor, SideBySideExecutor, lanes_of
 from .fine_tuning import FineTuning, known_weights
 from .jobs import Job, JobGraph
 from .make_plan import PlanMaker
@@ -226,13 +226,16 @@ def _execute(
         forget_damaged([selection], folder.path, hashes)
         jobs.append(selection)
     hashes.save(folder.checked)
-    runner = JobRunner(allotment, tracker, deadline)
-    if lanes.count > 1:
-        where = f" on {', '.join(lanes.devices)}" if lanes.devices else ""
-        log.info("%d trainings side by side%s, with %d threads each", lanes.count, where, lanes.threads or 1)
-        SideBySideExecutor(runner, deadline.save, lanes).run(jobs)
-    else:
-        SequentialExecutor(runner, deadline.save).run(jobs)
+    _executor(JobRunner(allotment, tracker, deadline), deadline, lanes).run(jobs)
+
+
+def _executor(runner: Runner, deadline: Deadline, lanes: Lanes) -> SequentialExecutor:
+    """That of this process, or of several where trainings go on side by side."""
+    if lanes.count < 2:
+        return SequentialExecutor(runner, deadline.save)
+    where = f" on {', '.join(lanes.devices)}" if lanes.devices else ""
+    log.info("%d trainings side by side%s, with %d threads each", lanes.count, where, lanes.threads or 1)
+    return SideBySideExecutor(runner, deadline.save, lanes)
 
 
 def _lanes(maker: PlanMaker, schedule: TrainingSchedule, jobs: Sequence[Job]) -> Lanes:

@@ -147,7 +147,6 @@ def examine_case(task: CaseTask) -> CaseFacts:
     findings: list[Finding] = []
     image, geometry = _read_channels(task, findings)
     label = _read_labels(task, case.label, geometry, findings) if case.label else None
-    shared = label.shared.items() if label is not None else ()
     values = label.values if label is not None else None
     if image is None or geometry is None:
         return _facts_without_arrays(task, content, findings, geometry)
@@ -178,7 +177,7 @@ def examine_case(task: CaseTask) -> CaseFacts:
         value_counts=counts,
         label_colours=dict(label.colours) if label is not None else {},
         components=components,
-        shared=tuple(SharedVoxels(structures=tuple(sorted(names)), voxels=count) for names, count in shared),
+        shared=shared_voxels(label) if label is not None else (),
         pairs=pairs,
         channels=_in_place(task, channels, ChannelFacts()),
         samples=_in_place(task, samples, NO_SAMPLE),
@@ -235,6 +234,11 @@ def _read_channels(task: CaseTask, findings: list[Finding]) -> tuple[np.ndarray 
         findings.append(finding(case, "channel-mismatch", message, remedy))
         return None, geometry
     return image, geometry
+
+
+def shared_voxels(label: LabelContent) -> tuple[SharedVoxels, ...]:
+    """Where structures of a label meet."""
+    return tuple(SharedVoxels(structures=tuple(sorted(names)), voxels=count) for names, count in label.shared.items())
 
 
 def _read_labels(task: CaseTask, name: str, geometry: Geometry | None, findings: list[Finding]) -> LabelContent | None:
