@@ -30,7 +30,7 @@ def raises_at_one(number: int) -> int:
     return number
 
 
-def device_of_job(tell: Callable[[object], None], name: str, values: dict[str, str]) -> None:
+def device_of_job(tell: Callable[[object], None], name: str, values: dict[str, str], called: float) -> None:
     """Ends only once three have said where they are."""
     with open(Path(values["folder"]) / "devices", "a") as file:
         file.write(values["device"] + "\n")
@@ -53,7 +53,7 @@ def second_raises(marker: str, device: str) -> NoReturn:
     raise AssertionError
 
 
-def job(tell: Callable[[object], None], name: str, values: dict[str, str]) -> str:
+def job(tell: Callable[[object], None], name: str, values: dict[str, str], called: float) -> str:
     """What a process does for a job with the values `folder` and `doing`."""
     folder, doing = Path(values["folder"]), values["doing"]
     with open(folder / "began", "a") as file:

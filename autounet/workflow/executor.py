@@ -193,7 +193,7 @@ class SideBySideExecutor(SequentialExecutor):
         worker = self.idle.pop() if self.idle else WorkerProcess("jobs", self.lanes.threads or 1)
         running = self.busy[worker] = Running(job, self.begins(job), self.devices.pop(0))
         values = on_device(self.runner.begin(job), running.device, self.lanes.count)
-        worker.call(self.do, name=job.function, values=values)
+        worker.call(self.do, name=job.function, values=values, called=time.monotonic())
 
     def _hear(self, worker: WorkerProcess, answer: Answer) -> None:
         running = self.busy[worker]
@@ -271,10 +271,11 @@ def _named(raised: Raised, job: Job) -> Exception:
     return raised.error
 
 
-def do_job(tell: Tell, name: str, values: dict[str, Any]) -> object:
+def do_job(tell: Tell, name: str, values: dict[str, Any], called: float) -> object:
     """A job in a process of its own, which tells how far it is and the lines of a training's log.
 
-    Asked to end, it raises Cancelled at the next step or case.
+    `called` is when, by the clock of all processes of the machine: starting a process and loading what it needs takes
+    from the time of a training. Asked to end, it raises Cancelled at the next step or case.
     """
     from .stages import FUNCTIONS
 
@@ -282,5 +283,7 @@ def do_job(tell: Tell, name: str, values: dict[str, Any]) -> object:
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     if name == "train":
         values = {**values, "on_log": tell}
+        if values["seconds"] is not None:
+            values["seconds"] = max(1.0, values["seconds"] - (time.monotonic() - called))
     with watched(Watcher(on_progress=tell, cancel=asked.is_set, lines=False, interval=TOLD_SECONDS)):
         return FUNCTIONS[name](**values)
