@@ -32,34 +32,30 @@ CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 FEW_VOXELS = 1024
 """below which, and in bf16 with channels that are no multiple of `VECTOR`, torch's group norm goes through a
-channels-last image value by value, and batch norm of each sample is quicker. On a core, bf16: (2, 128, 5, 10, 10) 0.11
-ms instead of 3.6, (2, 8, 10, 128, 112) 2.8 instead of 18, (2, 24, 16, 32, 32) 0.7 instead of 1.2; but (2, 16, 24, 36,
-24) 0.53 instead of 0.36, (2, 64, 10, 20, 20) 0.40 instead of 0.22"""
+channels-last image value by value, and batch norm of each sample is quicker: benchmarks/norms.py"""
 VECTOR = 16
 """channels of bf16 that it takes at once"""
 
 
-def _instance_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The norm on a CPU, and mean and reciprocal deviation of each sample and channel (B, C)."""
-    batch, channels = x.shape[:2]
+def is_slow(x: Tensor) -> bool:
+    """Whether group norm of an image on a CPU is slower than `by_batch_norm`."""
     voxels = x[0, 0].numel()
-    slow = voxels < FEW_VOXELS or (x.dtype == torch.bfloat16 and channels % VECTOR)
-    if not (slow and voxels > 1 and x.is_contiguous(memory_format=CHANNELS_LAST[x.ndim - 2])):
-        return torch.native_group_norm(x, weight, bias, batch, channels, voxels, channels, eps)
-    y, (mean, spread) = torch.empty_like(x), weight.new_empty((2, batch, channels)).unbind()
-    for index in range(batch):
+    slow = voxels < FEW_VOXELS or (x.dtype == torch.bfloat16 and x.shape[1] % VECTOR != 0)
+    return slow and voxels > 1 and x.is_contiguous(memory_format=CHANNELS_LAST[x.ndim - 2])
+
+
+def by_group_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Instance norm, and mean and reciprocal deviation of each sample and channel (B, C)."""
+    batch, channels = x.shape[:2]
+    return torch.native_group_norm(x, weight, bias, batch, channels, x[0, 0].numel(), channels, eps)
+
+
+def by_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, of two voxels or more."""
+    y, (mean, spread) = torch.empty_like(x), weight.new_empty((2, *x.shape[:2])).unbind()
+    for one, result, average, deviation in zip(x.split(1), y.split(1), mean, spread, strict=True):
         torch.ops.aten.native_batch_norm.out(
-            x[index : index + 1],
-            weight,
-            bias,
-            None,
-            None,
-            True,
-            0.0,
-            eps,
-            out=y[index : index + 1],
-            save_mean=mean[index],
-            save_invstd=spread[index],
+            one, weight, bias, None, None, True, 0.0, eps, out=result, save_mean=average, save_invstd=deviation
         )
     return y, mean, spread
 
@@ -73,7 +69,7 @@ class _NormActivation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, slope: float, eps: float) -> Tensor:
-        y, mean, rstd = _instance_norm(x, weight, bias, eps)
+        y, mean, rstd = (by_batch_norm if is_slow(x) else by_group_norm)(x, weight, bias, eps)
         activation = None
         if slope != 1:
             activation = functional.leaky_relu_(y, slope)
@@ -133,7 +129,7 @@ class InstanceNorm(nn.Module):
         if torch.compiler.is_compiling():  # a program that is exported must not depend on the size of one image
             y = torch.group_norm(x, x.shape[1], self.weight, self.bias, self.eps)
         else:
-            y = _instance_norm(x, self.weight, self.bias, self.eps)[0]
+            y = (by_batch_norm if is_slow(x) else by_group_norm)(x, self.weight, self.bias, self.eps)[0]
         return y if self.slope == 1 else functional.leaky_relu_(y, self.slope)
 
 

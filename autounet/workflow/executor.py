@@ -144,9 +144,10 @@ class SideBySideExecutor(SequentialExecutor):
         self.do = do or do_job
         self.runner, self.count, self.lanes = runner, lanes.count, lanes
         self.devices: list[str | None] = list(lanes.devices or [None] * lanes.count)
-        """that are free"""
+        """that no process has"""
         self.busy: dict[WorkerProcess, Running] = {}
-        self.idle: list[WorkerProcess] = []
+        self.idle: list[tuple[WorkerProcess, str | None]] = []
+        """with the device of each, which it keeps: a GPU's memory stays with the process that used it"""
         self.done: set[str] = set()
         self.to_do: set[str] = set()
         """that were looked at and are not done, of those that wait"""
@@ -168,7 +169,8 @@ class SideBySideExecutor(SequentialExecutor):
             raise
         finally:
             self.shown.close()
-            for worker in [*self.idle, *self.busy]:
+            self._dismiss()
+            for worker in self.busy:
                 worker.end(WAIT_SECONDS)
 
     def _begin(self) -> None:
@@ -182,6 +184,7 @@ class SideBySideExecutor(SequentialExecutor):
             elif beside and len(self.busy) < self.count:
                 self._start(job)
             elif not beside and not self.busy:
+                self._dismiss()
                 self.here(job)
                 self.done.add(job.name)
             else:
@@ -189,10 +192,20 @@ class SideBySideExecutor(SequentialExecutor):
                 continue
             self.waiting.remove(job)
 
+    def _dismiss(self) -> None:
+        """Processes without a job hold memory that others may need."""
+        while self.idle:
+            worker, device = self.idle.pop()
+            worker.end(0)
+            self.devices.append(device)
+
     def _start(self, job: Job) -> None:
-        worker = self.idle.pop() if self.idle else WorkerProcess("jobs", self.lanes.threads or 1)
-        running = self.busy[worker] = Running(job, self.begins(job), self.devices.pop(0))
-        values = on_device(self.runner.begin(job), running.device, self.lanes.count)
+        if self.idle:
+            worker, device = self.idle.pop()
+        else:
+            worker, device = WorkerProcess("jobs", self.lanes.threads or 1), self.devices.pop(0)
+        self.busy[worker] = Running(job, self.begins(job), device)
+        values = on_device(self.runner.begin(job), device, self.lanes.count)
         worker.call(self.do, name=job.function, values=values, called=time.monotonic())
 
     def _hear(self, worker: WorkerProcess, answer: Answer) -> None:
@@ -201,16 +214,16 @@ class SideBySideExecutor(SequentialExecutor):
             self._told(running, answer.content)
             return
         del self.busy[worker]
-        self.devices.insert(0, running.device)
         for task in running.tasks:
             self.shown.ended(task)
         if isinstance(answer, Returned):
-            self.idle.append(worker)
+            self.idle.append((worker, running.device))
             self.runner.ended(running.job, answer.value, time.monotonic() - running.began)
             self.finished(running.job, running.began)
             self.done.add(running.job.name)
             return
         worker.end(0)
+        self.devices.append(running.device)
         if isinstance(answer, Lost):
             self._lose(running.job, answer.status)
         else:
@@ -247,7 +260,7 @@ class SideBySideExecutor(SequentialExecutor):
                 if isinstance(answer, Told):
                     continue
                 running = self.busy.pop(worker)
-                self.idle.append(worker)
+                self.idle.append((worker, running.device))
                 if isinstance(answer, Returned):
                     self.finished(running.job, running.began)
 
