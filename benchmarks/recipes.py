@@ -5,7 +5,9 @@
 
 A variant is NAME: and a comma-separated list of `configuration`, `width`, `batch`, `patch` (voxels at most), `grid`
 (times the finest axis of the target spacing), `mirror` (true: samples are) and fields of TrainOptions; what it does not
-name is as in the short recipe of a run, with light augmentation. A loss may be written as a sum, `loss=dice+0.3*ce`.
+name is as in the short recipe of a run, with light augmentation. A loss may be written as a sum, `loss=dice+0.3*ce`;
+`optimiser=muon` is torch's Muon for kernels of convolutions and AdamW for the rest, `schedule=warmup_linear` falls
+evenly to 0.
 The data are prepared once for each set; a variant trains fold 0 for the given seconds and segments validation cases.
 Seconds are those of a processor, on one thread: what else the machine does changes little. Every training is a line of
 WORK/results.jsonl, and is not repeated; several of these commands may share WORK. `--table` prints what is there:
@@ -78,6 +80,58 @@ def register_loss(text: str) -> None:
         return Sum(dice, LOSSES["ce"](setting), overlap, weights["ce"], balance)
 
     LOSSES[text] = make
+
+
+def register_schedule() -> None:
+    """A linear rise and fall, and its highest point."""
+    from autounet.training import schedule
+
+    rise = schedule.WARMUP
+    schedule.SCHEDULES["warmup_linear"] = lambda done: done / rise if done < rise else (1 - done) / (1 - rise)
+    schedule.RISING["warmup_linear"] = rise
+
+
+def register_muon() -> None:
+    """In place of AdamW: kernels as matrices, a row for each output channel, by Muon, which lends AdamW's rate."""
+    import torch
+
+    from autounet.training import state
+
+    class KernelMuon(torch.optim.Optimizer):
+        def __init__(self, parameters: list, rate: float, decay: float) -> None:
+            kernels = [each for each in parameters if each.ndim > 3 and min(each.shape[:2]) > 1]
+            known = {id(each) for each in kernels}
+            rest = [each for each in parameters if id(each) not in known]
+            self.pairs = [(kernel, torch.nn.Parameter(self.matrix(kernel.detach()))) for kernel in kernels]
+            matrices = [matrix for _, matrix in self.pairs]
+            self.parts = (
+                torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+                torch.optim.AdamW(rest, lr=rate, weight_decay=decay, fused=True),
+            )
+            super().__init__(parameters, {"lr": rate})
+            self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+        @staticmethod
+        def matrix(kernel: Any) -> Any:
+            """A view: `view` raises where the memory does not allow one."""
+            last = kernel.movedim(1, -1)
+            return (last if last.is_contiguous() else kernel).view(len(kernel), -1)
+
+        def step(self) -> None:
+            for kernel, matrix in self.pairs:
+                layout = kernel.grad.movedim(1, -1) if kernel.movedim(1, -1).is_contiguous() else kernel.grad
+                matrix.grad = layout.reshape(len(kernel), -1)
+            for part in self.parts:
+                part.step()
+
+    plain = state.build_optimiser
+
+    def build(options: Any, parameters: Any) -> Any:
+        if options.optimiser != "muon":
+            return plain(options, parameters)
+        return KernelMuon(list(parameters), options.learning_rate, options.weight_decay)
+
+    state.build_optimiser = build
 
 
 def parse_variant(text: str) -> tuple[str, dict[str, Any]]:
@@ -176,6 +230,9 @@ def train_variant(outcome: Any, folder: Path, values: dict[str, Any], seconds: f
     ).model_copy(update={**values, "seed": seed})
     place = FoldFolder(folder / "variants" / f"{os.getpid()}_{time.monotonic_ns()}")
     torch.set_num_threads(1)
+    register_schedule()
+    if options.optimiser == "muon":
+        register_muon()
     loop.time = ProcessorClock
     record = train_fold(*fold_training(run, name, planned, options, place.path, Horizon(seconds=seconds)))
     dataset = Dataset.load(run.dataset)

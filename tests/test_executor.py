@@ -25,7 +25,7 @@ import autounet
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.ops.device import devices_like
 from autounet.progress import Progress, Watcher, side_by_side_line, watched
-from autounet.schema.errors import OptionError, WorkerLost
+from autounet.schema.errors import OptionError, UsageError, WorkerLost
 from autounet.schema.run import EpochLog, RunRecord
 from autounet.store.weights import load_weights
 from autounet.time_budget.deadline import MOST_LANES, Lanes
@@ -262,6 +262,18 @@ def test_gpus_that_are_alike_train_side_by_side(monkeypatch: pytest.MonkeyPatch)
             devices_like(wanted.split(",")[0], wanted)
     with pytest.raises(OptionError, match="--device cuda:7 is not here"):
         devices_like("cuda:0", "cuda:0,cuda:7")
+
+
+def test_several_devices_may_be_asked_of_a_run_and_are_looked_for(tmp_path: Path) -> None:
+    data = make_demo_dataset(tmp_path / "data", cases=2)
+    for wanted in ("cuda:98,cuda:99", "cuda:98, cuda:99", "cpu,cuda:99"):
+        with pytest.raises(OptionError, match="is not here; there is cpu"):
+            autounet.plan(data, tmp_path / "out", device=wanted)
+    with pytest.raises(OptionError, match="different GPUs"):
+        autounet.plan(data, tmp_path / "out", device="cpu,cpu")
+    for wanted in ("cpu,", "cuda:x", "tpu,cpu"):
+        with pytest.raises(UsageError, match="--device"):
+            autounet.plan(data, tmp_path / "out", device=wanted)
 
 
 def test_a_line_says_once_what_tasks_begin_with_alike() -> None:

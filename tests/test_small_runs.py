@@ -1,6 +1,7 @@
 """Short runs in this process: 2-D images, two configurations and their ensemble, all cases at once."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,9 +20,13 @@ from autounet.schema.run import RunRecord
 from autounet.schema.selection import Selection
 from autounet.store.prepared import read_scores
 from autounet.store.run_folder import RunFolder
+from autounet.time_budget import shape
 from autounet.time_budget.deadline import Clock
+from autounet.time_budget.expected_error import EASY, HARD
+from autounet.workflow import plan_stage
 from autounet.workflow.cache import keep_result
 from autounet.workflow.pipeline import run_pipeline
+from autounet.workflow.plan_stage import PlanFile
 
 
 def options(**changes):
@@ -274,3 +279,43 @@ def test_new_names_reach_the_metrics_and_train_nothing_again(volumes, trained):
     metrics = Metrics.load(trained / "metrics.json")
     assert set(metrics.per_class) == {"spleen", "gland"}
     assert metrics.per_class["spleen"].dice is not None
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """A plan whose grid depends on how hard the data are to learn."""
+    folder = tmp_path_factory.mktemp("planned")
+    data = make_demo_dataset(folder / "data", cases=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shape, "_possible_grids", lambda first, kept: (1.0, 2.0))
+        return folder / "out", run_pipeline(data, folder / "out", options(seconds=400.0), until="plan")
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"),
+    [({"seconds": 200.0}, 0.02), ({"options": options(seconds=400.0, iterations=50)}, 0.02), ({}, 1e-9)],
+)
+def test_no_trial_is_made_in_short_runs_for_given_steps_and_where_it_takes_too_long(
+    planned, monkeypatch, changes, share
+):
+    out, outcome = planned
+    monkeypatch.setattr(plan_stage, "TRIAL_PREPARATION", share)
+    assert outcome.plan.undecided == (1.0, 2.0)
+    maker = replace(outcome.maker, **changes)
+    assert plan_stage.tried(RunFolder(out), maker, PlanFile(RunFolder(out)), outcome.plan)[1] is outcome.plan
+
+
+def test_a_trial_on_the_data_decides_on_the_grid_once(planned, monkeypatch):
+    monkeypatch.setattr(plan_stage, "TRIAL_SHARE", 0.02)
+    out, outcome = planned
+    folder, file = RunFolder(out), PlanFile(RunFolder(out))
+    maker, plan = plan_stage.tried(folder, outcome.maker, file, outcome.plan)
+    assert EASY <= plan.learning <= HARD
+    assert maker.learning == plan.learning
+    told = [reason.text for reason in plan.reasons if "a trial of 8 s on 6 cases had a mean Dice of" in reason.text]
+    assert len(told) == 1
+    assert plan == Plan.load(folder.plan)
+    assert not file.is_edited(plan)
+    assert not folder.learning_trial.exists()
+    assert not list(out.glob("models/*/fold_*"))
+    assert plan_stage.tried(folder, outcome.maker, file, plan)[1] is plan

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_planning import make_fingerprint
 from test_records import configuration
@@ -20,9 +20,13 @@ from autounet.store.run_folder import RunFolder
 from autounet.time_budget.cost_model import LinearTime, NetworkSpeed, Timing, case_seconds
 from autounet.time_budget.cost_model import timing_of as timing_by
 from autounet.time_budget.expected_error import (
+    EASY,
+    HARD,
+    LEARNING,
     SLICE_STEPS,
     VOLUME_STEPS,
     learning_error,
+    learning_factor,
     may_prefer_slices,
     slices_instead,
 )
@@ -32,6 +36,8 @@ from autounet.time_budget.shape import (
     WIDER_STEPS,
     WIDTHS,
     TimeBudget,
+    TimedConfiguration,
+    _best_grid,
     fit_to_time,
 )
 from autounet.workflow.dataset_stage import KeptLabels, read_data, telling_cases
@@ -172,9 +178,9 @@ def configure_on_grid(options):
     return base.model_copy(update={"preprocess": base.preprocess.model_copy(update={"spacing": spacing})})
 
 
-def fitted(seconds, lost):
+def fitted(seconds, lost, learning=LEARNING):
     """`lost`: what a grid of twice the spacing takes from the Dice of labels."""
-    budget = TimeBudget(seconds, 1, 4)
+    budget = TimeBudget(seconds, 1, 4, learning=learning)
     return fit_to_time(
         budget, PlannerOptions(), configure_on_grid, timing_of(1.0), lambda scale: 1 - lost * (scale - 1)
     )
@@ -194,6 +200,34 @@ def test_a_coarser_grid_is_chosen_where_it_pays_and_said():
     assert fitted(200, 0.9).options.spacing_scale == 1
     assert fitted(1e6, 0.02).options.spacing_scale == 1
     assert shape(200, folds=1).options.spacing_scale == 1
+
+
+@given(seconds=st.floats(100, 1e5), lost=st.floats(0, 0.3), learning=st.floats(EASY, HARD))
+def test_data_that_are_harder_to_learn_never_ask_for_a_finer_grid(seconds, lost, learning):
+    easy, chosen, hard = (fitted(seconds, lost, each) for each in (EASY, learning, HARD))
+    scales = [each.options.spacing_scale for each in (easy, chosen, hard)]
+    assert scales == sorted(scales)
+    possible = {_best_scale(seconds, lost, factor) for factor in (EASY, HARD)}
+    assert chosen.grids == (tuple(sorted(possible)) if len(possible) > 1 else ())
+
+
+def _best_scale(seconds, lost, learning):
+    """Before it is measured."""
+    budget, options = TimeBudget(seconds, 1, 4, learning=learning), PlannerOptions(base_features=min(WIDTHS))
+    first = TimedConfiguration(budget, options, each := configure_on_grid(options), timing_of(1.0)(each))
+    return _best_grid(first, lambda scale: 1 - lost * (scale - 1))
+
+
+@given(
+    factor=st.floats(EASY, HARD), steps=st.floats(50, 1e5), coverage=st.floats(0.05, 1), kept=st.floats(0.7, 1),
+    width=st.sampled_from([8, 16, 24, 32]),
+)  # fmt: skip
+def test_a_training_shows_the_factor_that_its_error_came_from(factor, steps, coverage, kept, width):
+    unlearnt = learning_error(steps, coverage, width, factor)
+    assume(unlearnt < 1)
+    error = math.hypot(1 - kept, unlearnt)
+    shown = learning_factor(1 - error, kept, steps, coverage, width)
+    assert shown == pytest.approx(factor) if unlearnt >= error / 2 else shown >= factor
 
 
 @given(

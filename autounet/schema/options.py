@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, TypedDict, get_args
 
 from pydantic import Field, PositiveFloat, model_validator
@@ -331,7 +332,7 @@ def _require_metrics(given: object) -> None:
         chosen_metrics(given)
 
 
-_RUN_RULES = {
+_RUN_RULES: dict[str, Callable[[object], None]] = {
     "metrics": _require_metrics,
     "configurations": _require_configurations,
     "family": _one_of("--family", FAMILY_NAMES),
@@ -339,5 +340,5 @@ _RUN_RULES = {
     "preset": _one_of("--preset", get_args(Preset)),
     "track": _one_of("--track", get_args(Track)),
     "folds": _require_folds,
-    "device": require_device,
+    "device": partial(require_device, several=True),
 }

@@ -262,6 +262,10 @@ class Plan(Record):
     """what changed a configuration after it was planned, by its name; also in the records of its folds"""
     chosen: tuple[str, ...] = ()
     """what is trained where the time is limited and no configuration is named; empty: 3d_fullres, or else the first"""
+    learning: float | None = Field(default=None, gt=0)
+    """how hard the data set is to learn, as a trial on it has shown; None: as it is on average of others"""
+    undecided: tuple[float, ...] = ()
+    """scales of the grid between which such a trial would decide"""
     fingerprint: str
     """digest of the fingerprint the plan was made from"""
 

@@ -110,7 +110,7 @@ class CascadeLabelsFolder:
 OWN_NAMES = (
     "options.json", "device.json", "dataset.json", "splits.json", "fingerprint.json", "findings.json", "facts",
     "hashes.json", "checked.json", "plan.json", "plan.key", "clock.json", "prepared", "models", "crossval",
-    "selection.json", "metrics.json", "model", "report.html", "run.log",
+    "selection.json", "metrics.json", "model", "report.html", "run.log", "trial",
 )  # fmt: skip
 """what a run writes into its output folder, tracking and hidden files aside"""
 
@@ -256,6 +256,11 @@ class RunFolder:
 
     def any_prepared_done(self) -> Iterator[Path]:
         return (self.path / "prepared").glob("*.done.json")
+
+    @property
+    def learning_trial(self) -> Path:
+        """Folder of a short run of a few cases, while it goes on."""
+        return self.path / "trial"
 
     def models(self, name: str) -> Path:
         """Folder of one configuration's trainings."""

@@ -16,7 +16,7 @@ from ..schema.options import MIRRORED_STEPS, PlannerOptions
 from ..schema.plan import Configuration, Limits
 from ..schema.quantities import format_time
 from .cost_model import Timing, case_seconds
-from .expected_error import learning_error
+from .expected_error import EASY, HARD, LEARNING, learning_error
 from .run_length import FOLD_OVERHEAD_SECONDS
 
 WIDTHS = (32, 24, 16, 8)
@@ -54,6 +54,14 @@ class TimeFittedPlan:
     reasons: tuple[str, ...]
     limits: Limits = field(default_factory=Limits)
     """where the time decided; None elsewhere"""
+    grids: tuple[float, ...] = ()
+    """scales of the grid between which it depends on the data set's own factor of `learning_error`; none: on nothing"""
+
+
+def coverage(configuration: Configuration) -> float:
+    """Share of the median image that a patch shows."""
+    image = math.prod(configuration.median_shape[-configuration.network.dims :])
+    return math.prod(configuration.patch_size) / image
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,8 @@ class TimeBudget:
     """most steps of a fold, by --epochs or --iterations"""
     fingerprint: Fingerprint | None = None
     """of the cases to be validated; None: all are of median size"""
+    learning: float = LEARNING
+    """factor of `learning_error`"""
 
     def limited(self, steps: int) -> int:
         return min(steps, self.step_limit or steps)
@@ -119,9 +129,8 @@ class TimedConfiguration:
 
         Borders that the grid blurs and borders that were not learnt are taken to be independent.
         """
-        image = math.prod(self.configuration.median_shape[-self.configuration.network.dims :])
-        coverage = math.prod(self.configuration.patch_size) / image
-        return math.hypot(1 - self.kept, learning_error(self.steps, coverage, self.width))
+        unlearnt = learning_error(self.steps, coverage(self.configuration), self.width, self.budget.learning)
+        return math.hypot(1 - self.kept, unlearnt)
 
     @property
     def width(self) -> int:
@@ -144,7 +153,7 @@ class TimedConfiguration:
                 break
             shown /= 2
         steps = self._steps(shown / patch, coarse / image)
-        return math.hypot(1 - kept, learning_error(steps, shown / coarse, self.width))
+        return math.hypot(1 - kept, learning_error(steps, shown / coarse, self.width, self.budget.learning))
 
 
 Configure = Callable[[PlannerOptions], Configuration]
@@ -180,10 +189,13 @@ def fit_to_time(
 
     given = options.base_features
     grid_reasons: tuple[str, ...] = ()
+    grids: tuple[float, ...] = ()
     if options.preset:
         best = attempt()
     else:
         first = attempt(base_features=given or min(WIDTHS))
+        if kept:
+            grids = _possible_grids(first, kept)
         best, grid_reasons = _coarser(attempt, first, kept) if kept else (first, ())
         best = _smaller_patch(attempt, best if given else _wider(attempt, best))
         if best.options.mirror_samples and best.steps < mirrored_steps:
@@ -201,7 +213,7 @@ def fit_to_time(
         width="time" if not (options.preset or given) and width < max(WIDTHS) else None,
     )
     reasons = (*grid_reasons, _fitted_reason(best, batch, steps, given), *inference_reasons)
-    return TimeFittedPlan(chosen, steps, best.timing.step(batch), best.validation, reasons, limits)
+    return TimeFittedPlan(chosen, steps, best.timing.step(batch), best.validation, reasons, limits, grids)
 
 
 def _fitted_reason(best: TimedConfiguration, batch: int, steps: int, given: int | None) -> str:
@@ -215,15 +227,28 @@ def _fitted_reason(best: TimedConfiguration, batch: int, steps: int, given: int 
     )
 
 
-def _coarser(attempt: Attempt, first: TimedConfiguration, kept: Kept) -> tuple[TimedConfiguration, tuple[str, ...]]:
-    """On the finest grid with nearly the least expected error, and why."""
+def _best_grid(first: TimedConfiguration, kept: Kept) -> float:
+    """Scale of the finest grid with nearly the least expected error."""
     errors = {1.0: first.error_on(1.0, 1.0)}
     for scale in SCALES:
         detail = kept(scale)
         if 1 - detail >= min(errors.values()):
             break  # coarser grids keep less still
         errors[scale] = first.error_on(scale, detail)
-    chosen = next(scale for scale, error in errors.items() if GRID_GAIN * error <= min(errors.values()))
+    return next(scale for scale, error in errors.items() if GRID_GAIN * error <= min(errors.values()))
+
+
+def _possible_grids(first: TimedConfiguration, kept: Kept) -> tuple[float, ...]:
+    """Scales of the grid for data sets that are learnt easily and hard; none where they are the same."""
+    scales = {
+        _best_grid(replace(first, budget=replace(first.budget, learning=factor)), kept) for factor in (EASY, HARD)
+    }
+    return tuple(sorted(scales)) if len(scales) > 1 else ()
+
+
+def _coarser(attempt: Attempt, first: TimedConfiguration, kept: Kept) -> tuple[TimedConfiguration, tuple[str, ...]]:
+    """On the finest grid with nearly the least expected error, and why."""
+    chosen = _best_grid(first, kept)
     if chosen == 1:
         return first, ()
     best = attempt(first, spacing_scale=chosen)

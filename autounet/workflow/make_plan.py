@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from ..memory_model import TrainingMemory, training_memory
 from ..planning import plan as make_plan
@@ -19,7 +20,7 @@ from ..schema.quantities import format_size
 from ..schema.run import DeviceProfile
 from ..time_budget.cost_model import Timing
 from ..time_budget.deadline import Deadline
-from ..time_budget.expected_error import may_prefer_slices, slices_instead
+from ..time_budget.expected_error import LEARNING, may_prefer_slices, slices_instead
 from ..time_budget.run_length import closing_seconds, preprocessing_seconds, work_of
 from ..time_budget.shape import TimeBudget, fit_to_time
 from .dataset_stage import DataRecords, KeptLabels
@@ -40,10 +41,23 @@ from .trial_steps import corrected, prediction_memory
 
 log = logging.getLogger(__name__)
 
+TRIAL = "trial"
+"""in place of a configuration's name"""
 MOST_EXCESS = 1.5
 """factor at which a plan whose full trace still exceeds the budget is left to the trial steps"""
 SCALING_ERROR = 1.004
 """memory that is scaled from two traces is within this factor of a full trace, but for networks with large kernels"""
+
+
+class Fitted(NamedTuple):
+    """One configuration as it fits its time."""
+
+    configuration: Configuration
+    reasons: list[Reason]
+    grids: tuple[float, ...]
+    """scales between which a trial on the data would decide"""
+    kept: float
+    """Dice that labels keep on its grid"""
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,10 @@ class PlanMaker:
     """factor of predictions, raised where a full trace of a plan exceeded its budget"""
     starting: StartingModel | None = None
     """whose networks are transferred"""
+    learning: float | None = None
+    """how hard the data set is to learn, by a trial on it: a factor of `expected_error.learning_error`"""
+    known_timings: dict[str, Timing] = field(default_factory=dict, compare=False)
+    """by what was timed, whatever its batch: one plan is often made several times"""
 
     @classmethod
     def of(
@@ -81,7 +99,8 @@ class PlanMaker:
         return cls(options, data, profile, deadline, workers, seconds, memory, starting=starting)
 
     def with_profile(self, profile: DeviceProfile) -> PlanMaker:
-        return PlanMaker.of(self.options, self.data, profile, self.deadline, self.workers, self.seconds)
+        other = PlanMaker.of(self.options, self.data, profile, self.deadline, self.workers, self.seconds)
+        return replace(other, learning=self.learning)
 
     @property
     def asked_bytes(self) -> int:
@@ -183,13 +202,20 @@ class PlanMaker:
         if self.seconds is None:
             return whole
         fitted, choice = self._chosen(whole)
-        configurations = {**whole.configurations, **{name: each for name, (each, _) in fitted.items()}}
         reasons = [reason for reason in whole.reasons if reason.configuration not in fitted]
-        reasons += [*choice, *(reason for _, reasons in fitted.values() for reason in reasons)]
-        changes = {"configurations": configurations, "reasons": tuple(reasons), "chosen": tuple(fitted)}
+        reasons += [*choice, *(reason for each in fitted.values() for reason in each.reasons)]
+        changes = {
+            "configurations": {
+                **whole.configurations, **{name: each.configuration for name, each in fitted.items()}
+            },
+            "reasons": tuple(reasons),
+            "chosen": tuple(fitted),
+            "learning": self.learning,
+            "undecided": next(iter(fitted.values())).grids if len(fitted) == 1 and self.learning is None else (),
+        }  # fmt: skip
         return whole.model_copy(update=changes)
 
-    def _chosen(self, whole: Plan) -> tuple[dict[str, tuple[Configuration, list[Reason]]], list[Reason]]:
+    def _chosen(self, whole: Plan) -> tuple[dict[str, Fitted], list[Reason]]:
         """What is trained in the promised time, fitted to it, and why it is not the main configuration.
 
         Raises DeadlineError where nothing fits.
@@ -197,14 +223,28 @@ class PlanMaker:
         names = trained_names(whole, self.options, limited=True)
         free = not (self.options.preset or self.starting or requested_configurations(self.options))
         if not free or names != ("3d_fullres",) or "2d" not in whole.configurations:
-            return {name: self._fitted(whole, name, 1 / len(names)) for name in names}, []
-        volumes, volume_reasons = self._fitted(whole, "3d_fullres", 1.0)
+            return {
+                name: self._fitted(whole, name, self._time_budget(whole, name, 1 / len(names))) for name in names
+            }, []
+        volumes = self._fitted(whole, "3d_fullres", self._time_budget(whole, "3d_fullres", 1.0))
         planned = whole.configurations["3d_fullres"]
-        if may_prefer_slices(planned, volumes):
-            slices, slice_reasons = self._fitted(whole, "2d", 1.0)
-            if why := slices_instead(planned, volumes, slices):
-                return {"2d": (slices, slice_reasons)}, [Reason(configuration="2d", topic="time", text=why)]
-        return {"3d_fullres": (volumes, volume_reasons)}, []
+        if may_prefer_slices(planned, volumes.configuration):
+            slices = self._fitted(whole, "2d", self._time_budget(whole, "2d", 1.0))
+            if why := slices_instead(planned, volumes.configuration, slices.configuration):
+                return {"2d": slices}, [Reason(configuration="2d", topic="time", text=why)]
+        return {"3d_fullres": volumes}, []
+
+    def for_trial(self, name: str, seconds: float) -> tuple[Plan, float]:
+        """A plan of `TRIAL` for one training of so many seconds that is not validated, and the Dice that labels keep.
+
+        The networks are those of the configuration `name`. Raises DeadlineError.
+        """
+        whole = self.with_options(planner_options(self.options, self.profile))
+        budget = TimeBudget(seconds=seconds, folds=1, cases_per_fold=0.0, fingerprint=self.data.fingerprint)
+        fitted = self._fitted(whole, name, budget)
+        return whole.model_copy(
+            update={"configurations": {TRIAL: fitted.configuration}, "chosen": (TRIAL,)}
+        ), fitted.kept
 
     def smaller(self, plan: Plan, error: BudgetExceeded) -> tuple[Plan, DeviceProfile]:
         """The configuration that needed too much memory planned again, and the profile it is planned by.
@@ -235,8 +275,8 @@ class PlanMaker:
         }
         return plan.model_copy(update=changes), profile
 
-    def _fitted(self, whole: Plan, name: str, share: float) -> tuple[Configuration, list[Reason]]:
-        """One configuration as it fits its share of the promised time, and why. Raises DeadlineError."""
+    def _fitted(self, whole: Plan, name: str, budget: TimeBudget) -> Fitted:
+        """Raises DeadlineError."""
         lowres = whole.configurations.get("3d_lowres")
         coarse = lowres.preprocess.spacing if lowres else None
         largest = math.prod(whole.configurations[name].patch_size)
@@ -247,7 +287,6 @@ class PlanMaker:
             kept = {"configurations": (name,), "lowres_spacing": coarse, "patch_limit": limit}
             return self.with_options(options.model_copy(update=kept), compared)
 
-        budget = self._time_budget(whole, name, share)
         # pictures are told by their texture, which labels do not show: on coarser grids DRIVE and ISBI lost
         volumes = self.data.fingerprint.dimension == 3
         free = volumes and name in ("2d", "3d_fullres") and not (self.options.preset or self.starting)
@@ -272,7 +311,9 @@ class PlanMaker:
         }
         reasons = [reason for reason in final.reasons if reason.configuration == name]
         reasons += [Reason(configuration=name, topic="time", text=text) for text in fitted.reasons]
-        return configuration.model_copy(update=estimates), reasons
+        scale = fitted.options.spacing_scale
+        detail = kept(scale) if kept and scale != 1 else 1.0
+        return Fitted(configuration.model_copy(update=estimates), reasons, fitted.grids, detail)
 
     def _time_budget(self, whole: Plan, name: str, share: float) -> TimeBudget:
         """The share of one configuration of what is left when preprocessing and closing are kept back."""
@@ -289,6 +330,7 @@ class PlanMaker:
             other_seconds=promised - share * left,
             step_limit=step_limit(self.options),
             fingerprint=known.fingerprint,
+            learning=self.learning or LEARNING,
         )
 
     def timing(self, configuration: Configuration, options: TrainOptions, rough: bool = False) -> Timing:
@@ -313,7 +355,10 @@ class PlanMaker:
         ).times(lanes.share)
 
     def _timing(self, configuration: Configuration) -> Timing:
-        timing = self.timing(configuration, self.train_options)
+        key = configuration.trained.model_copy(update={"batch_size": 1}).digest()
+        if key in self.known_timings:
+            return self.known_timings[key]
+        timing = self.known_timings[key] = self.timing(configuration, self.train_options)
         width, batch = configuration.network.features[0], configuration.batch_size
         log.info("measured: %d features, batch %d: %.2f s a step", width, batch, timing.step(batch))
         return timing

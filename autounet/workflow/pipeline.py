@@ -38,7 +38,7 @@ from .fine_tuning import FineTuning, known_weights
 from .jobs import Job, JobGraph
 from .make_plan import PlanMaker
 from .output_folder import locked, require_output_folder, sole_in_process, with_stored
-from .plan_stage import PlanFile, describe_plan, plan_smaller, plan_stage, time_plan
+from .plan_stage import PlanFile, describe_plan, plan_smaller, plan_stage, time_plan, tried
 from .read_status import run_seconds_left
 from .trial_steps import MOST_ATTEMPTS, bytes_of_a_fold, calibrated, try_configurations
 
@@ -107,7 +107,9 @@ def _pipeline(
     schedule = _schedule(maker, plan)
     _fine_tuning(folder, maker, schedule).check()
     options.save(folder.options)  # only now: they have proved possible
-    if until == "plan":
+    if until != "plan":
+        maker, plan = tried(folder, maker, file, plan)
+    else:
         plan = time_plan(maker, file, plan, schedule)
         return RunOutcome(folder.plan, data_set, plan, schedule, maker)
 

@@ -1,28 +1,49 @@
-"""The plan of one output folder: made, kept, edited by a person, planned again smaller, and described."""
+"""The plan of one output folder: made, tried on the data, edited by a person, planned again smaller, described."""
 
 from __future__ import annotations
 
 import logging
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 from ..planning.explain import explain, explanation, with_double_memory
-from ..schema.errors import BudgetExceeded, PlanError, RecordError
+from ..progress import stop_if_cancelled
+from ..schema.dataset import Splits
+from ..schema.errors import BudgetExceeded, DeadlineError, PlanError, RecordError
 from ..schema.labels import overlapping_targets
 from ..schema.options import PlannerOptions, RunOptions
-from ..schema.plan import Plan, swapped_classes
-from ..schema.quantities import format_size
+from ..schema.plan import Plan, Reason, swapped_classes
+from ..schema.quantities import format_number, format_size, format_time
 from ..schema.record import digest
 from ..schema.run import DeviceProfile
 from ..store.run_folder import RunFolder
-from ..time_budget.run_length import RunWork, length_lines, run_length, with_step_times
+from ..time_budget.expected_error import LEARNING, learning_factor
+from ..time_budget.run_length import RunWork, length_lines, preprocessing_seconds, run_length, with_step_times, work_of
+from ..time_budget.shape import coverage
 from .cache import mark_done, stored_key
 from .dataset_stage import DataRecords
-from .defaults import FULL_STEPS, TrainingSchedule, parse_folds, planner_options, step_limit
+from .defaults import FULL_STEPS, TrainingSchedule, parse_folds, planner_options, step_limit, training_schedule
 from .fine_tuning import network_source
-from .make_plan import PlanMaker
+from .jobs import JobGraph
+from .make_plan import TRIAL, PlanMaker
 
 log = logging.getLogger(__name__)
+
+TRIED_FROM = 300.0
+"""seconds of a run from which on a trial pays"""
+TRIAL_SHARE, MOST_TRIAL_SECONDS = 0.04, 90.0
+"""of the run's time that the training of a trial takes, and at most"""
+TRIAL_PREPARATION = 0.02
+"""of the run's time that preparing its cases may take"""
+TRIAL_CASES, LEAST_TRIAL_CASES = (32, 8), (4, 2)
+"""that a trial trains on and validates, at most and at least"""
+OWN_WEIGHT, TELLING_STEPS = 0.8, 100
+"""of the trial's factor beside that of other data sets, in logarithms, from so many steps on; less with fewer. Task04
+showed 1.01 and 0.67 after 92 and 103 steps and 0.52 and 0.55 after 190, where later trainings have 0.66, ACDC 2.4 and
+2.2 after 75 (2.1 later), but 30 classes 2.4 and 2.2 after 25 (0.73 later): nothing is found yet"""
 
 
 class PlanFile:
@@ -89,6 +110,119 @@ def plan_stage(maker: PlanMaker, file: PlanFile, replan: bool) -> Plan:
     maker.check(plan, edited=False)
     file.save(plan, made_for)
     return plan
+
+
+def tried(folder: RunFolder, maker: PlanMaker, file: PlanFile, plan: Plan) -> tuple[PlanMaker, Plan]:
+    """The plan made again by how hard its data set is to learn, where the grid depends on that and time allows a trial.
+
+    A few cases are prepared, trained on for a short time and validated, on the grid that such a time asks for. A plan
+    that was tried before, that a person edited, or by which something was trained, is kept.
+    """
+    maker = replace(maker, learning=plan.learning)
+    wanted = plan.undecided and (maker.seconds or 0.0) >= TRIED_FROM and step_limit(maker.options) is None
+    name = plan.chosen[0] if plan.chosen else ""
+    begun = any(folder.models(name).glob("fold_*/started.json"))
+    if not wanted or begun or maker.deadline.resumed or file.is_edited(plan):
+        return maker, plan
+    cases = _trial_cases(maker)
+    if cases is None:
+        log.info("no trial of how hard the data are to learn: too few cases, or preparing them would take too long")
+        return maker, plan
+    try:
+        factor, told = _trial(RunFolder(folder.learning_trial), maker, name, cases)
+    except (BudgetExceeded, DeadlineError) as error:
+        log.info("no trial of how hard the data are to learn: %s", error.message)
+        return maker, plan
+    maker = replace(maker, learning=factor)
+    again = maker.new()
+    if (chosen := again.chosen[0]) != name:
+        told = f"{told} (it was one of {name})"
+    again = again.model_copy(
+        update={"reasons": (*again.reasons, Reason(configuration=chosen, topic="time", text=told))}
+    )
+    log.info("%s", told)
+    maker.check(again, edited=False)
+    file.save_changed(again)
+    return maker, again
+
+
+def _trial_cases(maker: PlanMaker) -> tuple[Sequence[str], Sequence[str]] | None:
+    """To train on and to validate, of different folds; None where preparing them takes too long, or there are too few.
+
+    The first folds are validated, as many as have enough cases.
+    """
+    data, promised = maker.data, maker.seconds or 0.0
+    work = work_of(data.fingerprint, maker.workers)
+    each = preprocessing_seconds(work) / max(1, work.cases)
+    share = min(1.0, TRIAL_PREPARATION * promised / (each * sum(TRIAL_CASES)))
+    known: tuple[list[str], list[str]] = ([], [])
+    for fold in data.splits.folds:
+        known[len(known[1]) < LEAST_TRIAL_CASES[1]].extend(fold)
+    counts = [min(len(cases), math.floor(share * most)) for cases, most in zip(known, TRIAL_CASES, strict=True)]
+    if any(count < least for count, least in zip(counts, LEAST_TRIAL_CASES, strict=True)):
+        return None
+    training, validation = (
+        [cases[index * len(cases) // count] for index in range(count)]
+        for cases, count in zip(known, counts, strict=True)
+    )
+    return training, validation
+
+
+def _trial(
+    place: RunFolder, maker: PlanMaker, name: str, cases: tuple[Sequence[str], Sequence[str]]
+) -> tuple[float, str]:
+    """The factor that a training of a few cases shows, drawn a little to that of other data sets, and how it came.
+
+    Raises DeadlineError where nothing can be learnt in so little time.
+    """
+    seconds = min(MOST_TRIAL_SECONDS, TRIAL_SHARE * (maker.seconds or 0.0))
+    log.info("trying for %s how hard the data are to learn", format_time(seconds))
+    plan, kept = maker.for_trial(name, seconds)
+    try:
+        dice, steps = _trained(place, maker, plan, seconds, cases)
+    finally:
+        shutil.rmtree(place.path, ignore_errors=True)
+    planned = plan.configurations[TRIAL]
+    shown = learning_factor(dice, kept, steps, coverage(planned), planned.network.features[0])
+    weight = OWN_WEIGHT * min(1.0, steps / TELLING_STEPS)
+    factor = round(shown**weight * LEARNING ** (1 - weight), 2)
+    than = "harder to learn than" if factor > LEARNING else "easier to learn than" if factor < LEARNING else "like"
+    told = (
+        f"a trial of {format_time(seconds)} on {len(cases[0])} cases had a mean Dice of {format_number(dice)} after "
+        f"{steps} steps: the data are {than} others (factor {factor:g}; on average {LEARNING:g})"
+    )
+    return factor, told
+
+
+def _trained(
+    place: RunFolder, maker: PlanMaker, plan: Plan, seconds: float, cases: tuple[Sequence[str], Sequence[str]]
+) -> tuple[float, int]:
+    """Mean Dice and steps of one training of a few cases, which is done as that of a run, in a folder of its own."""
+    # with all that trains and validates, which planning does without
+    from .stages import FUNCTIONS
+
+    shutil.rmtree(place.path, ignore_errors=True)
+    training, validation = cases
+    data, profile = maker.data, maker.profile
+    chosen = {*training, *validation}
+    dataset = data.dataset.model_copy(
+        update={"cases": tuple(case for case in data.dataset.cases if case.identifier in chosen)}
+    )
+    splits = Splits(source="automatic", folds=(tuple(validation), tuple(training)))
+    options = maker.options.model_copy(update={"folds": "0", "configurations": None})
+    dimension = data.fingerprint.dimension
+    schedule = training_schedule(plan, options, dataset, splits, dimension, seconds, profile.augmented_by)
+    graph = JobGraph(
+        folder=place, dataset=dataset, content={facts.identifier: facts.content_hash for facts in data.facts},
+        class_voxels=data.fingerprint.class_voxels, schedule=schedule, device=profile.device, workers=maker.workers,
+        loader_workers=0, initial=lambda *_: None, events={},
+    )  # fmt: skip
+    results: dict[str, Any] = {}
+    for job in (*graph.preparation(), *graph.training()):
+        stop_if_cancelled()
+        more = {"seconds": seconds, "on_log": lambda line: None} if job.function == "train" else {}
+        results[job.function] = FUNCTIONS[job.function](**job.args, **more)
+    return results["validate"].mean_dice or 0.0, results["train"].steps
 
 
 def _made_for(options: RunOptions, data: DataRecords, profile: DeviceProfile, promised: float | None) -> str:
