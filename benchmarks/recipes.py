@@ -119,8 +119,11 @@ def register_muon() -> None:
 
         def step(self) -> None:
             for kernel, matrix in self.pairs:
-                layout = kernel.grad.movedim(1, -1) if kernel.movedim(1, -1).is_contiguous() else kernel.grad
-                matrix.grad = layout.reshape(len(kernel), -1)
+                matrix.grad = None
+                if kernel.grad is not None:  # as that of an output that the loss leaves out
+                    last = kernel.movedim(1, -1).is_contiguous()
+                    layout = kernel.grad.movedim(1, -1) if last else kernel.grad
+                    matrix.grad = layout.reshape(len(kernel), -1)
             for part in self.parts:
                 part.step()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from quick_runs import narrow, no_trials, one_probe  # noqa: F401 - used by the runs here
+from quick_runs import (  # noqa: F401 - used by the runs here
+    narrow,
+    no_trials,
+    one_probe,
+)
 
 import autounet
 from autounet.datasets.synthetic import make_demo_dataset
@@ -150,30 +155,35 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
 
 
 def test_folds_side_by_side_get_the_weights_that_they_get_one_after_the_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With as many threads; and the run is cancelled once, whereupon every fold continues where it was."""
+    """With as many threads; and the run is cancelled once, whereupon what had begun continues where it was."""
+    caplog.set_level("INFO", logger="autounet")
     data = make_demo_dataset(tmp_path / "data", cases=4)
     monkeypatch.setattr(executor, "LEAST_STEPS", 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     given_options: dict[str, Any] = {
         "iterations": 6, "deterministic": True, "configurations": "3d_fullres", "device": "cpu", "folds": "0,1",
-        "memory": "1GB",
+        "memory": "3GB",
     }  # fmt: skip
+    autounet.plan(data, tmp_path / "one", **given_options)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
     try:
-        autounet.run(data, tmp_path / "one", workers=0, **given_options)
+        autounet.train(data, tmp_path / "one", workers=0, **given_options)
     finally:
         torch.set_num_threads(threads)
+    assert "side by side" not in caplog.text
     monkeypatch.setattr(executor, "available_cores", lambda: 2)
     told: list[Progress] = []
 
     def stop() -> bool:
-        return len({each.task for each in told if each.task.startswith("training") and each.done > 0}) > 1
+        return any(each.task.startswith("training") and each.done > 0 for each in told)
 
     with pytest.raises(autounet.Cancelled):
-        autounet.run(data, tmp_path / "two", on_progress=told.append, cancel=stop, **given_options)
-    autounet.run(data, tmp_path / "two", on_progress=told.append, **given_options)
+        autounet.train(data, tmp_path / "two", on_progress=told.append, cancel=stop, **given_options)
+    autounet.train(data, tmp_path / "two", on_progress=told.append, **given_options)
+    assert caplog.text.count("2 trainings side by side, with 1 threads each") == 2
     folds = sorted((tmp_path / "one" / "models" / "3d_fullres").glob("fold_*"))
     assert len(folds) > 1
     for fold in folds:
