@@ -13,7 +13,6 @@ from ..planning import validate as validate_plan
 from ..planning.memory import MeasuredMemory
 from ..planning.plan_transfer import StartingModel, transfer_options
 from ..schema.dataset import partly_annotated
-from ..schema.errors import BudgetExceeded, PlanError
 from ..schema.options import MIRRORED_STEPS, PlannerOptions, RunOptions, TrainOptions
 from ..schema.plan import Configuration, Limits, NetworkSpec, Plan, Reason
 from ..schema.quantities import format_size
@@ -37,7 +36,7 @@ from .defaults import (
 )
 from .executor import lanes_of
 from .fine_tuning import require_model, starting_model, transfer_reason
-from .trial_steps import corrected, prediction_memory
+from .trial_steps import prediction_memory
 
 log = logging.getLogger(__name__)
 
@@ -246,35 +245,6 @@ class PlanMaker:
             update={"configurations": {TRIAL: fitted.configuration}, "chosen": (TRIAL,)}
         ), fitted.kept
 
-    def smaller(self, plan: Plan, error: BudgetExceeded) -> tuple[Plan, DeviceProfile]:
-        """The configuration that needed too much memory planned again, and the profile it is planned by.
-
-        Raises PlanError when nothing smaller can be planned.
-        """
-        name, before = error.configuration, plan.configurations[error.configuration]
-        profile = corrected(self.profile, before, error)
-        again = self.with_profile(profile).new()
-        after = again.configurations.get(name)
-        if after is None or after.key == before.key:
-            raise PlanError(
-                f"{name}: {error.message}, and nothing smaller can be planned",
-                "Give more --memory, or another --family",
-            ) from None
-        raised = f"{profile.memory_correction - 1:.0%}"
-        text = f"planned again: {error.message}; predictions of memory are raised by {raised}"
-        reason = Reason(configuration=name, topic="replanned", text=text)
-        log.warning("%s", reason)
-        log.warning("%s: %s instead of %s", name, _size(after), _size(before))
-        # other configurations keep what they were trained with, and the reasons for it
-        kept = [each for each in plan.reasons if each.configuration != name or each.topic == "replanned"]
-        reasons = [*kept, reason, *(each for each in again.reasons if each.configuration == name)]
-        changes = {
-            "configurations": {**plan.configurations, name: after},
-            "reasons": tuple(reasons),
-            "events": {**plan.events, name: (*plan.events.get(name, ()), text)},
-        }
-        return plan.model_copy(update=changes), profile
-
     def _fitted(self, whole: Plan, name: str, budget: TimeBudget) -> Fitted:
         """Raises DeadlineError."""
         lowres = whole.configurations.get("3d_lowres")
@@ -371,10 +341,3 @@ def _train_options(
     steps = 0 if seconds else step_limit(options) or FULL_STEPS
     family = next(iter(starting.configurations.values())).network.family if starting else None
     return train_options(options, steps, dimension, family, profile.augmented_by)
-
-
-def _size(configuration: Configuration) -> str:
-    patch = " x ".join(map(str, configuration.patch_size))
-    memory = format_size(configuration.predicted_memory_bytes)
-    features = configuration.network.features[0]
-    return f"patch {patch}, batch {configuration.batch_size}, {features} features ({memory} predicted)"

@@ -15,7 +15,7 @@ from ..schema.dataset import Splits
 from ..schema.errors import BudgetExceeded, DeadlineError, PlanError, RecordError
 from ..schema.labels import overlapping_targets
 from ..schema.options import PlannerOptions, RunOptions
-from ..schema.plan import Plan, Reason, swapped_classes
+from ..schema.plan import Configuration, Plan, Reason, swapped_classes
 from ..schema.quantities import format_number, format_size, format_time
 from ..schema.record import digest
 from ..schema.run import DeviceProfile
@@ -29,6 +29,7 @@ from .defaults import FULL_STEPS, TrainingSchedule, parse_folds, planner_options
 from .fine_tuning import network_source
 from .jobs import JobGraph
 from .make_plan import TRIAL, PlanMaker
+from .trial_steps import corrected
 
 log = logging.getLogger(__name__)
 
@@ -262,13 +263,41 @@ def _kept(maker: PlanMaker, plan: Plan, edited: bool) -> Plan | None:
 def plan_smaller(maker: PlanMaker, file: PlanFile, plan: Plan, error: BudgetExceeded) -> tuple[PlanMaker, Plan]:
     """With the configuration that needed too much memory planned again, for the corrected profile of the device.
 
-    Only a plan of our own: a preset is nnU-Net's, and an edited plan a person's; then the error is raised.
+    Only a plan of our own: a preset is nnU-Net's, and an edited plan a person's; then the error is raised. Raises
+    PlanError when nothing smaller can be planned.
     """
     if plan.options.preset or file.is_edited(plan):
         raise error
-    plan, profile = maker.smaller(plan, error)
+    name, before = error.configuration, plan.configurations[error.configuration]
+    maker = maker.with_profile(corrected(maker.profile, before, error))
+    again = maker.new()
+    after = again.configurations.get(name)
+    if after is None or after.key == before.key:
+        raise PlanError(
+            f"{name}: {error.message}, and nothing smaller can be planned", "Give more --memory, or another --family"
+        ) from None
+    raised = f"{maker.profile.memory_correction - 1:.0%}"
+    text = f"planned again: {error.message}; predictions of memory are raised by {raised}"
+    reason = Reason(configuration=name, topic="replanned", text=text)
+    log.warning("%s", reason)
+    log.warning("%s: %s instead of %s", name, _size(after), _size(before))
+    # other configurations keep what they were trained with, and the reasons for it
+    kept = [each for each in plan.reasons if each.configuration != name or each.topic == "replanned"]
+    changes = {
+        "configurations": {**plan.configurations, name: after},
+        "reasons": (*kept, reason, *(each for each in again.reasons if each.configuration == name)),
+        "events": {**plan.events, name: (*plan.events.get(name, ()), text)},
+    }
+    plan = plan.model_copy(update=changes)
     file.save_changed(plan)
-    return maker.with_profile(profile), plan
+    return maker, plan
+
+
+def _size(configuration: Configuration) -> str:
+    patch = " x ".join(map(str, configuration.patch_size))
+    memory = format_size(configuration.predicted_memory_bytes)
+    features = configuration.network.features[0]
+    return f"patch {patch}, batch {configuration.batch_size}, {features} features ({memory} predicted)"
 
 
 def time_plan(maker: PlanMaker, file: PlanFile, plan: Plan, schedule: TrainingSchedule) -> Plan:
