@@ -91,7 +91,7 @@ class _DiceCrossEntropy(torch.autograd.Function):
         batch, classes, voxels = probability.shape
         sums = true.new_zeros(3, batch, classes)  # I, P, Y
         if mask is None:
-            total = true.new_tensor(float(batch * voxels))
+            total = true.new_full((), float(batch * voxels))
             ce = -log_true.sum() / total
             sums[0].scatter_add_(1, target, true)
             sums[1] = probability.sum(-1)

@@ -143,7 +143,7 @@ class Overlapping:
         share = known_weight(target, weight, self.ignores, flat.dtype)
         if self.ignores:
             target = target.clamp(min=0)
-        table = torch.tensor(self.table, device=flat.device)  # (C, K)
+        table = torch.tensor(self.table).to(flat.device, non_blocking=True)  # (C, K)
         certain = None if annotated is None else self._certain(table, annotated.bool()).to(flat.dtype)
         if certain is not None:
             share = certain[:, :, None] if share is None else certain[:, :, None] * share[:, None]

@@ -164,7 +164,7 @@ class PatchMonitor:
         found = torch.zeros(3, len(self.targets), dtype=torch.int64, device=logits.device)
         for channel, target in enumerate(self.targets):
             predicted = logits[:, channel] > 0 if winner is None else winner == channel
-            true = torch.isin(labels, torch.tensor(target.members, device=labels.device, dtype=labels.dtype))
+            true = torch.isin(labels, torch.tensor(target.members, dtype=labels.dtype).to(labels.device))
             counted = known & self._certain(target.members, batch).view(-1, *[1] * (labels.ndim - 1))
             both = predicted & true & counted
             found[:, channel] = torch.stack([both.sum(), (predicted & counted).sum(), (true & counted).sum()])
@@ -175,7 +175,7 @@ class PatchMonitor:
         if batch.annotated is None:
             return torch.ones(len(batch.labels), dtype=torch.bool, device=self.device)
         rows = batch.annotated.tolist()
-        return torch.tensor([is_certain(members, row) for row in rows], device=self.device)
+        return torch.tensor([is_certain(members, row) for row in rows]).to(self.device)
 
 
 BEGIN = 0.15
