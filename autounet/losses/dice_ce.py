@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .terms import LEAST_SCORE, SMOOTH, log_score
-from .voxels import SMALLEST_TOTAL, flat_logits, known_weight, merge_unannotated
+from .voxels import SMALLEST_TOTAL, flat_logits, known_weight, merge_unannotated, shares
 
 
 class DiceCrossEntropy:
@@ -91,14 +91,14 @@ class _DiceCrossEntropy(torch.autograd.Function):
         batch, classes, voxels = probability.shape
         sums = true.new_zeros(3, batch, classes)  # I, P, Y
         if mask is None:
-            total = true.new_full((), float(batch * voxels))
-            ce = -log_true.sum() / total
+            total = true.new_full((), float(sum(shares().all_of(batch * voxels))))
+            ce = -shares().summed(log_true.sum()) / total
             sums[0].scatter_add_(1, target, true)
             sums[1] = probability.sum(-1)
             sums[2].scatter_add_(1, target, torch.ones_like(true))
         else:
-            total = mask.sum().clamp(min=SMALLEST_TOTAL)
-            ce = -(log_true * mask).sum() / total
+            total = shares().summed(mask.sum()).clamp(min=SMALLEST_TOTAL)
+            ce = -shares().summed((log_true * mask).sum()) / total
             sums[0].scatter_add_(1, target, true * mask)
             sums[1] = torch.bmm(probability, mask[:, :, None])[:, :, 0]
             sums[2].scatter_add_(1, target, mask)
@@ -123,9 +123,11 @@ class _DiceCrossEntropy(torch.autograd.Function):
 
 def _dice(sums: Tensor, annotated: Tensor | None, batch_dice: bool, logarithm: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Mean foreground Dice, or its logarithm, and the derivatives by I and by P, both (B, K), from `sums` (3, B, K)."""
-    shape = sums.shape[1:]
+    own = sums.shape[1]
     counted = torch.ones_like(sums[0]) if annotated is None else annotated.to(sums.dtype)
     counted[:, 0] = 0
+    sums, counted = shares().gathered(sums, 1), shares().gathered(counted, 0)
+    shape = sums.shape[1:]
     if batch_dice:
         sums, counted = sums.sum(1, keepdim=True), counted.sum(0, keepdim=True).clamp(max=1)
     if logarithm:
@@ -140,7 +142,8 @@ def _dice(sums: Tensor, annotated: Tensor | None, batch_dice: bool, logarithm: b
     by_size = -slope * score / denominator
     if logarithm:
         score = log_score(score)
-    return (score * counted).sum(), by_overlap.expand(shape), by_size.expand(shape)
+    first = sum(shares().samples[: shares().rank])
+    return (score * counted).sum(), *(each.expand(shape).narrow(0, first, own) for each in (by_overlap, by_size))
 
 
 def _gradient(

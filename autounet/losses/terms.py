@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .deep_supervision import Pixelwise
-from .voxels import SMALLEST_TOTAL, Encoding, Voxels
+from .voxels import SMALLEST_TOTAL, Encoding, Voxels, shares
 
 
 def cross_entropy(voxels: Voxels) -> Tensor:
@@ -21,9 +21,10 @@ def cross_entropy(voxels: Voxels) -> Tensor:
 
 def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
     """Mean of `values` (B, C', N) by `weight`, which broadcasts to it; 0 where all weights are 0."""
+    summed = shares().summed
     if weight is None:
-        return values.mean()
-    return (values * weight).sum() / weight.expand_as(values).sum().clamp(min=SMALLEST_TOTAL)
+        return summed(values.sum()) / sum(shares().all_of(values.numel()))
+    return summed((values * weight).sum()) / summed(weight.expand_as(values).sum()).clamp(min=SMALLEST_TOTAL)
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,24 @@ class TopKCrossEntropy:
 
     def __call__(self, voxels: Voxels) -> Tensor:
         values = -voxels.log_likelihood()
-        most = math.ceil(self.fraction * values.numel())
+        most = math.ceil(self.fraction * sum(shares().all_of(values.numel())))
         if voxels.weight is None:
-            return values.flatten().topk(most, sorted=False).values.mean()
+            return worst_of_all(values.flatten(), most).mean()
         weight = voxels.weight.expand_as(values).flatten()
         # the voxels that count are as many as are known: a number only the data tell, hence a mask, not a slice
-        worst = (values.flatten() * weight).topk(most).values
-        known = (weight > 0).sum().to(weight.dtype)
+        worst = worst_of_all(values.flatten() * weight, most)
+        known, total = (shares().summed(each) for each in ((weight > 0).sum().to(weight.dtype), weight.sum()))
         counted = (torch.arange(most, device=worst.device) < (self.fraction * known).ceil()).to(worst.dtype)
-        divisor = counted.sum() * weight.sum() / known.clamp(min=1)
+        divisor = counted.sum() * total / known.clamp(min=1)
         return (worst * counted).sum() / divisor.clamp(min=SMALLEST_TOTAL)
+
+
+def worst_of_all(values: Tensor, most: int) -> Tensor:
+    """(most) the highest values (N) of all processes, descending."""
+    lengths = [min(most, length) for length in shares().all_of(len(values))]
+    own = values.topk(lengths[shares().rank]).values
+    found = shares().gathered(own, 0, lengths)
+    return own if found is own else found.topk(most).values
 
 
 class WeightedCrossEntropy:
@@ -106,7 +115,7 @@ class Overlap(NamedTuple):
 
 def overlap(voxels: Voxels, batch: bool) -> Overlap:
     """Sums of each sample, or with `batch` over the whole batch."""
-    sums, annotated = voxels.sums(), voxels.annotated()
+    sums, annotated = shares().gathered(voxels.sums(), 1), shares().gathered(voxels.annotated(), 0)
     if batch:
         sums, annotated = sums.sum(1, keepdim=True), annotated.sum(0, keepdim=True).clamp(max=1)
     both, predicted, true = sums

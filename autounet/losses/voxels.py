@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional
 
 SMALLEST_TOTAL = 1e-8
@@ -39,6 +39,73 @@ class Voxels(Protocol):
     def annotated(self) -> Tensor:
         """(B, F) 1 where the sample's case was annotated for the channel, else 0; in the type of the likelihoods."""
         ...
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        whole = part.detach().clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        return upstream
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, lengths: Sequence[int], rank: int, axis: int) -> Tensor:
+        ctx.place = (axis, sum(lengths[:rank]), lengths[rank])
+        first = part.detach().movedim(axis, 0)
+        whole = first.new_zeros(sum(lengths), *first.shape[1:])
+        whole[ctx.place[1] : ctx.place[1] + lengths[rank]] = first
+        distributed.all_reduce(whole)  # parts of unequal length, which not every backend gathers
+        return whole.movedim(0, axis)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return upstream.narrow(*ctx.place), None, None, None
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How the samples of a batch are spread over several processes, of which each computes the loss of all of them.
+
+    The gradient that a process gets is that by its own samples: the sum of the processes' gradients is that of the
+    batch in one process. So nothing is exchanged on the way back.
+    """
+
+    samples: tuple[int, ...] = (1,)
+    """of each process, by rank; one process: of any number"""
+    rank: int = 0
+
+    def all_of(self, own: int) -> tuple[int, ...]:
+        """What each process has of something of which this one has `own`, in proportion to its samples."""
+        return tuple(own // self.samples[self.rank] * samples for samples in self.samples)
+
+    def summed(self, part: Tensor) -> Tensor:
+        """The sum of every process's part, the same everywhere."""
+        return _Summed.apply(part) if len(self.samples) > 1 else part
+
+    def gathered(self, part: Tensor, axis: int, lengths: Sequence[int] | None = None) -> Tensor:
+        """Every process's part along `axis`, by rank: as long as `lengths`, or in proportion to the samples."""
+        if len(self.samples) < 2:
+            return part
+        return _Gathered.apply(part, lengths or self.all_of(part.shape[axis]), self.rank, axis)
+
+
+_shares = [Shares()]
+
+
+def shares() -> Shares:
+    """Those of the training of this process."""
+    return _shares[0]
+
+
+def share_batches(new: Shares) -> None:
+    """From here on the losses of this process are those of batches spread like this."""
+    _shares[0] = new
 
 
 Encoding = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Voxels]
