@@ -253,17 +253,19 @@ class Model(Predictor):
         probabilities: bool = False,
         uncertainty: bool = False,
         overwrite: bool = False,
+        force: bool = False,
     ) -> list[str]:
         """Predict a file or folder into `out`. A bad image is reported and skipped; returns the messages of those.
 
         What `out` holds already of this model, with these options and from the same image files is kept, unless
         `overwrite`; several processes that predict into one `out` share the work (docs/predicting.md). `form` is None
         for the image's own format, or dicom-seg. `gate_maps` also writes what the attention gates let pass,
-        `probabilities` and `uncertainty` the maps of docs/predicting.md. Raises OptionError for an unknown `form` and
-        for gate maps of networks without gates.
+        `probabilities` and `uncertainty` the maps of docs/predicting.md. Images that are unlike the model's training
+        (dimension, spacing, modality, intensities) are refused unless `force`. Raises OptionError for an unknown
+        `form` and for gate maps of networks without gates.
         """
         outputs = OutputOptions(form, probabilities, uncertainty, gate_maps)
-        outcome = predict_folder(self, Path(source), Path(out), outputs, on_case, overwrite)
+        outcome = predict_folder(self, Path(source), Path(out), outputs, on_case, overwrite, force=force)
         for failure in outcome.failures:
             log.error("not predicted: %s", failure)
         outcome.log_counts()

@@ -33,7 +33,8 @@ from autounet.nets import FAMILIES
 from autounet.ops.device import choose_devices
 from autounet.prediction import folder as folder_prediction
 from autounet.prediction import work_queue as claims
-from autounet.prediction.folder import OutputOptions, predict_folder, predict_on
+from autounet.prediction.devices import predict_on
+from autounet.prediction.folder import OutputOptions, predict_folder
 from autounet.prediction.predictor import Predictor
 from autounet.prediction.work_queue import Claims
 from autounet.schema.errors import AutoUNetError, OptionError, OutOfMemory

@@ -156,6 +156,8 @@ MODEL_OPTIONS: tuple[Option, ...] = (
            SWITCH),
     Option("--overwrite", "", "Output", ("predict",), "Also predict images that have a prediction already, and "
            "replace files that AutoUNet did not write", SWITCH),
+    Option("--force", "", "Prediction", ("predict", "submit"), "Predict images also where dimension, spacing, "
+           "modality or intensities are far from those of the model's training", SWITCH),
     Option("--json", "", "Output", ("check", "status", "compare"), "Machine-readable output", SWITCH),
     Option("--watch", "", "Output", ("status",), "Look again every 5 seconds for as long as it runs", SWITCH),
     Option("--version", "", "Options", ("autounet",), "Show the version", SWITCH),

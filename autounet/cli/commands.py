@@ -143,20 +143,22 @@ def predict(
     uncertainty: bool,
     gate_maps: bool,
     overwrite: bool,
+    force: bool,
 ) -> None:
     """Segment new images with the ensemble of folds, in their own geometry; exit code 1 if an image could not be."""
     from functools import partial
 
     from ..api import load
     from ..ops.device import choose_devices
-    from ..prediction.folder import OutputOptions, predict_on
+    from ..prediction.devices import predict_on
+    from ..prediction.folder import OutputOptions
 
     loading = partial(
         load, model, configuration=configuration, folds=folds, mirror=not no_mirror, overlap=overlap,
         prune=prune, average=average, postprocess=not no_postprocessing,
     )  # fmt: skip
     outputs = OutputOptions(format_, probabilities, uncertainty, gate_maps)
-    failures = predict_on(choose_devices(device), loading, input_, out, outputs, overwrite).failures
+    failures = predict_on(choose_devices(device), loading, input_, out, outputs, overwrite, force).failures
     for failure in failures:
         typer.echo(f"not predicted: {failure}", err=True)
     typer.echo(f"predictions: {out}")
@@ -178,12 +180,12 @@ def ensemble(
     typer.echo(f"predictions: {out}, {len(cases)} cases by {len(folders)} models")
 
 
-def submit(model: Path, input_: Path, device: str, out: Path, template: str) -> None:
+def submit(model: Path, input_: Path, device: str, out: Path, template: str, force: bool) -> None:
     """Segment test images, check each result, and write the zip file that a challenge takes."""
     from ..api import load
     from ..prediction.submission import submit as write
 
-    submission = write(load(model, device=device), input_, out, template)
+    submission = write(load(model, device=device), input_, out, template, force)
     typer.echo(f"submission: {out} with {len(submission.files)} cases, sha256 {submission.sha256}")
 
 

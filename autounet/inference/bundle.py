@@ -20,7 +20,7 @@ from pydantic import JsonValue
 from .. import __version__
 from ..planning.validation import network_problems
 from ..schema.bundle import BundleMember, ModelBundle, ModelCard
-from ..schema.dataset import Dataset, channel_combinations
+from ..schema.dataset import CaseFacts, Dataset, channel_combinations
 from ..schema.errors import ModelError, PlanError
 from ..schema.fingerprint import Fingerprint
 from ..schema.labels import targets_of
@@ -73,13 +73,14 @@ def pack(
     details: Mapping[str, JsonValue] | None = None,
     fingerprint: Fingerprint | None = None,
     metrics: Metrics | None = None,
+    facts: Sequence[CaseFacts] = (),
 ) -> ModelBundle:
     """Write the bundle of the selected configurations into `folder`, replacing an older bundle in one step.
 
     `weights` maps configuration and fold to a weights file, in whose folder lies the fold's `record.json`;
-    configurations that are neither selected nor the previous stage of a selected one are left out. `fingerprint` and
-    `metrics`, where they are known, go into the model card. Raises ModelError when a configuration has no fold, when a
-    fold was trained with another version of it, or when `folder` holds other things.
+    configurations that are neither selected nor the previous stage of a selected one are left out. `fingerprint`,
+    `metrics` and the `facts` of cases, where they are known, go into the model card. Raises ModelError when a
+    configuration has no fold, when a fold was trained with another version of it, or when `folder` holds other things.
     """
     folder = Path(folder)
     require_replaceable(folder)
@@ -106,7 +107,7 @@ def pack(
             mean_dice=mean_dice,
             versions={name: version(name) for name in PACKAGES} | {"autounet": __version__},
             details=dict(details or {}),
-            card=describe(fingerprint, metrics, [fold.record for fold in folds], dataset.labels),
+            card=describe(fingerprint, metrics, [fold.record for fold in folds], dataset.labels, facts),
         )
         bundle = sealed(bundle)
         write_text(temporary / CARD_FILE, card_text(bundle))

@@ -24,6 +24,7 @@ from ..schema.bundle import (
     ScoreSummary,
     TrainingSummary,
 )
+from ..schema.dataset import CaseFacts
 from ..schema.fingerprint import Fingerprint
 from ..schema.labels import Labels
 from ..schema.metrics import Metrics
@@ -239,9 +240,13 @@ METRICS = ("dice", "hd95", "nsd")
 
 
 def describe(
-    fingerprint: Fingerprint | None, metrics: Metrics | None, records: Sequence[RunRecord], labels: Labels
+    fingerprint: Fingerprint | None,
+    metrics: Metrics | None,
+    records: Sequence[RunRecord],
+    labels: Labels,
+    facts: Sequence[CaseFacts] = (),
 ) -> ModelCard:
-    """The record of a model card.
+    """The record of a model card; `facts` are those of the cases of `fingerprint`.
 
     What is None is left out, and so are trainings that happened elsewhere, whose records hold no steps.
     """
@@ -250,13 +255,13 @@ def describe(
         if record.steps:
             by_name.setdefault(record.configuration_name, []).append(record)
     return ModelCard(
-        data=None if fingerprint is None else summarise_data(fingerprint, labels),
+        data=None if fingerprint is None else summarise_data(fingerprint, labels, facts),
         scores=None if metrics is None else summarise_scores(metrics),
         trainings=tuple(_training(name, own) for name, own in by_name.items()),
     )
 
 
-def summarise_data(fingerprint: Fingerprint, labels: Labels) -> DataSummary:
+def summarise_data(fingerprint: Fingerprint, labels: Labels, facts: Sequence[CaseFacts] = ()) -> DataSummary:
     """Medians and extremes over cases, axis by axis."""
     shapes = np.array([case.shape for case in fingerprint.cases])
     spacings = np.array([case.spacing for case in fingerprint.cases])
@@ -278,8 +283,10 @@ def summarise_data(fingerprint: Fingerprint, labels: Labels) -> DataSummary:
                 median=channel.median,
                 percentile_00_5=channel.percentile_00_5,
                 percentile_99_5=channel.percentile_99_5,
+                minimum=_extremes(each.channels[index].minimum for each in facts if each.channels),
+                maximum=_extremes(each.channels[index].maximum for each in facts if each.channels),
             )
-            for channel in fingerprint.channels
+            for index, channel in enumerate(fingerprint.channels)
         ),
         classes=tuple(
             ClassSummary(
@@ -291,6 +298,11 @@ def summarise_data(fingerprint: Fingerprint, labels: Labels) -> DataSummary:
             if index
         ),
     )
+
+
+def _extremes(values: Iterable[float | None]) -> tuple[float, float] | None:
+    known = [value for value in values if value is not None]
+    return (min(known), max(known)) if known else None
 
 
 def summarise_scores(metrics: Metrics) -> ScoreSummary:

@@ -1,15 +1,13 @@
 """A file or folder of images through a model, one after another: read ahead, predicted, written, recorded.
 
 Nothing is kept of a case but its name; which cases are done is recorded in the output folder (`work_queue`), through
-which processes on several devices share them, too.
+which processes on several devices (`devices`) share them, too.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import signal
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -24,23 +22,14 @@ from ..datasets.inputs import refused
 from ..imageio import is_series, output_suffix, read_geometry, suffix, write_labels
 from ..ops.resample import prepared_shape
 from ..preprocessing import CHECK_SPACING, Prepared, enlargement
-from ..schema.errors import AutoUNetError, DataError, OptionError, OutOfMemory, WorkerLost, unknown_name
+from ..schema.errors import AutoUNetError, DataError, OptionError, OutOfMemory, unknown_name
 from ..schema.geometry import Geometry
 from ..schema.labels import Labels
 from ..schema.record import digest, require_folder
 from ..schema.run import require_replaceable
-from ..workers import (
-    Lost,
-    Raised,
-    Returned,
-    Tell,
-    WorkerProcess,
-    available_cores,
-    heard,
-    keep_freed_memory,
-    one_ahead,
-)
+from ..workers import keep_freed_memory, one_ahead
 from .maps import foreign_channels_file, map_paths, require_gates, write_gates, write_probability_maps
+from .mismatch import intensity_mismatches, judge_headers, require_fit
 from .predictor import Predictor
 from .work_queue import SharedFolder
 
@@ -135,15 +124,18 @@ def predict_folder(
     on_case: OnCase | None = None,
     overwrite: bool = False,
     run: str | None = None,
+    force: bool = False,
+    tell: bool = True,
 ) -> Outcome:
     """Predict what is not yet finished in `out`, together with other processes that do the same.
 
     `overwrite` predicts the finished ones again, too, and replaces files that AutoUNet did not write. `run` names the
-    command of which this is one of several processes. An AutoUNetError, as of a bad image, and memory that runs out
-    concern one case: its message is among the failures, once, and the next case follows. Every other error ends the
-    work: OSError where something cannot be written, and whatever a mistake in the program raises, with the case in its
-    notes. Raises OptionError for an unknown
-    format, for gate maps of networks without gates, and for files in the way.
+    command of which this is one of several processes, of which one is to `tell` what all see. Images that are unlike
+    the training (`mismatch`) are refused, with `force` only those that networks cannot take. An AutoUNetError, as of a
+    bad image, and memory that runs out concern one case: its message is among the failures, once, and the next case
+    follows. Every other error ends the work: OSError where something cannot be written, and whatever a mistake in the
+    program raises, with the case in its notes. Raises OptionError for an unknown format, for gate maps of networks
+    without gates, and for files in the way.
     """
     require_folder(out)
     if outputs.gate_maps:
@@ -152,6 +144,7 @@ def predict_folder(
     cases = find_inputs(source, predictor.bundle)
     if outputs.form == DICOM_SEG and any(is_series(image) for case in cases for image in case.images[:1]):
         cases = [case if case.error or is_series(case.images[0]) else _no_series(case) for case in cases]
+    cases = judge_headers(predictor.bundle, cases, force, tell)
     paths = {case: _output_paths(predictor, out, case, outputs) for case in cases if case.error is None}
     require_new(paths)
     may_write = {case.identifier: own for case, own in paths.items()}
@@ -162,7 +155,7 @@ def predict_folder(
     with SharedFolder(out, prediction_key(predictor, outputs), run, overwrite, may_write) as shared:
         remaining = cases
         while remaining:
-            for case, read in one_ahead(shared.claimed(remaining), partial(_load_and_prepare, predictor)):
+            for case, read in one_ahead(shared.claimed(remaining), partial(_load_and_prepare, predictor, force)):
                 problem = _attempt(predictor, case, read, shared, outputs)
                 if problem:
                     failures.append(problem)
@@ -250,7 +243,7 @@ def require_new(paths: Mapping[InputCase, Sequence[Path]]) -> None:
             )
 
 
-def _load_and_prepare(predictor: Predictor, case: InputCase) -> Read:
+def _load_and_prepare(predictor: Predictor, force: bool, case: InputCase) -> Read:
     try:
         image, geometry = load_input(case, predictor.bundle.channels)
     except OSError as error:
@@ -259,87 +252,5 @@ def _load_and_prepare(predictor: Predictor, case: InputCase) -> Read:
             f"{path} cannot be read ({error})", "Check that the file is there and whole", case.identifier
         ) from None
     present = None if case.present is None else tuple(index in case.present for index in range(len(image)))
+    require_fit(case, intensity_mismatches(predictor.bundle, image, present), force)
     return predictor.prepare(image, geometry, present), geometry
-
-
-Load = Callable[[str], Predictor]
-"""on a device; picklable"""
-PredictFolder = Callable[[Predictor], Outcome]
-END_SECONDS = 5.0
-"""that a process has to clean up when it is asked to end"""
-
-
-def predict_on(
-    devices: Sequence[str], load: Load, source: Path, out: Path, outputs: OutputOptions, overwrite: bool = False
-) -> Outcome:
-    """`predict_folder` on one device in this process, or on several in a process each; a device may be named twice.
-
-    The first process that ends with an exception ends the others, and its exception is raised here, with the
-    traceback in its notes where it is no AutoUNetError or OSError. Raises WorkerLost when a process is killed.
-    """
-    task = partial(predict_folder, source=source, out=out, outputs=outputs, overwrite=overwrite, run=uuid.uuid4().hex)
-    if len(devices) == 1:
-        outcome = task(_loaded(load, devices[0]))
-        outcome.log_counts()
-        return outcome
-    threads, outcomes = max(1, available_cores() // len(devices)), []
-    workers: list[WorkerProcess] = []
-    try:
-        for device in devices:
-            workers.append(WorkerProcess(device, threads, asked=True))
-            workers[-1].call(_predict_there, load=load, task=task, device=device)
-        busy = list(workers)
-        while busy:
-            for worker in heard(busy):
-                if (found := _outcome(worker)) is not None:
-                    outcomes.append(found)
-                    busy.remove(worker)
-    finally:
-        for worker in workers:
-            worker.ask_to_end()
-        for worker in workers:
-            worker.end(END_SECONDS)
-    failures = [failure for outcome in outcomes for failure in outcome.failures]
-    together = Outcome(sum(each.predicted for each in outcomes), max(each.kept for each in outcomes), failures)
-    together.log_counts()
-    return together
-
-
-def _outcome(worker: WorkerProcess) -> Outcome | None:
-    """What a process answered; None while it goes on. Raises what ended it."""
-    answer = worker.answer()
-    if isinstance(answer, Returned):
-        return answer.value
-    if isinstance(answer, Lost):
-        raise WorkerLost(
-            f"the process that predicted on {worker.name} was killed (status {answer.status}), perhaps because memory "
-            "ran out",
-            "Give the same command again: it continues where it was",
-        )
-    if isinstance(answer, Raised):
-        if not isinstance(answer.error, (AutoUNetError, OSError)):
-            answer.error.add_note(f"In the process that predicted on {worker.name}:\n{answer.trace}")
-        raise answer.error
-    return None
-
-
-def _predict_there(tell: Tell, load: Load, task: PredictFolder, device: str) -> Outcome:
-    """What a process does that was started for one of several devices; it has nothing to tell before its end."""
-    signal.signal(signal.SIGTERM, _leave)
-    return task(_loaded(load, device))
-
-
-def _leave(*_: object) -> None:
-    """Unwinds, so that claims are given back and nothing half written stays."""
-    raise SystemExit(1)
-
-
-def _loaded(load: Load, device: str) -> Predictor:
-    from ..inference.sliding_window import is_out_of_memory
-
-    try:
-        return load(device)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-    raise OutOfMemory(f"the networks do not fit into the memory of {device}", "Give fewer --folds, or another --device")

@@ -17,6 +17,7 @@ from ..schema.bundle import ModelBundle
 from ..schema.dataset import ChannelAvailability
 from ..schema.errors import DataError, OptionError
 from ..schema.geometry import IDENTITY, Geometry
+from .mismatch import geometry_mismatches, intensity_mismatches, judge_headers, require_fit
 
 Files: TypeAlias = "str | Path | Sequence[str | Path | None]"
 """a file or DICOM series, or those of one case in the order of the model's channels, None for one that it lacks"""
@@ -30,11 +31,12 @@ class OneImage(NamedTuple):
     """which of C it has; None: all"""
 
 
-def from_files(files: Files, bundle: ModelBundle) -> OneImage:
-    """Read as `autounet predict` reads them. Raises DataError."""
-    case = _case(files, bundle)
+def from_files(files: Files, bundle: ModelBundle, force: bool = False) -> OneImage:
+    """Read as `autounet predict` reads them. Raises DataError, unless `force` also for what is unlike the training."""
+    (case,) = judge_headers(bundle, [_case(files, bundle)], force)
     array, geometry = load_input(case, bundle.channels)
     present = None if case.present is None else tuple(index in case.present for index in range(len(array)))
+    require_fit(case, intensity_mismatches(bundle, array, present), force)
     return OneImage(array, geometry, present)
 
 
@@ -68,6 +70,7 @@ def from_array(
     direction: Sequence[float] | np.ndarray | None = None,
     geometry: Geometry | None = None,
     present: Sequence[bool] | None = None,
+    force: bool = False,
 ) -> OneImage:
     """An array (C, Z, Y, X), or (Z, Y, X) and (Y, X) of one channel. See `Predictor.predict`. Raises DataError."""
     array = np.asarray(image, dtype=np.float32)
@@ -97,6 +100,8 @@ def from_array(
         )
     own = None if present is None else [index for index, there in enumerate(present) if there]
     warn_of_intensities("array", array, [channel.name for channel in bundle.channels], own)
+    found = [*geometry_mismatches(bundle, geometry), *intensity_mismatches(bundle, array, present)]
+    require_fit(InputCase("array", ()), found, force)
     return OneImage(array, geometry, _presence(bundle, present))
 
 

@@ -159,6 +159,7 @@ class Predictor:
         direction: Sequence[float] | np.ndarray | None = None,
         geometry: Geometry | None = None,
         present: Sequence[bool] | None = None,
+        force: bool = False,
     ) -> np.ndarray:
         """Label values (Z, Y, X) int32 of one image, voxel by voxel in its own order; what its file gives, too.
 
@@ -167,19 +168,20 @@ class Predictor:
         is (z, y, x) mm (1 unless given) and `direction` ITK's matrix (3x3, row by row; columns are the directions of
         the index axes x, y, z in LPS); unless given, x runs to the left, y to the back and z up. `geometry` holds
         both at once, as `autounet.imageio.read_image` returns it. `present` says which channels an array has, of a
-        model that was trained on images that lack some. Several threads may predict with one predictor: its networks
+        model that was trained on images that lack some. An image that is unlike the training in dimension, spacing,
+        modality or intensities is refused unless `force`. Several threads may predict with one predictor: its networks
         run for one image at a time. Raises DataError for an image that does not fit, OptionError for a spacing or
         direction that cannot be.
         """
         if isinstance(image, np.ndarray):
-            given = from_array(image, self.bundle, spacing, direction, geometry, present)
+            given = from_array(image, self.bundle, spacing, direction, geometry, present, force)
         elif any(value is not None for value in (spacing, direction, geometry, present)):
             raise OptionError(
                 "spacing, direction, geometry and present belong to arrays, and a file was given",
                 "Leave them out: they are read from the file",
             )
         else:
-            given = from_files(image, self.bundle)
+            given = from_files(image, self.bundle, force)
         return self.segment(self.prepare(given.array, given.geometry, given.present))
 
 

@@ -162,12 +162,12 @@ class Submission(Record):
 log = logging.getLogger(__name__)
 
 
-def submit(predictor: Predictor, source: Path, out: Path, template: str = "files") -> Submission:
+def submit(predictor: Predictor, source: Path, out: Path, template: str = "files", force: bool = False) -> Submission:
     """Predict `source` and write the zip `out` and its manifest.
 
     Each file is read again as it will be submitted: it has the geometry of its image, an integer type and declared
     label values alone. Raises OptionError for a template or a name that cannot be, DataError that names every case that
-    could not be predicted or fails a check; then nothing is written.
+    could not be predicted or fails a check; then nothing is written. `force` as in `predict_folder`.
     """
     out = Path(out)
     require_zip(out)
@@ -177,7 +177,7 @@ def submit(predictor: Predictor, source: Path, out: Path, template: str = "files
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as work:
         predicted, named = Path(work, "predicted"), Path(work, "named")
-        problems = list(predict_folder(predictor, source, predicted, OutputOptions()).failures)
+        problems = list(predict_folder(predictor, source, predicted, OutputOptions(), force=force).failures)
         files = []
         for case in cases:
             if not _segmentation(case, predicted).is_file():  # which one of the problems says

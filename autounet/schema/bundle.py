@@ -15,13 +15,16 @@ NO_LICENCE = "not stated"
 
 
 class ChannelSummary(Part):
-    """One channel; intensities are those of the foreground of all cases, None where there is none."""
+    """One channel; the first three intensities are those of the foreground of all cases, None where there is none."""
 
     name: str
     kind: str
     median: float | None = None
     percentile_00_5: float | None = None
     percentile_99_5: float | None = None
+    minimum: tuple[float, float] | None = None
+    """of an image, least and greatest over cases; like the next None in models packed before it was kept"""
+    maximum: tuple[float, float] | None = None
 
 
 class ClassSummary(Part):

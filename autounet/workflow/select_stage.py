@@ -11,7 +11,7 @@ from ..crossval.select import select as choose
 from ..crossval.validate import ensemble_cases, score_sources, segmentation_name, summarise_cases
 from ..imageio import output_suffix
 from ..progress import progress
-from ..schema.dataset import Dataset
+from ..schema.dataset import CaseFacts, Dataset
 from ..schema.fingerprint import Fingerprint
 from ..schema.labels import counted_targets
 from ..schema.metrics import CaseMetrics, Metrics
@@ -141,6 +141,7 @@ def _pack(
         name: {fold: folder.fold(name, fold).weights for fold in schedule.folds_of(name)}
         for name in with_previous_stages(selection.chosen, configurations)
     }
+    facts = [folder.facts / f"{case.identifier}.json" for case in dataset.cases]
     pack(
         folder.bundle,
         dataset,
@@ -151,4 +152,5 @@ def _pack(
         metrics.mean_dice if metrics else None,
         fingerprint=fingerprint,
         metrics=metrics,
+        facts=[CaseFacts.load(file) for file in facts if file.exists()],
     )
