@@ -69,6 +69,9 @@ def test_pictures_train_and_come_back_with_their_values(pictures, tmp_path):
         assert values.shape == (1, 37, 50)
         assert set(np.unique(values)) <= {0, 255}
     predictor = api.load(tmp_path / "model", device="cpu")
+    (channel,) = predictor.bundle.card.data.channels
+    least, greatest = channel.minimum, channel.maximum
+    assert 0 <= least[0] <= least[1] < greatest[0] <= greatest[1] <= 255, "for `mismatch`"
     assert predictor.predict_files(pictures / "images", tmp_path / "predicted") == []
     assert api.evaluate(tmp_path / "predicted", pictures / "masks", {"disc": 255}).mean_dice > 0.7
     check_other_metrics(pictures, tmp_path, metrics)

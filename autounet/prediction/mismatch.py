@@ -140,9 +140,8 @@ def _dimension_mismatches(bundle: ModelBundle, geometry: Geometry) -> Iterator[M
 def _kind_mismatches(bundle: ModelBundle, channel: Channel, kind: str, modality: str) -> Iterator[Mismatch]:
     wanted = MODALITIES.get(channel.kind)
     if wanted and modality and modality != wanted:
-        yield Mismatch(
-            True, "kind", f"its DICOM modality is {modality}, and channel {channel.name} of the model {wanted}"
-        )
+        text = f"its DICOM modality is {modality}, and that of the model's channel {channel.name} is {wanted}"
+        yield Mismatch(True, "kind", text)
     if wanted and kind in EIGHT_BITS and bundle.file_kind in VOLUME_KINDS:
         yield Mismatch(
             channel.kind is ChannelKind.ct,
