@@ -17,6 +17,7 @@ from ..schema.dataset import Case, CaseFacts, Dataset, Finding, Severity
 from ..schema.errors import DataError, OptionError
 from ..schema.labels import LabelCode
 from ..schema.options import DataOptions
+from .colour_masks import find_palette
 from .layouts.detected_layout import DeclaredLabels, DetectedLayout, read_description, read_object
 from .structures import Coded, combination_codes
 
@@ -27,10 +28,16 @@ PALETTE = "palette.json"
 _IGNORE_VALUE = 255
 
 
-def with_coded_labels(root: Path, found: DetectedLayout, cases: Sequence[Case], options: DataOptions) -> DetectedLayout:
-    """`found` with the classes, regions and codes of a palette or of segments. Raises DataError and OptionError."""
+def with_coded_labels(
+    root: Path, found: DetectedLayout, cases: Sequence[Case], options: DataOptions
+) -> tuple[DetectedLayout, list[Finding]]:
+    """`found` with the classes, regions and codes of a palette, of colours or of segments, and what is to be told.
+
+    Raises DataError and OptionError.
+    """
     if options.join:
-        return _joined(found, options, options.join)
+        return _joined(found, options, options.join), []
+    told: list[Finding] = []
     known = {**found.labels.classes, **options.class_values}
     ignore = options.ignore if options.ignore is not None else found.labels.ignore
     palette = _palette(root, options)
@@ -39,16 +46,19 @@ def with_coded_labels(root: Path, found: DetectedLayout, cases: Sequence[Case], 
         labels, codes = _by_colour(palette, known, ignore)
     elif any(is_nrrd_segmentation(path) for path in files):
         labels, codes = _by_segment([path for path in files if is_nrrd_segmentation(path)], known)
+    elif (colours := find_palette(files)) is not None:
+        labels, codes = _by_colour(colours.colours, known, ignore)
+        told = [colours.finding]
     else:
-        return found
+        return found, []
     if not codes:
-        return found
+        return found, []
     joined = DeclaredLabels(
         found.labels.classes | labels.classes,
         found.labels.regions | labels.regions,
         labels.ignore if labels.ignore is not None else found.labels.ignore,
     )
-    return replace(found, labels=joined, labels_declared=True, codes=codes)
+    return replace(found, labels=joined, labels_declared=True, codes=codes), told
 
 
 def _joined(found: DetectedLayout, options: DataOptions, name: str) -> DetectedLayout:

@@ -236,13 +236,14 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     twice = {case.identifier for case, after in pairwise(listed) if case.identifier == after.identifier}
     if twice:
         raise DataError(f"several cases are called {', '.join(sorted(twice))}", "Give them different names")
-    found = with_coded_labels(root, found, listed, options)
+    found, coded = with_coded_labels(root, found, listed, options)
     found, listed, told = with_structures(root, found, listed, options)
     labels = build_labels(found.labels, options)
     labels = labels.model_copy(update={"codes": found.codes})
     listed, unknown = annotate(listed_in, root, listed, labels, known)
     _report(
-        [*table_findings, *told, *unknown, *case_table.passed_over(listed_in), *unread_files(root, listed)], findings
+        [*table_findings, *coded, *told, *unknown, *case_table.passed_over(listed_in), *unread_files(root, listed)],
+        findings,
     )
     listed, time_points = split_frames(root, listed, found.channels, options)
     image = listed[0].images[0]

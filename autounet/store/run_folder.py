@@ -110,7 +110,7 @@ class CascadeLabelsFolder:
 OWN_NAMES = (
     "options.json", "device.json", "dataset.json", "splits.json", "fingerprint.json", "findings.json", "facts",
     "hashes.json", "checked.json", "plan.json", "plan.key", "clock.json", "prepared", "models", "crossval",
-    "selection.json", "metrics.json", "model", "report.html", "run.log", "trial",
+    "selection.json", "metrics.json", "model", "report.html", "run.log", "trial", "palette.json",
 )  # fmt: skip
 """what a run writes into its output folder, tracking and hidden files aside"""
 
@@ -150,6 +150,11 @@ class RunFolder:
     @property
     def splits(self) -> Path:
         return self.path / "splits.json"
+
+    @property
+    def palette(self) -> Path:
+        """Which colour is which class, where label pictures are coded by colour."""
+        return self.path / "palette.json"
 
     @property
     def fingerprint(self) -> Path:

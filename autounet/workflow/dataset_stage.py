@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from functools import cached_property
@@ -12,6 +13,7 @@ import numpy as np
 
 from ..datasets import complete_labels, examine, make_splits, scan
 from ..datasets.checks.set_checks import check_dataset
+from ..datasets.colour_masks import palette_of
 from ..datasets.file_hashes import FileHashes
 from ..datasets.reading import read_reference
 from ..datasets.repair.dataset_repair import repair_dataset
@@ -27,6 +29,7 @@ from ..schema.labels import Labels, Target, counted_targets
 from ..schema.names import printable
 from ..schema.options import DataOptions, RunOptions
 from ..schema.plan import PreprocessSpec
+from ..schema.record import write_text
 from ..store.run_folder import RunFolder
 from ..workers import available_cores
 
@@ -182,8 +185,9 @@ def telling_cases(facts: Sequence[CaseFacts], most: int) -> list[str]:
 def read_data(
     data: Path, folder: RunFolder, options: RunOptions, orientation: Literal["ras", "as_stored"], workers: int
 ) -> DataRecords:
-    """Scan, read every case once, check, split; each record is saved in `folder`. Raises DataError with every finding.
+    """Scan, read every case once, check, split; each record is saved in `folder`, and the palette of coloured labels.
 
+    Raises DataError with every finding.
     Facts of cases whose files have not changed are taken from its `facts`, hashes of files that have not been touched
     from its `hashes.json`.
     """
@@ -201,6 +205,8 @@ def read_data(
     fingerprint = build_fingerprint(dataset, facts, orientation)
     _result(dataset, findings).save(folder.findings)
     dataset.save(folder.dataset)
+    if palette := palette_of(dataset.labels):
+        write_text(folder.palette, json.dumps(palette) + "\n")
     splits.save(folder.splits)
     fingerprint.save(folder.fingerprint)
     return DataRecords(dataset, facts, splits, fingerprint)
