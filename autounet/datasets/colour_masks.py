@@ -148,8 +148,8 @@ def _not_classes(what: str) -> DataError:
     message = f"the label pictures are coded by colour, or no labels at all: they hold {what}"
     remedy = (
         f"Up to {MOST_COLOURS} flat colours are taken for classes. Make the masks again without smoothing and in a "
-        'format without loss (PNG), or say which colours are classes: --palette FILE with {"class": [red, green, blue], '
-        "...}. If these are photographs, give the labels with --label"
+        'format without loss (PNG), or say which colours are classes: --palette FILE with {"class": [red, green, '
+        "blue], ...}. If these are photographs, give the labels with --label"
     )
     return DataError.of([Finding(code="colours", message=message, remedy=remedy)])
 
