@@ -3,7 +3,8 @@
     python benchmarks/trials.py --data DATA [--sets task04,acdc] [--time 10m]
 
 Plans a run of the given time, makes its trial (`autounet.workflow.plan_stage.tried`), and trains nothing else. Beside
-the factor stands the one that longer trainings of fold 0 have shown (results/recipes_2026-11-30.md), where there are any.
+the factor stands the one that longer trainings of fold 0 have shown (results/recipes_2026-11-30.md), where there are
+any.
 """
 
 from __future__ import annotations
