@@ -11,7 +11,15 @@ from typing import NamedTuple
 from .datasets import Match, image_files, pair
 from .datasets.layouts.files import strip_channel
 from .evaluation import DEFAULT_METRICS, chosen_metrics, distance_unit, evaluate_case, on_grid_of, summarise
-from .imageio import VOLUME_KINDS, read_geometry, read_label_content, read_labels, stem
+from .evaluation.dicom_objects import (
+    is_object,
+    label_objects,
+    labels_by_name,
+    pair_by_series,
+    read_case,
+    require_names,
+)
+from .imageio import VOLUME_KINDS, objects_geometry, read_geometry, read_label_content, read_labels, stem
 from .ops.masks import values_in
 from .progress import progress
 from .schema.errors import DataError
@@ -33,8 +41,8 @@ class _EvaluateTask(NamedTuple):
 def _evaluate_one(task: _EvaluateTask) -> CaseMetrics | DataError:
     """The error of a case whose files do not fit together, so that those of all cases are told at once."""
     try:
-        prediction, own = read_labels(task.prediction)
-        reference, geometry = read_labels(task.reference, task.labels.codes)
+        prediction, own = read_case(task.prediction, task.reference, task.labels)
+        reference, geometry = read_case(task.reference, task.prediction, task.labels, task.labels.codes)
     except DataError as error:
         return DataError(error.message, error.remedy, task.case)
     prediction, differences = on_grid_of(prediction, own, geometry)
@@ -103,18 +111,26 @@ def evaluate(
     Classes come from `model` (a packed one), else from `classes` (name -> value), else from the values found; so do
     regions, from `model` or else from `regions` (name -> values).
     `metrics` names what is measured (`default` and `all` stand for several; see docs/metrics.md); Dice always is.
-    The two files of a case have to lie on the same voxels in space; which way round each stores them does not matter.
-    More than one of `workers` are processes of their own, where the images are not so few and small that starting them
-    takes longer; a script needs no `__main__` guard for that.
+    DICOM-SEG and RTSTRUCT name their structures: classes are these names, their values those given, and two objects are
+    a pair when they were drawn on one series. The two files of a case have to lie on the same voxels in space; which
+    way round each stores them does not matter. More than one of `workers` are processes of their own, where the images
+    are not so few and small that starting them takes longer; a script needs no `__main__` guard for that.
     Raises OptionError for an unknown name, DataError that names every case whose files cannot be read or do not fit.
     """
     wanted = chosen_metrics(metrics)
     require_background_zero({**(classes or {}), **(regions or {})})
     pairs = _evaluation_pairs(Path(predictions), Path(references))
-    first = read_geometry(pairs[0].second)
-    _require_one_background([file for match in pairs for file in (match.second, match.first)])
+    files = [file for match in pairs for file in (match.second, match.first)]
+    objects = [file for file in files if is_object(file)]
+    require_names(files, objects, named=bool(classes) or model is not None)
+    first = read_geometry(plain[0]) if (plain := [file for file in files if file not in objects]) else None
+    _require_one_background(plain)
+    first = first or objects_geometry(files[:2])
     workers = workers if len(pairs) * math.prod(first.shape) >= WORTH_PROCESSES else 1
-    labels = _evaluated_labels(pairs, classes or {}, regions or {}, model, workers)
+    if objects and model is None:
+        labels = labels_by_name(objects, classes or {}, regions or {})
+    else:
+        labels = _evaluated_labels(pairs, classes or {}, regions or {}, model, workers)
     tasks = [_EvaluateTask(*match, labels, wanted) for match in pairs]
     with progress("evaluate", len(tasks)) as meter:
 
@@ -162,7 +178,9 @@ def _evaluation_pairs(predictions: Path, references: Path) -> list[Match]:
         return [Match(stem(predictions), predictions, references)]
     known = _files(references)
     predicted = _without_companions(_files(predictions), known)
-    pairs = pair(predicted, known)
+    by_series = pair_by_series(predicted, known)
+    pairs = [Match(each.stem, each, by_series[each]) for each in predicted if each in by_series]
+    pairs = pairs or pair(predicted, known)
     alone = sorted(path.name for path in set(predicted) - {match.first for match in pairs})
     if alone:
         raise DataError(
@@ -188,7 +206,10 @@ def _without_companions(predicted: list[Path], known: list[Path]) -> list[Path]:
 
 
 def _files(path: Path) -> list[Path]:
+    """Of a folder with DICOM objects in it or below, these and image files, and not the series that they refer to."""
     files = [path] if path.is_file() else image_files(path)
+    if path.is_dir() and (objects := label_objects(path)):
+        files = [file for file in files if file.is_file()] + sorted(objects)
     if not files:
         raise DataError(f"{path} has no label images", "Give the folder that holds them")
     return files

@@ -5,7 +5,7 @@ Only this folder knows SimpleITK, Pillow, tifffile, pynrrd, pydicom and nibabel,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -25,14 +25,20 @@ from .dicom import (
     is_series_uid,
     series_files,
 )
-from .dicom_labels import may_overlap, object_masks, referenced_instances, structure_names
+from .dicom_labels import (
+    masks_of_objects,
+    may_overlap,
+    object_values,
+    objects_geometry,
+    referenced_instances,
+    structure_names,
+)
 from .formats import (
     DICOM,
     FORMATS,
     SUFFIXES,
     VOLUME_KINDS,
     describe_unread,
-    errors_of_file,
     file_kind,
     format_of,
     is_image,
@@ -58,7 +64,6 @@ from .stored_values import (
     values_of_objects,
 )
 from .structures import (
-    NamedMask,
     StructureMap,
     join_masks,
     plain_segments,
@@ -92,6 +97,8 @@ __all__ = [
     "is_series_uid",
     "label_limits",
     "may_overlap",
+    "object_values",
+    "objects_geometry",
     "output_suffix",
     "read_frames",
     "read_geometry",
@@ -214,13 +221,7 @@ def read_structures(parts: LabelParts, image: Path) -> StructureMap:
     if not objects:
         return read_masks([(name, path) for name, path in parts if name is not None])
     geometry = read_geometry(image)
-    return join_masks(_masks_of_objects(objects, geometry), geometry)
-
-
-def _masks_of_objects(objects: Sequence[Path], geometry: Geometry) -> Iterator[NamedMask]:
-    for path in objects:
-        with errors_of_file(path):
-            yield from object_masks(path, geometry)
+    return join_masks(masks_of_objects(objects, geometry), geometry)
 
 
 def read_label_parts(parts: LabelParts, image: Path, codes: Sequence[LabelCode]) -> LabelContent:

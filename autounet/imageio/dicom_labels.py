@@ -1,6 +1,6 @@
 """Labels that DICOM objects hold, on the voxels of the series they were drawn on: segmentations and structure sets.
 
-Standard: DICOM PS3.3 A.51 and C.8.20 (segmentation), C.8.8.5 and C.8.8.6 (structure set, contours).
+Standard: DICOM PS3.3 A.51 and C.8.20 (segmentation). Contours of structure sets: see `dicom_contours`.
 """
 
 from __future__ import annotations
@@ -14,24 +14,19 @@ import numpy as np
 
 from ..schema.errors import FileError
 from ..schema.geometry import Geometry
+from ..schema.labels import LabelCode
 from .dicom import LABEL_MODALITIES
+from .dicom_contours import contour_masks, contours, number_of, roi_names
 from .dicom_slices import read_dataset
+from .formats import errors_of_file
 from .image_format import damaged
-from .structures import NamedMask
+from .structures import NamedMask, join_masks, structure_values
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 OFF_GRID = 0.3
 """voxels by which a segmentation's pixels may lie beside those of the series: positions are rounded in both"""
-ON_CONTOUR = 1e-3
-"""voxels from a contour up to which a voxel's centre lies on it: coordinates are stored with 16 characters"""
-TILTED = 0.5
-"""slices that the points of one contour may be apart"""
-CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "CLOSED_PLANAR_XOR")
-"""contours that surround an area; points and open lines do not"""
-INSIDE = 0.99
-"""share of a contour's area in another one's from which on it lies inside"""
 
 
 def structure_names(path: Path) -> list[str]:
@@ -39,8 +34,8 @@ def structure_names(path: Path) -> list[str]:
     dataset = read_dataset(path)
     if _modality(path, dataset) == "SEG":
         return list(dict.fromkeys(_segment_names(dataset).values()))
-    drawn = {number for number, _ in _contours(dataset)}
-    return list(dict.fromkeys(name for number, name in _roi_names(dataset).items() if number in drawn))
+    drawn = {number for number, _ in contours(dataset)}
+    return list(dict.fromkeys(name for number, name in roi_names(dataset).items() if number in drawn))
 
 
 def object_masks(path: Path, geometry: Geometry) -> Iterator[NamedMask]:
@@ -49,7 +44,21 @@ def object_masks(path: Path, geometry: Geometry) -> Iterator[NamedMask]:
     if _modality(path, dataset) == "SEG":
         yield from _segment_masks(path, dataset, geometry)
     else:
-        yield from _contour_masks(path, dataset, geometry)
+        yield from contour_masks(path, dataset, geometry)
+
+
+def masks_of_objects(objects: Sequence[Path], geometry: Geometry) -> Iterator[NamedMask]:
+    """As `object_masks`, of several objects. Raises DataError also for files that are damaged in any other way."""
+    for path in objects:
+        with errors_of_file(path):
+            yield from object_masks(path, geometry)
+
+
+def object_values(path: Path, geometry: Geometry, codes: Sequence[LabelCode]) -> np.ndarray:
+    """(Z, Y, X) int32 on a grid, of the structures that the codes name; others are left out. Raises DataError."""
+    wanted = {name for code in codes for name in code.segments}
+    found = join_masks((each for each in masks_of_objects([path], geometry) if each.name in wanted), geometry)
+    return structure_values(path, found, codes, strict=False).values
 
 
 def referenced_instances(path: Path) -> set[str]:
@@ -74,13 +83,6 @@ def _modality(path: Path, dataset: Dataset) -> str:
     return modality
 
 
-def _number(value: Any) -> int:
-    return int(value) if value not in (None, "") else 0
-
-
-# ---- segmentations ----------------------------------------------------------------------------------------------
-
-
 def _kind(dataset: Dataset) -> str:
     return str(dataset.get("SegmentationType") or "BINARY").upper()
 
@@ -89,7 +91,7 @@ def _segment_names(dataset: Dataset) -> dict[int, str]:
     """By segment number; the label, else what kind of structure it is."""
     names = {}
     for segment in dataset.get("SegmentSequence") or ():
-        number = _number(segment.get("SegmentNumber"))
+        number = number_of(segment.get("SegmentNumber"))
         codes = segment.get("SegmentedPropertyTypeCodeSequence") or ()
         meaning = str(codes[0].get("CodeMeaning") or "") if codes else ""
         name = str(segment.get("SegmentLabel") or meaning or f"segment {number}").strip(" \0")
@@ -114,7 +116,7 @@ def _segment_masks(path: Path, dataset: Dataset, geometry: Geometry) -> Iterator
         raise damaged(path, "it describes no segments")
     found = {name: np.zeros(geometry.shape, bool) for name in names.values()}
     frames = _frames(path, dataset, geometry)
-    least = 0.5 * (_number(dataset.get("MaximumFractionalValue")) or 255) if _kind(dataset) == "FRACTIONAL" else 1
+    least = 0.5 * (number_of(dataset.get("MaximumFractionalValue")) or 255) if _kind(dataset) == "FRACTIONAL" else 1
     for frame, pixels in zip(frames, _pixels(path, dataset), strict=False):
         for number in [frame.segment] if frame.segment else np.unique(pixels[pixels > 0]).tolist():
             if number not in names:
@@ -136,11 +138,24 @@ def _pixels(path: Path, dataset: Dataset) -> Iterator[np.ndarray]:
         raise damaged(path, f"its pixels cannot be decoded ({' '.join(str(error).split())[:120]})") from None
 
 
-def _frames(path: Path, dataset: Dataset, geometry: Geometry) -> list[_Frame]:
-    """Where the frames lie. Raises DataError where that is not on the voxels of the series."""
+class _Placement(NamedTuple):
+    """What a frame says of its place."""
+
+    segment: int
+    position: np.ndarray
+    """(3,) mm, of the centre of the first pixel"""
+    along: np.ndarray
+    """(3,) direction in which columns are counted, and that of rows"""
+    across: np.ndarray
+    spacing: tuple[float, float]
+    """mm between rows and between columns"""
+    distance: float | None
+    """mm between slices"""
+
+
+def _placements(path: Path, dataset: Dataset) -> Iterator[_Placement]:
+    """Of each frame. Raises DataError where one does not say where it lies."""
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
-    to_voxels = np.linalg.inv(np.reshape(geometry.direction, (3, 3)) * geometry.spacing[::-1])
-    found = []
     for groups in dataset.get("PerFrameFunctionalGroupsSequence") or ():
 
         def value(macro: str, keyword: str, own: Dataset = groups) -> Any:
@@ -156,16 +171,64 @@ def _frames(path: Path, dataset: Dataset, geometry: Geometry) -> list[_Frame]:
         if position is None or axes is None or spacing is None:
             raise FileError(path, "does not say where its frames lie", "Export it again, or convert it to NIfTI")
         along, across = np.reshape(np.array(axes, float), (2, 3))
-        right, down = to_voxels @ along * float(spacing[1]), to_voxels @ across * float(spacing[0])
-        first = to_voxels @ (np.array(position, float) - geometry.origin)
-        steps = np.stack([first, right, down])
-        reach = np.array([1, dataset.Columns, dataset.Rows])[:, None]
+        number = number_of(value("SegmentIdentificationSequence", "ReferencedSegmentNumber"))
+        distance = value("PixelMeasuresSequence", "SpacingBetweenSlices")
+        yield _Placement(
+            0 if _kind(dataset) == "LABELMAP" else number or 1,
+            np.array(position, float),
+            along,
+            across,
+            (float(spacing[0]), float(spacing[1])),
+            float(distance) if distance else None,
+        )
+
+
+def _frames(path: Path, dataset: Dataset, geometry: Geometry) -> list[_Frame]:
+    """Where the frames lie. Raises DataError where that is not on the voxels of the series."""
+    to_voxels = np.linalg.inv(np.reshape(geometry.direction, (3, 3)) * geometry.spacing[::-1])
+    reach = np.array([1, dataset.get("Columns") or 1, dataset.get("Rows") or 1])[:, None]
+    found = []
+    for each in _placements(path, dataset):
+        right, down = to_voxels @ each.along * each.spacing[1], to_voxels @ each.across * each.spacing[0]
+        steps = np.stack([to_voxels @ (each.position - geometry.origin), right, down])
         if (np.abs(steps - np.rint(steps)) * reach > OFF_GRID).any():
             finding = "does not lie on the voxels of its series: it was resampled, or drawn on another one"
             raise FileError(path, finding, "Export it on the grid of its series, or convert both to NIfTI")
-        number = _number(value("SegmentIdentificationSequence", "ReferencedSegmentNumber"))
-        found.append(_Frame(0 if _kind(dataset) == "LABELMAP" else number or 1, *np.rint(steps)))
+        found.append(_Frame(each.segment, *np.rint(steps)))
     return found
+
+
+def objects_geometry(paths: Sequence[Path]) -> Geometry:
+    """The smallest grid of slices that holds all frames and contours, that of the first segmentation among the objects.
+
+    For comparing them without their series: outside there is nothing. Raises DataError without a segmentation.
+    """
+    read = [(path, read_dataset(path)) for path in paths]
+    placed = [(path, dataset, list(_placements(path, dataset))) for path, dataset in read
+              if _modality(path, dataset) == "SEG"]  # fmt: skip
+    path, dataset, frames = next((each for each in placed if each[2]), (paths[0], None, []))
+    if dataset is None:
+        finding = "is on no grid: only segmentations (DICOM-SEG) say how large voxels are"
+        raise FileError(path, finding, "Give one of the two as DICOM-SEG or NIfTI")
+    first = frames[0]
+    normal = np.cross(first.along, first.across)
+    heights = [float(normal @ frame.position) for _, _, own in placed for frame in own]
+    gaps = np.diff(np.unique(np.round(heights, 3)))
+    step = first.distance or (float(gaps.min()) if len(gaps) else 1.0)
+    for _, other in read:
+        heights += [float(height) for _, contour in contours(other)
+                    for height in np.reshape(np.array(contour.ContourData, float), (-1, 3)) @ normal]  # fmt: skip
+    below = round((min(heights) - float(normal @ first.position)) / step)
+    count = round((max(heights) - min(heights)) / step) + 1
+    x, y, z = (first.position + below * step * normal).tolist()
+    a, b, c, d, e, f, g, h, i = np.stack([first.along, first.across, normal], axis=1).ravel().tolist()
+    return Geometry(
+        shape=(count, int(dataset.Rows), int(dataset.Columns)),
+        spacing=(step, *first.spacing),
+        origin=(x, y, z),
+        direction=(a, b, c, d, e, f, g, h, i),
+        kind="dicom",
+    )
 
 
 def _paint(path: Path, mask: np.ndarray, frame: _Frame, inside: np.ndarray) -> None:
@@ -177,122 +240,3 @@ def _paint(path: Path, mask: np.ndarray, frame: _Frame, inside: np.ndarray) -> N
             path, "reaches beyond its series", "Check that the series is whole, and the one it was drawn on"
         )
     mask[z, y, x] = True
-
-
-# ---- structure sets ---------------------------------------------------------------------------------------------
-
-
-def _roi_names(dataset: Dataset) -> dict[int, str]:
-    names = {}
-    for roi in dataset.get("StructureSetROISequence") or ():
-        number = _number(roi.get("ROINumber"))
-        names[number] = str(roi.get("ROIName") or "").strip(" \0") or f"ROI {number}"
-    return names
-
-
-def _contours(dataset: Dataset) -> Iterator[tuple[int, Dataset]]:
-    """ROI number and contour, of those that surround an area."""
-    for roi in dataset.get("ROIContourSequence") or ():
-        for contour in roi.get("ContourSequence") or ():
-            closed = str(contour.get("ContourGeometricType") or "").upper() in CLOSED
-            if closed and len(contour.get("ContourData") or ()) >= 9:
-                yield _number(roi.get("ReferencedROINumber")), contour
-
-
-def _contour_masks(path: Path, dataset: Dataset, geometry: Geometry) -> Iterator[NamedMask]:
-    names = _roi_names(dataset)
-    to_voxels = np.linalg.inv(np.reshape(geometry.direction, (3, 3)) * geometry.spacing[::-1])
-    drawn: dict[str, dict[int, list[_Area]]] = {}
-    for number, contour in _contours(dataset):
-        name = names.get(number, f"ROI {number}")
-        try:
-            points = np.reshape(np.array(contour.ContourData, float), (-1, 3))
-        except ValueError:
-            raise damaged(path, f"a contour of {name} is no list of points") from None
-        voxels = (points - geometry.origin) @ to_voxels.T
-        if np.ptp(voxels[:, 2]) > TILTED:
-            finding = f"has contours of {name} that are not parallel to the slices of its series"
-            raise FileError(path, finding, "Export it with contours on the slices, or convert it to NIfTI")
-        z = round(float(voxels[:, 2].mean()))
-        slices = drawn.setdefault(name, {})
-        if 0 <= z < geometry.shape[0]:
-            exclusive = "XOR" in str(contour.ContourGeometricType).upper()
-            slices.setdefault(z, []).append(_area(voxels[:, :2], geometry.shape[1:], exclusive))
-    for name, slices in drawn.items():
-        mask = np.zeros(geometry.shape, bool)
-        for z, areas in slices.items():
-            _fill(mask[z], areas)
-        yield NamedMask(name, mask)
-
-
-class _Area(NamedTuple):
-    """What one contour surrounds, in the smallest box of pixels that holds it."""
-
-    top: int
-    left: int
-    inside: np.ndarray
-    """(Y, X) bool, of pixels whose centres lie inside or on the contour"""
-    border: np.ndarray
-    """of those that lie on it"""
-    exclusive: bool
-
-    @property
-    def box(self) -> tuple[slice, slice]:
-        height, width = self.inside.shape
-        return np.s_[self.top : self.top + height, self.left : self.left + width]
-
-
-def _area(points: np.ndarray, shape: Sequence[int], exclusive: bool) -> _Area:
-    """From the corners (N, 2), x and y in pixels, of a contour on a slice of `shape`."""
-    low = np.clip(np.floor(points.min(axis=0)).astype(int), 0, [shape[1], shape[0]])
-    high = np.clip(np.ceil(points.max(axis=0)).astype(int) + 1, low, [shape[1], shape[0]])
-    (left, top), (width, height) = low, high - low
-    start = points - low
-    stop = np.roll(start, -1, axis=0)
-    inside, border = np.zeros((height, width + 1), np.int32), np.zeros((height, width), bool)
-    rows = np.arange(height)[:, None]
-    (x0, y0), (x1, y1) = start.T, stop.T
-    crossed = (np.minimum(y0, y1) <= rows) & (rows < np.maximum(y0, y1))
-    slope = np.divide(x1 - x0, y1 - y0, out=np.zeros_like(x0), where=y1 != y0)
-    at = x0 + (rows - y0) * slope
-    row, edge = np.nonzero(crossed)
-    np.add.at(inside, (row, np.clip(np.ceil(at[row, edge]).astype(int), 0, width)), 1)
-    parity = (np.cumsum(inside, axis=1)[:, :width] % 2).astype(bool)
-    touched = (np.minimum(y0, y1) - ON_CONTOUR <= rows) & (rows <= np.maximum(y0, y1) + ON_CONTOUR)
-    level = np.abs(y1 - y0) <= ON_CONTOUR
-    row, edge = np.nonzero(touched & ~level)
-    place = np.clip(at[row, edge], np.minimum(x0, x1)[edge], np.maximum(x0, x1)[edge])
-    column = np.rint(place).astype(int)
-    on = (np.abs(place - column) <= ON_CONTOUR) & (column >= 0) & (column < width)
-    border[row[on], column[on]] = True
-    for row_, edge_ in zip(*np.nonzero(touched & level), strict=True):
-        first, last = sorted((x0[edge_], x1[edge_]))
-        border[row_, max(0, int(np.ceil(first - ON_CONTOUR))) : max(0, int(np.floor(last + ON_CONTOUR)) + 1)] = True
-    return _Area(int(top), int(left), parity | border, border, exclusive)
-
-
-def _fill(plane: np.ndarray, areas: Sequence[_Area]) -> None:
-    """Draw the contours of one structure on one slice (Y, X), the largest first.
-
-    One that lies inside others is a hole where their number is odd, and an island where it is even. Pixels whose
-    centres lie on a contour belong to the structure. Contours that only cross each other are joined; of type XOR, what
-    lies in an odd number of them is the structure.
-    """
-    ordered = sorted(areas, key=lambda area: -int(area.inside.sum()))
-    before: list[np.ndarray] = []
-    for area in ordered:
-        own = np.zeros_like(plane)
-        own[area.box] = area.inside
-        if not own.any():
-            continue  # smaller than a pixel
-        if area.exclusive:
-            plane ^= own
-            continue
-        if any((own == other).all() for other in before):
-            continue  # the same contour once more
-        around = sum(int((own & other).sum()) >= INSIDE * int(own.sum()) for other in before)
-        before.append(own)
-        if around % 2:
-            plane[area.box] &= ~area.inside | area.border
-        else:
-            plane |= own

@@ -1,10 +1,12 @@
 """Segmentations as DICOM-SEG objects, which viewers and archives attach to the series they were drawn on.
 
-Needs the extra `dicom` (highdicom). Standard: DICOM PS3.3 A.51, Segmentation IOD.
+Structures whose names the standard knows carry its codes (`structure_codes`), all a colour, and the object says which
+model made it. Needs the extra `dicom` (highdicom). Standard: DICOM PS3.3 A.51, Segmentation IOD.
 """
 
 from __future__ import annotations
 
+import colorsys
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import __version__
+from ..figures import SERIES
 from ..imageio import read_geometry, series_files
+from ..schema.bundle import ModelBundle
 from ..schema.errors import DataError, OptionError
 from ..schema.labels import Labels
 from ..schema.record import replacing
+from .structure_codes import structure_codes
 
 if TYPE_CHECKING:
     import pydicom
@@ -26,7 +31,14 @@ _MAY_LACK = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "Stud
              "StudyTime", "ReferringPhysicianName")  # fmt: skip
 """attributes that may be empty but must be there (type 2); anonymised files often lack them"""
 _LONGEST = 64
-"""characters of a segment's label (LO)"""
+"""characters of a segment's label, a description and a version (LO)"""
+GOLDEN = (5**0.5 - 1) / 2
+"""of the circle of hues between the colours of neighbouring classes, when the report's are used up"""
+
+
+def written_name(name: str) -> str:
+    """What a segment of a class is called: a backslash would divide it in two."""
+    return name.replace("\\", "/")[:_LONGEST]
 
 
 def require_highdicom() -> None:
@@ -39,11 +51,14 @@ def require_highdicom() -> None:
         ) from None
 
 
-def write_dicom_seg(path: Path, values: np.ndarray, series: Path, labels: Labels) -> None:
+def write_dicom_seg(
+    path: Path, values: np.ndarray, series: Path, labels: Labels, bundle: ModelBundle | None = None
+) -> None:
     """Write (Z, Y, X) label values of the series in the folder `series`, one binary segment per foreground class.
 
-    Z runs along the slices as `series_files` orders them. A class that does not occur is a segment without frames.
-    Raises OptionError without highdicom, DataError when the series lacks what a DICOM-SEG must refer to.
+    `bundle` is the model that predicted them. Z runs along the slices as `series_files` orders them. A class that does
+    not occur is a segment without frames. Raises OptionError without highdicom, DataError when the series lacks what a
+    DICOM-SEG must refer to.
     """
     require_highdicom()
     import highdicom
@@ -62,7 +77,7 @@ def write_dicom_seg(path: Path, values: np.ndarray, series: Path, labels: Labels
             source_images=sources,
             pixel_array=dense,
             segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=_descriptions(labels),
+            segment_descriptions=_descriptions(labels, bundle),
             series_instance_uid=highdicom.UID(),
             series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
             sop_instance_uid=highdicom.UID(),
@@ -71,7 +86,9 @@ def write_dicom_seg(path: Path, values: np.ndarray, series: Path, labels: Labels
             manufacturer_model_name="AutoUNet",
             software_versions=__version__,
             device_serial_number="0",
-            series_description="AutoUNet segmentation",
+            series_description=written_name(f"AutoUNet {bundle.name if bundle else 'segmentation'}"),
+            content_description=written_name(f"Segmented automatically by the model {_model_name(bundle)}"),
+            content_label="SEGMENTATION",
             omit_empty_frames=bool(dense.any()),
         )
     except (AttributeError, ValueError, TypeError) as error:  # of highdicom, for what the source images lack
@@ -93,21 +110,54 @@ def _completed(source: pydicom.Dataset, distance: float) -> pydicom.Dataset:
     return source
 
 
-def _descriptions(labels: Labels) -> list[Any]:
+def _model_name(bundle: ModelBundle | None) -> str:
+    return bundle.name if bundle is not None else "AutoUNet"
+
+
+def _descriptions(labels: Labels, bundle: ModelBundle | None) -> list[Any]:
     import highdicom
     from pydicom.sr.codedict import codes
 
+    parameters = None
+    version = __version__
+    if bundle is not None:  # a model has no number: its digest tells it from all others
+        version = f"{bundle.checksum or 'not sealed'}, AutoUNet {bundle.versions.get('autounet', 'unknown')}"
+        parameters = {"configurations": "+".join(bundle.selection.chosen), "segmented with AutoUNet": __version__}
     algorithm = highdicom.AlgorithmIdentificationSequence(
-        name="AutoUNet", version=__version__, family=codes.DCM.ArtificialIntelligence
+        name=written_name(_model_name(bundle)),
+        version=written_name(version),
+        family=codes.DCM.ArtificialIntelligence,
+        source="AutoUNet",
+        parameters=parameters,
     )
-    return [
-        highdicom.seg.SegmentDescription(
+    found = []
+    for number, label in enumerate(labels.foreground, 1):
+        known = structure_codes(label.name)
+        own = highdicom.sr.CodedConcept(str(label.value), SCHEME, written_name(label.name))
+        described = highdicom.seg.SegmentDescription(
             segment_number=number,
-            segment_label=label.name[:_LONGEST],
-            segmented_property_category=codes.SCT.AnatomicalStructure,
-            segmented_property_type=highdicom.sr.CodedConcept(str(label.value), SCHEME, label.name[:_LONGEST]),
+            segment_label=written_name(label.name),
+            segmented_property_category=known.category if known else codes.SCT.AnatomicalStructure,
+            segmented_property_type=known.property_type if known else own,
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
+            anatomic_regions=[known.region] if known and known.region else None,
+            display_color=highdicom.color.CIELabColor.from_rgb(*display_colour(number)),
         )
-        for number, label in enumerate(labels.foreground, 1)
-    ]
+        if known and known.side:
+            side = [highdicom.sr.CodedConcept(known.side.value, known.side.scheme_designator, known.side.meaning)]
+            if known.region:
+                described.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = side
+            else:
+                described.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = side
+        found.append(described)
+    return found
+
+
+def display_colour(number: int) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255, of a foreground class (from 1): those of the report, then others."""
+    if number <= len(SERIES):
+        code = int(SERIES[number - 1][1:], 16)
+        return code >> 16, code >> 8 & 255, code & 255
+    red, green, blue = colorsys.hsv_to_rgb(number * GOLDEN % 1, 0.65, 0.9)
+    return round(red * 255), round(green * 255), round(blue * 255)

@@ -22,9 +22,9 @@ from ..datasets.inputs import refused
 from ..imageio import is_series, output_suffix, read_geometry, suffix, write_labels
 from ..ops.resample import prepared_shape
 from ..preprocessing import CHECK_SPACING, Prepared, enlargement
+from ..schema.bundle import ModelBundle
 from ..schema.errors import AutoUNetError, DataError, OptionError, OutOfMemory, unknown_name
 from ..schema.geometry import Geometry
-from ..schema.labels import Labels
 from ..schema.record import digest, require_folder
 from ..schema.run import require_replaceable
 from ..workers import keep_freed_memory, one_ahead
@@ -68,12 +68,12 @@ def _output_paths(predictor: Predictor, out: Path, case: InputCase, outputs: Out
     return [prediction_path(out, case, outputs.form), *beside]
 
 
-def write_prediction(path: Path, values: np.ndarray, geometry: Geometry, case: InputCase, labels: Labels) -> None:
+def write_prediction(path: Path, values: np.ndarray, geometry: Geometry, case: InputCase, bundle: ModelBundle) -> None:
     """(Z, Y, X) label values in the geometry of the case's image. Raises DataError."""
     if path.suffix == ".dcm":
         from .dicom_seg import write_dicom_seg
 
-        write_dicom_seg(path, values, case.images[0], labels)
+        write_dicom_seg(path, values, case.images[0], bundle.labels, bundle)
     else:
         write_labels(path, values, geometry)
 
@@ -221,7 +221,7 @@ def _predict_case(
     prepared, geometry = read()
     scores = predictor.predict_scores(prepared, keep_input=outputs.gate_maps or outputs.uncertainty)
     paths = [prediction_path(out, case, outputs.form)]
-    write_prediction(paths[0], predictor.decide(scores), geometry, case, predictor.bundle.labels)
+    write_prediction(paths[0], predictor.decide(scores), geometry, case, predictor.bundle)
     segmentation = prediction_path(out, case, None)  # whose name and format the maps follow
     if outputs.probabilities or outputs.uncertainty:
         wanted = outputs.probabilities, outputs.uncertainty
