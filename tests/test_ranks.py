@@ -8,13 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from loss_cases import PATCH, channels, random_batch, random_outputs, tumour
 from test_losses_contract import situations, with_weights
 from torch import Tensor, distributed, multiprocessing
+from training_cases import configuration, task
 
 from autounet.losses import LOSSES, Batch, build_loss
-from autounet.losses.voxels import Shares, share_batches
+from autounet.losses.voxels import Shares, share_batches, shares
+from autounet.schema.errors import AutoUNetError, Cancelled, OptionError, WorkerLost
+from autounet.schema.options import TrainOptions
+from autounet.store.weights import load_weights
+from autounet.training import Horizon, ranks, train_fold
 
 SAMPLES = (2, 1)
 """of each process"""
@@ -67,3 +73,87 @@ def test_losses_and_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> No
         for part, _ in parts:
             torch.testing.assert_close(part, value, rtol=1e-6, atol=1e-8, msg=said)
         torch.testing.assert_close(torch.cat([own for _, own in parts]), whole, rtol=1e-5, atol=1e-9, msg=said)
+
+
+BOTH = ("cpu", "cpu")
+OPTIONS = TrainOptions(learning_rate=5e-3, ema_decay=0.9, augmentation="light", augmented_by="torch")
+PARTLY = {"case1": (True, True, False)}
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    first, second = (load_weights(each / "weights.safetensors") for each in (one, other))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_two_processes_train_as_one_does(tmp_path: Path, one_thread: None, batch_dice: bool) -> None:
+    """With partly annotated cases, and three samples for two processes."""
+    planned = configuration(batch=3).model_copy(update={"batch_dice": batch_dice})
+    given = {"options": OPTIONS, "configuration": planned, "annotated": PARTLY}
+    alone = task(tmp_path / "alone", Horizon(steps=50), **given)
+    together = task(tmp_path / "together", Horizon(steps=50), devices=BOTH, **given)
+    expected, found = train_fold(*alone), train_fold(*together)
+    for one, other in zip(expected.curve, found.curve, strict=True):
+        assert other.loss == pytest.approx(one.loss, abs=1e-4)
+    assert_alike(alone.folder, together.folder)
+    assert shares() == Shares()
+    assert not distributed.is_initialized()
+
+
+def test_a_training_may_go_on_with_another_number_of_processes(tmp_path: Path, one_thread: None) -> None:
+    whole, parts = (task(tmp_path / name, Horizon(steps=12), options=OPTIONS, devices=BOTH) for name in ("a", "b"))
+    train_fold(*whole)
+
+    def stop(progress: float) -> None:
+        if progress > 0.5:
+            raise Cancelled("stopped")
+
+    with pytest.raises(Cancelled):
+        train_fold(*parts, on_step=stop)
+    record = train_fold(*task(tmp_path / "b", Horizon(steps=12), options=OPTIONS))
+    assert any("continued at step 7" in event for event in record.events)
+    assert_alike(whole.folder, parts.folder)
+
+
+def test_a_process_that_is_killed_ends_the_training_with_its_reason(
+    tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[ranks.WorkerProcess] = []
+
+    class Watched(ranks.WorkerProcess):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            started.append(self)
+
+    monkeypatch.setattr(ranks, "WorkerProcess", Watched)
+
+    def kill(progress: float) -> None:
+        if progress > 0.1:
+            started[0].process.kill()
+
+    with pytest.raises(WorkerLost, match="the process of training on cpu was ended from outside"):
+        train_fold(*task(tmp_path, Horizon(steps=1000), options=OPTIONS, devices=BOTH), on_step=kill)
+    assert not started[0].process.is_alive()
+
+
+def test_an_error_of_another_process_is_raised_here(tmp_path: Path, one_thread: None) -> None:
+    given = task(tmp_path, Horizon(steps=5), options=OPTIONS, devices=("cpu", "cuda:77"))
+    with pytest.raises(Exception, match=r"(?i)cuda") as caught:
+        train_fold(*given)
+    assert "In the process of training on cuda:77" in "".join(caught.value.__notes__)
+
+
+def test_more_devices_than_samples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="a batch of 2 cannot be shared by 3 devices") as caught:
+        train_fold(*task(tmp_path, Horizon(steps=5), devices=("cpu",) * 3))
+    assert "--devices-per-training 2" in str(caught.value.remedy)
+    assert issubclass(OptionError, AutoUNetError)

@@ -299,6 +299,8 @@ RUN_OPTIONS: tuple[Option, ...] = (
            "memory_bytes"),
     Option("--device", "NAME", "Device", RUN, "auto, cpu, cuda, cuda:1 or mps. One training goes on on each of several "
            "GPUs: cuda:0,cuda:1; auto takes all that are alike", TEXT, "device"),
+    Option("--devices-per-training", "N", "Device", RUN, "GPUs, or on a CPU processes, that share each batch of one "
+           "training", INTEGER, "devices_per_training", least=1),
     Option("--workers", "N", "Device", RUN, "Processes that read and augment images: auto or a number", WORKERS,
            "workers"),
     Option("--out", "FOLDER", "Output", RUN, "Folder for all results. Given again, the run continues where it was",

@@ -195,6 +195,7 @@ class RunKeywords(DataKeywords, total=False):
     deterministic: bool | None
     memory: str | int | None
     device: str | None
+    devices_per_training: int | None
     workers: str | int | None
     metrics: str | Sequence[str] | None
     track: str | None
@@ -281,9 +282,9 @@ class StartingWeights(Part):
 class RunOptions(Record):
     """`options.json`: every option of `autounet run` as it was given; None means not given.
 
-    `schema/option_table.py` says how each is written on the command line. `device`, `workers` and `track` change no
-    result, `metrics` only what is measured, and of `start` the checksum counts, not the path. Raises UsageError for a
-    name that there is not.
+    `schema/option_table.py` says how each is written on the command line. `device`, `devices_per_training`, `workers`
+    and `track` change no result but for rounding, `metrics` only what is measured, and of `start` the checksum counts,
+    not the path. Raises UsageError for a name that there is not.
     """
 
     data: DataOptions = DataOptions()
@@ -304,6 +305,8 @@ class RunOptions(Record):
     """steps per fold"""
     device: str | None = None
     """auto, cpu, cuda, cuda:1 or mps; several GPUs separated by commas"""
+    devices_per_training: int | None = Field(default=None, ge=1, le=10**6)
+    """that share each batch"""
     workers: int | None = Field(default=None, ge=0, le=10**6)
     """processes for reading and augmentation; None: by the number of cores"""
     seed: int | None = Field(default=None, ge=0, le=MOST_SEED)

@@ -263,9 +263,8 @@ class Plan(Record):
     chosen: tuple[str, ...] = ()
     """what is trained where the time is limited and no configuration is named; empty: 3d_fullres, or else the first"""
     learning: float | None = Field(default=None, gt=0)
-    """how hard the data set is to learn, as a trial on it has shown; None: as it is on average of others"""
+    """how hard the data are to learn, by a trial; None: as others on average, and `undecided` the grids in question"""
     undecided: tuple[float, ...] = ()
-    """scales of the grid between which such a trial would decide"""
     fingerprint: str
     """digest of the fingerprint the plan was made from"""
 
@@ -326,9 +325,8 @@ def swapped_outputs(labels: Labels, kind: TargetKind) -> tuple[int, ...] | None:
     mirrored = [frozenset(classes[member] for member in each) for each in members]
     if mirrored == members:
         return tuple(range(len(members)))
-    if not set(mirrored) <= set(members) or len(set(members)) < len(members):
-        return None
-    return tuple(members.index(each) for each in mirrored)
+    told_apart = set(mirrored) <= set(members) and len(set(members)) == len(members)
+    return tuple(members.index(each) for each in mirrored) if told_apart else None
 
 
 def prediction_swap(configuration: Configuration, labels: Labels) -> Swap | None:

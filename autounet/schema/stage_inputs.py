@@ -130,6 +130,8 @@ class TrainingPlace(Part):
     annotated: dict[str, tuple[bool, ...]] = {}
     """case -> (K) which dense classes were annotated, for validation cases where some were not"""
     device: str = "cpu"
+    devices: tuple[str, ...] = ()
+    """of the processes that share each batch, `device` the first; fewer than two: this process alone"""
     workers: int = 0
     """processes that make batches; 0: this one"""
     planned_bytes: int = 0

@@ -35,6 +35,7 @@ from .monitor import (
     left_behind_sentence,
     monitored_batches,
 )
+from .ranks import ALONE, Alone, crew_of
 from .samples import EMPHASIS, BatchLoader
 from .schedule import Horizon, cool_down_after, learning_rate, sentence
 from .sources import class_patches, train_source, validation_source
@@ -61,14 +62,15 @@ def train_fold(
     if (place.previous is None) != (inputs.configuration.previous_stage is None):
         raise ValueError(f"{place.configuration_name}: previous stage and the folder of its labels go together")
     keep_freed_memory()
-    with algorithms(inputs.options.deterministic), budget_errors(place):
-        return _train(inputs, place, horizon, on_log, on_step)
+    with algorithms(inputs.options.deterministic), budget_errors(place), crew_of(inputs, place) as crew:
+        return _train(inputs, place, horizon, crew, on_log, on_step)
 
 
 def _train(
     inputs: TrainingInputs,
     place: TrainingPlace,
     horizon: Horizon,
+    crew: Alone,
     on_log: Callable[[EpochLog], None] | None,
     on_step: Callable[[float], None],
 ) -> RunRecord:
@@ -80,17 +82,19 @@ def _train(
     state = new_state(inputs, place.initial, precision, device)
     checkpoint = Checkpoint(folder.state, inputs.key)
     event = checkpoint.restore(state)
+    crew.begin(state)
     earlier = state.elapsed
     loss = configuration_loss(configuration, inputs.labels, options)
     monitors = Monitors.of(inputs, place, precision, device)
-    loader = BatchLoader(train_source(inputs, place), state.step, place.workers, device)
+    loader = BatchLoader(crew.source(train_source(inputs, place)), state.step, place.workers, device)
     journal = Journal(folder.path, state.step, on_log, f"{place.configuration_name} {fold_name(inputs.fold)}")
     interval = Interval()
 
-    emphasise(monitors.emphasised(inputs, state), loader, loss)
+    emphasise(monitors.emphasised(inputs, state), loader, loss, crew)
     progress = horizon.progress(state.step, state.elapsed, state.cool_down)
     while progress < 1:
         rate = learning_rate(options, horizon, state.step, state.elapsed, state.cool_down)
+        crew.step(rate)
         with interval.waiting():
             batch = next(loader).to(device, precision.channels_last)
         interval.losses.append(advance(state, loss, batch, precision, options, rate))
@@ -102,7 +106,7 @@ def _train(
             continue
         measured = interval.line(place, configuration.precision, state, progress, rate)
         line = observed(measured, inputs, state, monitors, journal, horizon)
-        emphasise(monitors.emphasised(inputs, state), loader, loss)
+        emphasise(monitors.emphasised(inputs, state), loader, loss, crew)
         if progress < 1 and (checkpoint.due() or line.event):
             checkpoint.save(state)
         journal.add(line)
@@ -118,14 +122,17 @@ def advance(
 ) -> torch.Tensor:
     """One step of the training; returns its loss."""
     state.set_learning_rate(rate)
-    value = train_step(state.model, loss, state.optimiser, state.scaler, batch, precision, options.gradient_clip)
+    value = train_step(
+        state.parallel or state.model, loss, state.optimiser, state.scaler, batch, precision, options.gradient_clip
+    )
     state.step += 1
     state.update_average(options.ema_decay)
     return value
 
 
-def emphasise(classes: tuple[int, ...], loader: BatchLoader, loss: DeepSupervision) -> None:
+def emphasise(classes: tuple[int, ...], loader: BatchLoader, loss: DeepSupervision, crew: Alone = ALONE) -> None:
     """From the next step on samples show these dense classes more often, and their voxels weigh more."""
+    crew.emphasise(classes)
     loader.emphasise(classes)
     loss.emphasise(classes, EMPHASIS)
 

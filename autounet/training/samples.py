@@ -106,6 +106,8 @@ class SampleSource:
     """size of the network's output where it is smaller than the patch, in its middle: then that is what is placed
     inside the image and shows foreground, and beyond the borders lies the mirror image, labels included, as when whole
     images are predicted"""
+    own: range | None = None
+    """places in the batch of the samples that this process makes; None: all"""
     _order: tuple[int, np.ndarray] = field(default=(-1, np.empty(0, int)), repr=False)
 
     def batch(self, step: int, emphasised: Collection[int] = ()) -> Batch:
@@ -118,8 +120,8 @@ class SampleSource:
             return self.collated(self.readings(step, emphasised))
 
     def readings(self, step: int, emphasised: Collection[int] = ()) -> list[Reading]:
-        """What the batch of a step is made of."""
-        return [self.reading(step, index, emphasised) for index in range(self.batch_size)]
+        """What the batch of a step, or this process's part of it, is made of."""
+        return [self.reading(step, index, emphasised) for index in self.own or range(self.batch_size)]
 
     def collated(self, readings: Sequence[Reading]) -> Batch:
         """The batch, augmented on the device where the images lie."""

@@ -42,6 +42,8 @@ class TrainState:
     """how a training that has converged ends"""
     left_behind: tuple[int, ...] = ()
     """outputs of the network, classes or regions, that are left behind since the last line of the log"""
+    parallel: nn.Module | None = None
+    """the model as it is trained together with other processes"""
 
     @property
     def evaluated(self) -> nn.Module:

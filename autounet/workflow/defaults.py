@@ -74,6 +74,7 @@ def planner_options(options: RunOptions, profile: DeviceProfile) -> PlannerOptio
         family=network_family(options),
         configurations=requested_configurations(options),
         base_features=STEM_FEATURES if options.starts_from == "encoder" else None,
+        minimum_batch=max(2, options.devices_per_training or 1),
         mirror_samples=bool(options.preset) or options.starts_from == "model" or not few,
     )
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from ..ops.device import devices_like
 from ..progress import Progress, SideBySide, Watcher, stop_if_cancelled, watched
-from ..schema.errors import AutoUNetError, WorkerLost
+from ..schema.errors import AutoUNetError, OptionError, WorkerLost
 from ..schema.options import RunOptions
 from ..schema.run import DeviceProfile, EpochLog
 from ..schema.stage_inputs import TrainingPlace
@@ -53,12 +53,30 @@ def lanes_of(
     """
     steps = step_limit(options)
     short = promised < LEAST_SECONDS if promised else steps is not None and steps < LEAST_STEPS
-    if short or options.workers in (0, 1) or trainings < 2:
+    if short or options.workers in (0, 1) or trainings < 2 or (options.devices_per_training or 1) > 1:
         return Lanes()
     if profile.device != "cpu":
         return Lanes.on(devices_like(profile.device, options.device or "auto"), trainings, available_cores())
     allowed = options.memory_bytes or MEMORY_SHARE * profile.memory_bytes
     return Lanes.of(trainings, available_cores(), max(1, int(allowed // bytes_each)) if bytes_each else None)
+
+
+def training_devices(options: RunOptions, profile: DeviceProfile) -> tuple[str, ...]:
+    """The devices that share each batch of a training; none where the device of the plan makes it alone.
+
+    Raises OptionError where there are fewer of them than asked for.
+    """
+    count = options.devices_per_training or 1
+    if count < 2:
+        return ()
+    on_cpu, cores = profile.device == "cpu", max(2, available_cores())
+    found = ["cpu"] * cores if on_cpu else devices_like(profile.device, options.device or "auto")
+    if len(found) < count:
+        raise OptionError(
+            f"--devices-per-training {count}: of devices like {profile.device} there are {len(found)}",
+            f"Give at most {len(found)}, or name more of them with --device",
+        )
+    return tuple(found[:count])
 
 
 class Runner(Protocol):

@@ -111,6 +111,8 @@ class JobGraph:
     """what happened to each configuration since it was planned"""
     unseen: Callable[[Sequence[str]], Sequence[int]] = lambda cases: ()
     """dense classes that occur in the data set, and in none of some cases"""
+    devices: tuple[str, ...] = ()
+    """that share each batch of a training; none: `device` alone makes it"""
 
     @cached_property
     def prepared_keys(self) -> dict[str, dict[str, str]]:
@@ -240,6 +242,7 @@ class JobGraph:
             validation_cases=validated,
             annotated={case: partial[case] for case in validated if case in partial},
             device=self.device,
+            devices=self.devices,
             workers=self.loader_workers,
             planned_bytes=configuration.predicted_memory_bytes,
             events=(*self.events.get(name, ()), *(start.events if start else ())),

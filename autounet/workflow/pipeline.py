@@ -33,7 +33,7 @@ from ..tracking.run_tracking import RunTracker
 from ..workers import available_cores
 from .dataset_stage import DataRecords, read_data
 from .defaults import TrainingSchedule, check_options, loader_workers, parse_folds, promised_seconds, training_schedule
-from .executor import Runner, SequentialExecutor, SideBySideExecutor, lanes_of
+from .executor import Runner, SequentialExecutor, SideBySideExecutor, lanes_of, training_devices
 from .fine_tuning import FineTuning, known_weights
 from .jobs import Job, JobGraph
 from .make_plan import PlanMaker
@@ -202,6 +202,7 @@ def _execute(
         device=profile.device,
         workers=maker.workers,
         loader_workers=loader_workers(options, profile.device),
+        devices=training_devices(options, profile),
         initial=_fine_tuning(folder, maker, schedule).of,
         events=plan.events,
     )
