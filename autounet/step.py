@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -97,10 +97,11 @@ def train_step(
     batch: Batch,
     precision: Precision,
     clip: float,
+    exchange: Callable[[Sequence[Tensor]], None] | None = None,
 ) -> Tensor:
     """One update of `model` (in train() mode) on a batch that is on its device; returns the detached loss.
 
-    Gradients are clipped to a total norm of `clip`.
+    Gradients are clipped to a total norm of `clip`, after `exchange` has changed them in place.
     """
     optimiser.zero_grad(set_to_none=True)
     with precision.autocast(batch.image.device.type):
@@ -110,8 +111,12 @@ def train_step(
         value.backward()
     else:
         scaler.scale(value).backward()
+    trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    if exchange is not None:
+        exchange([parameter.grad for parameter in trained if parameter.grad is not None])
+    if scaler is not None:
         scaler.unscale_(optimiser)
-    clip_gradients([p for p in model.parameters() if p.grad is not None], clip)
+    clip_gradients(trained, clip)
     if scaler is None:
         optimiser.step()
     else:

@@ -18,9 +18,13 @@ from training_cases import configuration, task
 from autounet.losses import LOSSES, Batch, build_loss
 from autounet.losses.voxels import Shares, share_batches, shares
 from autounet.schema.errors import AutoUNetError, Cancelled, OptionError, WorkerLost
-from autounet.schema.options import TrainOptions
+from autounet.schema.options import RunOptions, TrainOptions
+from autounet.schema.run import DeviceProfile
 from autounet.store.weights import load_weights
+from autounet.time_budget.deadline import Lanes
 from autounet.training import Horizon, ranks, train_fold
+from autounet.workflow import executor
+from autounet.workflow.defaults import planner_options
 
 SAMPLES = (2, 1)
 """of each process"""
@@ -157,3 +161,17 @@ def test_more_devices_than_samples_are_refused(tmp_path: Path) -> None:
         train_fold(*task(tmp_path, Horizon(steps=5), devices=("cpu",) * 3))
     assert "--devices-per-training 2" in str(caught.value.remedy)
     assert issubclass(OptionError, AutoUNetError)
+
+
+def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = DeviceProfile(
+        device="cpu", name="Test CPU", cores=2, memory_bytes=2**33, precision="fp32", channels_last=False
+    )
+    monkeypatch.setattr(executor, "available_cores", lambda: 4)
+    assert executor.training_devices(RunOptions(), profile) == ()
+    assert executor.training_devices(RunOptions(devices_per_training=3), profile) == ("cpu",) * 3
+    with pytest.raises(OptionError, match="--devices-per-training 5: of devices like cpu there are 4"):
+        executor.training_devices(RunOptions(devices_per_training=5), profile)
+    options = RunOptions(devices_per_training=2)
+    assert executor.lanes_of(options, profile, 3600.0, 5) == Lanes()
+    assert planner_options(RunOptions(devices_per_training=3), profile).minimum_batch == 3

@@ -123,7 +123,7 @@ def advance(
     """One step of the training; returns its loss."""
     state.set_learning_rate(rate)
     value = train_step(
-        state.parallel or state.model, loss, state.optimiser, state.scaler, batch, precision, options.gradient_clip
+        state.model, loss, state.optimiser, state.scaler, batch, precision, options.gradient_clip, state.exchange
     )
     state.step += 1
     state.update_average(options.ema_decay)

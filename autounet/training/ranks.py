@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed
-from torch.nn.parallel import DistributedDataParallel
 
 from ..losses.voxels import Shares, share_batches
 from ..schema.errors import OptionError, WorkerLost
@@ -82,10 +81,7 @@ class Crew(Alone):
         distributed.broadcast_object_list(content, device=torch.device("cpu"))
         if self.shares.rank:
             state.load(content[0] or {})
-        place = [self.device] if self.device.type == "cuda" else None
-        # an output whose loss has no weight leaves parameters without a gradient
-        state.parallel = DistributedDataParallel(state.model, device_ids=place, find_unused_parameters=True)
-        state.parallel.register_comm_hook(None, lambda _, bucket: summed(bucket))
+        state.exchange = sum_gradients
 
     def step(self, rate: float) -> None:
         self.tell(rate)
@@ -103,10 +99,16 @@ class Crew(Alone):
         return order[0]
 
 
-def summed(bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
-    """The gradients of all processes, not their mean: each is that of the whole loss by a process's own samples."""
-    work = distributed.all_reduce(bucket.buffer(), async_op=True)
-    return work.get_future().then(lambda done: done.value()[0])  # type: ignore[no-any-return]
+def sum_gradients(gradients: Sequence[Tensor]) -> None:
+    """Of all processes, in place: each is that of the whole loss by a process's own samples.
+
+    In one message after the backward pass, and not in DistributedDataParallel's many during it: that takes means, and
+    warns of parameters whose output has no weight in the loss and of kernels in channels-last order.
+    """
+    whole = torch.cat([each.flatten() for each in gradients])
+    distributed.all_reduce(whole)
+    for each, part in zip(gradients, whole.split([each.numel() for each in gradients]), strict=True):
+        each.copy_(part.view(each.shape))
 
 
 @contextmanager

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..nets import FAMILIES
@@ -42,8 +42,8 @@ class TrainState:
     """how a training that has converged ends"""
     left_behind: tuple[int, ...] = ()
     """outputs of the network, classes or regions, that are left behind since the last line of the log"""
-    parallel: nn.Module | None = None
-    """the model as it is trained together with other processes"""
+    exchange: Callable[[Sequence[Tensor]], None] | None = None
+    """what a step does with its gradients where other processes make samples of the same batch"""
 
     @property
     def evaluated(self) -> nn.Module:

@@ -219,6 +219,7 @@ class JobGraph:
         configuration, options = self.schedule.configurations[name], self.schedule.train_options[name]
         place, start = self.folder.fold(name, fold), self.initial(name, fold)
         validated, partial = self.schedule.validation_cases(fold), partly_annotated(self.dataset)
+        shared = (f"each batch is shared by {', '.join(self.devices)}",) if self.devices else ()
         inputs = TrainingInputs(
             configuration=configuration.trained,
             options=options,
@@ -245,7 +246,7 @@ class JobGraph:
             devices=self.devices,
             workers=self.loader_workers,
             planned_bytes=configuration.predicted_memory_bytes,
-            events=(*self.events.get(name, ()), *(start.events if start else ())),
+            events=(*self.events.get(name, ()), *shared, *(start.events if start else ())),
             warnings=self._unseen_classes(fold),
         )
         needs = (f"prepare {configuration.prepared}", *(job.name for job in previous.values()))
