@@ -187,7 +187,8 @@ def _evaluation_pairs(predictions: Path, references: Path) -> list[Match]:
             f"{len(alone)} predictions have no reference in {references}: {', '.join(alone[:5])}",
             "Give the folder with a reference of the same name for each",
         )
-    if other := [match for match in pairs if strip_channel(stem(match.first))[0] != stem(match.second)]:
+    other = [match for match in pairs if strip_channel(stem(match.first))[0] != stem(match.second)]
+    if other and not by_series:
         log.info("names differ: %s is compared with %s, for example", other[0].first.name, other[0].second.name)
     if len(pairs) < len(known):
         log.warning("%d of %d references have no prediction and are not counted", len(known) - len(pairs), len(known))

@@ -234,7 +234,7 @@ def test_evaluate_pairs_objects_by_series(tmp_path: Path) -> None:
 def test_evaluate_reads_contours_on_the_grid_of_the_other(tmp_path: Path) -> None:
     """A structure set reaches over more slices than the segmentation that it is compared with, and has other names."""
     scan, shape = tmp_path / "CT", (9, 20, 24)
-    written = write_slices(scan, np.zeros(shape, int), PatientName="Doe^Jane")
+    written = write_slices(scan, np.zeros(shape, int), PatientName="P1")
     masks = {name: np.zeros(shape, bool) for name in ("liver", "couch")}
     masks["liver"][1:8, 4:15, 5:19], masks["couch"][:, 17:19, 2:20] = True, True
     contours = {name: outlines(mask) for name, mask in masks.items()}

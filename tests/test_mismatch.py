@@ -165,7 +165,7 @@ def test_kinds(plain: ModelBundle, tmp_path: Path) -> None:
     write_image(picture, np.zeros((1, 1, 8, 8), np.uint8), Geometry(shape=(1, 8, 8), kind="png", dimension=2))
     kind = headers(bundle, picture)["kind"]
     assert kind.refuses
-    assert kind.message == "it is a PNG picture, and channel CT of the model is CT, trained from .nii.gz"
+    assert kind.message == "it is a PNG picture, and the model was trained on CT stored as .nii.gz"
     assert not headers(known_of(plain, MRI), picture)["kind"].refuses, "only told: slices of MRI are exported so"
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import colorsys
 import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,7 @@ from ..schema.bundle import ModelBundle
 from ..schema.errors import DataError, OptionError
 from ..schema.labels import Labels
 from ..schema.record import replacing
+from ..workers import PROCESS_WIDE
 from .structure_codes import structure_codes
 
 if TYPE_CHECKING:
@@ -61,7 +65,6 @@ def write_dicom_seg(
     DICOM-SEG must refer to.
     """
     require_highdicom()
-    import highdicom
     import pydicom
 
     logging.getLogger("highdicom").setLevel(logging.WARNING)  # else a line for each module of attributes
@@ -73,30 +76,46 @@ def write_dicom_seg(
     for number, label in enumerate(labels.foreground, 1):
         dense[values == label.value] = number
     try:
-        segmentation = highdicom.seg.Segmentation(
-            source_images=sources,
-            pixel_array=dense,
-            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=_descriptions(labels, bundle),
-            series_instance_uid=highdicom.UID(),
-            series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
-            sop_instance_uid=highdicom.UID(),
-            instance_number=1,
-            manufacturer="AutoUNet",
-            manufacturer_model_name="AutoUNet",
-            software_versions=__version__,
-            device_serial_number="0",
-            series_description=written_name(f"AutoUNet {bundle.name if bundle else 'segmentation'}"),
-            content_description=written_name(f"Segmented automatically by the model {_model_name(bundle)}"),
-            content_label="SEGMENTATION",
-            omit_empty_frames=bool(dense.any()),
-        )
+        with _plain_names_allowed():
+            segmentation = _segmentation(sources, dense, labels, bundle)
     except (AttributeError, ValueError, TypeError) as error:  # of highdicom, for what the source images lack
         raise DataError(
             f"{series} cannot carry a DICOM-SEG ({error})", "Write NIfTI instead: leave --format out"
         ) from None
     with replacing(path, ".dcm") as temporary:
         segmentation.save_as(temporary)
+
+
+def _segmentation(sources: list[pydicom.Dataset], dense: np.ndarray, labels: Labels, bundle: ModelBundle | None) -> Any:
+    """Of (Z, Y, X) segment numbers on the slices `sources`."""
+    import highdicom
+
+    return highdicom.seg.Segmentation(
+        source_images=sources,
+        pixel_array=dense,
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=_descriptions(labels, bundle),
+        series_instance_uid=highdicom.UID(),
+        series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="AutoUNet",
+        manufacturer_model_name="AutoUNet",
+        software_versions=__version__,
+        device_serial_number="0",
+        series_description=written_name(f"AutoUNet {bundle.name if bundle else 'segmentation'}"),
+        content_description=written_name(f"Segmented automatically by the model {_model_name(bundle)}"),
+        content_label="SEGMENTATION",
+        omit_empty_frames=bool(dense.any()),
+    )
+
+
+@contextmanager
+def _plain_names_allowed() -> Iterator[None]:
+    """Inside, highdicom does not warn of patients' names of one part, which are those of anonymised files."""
+    with PROCESS_WIDE, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", 'The string ".*" is unlikely to represent the intended person name')
+        yield
 
 
 def _completed(source: pydicom.Dataset, distance: float) -> pydicom.Dataset:

@@ -146,8 +146,8 @@ def _kind_mismatches(bundle: ModelBundle, channel: Channel, kind: str, modality:
         yield Mismatch(
             channel.kind is ChannelKind.ct,
             "kind",
-            f"it is a {kind.upper()} picture, and channel {channel.name} of the model is {channel.kind.value.upper()}, "
-            f"trained from {bundle.suffix or 'DICOM'}",
+            f"it is a {kind.upper()} picture, and the model was trained on {channel.kind.value.upper()} stored as "
+            f"{bundle.suffix or 'DICOM'}",
         )
 
 
@@ -194,12 +194,12 @@ def _intensity_problem(kind: ChannelKind, facts: ChannelFacts, trained: ChannelS
         return _ct_problem(facts, trained), True
     low, high = facts.minimum or 0.0, facts.maximum or 0.0
     if kind is ChannelKind.photo and minima and maxima:
-        text = f"they were {_span((minima[0], maxima[1]))}, at most {_span(maxima)} in each image"
+        text = f"they were {_span((minima[0], maxima[1]))}, with {_span(maxima)} as the highest of an image"
         too_bright, too_dark = high > SCALED_UP * maxima[1], high * SCALED_UP < maxima[0]
         negative = minima[0] >= 0 and -low * SCALED_UP > maxima[1]
         return (text if too_bright or too_dark or negative else ""), too_bright or negative or high * DARK < maxima[0]
     if minima and maxima and kind is not ChannelKind.photo:
-        text = f"they were {_span((minima[0], maxima[1]))}, at least {_span(minima)} in each image"
+        text = f"they were {_span((minima[0], maxima[1]))}, with {_span(minima)} as the lowest of an image"
         is_ct = low <= AIR_HU and (facts.low or 0.0) <= AIR_HU / 2 and minima[0] > AIR_HU / 2
         was_ct = minima[1] <= AIR_HU and low >= 0
         return (text if is_ct or was_ct else ""), is_ct and kind is ChannelKind.mri
@@ -211,7 +211,7 @@ def _ct_problem(facts: ChannelFacts, trained: ChannelSummary) -> str:
     low, high = facts.minimum or 0.0, facts.maximum or 0.0
     minima, maxima = trained.minimum, trained.maximum
     if minima and maxima:
-        text = f"they were {_span((minima[0], maxima[1]))}, at least {_span(minima)} in each image"
+        text = f"they were {_span((minima[0], maxima[1]))}, with {_span(minima)} as the lowest of an image"
         shifted = (minima[1] <= LIGHT_HU and low >= 0) or (minima[0] >= 0 and low <= LIGHT_HU)
         width = (facts.high or 0.0) - (facts.low or 0.0)
         if shifted or width > SCALED_UP * (maxima[1] - minima[0]):
