@@ -1,7 +1,7 @@
 """AutoUNet: from a folder of images and labels to a cross-validated, ensembled segmentation model.
 
 `run`, `plan`, `train` and `check` do what the commands of these names do; `load` and `evaluate` are for models and
-their results. The rest are their records and errors; docs/python.md shows each in use.
+their results, `register` for plug-ins. The rest are their records and errors; docs/python.md shows each in use.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .api import evaluate as evaluate
     from .api import load as load
     from .api import plan as plan
+    from .api import register as register
     from .api import run as run
     from .api import train as train
 
@@ -51,6 +52,7 @@ __all__ = [
     "evaluate",
     "load",
     "plan",
+    "register",
     "run",
     "train",
 ]

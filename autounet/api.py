@@ -1,4 +1,4 @@
-"""The Python interface: `run`, `plan`, `train`, `check`, `load` and `evaluate`.
+"""The Python interface: `run`, `plan`, `train`, `check`, `load`, `evaluate` and `register`.
 
 The first four do what the commands of their names do, with the same options, and return records. Nothing is printed
 unless asked for, several may run at once in threads of one process, and every error that a caller can correct is an
@@ -33,6 +33,7 @@ from .schema.metrics import Metrics
 from .schema.option_table import RUN_OPTIONS, Option, run_options
 from .schema.options import DataKeywords, RunKeywords
 from .schema.plan import Average, Plan
+from .schema.plugins import register as register
 from .schema.quantities import AnyPath
 from .schema.run import RunRecord
 from .schema.selection import Selection

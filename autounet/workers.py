@@ -90,6 +90,18 @@ def without_main() -> Iterator[None]:
             sys.modules["__main__"] = main
 
 
+Inherited = dict[Callable[[Any], None], Any]
+INHERITED: Inherited = {}
+"""functions that spawned processes call before they work, each with its value; both have to be picklable"""
+
+
+def take_over(given: Inherited, worker: int = 0) -> None:
+    """The `INHERITED` of the process that spawned this one; `worker` is the number that torch's DataLoader gives."""
+    INHERITED.update(given)
+    for function, value in given.items():
+        function(value)
+
+
 def map_parallel(
     function: Callable[[Item], Result],
     items: Iterable[Item],
@@ -111,7 +123,7 @@ def map_parallel(
     with (
         children_with_threads(),
         ProcessPoolExecutor(
-            min(workers, len(items)), mp_context=context, initializer=_end_with, initargs=(os.getpid(), KILL)
+            min(workers, len(items)), mp_context=context, initializer=_begin, initargs=(os.getpid(), KILL, INHERITED)
         ) as pool,
     ):
         # a process is started by each submission, and needs `__main__` for nothing but a function that is there
@@ -189,7 +201,7 @@ class WorkerProcess:
         self.connection, theirs = context.Pipe()
         level = logging.getLogger("autounet").getEffectiveLevel()
         end = int(signal.SIGTERM) if asked else KILL
-        self.process = context.Process(target=_serve, args=(theirs, os.getpid(), level, end), name=name)
+        self.process = context.Process(target=_serve, args=(theirs, os.getpid(), level, end, INHERITED), name=name)
         with children_with_threads(threads), without_main():
             self.process.start()
         theirs.close()
@@ -248,10 +260,10 @@ class _Forward(logging.Handler):
         self.send(record)
 
 
-def _serve(connection: Connection, parent: int, level: int, end: int) -> None:
+def _serve(connection: Connection, parent: int, level: int, end: int, given: Inherited) -> None:
     """The main function of a `WorkerProcess`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with(parent, end)
+    _begin(parent, end, given)
     sending = threading.Lock()
 
     def send(content: object) -> None:
@@ -284,6 +296,11 @@ def _picklable(error: Exception) -> Exception:
 
 PR_SET_PDEATHSIG = 1
 """of Linux' prctl (linux/prctl.h): the signal that the kernel sends as soon as the parent process is gone"""
+
+
+def _begin(parent: int, end: int, given: Inherited) -> None:
+    _end_with(parent, end)
+    take_over(given)
 
 
 def _end_with(parent: int, number: int) -> None:

@@ -15,6 +15,7 @@ from autounet.schema.fingerprint import Fingerprint
 from autounet.schema.labels import LabelClass, Labels, Region
 from autounet.schema.options import DataOptions, TrainOptions
 from autounet.schema.plan import Configuration, InferenceSpec, TrainedConfiguration
+from autounet.schema.plugins import PluginUse
 from autounet.schema.stage_inputs import InitialWeights, StageInputs, TrainingCase
 from autounet.store.run_folder import RunFolder
 from autounet.workflow import cache
@@ -28,6 +29,7 @@ OTHER_LABELS = LABELS.model_copy(update={"ignore": 9})
 CASE = TrainingCase(identifier="a", prepared="1")
 SPEC = TRAINED.preprocess
 OTHER_SPEC = SPEC.model_copy(update={"transpose": (0, 2, 1)})
+PLUGIN = PluginUse(kind="losses", name="mine", package="other", version="1")
 
 VALUES: dict[str, tuple[Any, Any]] = {
     "preprocess": (SPEC, OTHER_SPEC),
@@ -61,6 +63,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "folds": ((0, 1), (0,)),
     "metrics": (("dice",), ("dice", "assd")),
     "jobs": ({"a": "1"}, {"a": "2"}),
+    "plugins": ((PLUGIN,), (PLUGIN.model_copy(update={"version": "2"}),)),
 }
 """field -> two values, of which the first makes the record"""
 SPECIAL: dict[tuple[str, str], tuple[Any, Any]] = {

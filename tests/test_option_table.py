@@ -26,13 +26,12 @@ from autounet.schema.errors import OptionError, UsageError
 from autounet.schema.metrics import METRIC_NAMES, chosen_metrics
 from autounet.schema.option_table import RUN_OPTIONS, Option, run_command, run_options
 from autounet.schema.options import (
-    FAMILY_NAMES,
     KINDS,
-    LOSS_NAMES,
     DataOptions,
     RunOptions,
     StartingWeights,
 )
+from autounet.schema.plugins import BUILT_IN
 from autounet.schema.quantities import parse_size, parse_time, write_size, write_time
 from autounet.workflow.output_folder import with_stored
 
@@ -80,8 +79,9 @@ def _recorded() -> list[Option]:
 
 
 CHECKED: dict[str, st.SearchStrategy[Any]] = {
-    "family": st.sampled_from(FAMILY_NAMES),
-    "loss": st.sampled_from(LOSS_NAMES),
+    "family": st.sampled_from(BUILT_IN["families"]),
+    "loss": st.sampled_from(BUILT_IN["losses"]),
+    "augmentation": st.sampled_from(BUILT_IN["augmentations"]),
     "configurations": st.lists(st.sampled_from(CONFIGURATIONS), min_size=1).map(tuple) | st.just(("auto",)),
     "folds": st.sampled_from(("all", "full"))
     | st.lists(INTEGERS, min_size=1).map(lambda each: ",".join(map(str, each))),
@@ -258,8 +258,6 @@ def test_names_are_checked_in_python_too() -> None:
 
 
 def test_names_that_are_checked_are_those_there_are() -> None:
-    assert set(FAMILY_NAMES) == set(FAMILIES)
-    assert set(LOSS_NAMES) == set(LOSSES)
     assert set(KINDS) == set(ChannelKind)
 
 
@@ -319,6 +317,7 @@ def test_commands_and_table_name_each_other(command: str) -> None:
     [
         ("family", FAMILIES),
         ("loss", LOSSES),
+        ("augmentation", BUILT_IN["augmentations"]),
         ("preset", PRESETS),
         ("configurations", CONFIGURATIONS),
         ("metrics", METRIC_NAMES),

@@ -3,15 +3,20 @@
 from .checks.examine import examine, examine_case
 from .inputs import InputCase, find_inputs
 from .labels import complete_labels, label_findings
+from .layouts import LAYOUTS, Layout
+from .layouts.detected_layout import DeclaredLabels, DetectedLayout
 from .layouts.files import image_files
 from .layouts.pairing import Match, pair
 from .reading import LoadedCase, load_case, load_input, read_channels, read_reference
-from .scan import LAYOUTS, scan
+from .scan import scan
 from .splits import make_splits, nnunet_folds
 
 __all__ = [
     "LAYOUTS",
+    "DeclaredLabels",
+    "DetectedLayout",
     "InputCase",
+    "Layout",
     "LoadedCase",
     "Match",
     "complete_labels",

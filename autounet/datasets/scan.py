@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 from ..imageio import (
     VOLUME_KINDS,
@@ -22,10 +21,11 @@ from ..imageio import (
 from ..schema.dataset import Case, Channel, ChannelKind, Dataset, Finding, Severity
 from ..schema.errors import DataError, FileError, OptionError
 from ..schema.options import DataOptions
+from ..schema.plugins import plugins
 from .checks.examine import unreadable
 from .coded_labels import with_coded_labels
 from .labels import annotate, build_labels
-from .layouts import bids, case_folders, case_table, dicom_tree, msd, nnunet_raw, paired_folders
+from .layouts import LAYOUTS, OWN_LAYOUTS, case_table, msd
 from .layouts.detected_layout import DetectedLayout, read_description, with_description, without_missing_channels
 from .layouts.files import existing_folder, own_path
 from .splits import with_groups
@@ -196,23 +196,6 @@ def frame_name(identifier: str, frame: int, count: int) -> str:
     return f"{identifier}_t{frame:0{len(str(max(0, count - 1)))}}"
 
 
-class Layout(NamedTuple):
-    detect: Callable[[Path, DataOptions], bool]
-    find: Callable[[Path, DataOptions], DetectedLayout]
-
-
-LAYOUTS: dict[str, Layout] = {
-    "table": Layout(case_table.detect, case_table.find),
-    "msd": Layout(msd.detect, msd.find),
-    "nnunet": Layout(nnunet_raw.detect, nnunet_raw.find),
-    "dicom": Layout(dicom_tree.detect, dicom_tree.find),
-    "bids": Layout(bids.detect, bids.find),
-    "cases": Layout(case_folders.detect, case_folders.find),
-    "pairs": Layout(paired_folders.detect, paired_folders.find),
-}
-"""tried in this order; the first that recognises the folder reads it"""
-
-
 def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None) -> Dataset:
     """The data set in a folder or a table, with its layout detected, its cases sorted, and labels as far as declared.
 
@@ -272,7 +255,8 @@ def _detect_layout(place: Path, options: DataOptions) -> tuple[DetectedLayout, s
         if case_table.detect(place, options):
             return case_table.find(place, options), "table"
         place = place.parent
-    for name, layout in LAYOUTS.items():
+    for name in (*sorted(plugins("layouts")), *OWN_LAYOUTS):
+        layout = LAYOUTS[name]
         if options.class_patterns and name not in ("cases", "pairs"):
             continue  # patterns say where the masks are
         if layout.detect(place, options):

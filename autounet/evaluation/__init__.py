@@ -2,11 +2,14 @@
 
 from ..schema.metrics import DEFAULT_METRICS, chosen_metrics
 from .evaluate import METRICS, distance_unit, evaluate_case, on_grid_of
+from .overlap_metrics import MaskPair, Undefined
 from .summary import compare_models, summarise
 
 __all__ = [
     "DEFAULT_METRICS",
     "METRICS",
+    "MaskPair",
+    "Undefined",
     "chosen_metrics",
     "compare_models",
     "distance_unit",

@@ -22,6 +22,7 @@ from ..schema.errors import DataError
 from ..schema.geometry import Geometry, GeometryDifference, placements
 from ..schema.labels import Labels
 from ..schema.metrics import DEFAULT_METRICS, ClassMetrics
+from ..schema.plugins import Registry, not_callable
 from .overlap_metrics import (
     MaskPair,
     Undefined,
@@ -109,7 +110,8 @@ def boundary_iou(pair: MaskPair) -> float:
     return int(np.count_nonzero(first & second)) / int(np.count_nonzero(first | second))
 
 
-METRICS: dict[str, Callable[[MaskPair], float]] = {
+Metric = Callable[[MaskPair], float]
+OWN_METRICS: dict[str, Metric] = {
     "dice": dice,
     "iou": iou,
     "sensitivity": sensitivity,
@@ -126,6 +128,8 @@ METRICS: dict[str, Callable[[MaskPair], float]] = {
     "cl_dice": cl_dice,
 }
 """by the field of `ClassMetrics` that holds the value"""
+METRICS: Registry[Metric] = Registry("metrics", OWN_METRICS, not_callable)
+"""with those of plug-ins, whose values `ClassMetrics.plugins` holds"""
 
 
 Unit = Literal["mm", "pixels"]
@@ -232,10 +236,10 @@ def evaluate_pair(pair: MaskPair, metrics: Sequence[str] = DEFAULT_METRICS) -> C
     undefined: dict[str, str] = {}
     for name in metrics:
         try:
-            values[name] = METRICS[name](pair)
+            values[name] = float(METRICS[name](pair))
         except Undefined as reason:
             undefined[name] = str(reason)
-    return ClassMetrics(**values, undefined=undefined)
+    return ClassMetrics.of(values, undefined)
 
 
 def value_boxes(array: np.ndarray, values: set[int]) -> dict[int, Box]:

@@ -48,7 +48,7 @@ def summarise(
 def values_of(cases: Sequence[CaseMetrics], classes: Sequence[str], metric: str) -> np.ndarray:
     """One metric as (cases, classes), float64; NaN where it is not defined."""
     absent = ClassMetrics()
-    rows = [[getattr(case.per_class.get(name, absent), metric) for name in classes] for case in cases]
+    rows = [[case.per_class.get(name, absent).value(metric) for name in classes] for case in cases]
     return np.array(rows, dtype=np.float64).reshape(len(cases), len(classes))
 
 
@@ -68,10 +68,10 @@ def _intervals(
 
 def _mean(entries: Sequence[ClassMetrics], metrics: Sequence[str]) -> ClassMetrics:
     """Mean of each metric over the entries that have it."""
-    values = {name: [getattr(entry, name) for entry in entries if getattr(entry, name) is not None] for name in metrics}
-    return ClassMetrics(
-        **{name: _average(found) for name, found in values.items()},
-        undefined={name: f"undefined in all {len(entries)} cases" for name, found in values.items() if not found},
+    values = {name: [value for each in entries if (value := each.value(name)) is not None] for name in metrics}
+    return ClassMetrics.of(
+        {name: _average(found) for name, found in values.items()},
+        {name: f"undefined in all {len(entries)} cases" for name, found in values.items() if not found},
     )
 
 

@@ -25,8 +25,9 @@ from ..schema.errors import ModelError, PlanError
 from ..schema.fingerprint import Fingerprint
 from ..schema.labels import targets_of
 from ..schema.metrics import Metrics
-from ..schema.options import FAMILY_NAMES, DataOptions
+from ..schema.options import DataOptions
 from ..schema.plan import Configuration, with_previous_stages
+from ..schema.plugins import names, plugins_used, require_plugins
 from ..schema.record import new_folder, read_json, utf8, write_text
 from ..schema.run import RunRecord
 from ..schema.selection import Selection
@@ -91,6 +92,7 @@ def pack(
         for path in weights.get(name, {}).values()
     ]
     _require_uniform(folds, configurations, packed)
+    needed = plugins_used(families=[configurations[name].network.family for name in packed])
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = new_folder(folder)
     try:
@@ -105,7 +107,10 @@ def pack(
             selection=selection,
             members=tuple(_copy_member(fold, temporary) for fold in folds),
             mean_dice=mean_dice,
-            versions={name: version(name) for name in PACKAGES} | {"autounet": __version__},
+            versions={name: version(name) for name in PACKAGES}
+            | {"autounet": __version__}
+            | {each.package: each.version for each in needed},
+            plugins=needed,
             details=dict(details or {}),
             card=describe(fingerprint, metrics, [fold.record for fold in folds], dataset.labels, facts),
         )
@@ -140,6 +145,7 @@ def load_bundle(model: Path) -> tuple[ModelBundle, Path]:
         raise ModelError(
             f"{path} was changed after packing", "Copy the model again, or pack it again with autounet select"
         )
+    require_plugins(str(path), bundle.plugins)
     needed = _needed(bundle.selection, bundle.configurations, str(path))
     missing = [name for name in needed if name not in {member.configuration for member in bundle.members}]
     if missing:
@@ -161,7 +167,7 @@ def _check_configurations(bundle: ModelBundle, path: Path) -> None:
             "out_channels": (network.out_channels, len(targets_of(labels, configuration.targets))),
             "normalisation": (len(configuration.preprocess.normalisation), len(bundle.channels)),
         }
-        problems = list(network_problems(configuration)) if network.family in FAMILY_NAMES else []
+        problems = list(network_problems(configuration)) if network.family in names("families") else []
         problems += [f"{what} is for {own}, not {wanted}" for what, (own, wanted) in expected.items() if own != wanted]
         if sorted(configuration.preprocess.transpose) != [0, 1, 2]:
             problems.append(f"preprocess.transpose is {configuration.preprocess.transpose}")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..schema.errors import OptionError, unknown_name
 from ..schema.labels import Labels, overlapping_targets
+from ..schema.plugins import Registry, not_callable
 from .deep_supervision import Batch, DeepSupervision, Pixelwise
 from .dice_ce import DiceCrossEntropy
 from .terms import (
@@ -30,7 +31,9 @@ __all__ = [
     "LOSSES",
     "Batch",
     "Loss",
+    "LossFactory",
     "LossSetting",
+    "Pixelwise",
     "build_loss",
     "even_weight",
 ]
@@ -77,7 +80,8 @@ def _binary(setting: LossSetting) -> Pixelwise:
     return VoxelLoss(Overlapping(members, len(members), setting.ignores), cross_entropy)
 
 
-LOSSES: dict[str, Callable[[LossSetting], Pixelwise]] = {
+LossFactory = Callable[[LossSetting], Pixelwise]
+OWN_LOSSES: dict[str, LossFactory] = {
     "dice_ce": _dice_ce,
     "log_dice_ce": lambda setting: _dice_ce(setting, logarithm=True),
     "dice": lambda setting: _dice_ce(setting, ce=0.0),
@@ -92,6 +96,8 @@ LOSSES: dict[str, Callable[[LossSetting], Pixelwise]] = {
     "focal_tversky": lambda setting: VoxelLoss(setting.encoding, FocalTversky(setting.batch_dice)),
 }
 """name -> factory of the loss of one output"""
+LOSSES: Registry[LossFactory] = Registry("losses", OWN_LOSSES, not_callable)
+"""with those of plug-ins"""
 
 BORDER_WEIGHTED = frozenset({"weighted_ce"})
 """losses that need `ops.surfaces.border_weight` of every sample in `Batch.weight`"""

@@ -21,7 +21,7 @@ from ..schema.labels import Labels, TargetKind, planned_targets, targets_of
 from ..schema.options import TrainOptions
 from ..schema.plan import Configuration, NetworkSpec, PreprocessSpec
 from ..step import Precision, algorithms, build_optimiser, configuration_loss, train_step
-from ..workers import PROCESS_WIDE, keep_freed_memory, without_main
+from ..workers import INHERITED, PROCESS_WIDE, Inherited, keep_freed_memory, take_over, without_main
 
 STEPS = 3
 """the first one makes the optimiser's state, and on a CPU the heap still grows in the second"""
@@ -94,7 +94,7 @@ def measure(probe: MemoryProbe, while_held: Callable[[], None] = lambda: None) -
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_child, args=(probe, theirs))
+    process = context.Process(target=_child, args=(probe, theirs, INHERITED))
     with without_main():
         process.start()
     theirs.close()
@@ -118,7 +118,8 @@ def measure(probe: MemoryProbe, while_held: Callable[[], None] = lambda: None) -
     raise OutOfMemory(f"memory ran out in {what}", "Free some memory and try again")
 
 
-def _child(probe: MemoryProbe, connection: Connection) -> None:
+def _child(probe: MemoryProbe, connection: Connection, given: Inherited) -> None:
+    take_over(given)
     keep_freed_memory()
     device = torch.device(probe.device)
     before = 0 if device.type == "cuda" else psutil.Process().memory_info().rss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..schema.plugins import Registry
 from .attention import ATTENTION
 from .efficient import EFFICIENT
 from .family import Family
@@ -11,8 +12,17 @@ from .plain import PLAIN, RESIDUAL
 from .swin import SWIN
 from .unpadded import ORIGINAL, UNET3D
 
-FAMILIES: dict[str, Family] = {
-    family.name: family for family in (PLAIN, RESIDUAL, ORIGINAL, UNET3D, NESTED, ATTENTION, SWIN, EFFICIENT, MEDNEXT)
-}
+OWN_FAMILIES = (PLAIN, RESIDUAL, ORIGINAL, UNET3D, NESTED, ATTENTION, SWIN, EFFICIENT, MEDNEXT)
+
+
+def no_family(name: str, found: object) -> str | None:
+    """What is wrong with a family that a plug-in brings under `name`."""
+    if not isinstance(found, Family):
+        return "is no autounet.nets.Family"
+    return None if found.name == name else f"is a family called {found.name}, not {name}"
+
+
+FAMILIES: Registry[Family] = Registry("families", {family.name: family for family in OWN_FAMILIES}, no_family)
+"""with those of plug-ins"""
 
 __all__ = ["FAMILIES", "Family"]

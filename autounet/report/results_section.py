@@ -99,13 +99,15 @@ def class_table(metrics: Metrics, counted: Sequence[str]) -> ReportTable:
     """Means over the cases in which a metric is defined, and the number of cases with a Dice."""
     volume = "ml" if metrics.unit == "mm" else metrics.unit
     units = {"hd95": metrics.unit, "assd": metrics.unit, "volume_difference": volume}
-    others = [name for name in METRIC_NAMES if name not in WITHOUT_COLUMN and _is_measured(metrics, name)]
+    measured = dict.fromkeys((*METRIC_NAMES, *(name for each in metrics.per_class.values() for name in each.plugins)))
+    titles = METRIC_NAMES | {name: name for name in measured if name not in METRIC_NAMES}
+    others = [name for name in measured if name not in WITHOUT_COLUMN and _is_measured(metrics, name)]
     head = [
         "class",
         "Dice",
         "95 % interval",
         "middle half of the cases",
-        *(f"{METRIC_NAMES[name]} ({units[name]})" if name in units else METRIC_NAMES[name] for name in others),
+        *(f"{titles[name]} ({units[name]})" if name in units else titles[name] for name in others),
         "cases",
     ]
     rows = []
@@ -126,11 +128,11 @@ def class_table(metrics: Metrics, counted: Sequence[str]) -> ReportTable:
 
 
 def _is_measured(metrics: Metrics, name: str) -> bool:
-    return any(getattr(entry, name) is not None or name in entry.undefined for entry in metrics.per_class.values())
+    return any(entry.value(name) is not None or name in entry.undefined for entry in metrics.per_class.values())
 
 
 def _metric_text(entry: ClassMetrics, name: str) -> str:
-    value = getattr(entry, name)
+    value = entry.value(name)
     if name == "volume_difference":
         return DASH if value is None else f"{value:+.3g}".replace("-", "−")
     return number(value, 2) if name in ("hd95", "assd") else number(value)

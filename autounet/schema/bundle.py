@@ -8,6 +8,7 @@ from .dataset import Channel
 from .geometry import Shape3, Spacing3
 from .labels import Labels
 from .plan import Configuration
+from .plugins import PluginUse
 from .record import ConfigurationName, Part, PlainPath, Record
 from .selection import Selection
 
@@ -134,6 +135,8 @@ class ModelBundle(Record):
     members: tuple[BundleMember, ...]
     mean_dice: float | None
     versions: dict[str, str]
+    plugins: tuple[PluginUse, ...] = ()
+    """that predicting needs"""
     details: dict[str, JsonValue] = {}
     card: ModelCard = ModelCard()
     card_checksum: str | None = None

@@ -8,6 +8,7 @@ AutoUNetError                 a user's mistake or a limit met; exit code 1, no t
 ├── RecordError               a JSON record that cannot be read or is of another version
 ├── PlanError                 a plan that cannot be made, or an edited plan that cannot hold
 ├── ModelError                a bundle that is damaged, mixed or does not fit the input
+├── PluginError               a plug-in that cannot be loaded, or is not what its group asks for
 ├── DeadlineError             the promised time cannot be kept; carries the least time
 ├── BudgetExceeded            trial steps needed more memory than planned; carries the bytes
 ├── OutOfMemory               memory ran out although all was tried
@@ -115,6 +116,10 @@ class PlanError(AutoUNetError):
 
 
 class ModelError(AutoUNetError):
+    pass
+
+
+class PluginError(AutoUNetError):
     pass
 
 

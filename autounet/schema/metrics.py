@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from .errors import unknown_name
+from .plugins import plugins
 from .record import CaseName, Part, Record
 from .selection import TemperatureScaling
 
@@ -39,28 +40,45 @@ class ClassMetrics(Part):
     lesion_f1: float | None = None
     panoptic_quality: float | None = None
     cl_dice: float | None = None
+    plugins: dict[str, float] = {}
+    """values of metrics of plug-ins, by name"""
     undefined: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, values: Mapping[str, float | None], undefined: Mapping[str, str]) -> Self:
+        """From values by the name of the metric, built in or of a plug-in."""
+        own = {name: value for name, value in values.items() if name in METRIC_NAMES}
+        others = {name: value for name, value in values.items() if name not in own and value is not None}
+        return cls(**own, plugins=others, undefined=dict(undefined))
+
+    def value(self, metric: str) -> float | None:
+        """None where it is undefined or was not measured."""
+        found: float | None = getattr(self, metric) if metric in METRIC_NAMES else self.plugins.get(metric)
+        return found
 
     @model_serializer(mode="wrap")
     def _without_unmeasured(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in serialise(self).items() if value is not None or name in self.undefined}
+        kept = {*self.undefined, "undefined"}
+        return {name: value for name, value in serialise(self).items() if value not in (None, {}) or name in kept}
 
 
-METRIC_NAMES = tuple(name for name in ClassMetrics.model_fields if name != "undefined")
+METRIC_NAMES = tuple(name for name in ClassMetrics.model_fields if name not in ("plugins", "undefined"))
 DEFAULT_METRICS = ("dice", "iou", "sensitivity", "precision", "hd95", "nsd", "volume", "volume_difference")
 """what is measured unless others are asked for"""
 
 
 def chosen_metrics(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of metrics in their order; `default` and `all` stand for several. Dice is always among them.
+    """Names of metrics in their order, those of plug-ins last; `default` and `all` stand for several, Dice is always
+    among them.
 
     Raises OptionError for an unknown name.
     """
-    several = {"default": DEFAULT_METRICS, "all": METRIC_NAMES}
+    others = sorted(plugins("metrics")) if not {*names} <= {*METRIC_NAMES, "default"} else []
+    several = {"default": DEFAULT_METRICS, "all": (*METRIC_NAMES, *others)}
     wanted = {"dice"}.union(*(several.get(name, (name,)) for name in names))
-    if unknown := sorted(wanted - set(METRIC_NAMES)):
-        raise unknown_name("--metrics", unknown[0], METRIC_NAMES, ", or default, or all")
-    return tuple(name for name in METRIC_NAMES if name in wanted)
+    if unknown := sorted(wanted - set(several["all"])):
+        raise unknown_name("--metrics", unknown[0], several["all"], ", or default, or all")
+    return tuple(name for name in several["all"] if name in wanted)
 
 
 class CaseMetrics(Part):

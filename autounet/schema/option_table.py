@@ -238,8 +238,8 @@ WORKERS = Notation(lambda text: None if text == "auto" else parse_integer(text),
 MODEL = _starting_weights("model")
 ENCODER = _starting_weights("encoder")
 
-# Names of families, losses, presets, configurations and metrics are written out, since the dicts that hold them load
-# numpy and torch; tests/test_help_names.py compares.
+# Names of families, losses, augmentations, presets, configurations and metrics are written out, since the dicts that
+# hold them load numpy and torch; tests/test_option_table.py compares.
 RUN_OPTIONS: tuple[Option, ...] = (
     Option("DATA", "DATA", "Arguments", DATA, "Folder with images and labels in any supported layout, or a CSV or JSON "
            "table of them", PATH, required=True),
@@ -288,6 +288,7 @@ RUN_OPTIONS: tuple[Option, ...] = (
            FOLDS, "folds"),
     Option("--loss", "NAME", "Training", RUN, "Loss: dice_ce, dice, ce, bce, weighted_ce, topk, dice_topk, focal, "
            "dice_focal, tversky, focal_tversky, log_dice_ce", TEXT, "loss"),
+    Option("--augmentation", "NAME", "Training", RUN, "Changes of samples: full, light, none", TEXT, "augmentation"),
     Option("--init", "MODEL", "Training", RUN, "Start from the weights of a packed model with the same network. none "
            "takes it back", MODEL, "start"),
     Option("--pretrained", "FILE", "Training", RUN, "Start from the weights of an EfficientNet in timm's naming "

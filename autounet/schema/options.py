@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from .errors import UsageError, unknown_name
 from .metrics import chosen_metrics
+from .plugins import Kind, require_name
 from .quantities import MOST_SEED, AnyPath
 from .record import Part, Record
 
@@ -23,12 +24,6 @@ Overlaps = Literal["regions", "smaller"]
 MissingStructures = Literal["unannotated", "absent"]
 CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
 """names of all configurations that the planner can make; a previous stage comes before the one that needs it"""
-FAMILY_NAMES = ("plain", "residual", "original", "unet3d", "nested", "attention", "swin", "efficient", "mednext")
-LOSS_NAMES = (
-    "dice_ce", "dice", "ce", "bce", "weighted_ce", "topk", "dice_topk", "focal", "dice_focal", "tversky",
-    "focal_tversky", "log_dice_ce",
-)  # fmt: skip
-"""keys of `nets.FAMILIES` and `losses.LOSSES`, which are not loaded to check a name"""
 KINDS = ("ct", "mri", "photo", "other")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -95,6 +90,10 @@ def _check(content: Any, rules: Mapping[str, Callable[[object], None]]) -> Any:
         if isinstance(content, Mapping) and content.get(field) is not None:
             rule(content[field])
     return content
+
+
+def _name_of(option: str, kind: Kind) -> Callable[[object], None]:
+    return lambda given: require_name(option, kind, given)
 
 
 def _one_of(option: str, known: Iterable[str]) -> Callable[[object], None]:
@@ -189,6 +188,7 @@ class RunKeywords(DataKeywords, total=False):
     iterations: int | None
     folds: str | int | Sequence[int] | None
     loss: str | None
+    augmentation: str | None
     init: AnyPath | None
     pretrained: AnyPath | None
     seed: int | None
@@ -252,7 +252,8 @@ class TrainOptions(Part):
     gradient_clip: float = Field(default=12.0, gt=0)
     foreground_fraction: float = Field(default=1 / 3, ge=0, le=1)
     """share of each batch's samples that contain foreground for certain (nnU-Net: 0.33)"""
-    augmentation: Literal["full", "light", "none"] = "full"
+    augmentation: str = "full"
+    """key of `training.transforms.AUGMENTATIONS`, or none"""
     augmented_by: Literal["batchgeneratorsv2", "torch"] = "batchgeneratorsv2"
     """of the same distributions, but not the same samples"""
     emphasis: bool = False
@@ -297,6 +298,8 @@ class RunOptions(Record):
     """key of `nets.FAMILIES`"""
     loss: str | None = None
     """key of `losses.LOSSES`"""
+    augmentation: str | None = None
+    """key of `training.transforms.AUGMENTATIONS`, or none; None: by the length of the training"""
     preset: Preset | None = None
     folds: str | None = None
     """all, full, or comma-separated indices"""
@@ -338,8 +341,9 @@ def _require_metrics(given: object) -> None:
 _RUN_RULES: dict[str, Callable[[object], None]] = {
     "metrics": _require_metrics,
     "configurations": _require_configurations,
-    "family": _one_of("--family", FAMILY_NAMES),
-    "loss": _one_of("--loss", LOSS_NAMES),
+    "family": _name_of("--family", "families"),
+    "loss": _name_of("--loss", "losses"),
+    "augmentation": _name_of("--augmentation", "augmentations"),
     "preset": _one_of("--preset", get_args(Preset)),
     "track": _one_of("--track", get_args(Track)),
     "folds": _require_folds,

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 
 from .errors import OptionError, RecordError
 from .options import TrainOptions
+from .plugins import PluginUse
 from .record import ConfigurationName, Part, Record
 
 AugmentedBy = Literal["batchgeneratorsv2", "torch"]
@@ -136,6 +137,8 @@ class RunRecord(Record):
     peak_memory_bytes: int | None
     versions: dict[str, str]
     """of the packages that matter, by name"""
+    plugins: tuple[PluginUse, ...] = ()
+    """that network, loss and augmentation are of"""
     events: tuple[str, ...] = ()
     """sentences: interruptions, smaller batches ..."""
     left_behind: tuple[str, ...] = ()

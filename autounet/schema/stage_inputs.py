@@ -13,6 +13,7 @@ from .dataset import ChannelAvailability
 from .labels import Labels, TargetKind
 from .options import TrainOptions
 from .plan import InferenceSpec, NetworkSpec, PreprocessSpec, TrainedConfiguration
+from .plugins import PluginUse, plugins_used
 from .record import Part, digest
 
 MONITORED_CASES = 16
@@ -74,6 +75,11 @@ class InitialWeights(Part):
     """for each input channel the trained network's, None where it had none; None for all: they are the same"""
 
 
+def plugins_of(network: NetworkSpec, options: TrainOptions) -> tuple[PluginUse, ...]:
+    """Those that a training depends on, in the versions that are there."""
+    return plugins_used(families=[network.family], losses=[options.loss], augmentations=[options.augmentation])
+
+
 class TrainingInputs(StageInputs):
     """One configuration on one fold."""
 
@@ -95,6 +101,8 @@ class TrainingInputs(StageInputs):
     monitored: tuple[TrainingCase, ...] = ()
     """validation cases whose patches say when the training has converged and ends; empty: it goes through all steps"""
     initial: InitialWeights | None = None
+    plugins: tuple[PluginUse, ...] = ()
+    """that network, loss and augmentation are of"""
 
     @property
     def previous_classes(self) -> int:
@@ -204,6 +212,7 @@ class TrialInputs(StageInputs):
     configuration: TrainedConfiguration
     options: TrainOptions
     device: str
+    plugins: tuple[PluginUse, ...] = ()
 
 
 class SelectionInputs(StageInputs):
@@ -215,5 +224,7 @@ class SelectionInputs(StageInputs):
     folds: tuple[int | None, ...]
     metrics: tuple[str, ...]
     """that metrics.json holds"""
+    plugins: tuple[PluginUse, ...] = ()
+    """that metrics are of"""
     jobs: dict[str, str]
     """name -> key of every job before"""

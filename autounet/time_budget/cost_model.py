@@ -181,7 +181,8 @@ def sample_seconds(
     if augmented and options.augmentation != "none":
         maps = FIXED_MAPS + channels + classes - 1
         bending = ELASTIC_SHARE[dims] * light if options.elastic else 0.0
-        rate = rates[f"{RATE_PREFIX[options.augmented_by]}{options.augmentation}_{dims}"]
+        kind = "light" if options.augmentation == "light" else "full"  # plug-ins are not measured: as the dearer one
+        rate = rates[f"{RATE_PREFIX[options.augmented_by]}{kind}_{dims}"]
         seconds += (math.prod(patch) / rate + bending) * maps / (FIXED_MAPS + MEASURED_MAPS)
     if weighted:
         seconds += WEIGHT_MAP_SHARE * light

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from ..schema.errors import RecordError
-from ..schema.metrics import ClassMetrics, Metrics
+from ..schema.metrics import METRIC_NAMES, Metrics
 from ..schema.options import RunOptions, TrainOptions
 from ..schema.plan import Plan, TrainedConfiguration
 from ..schema.record import Record, digest
@@ -111,8 +111,8 @@ def metric_values(metrics: Metrics) -> dict[str, float]:
     values = {
         f"{metric}/{name}": value
         for name, entry in metrics.per_class.items()
-        for metric in ClassMetrics.model_fields
-        if isinstance(value := getattr(entry, metric), float)
+        for metric in (*METRIC_NAMES, *entry.plugins)
+        if (value := entry.value(metric)) is not None
     }
     return values if metrics.mean_dice is None else {"mean Dice": metrics.mean_dice, **values}
 

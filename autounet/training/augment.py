@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -98,7 +98,8 @@ class Augmented(NamedTuple):
 class Augmentation:
     """`draw` decides, `apply` does."""
 
-    kind: Literal["full", "light", "none"]
+    kind: str
+    """key of `transforms.AUGMENTATIONS`, or none"""
     patch: tuple[int, ...]
     mirror_axes: tuple[int, ...]
     previous_classes: int = 0
@@ -161,7 +162,6 @@ class Augmentation:
         drawn, swapped = [], []
         for number, cut in enumerate(cuts):
             generator = np.random.default_rng(cut.spatial.seed)
-            assert self.kind != "none"
             drawn.append(draw_changes(generator, self.kind, shape[0], self.patch, self.flat, self.mirror_axes))
             mirrored = drawn[-1].mirrored
             images[number], maps[number] = self._placed(cut, mirrored)

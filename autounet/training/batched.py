@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,19 +61,21 @@ class Changes(NamedTuple):
     """axes"""
 
 
+KINDS = {"full": [True] * 7, "light": [True, False, False, True, False, False, True]}
+"""which of the changes there are; augmentations of plug-ins are none of them"""
+
+
 def draw_changes(
     generator: np.random.Generator,
-    kind: Literal["full", "light"],
+    kind: str,
     channels: int,
     patch: Sequence[int],
     flat: bool,
     mirror_axes: Sequence[int],
 ) -> Changes:
-    """All is drawn, whatever `kind` then leaves out; `flat` patches become coarser in their planes only."""
+    """All is drawn, whatever `kind` (full or light) leaves out; `flat` patches become coarser in their planes only."""
     coins = generator.random(7) < (P_NOISE, P_BLUR, P_BRIGHTNESS, P_CONTRAST, P_COARSE, P_INVERTED, P_GAMMA)
-    noise, blur, brightness, contrast, coarse, inverted, gamma = coins & (
-        [True] * 7 if kind == "full" else [True, False, False, True, False, False, True]
-    )
+    noise, blur, brightness, contrast, coarse, inverted, gamma = coins & KINDS[kind]
 
     def around_one(limits: tuple[float, float]) -> tuple[float, ...]:
         below = generator.random(channels) < 0.5

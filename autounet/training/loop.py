@@ -281,7 +281,9 @@ def finish(
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,
-        },
+        }
+        | {each.package: each.version for each in inputs.plugins},
+        plugins=inputs.plugins,
         events=tuple(events),
         left_behind=journal.curve[-1].left_behind if journal.curve else (),
     )

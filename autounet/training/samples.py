@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ..losses import Batch
 from ..schema.dataset import ChannelAvailability
-from ..workers import PROCESS_WIDE, without_main
+from ..workers import INHERITED, PROCESS_WIDE, take_over, without_main
 from .augment import Augmentation, Excerpt
 from .cases import CaseStore, ChannelDropout, TrainCase, corner_limits, drop_channels, middle, read_patch
 
@@ -326,6 +327,7 @@ class BatchLoader:
             prefetch_factor=3,
             pin_memory=self._device.type == "cuda",
             multiprocessing_context="spawn",
+            worker_init_fn=partial(take_over, dict(INHERITED)),
         )
         with without_main():
             made = iter(loader)

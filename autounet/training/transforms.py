@@ -7,7 +7,7 @@ coarse grid of 3 points per axis, and interpolated in between by cubic splines (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -29,6 +29,8 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 from torch.nn.functional import grid_sample
+
+from ..schema.plugins import Registry, not_callable
 
 NODES = 3
 """per axis, the outer ones at the borders"""
@@ -122,15 +124,19 @@ class Mirror(MirrorTransform):
         return self.swap.of(mirrored)
 
 
-@cache
-def intensity_transforms(kind: str, flat: bool) -> tuple[BasicTransform, ...]:
-    """nnU-Net's list ("full"), or its cheap half ("light"); `flat` patches become coarser in their planes only."""
+def light_transforms(flat: bool) -> tuple[BasicTransform, ...]:
+    """The cheap half of nnU-Net's list."""
     each = {"synchronize_channels": False, "p_per_channel": 1}
     noise = GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True)
     contrast = ContrastTransform(BGContrast((0.75, 1.25)), preserve_range=True, **each)
     gamma = GammaTransform(BGContrast((0.7, 1.5)), p_invert_image=0, p_retain_stats=1, **each)
-    if kind == "light":
-        return (RandomTransform(noise, 0.1), RandomTransform(contrast, 0.15), RandomTransform(gamma, 0.3))
+    return (RandomTransform(noise, 0.1), RandomTransform(contrast, 0.15), RandomTransform(gamma, 0.3))
+
+
+def full_transforms(flat: bool) -> tuple[BasicTransform, ...]:
+    """nnU-Net's list; `flat` patches become coarser in their planes only."""
+    each = {"synchronize_channels": False, "p_per_channel": 1}
+    noise, contrast, gamma = light_transforms(flat)
     # `benchmark` would choose between convolution and FFT by measured time, and so change results from run to run
     blur = GaussianBlurTransform(_blur_sigma, p_per_channel=0.5, benchmark=False)
     brightness = MultiplicativeBrightnessTransform(BGContrast((0.75, 1.25)), **each)
@@ -143,14 +149,28 @@ def intensity_transforms(kind: str, flat: bool) -> tuple[BasicTransform, ...]:
     )
     inverted = GammaTransform(BGContrast((0.7, 1.5)), p_invert_image=1, p_retain_stats=1, **each)
     return (
-        RandomTransform(noise, 0.1),
+        noise,
         RandomTransform(blur, 0.2),
         RandomTransform(brightness, 0.15),
-        RandomTransform(contrast, 0.15),
+        contrast,
         RandomTransform(coarse, 0.25),
         RandomTransform(inverted, 0.1),
-        RandomTransform(gamma, 0.3),
+        gamma,
     )
+
+
+Transforms = Callable[[bool], Sequence[BasicTransform]]
+AUGMENTATIONS: Registry[Transforms] = Registry(
+    "augmentations", {"full": full_transforms, "light": light_transforms}, not_callable
+)
+"""name -> from whether patches are flat to the changes of intensity of a sample (image (C, *P), segmentation (M, *P)),
+between its deformation and its mirroring; with those of plug-ins. `none` has no entry: samples stay as they are"""
+
+
+@cache
+def intensity_transforms(kind: str, flat: bool) -> tuple[BasicTransform, ...]:
+    """Those of a key of `AUGMENTATIONS`."""
+    return tuple(AUGMENTATIONS[kind](flat))
 
 
 def _blur_sigma(shape: Sequence[int], dim: int) -> float:

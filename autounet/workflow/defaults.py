@@ -17,6 +17,7 @@ from ..schema.errors import OptionError, UsageError
 from ..schema.metrics import chosen_metrics
 from ..schema.options import GIB, MIRRORED_STEPS, DataOptions, PlannerOptions, RunOptions, TrainOptions
 from ..schema.plan import Configuration, Plan, with_previous_stages
+from ..schema.plugins import BUILT_IN
 from ..schema.run import FIXED_AUGMENTED_BY, AugmentedBy, DeviceProfile
 from ..tracking import NO_TRACKER, require_tracker
 from ..workers import available_cores
@@ -121,10 +122,15 @@ def train_options(
     too large: Dice of 0.24 instead of 0.81 on Task04 (benchmarks/results/families_task04_2026-11-22.md).
     """
     published = dims in FAMILIES[family or network_family(options)].weighs_borders
+    if options.deterministic:
+        augmented_by = FIXED_AUGMENTED_BY
+    if options.augmentation not in (None, *BUILT_IN["augmentations"]):
+        augmented_by = "batchgeneratorsv2"  # plug-ins are made of its transforms
     full = TrainOptions(
         loss=options.loss or ("weighted_ce" if published else "dice_ce"),
         emphasis=options.preset is None,
-        augmented_by=FIXED_AUGMENTED_BY if options.deterministic else augmented_by,
+        augmentation=options.augmentation or "full",
+        augmented_by=augmented_by,
         elastic=published,
         seed=options.seed or 0,
         deterministic=options.deterministic,
@@ -141,7 +147,7 @@ def train_options(
         "schedule": "warmup_cosine",
         "loss": options.loss or ("weighted_ce" if published else SHORT_LOSS),
         "ema_decay": round(min(0.999, max(0.9, 1 - AVERAGED_PART / max(AVERAGED_PART, expected_steps))), 4),
-        "augmentation": "light",
+        "augmentation": options.augmentation or "light",
     }
     return full.model_copy(update=short)
 
@@ -317,7 +323,8 @@ def training_schedule(
         family = configuration.network.family if of_model else None
         chosen = train_options(options, expected, dimension, family, augmented_by)
         seldom = passes(configuration, expected, len(dataset.cases)) <= MOST_UNCHANGED_PASSES
-        plain = chosen.augmentation == "light" and not (chosen.elastic or configuration.mirror_axes or of_model)
+        light = options.augmentation is None and chosen.augmentation == "light"
+        plain = light and not (chosen.elastic or configuration.mirror_axes or of_model)
         return chosen.model_copy(update={"augmentation": "none"}) if plain and seldom else chosen
 
     schedule = TrainingSchedule(

@@ -20,6 +20,7 @@ from ..schema.dataset import Dataset, annotated_classes, channel_availability, c
 from ..schema.errors import OptionError
 from ..schema.fingerprint import Fingerprint
 from ..schema.options import DataOptions
+from ..schema.plugins import plugins_used
 from ..schema.run import fold_name
 from ..schema.stage_inputs import (
     MONITORED_CASES,
@@ -32,6 +33,7 @@ from ..schema.stage_inputs import (
     TrainingInputs,
     TrainingPlace,
     ValidationInputs,
+    plugins_of,
 )
 from ..store import scores_file, stage_labels_file
 from ..store.run_folder import BUNDLE_FILE, RunFolder
@@ -179,6 +181,7 @@ class JobGraph:
             inference={name: each.inference for name, each in schedule.configurations.items()},
             folds=schedule.folds,
             metrics=metrics,
+            plugins=plugins_used(metrics=metrics),
             jobs={job.name: job.key for job in before},
         )
         args = {
@@ -232,6 +235,7 @@ class JobGraph:
             promised_seconds=self.schedule.promised_seconds,
             monitored=self._cases(name, validated[:MONITORED_CASES], previous) if self.schedule.to_convergence else (),
             initial=start.weights if start else None,
+            plugins=plugins_of(configuration.network, options),
         )
         training = TrainingPlace(
             configuration_name=name,

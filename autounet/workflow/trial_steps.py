@@ -27,7 +27,7 @@ from ..schema.options import TrainOptions
 from ..schema.plan import Configuration
 from ..schema.quantities import format_size
 from ..schema.run import DeviceProfile, MemoryCalibration, MemoryMargin
-from ..schema.stage_inputs import TrialInputs
+from ..schema.stage_inputs import TrialInputs, plugins_of
 from ..store.run_folder import RunFolder
 from .cache import is_done, mark_done
 from .defaults import TrainingSchedule
@@ -64,7 +64,12 @@ def try_configurations(
         if share < TRIED_FROM or all(folder.fold(name, fold).record.exists() for fold in schedule.folds_of(name)):
             continue
         passed, options = folder.trial(name), schedule.train_options[name]
-        key = TrialInputs(configuration=configuration.trained, options=options, device=profile.device).key
+        key = TrialInputs(
+            configuration=configuration.trained,
+            options=options,
+            device=profile.device,
+            plugins=plugins_of(configuration.network, options),
+        ).key
         if is_done(passed, key):
             continue
         planned = configuration.predicted_memory_bytes
