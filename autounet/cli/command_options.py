@@ -23,6 +23,7 @@ from ..schema.option_table import (
     INTEGER,
     PATH,
     RUN_OPTIONS,
+    SIZE,
     SWITCH,
     TEXT,
     TIME,
@@ -140,10 +141,17 @@ MODEL_OPTIONS: tuple[Option, ...] = (
     Option("--out", "FOLDER", "Output", ("check",), "New folder for --fix", PATH),
     Option("--format", "NAME", "Output", ("predict",), "dicom-seg: write DICOM segmentation objects, where INPUT is "
            "DICOM", _one_of("--format", "dicom-seg")),
-    Option("--format", "NAME", "Output", ("export",), "bundle, nnunet (a model of nnU-Net v2), onnx (needs the extra "
-           "onnx) or torch (torch.export)", _one_of("--format", "bundle", "nnunet", "onnx", "torch"), required=True),
+    Option("--format", "NAME", "Output", ("export",), "bundle, nnunet (a model of nnU-Net v2), grand-challenge (a "
+           "folder for Docker), onnx (needs the extra onnx) or torch (torch.export)",
+           _one_of("--format", "bundle", "nnunet", "grand-challenge", "onnx", "torch"), required=True),
     Option("--dataset", "NAME", "Output", ("export",), "With --format nnunet: name in nnU-Net, such as "
            "Dataset123_Liver. By default made from the data set's name", TEXT),
+    Option("--sockets", "SLUGS", "Output", ("export",), "With --format grand-challenge: slugs of the input sockets, "
+           "one for each channel, with commas", NAMES),
+    Option("--output-socket", "SLUG", "Output", ("export",), "With --format grand-challenge: slug of the "
+           "segmentation's socket, or its path images/NAME", TEXT),
+    Option("--memory", "SIZE", "Output", ("export",), "With --format grand-challenge: memory that the container "
+           "is tried within. By default 16GB", SIZE),
     Option("--licence", "NAME", "Output", ("export",), "With --format bundle: licence of the weights, for the model "
            "card", TEXT),
     Option("--template", "NAME", "Output", ("submit",), "Names of the files in the zip: files, decathlon[:TASK], "

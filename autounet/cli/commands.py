@@ -8,7 +8,7 @@ import json as json_format
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -232,6 +232,17 @@ def import_(source: Path, configuration: list[str] | None, out: Path) -> None:
     typer.echo(f"model: {out}")
 
 
+def _require_of_format(format_: str, given: Mapping[str, tuple[object, tuple[str, ...]]]) -> None:
+    """`given`: option -> its value and the formats that have it. Raises UsageError for those of another format."""
+    from ..schema.errors import UsageError
+
+    for option, (value, formats) in given.items():
+        if value and format_ not in formats:
+            raise UsageError(
+                f"{option} is an option of --format {', '.join(formats)}, not {format_}", "Leave one of the two out"
+            )
+
+
 def export(
     model: Path,
     configuration: str | None,
@@ -239,25 +250,41 @@ def export(
     out: Path,
     format_: str,
     dataset: str | None,
+    sockets: tuple[str, ...] | None,
+    output_socket: str | None,
+    memory: int | None,
     licence: str | None,
 ) -> None:
-    """Write a model as one file to give away, as a model of nnU-Net, or its networks for programs without autounet."""
-    from ..schema.errors import UsageError
-
-    if dataset and format_ != "nnunet":
-        raise UsageError("--dataset is the name of a model in nnU-Net", "Leave it out, or give --format nnunet")
+    """Write a model as one file to give away, as a model of nnU-Net, as an algorithm of grand-challenge.org, or its
+    networks for programs without autounet."""
+    _require_of_format(
+        format_,
+        {
+            "--dataset": (dataset, ("nnunet",)),
+            "--sockets": (sockets, ("grand-challenge",)),
+            "--output-socket": (output_socket, ("grand-challenge",)),
+            "--memory": (memory, ("grand-challenge",)),
+            "--licence": (licence, ("bundle",)),
+            "--configuration": (configuration, ("nnunet", "onnx", "torch")),
+            "--folds": (folds, ("nnunet", "onnx", "torch")),
+        },
+    )
     if format_ == "bundle":
-        if configuration or folds:
-            raise UsageError(
-                "--configuration and --folds are for networks alone", "Leave them out with --format bundle"
-            )
         from ..inference.bundle import export_bundle
 
         card = export_bundle(model, out, licence)
         typer.echo(f"exported: {out}, licence: {card.licence}")
         return
-    if licence:
-        raise UsageError("--licence is written into the model card of --format bundle", "Leave it out")
+    if format_ == "grand-challenge":
+        from ..prediction.grand_challenge_folder import export_grand_challenge
+
+        folder, interface = export_grand_challenge(model, out, sockets, output_socket, memory)
+        typer.echo(f"reads {', '.join(interface.inputs)}; writes {interface.output}")
+        typer.echo(f"exported: {folder}")
+        typer.echo(
+            f"try it with a case in {folder / 'test' / 'input'}: {folder / 'test.sh'}; then {folder / 'save.sh'}"
+        )
+        return
     if format_ == "nnunet":
         from ..interop.export_nnunet import export_nnunet
 
