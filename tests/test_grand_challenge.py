@@ -33,7 +33,7 @@ NOBODY = 65534
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Exported from a model of two channels."""
     place = tmp_path_factory.mktemp("exported")
-    model = packed(place, {"3d_fullres": configuration("plain", 3)}, folds=(0,))
+    model = packed(place, {"3d_fullres": configuration()}, folds=(0,))
     out, interface = export_grand_challenge(model, place / "algorithm", SOCKETS, "tumour-segmentation")
     assert interface == Interface.load(out / "interface.json")
     return out
@@ -105,8 +105,9 @@ def test_the_dockerfile_keeps_the_rules_of_the_platform(folder: Path) -> None:
     order = [word for word, _ in words]
     assert order.index("USER") > max(place for place, word in enumerate(order) if word in ("RUN", "COPY"))
     user = next(rest for word, rest in words if word == "USER")
-    assert user not in ("root", "0")
-    assert any(f"useradd --system --create-home --no-log-init --gid {user} {user}" in rest for _, rest in words)
+    number, _, group = user.partition(":")
+    assert int(number) >= 1000
+    assert any(f"useradd --create-home --no-log-init --uid {number} --gid {group} " in rest for _, rest in words)
     assert json.loads(words[-1][1]) == ["python", "-m", "autounet.prediction.grand_challenge", "/opt/app"]
     assert ["LABEL", 'org.grand-challenge.api-method="invoke"'] in words
     assert not re.search(r"ADD |curl|wget|apt-get|sudo|/tmp", text)
@@ -178,19 +179,12 @@ def test_a_wrong_list_of_inputs_is_told(tmp_path: Path, listed: str, message: st
 def confined() -> list[str]:
     """What runs a command within `MEMORY`; as root also as nobody, in a network of its own without any address."""
     limited = ["prlimit", f"--as={MEMORY}"] if shutil.which("prlimit") else []
-    alone = [
-        "unshare",
-        "--net",
-        "setpriv",
-        f"--reuid={NOBODY}",
-        f"--regid={NOBODY}",
-        "--clear-groups",
-        "--no-new-privs",
-    ]
+    nobody = (f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs")
+    alone = ["unshare", "--net", *limited, "setpriv", *nobody]
     if os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "setpriv"))):
         return limited
     allowed = subprocess.run([*alone, sys.executable, "-c", ""], capture_output=True, check=False).returncode == 0
-    return [*alone, *limited] if allowed else limited
+    return alone if allowed else limited
 
 
 @pytest.fixture
@@ -200,7 +194,9 @@ def open_folders(tmp_path: Path, folder: Path) -> Iterator[Path]:
     shutil.copytree(folder, algorithm)
     (tmp_path / "output").mkdir()
     (tmp_path / "output").chmod(0o777)
-    before = {place: place.stat().st_mode for place in tmp_path.parents if not place.stat().st_mode & 0o001}
+    before = {
+        place: place.stat().st_mode for place in (tmp_path, *tmp_path.parents) if not place.stat().st_mode & 0o001
+    }
     for place in before:
         place.chmod(place.stat().st_mode | 0o011)
     yield tmp_path

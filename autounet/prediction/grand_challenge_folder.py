@@ -31,13 +31,14 @@ SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 PLACE = re.compile(r"images/[a-z0-9]+(-[a-z0-9]+)*")
 DEFAULT_MEMORY = 16 * 1024**3
 """of the smallest instances that the platform has"""
-USER = "autounet"
+USER = 10001
+"""number of the user and group in the container, above those that systems give to their own"""
 DOCKERFILE = """\
 FROM python:{python}-slim
 
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
-RUN groupadd --system {user} && useradd --system --create-home --no-log-init --gid {user} {user}
+RUN groupadd --gid {user} autounet && useradd --create-home --no-log-init --uid {user} --gid {user} autounet
 
 WORKDIR /opt/app
 
@@ -52,7 +53,7 @@ COPY model /opt/app/model
 LABEL org.grand-challenge.api-method="invoke"
 EXPOSE {port}
 
-USER {user}
+USER {user}:{user}
 ENTRYPOINT ["python", "-m", "autounet.prediction.grand_challenge", "/opt/app"]
 """
 TEST_SCRIPT = """\
