@@ -95,7 +95,7 @@ def predict_case(predictor: Predictor, interface: Interface, source: Path, targe
     """
     begun = time.monotonic()
     files = input_files(interface, source)
-    image = from_files(files, predictor.bundle)
+    image = from_files(files, predictor.bundle, force=True)  # nobody is there to be asked; what is unlike is logged
     for slug, file in zip(interface.inputs, files, strict=True):
         log.info("input %s: %s", slug, file.relative_to(source) if file else "absent")
     log.info("shape %s voxels, spacing %s mm (z, y, x)", image.geometry.shape, image.geometry.spacing)
