@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -188,20 +189,15 @@ def confined() -> list[str]:
 
 
 @pytest.fixture
-def open_folders(tmp_path: Path, folder: Path) -> Iterator[Path]:
-    """`tmp_path` with input and output, which others may reach, and the algorithm; nothing else is written there."""
-    algorithm = tmp_path / "algorithm"
-    shutil.copytree(folder, algorithm)
-    (tmp_path / "output").mkdir()
-    (tmp_path / "output").chmod(0o777)
-    before = {
-        place: place.stat().st_mode for place in (tmp_path, *tmp_path.parents) if not place.stat().st_mode & 0o001
-    }
-    for place in before:
-        place.chmod(place.stat().st_mode | 0o011)
-    yield tmp_path
-    for place, mode in before.items():
-        place.chmod(mode)
+def open_folders(folder: Path) -> Iterator[Path]:
+    """Of input, output and the algorithm, which others may reach: pytest's own temporary folders are for one user."""
+    with tempfile.TemporaryDirectory() as made:
+        place = Path(made)
+        shutil.copytree(folder, place / "algorithm")
+        (place / "output").mkdir()
+        (place / "output").chmod(0o777)
+        place.chmod(0o755)
+        yield place
 
 
 def test_the_entry_point_predicts_without_network_and_rights(open_folders: Path) -> None:
