@@ -281,7 +281,9 @@ def test_several_devices_may_be_asked_of_a_run_and_are_looked_for(tmp_path: Path
             autounet.plan(data, tmp_path / "out", device=wanted)
     with pytest.raises(OptionError, match="different GPUs"):
         autounet.plan(data, tmp_path / "out", device="cpu,cpu")
-    for wanted in ("cpu,", "cuda:x", "tpu,cpu"):
+    with pytest.raises(UsageError, match="--device 'cpu,': a device has no name"):
+        autounet.plan(data, tmp_path / "out", device="cpu,")
+    for wanted in ("cuda:x", "tpu,cpu"):
         with pytest.raises(UsageError, match="--device"):
             autounet.plan(data, tmp_path / "out", device=wanted)
 

@@ -38,6 +38,8 @@ def require_device(given: object, several: bool = False) -> None:
     if not isinstance(given, str) or (several and given == "cuda:all"):
         return
     for each in given.split(",") if several else [given]:
+        if not each.strip():
+            raise UsageError(f"--device {given!r}: a device has no name", f"Give some of {', '.join(DEVICES)}, cuda:1")
         if re.fullmatch(r"\s*cuda:\d+\s*" if several else r"cuda:\d+", each) is None:
             _require_known("--device", each.strip() if several else each, DEVICES, ", or a number as in cuda:1")
 
