@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nnunet_exports import configuration, packed
+from typer.testing import CliRunner
 
 import autounet
+from autounet.cli.app import app
 from autounet.prediction.grand_challenge import Interface, input_files, main
 from autounet.prediction.grand_challenge_folder import export_grand_challenge
 from autounet.schema.errors import DataError, OptionError, UsageError
@@ -147,6 +149,23 @@ def test_a_folder_that_is_there_is_kept(folder: Path, tmp_path: Path) -> None:
         export_grand_challenge(folder / "model", tmp_path, SOCKETS, "out")
 
 
+def run_command(*words: str | Path) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["export", *map(str, words)])
+    return done.exit_code, done.output if done.exception is None else f"{done.output}{done.exception}"
+
+
+def test_the_command_writes_the_folder(folder: Path, tmp_path: Path) -> None:
+    own = ["--format", "grand-challenge", "--sockets", ",".join(SOCKETS), "--output-socket", "images/other"]
+    code, said = run_command(folder / "model", "--out", tmp_path / "algorithm", *own, "--memory", "4GB")
+    assert code == 0, said
+    assert "reads t1-mri, flair-mri; writes images/other" in said
+    assert "--memory 4294967296" in (tmp_path / "algorithm" / "test.sh").read_text()
+    code, said = run_command(folder / "model", "--out", tmp_path / "other", "--format", "bundle", "--sockets", "a")
+    assert code != 0
+    assert "--sockets is an option of --format grand-challenge, not bundle" in said
+    assert not (tmp_path / "other").exists()
+
+
 # ---- a case -------------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +284,18 @@ def test_the_server_answers_as_the_platform_asks(folder: Path, tmp_path: Path) -
         said, _ = server.communicate(timeout=60)
     assert "not predicted: " in said
     assert "Traceback" not in said
+
+
+def test_a_model_that_was_uploaded_by_itself_comes_first(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_case(tmp_path / "input", {"t1-mri": "images/t1", "flair-mri": "images/flair"})
+    shutil.copytree(folder / "model", tmp_path / "uploaded")
+    monkeypatch.setattr("autounet.prediction.grand_challenge.TARBALL", tmp_path / "uploaded")
+    caplog.set_level("INFO")
+    folders = ["--input", str(tmp_path / "input"), "--output", str(tmp_path / "output"), "--device", "cpu"]
+    assert main([str(folder), "--once", *folders]) == 0
+    assert f"in {tmp_path / 'uploaded'}" in caplog.text
 
 
 def test_a_folder_that_is_none_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
