@@ -101,9 +101,13 @@ def train_step(
 ) -> Tensor:
     """One update of `model` (in train() mode) on a batch that is on its device; returns the detached loss.
 
-    Gradients are clipped to a total norm of `clip`, after `exchange` has changed them in place.
+    Gradients are clipped to a total norm of `clip`, after `exchange` has changed them in place. Where the loss or a
+    gradient is not finite the step is skipped: weights, running statistics and the optimiser stay as they are, and the
+    loss returned is NaN. A GPU does not wait to find that out. Gradients that overflow because of `scaler` are no fault:
+    it skips them and scales by less. With `exchange` the gradients decide, which are the same in all processes.
     """
     optimiser.zero_grad(set_to_none=True)
+    statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with precision.autocast(batch.image.device.type):
         outputs = model(batch.image)
     value = loss(outputs, batch)
@@ -116,20 +120,67 @@ def train_step(
         exchange([parameter.grad for parameter in trained if parameter.grad is not None])
     if scaler is not None:
         scaler.unscale_(optimiser)
-    clip_gradients(trained, clip)
+    norm = clip_gradients(trained, clip)
+    finite = norm.isfinite()
+    if norm.device.type != "cpu":
+        make_momentum(optimiser)
+    known = torch.ones_like(finite) if exchange is not None else value.detach().isfinite()
     if scaler is None:
-        optimiser.step()
+        finite &= known
+        step_where(finite, optimiser)
     else:
+        finite |= scaler.scale(torch.ones_like(norm)) > LEAST_SCALE
+        finite &= known
         scaler.step(optimiser)
         scaler.update()
-    return value.detach()
+    for buffer, before in statistics:
+        buffer.copy_(torch.where(finite, buffer, before))
+    return torch.where(finite, value.detach(), torch.nan)
 
 
-def clip_gradients(parameters: list[nn.Parameter], clip: float) -> None:
-    """Scale all gradients together to a norm of at most `clip`.
+LEAST_SCALE = 1.0
+"""of a loss in fp16: gradients that are not finite although no more is multiplied to them are not the scale's fault"""
+
+
+def step_where(finite: Tensor, optimiser: torch.optim.Optimizer) -> None:
+    """Update the weights where `finite`, one bool on their device, is true; else neither they nor `optimiser` change.
+
+    On a GPU fused optimisers look at it in their kernels, as they do for a GradScaler; others are waited for.
+    """
+    if finite.device.type == "cpu" or not optimiser.defaults.get("fused"):
+        if finite:
+            optimiser.step()
+        return
+    step_in_kernels(finite, optimiser)
+
+
+def make_momentum(optimiser: torch.optim.Optimizer) -> None:
+    """Give SGD its state before its first step, which it would leave uninitialised where that one is skipped.
+
+    A momentum of 0 makes the same first step as none.
+    """
+    if isinstance(optimiser, torch.optim.SGD) and not optimiser.state:
+        for group in optimiser.param_groups:
+            used = [each for each in group["params"] if each.grad is not None] if group["momentum"] else []
+            for parameter in used:
+                optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def step_in_kernels(finite: Tensor, optimiser: torch.optim.Optimizer) -> None:
+    """`step_where` for a fused optimiser without waiting for `finite`."""
+    optimiser.grad_scale, optimiser.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
+    try:
+        optimiser.step()
+    finally:
+        del optimiser.grad_scale, optimiser.found_inf  # type: ignore[attr-defined]
+
+
+def clip_gradients(parameters: list[nn.Parameter], clip: float) -> Tensor:
+    """Scale all gradients together to a norm of at most `clip`; returns the norm they had.
 
     On a CPU gradients below it are left alone, which saves a pass over them; a GPU would have to wait to find out.
     """
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     if norm.device.type != "cpu" or not norm <= clip:
         nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    return norm

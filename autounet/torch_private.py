@@ -1,11 +1,12 @@
 """torch's private names that this program uses, all of them: what may change with any version of torch.
 
-Only the tracing of memory needs them (`memory_model.fake_tensors`). It tests itself before its first use, and where
-that fails the memory model does without.
+The tracing of memory needs them (`memory_model.fake_tensors`). It tests itself before its first use, and where that
+fails the memory model does without. And the loader of batches asks for the processes that torch has started.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -103,3 +104,32 @@ def _in_float32(name: str) -> Callable[..., Tensor]:
             return operation(*map(cast, args), **{key: cast(value) for key, value in kwargs.items()})
 
     return kernel
+
+
+def lost_workers(made: Any) -> list[tuple[int | None, int | None]]:
+    """Of the iterator of a DataLoader: each process that has ended, by its exit code and what it was working at.
+
+    That is the number of a batch, by the order in which they were asked for; None where it had none to make.
+    """
+    waiting = {number: about[0] for number, about in made._task_info.items() if len(about) == 1}
+    return [
+        (process.exitcode, min((number for number, by in waiting.items() if by == worker), default=None))
+        for worker, process in enumerate(made._workers)
+        if process.exitcode is not None
+    ]
+
+
+@contextmanager
+def without_child_signals() -> Iterator[None]:
+    """A DataLoader's iterator made inside raises no error of a lost worker in the midst of whatever is going on.
+
+    torch's handler of SIGCHLD does; without it the loss is noticed where a batch is waited for.
+    """
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)

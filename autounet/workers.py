@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext, suppress
@@ -24,10 +24,11 @@ from multiprocessing.connection import wait as wait_for
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
+log = logging.getLogger(__name__)
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-KILLED = "a process that worked on cases was killed, most likely because memory ran out"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLOSC_NTHREADS")
 
 
@@ -113,12 +114,37 @@ def map_parallel(
     `function` and the items must be picklable; only a function of a script itself needs its `__main__` guard.
     `on_done` is called in this process as results arrive.
     The first exception cancels what has not started and is raised here with its own type; what runs is ended after
-    `GRACE_SECONDS`. Raises BrokenProcessPool when a process is killed from outside.
-    With `workers` <= 1, or one item, everything runs in this process.
+    `GRACE_SECONDS`. When a process is killed from outside, the items that are not done are done by half as many; where
+    the last one is killed, too, BrokenProcessPool names the item. With `workers` <= 1, or one item, everything runs in
+    this process.
     """
     items = list(items)
     if workers <= 1 or len(items) <= 1:
         return [_told(function(item), on_done) for item in items]
+    done: dict[int, Result] = {}
+    workers = min(workers, len(items))
+    while len(done) < len(items):
+        left = {index: item for index, item in enumerate(items) if index not in done}
+        try:
+            _map_in_processes(function, left, workers, done, on_done)
+        except BrokenProcessPool as error:
+            if workers == 1:
+                named = case_of(next(item for index, item in left.items() if index not in done))
+                told = "" if named is None else f" at case {named}"
+                raise BrokenProcessPool(f"{error}{told}, with no other process beside it") from None
+            workers //= 2
+            log.warning("%s. What is not done yet is done by %d instead", error, workers)
+    return [done[index] for index in range(len(items))]
+
+
+def _map_in_processes(
+    function: Callable[[Item], Result],
+    items: Mapping[int, Item],
+    workers: int,
+    done: dict[int, Result],
+    on_done: Callable[[Result], None] | None,
+) -> None:
+    """Results go to `done` under the numbers of the items. Raises BrokenProcessPool saying how a process ended."""
     context = multiprocessing.get_context("spawn")
     with (
         children_with_threads(),
@@ -128,19 +154,53 @@ def map_parallel(
     ):
         # a process is started by each submission, and needs `__main__` for nothing but a function that is there
         with nullcontext() if function.__module__ == "__main__" else without_main():
-            futures = {pool.submit(function, item): index for index, item in enumerate(items)}
-        ordered: dict[int, Result] = {}
+            futures = {pool.submit(function, item): index for index, item in items.items()}
+        processes = list((pool._processes or {}).values())  # public from Python 3.14 on: terminate_workers
         try:
             for future in as_completed(futures):
-                ordered[futures[future]] = _told(future.result(), on_done)
+                done[futures[future]] = _told(future.result(), on_done)
         except BaseException as error:
-            processes = list((pool._processes or {}).values())  # public from Python 3.14 on: terminate_workers
             pool.shutdown(wait=False, cancel_futures=True)
             _end(processes, futures)
             if isinstance(error, BrokenProcessPool):
-                raise BrokenProcessPool(KILLED) from None
+                raise BrokenProcessPool(
+                    f"a process that worked on cases {ended_by(_first_status(processes))}"
+                ) from None
             raise
-    return [ordered[index] for index in range(len(items))]
+
+
+def _first_status(processes: Iterable[multiprocessing.process.BaseProcess]) -> int | None:
+    """Exit code of the process that ended by itself; the pool ends the others by SIGTERM."""
+    found = [process.exitcode for process in processes if process.exitcode]
+    return next((status for status in found if status != -signal.SIGTERM), found[0] if found else None)
+
+
+def ended_by(status: int | None) -> str:
+    """How a process ended, by its exit code: `was killed by SIGKILL, most likely because memory ran out`."""
+    if status is None or status >= 0:
+        return "ended by itself" if status is None else f"ended by itself (exit code {status})"
+    with suppress(ValueError):
+        name = signal.Signals(-status).name
+        return f"was killed by {name}{CAUSES.get(name, '')} (status {status})"
+    return f"was killed by signal {-status}"
+
+
+CAUSES = {
+    "SIGKILL": ", most likely because memory ran out",
+    "SIGBUS": ", most likely because /dev/shm is full (docker run --shm-size=1g) or a file was cut short",
+    "SIGXCPU": ", the limit of processor time (ulimit -t)",
+}
+
+
+def case_of(item: object) -> str | None:
+    """Name of the case that an item of work is about, where it says so."""
+    for each in (item, *item) if isinstance(item, tuple) else (item,):
+        for name in (each, getattr(each, "identifier", None), getattr(each, "case", None)):
+            if isinstance(name, str):
+                return name
+        if cases := getattr(each, "cases", None):
+            return case_of(cases[0])
+    return None
 
 
 def _told(result: Result, on_done: Callable[[Result], None] | None) -> Result:

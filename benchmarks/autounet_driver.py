@@ -46,7 +46,7 @@ def time_steps(out: Path, result: Path, batches: str, steps: int) -> None:
     from trainings import fold_training
 
     from autounet.training import Horizon
-    from autounet.training.samples import BatchLoader
+    from autounet.training.loader import BatchLoader
     from autounet.training.sources import train_source
     from autounet.training.state import new_state
 

@@ -15,11 +15,19 @@ from autounet.progress import Progress
 from autounet.schema.errors import OptionError
 
 
-def killed_at_one(number: int) -> int:
+def killed_at_case_one(item: tuple[str, str]) -> str:
     """As the system does when memory runs out."""
-    if number == 1:
+    if item[0] == "c1":
         os.kill(os.getpid(), signal.SIGKILL)
-    return number
+    return item[0]
+
+
+def killed_once(item: tuple[str, str]) -> str:
+    """As long as the file is there, which it removes."""
+    if item[0] == "c1" and Path(item[1]).exists():
+        Path(item[1]).unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item[0]
 
 
 def raises_at_one(number: int) -> int:

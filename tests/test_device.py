@@ -27,7 +27,7 @@ from autounet.schema.run import RunRecord
 from autounet.step import Precision, build_optimiser, train_step
 from autounet.store.weights import load_weights
 from autounet.training import Horizon, train_fold
-from autounet.training.samples import BatchLoader
+from autounet.training.loader import BatchLoader
 from autounet.training.sources import train_source
 from autounet.training.state import new_state
 
@@ -144,7 +144,7 @@ def test_neither_samples_nor_steps_wait_for_the_device(tmp_path, place, optimise
         for _ in range(3):
             batch = next(loader).to(place.device, False)
             value = train_step(state.model, loss, state.optimiser, None, batch, Precision(), 12.0)
-            state.update_average(0.9)
+            state.update_average(0.9, value)
     assert value.device.type == place.name
 
 

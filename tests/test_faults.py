@@ -283,9 +283,18 @@ def test_what_ends_one_process_of_several_ends_all(tmp_path: Path) -> None:
         predict_on(["cpu", "cpu"], faulty.killed, tmp_path, tmp_path / "out", OutputOptions())
 
 
-def test_a_worker_that_dies_or_fails_ends_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BrokenProcessPool, match="killed, most likely because memory ran out"):
-        workers.map_parallel(faulty.killed_at_one, range(3), 2)
+def test_a_worker_that_dies_or_fails_ends_the_pool(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cases = [("c0", str(tmp_path / "died")), ("c1", str(tmp_path / "died")), ("c2", str(tmp_path / "died"))]
+    with pytest.raises(BrokenProcessPool, match=r"killed by SIGKILL, most likely because memory .* at case c1"):
+        workers.map_parallel(faulty.killed_at_case_one, cases, 2)
+    assert "killed by SIGKILL" in caplog.text
+    assert "done by 1 instead" in caplog.text
+    (tmp_path / "died").touch()
+    done: list[str] = []
+    assert workers.map_parallel(faulty.killed_once, cases, 2, done.append) == ["c0", "c1", "c2"]
+    assert sorted(done) == ["c0", "c1", "c2"]
     monkeypatch.setattr(workers, "GRACE_SECONDS", 0.1)
     with pytest.raises(ZeroDivisionError, match="number one"):
         workers.map_parallel(faulty.raises_at_one, range(3), 2)

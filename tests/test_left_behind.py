@@ -29,6 +29,7 @@ from autounet.schema.run import EpochLog, RunRecord, read_log
 from autounet.store.run_folder import RunFolder
 from autounet.training import Horizon, train_fold
 from autounet.training.cases import CaseStore
+from autounet.training.loader import BatchLoader
 from autounet.training.loop import is_judged
 from autounet.training.monitor import (
     BEGIN,
@@ -38,7 +39,7 @@ from autounet.training.monitor import (
     left_behind,
     left_behind_sentence,
 )
-from autounet.training.samples import EMPHASIS, BatchLoader
+from autounet.training.samples import EMPHASIS
 from autounet.workflow.defaults import train_options
 
 # ---- the rule -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from training_cases import write_case
 from autounet.schema.errors import RecordError
 from autounet.training.augment import Augmentation, Excerpt, Spatial, reached_size, seeded
 from autounet.training.cases import CaseStore, corner_limits
-from autounet.training.samples import BatchLoader, SampleSource
+from autounet.training.loader import BatchLoader
+from autounet.training.samples import SampleSource
 
 NAMES = ("a", "b", "c")
 

@@ -28,7 +28,13 @@ def labels(count: int = 3, ignore: int | None = None) -> Labels:
 
 
 def write_case(
-    folder: Path, identifier: str, shape: tuple[int, int, int], seed: int = 0, rare: bool = False, empty: bool = False
+    folder: Path,
+    identifier: str,
+    shape: tuple[int, int, int],
+    seed: int = 0,
+    rare: bool = False,
+    empty: bool = False,
+    noise: float = 0.2,
 ) -> None:
     """Two bright boxes of classes 1 and 2 in noise; `rare`: and a voxel of class 3; `empty`: noise alone."""
     generator = np.random.default_rng(seed)
@@ -40,7 +46,7 @@ def write_case(
         target[0, -1, 0] = 3
     if empty:
         target[:] = 0
-    image = (generator.normal(size=shape) * 0.2 + target).astype(np.float32)[None]
+    image = (generator.normal(size=shape) * noise + target).astype(np.float32)[None]
     locations = {index: np.argwhere(target == index).astype(np.int32) for index in (1, 2, 3)}
     properties = CaseProperties(
         identifier=identifier,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import psutil
 
 from ..schema.errors import OptionError
+from ..schema.quantities import format_size
 
 if TYPE_CHECKING:
     import torch
@@ -82,6 +83,23 @@ def available_memory() -> int:
     """Bytes of the machine that may be used now, limits of control groups respected."""
     found = [psutil.virtual_memory().available, *(group_available(group) for group in GROUPS)]
     return min(value for value in found if value is not None)
+
+
+def memory_limit() -> tuple[int, str]:
+    """Bytes that all processes here may use together, and what sets that limit."""
+    found = [(psutil.virtual_memory().total, "the machine's memory")]
+    for group in GROUPS:
+        try:
+            found.append((int((group.folder / group.limit).read_text()), "the limit of the container or job"))
+        except (OSError, ValueError):
+            continue
+    return min(found)
+
+
+def memory_sentence() -> str:
+    """How much memory is free, and of how much, for messages about processes that were killed."""
+    limit, source = memory_limit()
+    return f"{format_size(available_memory())} of {format_size(limit)} ({source}) are free now"
 
 
 class ControlGroup(NamedTuple):

@@ -145,19 +145,14 @@ class WorkerLost(AutoUNetError):
     pass
 
 
-LOST_WORKER = "DataLoader worker (pid"
-"""how torch's own message begins when a process that makes batches was killed: it raises a bare RuntimeError, wherever
-the training is at that moment"""
-
-
 def lost_worker(error: RuntimeError) -> WorkerLost | None:
     """The error of a killed process that works for this one; None for any other error."""
     from concurrent.futures.process import BrokenProcessPool
 
-    if not (isinstance(error, BrokenProcessPool) or str(error).startswith(LOST_WORKER)):
+    if not isinstance(error, BrokenProcessPool):
         return None
     remedy = "If memory ran out, give fewer --workers; the same command continues where it was"
-    return WorkerLost(f"a worker process was killed: {error}", remedy)
+    return WorkerLost(str(error), remedy)
 
 
 class Cancelled(AutoUNetError):

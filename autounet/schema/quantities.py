@@ -130,7 +130,9 @@ def format_number(value: float | None) -> str:
 
 
 def format_size(size: float) -> str:
-    """For people: 512 MB, 7.6 GB."""
+    """For people: 64 KB, 512 MB, 7.6 GB."""
+    if size < 1024**2:
+        return f"{size / 1024:.0f} KB"
     return f"{size / 1024**3:.1f} GB" if size >= 1024**3 else f"{size / 1024**2:.0f} MB"
 
 

@@ -31,6 +31,11 @@ class FoldFolder:
         return self.path / "state.pt"
 
     @property
+    def good_state(self) -> Path:
+        """Of an unfinished training: its last state that segmented training cases, to which it can go back."""
+        return self.path / "good.pt"
+
+    @property
     def record(self) -> Path:
         return self.path / "record.json"
 

@@ -48,11 +48,9 @@ class CaseStore:
         """
         self.folder, self.previous = Path(folder), previous
         self.identifiers = tuple(identifiers)
-        sizes = (
-            decompressed_size(read_properties(self.folder, name), previous is not None) for name in self.identifiers
-        )
-        needed = sum(sizes)
-        self.in_memory = needed <= memory
+        properties = [read_properties(self.folder, name) for name in self.identifiers]
+        self.in_memory = sum(decompressed_size(each, previous is not None) for each in properties) <= memory
+        self.channels = max((len(each.spec.normalisation) for each in properties), default=0)
         self._cases: OrderedDict[int, TrainCase] = OrderedDict()  # the one asked for last stands last
 
     def __len__(self) -> int:

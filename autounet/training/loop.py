@@ -26,7 +26,18 @@ from ..step import Precision, algorithms, configuration_loss, train_step
 from ..store.run_folder import FoldFolder
 from ..store.weights import save_weights
 from ..workers import keep_freed_memory
+from .guard import (
+    ADVICE,
+    RATE_AFTER_SETBACK,
+    MadeStep,
+    count_skipped,
+    require_learned,
+    save_when_due,
+    set_back,
+    skipped_sentence,
+)
 from .journal import Journal
+from .loader import BatchLoader
 from .monitor import (
     KEPT_BYTES,
     PatchMonitor,
@@ -36,10 +47,10 @@ from .monitor import (
     monitored_batches,
 )
 from .ranks import ALONE, Alone, crew_of
-from .samples import EMPHASIS, BatchLoader
+from .samples import EMPHASIS
 from .schedule import Horizon, cool_down_after, learning_rate, sentence
 from .sources import class_patches, train_source, validation_source
-from .state import Checkpoint, TrainState, new_state
+from .state import Checkpoint, TrainState, Unstable, new_state
 
 
 def train_fold(
@@ -55,15 +66,24 @@ def train_fold(
 
     Writes `weights.safetensors`, `record.json`, `log.jsonl`, `progress.png` and, while running, `state.pt` into the
     place's folder. `on_log` is called with every line of the log, `on_step` with the progress after every
-    step: where that raises Cancelled, the state is saved first. Raises AutoUNetError when the loss is no number any
-    more, BudgetExceeded when the device has too little memory, and ValueError where of a previous stage and the folder
-    of its labels only one is given.
+    step: where that raises Cancelled, the state is saved first. Where the loss is no number any more, or nothing is
+    segmented any more, the training goes back (`guard.py`), and at the second time raises AutoUNetError. Raises
+    BudgetExceeded when the device has too little memory, and ValueError where of a previous stage and the folder of its
+    labels only one is given.
     """
     if (place.previous is None) != (inputs.configuration.previous_stage is None):
         raise ValueError(f"{place.configuration_name}: previous stage and the folder of its labels go together")
     keep_freed_memory()
-    with algorithms(inputs.options.deterministic), budget_errors(place), crew_of(inputs, place) as crew:
-        return _train(inputs, place, horizon, crew, on_log, on_step)
+    with algorithms(inputs.options.deterministic), budget_errors(place):
+        went_back = False
+        while True:
+            try:
+                with crew_of(inputs, place) as crew:
+                    return _train(inputs, place, horizon, crew, on_log, on_step, went_back)
+            except Unstable as error:
+                found = error.with_traceback(None)  # which would keep the network in memory
+            set_back(inputs, place, found)
+            went_back = True
 
 
 def _train(
@@ -73,7 +93,9 @@ def _train(
     crew: Alone,
     on_log: Callable[[EpochLog], None] | None,
     on_step: Callable[[float], None],
+    went_back: bool,
 ) -> RunRecord:
+    """`went_back`: whether the state that is there was put there on purpose, and not left by an interruption."""
     began = time.monotonic()
     folder, device = FoldFolder(place.folder), torch.device(place.device)
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -94,39 +116,46 @@ def _train(
     progress = horizon.progress(state.step, state.elapsed, state.cool_down)
     while progress < 1:
         rate = learning_rate(options, horizon, state.step, state.elapsed, state.cool_down)
+        rate *= 1 if state.setback is None else RATE_AFTER_SETBACK
         crew.step(rate)
         with interval.waiting():
             batch = next(loader).to(device, precision.channels_last)
-        interval.losses.append(advance(state, loss, batch, precision, options, rate))
+        value = advance(state, loss, batch, precision, options, rate)
+        interval.add(state.step, batch.cases, value)
         state.elapsed = earlier + time.monotonic() - began
         progress = horizon.progress(state.step, state.elapsed, state.cool_down)
+        due = journal.due(state.step, progress)
+        if due or device.type == "cpu":  # a GPU would have to be waited for
+            interval.look(state)
         with checkpoint.saved_when_cancelled(state):
             on_step(progress)
-        if not journal.due(state.step, progress):
+        if not due or not (interval.losses or progress >= 1):
             continue
-        measured = interval.line(place, configuration.precision, state, progress, rate)
+        measured = interval.line(place, state, progress, rate, journal)
         line = observed(measured, inputs, state, monitors, journal, horizon)
+        require_learned([*journal.curve, line], state)
         emphasise(monitors.emphasised(inputs, state), loader, loss, crew)
-        if progress < 1 and (checkpoint.due() or line.event):
-            checkpoint.save(state)
+        if progress < 1:
+            save_when_due(checkpoint, state, [*journal.curve, line], options.deterministic, folder.good_state)
         journal.add(line)
         interval = Interval()
 
     loader.close()
-    events = [*place.warnings, *place.events, event, *(line.event for line in journal.curve)]
+    events = [*place.warnings, *place.events, state.setback, None if went_back else event]
+    events += [*(line.event for line in journal.curve), *loader.events]
     return finish(inputs, place, state, journal, checkpoint, [each for each in events if each])
 
 
 def advance(
     state: TrainState, loss: DeepSupervision, batch: Batch, precision: Precision, options: TrainOptions, rate: float
 ) -> torch.Tensor:
-    """One step of the training; returns its loss."""
+    """One step of the training; returns its loss, NaN where it was skipped."""
     state.set_learning_rate(rate)
     value = train_step(
         state.model, loss, state.optimiser, state.scaler, batch, precision, options.gradient_clip, state.exchange
     )
     state.step += 1
-    state.update_average(options.ema_decay)
+    state.update_average(options.ema_decay, value)
     return value
 
 
@@ -180,7 +209,7 @@ def observed(
         state.cool_down = cool_down_after([*journal.curve, line], horizon, inputs.options.schedule)
         if state.cool_down is not None:
             progress = horizon.progress(state.step, state.elapsed, state.cool_down)
-            event = sentence(state.cool_down, horizon)
+            event = "; ".join(filter(None, [line.event, sentence(state.cool_down, horizon)]))
             line = line.model_copy(update={"progress": progress, "event": event, "converged": True})
     if ends or is_judged(line, inputs, monitors.training, journal, horizon):
         line = line.model_copy(update={"training_dice": monitors.training.measure(state.evaluated)})
@@ -215,7 +244,10 @@ class Interval:
     """The steps since the last line of the log: their losses, and how long they waited for data."""
 
     def __init__(self) -> None:
-        self.losses: list[torch.Tensor] = []
+        self.steps = 0
+        self.losses: list[float] = []
+        self.skipped: list[MadeStep] = []
+        self._made: list[MadeStep] = []
         self.waited = 0.0
         self.began = time.monotonic()
 
@@ -225,30 +257,36 @@ class Interval:
         yield
         self.waited += time.monotonic() - asked
 
-    def line(self, place: TrainingPlace, precision: str, state: TrainState, progress: float, rate: float) -> EpochLog:
+    def add(self, step: int, cases: tuple[str, ...], loss: torch.Tensor) -> None:
+        self._made.append(MadeStep(step, cases, loss))
+        self.steps += 1
+
+    def look(self, state: TrainState) -> None:
+        """Find out which of the steps since the last look were skipped. A GPU has to be waited for.
+
+        Raises Unstable where too many were.
+        """
+        values = torch.stack([each.loss for each in self._made]).cpu().tolist()
+        self.losses += [value for value in values if not math.isnan(value)]
+        self.skipped += count_skipped(values, self._made, state)
+        self._made = []
+
+    def line(self, place: TrainingPlace, state: TrainState, progress: float, rate: float, journal: Journal) -> EpochLog:
+        """Raises AutoUNetError where a training ends without a step that changed anything."""
+        if not self.losses and not journal.curve:
+            name = f"{place.configuration_name}: no step changed the network"
+            raise AutoUNetError(f"{name}: {skipped_sentence(self.skipped)}", ADVICE)
         return EpochLog(
             step=state.step,
             progress=progress,
             seconds=state.elapsed,
             learning_rate=rate,
-            loss=mean_loss(self.losses, place.configuration_name, precision, state.step),
-            step_seconds=(time.monotonic() - self.began) / len(self.losses),
-            data_wait_seconds=self.waited / len(self.losses),
+            loss=float(torch.tensor(self.losses).mean()) if self.losses else journal.curve[-1].loss,
+            step_seconds=(time.monotonic() - self.began) / self.steps,
+            data_wait_seconds=self.waited / self.steps,
             peak_memory_bytes=peak_memory(torch.device(place.device)),
+            event=skipped_sentence(self.skipped),
         )
-
-
-def mean_loss(losses: list[torch.Tensor], name: str, precision: str, step: int) -> float:
-    """Raises AutoUNetError when it is not a number any more: nothing trained after that is of use."""
-    mean = float(torch.stack(losses).mean())
-    if math.isfinite(mean):
-        return mean
-    remedy = (
-        "Give another --loss or --seed"
-        if precision == "fp32"
-        else f'Set "precision" of {name} to "fp32" in plan.json (it is {precision}) and run again'
-    )
-    raise AutoUNetError(f"{name}: the loss became {mean} before step {step}", remedy)
 
 
 def finish(
@@ -261,6 +299,7 @@ def finish(
 ) -> RunRecord:
     """Write weights, curves and, last, the record: a fold with a record is finished."""
     folder = FoldFolder(place.folder)
+    state.require_finite()
     save_weights(folder.weights, state.evaluated.state_dict())
     journal.draw()
     record = RunRecord(
@@ -289,6 +328,7 @@ def finish(
     )
     record.save(folder.record)
     checkpoint.remove()
+    folder.good_state.unlink(missing_ok=True)
     return record
 
 

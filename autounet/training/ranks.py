@@ -208,8 +208,8 @@ def failure(others: Sequence[WorkerProcess]) -> Exception | None:
 def follow(tell: Tell, inputs: TrainingInputs, place: TrainingPlace, store: Path, shares: Shares) -> None:
     """What another process than the first does: every step that it is told."""
     from ..step import Precision, algorithms, configuration_loss
+    from .loader import BatchLoader
     from .loop import advance, emphasise
-    from .samples import BatchLoader
     from .sources import train_source
     from .state import new_state
 

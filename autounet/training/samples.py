@@ -7,11 +7,10 @@ classes that are emphasised at step t, since the training had left them behind, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +18,12 @@ from torch import Tensor
 
 from ..losses import Batch
 from ..schema.dataset import ChannelAvailability
-from ..workers import INHERITED, PROCESS_WIDE, take_over, without_main
+from ..workers import PROCESS_WIDE
 from .augment import Augmentation, Excerpt
 from .cases import CaseStore, ChannelDropout, TrainCase, corner_limits, drop_channels, middle, read_patch
 
-CPU = torch.device("cpu")
+SIZES = 16
+"""samples whose size says how large one becomes"""
 TRIES = 10
 """patches drawn at most, in a set with unlabelled voxels, to find one with a labelled voxel"""
 ORDER_STREAM, SAMPLE_STREAM, EMPHASIS_STREAM, PATCH_STREAM = 0, 1, 2, 3
@@ -163,14 +163,31 @@ class SampleSource:
                 rows[number] = tuple(rows[number][index] for index in swap.classes)
         return None if all(map(all, rows)) else torch.tensor(rows)
 
+    def case_names(self, step: int, emphasised: Collection[int] = ()) -> tuple[str, ...]:
+        """The cases that the batch of a step shows, each once."""
+        numbers = (self._shown_case(step, index, emphasised) for index in range(self.batch_size))
+        return tuple(dict.fromkeys(self.cases.identifiers[number] for number in numbers))
+
+    def batch_bytes(self, packed: bool) -> int:
+        """Memory of a batch, at most; `packed`: of what it is made of, as drawn for a few samples."""
+        voxels = math.prod(self.patch)
+        if packed:
+            draws = (self.augmentation.draw(self._generator(SAMPLE_STREAM, 0, index)) for index in range(SIZES))
+            voxels = max(voxels, *(math.prod(each.source_size) for each in draws))
+        channels = self.cases.channels + self.augmentation.previous_classes
+        return self.batch_size * voxels * (4 * channels + 2 + (4 if self.weigh else 0))
+
+    def _shown_case(self, step: int, index: int, emphasised: Collection[int]) -> int:
+        number = self._case_number(step * self.batch_size + index)
+        if self._forced(index) and emphasised:
+            return self._emphasised_case(step, index, number, emphasised)
+        return number
+
     def reading(self, step: int, index: int, emphasised: Collection[int] = ()) -> Reading:
         generator = self._generator(SAMPLE_STREAM, step, index)
-        number = self._case_number(step * self.batch_size + index)
+        case = self.cases[self._shown_case(step, index, emphasised)]
         if not self._forced(index):
-            return self.cut(generator, self.cases[number], ())
-        if emphasised:
-            number = self._emphasised_case(step, index, number, emphasised)
-        case = self.cases[number]
+            return self.cut(generator, case, ())
         shown = self._shown(case)
         more = [label for label in shown if label in emphasised for _ in range(EMPHASIS - 1)]
         return self.cut(generator, case, [*shown, *more])
@@ -250,89 +267,3 @@ def one_thread() -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
-
-
-class _BatchTable(torch.utils.data.Dataset):
-    """Batches, or what they are made of, by step and the classes emphasised then; for torch's worker processes."""
-
-    def __init__(self, source: SampleSource, packed: bool) -> None:
-        self.source, self.packed = source, packed
-
-    def __getitem__(self, asked: tuple[int, tuple[int, ...]]) -> Batch | PackedReadings:
-        return self.source.packed(*asked) if self.packed else self.source.batch(*asked)
-
-
-class BatchLoader:
-    """Batches of steps `start`, `start` + 1, ...: the same ones for every number of `workers`.
-
-    Workers are spawned, because a fork after torch has used its threads hangs; 0 works in this process. Where `device`
-    is no CPU and the source allows it (`SampleSource.on_device`), they only read, and batches are augmented there.
-    """
-
-    def __init__(
-        self,
-        source: SampleSource,
-        start: int,
-        workers: int,
-        device: torch.device = CPU,
-        emphasised: tuple[int, ...] = (),
-    ) -> None:
-        self._source, self._device = source, device
-        self._next, self._asked, self._emphasised = start, 0, emphasised
-        self._outdated = 0
-        table = _BatchTable(source, source.on_device and device.type != "cpu")
-        self._batches = self._made_here(table) if workers == 0 else self._made_by(workers, table)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        for _ in range(self._outdated):
-            next(self._batches)
-        self._outdated = 0
-        made = next(self._batches)
-        self._asked -= 1
-        return self._source.collated(made.on(self._device)) if isinstance(made, PackedReadings) else made
-
-    def emphasise(self, classes: tuple[int, ...]) -> None:
-        """From the next batch on. Workers go on; what they were asked for ahead is made again."""
-        if classes == self._emphasised:
-            return
-        self._emphasised = classes
-        self._next -= self._asked
-        self._outdated += self._asked
-        self._asked = 0
-
-    def close(self) -> None:
-        self._batches.close()
-
-    def _asked_for(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """What is asked for next, of the source or of its workers."""
-        while True:
-            self._next += 1
-            self._asked += 1
-            yield self._next - 1, self._emphasised
-
-    def _made_here(self, table: _BatchTable) -> Generator[Batch | PackedReadings, None, None]:
-        for asked in self._asked_for():
-            yield table[asked]
-
-    def _made_by(self, workers: int, table: _BatchTable) -> Generator[Batch | PackedReadings, None, None]:
-        loader = torch.utils.data.DataLoader(
-            table,
-            batch_size=None,
-            collate_fn=_as_it_is,
-            sampler=self._asked_for(),  # type: ignore[arg-type]
-            num_workers=workers,
-            prefetch_factor=3,
-            pin_memory=self._device.type == "cuda",
-            multiprocessing_context="spawn",
-            worker_init_fn=partial(take_over, dict(INHERITED)),
-        )
-        with without_main():
-            made = iter(loader)
-        yield from made
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,10 @@ class TrainState:
     """how a training that has converged ends"""
     left_behind: tuple[int, ...] = ()
     """outputs of the network, classes or regions, that are left behind since the last line of the log"""
+    skipped: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
+    """steps in a row, until now, whose loss or gradients were not finite, with their cases"""
+    setback: str | None = None
+    """that the training went back to an earlier state, and why; its learning rate is lower since then"""
     exchange: Callable[[Sequence[Tensor]], None] | None = None
     """what a step does with its gradients where other processes make samples of the same batch"""
 
@@ -54,15 +60,34 @@ class TrainState:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
 
-    def update_average(self, decay: float | None) -> None:
-        """Short memory at first, so that the random start is forgotten; `decay` after about 10 / (1 - decay) steps."""
+    def update_average(self, decay: float | None, loss: Tensor) -> None:
+        """Short memory at first, so that the random start is forgotten; `decay` after about 10 / (1 - decay) steps.
+
+        Nothing changes where `loss` is NaN, which says that the step was skipped.
+        """
         if self.average is None or decay is None:
             return
         decay = min(decay, (1 + self.step) / (10 + self.step))
-        update = get_ema_multi_avg_fn(decay)  # AveragedModel asks each step for the device, which takes longer
-        update(list(self.average.parameters()), list(self.model.parameters()), self.step)
-        for kept, current in zip(self.average.buffers(), self.model.buffers(), strict=True):
-            kept.copy_(current)  # running statistics are averages already
+        kept, current = list(self.average.parameters()), list(self.model.parameters())
+        if loss.device.type != "cpu":
+            average_where(~loss.isnan(), kept, current, decay)
+        elif not loss.isnan():
+            update = get_ema_multi_avg_fn(decay)  # AveragedModel asks each step for the device, which takes longer
+            update(kept, current, self.step)
+        for buffer, source in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            buffer.copy_(source)  # running statistics are averages already
+
+    def is_finite(self) -> bool:
+        """Whether all weights and all that the optimiser keeps of them are numbers. A GPU has to be waited for."""
+        networks = [self.model] if self.average is None else [self.model, self.average]
+        found = [tensor for network in networks for tensor in network.state_dict().values()]
+        found += [value for kept in self.optimiser.state.values() for value in kept.values() if torch.is_tensor(value)]
+        return all([bool(tensor.isfinite().all()) for tensor in found if tensor.is_floating_point()])
+
+    def require_finite(self) -> None:
+        """Raises Unstable: what holds NaN or infinity is written nowhere."""
+        if not self.is_finite():
+            raise Unstable(f"at step {self.step} the weights, or what the optimiser keeps, are not finite", self)
 
     def content(self) -> dict[str, Any]:
         """Everything that `load` takes, not copied."""
@@ -76,6 +101,8 @@ class TrainState:
             "elapsed": self.elapsed,
             "cool_down": None if self.cool_down is None else astuple(self.cool_down),
             "left_behind": self.left_behind,
+            "skipped": list(self.skipped),
+            "setback": self.setback,
         }
 
     def load(self, content: Mapping[str, Any]) -> None:
@@ -91,6 +118,7 @@ class TrainState:
         self.elapsed = content["elapsed"]
         self.cool_down = None if content["cool_down"] is None else CoolDown(*content["cool_down"])
         self.left_behind = tuple(content["left_behind"])
+        self.skipped, self.setback = list(content["skipped"]), content["setback"]
 
     def save(self, path: Path, key: str) -> None:
         """Replace `path` in one step. `key` says of what training this is. Raises OSError."""
@@ -111,10 +139,20 @@ class TrainState:
         before = copy.deepcopy(self.content())
         try:
             self.load(content)
+            if not self.is_finite():
+                raise ValueError("it holds values that are not finite")
         except Exception:
             self.load(before)
             raise
         return True
+
+
+@torch.no_grad()
+def average_where(finite: Tensor, average: list[nn.Parameter], weights: list[nn.Parameter], decay: float) -> None:
+    """Move `average` towards `weights` where `finite`, one bool on their device, is true, without waiting for it."""
+    share = torch.where(finite, 1 - decay, 0.0)
+    for kept, current in zip(average, weights, strict=True):
+        kept.lerp_(current, share)
 
 
 def new_state(inputs: TrainingInputs, initial: Path | None, precision: Precision, device: torch.device) -> TrainState:
@@ -156,6 +194,15 @@ TIME_SHARE = 0.02
 """of a training that writing checkpoints may take"""
 
 
+class Unstable(Exception):
+    """A training that cannot go on from where it is: see `guard.py`."""
+
+    def __init__(self, what: str, state: TrainState) -> None:
+        """`what` happened, as a sentence without its full stop."""
+        super().__init__(what)
+        self.what, self.elapsed, self.setback = what, state.elapsed, state.setback
+
+
 class Checkpoint:
     """`state.pt` of an unfinished training with the key `key`."""
 
@@ -182,10 +229,20 @@ class Checkpoint:
         return time.monotonic() - self._saved >= self._wait
 
     def save(self, state: TrainState) -> None:
+        """Raises Unstable, and leaves the file as it is, rather than write a state that holds NaN or infinity."""
         began = time.monotonic()
+        state.require_finite()
         state.save(self.path, self.key)
         self._saved = time.monotonic()
         self._wait = max(LEAST_SECONDS, (self._saved - began) / TIME_SHARE)
+
+    def keep(self, path: Path) -> None:
+        """What was saved last is `path`, too, and stays so when the next one is saved."""
+        with replacing(path) as temporary:
+            try:
+                os.link(self.path, temporary)
+            except OSError:  # a file system without such links
+                shutil.copyfile(self.path, temporary)
 
     @contextmanager
     def saved_when_cancelled(self, state: TrainState) -> Iterator[None]:
@@ -193,7 +250,8 @@ class Checkpoint:
         try:
             yield
         except Cancelled:
-            self.save(state)
+            with suppress(Unstable):  # the one before stays
+                self.save(state)
             raise
 
     def remove(self) -> None:

@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..ops.device import devices_like
+from ..ops.device import devices_like, memory_sentence
 from ..progress import Progress, SideBySide, Watcher, stop_if_cancelled, watched
 from ..schema.errors import AutoUNetError, OptionError, WorkerLost
 from ..schema.options import RunOptions
 from ..schema.run import DeviceProfile, EpochLog
 from ..schema.stage_inputs import TrainingPlace
 from ..time_budget.deadline import Lanes
-from ..workers import Answer, Lost, Raised, Returned, Tell, Told, WorkerProcess, available_cores, heard
+from ..workers import Answer, Lost, Raised, Returned, Tell, Told, WorkerProcess, available_cores, ended_by, heard
 from . import cache
 from .defaults import step_limit
 from .jobs import Job
@@ -257,7 +257,7 @@ class SideBySideExecutor(SequentialExecutor):
     def _lose(self, job: Job, status: int | None) -> None:
         """Raises WorkerLost after `MOST_LOST`."""
         self.lost += 1
-        what = f"{job.name}: its process was ended from outside (status {status}), most likely because memory ran out"
+        what = f"{job.name}: its process {ended_by(status)}; {memory_sentence()}"
         if self.lost > MOST_LOST:
             raise WorkerLost(
                 what, "Give --workers 1, which trains one fold after the other; the same command continues where it was"
