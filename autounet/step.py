@@ -103,7 +103,7 @@ def train_step(
 
     Gradients are clipped to a total norm of `clip`, after `exchange` has changed them in place. Where the loss or a
     gradient is not finite the step is skipped: weights, running statistics and the optimiser stay as they are, and the
-    loss returned is NaN. A GPU does not wait to find that out. Gradients that overflow because of `scaler` are no fault:
+    loss returned is NaN. A GPU does not wait to find it out. Gradients that overflow because of `scaler` are no fault:
     it skips them and scales by less. With `exchange` the gradients decide, which are the same in all processes.
     """
     optimiser.zero_grad(set_to_none=True)

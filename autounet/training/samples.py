@@ -165,7 +165,7 @@ class SampleSource:
 
     def case_names(self, step: int, emphasised: Collection[int] = ()) -> tuple[str, ...]:
         """The cases that the batch of a step shows, each once."""
-        numbers = (self._shown_case(step, index, emphasised) for index in range(self.batch_size))
+        numbers = (self._shown_case(step, index, emphasised) for index in self.own or range(self.batch_size))
         return tuple(dict.fromkeys(self.cases.identifiers[number] for number in numbers))
 
     def batch_bytes(self, packed: bool) -> int:
