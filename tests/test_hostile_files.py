@@ -11,15 +11,20 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pydicom
 import pytest
 from broken_sets import NONE, image_file, label_file, volumes
+from dicom_series import write_series
+from PIL import Image
 
 from autounet.datasets import scan
 from autounet.datasets.splits import with_groups
-from autounet.imageio import read_header, read_image, read_labels
+from autounet.imageio import image_format, read_header, read_image, read_labels, write_image
 from autounet.schema.errors import DataError, FileError, OptionError
+from autounet.schema.geometry import Geometry
 from autounet.schema.options import DataOptions
 from autounet.workflow import dataset_stage
 from autounet.workflow.dataset_stage import check_data
@@ -89,6 +94,55 @@ def test_a_bad_file_is_an_error_that_names_it(tmp_path: Path, kind: str) -> None
             read(path)
         assert raised.value.remedy
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - used < MOST_GROWTH
+
+
+def small_files(folder: Path) -> list[Path]:
+    """One of each format whose pixels libraries decode."""
+    geometry = Geometry(shape=(1, 40, 50), kind="png", dimension=2)
+    values = np.arange(2000, dtype=np.uint8).reshape(1, 40, 50)
+    for ending, kind in ((".png", "png"), (".tif", "tiff")):
+        write_image(folder / f"case{ending}", values[None], geometry.model_copy(update={"kind": kind}))
+    Image.fromarray(values[0]).save(folder / "case.jpg")
+    Image.fromarray(values[0]).save(folder / "case.bmp")
+    write_series(folder / "series", values.astype(np.int16))
+    return [*(folder / f"case{ending}" for ending in (".png", ".tif", ".jpg", ".bmp")), folder / "series"]
+
+
+def test_what_a_header_promises_has_to_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = small_files(tmp_path)
+    for path in files:
+        read_image(path)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    for path in files:
+        with pytest.raises(FileError, match=r"would take .* of memory by its header"):
+            read_image(path)
+
+
+def test_a_strip_of_a_tiff_holds_no_more_than_its_page(tmp_path: Path) -> None:
+    content = zlib.compress(ZEROS)
+    tags = [(256, 4), (257, 4), (258, 8), (259, 8), (262, 1), (273, 8), (277, 1), (278, 4), (279, len(content))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    path = tmp_path / "case.tif"
+    path.write_bytes(
+        struct.pack("<2sHI", b"II", 42, 8 + len(content)) + content + struct.pack("<H", len(tags)) + entries + bytes(4)
+    )
+    with pytest.raises(FileError, match="cannot be read"):
+        read_image(path)
+
+
+def test_compressed_elements_of_dicom_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_series(tmp_path / "series", np.zeros((1, 8, 8), np.int16))
+    (path,) = (tmp_path / "series").iterdir()
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    dataset.save_as(path, enforce_file_format=True)
+    assert read_image(tmp_path / "series")[0].shape == (1, 1, 8, 8)
+    dataset.add_new((0x0009, 0x1001), "OB", ZEROS)
+    dataset.save_as(path, enforce_file_format=True)
+    assert path.stat().st_size < 2**20
+    monkeypatch.setattr(image_format, "MOST_INFLATED", 2**24)
+    with pytest.raises(FileError, match="hold more than 16 MB"):
+        read_image(tmp_path / "series")
 
 
 @pytest.mark.parametrize("kind", ["complex numbers", "offset that is no number", "text"])

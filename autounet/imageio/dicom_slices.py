@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..schema.errors import FileError
-from .image_format import COPY_AGAIN, damaged, itk_reader, itk_reason
+from .image_format import COPY_AGAIN, damaged, itk_reader, itk_reason, require_inflatable, require_memory
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -114,7 +114,9 @@ def read_dataset(path: Path) -> Dataset:
     from pydicom.errors import InvalidDicomError
 
     try:  # of the content: from a file, an element would get as much memory as it claims to need
-        return pydicom.dcmread(BytesIO(path.read_bytes()))
+        return pydicom.dcmread(BytesIO(require_inflatable(path, path.read_bytes())))
+    except FileError:
+        raise
     except InvalidDicomError:
         raise FileError(path, "is not a DICOM file: it does not say DICM after the preamble", COPY_AGAIN) from None
     except Exception as error:  # pydicom lets struct, value, key, recursion and zlib errors through
@@ -181,9 +183,11 @@ def _whole_number(path: Path, sources: Sequence[Dataset], keyword: str) -> int |
 
 def _slice(path: Path, syntax: str, sources: tuple[Dataset, ...]) -> Slice:
     rows, columns = _whole_number(path, sources, "Rows"), _whole_number(path, sources, "Columns")
+    samples = _whole_number(path, sources, "SamplesPerPixel") or 1
     if "PixelData" not in sources[0] or not rows or not columns:
         modality = _text(path, sources, "Modality") or "unknown"
         raise FileError(path, f"holds no image (modality {modality})", "Keep only the slices of one series")
+    require_memory(path, rows * columns * samples, 4)
     spacing = _numbers(path, sources, "PixelSpacing") or _numbers(path, sources, "ImagerPixelSpacing") or [1.0, 1.0]
     thickness = _numbers(path, sources, "SpacingBetweenSlices") or _numbers(path, sources, "SliceThickness") or [1.0]
     position = _numbers(path, sources, "ImagePositionPatient")
@@ -197,7 +201,7 @@ def _slice(path: Path, syntax: str, sources: tuple[Dataset, ...]) -> Slice:
         syntax=syntax,
         series=_text(path, sources, "SeriesInstanceUID"),
         shape=(rows, columns),
-        samples=_whole_number(path, sources, "SamplesPerPixel") or 1,
+        samples=samples,
         spacing=(spacing[0], spacing[1]),
         thickness=abs(thickness[0]) or 1.0,
         position=np.array(position) if position else None,

@@ -239,6 +239,30 @@ def require_memory(path: Path, voxels: int, item_bytes: int) -> None:
         raise FileError(path, text, "Check its size; a damaged header may say any")
 
 
+DEFLATED = b"1.2.840.10008.1.2.1.99"
+"""DICOM's transfer syntax whose elements are compressed together (PS3.5, A.5)"""
+META_LENGTH = b"\2\0\0\0UL\4\0"
+"""the element (0002,0000), behind 128 bytes and `DICM`: bytes of the elements that are not compressed (PS3.10, 7.1)"""
+MOST_INFLATED = 2**30
+"""bytes of them: a file of a megabyte can hold a thousand, and nothing says how many before they are decompressed"""
+
+
+def require_inflatable(path: Path, content: bytes) -> bytes:
+    """`content`. Raises FileError for a DICOM file whose compressed elements would fill more than `MOST_INFLATED`."""
+    if DEFLATED not in content:
+        return content
+    if content[132:140] != META_LENGTH:
+        raise damaged(path, "it is compressed, and does not say where its elements begin")
+    rest = content[144 + int.from_bytes(content[140:144], "little") :]
+    stream, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while rest and size <= MOST_INFLATED and not stream.eof:
+        size += len(stream.decompress(rest, 2**20))
+        rest = stream.unconsumed_tail
+    if size > MOST_INFLATED:
+        raise damaged(path, f"its compressed elements hold more than {format_size(MOST_INFLATED)}")
+    return content
+
+
 def gunzip(path: Path, content: bytes, limit: int) -> bytes:
     """All members of a gzip file, checksums verified; padding by zeros is allowed behind them.
 

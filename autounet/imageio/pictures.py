@@ -12,7 +12,7 @@ import numpy as np
 
 from ..schema.errors import FileError
 from ..schema.geometry import Geometry
-from .image_format import COPY_AGAIN, ImageFormat, ImageHeader, Remark
+from .image_format import COPY_AGAIN, ImageFormat, ImageHeader, Remark, require_memory
 from .stored_values import BIT_COLOURS, CMYK, Pixels, alpha_remarks, apply_palette, profile_remarks
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def read_picture(path: Path, kind: str, as_indices: bool = False) -> tuple[np.nd
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # telephones append previews to JPEG; the first is the photograph
                 raise FileError(path, f"has {frames} frames", "Store one image per file")
+            require_memory(path, image.width * image.height * len(image.getbands()), 1)
             image.load()
             pixels = _deep_colours(path) if kind == "png" else None
             pixels = pixels or _pixels(image, as_indices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import struct
 from collections.abc import Sequence
 from functools import partial
@@ -25,6 +26,7 @@ from .image_format import (
     in_millimetres,
     make_geometry,
     millimetres,
+    require_memory,
 )  # fmt: skip
 from .pictures import ORIENTATION, upright
 from .stored_values import (
@@ -172,6 +174,8 @@ def read_tiff(path: Path, as_indices: bool = False, decode: bool = True) -> tupl
             page: Any = file.pages[0]
             series, metadata = file.series[0], file.imagej_metadata or {}
             decode = decode or page.photometric == _PALETTE
+            if decode:
+                require_memory(path, math.prod(series.shape), series.dtype.itemsize)
             array = series.asarray() if decode else np.broadcast_to(np.zeros((), series.dtype), series.shape)
             if array.ndim != len(series.axes):
                 raise damaged(path, f"its pages are not of the sizes of its axes {series.axes}")
