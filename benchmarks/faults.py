@@ -1,11 +1,11 @@
-"""What an interrupted, starved or damaged run does, as a table, and whether the same command then ends as if nothing was.
+"""What an interrupted, starved or damaged run does, and whether the same command then ends as if nothing was.
 
     python benchmarks/faults.py --work DIR [--only TEXT]      every fault; writes benchmarks/results/faults.md
     python benchmarks/faults.py --work DIR --soak 200         so many interruptions at random moments
 
-On a small synthetic set a run of two folds of a few steps (`--deterministic`) and a prediction are made undisturbed. Then
-for each fault the commands run in a process of their own, forked from this one, with the fault in it; then once more
-without. Weights, metrics and predictions have to be those of the undisturbed run. Linux only.
+On a small synthetic set a run of two folds of a few steps (`--deterministic`) and a prediction are made undisturbed.
+Then for each fault the commands run in a process of their own, forked from this one, with the fault in it; then once
+more without. Weights, metrics and predictions have to be those of the undisturbed run. Linux only.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def narrow() -> list[Any]:
         mock.patch.object(plan_inputs, "WIDTH", 8),
         mock.patch.object(fill_memory, "WIDTH", 8),
         mock.patch.object(fill_memory, "MOST_WIDTH", 8),
-        mock.patch.object(pipeline, "try_configurations", lambda *_: None),
+        mock.patch.object(pipeline, "try_configurations", return_value=None),
     ]
 
 
@@ -421,10 +421,11 @@ def row(fault: Fault, work: Path, expected: dict[str, str]) -> tuple[str, bool]:
 
 HEAD = """# Faults, and what came of them
 
-`benchmarks/faults.py` on four small synthetic cases: two folds of 6 steps, then a prediction. "The same command" is the same one
-again without the fault; "yes" means that it ended with exit code 0 and that weights, mean Dice and predictions are those, bit for
-bit, of a run that was not disturbed. Work lost counts training steps made more than once. The time is from the fault to the end
-of the command; a fault in a file is there before the command begins. Files of a finished run were damaged where a file is named.
+`benchmarks/faults.py` on four small synthetic cases: two folds of 6 steps, then a prediction. "The same command" is the
+same one again without the fault; "yes" means that it ended with exit code 0, and that weights, mean Dice and predictions
+are those, bit for bit, of a run that was not disturbed. Work lost counts training steps made more than once. The time is
+from the fault to the end of the command; a fault in a file is there before the command begins. Files of a finished run
+were damaged where a file is named.
 
 | stage | fault | what happened | time to notice | work lost | the same command goes on |
 |---|---|---|---|---|---|
