@@ -421,11 +421,11 @@ def row(fault: Fault, work: Path, expected: dict[str, str]) -> tuple[str, bool]:
 
 HEAD = """# Faults, and what came of them
 
-`benchmarks/faults.py` on four small synthetic cases: two folds of 6 steps, then a prediction. "The same command" is the
-same one again without the fault; "yes" means that it ended with exit code 0, and that weights, mean Dice and predictions
-are those, bit for bit, of a run that was not disturbed. Work lost counts training steps made more than once. The time is
-from the fault to the end of the command; a fault in a file is there before the command begins. Files of a finished run
-were damaged where a file is named.
+`benchmarks/faults.py` on four small synthetic cases: two folds of 6 steps, then a prediction. "The same
+command" is the same one again without the fault; "yes" means that it ended with exit code 0, and that
+weights, mean Dice and predictions are those, bit for bit, of a run that was not disturbed. Work lost counts
+training steps made more than once. The time is from the fault to the end of the command; a fault in a file is
+there before the command begins. Files of a finished run were damaged where a file is named.
 
 | stage | fault | what happened | time to notice | work lost | the same command goes on |
 |---|---|---|---|---|---|
@@ -513,7 +513,8 @@ def write_table(rows: Sequence[Path]) -> None:
     found = [path.read_text() for path in rows]
     lines = "\n".join(each[1:] for each in found)
     good = sum(each.startswith("1") for each in found)
-    RESULTS.write_text(f"{HEAD}{lines}\n\n{len(found)} faults, {good} as they should be.\n")
+    text = f"{len(found)} of {len(faults())} faults have been run; {good} of them went as they should."
+    RESULTS.write_text(f"{HEAD}{lines}\n\n{text}\n")
 
 
 if __name__ == "__main__":
