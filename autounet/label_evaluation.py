@@ -10,7 +10,17 @@ from typing import NamedTuple
 
 from .datasets import Match, image_files, pair
 from .datasets.layouts.files import strip_channel
-from .evaluation import DEFAULT_METRICS, chosen_metrics, distance_unit, evaluate_case, on_grid_of, summarise
+from .evaluation import (
+    DEFAULT_METRICS,
+    METRICS,
+    OBJECT_METRICS,
+    chosen_metrics,
+    distance_unit,
+    evaluate_case,
+    evaluate_objects,
+    on_grid_of,
+    summarise,
+)
 from .evaluation.dicom_objects import (
     is_object,
     label_objects,
@@ -22,8 +32,8 @@ from .evaluation.dicom_objects import (
 from .imageio import VOLUME_KINDS, objects_geometry, read_geometry, read_label_content, read_labels, stem
 from .ops.masks import values_in
 from .progress import progress
-from .schema.errors import DataError
-from .schema.labels import LabelClass, Labels, Region, require_background_zero
+from .schema.errors import DataError, OptionError
+from .schema.labels import LabelClass, Labels, Region, labels_of_objects, require_background_zero
 from .schema.metrics import CaseMetrics, Metrics
 from .workers import map_parallel
 
@@ -41,8 +51,9 @@ class _EvaluateTask(NamedTuple):
 def _evaluate_one(task: _EvaluateTask) -> CaseMetrics | DataError:
     """The error of a case whose files do not fit together, so that those of all cases are told at once."""
     try:
+        codes = () if task.labels.objects else task.labels.codes
         prediction, own = read_case(task.prediction, task.reference, task.labels)
-        reference, geometry = read_case(task.reference, task.prediction, task.labels, task.labels.codes)
+        reference, geometry = read_case(task.reference, task.prediction, task.labels, codes)
     except DataError as error:
         return DataError(error.message, error.remedy, task.case)
     prediction, differences = on_grid_of(prediction, own, geometry)
@@ -53,7 +64,8 @@ def _evaluate_one(task: _EvaluateTask) -> CaseMetrics | DataError:
             task.case,
         )
     unit = distance_unit(geometry)
-    per_class = evaluate_case(prediction, reference, geometry.spacing, task.labels, unit=unit, metrics=task.metrics)
+    measure = evaluate_objects if task.labels.objects else evaluate_case
+    per_class = measure(prediction, reference, geometry.spacing, task.labels, unit=unit, metrics=task.metrics)
     return CaseMetrics(case=task.case, per_class=per_class)
 
 
@@ -105,11 +117,13 @@ def evaluate(
     on_case: Callable[[CaseMetrics], None] | None = None,
     metrics: Sequence[str] = DEFAULT_METRICS,
     regions: Mapping[str, Sequence[int]] | None = None,
+    objects: str | None = None,
 ) -> Metrics:
     """Evaluate a folder (or file) of label images against references, paired by name.
 
     Classes come from `model` (a packed one), else from `classes` (name -> value), else from the values found; so do
-    regions, from `model` or else from `regions` (name -> values).
+    regions, from `model` or else from `regions` (name -> values). `objects` names the one class whose objects both
+    files number; they are measured as objects, too, as they are for a `model` that tells objects apart.
     `metrics` names what is measured (`default` and `all` stand for several; see docs/metrics.md); Dice always is.
     DICOM-SEG and RTSTRUCT name their structures: classes are these names, their values those given, and two objects are
     a pair when they were drawn on one series. The two files of a case have to lie on the same voxels in space; which
@@ -121,16 +135,19 @@ def evaluate(
     require_background_zero({**(classes or {}), **(regions or {})})
     pairs = _evaluation_pairs(Path(predictions), Path(references))
     files = [file for match in pairs for file in (match.second, match.first)]
-    objects = [file for file in files if is_object(file)]
-    require_names(files, objects, named=bool(classes) or model is not None)
-    first = read_geometry(plain[0]) if (plain := [file for file in files if file not in objects]) else None
+    dicom = [file for file in files if is_object(file)]
+    require_names(files, dicom, named=bool(classes) or model is not None)
+    first = read_geometry(plain[0]) if (plain := [file for file in files if file not in dicom]) else None
     _require_one_background(plain)
     first = first or objects_geometry(files[:2])
     workers = workers if len(pairs) * math.prod(first.shape) >= WORTH_PROCESSES else 1
-    if objects and model is None:
-        labels = labels_by_name(objects, classes or {}, regions or {})
-    else:
+    labels = _named_objects(objects, dicom, classes, regions, model)
+    if labels is None and dicom and model is None:
+        labels = labels_by_name(dicom, classes or {}, regions or {})
+    elif labels is None:
         labels = _evaluated_labels(pairs, classes or {}, regions or {}, model, workers)
+    if labels.objects:
+        wanted = tuple(name for name in METRICS if name in (*wanted, *OBJECT_METRICS))
     tasks = [_EvaluateTask(*match, labels, wanted) for match in pairs]
     with progress("evaluate", len(tasks)) as meter:
 
@@ -144,6 +161,25 @@ def evaluate(
         raise errors[0] if len(errors) == 1 else DataError("\n".join(map(str, errors)))
     _warn_of_absent(cases := [case for case in found if isinstance(case, CaseMetrics)], labels)
     return summarise(cases, labels, unit=distance_unit(first), metrics=wanted)
+
+
+def _named_objects(
+    name: str | None,
+    dicom: Sequence[Path],
+    classes: Mapping[str, int] | None,
+    regions: Mapping[str, Sequence[int]] | None,
+    model: str | Path | None,
+) -> Labels | None:
+    """Labels of the class whose objects files number, where `--objects` names it. Raises OptionError."""
+    if not name:
+        return None
+    if classes or regions or model:
+        raise OptionError("--objects names the one class there is", "Leave out --class, --region and --model")
+    if dicom:
+        raise OptionError(
+            f"--objects needs files that number objects, and {dicom[0].name} names structures", "Leave it out"
+        )
+    return labels_of_objects(name)
 
 
 def _evaluated_labels(

@@ -325,9 +325,14 @@ def test_numbered_objects_are_told_from_classes(tmp_path: Path, kind: str) -> No
     codes = {finding.code: finding for finding in label_findings(dataset, facts)}
     assert ("objects" in codes) == (kind in OBJECTS)
     if kind in OBJECTS:
-        assert (codes["objects"].severity == "fatal") == (kind == "tiles of a large mask")
+        assert codes["objects"].severity == "fatal"
+        assert "--objects NAME" in codes["objects"].remedy
         assert "--join NAME" in codes["objects"].remedy
         assert "too-many-values" not in codes
+        named = {f"class {value}": value for fact in facts for value in fact.value_counts if value}
+        known = dataset.model_copy(update={"labels": scan(tmp_path, DataOptions(classes=named)).labels})
+        (found,) = (each for each in label_findings(known, facts) if each.code == "objects")
+        assert found.severity == "warning"  # a person says that they are classes
 
 
 @pytest.mark.parametrize("ending", [".png", ".tif", ".nii.gz"])

@@ -179,8 +179,9 @@ def test_centre_lines_keep_objects_and_cavities(masks: tuple[np.ndarray, np.ndar
 def test_empty_in_both() -> None:
     nothing = np.zeros((3, 4, 5))
     found = measured(nothing, nothing)
-    assert (found.volume, found.volume_difference) == (0, 0)
-    assert found.undefined == dict.fromkeys(set(METRICS) - {"volume", "volume_difference"}, EMPTY_IN_BOTH)
+    assert (found.volume, found.volume_difference, found.count_error) == (0, 0, 0)
+    always = {"volume", "volume_difference", "count_error"}
+    assert found.undefined == dict.fromkeys(set(METRICS) - always, EMPTY_IN_BOTH)
 
 
 @pytest.mark.parametrize("missed", [True, False])

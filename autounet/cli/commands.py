@@ -214,6 +214,7 @@ def evaluate(predictions: Path, references: Path, model: Path | None, out: Path 
         available_cores(),
         metrics=options.metrics or DEFAULT_METRICS,
         regions=options.data.regions,
+        objects=options.data.objects,
     )
     if out:
         found.save(out)

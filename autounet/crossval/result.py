@@ -10,8 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..datasets import read_reference
-from ..evaluation import DEFAULT_METRICS, distance_unit, evaluate_case, summarise
+from ..datasets import read_numbers, read_reference
+from ..evaluation import (
+    DEFAULT_METRICS,
+    METRICS,
+    OBJECT_METRICS,
+    distance_unit,
+    evaluate_case,
+    evaluate_objects,
+    summarise,
+)
 from ..imageio import read_labels, write_labels
 from ..inference.ensembling import decision_for
 from ..inference.export import ensemble_scores
@@ -33,6 +41,9 @@ log = logging.getLogger(__name__)
 
 MOST_VOXELS, MOST_PER_CASE = 200_000, 10_000
 """that calibration looks at; the standard error of an error of 0.01 is then below 0.001"""
+
+
+NOT_OF_OBJECTS = Judgement((), {}, (), "No postprocessing of components: objects have a least size of their own.")
 
 
 class _CaseTask(NamedTuple):
@@ -73,7 +84,9 @@ def postprocess_and_calibrate(
     place = folder.selected(selection)
     groups = held_out({case.case: case.fold or 0 for case in metrics.cases})
     evidence = _gather(selection, groups, dataset, configurations, folder, workers)
-    judgement = judge({case: each.tables for case, each in evidence.items()}, groups, dataset.labels)
+    judgement = NOT_OF_OBJECTS
+    if dataset.labels.objects is None:
+        judgement = judge({case: each.tables for case, each in evidence.items()}, groups, dataset.labels)
     if judgement.steps:
         processed = _postprocess(place, judgement.by_group, groups, metrics, dataset, workers)
         if (processed.mean_dice or 0.0) > (metrics.mean_dice or 0.0):
@@ -217,6 +230,8 @@ def measure(
         return metrics
     place = folder.selected(selection)
     segmentations = place.postprocessed if selection.postprocessing else place.path
+    if dataset.labels.objects is not None:
+        segmentations, wanted = place.objects, [name for name in METRICS if name in (*wanted, *OBJECT_METRICS)]
     tasks = []
     for each in metrics.cases:
         only = dataset.only(each.case)
@@ -230,14 +245,13 @@ def measure(
 def _measure_one(task: _MetricsTask) -> CaseMetrics:
     case, labels = task.dataset.cases[0], task.dataset.labels
     segmentation, geometry = read_labels(task.segmentation)
+    unit, annotated = distance_unit(geometry), annotated_classes(case, labels)
+    if labels.objects is not None:
+        numbers, _ = read_numbers(task.dataset, case)
+        per_class = evaluate_objects(segmentation, numbers, geometry.spacing, labels, unit=unit, metrics=task.wanted)
+        return task.case.model_copy(update={"per_class": per_class})
     reference, _ = read_reference(task.dataset, case)
     per_class = evaluate_case(
-        segmentation,
-        reference,
-        geometry.spacing,
-        labels,
-        unit=distance_unit(geometry),
-        annotated=annotated_classes(case, labels),
-        metrics=task.wanted,
+        segmentation, reference, geometry.spacing, labels, unit=unit, annotated=annotated, metrics=task.wanted
     )
     return task.case.model_copy(update={"per_class": per_class})

@@ -7,7 +7,7 @@ from .layouts import LAYOUTS, Layout
 from .layouts.detected_layout import DeclaredLabels, DetectedLayout
 from .layouts.files import image_files
 from .layouts.pairing import Match, pair
-from .reading import LoadedCase, load_case, load_input, read_channels, read_reference
+from .reading import LoadedCase, load_case, load_input, read_channels, read_numbers, read_reference
 from .scan import scan
 from .splits import make_splits, nnunet_folds
 
@@ -31,6 +31,7 @@ __all__ = [
     "nnunet_folds",
     "pair",
     "read_channels",
+    "read_numbers",
     "read_reference",
     "scan",
 ]

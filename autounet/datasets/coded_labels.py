@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from ..imageio import VOLUME_KINDS, is_nrrd_segmentation, read_segments, segment_sets
-from ..schema.dataset import Case, CaseFacts, Dataset, Finding, Severity
+from ..imageio import is_nrrd_segmentation, read_segments, segment_sets
+from ..schema.dataset import Case, CaseFacts, Dataset, Finding
 from ..schema.errors import DataError, OptionError
 from ..schema.labels import LabelCode
 from ..schema.options import DataOptions
 from .colour_masks import find_palette
 from .layouts.detected_layout import DeclaredLabels, DetectedLayout, read_description, read_object
+from .numbered_labels import join_objects, number_objects, tell_apart
 from .structures import Coded, combination_codes
 
 log = logging.getLogger(__name__)
@@ -36,7 +34,9 @@ def with_coded_labels(
     Raises DataError and OptionError.
     """
     if options.join:
-        return _joined(found, options, options.join), []
+        return join_objects(found, options, options.join), []
+    if options.objects:
+        return tell_apart(found, cases, options, options.objects), []
     told: list[Finding] = []
     known = {**found.labels.classes, **options.class_values}
     ignore = options.ignore if options.ignore is not None else found.labels.ignore
@@ -59,19 +59,6 @@ def with_coded_labels(
         labels.ignore if labels.ignore is not None else found.labels.ignore,
     )
     return replace(found, labels=joined, labels_declared=True, codes=codes), told
-
-
-def _joined(found: DetectedLayout, options: DataOptions, name: str) -> DetectedLayout:
-    """Every value above 0 but the ignore value as one class. Raises OptionError with options that name classes."""
-    if given := [word for word in ("classes", "regions", "palette") if getattr(options, word)]:
-        option = {"classes": "--class", "regions": "--region"}.get(given[0], "--palette")
-        raise OptionError(f"--join makes one class of all values, and {option} names some", f"Leave {option} out")
-    ignore = options.ignore if options.ignore is not None else found.labels.ignore
-    codes = [LabelCode(value=1, above=0)]
-    if ignore is not None and ignore > 1:
-        codes += [LabelCode(value=ignore, above=ignore - 1), LabelCode(value=1, above=ignore)]
-    labels = DeclaredLabels({name: 1}, {}, ignore)
-    return replace(found, labels=labels, labels_declared=True, codes=tuple(codes))
 
 
 def _palette(root: Path, options: DataOptions) -> dict[str, Any] | None:
@@ -165,7 +152,7 @@ def palette_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Findi
 
     Colours of numbered objects mean nothing.
     """
-    if not any(fact.label_colours for fact in facts) or number_objects(dataset, facts):
+    if dataset.labels.objects or not any(fact.label_colours for fact in facts) or number_objects(dataset, facts):
         return []
     names = {case.identifier: case.label for case in dataset.cases}
     palettes = [(names[fact.identifier], _shown_values(fact)) for fact in facts]
@@ -207,122 +194,3 @@ def _excludes(one: ShownValue, other: ShownValue) -> bool:
     """Whether no single palette has both: a value, a colour, or one numbered by greys and one by indices."""
     numbered = [colour == (value, value, value) for value, colour in (one, other)]
     return one[0] == other[0] or one[1] == other[1] or (numbered[0] != numbered[1] and 0 not in (one[0], other[0]))
-
-
-LEAST_OBJECTS = 3
-"""objects in the median label file"""
-MOST_COMPARED = 40
-"""label files that are compared"""
-LEAST_VOXELS = 4
-"""of the median object; the values of a photograph are single pixels"""
-COMPACT = 0.8
-"""share of the objects that are one component"""
-MOST_EXPLAINED = 0.5
-"""share of what sizes, or places along an axis, differ by that the values may explain: those of organs nearly all"""
-SIZE_RATIO = 10.0
-"""most between the quartiles of sizes in the median file: cells, nuclei and colonies are alike"""
-LEAST_COMPARED = 8
-"""objects beyond the first of each value, from which on sizes and places of equal values are compared"""
-NEW_NUMBERS = 0.75
-"""share of the values that occur in a single file, where programs go on counting from file to file"""
-
-
-class _Object(NamedTuple):
-    case: int
-    value: int
-    size: float
-    """logarithm of its voxels"""
-    z: float
-    """where its first voxel lies: mm, or in a picture parts of the image, as are the next two"""
-    y: float
-    x: float
-
-
-def number_objects(dataset: Dataset, facts: Sequence[CaseFacts]) -> bool:
-    """Whether label files hold a number for each object, as cellpose, StarDist and QuPath write them, not classes.
-
-    Then the files hold different values, each in one piece and all alike in size, and those that several files share
-    have nothing in common there: neither size nor place. Classes have, also where some of them are missing.
-    """
-    own = [fact for fact in facts if set(fact.components) - {dataset.labels.ignore}]
-    step = max(1, len(own) // MOST_COMPARED)
-    own = own[::step]
-    counts = Counter(value for fact in own for value in fact.components)
-    median = sorted(len(fact.components) for fact in own)[len(own) // 2] if own else 0
-    different = len({frozenset(fact.components) for fact in own})
-    if len(own) < 2 or median < LEAST_OBJECTS or len(counts) <= LEAST_OBJECTS or different < max(2, len(own) / 3):
-        return False
-    pieces = [each.count == 1 for fact in own for each in fact.components.values()]
-    sizes = [each.largest for fact in own for each in fact.components.values()]
-    ratios = sorted(_quartile_ratio([fact.value_counts[value] for value in fact.components]) for fact in own)
-    if sum(pieces) < COMPACT * len(pieces) or ratios[len(ratios) // 2] > SIZE_RATIO:
-        return False
-    if sorted(sizes)[len(sizes) // 2] < LEAST_VOXELS:
-        return False
-    if len(own) > 2 and sum(count == 1 for count in counts.values()) >= NEW_NUMBERS * len(counts):
-        return True
-    objects = [each for index, fact in enumerate(own) for each in _objects(index, fact) if counts[each.value] > 1]
-    if len(objects) - len({each.value for each in objects}) < LEAST_COMPARED:
-        return False
-    size, *places = _explained(objects)
-    return size < MOST_EXPLAINED and min(places, default=0.0) < MOST_EXPLAINED
-
-
-def _quartile_ratio(sizes: Sequence[int]) -> float:
-    low, high = np.percentile(sizes, (25, 75))
-    return float(high / low)
-
-
-def _objects(case: int, fact: CaseFacts) -> list[_Object]:
-    geometry = fact.geometry
-    voxel = geometry.spacing if geometry.kind in VOLUME_KINDS else tuple(1 / length for length in geometry.shape)
-    found = []
-    for value, each in fact.components.items():
-        z, y, x = (index * length for index, length in zip(each.first, voxel, strict=True))
-        found.append(_Object(case, value, math.log(fact.value_counts[value]), z, y, x))
-    return found
-
-
-def _explained(objects: Sequence[_Object]) -> list[float]:
-    """Of the sizes, then of the places along each axis that objects differ by most: how much their values explain.
-
-    1 less the ratio of the mean squares that are left by value and case, and by case alone: 0 for numbers that mean
-    nothing, 1 where all objects of one value are equal but for a shift of their whole case.
-    """
-    cases, values = (sorted({each[field] for each in objects}) for field in (0, 1))
-    by_case = np.array([[each.case == case for case in cases] for each in objects], float)
-    by_value = np.array([[each.value == value for value in values] for each in objects], float)
-    measures = np.array([each[2:] for each in objects])
-    rest, both = (_mean_squares(design, measures) for design in (by_case, np.concatenate([by_case, by_value], axis=1)))
-    most = rest[1:].max(initial=0.0)
-    return [
-        1 - float(left / whole) if whole > 0 else 0.0
-        for index, (left, whole) in enumerate(zip(both, rest, strict=True))
-        if index == 0 or whole > SIDEWAYS * most
-    ]
-
-
-SIDEWAYS = 0.1
-"""of the mean square along the axis that objects differ by most, up to which another axis says nothing of them"""
-
-
-def _mean_squares(design: np.ndarray, measures: np.ndarray) -> np.ndarray:
-    """Of what is left of each column of `measures` (N, M) after the best fit by the columns of `design` (N, P)."""
-    fitted, _, rank, _ = np.linalg.lstsq(design, measures, rcond=None)
-    return ((measures - design @ fitted) ** 2).sum(axis=0) / max(1, len(measures) - int(rank))
-
-
-def object_finding(dataset: Dataset, facts: Sequence[CaseFacts], severity: Severity) -> Finding:
-    """Of label files that number objects."""
-    numbers = sorted(len(fact.components) for fact in facts if fact.components)
-    values = [value for fact in facts for value in fact.components]
-    message = (
-        f"the label files seem to number objects, such as cells, and not to hold classes: {numbers[0]} to "
-        f"{numbers[-1]} values in a file, other ones in each ({min(values)} to {max(values)} in all), alike in size, "
-        "and objects of the same value have nothing in common"
-    )
-    remedy = (
-        "Give --join NAME: every value above 0 becomes one class of that name, in which objects that touch are not "
-        "told apart. Objects themselves cannot be trained yet. Numbers left as they are would be classes"
-    )
-    return Finding(code="objects", severity=severity, message=message, remedy=remedy)

@@ -15,9 +15,9 @@ from ..schema.dataset import Case, CaseFacts, Dataset, Finding, Severity
 from ..schema.errors import DataError, OptionError
 from ..schema.labels import BACKGROUND, LabelClass, Labels, Region, require_background_zero
 from ..schema.options import DataOptions
-from .coded_labels import number_objects, object_finding
 from .layouts.case_table import ANNOTATED, CASE, find_table
 from .layouts.detected_layout import DeclaredLabels, read_description
+from .numbered_labels import number_objects, object_finding
 
 MOST_UNNAMED = 100
 """most unnamed values in label files; files with more are photographs, or labels that were interpolated"""
@@ -113,8 +113,7 @@ def label_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding
     unknown = sorted(set(cases_of) - known)
     findings = []
     if not any(code.above is not None for code in labels.codes) and number_objects(dataset, facts):
-        impossible = (unknown and dataset.labels_declared) or len(unknown) > MOST_UNNAMED
-        findings.append(object_finding(dataset, facts, Severity.fatal if impossible else Severity.warning))
+        findings.append(object_finding(dataset, facts, Severity.fatal if unknown else Severity.warning))
     elif unknown and dataset.labels_declared:
         findings += [_undeclared(value, cases_of[value], labels) for value in unknown]
     elif len(unknown) > MOST_UNNAMED:
@@ -123,7 +122,7 @@ def label_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding
                 code="too-many-values",
                 message=f"the label files hold {len(unknown)} different values, from {unknown[0]} to {unknown[-1]}",
                 remedy="Check that these are label files (--label PATTERN), saved without smoothing or compression. "
-                "Where each number is an object, such as a cell, give --join NAME to make them one class",
+                "Where each number is an object, such as a cell, give --objects NAME",
             )
         )
     if not dataset.labels_declared:

@@ -84,8 +84,16 @@ def _count(channels: int) -> str:
 
 
 def read_reference(dataset: Dataset, case: Case) -> tuple[np.ndarray, Geometry]:
-    """The label of a case that has one, also of colours and structures: (Z, Y, X) int32 values. Raises DataError."""
+    """The label of a case that has one, also of colours and structures: (Z, Y, X) int32 values. Raises DataError.
+
+    Of numbered objects these are core and border; `read_numbers` gives the numbers.
+    """
     return read_case_label(Path(dataset.root), case, dataset.labels.codes)[:2]
+
+
+def read_numbers(dataset: Dataset, case: Case) -> tuple[np.ndarray, Geometry]:
+    """The label of a case as its file numbers the objects: (Z, Y, X) int32, with the ignore value. Raises DataError."""
+    return read_case_label(Path(dataset.root), case, ())[:2]
 
 
 def load_case(dataset: Dataset, identifier: str) -> LoadedCase:

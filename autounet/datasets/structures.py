@@ -13,6 +13,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from ..imageio import (
     LabelContent,
     LabelParts,
@@ -23,6 +25,8 @@ from ..imageio import (
     sizes_of,
     structure_names,
 )
+from ..imageio.stored_values import values_of_objects
+from ..ops.objects import object_borders
 from ..schema.dataset import Case, CaseFacts, Finding, Severity
 from ..schema.errors import DataError
 from ..schema.labels import LabelCode
@@ -50,11 +54,22 @@ def parts_of(root: Path, case: Case) -> LabelParts:
 
 
 def read_case_label(root: Path, case: Case, codes: Sequence[LabelCode]) -> LabelContent:
-    """The label of a case that has one, from one file or several. Raises DataError."""
+    """The label of a case that has one, from one file or several; of objects core and border. Raises DataError."""
     assert case.label is not None
     if case.label_parts:
         return read_label_parts(parts_of(root, case), root / case.images[0], codes)
-    return read_label_content(root / case.label, codes, case.frame)
+    if not any(code.border for code in codes):
+        return read_label_content(root / case.label, codes, case.frame)
+    content = read_label_content(root / case.label, (), case.frame)
+    return content._replace(values=core_and_border(content.values, content.geometry.spacing, codes), colours=())
+
+
+def core_and_border(numbers: np.ndarray, spacing: Sequence[float], codes: Sequence[LabelCode]) -> np.ndarray:
+    """The two classes of numbered objects (Z, Y, X), by the codes of their labels; the ignore value stays."""
+    values = values_of_objects(numbers, codes)
+    core, border = (next(code.value for code in codes if code.border == kind) for kind in (False, True))
+    borders = object_borders(np.where(values == core, numbers, 0), spacing)
+    return np.where(borders, np.int32(border), values)
 
 
 class Structured(NamedTuple):

@@ -21,12 +21,14 @@ from ..schema.dataset import NOT_ANNOTATED, is_certain
 from ..schema.errors import DataError
 from ..schema.geometry import Geometry, GeometryDifference, placements
 from ..schema.labels import Labels
-from ..schema.metrics import DEFAULT_METRICS, ClassMetrics
+from ..schema.metrics import DEFAULT_METRICS, OBJECT_METRICS, ClassMetrics
 from ..schema.plugins import Registry, not_callable
 from .overlap_metrics import (
     MaskPair,
     Undefined,
+    average_precision,
     cl_dice,
+    count_error,
     dice,
     iou,
     lesion_f1,
@@ -110,6 +112,14 @@ def boundary_iou(pair: MaskPair) -> float:
     return int(np.count_nonzero(first & second)) / int(np.count_nonzero(first | second))
 
 
+def _average_precision_above(percent: int) -> Callable[[MaskPair], float]:
+    def metric(pair: MaskPair) -> float:
+        return average_precision(pair, percent / 100)
+
+    metric.__doc__ = f"""`average_precision` above an IoU of 0.{percent}."""
+    return metric
+
+
 Metric = Callable[[MaskPair], float]
 OWN_METRICS: dict[str, Metric] = {
     "dice": dice,
@@ -126,6 +136,8 @@ OWN_METRICS: dict[str, Metric] = {
     "lesion_f1": lesion_f1,
     "panoptic_quality": panoptic_quality,
     "cl_dice": cl_dice,
+    **{f"ap{percent}": _average_precision_above(percent) for percent in (50, 60, 70, 80, 90)},
+    "count_error": count_error,
 }
 """by the field of `ClassMetrics` that holds the value"""
 METRICS: Registry[Metric] = Registry("metrics", OWN_METRICS, not_callable)
@@ -223,6 +235,38 @@ def evaluate_case(
         result[name] = evaluate_pair(pair, metrics)
     unannotated = ClassMetrics(undefined=dict.fromkeys(metrics, NOT_ANNOTATED))
     return {name: result.get(name, unannotated) for name in names}
+
+
+def evaluate_objects(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing: Sequence[float],
+    labels: Labels,
+    tolerance: float = 1.0,
+    unit: Unit = "mm",
+    metrics: Sequence[str] = (*DEFAULT_METRICS, *OBJECT_METRICS),
+) -> dict[str, ClassMetrics]:
+    """As `evaluate_case` for numbered masks (Z,Y,X): metrics of the one class whose objects `labels` tell apart.
+
+    Numbers above 0 are objects. Voxels where the reference has the ignore value belong to none in either.
+    """
+    assert labels.objects is not None
+    if labels.ignore is not None:
+        ignored = reference == labels.ignore
+        prediction, reference = (np.where(ignored, 0, each) for each in (prediction, reference))
+    prediction, reference = (np.maximum(each, 0) for each in (prediction, reference))
+    box = _box((prediction > 0) | (reference > 0)) or (slice(0, 0),) * reference.ndim
+    pair = MaskPair(
+        prediction=prediction[box] > 0,
+        reference=reference[box] > 0,
+        shape=reference.shape,
+        spacing=tuple(float(step) for step in spacing),
+        axes=tuple(axis for axis, size in enumerate(reference.shape) if size > 1) or tuple(range(reference.ndim)),
+        tolerance=tolerance,
+        unit=unit,
+        numbers=(prediction[box], reference[box]),
+    )
+    return {labels.objects: evaluate_pair(pair, metrics)}
 
 
 def _is_annotated(values: Sequence[int], labels: Labels, annotated: Sequence[bool] | None) -> bool:

@@ -3,7 +3,8 @@
 Definitions follow Maier-Hein et al., "Metrics reloaded", Nature Methods 2024. Each is a function of one `MaskPair`; an
 undefined value is raised as `Undefined` with its reason, never returned as zero.
 
-Objects join at faces, edges and corners (26 neighbours, 8 in 2-D). Two match when their IoU reaches a threshold."""
+Objects are those that label files number, or connected components: these join at faces, edges and corners (26
+neighbours, 8 in 2-D). Two match when their IoU reaches a threshold."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from ..ops.masks import components, skeleton
+from ..ops.masks import Components, components, skeleton
 from ..ops.surfaces import surface_distances
 
 EMPTY_IN_BOTH = "empty in both"
@@ -43,6 +44,8 @@ class MaskPair:
     axes: tuple[int, ...]
     tolerance: float
     unit: str
+    numbers: tuple[np.ndarray, np.ndarray] | None = None
+    """of the objects of prediction and reference, 0 outside of the masks; None: their components"""
 
     @cached_property
     def predicted(self) -> int:
@@ -63,6 +66,11 @@ class MaskPair:
     def distances(self) -> tuple[np.ndarray, np.ndarray]:
         """Of the prediction's surface voxels to the reference's, and back. Neither mask may be empty."""
         return surface_distances(self.prediction, self.reference, self.spacing, self.axes)
+
+    @cached_property
+    def objects(self) -> Objects:
+        """Those of both masks, and how they overlap."""
+        return objects(self.prediction, self.reference, self.numbers)
 
     @property
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
@@ -168,9 +176,11 @@ class Objects:
     iou: np.ndarray
 
 
-def objects(prediction: np.ndarray, reference: np.ndarray) -> Objects:
-    """Of two boolean masks (Z,Y,X)."""
-    found = [components(mask) for mask in (prediction, reference)]
+def objects(
+    prediction: np.ndarray, reference: np.ndarray, numbers: tuple[np.ndarray, np.ndarray] | None = None
+) -> Objects:
+    """Of two boolean masks (Z,Y,X): their components, or the objects that `numbers` name, 0 outside of the masks."""
+    found = [_consecutive(own) for own in numbers] if numbers else [components(prediction), components(reference)]
     sizes = [each.voxels for each in found]
     common = prediction & reference
     first, second = (each.numbers[common].astype(np.int64) - 1 for each in found)
@@ -180,6 +190,13 @@ def objects(prediction: np.ndarray, reference: np.ndarray) -> Objects:
     return Objects(len(sizes[0]), len(sizes[1]), first, second, iou)
 
 
+def _consecutive(numbers: np.ndarray) -> Components:
+    """The objects of a numbered mask, which is 0 outside of them, numbered from 1 on."""
+    names, compact, voxels = np.unique(numbers, return_inverse=True, return_counts=True)
+    compact = compact.reshape(numbers.shape)
+    return Components(compact, voxels[1:]) if names.size and names[0] == 0 else Components(compact + 1, voxels)
+
+
 def lesion_f1(pair: MaskPair) -> float:
     """2 TP / (2 TP + FP + FN) over objects; TP: pairs matched one to one, as many as possible, with IoU >= 0.1.
 
@@ -187,7 +204,7 @@ def lesion_f1(pair: MaskPair) -> float:
     are.
     """
     pair.require_any()
-    found = objects(pair.prediction, pair.reference)
+    found = pair.objects
     near = found.iou >= FOUND_IOU
     if not near.any():
         return 0.0
@@ -202,12 +219,29 @@ def lesion_f1(pair: MaskPair) -> float:
 def panoptic_quality(pair: MaskPair) -> float:
     """Sum of the IoU of matched objects / (TP + FP / 2 + FN / 2); objects match when their IoU is above 0.5.
 
-    Kirillov et al., "Panoptic segmentation", CVPR 2019, for one class, its connected components taken for objects.
-    0 when one mask is empty, undefined when both are.
+    Kirillov et al., "Panoptic segmentation", CVPR 2019, for one class. 0 when one mask is empty, undefined when both
+    are.
     """
     pair.require_any()
-    found = objects(pair.prediction, pair.reference)
+    found = pair.objects
     return 2 * float(found.iou[found.iou > PANOPTIC_IOU].sum()) / (found.predicted + found.true)
+
+
+def average_precision(pair: MaskPair, iou: float) -> float:
+    """TP / (TP + FP + FN) over objects, which match when their IoU is above a threshold of 1/2 or more.
+
+    The precision of one image in the Data Science Bowl 2018 (Caicedo et al., Nature Methods 2019), called average
+    precision by StarDist and cellpose. 0 when one mask is empty, undefined when both are.
+    """
+    pair.require_any()
+    found = pair.objects
+    matched = int(np.count_nonzero(found.iou > iou))
+    return matched / (found.predicted + found.true - matched)
+
+
+def count_error(pair: MaskPair) -> float:
+    """How many objects more or fewer the prediction has than the reference, without sign. 0 when both are empty."""
+    return float(abs(pair.objects.predicted - pair.objects.true))
 
 
 def cl_dice(pair: MaskPair) -> float:

@@ -185,6 +185,12 @@ def _prediction(bundle: ModelBundle) -> Iterator[str]:
     for text in (selection.weighting.reason if selection.weighting else "", selection.postprocessing_reason):
         if text:
             yield _plain(text)
+    if selection.objects is not None:
+        chosen = selection.objects.chosen
+        yield (
+            f"Single objects of {_plain(bundle.labels.objects or '')}: seeds are core voxels from a probability of "
+            f"{chosen.seeds:g} on; objects below {chosen.smallest:g} mm3 (voxels without spacing) are removed."
+        )
     if selection.calibration is not None:
         yield f"Probabilities are calibrated with the temperature {selection.calibration.temperature:.4g}."
 

@@ -129,6 +129,8 @@ def _write_configuration(
     """The folder of one configuration, which has to hold its previous stage's plans as well."""
     where, own = f"{bundle.name}: {name}", bundle.configurations[name]
     _require_all_channels(bundle, where)
+    if bundle.labels.objects is not None:
+        raise ModelError(f"{where}: objects are told apart, which nnU-Net does not do", "Export it as onnx or torch")
     data = bundle.card.data
     reader, ending = _reader(bundle, own, where)
     channels = [channel.name for channel in bundle.channels]

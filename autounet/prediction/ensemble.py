@@ -105,6 +105,11 @@ def _read_folder(folder: Path) -> PredictedFolder:
         raise DataError(f"{folder} holds no probabilities ({error.message})", PREDICT) from None
     if record.labels is None:
         raise DataError(f"{folder / CHANNELS_FILE} lacks the values of its classes", PREDICT)
+    if record.labels.objects is not None:
+        raise DataError(
+            f"{folder} holds probabilities of objects that are told apart, which cannot be averaged here",
+            "Train the configurations in one run: their ensemble is tried there",
+        )
     files = {
         path.name.removesuffix(ending): path
         for ending in PROBABILITIES_ENDINGS

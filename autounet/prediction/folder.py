@@ -30,6 +30,7 @@ from ..schema.run import require_replaceable
 from ..workers import keep_freed_memory, one_ahead
 from .maps import foreign_channels_file, map_paths, require_gates, write_gates, write_probability_maps
 from .mismatch import intensity_mismatches, judge_headers, require_fit
+from .objects_table import foreign_table, join_tables, table_paths, write_table
 from .predictor import Predictor
 from .work_queue import SharedFolder
 
@@ -65,7 +66,8 @@ def _output_paths(predictor: Predictor, out: Path, case: InputCase, outputs: Out
     beside = map_paths(
         predictor, prediction_path(out, case, None), outputs.probabilities, outputs.uncertainty, outputs.gate_maps
     )
-    return [prediction_path(out, case, outputs.form), *beside]
+    tables = table_paths(predictor.bundle, prediction_path(out, case, None))
+    return [prediction_path(out, case, outputs.form), *beside, *tables]
 
 
 def write_prediction(path: Path, values: np.ndarray, geometry: Geometry, case: InputCase, bundle: ModelBundle) -> None:
@@ -89,7 +91,8 @@ def _no_series(case: InputCase) -> InputCase:
 
 
 OnCase = Callable[[str], None]
-Read = tuple[list[Prepared], Geometry]
+Read = tuple[list[Prepared], Geometry, np.ndarray | None]
+"""a case as networks take it, its geometry, and where objects are measured the image (C, Z, Y, X) as stored"""
 
 
 class OutputOptions(NamedTuple):
@@ -140,6 +143,8 @@ def predict_folder(
     require_folder(out)
     if outputs.gate_maps:
         require_gates(predictor)
+    if outputs.form == DICOM_SEG and predictor.bundle.labels.objects is not None:
+        raise OptionError(f"--format {DICOM_SEG} holds classes, and this model numbers objects", "Leave --format out")
     keep_freed_memory()
     cases = find_inputs(source, predictor.bundle)
     if outputs.form == DICOM_SEG and any(is_series(image) for case in cases for image in case.images[:1]):
@@ -150,6 +155,7 @@ def predict_folder(
     may_write = {case.identifier: own for case, own in paths.items()}
     if not overwrite:
         others = foreign_channels_file(out) if outputs.probabilities else []
+        others += foreign_table(predictor.bundle, out)
         require_replaceable(out, may_write, others, "Give another --out, or --overwrite to replace what is there")
     predicted, failures = 0, []
     with SharedFolder(out, prediction_key(predictor, outputs), run, overwrite, may_write) as shared:
@@ -166,13 +172,14 @@ def predict_folder(
             if remaining:
                 shared.wait()
         kept = shared.kept
+    join_tables(predictor.bundle, out, [own[0] for own in paths.values()])
     return Outcome(predicted, kept, failures)
 
 
 def prediction_key(predictor: Predictor, outputs: OutputOptions) -> str:
     """Digest of all that decides what is written for an image, apart from the device."""
     configurations = {name: each.model_dump(mode="json") for name, each in predictor.configurations.items()}
-    steps = [step.model_dump(mode="json") for step in predictor.steps]
+    steps = [step.model_dump(mode="json") for step in (*predictor.steps, predictor.separation)]
     chosen = [predictor.names, predictor.folds, predictor.combination, steps]
     return digest([__version__, predictor.bundle.checksum, configurations, chosen, outputs])
 
@@ -218,11 +225,14 @@ def _predict_case(
     predictor: Predictor, case: InputCase, read: Callable[[], Read], out: Path, outputs: OutputOptions
 ) -> list[Path]:
     """Write everything that belongs to the case."""
-    prepared, geometry = read()
+    prepared, geometry, image = read()
     scores = predictor.predict_scores(prepared, keep_input=outputs.gate_maps or outputs.uncertainty)
     paths = [prediction_path(out, case, outputs.form)]
-    write_prediction(paths[0], predictor.decide(scores), geometry, case, predictor.bundle)
+    values = predictor.decide(scores)
+    write_prediction(paths[0], values, geometry, case, predictor.bundle)
     segmentation = prediction_path(out, case, None)  # whose name and format the maps follow
+    if image is not None:
+        paths += write_table(predictor.bundle, case.identifier, values, image, geometry, segmentation)
     if outputs.probabilities or outputs.uncertainty:
         wanted = outputs.probabilities, outputs.uncertainty
         paths += write_probability_maps(predictor, scores, segmentation, geometry, *wanted)
@@ -253,4 +263,5 @@ def _load_and_prepare(predictor: Predictor, force: bool, case: InputCase) -> Rea
         ) from None
     present = None if case.present is None else tuple(index in case.present for index in range(len(image)))
     require_fit(case, intensity_mismatches(predictor.bundle, image, present), force)
-    return predictor.prepare(image, geometry, present), geometry
+    kept = image if predictor.bundle.labels.objects is not None else None
+    return predictor.prepare(image, geometry, present), geometry, kept

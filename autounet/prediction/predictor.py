@@ -10,7 +10,8 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from ..inference.ensembling import decision_for
-from ..inference.export import append_one_hot, export, labels_by_file, labels_for_next_stage
+from ..inference.export import append_one_hot, ensemble_scores, export, labels_by_file, labels_for_next_stage
+from ..inference.objects import UNTRIED, numbered_objects, object_maps
 from ..nets import FAMILIES
 from ..ops.masks import apply_steps
 from ..preprocessing import Prepared, prepare_case
@@ -55,8 +56,9 @@ class Predictor:
     network of the family nested, are those of the selected: a previous stage of a cascade is always predicted with all
     folds that were packed, and whole. `average` is what views and folds, and configurations, are averaged as; None: as
     the model was selected. `postprocess` removes the components that cross-validation says to remove; steps that were
-    chosen for the selected configurations are not applied to another one. Raises ModelError, and OptionError for a
-    `prune` that the networks cannot have.
+    chosen for the selected configurations are not applied to another one. Objects that are told apart are numbered
+    from 1 on; without `postprocess` small ones stay. Raises ModelError, and OptionError for a `prune` that the
+    networks cannot have.
     """
 
     def __init__(
@@ -96,6 +98,10 @@ class Predictor:
         self.combination = _combination(self.bundle, self.names, average)
         self.folds = None if folds is None else tuple(folds)
         self.steps = self.bundle.selection.postprocessing if postprocess and configuration is None else ()
+        found = self.bundle.selection.objects
+        self.separation = UNTRIED if found is None else found.chosen
+        if not postprocess:
+            self.separation = self.separation.model_copy(update={"smallest": 0.0})
         built = self.bundle.model_copy(update={"configurations": self.configurations})
         self.models = {
             name: build_models(built, folder, name, folds if name in self.names else None, self.device)
@@ -137,9 +143,13 @@ class Predictor:
         return results
 
     def decide(self, scores: Mapping[str, NetworkScores]) -> np.ndarray:
-        """Label values (Z, Y, X) in the geometry of the image."""
+        """Label values (Z, Y, X) in the geometry of the image, or the numbers of objects that are told apart."""
         sources = self.sources(scores)
         targets, average, _, weights = self.combination
+        if self.bundle.labels.objects is not None:
+            ensemble = ensemble_scores(sources, self.bundle.labels, weights, targets, average)
+            maps = object_maps(ensemble, self.bundle.labels)
+            return numbered_objects(maps, self.separation, sources[0][1].geometry.spacing)
         values = export(sources, self.bundle.labels, weights, targets, average)
         return apply_steps(values, sources[0][1].geometry.spacing, self.steps)
 

@@ -230,7 +230,7 @@ def _inspect(case: InputCase, path: Path, name: str, labels: Labels) -> Submitte
     if not np.issubdtype(kind, np.integer):
         raise DataError(f"{name} holds {kind}, not integers", "Give another format", case.identifier)
     present = tuple(int(value) for value in np.unique(values))
-    if unknown := sorted(set(present) - set(labels.values)):
+    if unknown := sorted(set(present) - set(labels.values)) if labels.objects is None else []:
         raise DataError(
             f"{name} holds the value {unknown[0]}, which the model does not declare",
             "Pack the model again",

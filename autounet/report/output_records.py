@@ -49,6 +49,8 @@ class OutputRecords:
         if self.selection is None:
             return None
         folder = RunFolder(self.out).selected(self.selection)
+        if self.selection.objects is not None:
+            return folder.objects
         return folder.postprocessed if self.selection.postprocessing else folder.path
 
     @property

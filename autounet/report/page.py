@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 import autounet
 
 from ..figures import Picture
+from ..schema.labels import Labels
 from ..schema.option_table import run_command
 from ..schema.quantities import format_size
 from ..schema.record import utf8, write_text
@@ -89,6 +90,7 @@ def _content(records: OutputRecords, entropy: EntropyReader | None) -> dict[str,
         "training_table": training_section.training_table(records.runs) if records.runs else None,
         "candidates": training_section.candidates_table(selection) if selection else None,
         "postprocessing": training_section.postprocessing_table(selection) if selection else None,
+        "objects": training_section.objects_table(selection.objects) if selection and selection.objects else None,
         "calibration": training_section.calibration_text(calibration) if calibration else "",
         "reliability": training_section.reliability_diagram(calibration) if calibration else None,
         "published": comparison,
@@ -112,7 +114,7 @@ def _trainings(records: OutputRecords) -> list[tuple[str, list[Picture]]]:
 def _results(records: OutputRecords, entropy: EntropyReader | None) -> dict[str, Any]:
     """Tables, charts and pictures of the selected out-of-fold result; all empty without metrics."""
     metrics, labels = records.metrics, records.dataset.labels if records.dataset else None
-    class_names = [label.name for label in labels.foreground] if labels else []
+    class_names = _shown_classes(labels) if labels else []
     files = {case: quote(os.fsencode(path.as_posix())) for case, path in records.prediction_files.items()}
     content: dict[str, Any] = {"class_names": class_names, "numbers": _numbered_classes(records), "files": files}
     if metrics is None:
@@ -140,11 +142,16 @@ def _anchors(shown: Sequence[ShownCase]) -> dict[str, str]:
     return {one.case: f"#{one.anchor}" for one in shown if one.problem is None}
 
 
+def _shown_classes(labels: Labels) -> list[str]:
+    """What the pictures show: of objects that are told apart no cores and borders."""
+    return [label.name for label in labels.foreground] if labels.objects is None else [labels.objects]
+
+
 def _numbered_classes(records: OutputRecords) -> list[str]:
     """The classes in the order of the numbers that are written into the pictures of a volume."""
     if not records.dataset or not records.fingerprint or records.fingerprint.dimension == 2:
         return []
-    names = [label.name for label in records.dataset.labels.foreground]
+    names = _shown_classes(records.dataset.labels)
     return names if 1 < len(names) <= MAX_NUMBERED else []
 
 

@@ -36,6 +36,8 @@ METRIC_NAMES = {
     "lesion_f1": "lesion F1",
     "panoptic_quality": "panoptic quality",
     "cl_dice": "centre-line Dice",
+    **{f"ap{percent}": f"AP above IoU 0.{percent // 10}" for percent in (50, 60, 70, 80, 90)},
+    "count_error": "error of the count",
 }
 WITHOUT_COLUMN = {"dice", "volume"}
 """of the table of classes: Dice has columns of its own, and a mean volume says little"""

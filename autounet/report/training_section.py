@@ -9,7 +9,7 @@ from ..figures import DASHES, GRID, MUTED, SERIES, Picture, as_svg, chart, two_c
 from ..schema.plan import Configuration
 from ..schema.quantities import format_size, format_time
 from ..schema.run import EpochLog, RunRecord
-from ..schema.selection import ReliabilityBin, Selection, TemperatureScaling
+from ..schema.selection import ObjectSeparation, ReliabilityBin, Selection, TemperatureScaling
 from .tables import DASH, ReportTable, interval_text, number, size_text
 
 MAX_POINTS = 400
@@ -194,6 +194,10 @@ def memory_chart(predicted: int, runs: Sequence[RunRecord]) -> Picture | None:
     return Picture(as_svg(figure), alt=f"Memory of training: {values}", title="Memory, predicted and measured")
 
 
+MOST_TRIALS = 5
+"""ways of making objects that are shown"""
+
+
 def candidates_table(selection: Selection) -> ReportTable:
     """Every candidate with its interval and its distance from the best one."""
     rows = [
@@ -226,6 +230,22 @@ def postprocessing_table(selection: Selection) -> ReportTable:
     ]
     head = ["components of", "best step on all cases", "gain in mean Dice, held out", "standard error", "decision"]
     return ReportTable(head, rows, numeric=(2, 3))
+
+
+def objects_table(separation: ObjectSeparation) -> ReportTable:
+    """How single objects were made of probabilities, the best ways first."""
+    tried = sorted(separation.compared, key=lambda trial: -(trial.score or 0.0))[:MOST_TRIALS]
+    rows = [
+        [
+            f"{trial.seeds:g}",
+            f"{trial.smallest:g}",
+            number(trial.score),
+            "used" if (trial.seeds, trial.smallest) == (separation.chosen.seeds, separation.chosen.smallest) else DASH,
+        ]
+        for trial in tried
+    ]
+    head = ["seeds from a probability of", "least size", "score", "decision"]
+    return ReportTable(head, rows, numeric=(0, 1, 2), notes=[separation.rule.rstrip(".")])
 
 
 def calibration_text(calibration: TemperatureScaling) -> str:

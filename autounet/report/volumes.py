@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..datasets import read_reference
+from ..datasets import read_numbers, read_reference
 from ..imageio import output_suffix, read_image, read_labels, suffix
+from ..ops.objects import apart
 from ..ops.orient import Axes, Flips, canonical_axes, orient, permute
 from ..schema.dataset import Case, Dataset
 from ..schema.errors import AutoUNetError
@@ -88,12 +89,17 @@ def read_volume(
     image_file = Path(dataset.root) / case.images[0]
     name = case.identifier + output_suffix(suffix(image_file))
     image, geometry = read_image(image_file, case.frame)
-    reference, _ = read_reference(dataset, case)
+    objects = dataset.labels.objects is not None
+    reference, _ = read_numbers(dataset, case) if objects else read_reference(dataset, case)
     prediction, *others = (read_labels(folder / name)[0] for folder in (predictions, *configuration_folders))
     if not image.shape[1:] == reference.shape == prediction.shape:
         shapes = f"image {image.shape[1:]}, reference {reference.shape}, prediction {prediction.shape}"
         raise AutoUNetError(f"the files have different shapes: {shapes}", case=case.identifier)
     values = tuple(label.value for label in dataset.labels.foreground)
+    if objects:  # a gap shows between those that touch
+        reference, prediction = (apart(each, dataset.labels.ignore) for each in (reference, prediction))
+        others = [(each > 0).astype(np.int32) for each in others]
+        values = (1,)
     image = _to_unit_range(image if _is_colour(image, dataset) else image[:1])
     flat, anatomical = geometry.shape[0] == 1, geometry.kind in ANATOMICAL
     axes, flips = canonical_axes(geometry.direction, 3 if anatomical and not flat else 2)

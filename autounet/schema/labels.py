@@ -26,7 +26,7 @@ class Region(Part):
 
 class LabelCode(Part):
     """The value that stands for a colour in a picture, for the segments of 3D Slicer that meet in a voxel, or for all
-    values above one, up to that of another code, where every number is an object."""
+    values above one, up to that of another code, where every number is an object; or for the borders of objects."""
 
     value: int
     colour: tuple[int, int, int] | None = None
@@ -34,6 +34,8 @@ class LabelCode(Part):
     segments: tuple[str, ...] = ()
     """names, sorted"""
     above: int | None = None
+    border: bool = False
+    """of the objects that the values number (`ops.objects.object_borders`), which are then told apart"""
 
 
 def require_background_zero(values: Mapping[str, int | Sequence[int]], source: str = "--class") -> None:
@@ -103,6 +105,11 @@ class Labels(Part):
         return tuple(label.value for label in self.classes)
 
     @property
+    def objects(self) -> str | None:
+        """Name of the class whose objects are told apart: the one region, of core and border; None where none are."""
+        return self.regions[0].name if any(code.border for code in self.codes) else None
+
+    @property
     def nameless(self) -> Labels:
         """The same with file values in place of names, which change nothing that is prepared or trained."""
         names = {each.name: f"value {each.value}" for each in self.classes}
@@ -121,8 +128,30 @@ class Labels(Part):
 
     @property
     def reported(self) -> tuple[LabelClass, ...]:
-        """The classes with metrics: the foreground, and class 0 when the user named it."""
+        """The classes with metrics: the foreground, and class 0 when the user named it; none where objects are told
+        apart, whose region has them."""
+        if self.objects is not None:
+            return ()
         return self.classes if self.background_named else self.classes[1:]
+
+
+def labels_of_objects(name: str, ignore: int | None = None) -> Labels:
+    """Of label files that number the objects of one class: a region of their cores and their borders."""
+    core, border = [value for value in (1, 2, 3) if value != ignore][:2]
+    codes = [LabelCode(value=core, above=1 if ignore == 1 else 0), LabelCode(value=border, border=True)]
+    if ignore is not None and ignore > 1:
+        codes += [LabelCode(value=ignore, above=ignore - 1), LabelCode(value=core, above=ignore)]
+    background = LabelClass(name=BACKGROUND, value=0)
+    return Labels(
+        classes=(
+            background,
+            LabelClass(name=f"{name} core", value=core),
+            LabelClass(name=f"{name} border", value=border),
+        ),
+        regions=(Region(name=name, values=(core, border)),),
+        ignore=ignore,
+        codes=tuple(codes),
+    )
 
 
 TargetKind = Literal["classes", "regions"]
@@ -155,9 +184,10 @@ def targets_of(labels: Labels, kind: TargetKind) -> tuple[Target, ...]:
 def counted_targets(labels: Labels) -> tuple[Target, ...]:
     """Those that the mean Dice goes over: what the planner has learnt, but the background.
 
-    The regions and the classes that they do not tell apart, or without regions the foreground classes.
+    The regions and the classes that they do not tell apart, or without regions the foreground classes. The border of
+    objects is a means only.
     """
-    found = targets_of(labels, planned_targets(labels))
+    found = targets_of(labels, planned_targets(labels))[: None if labels.objects is None else 1]
     background = labels.classes[0].name
     return tuple(target for target in found if target.name != background)
 

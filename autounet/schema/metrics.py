@@ -40,6 +40,12 @@ class ClassMetrics(Part):
     lesion_f1: float | None = None
     panoptic_quality: float | None = None
     cl_dice: float | None = None
+    ap50: float | None = None
+    ap60: float | None = None
+    ap70: float | None = None
+    ap80: float | None = None
+    ap90: float | None = None
+    count_error: float | None = None
     plugins: dict[str, float] = {}
     """values of metrics of plug-ins, by name"""
     undefined: dict[str, str] = {}
@@ -65,6 +71,8 @@ class ClassMetrics(Part):
 METRIC_NAMES = tuple(name for name in ClassMetrics.model_fields if name not in ("plugins", "undefined"))
 DEFAULT_METRICS = ("dice", "iou", "sensitivity", "precision", "hd95", "nsd", "volume", "volume_difference")
 """what is measured unless others are asked for"""
+OBJECT_METRICS = ("panoptic_quality", "ap50", "ap60", "ap70", "ap80", "ap90", "count_error")
+"""what is measured besides where label files number objects"""
 
 
 def chosen_metrics(names: Sequence[str]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ FORBIDDEN = frozenset('\\:*?"<>|')
 """in names of files on Windows; the slash is told apart"""
 RESERVED = frozenset(("con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))))
 """names of devices on Windows, with any ending"""
-OWN_FOLDERS = frozenset(("scores", "cases", "next", "weighted", "postprocessed", "fold_all"))
+OWN_FOLDERS = frozenset(("scores", "cases", "next", "weighted", "postprocessed", "objects", "fold_all"))
 """beside which the segmentations of cases lie: `store.run_folder.CrossvalFolder`"""
 RENAME = "Rename it: letters, digits, _, -, . and spaces are safe everywhere"
 

@@ -260,6 +260,8 @@ RUN_OPTIONS: tuple[Option, ...] = (
            "not name is there unannotated (as by default) or absent", TEXT, "data.missing_structures"),
     Option("--join", "NAME", "Data", DATA, "Label files number objects, for example cells: every value above 0 is one "
            "class of this name", TEXT, "data.join"),
+    Option("--objects", "NAME", "Data", (*DATA, "evaluate"), "As --join, with single objects told apart, also where "
+           "they touch: label files and predictions number them", TEXT, "data.objects"),
     Option("--group", "REGEX", "Data", DATA, "Regular expression on case names. Cases with the same first capture, "
            "for example of one patient, stay in one fold", TEXT, "data.group"),
     Option("--splits", "FILE", "Data", DATA, "JSON file with the cross-validation folds, or nnunet for the five folds "
@@ -308,7 +310,7 @@ RUN_OPTIONS: tuple[Option, ...] = (
            PATH, required=True),
     Option("--metrics", "NAMES", "Output", (*RUN, "evaluate"), "What to measure: default, all, or some of dice, iou, "
            "sensitivity, precision, hd95, nsd, volume, volume_difference, assd, nsd_subvoxel, boundary_iou, "
-           "lesion_f1, panoptic_quality, cl_dice", METRIC_NAMES, "metrics"),
+           "lesion_f1, panoptic_quality, cl_dice, ap50, ap60, ap70, ap80, ap90, count_error", METRIC_NAMES, "metrics"),
     Option("--track", "SERVICE", "Output", RUN, "Also show curves and results in tensorboard, wandb or mlflow (needs "
            "the extra track). none takes it back", TEXT, "track"),
 )  # fmt: skip

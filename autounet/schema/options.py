@@ -124,6 +124,8 @@ class DataOptions(Part):
     """'nnunet', or absolute path of a JSON file"""
     join: str | None = Field(default=None, min_length=1)
     """name of the one class that every value above 0 is, where label files number objects"""
+    objects: str | None = Field(default=None, min_length=1)
+    """the same, with objects told apart"""
     palette: str | None = None
     """absolute path of a JSON file with the colour of each class in the label pictures"""
     missing_channels: bool = False
@@ -171,6 +173,7 @@ class DataKeywords(TypedDict, total=False):
     overlaps: str | None
     missing_structures: str | None
     join: str | None
+    objects: str | None
     group: str | None
     splits: AnyPath | None
     palette: AnyPath | None

@@ -46,6 +46,28 @@ class PostprocessTrial(Part):
     kept: bool
 
 
+class ObjectTrial(Part):
+    """One way of making objects of probabilities, see `ops.objects.separate`."""
+
+    seeds: float = Field(ge=0, le=1)
+    """probability of a core voxel from which on it is part of a seed"""
+    smallest: float = Field(ge=0)
+    """objects below this are removed: mm^3, or voxels of images without spacing, whose spacing is 1"""
+    score: float | None = None
+    """`ObjectSeparation.rule`, on all out-of-fold cases"""
+
+
+class ObjectSeparation(Part):
+    """How single objects come from what networks predict, chosen on out-of-fold cases."""
+
+    chosen: ObjectTrial
+    compared: tuple[ObjectTrial, ...] = ()
+    by_group: dict[int, ObjectTrial] = {}
+    """of each fold (or group of cases, where a single fold is finished): chosen on the others"""
+    rule: str
+    """what the score is, and by which of equal ones was chosen"""
+
+
 class ReliabilityBin(Part):
     """Voxels decided with nearly the same confidence, for a reliability diagram."""
 
@@ -140,6 +162,8 @@ class Selection(Record):
     """applied in this order to what is predicted"""
     postprocessing_trials: tuple[PostprocessTrial, ...] = ()
     postprocessing_reason: str = ""
+    objects: ObjectSeparation | None = None
+    """None: objects are not told apart"""
     calibration: TemperatureScaling | None = None
     """of the probabilities that are written; None: they are as the networks give them"""
 

@@ -98,6 +98,11 @@ class CrossvalFolder:
         """Folder of the postprocessed segmentations."""
         return self.path / "postprocessed"
 
+    @property
+    def objects(self) -> Path:
+        """Folder of the numbered objects."""
+        return self.path / "objects"
+
 
 @dataclass(frozen=True)
 class CascadeLabelsFolder:
@@ -300,6 +305,6 @@ class RunFolder:
         chosen = self.crossval(*selection.chosen)
         return chosen.weighted if selection.weights else chosen
 
-    def former_results(self, kind: Literal["weighted", "postprocessed"]) -> list[Path]:
+    def former_results(self, kind: Literal["weighted", "postprocessed", "objects"]) -> list[Path]:
         """Folders of this name below `crossval/`, whatever was selected when they were written."""
         return [path for path in self.crossval_root.glob(f"**/{kind}") if path.is_dir()]

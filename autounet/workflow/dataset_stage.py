@@ -25,7 +25,7 @@ from ..schema.dataset import CaseFacts, Dataset, Finding, Severity, Splits
 from ..schema.errors import DataError, OptionError, RecordError
 from ..schema.fingerprint import CheckResult, Fingerprint, RepairResult
 from ..schema.geometry import Geometry
-from ..schema.labels import Labels, Target, counted_targets
+from ..schema.labels import Labels, Target, counted_targets, overlapping_targets
 from ..schema.names import printable
 from ..schema.options import DataOptions, RunOptions
 from ..schema.plan import PreprocessSpec
@@ -150,7 +150,7 @@ class KeptLabels:
     def _targets(self) -> tuple[Target, ...]:
         labels = self.dataset.labels
         background = (Target(labels.classes[0].name, (0,), 0),) if labels.background_named else ()
-        return (*background, *counted_targets(labels))
+        return (*background, *(counted_targets(labels) if labels.objects is None else overlapping_targets(labels)))
 
     @cached_property
     def _labels(self) -> dict[str, tuple[np.ndarray, Geometry]]:

@@ -195,7 +195,10 @@ class JobGraph:
             "select", tuple(job.name for job in before), inputs.key, folder.bundle_done, "select", args,
             follows=tuple(job.name for job in before if job.function != "prepare"),
             writes=(*files, *([] if schedule.folds == (None,) else [folder.metrics])),
-            owns=(folder.bundle, *(place.postprocessed for place in single), *(place.path for place in joined)),
+            owns=(
+                folder.bundle, *(each for place in single for each in (place.postprocessed, place.objects)),
+                *(place.path for place in joined),
+            ),
         )  # fmt: skip
 
     def _cases(self, name: str, identifiers: Sequence[str], previous: Mapping[int, Job]) -> tuple[TrainingCase, ...]:

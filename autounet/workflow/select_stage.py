@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..crossval.ensemble_weights import fit_weights
+from ..crossval.objects import separate_objects
 from ..crossval.result import measure, postprocess_and_calibrate
 from ..crossval.select import select as choose
 from ..crossval.validate import ensemble_cases, score_sources, segmentation_name, summarise_cases
@@ -48,6 +49,8 @@ def select(
         result = compared["+".join(selection.chosen)]
         selection, result = fit_weights(selection, result, dataset, configurations, folder, workers, seconds_left)
         selection, result = postprocess_and_calibrate(selection, result, dataset, configurations, folder, workers)
+        if dataset.labels.objects is not None:
+            selection, result = separate_objects(selection, result, dataset, configurations, folder, workers)
         result = measure(selection, result, dataset, folder, metrics, workers)
         result.save(folder.metrics)
     else:
@@ -118,6 +121,7 @@ def _remove_gone_cases(folder: RunFolder, dataset: Dataset) -> None:
         files = [
             root / f"{name}{ending}",
             root / "postprocessed" / f"{name}{ending}",
+            root / "objects" / f"{name}{ending}",
             scores_file(root / "scores", name),
         ]
         files += [stage_labels_file(following, name) for following in root.glob("next/*")]

@@ -163,7 +163,8 @@ def examine_case(task: CaseTask) -> CaseFacts:
         foreground = values != 0
         if task.ignore is not None:
             foreground &= values != task.ignore
-        if task.ignore is None or counts.get(task.ignore, 0) < SPARSE * values.size:
+        drawn = task.ignore is None or counts.get(task.ignore, 0) < SPARSE * values.size
+        if drawn and not any(code.border for code in task.codes):
             components = count_components(values, counts, task.ignore)
         if not spoilt:
             findings += outside_findings(case, image, box, values, task.ignore)
@@ -244,7 +245,7 @@ def shared_voxels(label: LabelContent) -> tuple[SharedVoxels, ...]:
 def _read_labels(task: CaseTask, name: str, geometry: Geometry | None, findings: list[Finding]) -> LabelContent | None:
     """File values; None with a finding when they cannot be read or do not fit the image."""
     case, path = task.case, Path(task.root) / name
-    coded = any(code.above is None for code in task.codes)
+    coded = any(code.above is None and not code.border for code in task.codes)
     try:
         content = read_case_label(Path(task.root), case, task.codes)
     except FileError as error:

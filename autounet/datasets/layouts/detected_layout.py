@@ -127,7 +127,7 @@ def parse_labels(declared: Any) -> DeclaredLabels:
 
 _OPTION_TYPES: dict[str, type] = {
     "channels": dict, "kinds": dict, "regions": dict, "label": str, "group": str, "ignore": int, "join": str,
-    "palette": str, "frames": str, "missing_channels": bool, "overlaps": str, "missing_structures": str,
+    "objects": str, "palette": str, "frames": str, "missing_channels": bool, "overlaps": str, "missing_structures": str,
 }  # fmt: skip
 
 

@@ -215,13 +215,15 @@ def _read_label(task: RepairTask, done: list[str]) -> FilePart:
     """Values (1, Z, Y, X); those of an interpolated mask are rounded to the nearer of its two."""
     case = task.case
     assert case.label is not None
-    path = Path(task.root) / case.label
+    path, numbered = Path(task.root) / case.label, any(code.border for code in task.codes)
     try:
-        values, geometry = read_case_label(Path(task.root), case, task.codes)[:2]
+        values, geometry = read_case_label(Path(task.root), case, () if numbered else task.codes)[:2]
     except DataError:
         if case.label_parts:
             raise
         return _rounded_mask(case.label, path, case.frame, done)
+    if numbered:
+        return FilePart(case.label_files[0], values[None], geometry)
     counts = count_values(values)
     low, high = 0, max(counts)
     greys = grey_values(counts, set(task.declared))

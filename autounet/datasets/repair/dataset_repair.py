@@ -122,11 +122,12 @@ def _describe(dataset: Dataset, kept: Sequence[RepairedCase], folder: Path) -> N
 
 def _description(dataset: Dataset, kept: Sequence[RepairedCase]) -> dict[str, Any]:
     labels = dataset.labels
+    described = {} if labels.objects is None else {"objects": labels.objects}
     named = {label.value: label.name for label in labels.classes}
     for value in sorted({value for each in kept for value in each.values}):
         if value != labels.ignore:
             named.setdefault(value, f"label_{value}")
-    values: dict[str, Any] = {name: value for value, name in named.items()}
+    values: dict[str, Any] = {name: value for value, name in named.items()} if not described else {"background": 0}
     if labels.ignore is not None:
         values["ignore"] = labels.ignore
     files = {each.case.identifier: {"images": list(each.case.images), "label": each.case.label} for each in kept}
@@ -135,7 +136,8 @@ def _description(dataset: Dataset, kept: Sequence[RepairedCase]) -> dict[str, An
         "channel_names": {str(index): channel.name for index, channel in enumerate(dataset.channels)},
         "kinds": {channel.name: str(channel.kind) for channel in dataset.channels},
         "labels": values,
-        "regions": {region.name: list(region.values) for region in labels.regions},
+        "regions": {region.name: list(region.values) for region in labels.regions} if not described else {},
+        **described,
         "numTraining": len(kept),
         "file_ending": suffix(kept[0].case.images[0]),
         "missing_channels": any(each.case.present is not None for each in kept),
