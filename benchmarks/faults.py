@@ -115,6 +115,7 @@ def in_a_process(arguments: Sequence[str], log: Path, hook: Hook | None, steps: 
 def _command(arguments: Sequence[str], log: Path, hook: Hook | None, steps: Path, struck: Path) -> int:
     """In the forked process; returns the exit code."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
     number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(number, 1)
     os.dup2(number, 2)
