@@ -48,6 +48,9 @@ WORDS = {
     "learning_rate": lambda value: f"rate {value:g}",
     "augmentation": lambda value: f"augmentation: {value}",
     "mirror": lambda value: "mirrored" if value else "",
+    "schedule": lambda value: value.replace("_", ", "),
+    "foreground_fraction": lambda value: f"foreground in {value:.0%}",
+    "batch_dice": lambda value: "batch Dice" if value else "",
 }
 """fields of a variant in words"""
 
