@@ -115,8 +115,7 @@ class DeepSupervision:
         """(B, *S) weight of each voxel, with that of emphasised classes."""
         if not self._emphasised:
             return weight
-        emphasised = torch.isin(
-            labels, torch.tensor(self._emphasised, dtype=labels.dtype).to(labels.device, non_blocking=True)
-        )
+        classes = torch.tensor(self._emphasised, dtype=labels.dtype)
+        emphasised = torch.isin(labels, classes.to(labels.device, non_blocking=True))
         factor = 1 + (self._factor - 1) * emphasised.to(torch.float32)
         return factor if weight is None else weight * factor
