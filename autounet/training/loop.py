@@ -14,15 +14,12 @@ import torch
 
 import autounet
 
-from ..losses import Batch
-from ..losses.deep_supervision import DeepSupervision
 from ..ops.device import peak_memory
 from ..schema.errors import AutoUNetError, BudgetExceeded
-from ..schema.options import TrainOptions
 from ..schema.quantities import format_size
 from ..schema.run import EpochLog, RunRecord, fold_name
 from ..schema.stage_inputs import TrainingInputs, TrainingPlace
-from ..step import Precision, algorithms, configuration_loss, train_step
+from ..step import Precision, algorithms, configuration_loss
 from ..store.run_folder import FoldFolder
 from ..store.weights import save_weights
 from ..workers import keep_freed_memory
@@ -46,8 +43,7 @@ from .monitor import (
     left_behind_sentence,
     monitored_batches,
 )
-from .ranks import ALONE, Alone, crew_of
-from .samples import EMPHASIS
+from .ranks import Alone, advance, crew_of, emphasise
 from .schedule import Horizon, cool_down_after, learning_rate, sentence
 from .sources import class_patches, train_source, validation_source
 from .state import Checkpoint, TrainState, Unstable, new_state
@@ -144,26 +140,6 @@ def _train(
     events = [*place.warnings, *place.events, state.setback, None if went_back else event]
     events += [*(line.event for line in journal.curve), *loader.events]
     return finish(inputs, place, state, journal, checkpoint, [each for each in events if each])
-
-
-def advance(
-    state: TrainState, loss: DeepSupervision, batch: Batch, precision: Precision, options: TrainOptions, rate: float
-) -> torch.Tensor:
-    """One step of the training; returns its loss, NaN where it was skipped."""
-    state.set_learning_rate(rate)
-    value = train_step(
-        state.model, loss, state.optimiser, state.scaler, batch, precision, options.gradient_clip, state.exchange
-    )
-    state.step += 1
-    state.update_average(options.ema_decay, value)
-    return value
-
-
-def emphasise(classes: tuple[int, ...], loader: BatchLoader, loss: DeepSupervision, crew: Alone = ALONE) -> None:
-    """From the next step on samples show these dense classes more often, and their voxels weigh more."""
-    crew.emphasise(classes)
-    loader.emphasise(classes)
-    loss.emphasise(classes, EMPHASIS)
 
 
 class Monitors(NamedTuple):

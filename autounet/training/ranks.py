@@ -15,19 +15,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
+from ..losses import Batch
+from ..losses.deep_supervision import DeepSupervision
 from ..losses.voxels import Shares, share_batches
 from ..schema.errors import OptionError, WorkerLost
+from ..schema.options import TrainOptions
 from ..schema.stage_inputs import TrainingInputs, TrainingPlace
+from ..step import Precision, algorithms, configuration_loss, train_step
 from ..workers import Lost, Raised, Returned, Tell, Told, WorkerProcess, available_cores, heard
-
-if TYPE_CHECKING:
-    from .samples import SampleSource
-    from .state import TrainState
+from .loader import BatchLoader
+from .samples import EMPHASIS, SampleSource
+from .sources import train_source
+from .state import TrainState, new_state
 
 STARTING = timedelta(minutes=5)
 """that processes wait for each other, and for a part of a step"""
@@ -205,14 +209,28 @@ def failure(others: Sequence[WorkerProcess]) -> Exception | None:
     return None
 
 
+def advance(
+    state: TrainState, loss: DeepSupervision, batch: Batch, precision: Precision, options: TrainOptions, rate: float
+) -> torch.Tensor:
+    """One step of the training; returns its loss, NaN where it was skipped."""
+    state.set_learning_rate(rate)
+    value = train_step(
+        state.model, loss, state.optimiser, state.scaler, batch, precision, options.gradient_clip, state.exchange
+    )
+    state.step += 1
+    state.update_average(options.ema_decay, value)
+    return value
+
+
+def emphasise(classes: tuple[int, ...], loader: BatchLoader, loss: DeepSupervision, crew: Alone = ALONE) -> None:
+    """From the next step on samples show these dense classes more often, and their voxels weigh more."""
+    crew.emphasise(classes)
+    loader.emphasise(classes)
+    loss.emphasise(classes, EMPHASIS)
+
+
 def follow(tell: Tell, inputs: TrainingInputs, place: TrainingPlace, store: Path, shares: Shares) -> None:
     """What another process than the first does: every step that it is told."""
-    from ..step import Precision, algorithms, configuration_loss
-    from .loader import BatchLoader
-    from .loop import advance, emphasise
-    from .sources import train_source
-    from .state import new_state
-
     configuration, options, device = inputs.configuration, inputs.options, torch.device(place.device)
     precision = Precision(configuration.precision, configuration.channels_last)
     torch.zeros(1, device=device)  # an error of the device comes before the others wait for it
