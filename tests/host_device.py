@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -112,10 +111,8 @@ class HostGenerator(torch.Generator):
         return super().__new__(cls, "cpu")
 
 
-@cache
-def register() -> None:
-    """Once in a process."""
-    torch.utils.backend_registration._setup_privateuseone_for_python_backend(NAME)
+# before the first backward pass of the process, which makes a queue for each kind of device that there is then
+torch.utils.backend_registration._setup_privateuseone_for_python_backend(NAME)
 
 
 @contextmanager
@@ -124,7 +121,6 @@ def elsewhere() -> Iterator[Counter[str]]:
 
     Its generators of random numbers are the CPU's.
     """
-    register()
     seen: Counter[str] = Counter()
     with OnTheHost(seen), mock.patch.object(torch, "Generator", HostGenerator):
         yield seen

@@ -242,7 +242,8 @@ class Interval:
 
         Raises Unstable where too many were.
         """
-        values = torch.stack([each.loss for each in self._made]).cpu().tolist()
+        made = [each.loss for each in self._made]
+        values = torch.stack(made).cpu().tolist()
         self.losses += [value for value in values if not math.isnan(value)]
         self.skipped += count_skipped(values, self._made, state)
         self._made = []
