@@ -171,6 +171,8 @@ def _map_in_processes(
 
 def _first_status(processes: Iterable[multiprocessing.process.BaseProcess]) -> int | None:
     """Exit code of the process that ended by itself; the pool ends the others by SIGTERM."""
+    for process in processes:
+        process.join(ENDING_SECONDS)  # its end is known a moment before its exit code
     found = [process.exitcode for process in processes if process.exitcode]
     return next((status for status in found if status != -signal.SIGTERM), found[0] if found else None)
 

@@ -111,8 +111,40 @@ class HostGenerator(torch.Generator):
         return super().__new__(cls, "cpu")
 
 
+class Backend:
+    """What torch asks its module about: nobody else in the process finds a device."""
+
+    @staticmethod
+    def is_available() -> bool:
+        return False
+
+    @staticmethod
+    def is_initialized() -> bool:
+        return True
+
+    @staticmethod
+    def device_count() -> int:
+        return 0
+
+    @staticmethod
+    def current_device() -> int:
+        return 0
+
+    @staticmethod
+    def _is_in_bad_fork() -> bool:
+        return False
+
+    @staticmethod
+    def manual_seed_all(seed: int) -> None:
+        """The CPU's generator is seeded anyway."""
+
+    @staticmethod
+    def get_amp_supported_dtype() -> list[torch.dtype]:
+        return [torch.float16, torch.bfloat16]
+
+
 # before the first backward pass of the process, which makes a queue for each kind of device that there is then
-torch.utils.backend_registration._setup_privateuseone_for_python_backend(NAME)
+torch.utils.backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
 
 
 @contextmanager

@@ -112,7 +112,7 @@ def test_other_commands_read_theirs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("tiem = '2h'", "tiem is unknown. Did you mean time? Choose one of channel, class, "),
+        ("tiem = '2h'", "tiem is unknown. Did you mean time? Choose one of augmentation, channel, class, "),
         ("missing_channels = true", "missing_channels is unknown. Did you mean missing-channels?"),
         ("config = 'other.toml'", "config is unknown"),
         ("seed = '3'", "--seed: '3' cannot be used. Give a whole number"),

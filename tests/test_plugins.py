@@ -137,7 +137,7 @@ def test_built_in_names_do_not_even_look_for_packages(monkeypatch: pytest.Monkey
 def test_an_unknown_name_lists_plug_ins_too(example: Path) -> None:
     with pytest.raises(UsageError, match=r"Did you mean squeeze\?.*mednext, squeeze, or install"):
         RunOptions(family="squeze")
-    with pytest.raises(UsageError, match="cl_dice, volume_similarity, or default"):
+    with pytest.raises(UsageError, match="count_error, volume_similarity, or default"):
         chosen_metrics(["volume_similarty"])
     assert chosen_metrics(["all"]) == (*METRIC_NAMES, "volume_similarity")
 

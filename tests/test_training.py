@@ -160,7 +160,7 @@ def test_a_full_gpu_is_said_with_a_remedy(tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("autounet.training.loop.train_step", full)
+    monkeypatch.setattr("autounet.training.ranks.train_step", full)
     monkeypatch.setattr("autounet.training.loop.peak_memory", lambda device: 3 * 1024**3)
     with pytest.raises(BudgetExceeded, match=r"3\.0 GB were in use.*smaller --memory") as caught:
         train_fold(*task(tmp_path, Horizon(steps=2)))

@@ -313,7 +313,7 @@ class RunOptions(Record):
     """steps per fold"""
     device: str | None = None
     """auto, cpu, cuda, cuda:1 or mps; several GPUs separated by commas"""
-    devices_per_training: int | None = Field(default=None, ge=1, le=10**6)
+    devices_per_training: int | None = Field(default=None, ge=1)
     """that share each batch"""
     workers: int | None = Field(default=None, ge=0, le=10**6)
     """processes for reading and augmentation; None: by the number of cores"""

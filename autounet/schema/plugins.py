@@ -39,7 +39,8 @@ BUILT_IN: dict[Kind, tuple[str, ...]] = {
     "families": ("plain", "residual", "original", "unet3d", "nested", "attention", "swin", "efficient", "mednext"),
     "augmentations": ("full", "light", "none"),
     "metrics": ("dice", "iou", "sensitivity", "precision", "hd95", "nsd", "volume", "volume_difference", "assd",
-                "nsd_subvoxel", "boundary_iou", "lesion_f1", "panoptic_quality", "cl_dice"),
+                "nsd_subvoxel", "boundary_iou", "lesion_f1", "panoptic_quality", "cl_dice", "ap50", "ap60", "ap70",
+                "ap80", "ap90", "count_error"),
     "layouts": ("table", "msd", "nnunet", "dicom", "bids", "cases", "pairs"),
 }  # fmt: skip
 """keys of `LOSSES`, `FAMILIES`, `AUGMENTATIONS`, `METRICS` and `LAYOUTS`, which are not loaded to check a name"""

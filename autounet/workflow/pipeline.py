@@ -93,6 +93,7 @@ def _pipeline(
     stop_if_cancelled()
     parse_folds(options.folds, len(data_set.splits.folds))
     profile = device_profile(folder, options.device or "auto")
+    training_devices(options, profile)  # refused before anything is planned for them
     promised = _promised(options, profile, deadline)
     maker, file = PlanMaker.of(options, data_set, profile, deadline, workers, promised), PlanFile(folder)
     try:
