@@ -361,11 +361,11 @@ PR_SET_PDEATHSIG = 1
 
 
 def _begin(parent: int, end: int, given: Inherited) -> None:
-    _end_with(parent, end)
+    end_with(parent, end)
     take_over(given)
 
 
-def _end_with(parent: int, number: int) -> None:
+def end_with(parent: int, number: int) -> None:
     """Get the signal `number` when the process `parent` ends, however it does."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)

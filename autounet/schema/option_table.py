@@ -233,6 +233,7 @@ REGION_VALUES = Notation(
     repeated=True,
     python=Mapping[str, Sequence[int]],
 )
+EXECUTOR = Notation(lambda text: text if text == "local" else _whole_path(text), python=AnyPath)
 SPLITS = Notation(lambda text: text if text == "nnunet" else _whole_path(text), python=AnyPath)
 WORKERS = Notation(lambda text: None if text == "auto" else parse_integer(text), python=str | int)
 MODEL = _starting_weights("model")
@@ -306,6 +307,8 @@ RUN_OPTIONS: tuple[Option, ...] = (
            "training", INTEGER, "devices_per_training", least=1),
     Option("--workers", "N", "Device", RUN, "Processes that read and augment images: auto or a number", WORKERS,
            "workers"),
+    Option("--executor", "local|FILE", "Device", RUN, "Who does the jobs: local, this command, or a cluster that a "
+           "TOML file describes (needs the extra cluster)", EXECUTOR, "executor"),
     Option("--out", "FOLDER", "Output", RUN, "Folder for all results. Given again, the run continues where it was",
            PATH, required=True),
     Option("--metrics", "NAMES", "Output", (*RUN, "evaluate"), "What to measure: default, all, or some of dice, iou, "

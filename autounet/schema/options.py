@@ -202,6 +202,7 @@ class RunKeywords(DataKeywords, total=False):
     device: str | None
     devices_per_training: int | None
     workers: str | int | None
+    executor: AnyPath | None
     metrics: str | Sequence[str] | None
     track: str | None
 
@@ -288,9 +289,9 @@ class StartingWeights(Part):
 class RunOptions(Record):
     """`options.json`: every option of `autounet run` as it was given; None means not given.
 
-    `schema/option_table.py` says how each is written on the command line. `device`, `devices_per_training`, `workers`
-    and `track` change no result but for rounding, `metrics` only what is measured, and of `start` the checksum counts,
-    not the path. Raises UsageError for a name that there is not.
+    `schema/option_table.py` says how each is written on the command line. `device`, `devices_per_training`, `workers`,
+    `executor` and `track` change no result but for rounding, `metrics` only what is measured, and of `start` the
+    checksum counts, not the path. Raises UsageError for a name that there is not.
     """
 
     data: DataOptions = DataOptions()
@@ -322,6 +323,8 @@ class RunOptions(Record):
     """the same weights each time, on the same machine"""
     start: StartingWeights | None = None
     """None: random numbers drawn from the seed"""
+    executor: str | None = None
+    """who does the jobs: local, this command, or the absolute path of a TOML file (`schema/cluster.py`)"""
     track: Track | None = None
     """service that also shows curves and results; none: no more"""
     metrics: tuple[str, ...] | None = None

@@ -117,10 +117,39 @@ class CascadeLabelsFolder:
         return self.path / "keys" / f"{identifier}.json"
 
 
+@dataclass(frozen=True)
+class JobFolder:
+    """`jobs/<job>/`: what is known of a job that another process does, perhaps on another machine."""
+
+    path: Path
+
+    @property
+    def run(self) -> Path:
+        """The last attempt, with its signs of life."""
+        return self.path / "run.json"
+
+    @property
+    def attempts(self) -> Path:
+        """Those that did not come to their end."""
+        return self.path / "attempts.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    def stop(self, attempt: str) -> Path:
+        """Where this file is, the attempt is to save its state and end."""
+        return self.path / f"stop.{attempt}"
+
+
 OWN_NAMES = (
     "options.json", "device.json", "dataset.json", "splits.json", "fingerprint.json", "findings.json", "facts",
     "hashes.json", "checked.json", "plan.json", "plan.key", "clock.json", "prepared", "models", "crossval",
-    "selection.json", "metrics.json", "model", "report.html", "run.log", "trial", "palette.json",
+    "selection.json", "metrics.json", "model", "report.html", "run.log", "trial", "palette.json", "jobs",
 )  # fmt: skip
 """what a run writes into its output folder, tracking and hidden files aside"""
 
@@ -217,6 +246,14 @@ class RunFolder:
     def lock_holder(self) -> Path:
         """Host and process that hold the lock, or were ended from outside while they did."""
         return self.path / ".lock_holder"
+
+    def job(self, name: str) -> JobFolder:
+        return JobFolder(self.path / "jobs" / name)
+
+    @property
+    def job_list(self) -> Path:
+        """The jobs of the last command that gave them to a cluster."""
+        return self.path / "jobs" / "jobs.json"
 
     def is_of_a_run(self) -> bool:
         return any(path.exists() for path in (self.options, self.findings, self.lock))

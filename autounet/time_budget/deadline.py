@@ -61,6 +61,12 @@ class Lanes:
         return cls(count, threads, rounds / trainings * max(1.0, count * threads / cores))
 
     @classmethod
+    def elsewhere(cls, trainings: int, workers: int, cores: int) -> Lanes:
+        """On a cluster, where each has `cores` of its own."""
+        count = max(1, _even(trainings, workers))
+        return cls(count, cores, math.ceil(trainings / count) / trainings if trainings else 1.0)
+
+    @classmethod
     def on(cls, devices: Sequence[str], trainings: int, cores: int) -> Lanes:
         """One on each of some GPUs."""
         count = _even(trainings, len(devices))
@@ -110,6 +116,10 @@ class Deadline:
     def remaining(self) -> float | None:
         """Seconds left, never negative; None without a promise."""
         return None if self.promised is None else max(0.0, self.promised - self.spent())
+
+    def not_counted(self, seconds: float) -> None:
+        """Of the time just spent: jobs that queue in a cluster take none of the promise."""
+        self.started += seconds
 
     def save(self) -> None:
         Clock(promised_seconds=self.promised, spent_seconds=self.spent()).save(self.file)

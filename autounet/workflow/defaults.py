@@ -12,6 +12,7 @@ from ..datasets.splits import NNUNET, read_folds, require_splits
 from ..nets import FAMILIES
 from ..nets.efficient import STEM_FEATURES
 from ..planning import PRESETS
+from ..schema.cluster import cluster_options
 from ..schema.dataset import Dataset, Splits
 from ..schema.errors import OptionError, UsageError
 from ..schema.metrics import chosen_metrics
@@ -246,7 +247,8 @@ def loader_workers(options: RunOptions, device: str) -> int:
     """Processes that make batches: beside a GPU all but one core, on a CPU none, since they would compete."""
     if options.workers is not None:
         return options.workers
-    return 0 if device == "cpu" else min(12, max(1, available_cores() - 1))
+    cluster = cluster_options(options.executor)
+    return 0 if device == "cpu" else min(12, max(1, (cluster.cores if cluster else available_cores()) - 1))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..ops.device import devices_like, memory_sentence
-from ..progress import Progress, SideBySide, Watcher, stop_if_cancelled, watched
+from ..progress import ASKED_BY, Progress, SideBySide, Watcher, stop_if_cancelled, watched
+from ..schema.cluster import cluster_options
 from ..schema.errors import AutoUNetError, OptionError, WorkerLost
 from ..schema.options import RunOptions
 from ..schema.run import DeviceProfile, EpochLog
@@ -46,11 +47,13 @@ MEMORY_SHARE = 0.75
 def lanes_of(
     options: RunOptions, profile: DeviceProfile, promised: float | None, trainings: int, bytes_each: int = 0
 ) -> Lanes:
-    """How many of so many trainings go on side by side: on a CPU's cores, or one on each GPU.
+    """How many of so many trainings go on side by side: on a CPU's cores, one on each GPU, or on a cluster.
 
     On a CPU `bytes_each` of memory together stay within --memory, or most of what is free. `promised` are seconds of
     the run. With --workers 0 or 1 all stays in one process. Raises OptionError for devices that do not go together.
     """
+    if (cluster := cluster_options(options.executor)) is not None:
+        return Lanes.elsewhere(trainings, cluster.workers, cluster.cores)
     steps = step_limit(options)
     short = promised < LEAST_SECONDS if promised else steps is not None and steps < LEAST_STEPS
     if short or options.workers in (0, 1) or trainings < 2 or (options.devices_per_training or 1) > 1:
@@ -311,10 +314,15 @@ def do_job(tell: Tell, name: str, values: dict[str, Any], called: float) -> obje
     from .stages import FUNCTIONS
 
     asked = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    for number in ASKED_BY:
+        signal.signal(number, lambda *_: asked.set())
     if name == "train":
         values = {**values, "on_log": tell}
         if values["seconds"] is not None:
             values["seconds"] = max(1.0, values["seconds"] - (time.monotonic() - called))
-    with watched(Watcher(on_progress=tell, cancel=asked.is_set, lines=False, interval=TOLD_SECONDS)):
-        return FUNCTIONS[name](**values)
+    try:
+        with watched(Watcher(on_progress=tell, cancel=asked.is_set, lines=False, interval=TOLD_SECONDS)):
+            return FUNCTIONS[name](**values)
+    finally:
+        for number in ASKED_BY:  # without a job there is nothing to save
+            signal.signal(number, signal.SIG_DFL)

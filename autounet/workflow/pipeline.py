@@ -31,6 +31,9 @@ from ..time_budget.run_length import work_of
 from ..tracking import track_run
 from ..tracking.run_tracking import RunTracker
 from ..workers import available_cores
+from .cluster import Cluster, cluster_of
+from .cluster_executor import ClusterExecutor
+from .cluster_job import try_there
 from .dataset_stage import DataRecords, read_data
 from .defaults import TrainingSchedule, check_options, loader_workers, parse_folds, promised_seconds, training_schedule
 from .executor import Runner, SequentialExecutor, SideBySideExecutor, lanes_of, training_devices
@@ -40,7 +43,7 @@ from .make_plan import PlanMaker
 from .output_folder import locked, require_output_folder, sole_in_process, with_stored
 from .plan_stage import PlanFile, describe_plan, plan_smaller, plan_stage, time_plan, tried
 from .read_status import run_seconds_left
-from .trial_steps import MOST_ATTEMPTS, bytes_of_a_fold, calibrated, try_configurations
+from .trial_steps import MOST_ATTEMPTS, bytes_of_a_fold, calibrated, try_configurations, untried
 
 log = logging.getLogger(__name__)
 
@@ -74,27 +77,38 @@ def run_pipeline(data: Path, out: Path, options: RunOptions, until: str = "repor
     with sole_in_process(options.deterministic):
         require_output_folder(folder.path, data, options.data)
         left = partial(run_seconds_left, folder.path)
-        with locked(folder.path), _clock(deadline), whole_run(left):
+        with (
+            locked(folder.path), _clock(deadline), whole_run(left), cluster_of(options, folder.path) as cluster,
+        ):  # fmt: skip
             open_run_log(folder.log)
             log.debug("options: %s", options.model_dump_json(exclude_defaults=True))
-            return _pipeline(data, folder, options, until, replan, deadline)
+            return _pipeline(data, folder, options, until, replan, deadline, cluster)
 
 
 def _pipeline(
-    data: Path, folder: RunFolder, options: RunOptions, until: str, replan: bool, deadline: Deadline
+    data: Path,
+    folder: RunFolder,
+    options: RunOptions,
+    until: str,
+    replan: bool,
+    deadline: Deadline,
+    cluster: Cluster | None,
 ) -> RunOutcome:
     workers = available_cores() if options.workers is None else options.workers
-    if until != "fingerprint":
-        _require_known_device(folder, options.device or "auto")
+    device = cluster.device(options.device) if cluster else options.device or "auto"
+    if until != "fingerprint" and cluster is None:
+        _require_known_device(folder, device)
     data_set = read_data(data, folder, options, PlannerOptions(preset=options.preset).orientation, workers)
     if until == "fingerprint":
         return RunOutcome(folder.fingerprint, data_set)
 
     stop_if_cancelled()
     parse_folds(options.folds, len(data_set.splits.folds))
-    profile = device_profile(folder, options.device or "auto")
+    profile = device_profile(folder, device, cluster)
     training_devices(options, profile)  # refused before anything is planned for them
     promised = _promised(options, profile, deadline)
+    if promised and cluster is not None:
+        _require_device(folder, profile)  # on which steps are timed
     maker, file = PlanMaker.of(options, data_set, profile, deadline, workers, promised), PlanFile(folder)
     try:
         plan = plan_stage(maker, file, replan)
@@ -115,7 +129,7 @@ def _pipeline(
         return RunOutcome(folder.plan, data_set, plan, schedule, maker)
 
     with track_run(options, folder.path, data_set.dataset.name) as tracker:
-        plan, schedule = _run_jobs(folder, maker, file, plan, until, tracker)
+        plan, schedule = _run_jobs(folder, maker, file, plan, until, tracker, cluster)
         written = _report(folder, data_set.dataset, schedule) if until == "report" else folder.path
         tracker.finish(plan, written if until == "report" else None)
     return RunOutcome(written, data_set, plan, schedule)
@@ -165,7 +179,13 @@ def _clock(deadline: Deadline) -> Iterator[None]:
 
 
 def _run_jobs(
-    folder: RunFolder, maker: PlanMaker, file: PlanFile, plan: Plan, until: str, tracker: RunTracker
+    folder: RunFolder,
+    maker: PlanMaker,
+    file: PlanFile,
+    plan: Plan,
+    until: str,
+    tracker: RunTracker,
+    cluster: Cluster | None,
 ) -> tuple[Plan, TrainingSchedule]:
     """Preprocess, then train and validate, then select and pack: as far as `until`.
 
@@ -175,7 +195,7 @@ def _run_jobs(
     for attempt in range(MOST_ATTEMPTS + 1):
         schedule = _schedule(maker, plan)
         try:
-            _execute(folder, maker, plan, schedule, until, tracker)
+            _execute(folder, maker, plan, schedule, until, tracker, cluster)
             break
         except BudgetExceeded as error:
             if attempt == MOST_ATTEMPTS:
@@ -187,7 +207,13 @@ def _run_jobs(
 
 
 def _execute(
-    folder: RunFolder, maker: PlanMaker, plan: Plan, schedule: TrainingSchedule, until: str, tracker: RunTracker
+    folder: RunFolder,
+    maker: PlanMaker,
+    plan: Plan,
+    schedule: TrainingSchedule,
+    until: str,
+    tracker: RunTracker,
+    cluster: Cluster | None,
 ) -> None:
     # with all that trains, validates and selects, which planning does without
     from .stages import JobRunner, forget_damaged
@@ -212,7 +238,8 @@ def _execute(
     forget_damaged(jobs, folder.path, hashes)
     trainings: list[Job] = []
     if STAGES.index(until) >= STAGES.index("train"):
-        _require_device(folder, profile)
+        if cluster is None:
+            _require_device(folder, profile)
         for name in schedule.left_out:
             log.warning("%s is left out: it needs every fold of its previous stage. Give --folds all, or name it", name)
         trainings = graph.training()
@@ -222,15 +249,30 @@ def _execute(
     allotment = TimeAllotment(deadline, schedule.configurations, len(data.dataset.cases), pending, lanes)
     if trainings:
         allotment.check()
-        preset = plan.options.preset is not None
-        try_configurations(schedule, folder, data.dataset, profile, maker.budget(plan), preset)
+        _try(schedule, folder, maker, plan, cluster)
     jobs += trainings
     if STAGES.index(until) >= STAGES.index("select"):
         selection = graph.selection(jobs, options.data, data.fingerprint, options.metrics or DEFAULT_METRICS)
         forget_damaged([selection], folder.path, hashes)
         jobs.append(selection)
     hashes.save(folder.checked)
-    _executor(JobRunner(allotment, tracker, deadline), deadline, lanes).run(jobs)
+    runner = JobRunner(allotment, tracker, deadline)
+    if cluster is not None:
+        ClusterExecutor(runner, deadline.save, cluster, folder.path).run(jobs)
+    else:
+        _executor(runner, deadline, lanes).run(jobs)
+
+
+def _try(schedule: TrainingSchedule, folder: RunFolder, maker: PlanMaker, plan: Plan, cluster: Cluster | None) -> None:
+    """Trial steps, where the trainings will go on."""
+    budget, preset = maker.budget(plan), plan.options.preset is not None
+    if cluster is None:
+        try_configurations(schedule, folder, maker.data.dataset, maker.profile, budget, preset)
+    elif untried(schedule, folder, maker.profile, budget):
+        cluster.call(
+            try_there, schedule=schedule, folder=folder, dataset=maker.data.dataset, profile=maker.profile,
+            budget=budget, preset=preset,
+        )  # fmt: skip
 
 
 def _executor(runner: Runner, deadline: Deadline, lanes: Lanes) -> SequentialExecutor:
@@ -247,7 +289,7 @@ def _lanes(maker: PlanMaker, schedule: TrainingSchedule, jobs: Sequence[Job]) ->
     options = maker.options
     trainings = [job for job in jobs if job.function == "train" and (options.deterministic or not job.is_done())]
     lanes = lanes_of(options, maker.profile, schedule.promised_seconds, len(trainings))
-    if lanes.count < 2 or lanes.devices:
+    if lanes.count < 2 or lanes.devices or options.executor not in (None, "local"):
         return lanes
     fingerprint, profile = maker.data.fingerprint, maker.profile
     most = max(bytes_of_a_fold(each, fingerprint, profile) for each in schedule.configurations.values())
@@ -282,8 +324,8 @@ def _known_profile(folder: RunFolder, device: str) -> DeviceProfile | None:
     return known if same else None
 
 
-def device_profile(folder: RunFolder, device: str) -> DeviceProfile:
-    """The device, the first of several, probed once per output folder and device that is asked for."""
+def device_profile(folder: RunFolder, device: str, cluster: Cluster | None = None) -> DeviceProfile:
+    """The device, the first of several, probed once per output folder and device that is asked for: where jobs are."""
     device = "cuda" if device == "cuda:all" else device.partition(",")[0].strip()
     known = _known_profile(folder, device)
     if known is not None:
@@ -292,7 +334,7 @@ def device_profile(folder: RunFolder, device: str) -> DeviceProfile:
     from ..training.probe import probe_device
 
     log.info("measuring the device")
-    profile = calibrated(probe_device(choose_device(device)))
+    profile = cluster.probed(device) if cluster else calibrated(probe_device(choose_device(device)))
     profile.save(folder.device)
     return profile
 

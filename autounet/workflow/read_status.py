@@ -21,6 +21,7 @@ from ..schema.run import read_log
 from ..store.run_folder import RunFolder
 from ..time_budget.deadline import Clock
 from .defaults import FULL_STEPS, is_every_fold, parse_folds, step_limit, trained_folds, trained_names
+from .job_state import read_jobs
 from .output_folder import Owner, owner
 from .status import FoldState, FoldStatus, RunState, RunStatus, status_lines
 
@@ -58,6 +59,7 @@ def read_status(out: Path) -> RunStatus:
         seconds_left=0.0 if state == "finished" else _seconds_left(out, running, folds),
         memory_bytes=resident_bytes(process.process),
         findings=_warnings(RunFolder(out).findings),
+        jobs=read_jobs(out),
     )
     return status.model_copy(update={"lines": tuple(status_lines(status))})
 

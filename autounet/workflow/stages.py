@@ -246,6 +246,10 @@ class JobRunner:
         name = f"{place.configuration_name} {fold_name(inputs.fold)}"
         self.tracker.line(self.tracker.run(name, job.key), entry)
 
+    def queued(self, seconds: float) -> None:
+        """All jobs waited for a machine."""
+        self.deadline.not_counted(seconds)
+
     def given_back(self, job: Job) -> None:
         """What had begun begins again."""
         if job.function == "train":

@@ -12,6 +12,7 @@ from ..schema.errors import AutoUNetError
 from ..schema.metrics import NEAR_ZERO, WHAT_HELPS
 from ..schema.quantities import format_size, format_time
 from ..schema.record import Part
+from .job_state import JobStatus
 
 RunState = Literal["empty", "running", "interrupted", "stopped", "finished"]
 """interrupted: the last command was ended from outside, and the same command continues; stopped: it ended with an
@@ -68,6 +69,8 @@ class RunStatus(Part):
     """main memory of the running process; None: it does not run on this machine"""
     findings: int | None = None
     """number of warnings about the data; None before the check, and while there are fatal findings"""
+    jobs: tuple[JobStatus, ...] = ()
+    """each that the last command gave to a cluster"""
     lines: tuple[str, ...] = ()
     """the same for people"""
 
@@ -89,6 +92,7 @@ def status_lines(status: RunStatus) -> Iterator[str]:
         if fold.left_behind:
             names = ", ".join(fold.left_behind)
             yield f"{_name(fold)}: left behind, with a Dice below {NEAR_ZERO:g}: {names}"
+    yield from (job_line(job) for job in status.jobs)
     if any(fold.left_behind for fold in status.folds):
         yield f"what helps: {WHAT_HELPS}"
     if status.mean_dice is not None:
@@ -118,6 +122,20 @@ def _fold_line(fold: FoldStatus) -> str:
         planned = f" (planned: {format_size(fold.predicted_memory_bytes)})" if fold.predicted_memory_bytes else ""
         parts.append(f"{format_size(fold.peak_memory_bytes)}{planned}")
     return ", ".join(parts) + (f"; {fold.converged}" if fold.converged else "")
+
+
+def job_line(job: JobStatus) -> str:
+    """`train 2d fold_0: running on node7 since 14:05, 40 %`; of one that failed the last lines of its log, too."""
+    parts: list[str] = [job.state]
+    if job.state in ("running", "failed") and job.host:
+        parts = [f"{job.state} on {job.host}"]
+        if job.since is not None:
+            parts[0] += f" since {time.strftime('%Y-%m-%d %H:%M', time.localtime(job.since))}"
+    if job.progress is not None:
+        parts.append(f"{job.progress:.0%}")
+    if job.attempts and job.state != "done":
+        parts.append(f"{job.attempts} earlier attempts, the last of which ended so: {job.reason}")
+    return f"{job.name}: {', '.join(parts)}" + "".join(f"\n    {line}" for line in job.log)
 
 
 Reading = RunStatus | AutoUNetError

@@ -59,19 +59,8 @@ def try_configurations(
     which is nnU-Net's nominal target there: only running out of memory counts.
     """
     partial = bool(partly_annotated(dataset))
-    for name, configuration in schedule.configurations.items():
-        share = configuration.predicted_memory_bytes / budget
-        if share < TRIED_FROM or all(folder.fold(name, fold).record.exists() for fold in schedule.folds_of(name)):
-            continue
-        passed, options = folder.trial(name), schedule.train_options[name]
-        key = TrialInputs(
-            configuration=configuration.trained,
-            options=options,
-            device=profile.device,
-            plugins=plugins_of(configuration.network, options),
-        ).key
-        if is_done(passed, key):
-            continue
+    for name, key in untried(schedule, folder, profile, budget).items():
+        configuration, options = schedule.configurations[name], schedule.train_options[name]
         planned = configuration.predicted_memory_bytes
         try:
             peak = trial_peak(configuration, dataset.labels, options, partial, profile)
@@ -88,7 +77,26 @@ def try_configurations(
             if not preset:
                 raise BudgetExceeded(message, name, peak, LESS_MEMORY)
             log.warning("%s: %s; a preset keeps its plan", name, message)
-        mark_done(passed, key)
+        mark_done(folder.trial(name), key)
+
+
+def untried(schedule: TrainingSchedule, folder: RunFolder, profile: DeviceProfile, budget: int) -> dict[str, str]:
+    """Configurations that trial steps are needed of, each with the key of these."""
+    found = {}
+    for name, configuration in schedule.configurations.items():
+        share = configuration.predicted_memory_bytes / budget
+        if share < TRIED_FROM or all(folder.fold(name, fold).record.exists() for fold in schedule.folds_of(name)):
+            continue
+        options = schedule.train_options[name]
+        key = TrialInputs(
+            configuration=configuration.trained,
+            options=options,
+            device=profile.device,
+            plugins=plugins_of(configuration.network, options),
+        ).key
+        if not is_done(folder.trial(name), key):
+            found[name] = key
+    return found
 
 
 def trial_peak(

@@ -1,0 +1,304 @@
+"""Parsl as the engine that gets machines from a scheduler and gives them work: `--executor FILE.toml`.
+
+It is loaded, and the first block requested, only when there is something to do. All that it sends is encrypted, also on
+loopback, where other users of the machine could listen; keys and logs lie outside of the output folder.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..progress import stop_if_cancelled
+from ..schema.cluster import PREFIX, ClusterOptions, cluster_options
+from ..schema.errors import AutoUNetError, OptionError
+from ..schema.options import RunOptions
+from ..schema.run import DeviceProfile
+from .cluster_job import probe, run_call
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 5
+"""between signs of life of blocks and of workers"""
+LOST_SECONDS = 60
+"""without one, after which a block counts as lost"""
+LINGER_SECONDS = 600
+"""that a block goes on with its jobs after the command has ended without saying so"""
+PORTS = (20000, 60000)
+"""among which free ones are drawn, so that several commands can go on on one machine"""
+IDLE_SECONDS = 120.0
+"""without work, after which blocks are given back"""
+WARN_SECONDS = 60
+"""before the end of its time at which Slurm tells a block; saving the state takes a few of them"""
+WALLTIME = 3600.0
+POLL_SECONDS = 0.5
+
+
+def require_engine(options: ClusterOptions, out: Path) -> None:
+    """Raises OptionError where Parsl, or what it needs for the provider, is not installed, or keys would lie in OUT."""
+    needed = ["parsl", *(["kubernetes"] if options.provider == "kubernetes" else [])]
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise OptionError(
+            f"--executor needs {' and '.join(missing)}, which is not installed",
+            "Install the extra cluster: pip install 'autounet[cluster]'"
+            + (" kubernetes" if "kubernetes" in missing else ""),
+        )
+    command = {"slurm": "sbatch", "pbspro": "qsub", "lsf": "bsub"}.get(options.provider)
+    if command and shutil.which(command) is None:
+        raise OptionError(
+            f"{options.provider} has no {command} on this machine", f"Give the command where {command} works"
+        )
+    place = _engine_folder(options)
+    if place.resolve().is_relative_to(out.resolve()):
+        raise OptionError(
+            f"folder = {place} lies in {out}, which must keep no keys", "Give a folder outside of the output folder"
+        )
+
+
+def _engine_folder(options: ClusterOptions) -> Path:
+    """Home folders are what nodes of clusters share."""
+    return Path(options.folder).expanduser() if options.folder else Path.home() / ".autounet" / "cluster"
+
+
+class Cluster:
+    """Does things on machines that a scheduler gives."""
+
+    def __init__(self, options: ClusterOptions) -> None:
+        self.options = options
+        self.kernel: Any = None
+        self.executor: Any = None
+        self.handlers: list[logging.Handler] = []
+        """of Parsl's own log"""
+        self.folder: Path | None = None
+
+    def submit(self, function: Callable[..., Any], /, *values: Any) -> Future[Any]:
+        """`function(*values)` there; all of it has to be picklable, and the function one of a module."""
+        from parsl import python_app
+
+        if self.kernel is None:
+            self._start()
+        submitted: Future[Any] = python_app(function, data_flow_kernel=self.kernel)(*values)
+        return submitted
+
+    def call(self, function: Callable[..., object], **values: Any) -> Any:
+        """`function(tell, **values)` in a process there: its result. Raises what it raises, and Cancelled."""
+        future = self.submit(run_call, function, values, self.options.cores)
+        while not future.done():
+            stop_if_cancelled()
+            with _ignored_timeout():
+                future.exception(POLL_SECONDS)
+        if (error := future.exception()) is not None:
+            raise engine_error(error)
+        return future.result()
+
+    def device(self, asked: str | None) -> str:
+        """That jobs use. Raises OptionError where the file says another kind than --device."""
+        device = "cuda" if self.options.gpus else "cpu"
+        if asked not in (None, "auto") and asked.partition(":")[0] != device:
+            raise OptionError(
+                f"--device {asked}, and gpus = {self.options.gpus} in the file that --executor names",
+                "Leave out --device, or correct gpus",
+            )
+        return device
+
+    def probed(self, device: str) -> DeviceProfile:
+        """As a job sees it. On a CPU a job has its own memory, or its part of the node's."""
+        profile: DeviceProfile = self.call(probe, device=device)
+        if profile.device != "cpu":
+            return profile
+        memory = self.options.memory or profile.memory_bytes // self.options.jobs_per_block
+        return profile.model_copy(update={"memory_bytes": min(profile.memory_bytes, memory)})
+
+    def _start(self) -> None:
+        """Raises OptionError where the engine does not start, as where the address is not one of this machine."""
+        from parsl import Config, DataFlowKernel
+
+        logging.getLogger("parsl").propagate = False  # it has a log of its own in the engine's folder
+        place = _engine_folder(self.options)
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.folder = Path(tempfile.mkdtemp(prefix="run_", dir=place))
+        options = self.options
+        log.info(
+            "jobs go to %s: at most %d at the same time, in %d block%s; files of the engine: %s",
+            options.provider, options.workers, options.blocks, "s" if options.blocks > 1 else "", self.folder,
+        )  # fmt: skip
+        self.executor = _executor(options)
+        config = Config(
+            executors=[self.executor],
+            run_dir=str(self.folder),
+            retries=0,  # whether and how often is decided by `ClusterExecutor`, job by job
+            strategy="simple",
+            strategy_period=1 if options.provider == "local" else 5,
+            max_idletime=IDLE_SECONDS,
+            usage_tracking=0,
+        )
+        before = list(logging.getLogger("parsl").handlers)
+        try:
+            self.kernel = DataFlowKernel(config)
+            self.handlers = [each for each in logging.getLogger("parsl").handlers if each not in before]
+        except Exception as error:
+            raise OptionError(
+                f"the engine for {options.provider} did not start: {error}", "Check address and provider in the file"
+            ) from error
+
+    def close(self, well: bool) -> None:
+        """Blocks are given back. What is in the engine's folder is kept where things went wrong."""
+        if self.kernel is None:
+            return
+        hub = self.executor.interchange_proc
+        if hub is None or hub.poll() is not None:  # it was ended from outside, and Parsl would wait for its answer
+            atexit.unregister(self.kernel.atexit_cleanup)
+            self.executor.provider.cancel(list(self.executor.provider.resources))
+        else:
+            self.kernel.cleanup()
+        for handler in self.handlers:  # Parsl leaves its log open
+            handler.close()
+        self.kernel = None
+        assert self.folder is not None
+        if well:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        else:
+            log.info("logs of the engine and of its blocks: %s", self.folder)
+
+
+@contextmanager
+def _ignored_timeout() -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:
+        return
+
+
+@contextmanager
+def cluster_of(options: RunOptions, out: Path) -> Iterator[Cluster | None]:
+    """The cluster that the options name, for the time inside; None where this machine does the jobs."""
+    where = cluster_options(options.executor)
+    if where is None:
+        yield None
+        return
+    require_engine(where, out)
+    if (options.devices_per_training or 1) > 1:
+        raise OptionError(
+            f"--devices-per-training {options.devices_per_training}: a job of a cluster uses one device",
+            "Give --devices-per-training 1, or --executor local",
+        )
+    cluster = Cluster(where)
+    try:
+        yield cluster
+    except BaseException:
+        cluster.close(well=False)
+        raise
+    cluster.close(well=True)
+
+
+def engine_error(error: BaseException) -> BaseException:
+    """An error of the engine as one that a user can do something about; others as they are."""
+    if type(error).__module__.partition(".")[0] != "parsl":
+        return error
+    return AutoUNetError(
+        f"the cluster did not do its work: {type(error).__name__}: {str(error).strip()}",
+        "See the logs of the engine; the same command continues where it was",
+    )
+
+
+def _executor(options: ClusterOptions) -> Any:
+    from parsl import HighThroughputExecutor
+
+    python = shlex.quote(options.python or sys.executable)
+    here = [sys.executable, "-P", "-m", "autounet.workflow.cluster_job"]
+    return HighThroughputExecutor(
+        label="autounet",
+        provider=_provider(options),
+        address=options.address or "127.0.0.1",
+        encrypted=True,
+        cores_per_worker=1e-3,  # how many there are is said by the next one, whatever cores a node shows
+        max_workers_per_node=options.jobs_per_block,
+        available_accelerators=_gpus(options),
+        worker_port_range=PORTS,
+        interchange_port_range=PORTS,
+        heartbeat_period=HEARTBEAT_SECONDS,
+        heartbeat_threshold=LOST_SECONDS,
+        interchange_launch_cmd=[*here, "interchange", str(os.getpid())],
+        launch_cmd=f"{python} -P -m autounet.workflow.cluster_job block {MANAGER}",
+    )
+
+
+MANAGER = (
+    "{debug} {max_workers_per_node} -a {addresses} -p {prefetch_capacity} -c {cores_per_worker} -m {mem_per_worker} "
+    "--poll {poll_period} --port={worker_port} --cert_dir {cert_dir} --logdir={logdir} --logconf={logconf} "
+    "--block_id={{block_id}} --hb_period={heartbeat_period} {address_probe_timeout_string} "
+    f"--hb_threshold={LINGER_SECONDS} "
+    "--drain_period={drain_period} --cpu-affinity {cpu_affinity} {enable_mpi_mode} --mpi-launcher={mpi_launcher} "
+    "--available-accelerators {accelerators}"
+)
+"""arguments of Parsl's process_worker_pool, which Parsl fills in; all but --hb_threshold are its own default"""
+
+
+def _gpus(options: ClusterOptions) -> Sequence[str]:
+    """What CUDA_VISIBLE_DEVICES is for each job of a block; none where jobs use no GPU.
+
+    A block with one job leaves to the scheduler which GPUs it sees.
+    """
+    if options.jobs_per_block == 1:
+        return ()
+    count = options.gpus
+    jobs = range(options.jobs_per_block if count else 0)
+    return [",".join(str(count * job + gpu) for gpu in range(count)) for job in jobs]
+
+
+def _provider(options: ClusterOptions) -> Any:
+    from parsl.launchers import SimpleLauncher, SrunLauncher
+    from parsl.providers import KubernetesProvider, LocalProvider, LSFProvider, PBSProProvider, SlurmProvider
+
+    jobs, cores = options.jobs_per_block, options.cores * options.jobs_per_block
+    memory = None if options.memory is None else math.ceil(options.memory * jobs / 1024**3)
+    gpus = options.gpus * jobs
+    # what asks a block to end is for its jobs, see `cluster_job`
+    begin = "\n".join(["trap '' TERM USR1", *options.before])
+    common: dict[str, Any] = {"init_blocks": 1, "min_blocks": 0, "max_blocks": options.blocks, "nodes_per_block": 1}
+    if options.provider == "local":
+        return LocalProvider(**common, launcher=SimpleLauncher(), worker_init=begin)
+    if options.provider == "kubernetes":
+        room = f"{memory or 4 * jobs}Gi"
+        limits: dict[str, Any] = {"extra_limits": {"nvidia.com/gpu": str(gpus)}} if gpus else {}
+        return KubernetesProvider(
+            image=options.image or "", namespace=options.namespace, worker_init=begin, init_cpu=cores, max_cpu=cores,
+            init_mem=room, max_mem=room, persistent_volumes=list(options.volumes.items()), **common, **limits,
+        )  # fmt: skip
+    lines = [f"{PREFIX[options.provider]}{line}" for line in options.options]
+    common |= {"worker_init": begin, "walltime": _clock_time(options.walltime or WALLTIME)}
+    if options.provider == "slurm":
+        return SlurmProvider(
+            **common, partition=options.partition, account=options.account, cores_per_node=cores, mem_per_node=memory,
+            gpus_per_node=gpus or None, exclusive=False, launcher=SrunLauncher(overrides=f"--cpus-per-task={cores}"),
+            scheduler_options="\n".join([f"#SBATCH --signal=USR1@{WARN_SECONDS}", *lines]), cmd_timeout=60,
+        )  # fmt: skip
+    if options.provider == "pbspro":
+        select = ":".join([*([f"mem={memory}gb"] if memory else []), *([f"ngpus={gpus}"] if gpus else [])])
+        return PBSProProvider(
+            **common, queue=options.partition, account=options.account, cpus_per_node=cores, select_options=select,
+            scheduler_options="\n".join(lines), launcher=SimpleLauncher(),
+        )  # fmt: skip
+    resources = [*([f"#BSUB -M {memory}GB"] if memory else []), *([f"#BSUB -gpu num={gpus}"] if gpus else [])]
+    return LSFProvider(
+        **common, queue=options.partition, project=options.account, cores_per_node=cores, cores_per_block=cores,
+        scheduler_options="\n".join([*resources, *lines]), launcher=SimpleLauncher(),
+    )  # fmt: skip
+
+
+def _clock_time(seconds: float) -> str:
+    """12:00:00, as schedulers take it."""
+    whole = math.ceil(seconds)
+    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
