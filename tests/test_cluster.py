@@ -30,6 +30,7 @@ from autounet.store.weights import load_weights
 from autounet.workflow.job_state import JobRun, job_folder, read_attempts
 
 pytest.importorskip("parsl", reason="needs the extra cluster")
+pytestmark = pytest.mark.slow  # `test_cluster_parts` runs always
 
 OPTIONS: dict[str, Any] = {
     "iterations": 40, "deterministic": True, "configurations": "3d_fullres", "device": "cpu", "folds": "0,1",

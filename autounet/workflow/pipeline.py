@@ -123,7 +123,8 @@ def _pipeline(
     _fine_tuning(folder, maker, schedule).check()
     options.save(folder.options)  # only now: they have proved possible
     if until != "plan":
-        maker, plan = tried(folder, maker, file, plan)
+        if cluster is None:  # where this command runs is no place for a training
+            maker, plan = tried(folder, maker, file, plan)
     else:
         plan = time_plan(maker, file, plan, schedule)
         return RunOutcome(folder.plan, data_set, plan, schedule, maker)
