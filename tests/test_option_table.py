@@ -56,6 +56,7 @@ STRATEGIES: dict[int, st.SearchStrategy[Any]] = {
         (option_table.INTEGER, INTEGERS.map(lambda value: value + 1)),
         (option_table.SWITCH, st.booleans()),
         (option_table.WHOLE_PATH, PATHS),
+        (option_table.EXECUTOR, st.just("local") | PATHS),
         (option_table.SIZE, st.integers(1, 2**50)),
         (option_table.TIME, st.floats(1e-3, 1e9, exclude_min=True) | st.integers(1, 10**6).map(float)),
         (option_table.FOLDS, SEVERAL.map(lambda folds: ",".join(map(str, folds)))),
