@@ -21,7 +21,8 @@ from autounet.schema.plan import Plan
 from autounet.schema.run import DeviceProfile
 from autounet.store.run_folder import CrossvalFolder, RunFolder
 from autounet.workers import wait_politely
-from autounet.workflow.defaults import TrainingSchedule, loader_workers, training_schedule
+from autounet.workflow.defaults import loader_workers
+from autounet.workflow.training_schedule import TrainingSchedule, training_schedule
 
 FOLD = 0
 WARM_UP = 0.2

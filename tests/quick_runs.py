@@ -29,7 +29,7 @@ def one_probe() -> Iterator[None]:
 def no_trials() -> Iterator[None]:
     """No trial steps before the first fold."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autounet.workflow.pipeline.try_configurations", lambda *_: None)
+        patch.setattr("autounet.workflow.cluster.try_configurations", lambda *_: None)
         yield
 
 

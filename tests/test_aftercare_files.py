@@ -25,7 +25,7 @@ from autounet.schema.plan import Configuration, PreprocessSpec
 from autounet.schema.selection import Selection
 from autounet.store import read_properties, read_scores, scores_file, write_prepared, write_scores
 from autounet.store.run_folder import RunFolder
-from autounet.workflow.defaults import ensembles
+from autounet.workflow.training_schedule import ensembles
 
 SHAPE = (6, 14, 16)
 FOLDS = {f"c{index}": index % 2 for index in range(6)}

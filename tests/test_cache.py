@@ -19,8 +19,8 @@ from autounet.schema.plugins import PluginUse
 from autounet.schema.stage_inputs import InitialWeights, StageInputs, TrainingCase
 from autounet.store.run_folder import RunFolder
 from autounet.workflow import cache
-from autounet.workflow.defaults import TrainingSchedule
 from autounet.workflow.jobs import CLASS_BALANCED, InitialFold, JobGraph
+from autounet.workflow.training_schedule import TrainingSchedule
 
 TRAINED = configuration(3).trained
 OTHER_TRAINED = TRAINED.model_copy(update={"batch_size": 5})

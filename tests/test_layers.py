@@ -20,6 +20,7 @@ ROOT = Path(autounet.__file__).parent
 
 LAYERS = (
     ("workers", "torch_private"),
+    ("processes",),
     ("schema",),
     ("run_log",),
     ("imageio", "store", "nets", "losses", "ops", "progress", "figures"),
@@ -70,6 +71,7 @@ WITHOUT_TORCH = {
     "fingerprint",
     "tracking",
     "workers",
+    "processes",
     "progress",
     "run_log",
     "figures",

@@ -24,9 +24,9 @@ from autounet.schema import option_table
 from autounet.schema.dataset import ChannelKind
 from autounet.schema.errors import OptionError, UsageError
 from autounet.schema.metrics import METRIC_NAMES, chosen_metrics
+from autounet.schema.option_rules import KINDS
 from autounet.schema.option_table import RUN_OPTIONS, Option, run_command, run_options
 from autounet.schema.options import (
-    KINDS,
     DataOptions,
     RunOptions,
     StartingWeights,

@@ -41,9 +41,9 @@ from autounet.time_budget.shape import (
     fit_to_time,
 )
 from autounet.workflow.dataset_stage import KeptLabels, read_data, telling_cases
-from autounet.workflow.defaults import passes
 from autounet.workflow.make_plan import PlanMaker
 from autounet.workflow.pipeline import run_pipeline
+from autounet.workflow.training_schedule import passes
 
 THICK, THIN = (6.0, 1.5, 1.5), (1.5, 1.5, 1.5)
 WHOLE = 64**3

@@ -60,7 +60,7 @@ def _zip(out: Path) -> Path:
 
 def _device(several: bool) -> Notation:
     def read(text: str) -> str:
-        from ..schema.options import require_device
+        from ..schema.option_rules import require_device
 
         require_device(text, several)
         return text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..schema.options import CONFIGURATIONS
+from ..schema.option_rules import CONFIGURATIONS
 from .memory import Measure
 from .planner import plan
 from .search import PRESETS

@@ -18,7 +18,8 @@ from ..nets.family import covering_size
 from ..schema.dataset import Channel
 from ..schema.errors import OptionError
 from ..schema.fingerprint import Fingerprint
-from ..schema.options import CONFIGURATIONS, PlannerOptions
+from ..schema.option_rules import CONFIGURATIONS
+from ..schema.options import PlannerOptions
 from ..schema.plan import ChannelNormalisation, Configuration, Limit, Limits, NetworkSpec, Reason
 from ..schema.record import Part
 from .memory import Memory

@@ -17,7 +17,8 @@ from ..schema.dataset import ChannelKind
 from ..schema.errors import OptionError, PlanError, unknown_name
 from ..schema.fingerprint import ChannelFingerprint, Fingerprint
 from ..schema.labels import Labels, planned_targets, targets_of
-from ..schema.options import CONFIGURATIONS, PlannerOptions, TrainOptions
+from ..schema.option_rules import CONFIGURATIONS
+from ..schema.options import PlannerOptions, TrainOptions
 from ..schema.plan import ChannelNormalisation, Configuration, Plan, Reason, Topic
 from ..schema.quantities import format_size
 from ..schema.run import DeviceProfile

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from ..processes import Lost, Raised, Returned, Tell, WorkerProcess, heard
 from ..schema.errors import AutoUNetError, OutOfMemory, WorkerLost
-from ..workers import Lost, Raised, Returned, Tell, WorkerProcess, available_cores, heard
+from ..workers import available_cores
 from .folder import Outcome, OutputOptions, predict_folder
 from .predictor import Predictor
 

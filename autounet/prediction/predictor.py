@@ -20,7 +20,7 @@ from ..schema.dataset import ChannelAvailability
 from ..schema.errors import ModelError, OptionError, unknown_name
 from ..schema.geometry import CaseProperties, Geometry
 from ..schema.labels import TargetKind
-from ..schema.options import require_device
+from ..schema.option_rules import require_device
 from ..schema.plan import Average, Configuration, prediction_swap, with_previous_stages
 from .one_image import Files, from_array, from_files
 

@@ -183,7 +183,7 @@ def _starting_weights(kind: Literal["model", "encoder"]) -> Notation:
 
 def _channel_kinds(entries: Sequence[str]) -> dict[str, str]:
     """A kind alone, without its channel, is what is forgotten most."""
-    from .options import KINDS
+    from .option_rules import KINDS
 
     alone = next((entry.lower() for entry in entries if entry.lower() in KINDS), "mri")
     return parse_pairs(entries, example=f"image={alone}, with the channel's name as autounet check shows it")

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypedDict, get_args
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from .errors import UsageError, unknown_name
-from .metrics import chosen_metrics
-from .plugins import Kind, require_name
+from .option_rules import (
+    check,
+    name_of,
+    one_of,
+    require_configurations,
+    require_device,
+    require_folds,
+    require_group,
+    require_ignore,
+    require_kinds,
+    require_metrics,
+)
 from .quantities import MOST_SEED, AnyPath
 from .record import Part, Record
 
@@ -22,85 +30,6 @@ Track = Literal["tensorboard", "wandb", "mlflow", "none"]
 Frames = Literal["channels", "time"]
 Overlaps = Literal["regions", "smaller"]
 MissingStructures = Literal["unannotated", "absent"]
-CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
-"""names of all configurations that the planner can make; a previous stage comes before the one that needs it"""
-KINDS = ("ct", "mri", "photo", "other")
-DEVICES = ("auto", "cpu", "cuda", "mps")
-
-
-def _require_known(option: str, given: object, known: Iterable[str], others: str = "") -> None:
-    if isinstance(given, str) and given not in (names := tuple(known)):
-        raise unknown_name(option, given, names, others)
-
-
-def require_device(given: object, several: bool = False) -> None:
-    """Raises UsageError for what can be no device on any machine; `several`: or devices with commas, or cuda:all."""
-    if not isinstance(given, str) or (several and given == "cuda:all"):
-        return
-    for each in given.split(",") if several else [given]:
-        if not each.strip():
-            raise UsageError(f"--device {given!r}: a device has no name", f"Give some of {', '.join(DEVICES)}, cuda:1")
-        if re.fullmatch(r"\s*cuda:\d+\s*" if several else r"cuda:\d+", each) is None:
-            _require_known("--device", each.strip() if several else each, DEVICES, ", or a number as in cuda:1")
-
-
-def _require_folds(given: object) -> None:
-    if isinstance(given, str) and re.fullmatch(r"all|full|\s*\d+(\s*,\s*\d+)*\s*", given) is None:
-        raise UsageError(f"--folds {given} names no folds", "Give all, full, or indices such as 0,1")
-
-
-def _require_configurations(given: object) -> None:
-    if not isinstance(given, list | tuple) or list(given) == ["auto"]:
-        return
-    if "auto" in given:
-        raise UsageError("--configurations auto stands for all and takes no other names", "Give auto, or names")
-    for each in given:
-        _require_known("--configurations", each, CONFIGURATIONS, ", or auto")
-
-
-def _require_group(given: object) -> None:
-    if not isinstance(given, str):
-        return
-    try:
-        groups = re.compile(given).groups
-    except re.error as error:
-        raise UsageError(f"--group {given!r} is not a regular expression: {error}", "Correct it") from None
-    if not groups:
-        raise UsageError(f"--group {given!r} has no group", "Write one in parentheses, (...), that matches every case")
-
-
-def _require_kinds(given: object) -> None:
-    for name, kind in given.items() if isinstance(given, Mapping) else ():
-        if isinstance(kind, str):
-            _require_known(f"--kind {name}:", kind.lower(), KINDS)
-
-
-def _require_ignore(content: object) -> None:
-    ignore = content.get("ignore") if isinstance(content, Mapping) else None
-    if not isinstance(content, Mapping) or ignore is None:
-        return
-    if ignore == 0:
-        raise UsageError("--ignore 0: 0 is the background", "Give the value of voxels that nobody annotated")
-    named = {**(content.get("regions") or {}), **(content.get("classes") or {})}
-    for name, values in named.items():
-        if ignore in (values if isinstance(values, list | tuple) else [values]):
-            raise UsageError(f"--ignore {ignore}: {name} has this value, too", "Leave one of the two out")
-
-
-def _check(content: Any, rules: Mapping[str, Callable[[object], None]]) -> Any:
-    for field, rule in rules.items():
-        if isinstance(content, Mapping) and content.get(field) is not None:
-            rule(content[field])
-    return content
-
-
-def _name_of(option: str, kind: Kind) -> Callable[[object], None]:
-    return lambda given: require_name(option, kind, given)
-
-
-def _one_of(option: str, known: Iterable[str]) -> Callable[[object], None]:
-    names = tuple(known)
-    return lambda given: _require_known(option, given, names)
 
 
 class DataOptions(Part):
@@ -140,8 +69,8 @@ class DataOptions(Part):
     @classmethod
     def _names(cls, content: Any) -> Any:
         """Raises UsageError for a name that there is not, and for an ignore value that is something else."""
-        _require_ignore(content)
-        return _check(content, _DATA_RULES)
+        require_ignore(content)
+        return check(content, _DATA_RULES)
 
     @property
     def class_values(self) -> dict[str, int]:
@@ -153,11 +82,11 @@ class DataOptions(Part):
 
 
 _DATA_RULES = {
-    "kinds": _require_kinds,
-    "group": _require_group,
-    "frames": _one_of("--frames", get_args(Frames)),
-    "overlaps": _one_of("--overlaps", get_args(Overlaps)),
-    "missing_structures": _one_of("--missing-structures", get_args(MissingStructures)),
+    "kinds": require_kinds,
+    "group": require_group,
+    "frames": one_of("--frames", get_args(Frames)),
+    "overlaps": one_of("--overlaps", get_args(Overlaps)),
+    "missing_structures": one_of("--missing-structures", get_args(MissingStructures)),
 }
 
 
@@ -333,7 +262,7 @@ class RunOptions(Record):
     @model_validator(mode="before")
     @classmethod
     def _names(cls, content: Any) -> Any:
-        return _check(content, _RUN_RULES)
+        return check(content, _RUN_RULES)
 
     @property
     def starts_from(self) -> Literal["model", "encoder", "none"] | None:
@@ -341,19 +270,14 @@ class RunOptions(Record):
         return self.start.kind if self.start else None
 
 
-def _require_metrics(given: object) -> None:
-    if isinstance(given, list | tuple) and all(isinstance(name, str) for name in given):
-        chosen_metrics(given)
-
-
 _RUN_RULES: dict[str, Callable[[object], None]] = {
-    "metrics": _require_metrics,
-    "configurations": _require_configurations,
-    "family": _name_of("--family", "families"),
-    "loss": _name_of("--loss", "losses"),
-    "augmentation": _name_of("--augmentation", "augmentations"),
-    "preset": _one_of("--preset", get_args(Preset)),
-    "track": _one_of("--track", get_args(Track)),
-    "folds": _require_folds,
+    "metrics": require_metrics,
+    "configurations": require_configurations,
+    "family": name_of("--family", "families"),
+    "loss": name_of("--loss", "losses"),
+    "augmentation": name_of("--augmentation", "augmentations"),
+    "preset": one_of("--preset", get_args(Preset)),
+    "track": one_of("--track", get_args(Track)),
+    "folds": require_folds,
     "device": partial(require_device, several=True),
 }

@@ -23,11 +23,12 @@ from torch import Tensor, distributed
 from ..losses import Batch
 from ..losses.deep_supervision import DeepSupervision
 from ..losses.voxels import Shares, share_batches
+from ..processes import Lost, Raised, Returned, Tell, Told, WorkerProcess, heard
 from ..schema.errors import OptionError, WorkerLost
 from ..schema.options import TrainOptions
 from ..schema.stage_inputs import TrainingInputs, TrainingPlace
 from ..step import Precision, algorithms, configuration_loss, train_step
-from ..workers import Lost, Raised, Returned, Tell, Told, WorkerProcess, available_cores, heard
+from ..workers import available_cores
 from .loader import BatchLoader
 from .samples import EMPHASIS, SampleSource
 from .sources import train_source

@@ -25,8 +25,13 @@ from ..progress import stop_if_cancelled
 from ..schema.cluster import PREFIX, ClusterOptions, cluster_options
 from ..schema.errors import AutoUNetError, OptionError
 from ..schema.options import RunOptions
+from ..schema.plan import Plan
 from ..schema.run import DeviceProfile
-from .cluster_job import probe, run_call
+from ..store.run_folder import RunFolder
+from .cluster_job import probe, run_call, try_there
+from .make_plan import PlanMaker
+from .training_schedule import TrainingSchedule
+from .trial_steps import try_configurations, untried
 
 log = logging.getLogger(__name__)
 
@@ -302,3 +307,17 @@ def _clock_time(seconds: float) -> str:
     """12:00:00, as schedulers take it."""
     whole = math.ceil(seconds)
     return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def try_trainings(
+    schedule: TrainingSchedule, folder: RunFolder, maker: PlanMaker, plan: Plan, cluster: Cluster | None
+) -> None:
+    """Trial steps, where the trainings will go on."""
+    budget, preset = maker.budget(plan), plan.options.preset is not None
+    if cluster is None:
+        try_configurations(schedule, folder, maker.data.dataset, maker.profile, budget, preset)
+    elif untried(schedule, folder, maker.profile, budget):
+        cluster.call(
+            try_there, schedule=schedule, folder=folder, dataset=maker.data.dataset, profile=maker.profile,
+            budget=budget, preset=preset,
+        )  # fmt: skip

@@ -26,11 +26,12 @@ from typing import Any, Literal
 
 import psutil
 
+from ..processes import Lost, Raised, Returned, Tell, Told, WorkerProcess, heard
 from ..progress import ASKED_BY, Progress
 from ..schema.errors import AutoUNetError, Cancelled, WorkerLost
 from ..schema.run import DeviceProfile
 from ..store.run_folder import JobFolder
-from ..workers import KILL, Inherited, Lost, Raised, Returned, Tell, Told, WorkerProcess, end_with, heard, take_over
+from ..workers import KILL, Inherited, end_with, take_over
 from .executor import STOP_SECONDS, do_job
 from .job_state import BEAT_SECONDS, JobRun, began_at
 from .jobs import Job

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..ops.device import devices_like, memory_sentence
+from ..processes import Answer, Lost, Raised, Returned, Tell, Told, WorkerProcess, heard
 from ..progress import ASKED_BY, Progress, SideBySide, Watcher, stop_if_cancelled, watched
 from ..schema.cluster import cluster_options
 from ..schema.errors import AutoUNetError, OptionError, WorkerLost
@@ -19,7 +20,7 @@ from ..schema.options import RunOptions
 from ..schema.run import DeviceProfile, EpochLog
 from ..schema.stage_inputs import TrainingPlace
 from ..time_budget.deadline import Lanes
-from ..workers import Answer, Lost, Raised, Returned, Tell, Told, WorkerProcess, available_cores, ended_by, heard
+from ..workers import available_cores, ended_by
 from . import cache
 from .defaults import step_limit
 from .jobs import Job

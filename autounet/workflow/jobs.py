@@ -38,7 +38,7 @@ from ..schema.stage_inputs import (
 from ..store import scores_file, stage_labels_file
 from ..store.run_folder import BUNDLE_FILE, RunFolder
 from . import cache
-from .defaults import TrainingSchedule, ensembles
+from .training_schedule import TrainingSchedule, ensembles
 
 CLASS_BALANCED = frozenset({"weighted_ce"})
 """losses whose weight map balances the classes over the whole data set; a test holds it equal to

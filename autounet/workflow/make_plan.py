@@ -32,10 +32,10 @@ from .defaults import (
     step_limit,
     train_options,
     trained_names,
-    training_schedule,
 )
 from .executor import lanes_of
 from .fine_tuning import require_model, starting_model, transfer_reason
+from .training_schedule import training_schedule
 from .trial_steps import prediction_memory
 
 log = logging.getLogger(__name__)

@@ -31,11 +31,10 @@ from ..time_budget.run_length import work_of
 from ..tracking import track_run
 from ..tracking.run_tracking import RunTracker
 from ..workers import available_cores
-from .cluster import Cluster, cluster_of
+from .cluster import Cluster, cluster_of, try_trainings
 from .cluster_executor import ClusterExecutor
-from .cluster_job import try_there
 from .dataset_stage import DataRecords, read_data
-from .defaults import TrainingSchedule, check_options, loader_workers, parse_folds, promised_seconds, training_schedule
+from .defaults import check_options, loader_workers, parse_folds, promised_seconds
 from .executor import Runner, SequentialExecutor, SideBySideExecutor, lanes_of, training_devices
 from .fine_tuning import FineTuning, known_weights
 from .jobs import Job, JobGraph
@@ -43,7 +42,8 @@ from .make_plan import PlanMaker
 from .output_folder import locked, require_output_folder, sole_in_process, with_stored
 from .plan_stage import PlanFile, describe_plan, plan_smaller, plan_stage, time_plan, tried
 from .read_status import run_seconds_left
-from .trial_steps import MOST_ATTEMPTS, bytes_of_a_fold, calibrated, try_configurations, untried
+from .training_schedule import TrainingSchedule, training_schedule
+from .trial_steps import MOST_ATTEMPTS, bytes_of_a_fold, calibrated
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +250,7 @@ def _execute(
     allotment = TimeAllotment(deadline, schedule.configurations, len(data.dataset.cases), pending, lanes)
     if trainings:
         allotment.check()
-        _try(schedule, folder, maker, plan, cluster)
+        try_trainings(schedule, folder, maker, plan, cluster)
     jobs += trainings
     if STAGES.index(until) >= STAGES.index("select"):
         selection = graph.selection(jobs, options.data, data.fingerprint, options.metrics or DEFAULT_METRICS)
@@ -262,18 +262,6 @@ def _execute(
         ClusterExecutor(runner, deadline.save, cluster, folder.path).run(jobs)
     else:
         _executor(runner, deadline, lanes).run(jobs)
-
-
-def _try(schedule: TrainingSchedule, folder: RunFolder, maker: PlanMaker, plan: Plan, cluster: Cluster | None) -> None:
-    """Trial steps, where the trainings will go on."""
-    budget, preset = maker.budget(plan), plan.options.preset is not None
-    if cluster is None:
-        try_configurations(schedule, folder, maker.data.dataset, maker.profile, budget, preset)
-    elif untried(schedule, folder, maker.profile, budget):
-        cluster.call(
-            try_there, schedule=schedule, folder=folder, dataset=maker.data.dataset, profile=maker.profile,
-            budget=budget, preset=preset,
-        )  # fmt: skip
 
 
 def _executor(runner: Runner, deadline: Deadline, lanes: Lanes) -> SequentialExecutor:

@@ -25,10 +25,11 @@ from ..time_budget.run_length import RunWork, length_lines, preprocessing_second
 from ..time_budget.shape import coverage
 from .cache import mark_done, stored_key
 from .dataset_stage import DataRecords
-from .defaults import FULL_STEPS, TrainingSchedule, parse_folds, planner_options, step_limit, training_schedule
+from .defaults import FULL_STEPS, parse_folds, planner_options, step_limit
 from .fine_tuning import network_source
 from .jobs import JobGraph
 from .make_plan import TRIAL, PlanMaker
+from .training_schedule import TrainingSchedule, training_schedule
 from .trial_steps import corrected
 
 log = logging.getLogger(__name__)

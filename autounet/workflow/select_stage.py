@@ -23,7 +23,7 @@ from ..schema.stage_inputs import EnsembleCaseInputs
 from ..store import scores_file, stage_labels_file
 from ..store.run_folder import RunFolder
 from . import cache
-from .defaults import TrainingSchedule, ensembles
+from .training_schedule import TrainingSchedule, ensembles
 
 
 def select(

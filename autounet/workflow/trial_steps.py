@@ -30,7 +30,7 @@ from ..schema.run import DeviceProfile, MemoryCalibration, MemoryMargin
 from ..schema.stage_inputs import TrialInputs, plugins_of
 from ..store.run_folder import RunFolder
 from .cache import is_done, mark_done
-from .defaults import TrainingSchedule
+from .training_schedule import TrainingSchedule
 
 log = logging.getLogger(__name__)
 
