@@ -61,6 +61,13 @@ def short_loss(options: dict) -> str:
     return SHORT_NAMES.get(loss, loss)
 
 
+def factor_of(line: dict) -> float:
+    """How hard the data set is to learn, as a trial of a run would take it from this training."""
+    from autounet.time_budget.expected_error import learning_factor
+
+    return learning_factor(line["mean"], line["kept"], line["steps"], line["coverage"], line["features"])
+
+
 def every_training(lines: list[dict]) -> str:
     """A table with a row for each training."""
     rows = []
@@ -75,11 +82,11 @@ def every_training(lines: list[dict]) -> str:
              f"{line['batch']} x {' x '.join(map(str, line['patch']))}, {line['features']}",
              short_loss(options), ", ".join(filter(None, said)) or "-", f"{line['seed']}",
              f"{line['mean']:.3f}", f"{min(dice):.3f}", f"{zero} of {len(dice)}", f"{line['kept']:.3f}",
-             f"{line['steps']}", f"{seconds:.3f}"]
+             f"{line['steps']}", f"{seconds:.3f}", f"{factor_of(line):.2f}"]
         )  # fmt: skip
     header = (
         "set", "configuration, grid", "input, features", "loss", "else", "seed", "mean Dice", "worst class",
-        "classes at 0", "kept by the grid", "steps", "s/step",
+        "classes at 0", "kept by the grid", "steps", "s/step", "factor",
     )  # fmt: skip
     return table(header, sorted(rows))
 

@@ -16,7 +16,7 @@ from autounet.imageio import read_image, read_labels, write_image, write_labels
 from autounet.preprocessing import prepare as preparation
 from autounet.schema.metrics import Metrics
 from autounet.schema.options import DataOptions, RunOptions
-from autounet.workflow import pipeline
+from autounet.workflow import cluster
 from autounet.workflow.pipeline import run_pipeline
 
 FOLDS = (("c0", "c1"), ("c2", "c3", "c4", "c5"))
@@ -39,7 +39,7 @@ def run(folder: Path) -> None:
         configurations=(MODEL,), device="cpu", workers=0, memory_bytes=420 * 2**20, iterations=3,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "try_configurations", lambda *_: None)  # starts a process for a trial
+        patch.setattr(cluster, "try_configurations", lambda *_: None)  # starts a process for a trial
         run_pipeline(folder / "data", folder / "out", options, until="select")
 
 

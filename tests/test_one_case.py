@@ -14,13 +14,13 @@ from autounet.schema.errors import OptionError
 from autounet.schema.options import RunOptions
 from autounet.schema.run import RunRecord
 from autounet.schema.selection import Selection
-from autounet.workflow import pipeline
+from autounet.workflow import cluster
 from autounet.workflow.pipeline import run_pipeline
 from autounet.workflow.read_status import read_status
 
 
 def test_one_case_is_trained_without_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "try_configurations", lambda *_: None)  # starts a process for a trial
+    monkeypatch.setattr(cluster, "try_configurations", lambda *_: None)  # starts a process for a trial
     data, out = tmp_path / "data", tmp_path / "out"
     one_case(data)
     options = RunOptions(device="cpu", workers=0, memory_bytes=420 * 2**20, iterations=2, data=NONE)
