@@ -34,7 +34,7 @@ from autounet.cli.app import main as command
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.planning import fill_memory, plan_inputs
 from autounet.training import loader, loop
-from autounet.workflow import pipeline
+from autounet.workflow import cluster
 
 RESULTS = Path(__file__).parent / "results" / "faults.md"
 STEPS, FOLDS = 6, 2
@@ -86,7 +86,7 @@ def narrow() -> list[Any]:
         mock.patch.object(plan_inputs, "WIDTH", 8),
         mock.patch.object(fill_memory, "WIDTH", 8),
         mock.patch.object(fill_memory, "MOST_WIDTH", 8),
-        mock.patch.object(pipeline, "try_configurations", return_value=None),
+        mock.patch.object(cluster, "try_configurations", return_value=None),
     ]
 
 

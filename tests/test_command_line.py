@@ -238,3 +238,34 @@ def test_segmentations_have_the_ending_of_their_own_image():
     names = ("a.nii", "b.nii.gz", "c.JPG", "d.tif")
     cases = [Case(identifier=name[0], images=(f"images/{name}",)) for name in names]
     assert [segmentation_name(case) for case in cases] == ["a.nii", "b.nii.gz", "c.png", "d.tif"]
+
+
+def fail_with(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 4.00 TiB for an array with shape (1099511627776,)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_memory_that_runs_out_is_no_traceback(autounet, tmp_path, monkeypatch, error):
+    monkeypatch.setattr("autounet.workflow.dataset_stage.check_data", fail_with(error))
+    code, printed = autounet("check", tmp_path)
+    assert code == 1
+    assert "Error: memory ran out" in printed
+    assert str(error) in printed
+    assert "smaller --memory or fewer --workers" in printed
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), KeyError("a mistake")])
+def test_a_mistake_of_the_program_keeps_its_traceback(autounet, tmp_path, monkeypatch, error):
+    monkeypatch.setattr("autounet.workflow.dataset_stage.check_data", fail_with(error))
+    with pytest.raises(type(error)):
+        autounet("check", tmp_path)

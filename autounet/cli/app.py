@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from ..schema.errors import AutoUNetError, UsageError, lost_worker
+from ..schema.errors import AutoUNetError, OutOfMemory, UsageError, lost_worker
 from ..schema.names import printable
 from ..workers import wait_politely
 from .command_options import add_command, root_signature, show_messages
@@ -135,16 +135,31 @@ def main() -> None:
         _end(str(error), 2)
     except AutoUNetError as error:
         _end(str(error))
-    except RuntimeError as error:
-        if (lost := lost_worker(error)) is None:
+    except (MemoryError, RuntimeError) as error:
+        if (known := _known(error)) is None:
             raise
-        _end(str(lost))
+        _end(str(known))
     except OSError as error:  # a full disk, a folder that may not be written
         where = f"{error.filename}: " if error.filename else ""
         _end(f"{where}{error.strerror or error}. Check the path, the permissions and the space on the disk")
     except KeyboardInterrupt:
         typer.echo("Interrupted: the same command continues where it was.", err=True)
         sys.exit(130)
+
+
+def _known(error: MemoryError | RuntimeError) -> AutoUNetError | None:
+    """What Python and torch say without an exception of their own: memory ran out, or a worker was lost."""
+    if (lost := lost_worker(error)) is not None:
+        return lost
+    if not isinstance(error, MemoryError):
+        from ..inference.sliding_window import is_out_of_memory  # with torch, which raised it
+
+        if not is_out_of_memory(error):
+            return None
+    return OutOfMemory(
+        f"memory ran out{f' ({error})' if str(error) else ''}; what was done is kept",
+        "Free memory, or give a smaller --memory or fewer --workers, and the same command again",
+    )
 
 
 def _leave(number: int, _: object) -> None:

@@ -145,7 +145,7 @@ class WorkerLost(AutoUNetError):
     pass
 
 
-def lost_worker(error: RuntimeError) -> WorkerLost | None:
+def lost_worker(error: Exception) -> WorkerLost | None:
     """The error of a killed process that works for this one; None for any other error."""
     from concurrent.futures.process import BrokenProcessPool
 
