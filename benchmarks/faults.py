@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+from measuring import commit, machine
+
 from autounet.cli.app import main as command
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.planning import fill_memory, plan_inputs
@@ -428,7 +430,8 @@ weights, mean Dice and predictions are those, bit for bit, of a run that was not
 training steps made more than once. The time is from the fault to the end of the command; a fault in a file is
 there before the command begins. Files of a finished run were damaged where a file is named.
 
-| stage | fault | what happened | time to notice | work lost | the same command goes on |
+"""
+COLUMNS = """| stage | fault | what happened | time to notice | work lost | the same command goes on |
 |---|---|---|---|---|---|
 """
 
@@ -515,7 +518,8 @@ def write_table(rows: Sequence[Path]) -> None:
     lines = "\n".join(each[1:] for each in found)
     good = sum(each.startswith("1") for each in found)
     text = f"{len(found)} of {len(faults())} faults have been run; {good} of them went as they should."
-    RESULTS.write_text(f"{HEAD}{lines}\n\n{text}\n")
+    where = f"- machine: {machine()}\n- commit: {commit()}\n"
+    RESULTS.write_text(f"{HEAD}{where}\n{COLUMNS}{lines}\n\n{text}\n")
 
 
 if __name__ == "__main__":
