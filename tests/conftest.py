@@ -1,6 +1,8 @@
 """Hypothesis without time limits: shared machines are noisy, and tests never assert times. Long files come first."""
 
+import logging
 import os
+from collections.abc import Iterator
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which would fight for the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,3 +20,12 @@ settings.load_profile("default")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes (`make test`) no core waits at the end for a long file that came last."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+@pytest.fixture(autouse=True)
+def logging_is_left_as_it_was() -> Iterator[None]:
+    """A level or a handler that one test leaves behind decides what another one hears."""
+    package = logging.getLogger("autounet")
+    before = package.level, package.propagate, package.handlers[:]
+    yield
+    assert (package.level, package.propagate, package.handlers) == before
