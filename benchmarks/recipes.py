@@ -5,7 +5,10 @@
 
 A variant is NAME: and a comma-separated list of `configuration`, `width`, `batch`, `patch` (voxels at most), `grid`
 (times the finest axis of the target spacing), `mirror` (true: samples are) and fields of TrainOptions; what it does not
-name is as in the short recipe of a run, with light augmentation. A loss may be written as a sum, `loss=dice+0.3*ce`;
+name is as in the short recipe of a run, with light augmentation. With `first_grid` (a coarser one) or `first_patch`
+(2: half of the patch along each axis that its network can halve) a first training of the same network, at its highest
+learning rate from the rise on, has `first_share` of the seconds (0.5), and lends its averaged weights to a second one,
+with a rise and fall of its own. A loss may be written as a sum, `loss=dice+0.3*ce`;
 `optimiser=muon` is torch's Muon for kernels of convolutions and AdamW for the rest, `schedule=warmup_linear` falls
 evenly to 0.
 The data are prepared once for each set; a variant trains fold 0 for the given seconds and segments validation cases.
@@ -83,12 +86,13 @@ def register_loss(text: str) -> None:
 
 
 def register_schedule() -> None:
-    """A linear rise and fall, and its highest point."""
+    """A linear rise and fall, a rise that stays, and their highest points."""
     from autounet.training import schedule
 
     rise = schedule.WARMUP
     schedule.SCHEDULES["warmup_linear"] = lambda done: done / rise if done < rise else (1 - done) / (1 - rise)
-    schedule.RISING["warmup_linear"] = rise
+    schedule.SCHEDULES["warmup_flat"] = lambda done: min(1.0, done / rise)
+    schedule.RISING["warmup_linear"] = schedule.RISING["warmup_flat"] = rise
 
 
 def register_muon() -> None:
@@ -195,16 +199,46 @@ class ProcessorClock:
     monotonic = staticmethod(time.process_time)
 
 
+def simpler(
+    run: Any, planned: Any, outcome: Any, changed: dict, name: str, first_grid: float = 0, first_patch: int = 1
+) -> Any:
+    """The same network on a coarser grid, or with a smaller patch."""
+    sizes = zip(planned.patch_size, planned.network.divisor, strict=True)
+    patch = tuple(each // first_patch if each % (first_patch * by) == 0 else each for each, by in sizes)
+    if not first_grid:
+        return planned.model_copy(update={"patch_size": patch})
+    options = outcome.plan.options.model_copy(update={**changed, "spacing_scale": first_grid})
+    coarse = outcome.maker.with_options(options).configurations[name]
+    grid = planned.model_copy(update={"preprocess": coarse.preprocess, "prepared": coarse.prepared})
+    return coarser(run, grid, first_grid).model_copy(update={"patch_size": patch})
+
+
+def trained(
+    run: Any, name: str, planned: Any, options: Any, folder: Path, seconds: float, start: tuple[Path, Any] | None = None
+) -> Any:
+    """The record of a training of fold 0. `start`: weights to begin with, and the configuration they are of."""
+    from trainings import fold_training
+
+    from autounet.schema.stage_inputs import InitialWeights
+    from autounet.training import Horizon, train_fold
+
+    inputs, place, horizon = fold_training(run, name, planned, options, folder, Horizon(seconds=seconds))
+    if start is not None:
+        initial = InitialWeights(trained=start[1].network)
+        inputs = inputs.model_copy(update={"initial": initial})
+        place = place.model_copy(update={"initial": start[0]})
+    return train_fold(inputs, place, horizon)
+
+
 def train_variant(outcome: Any, folder: Path, values: dict[str, Any], seconds: float, seed: int, cases: int) -> dict:
     """Train fold 0 and segment `cases` of its validation cases. Returns the line of results.jsonl."""
     import torch
-    from trainings import fold_training
 
     from autounet.crossval.validate import summarise_cases, validate_cases
     from autounet.inference.bundle import load_network
     from autounet.schema.dataset import Dataset, Splits
     from autounet.store.run_folder import CrossvalFolder, FoldFolder, RunFolder
-    from autounet.training import Horizon, loop, train_fold
+    from autounet.training import loop
     from autounet.workflow.dataset_stage import KeptLabels
     from autounet.workflow.defaults import train_options
 
@@ -220,6 +254,7 @@ def train_variant(outcome: Any, folder: Path, values: dict[str, Any], seconds: f
     whole = outcome.plan.configurations[name]
     planned = outcome.maker.with_options(outcome.plan.options.model_copy(update=changed)).configurations[name]
     planned = planned.model_copy(update={"inference": planned.inference.model_copy(update={"mirror_axes": ()})})
+    first = {field: values.pop(field) for field in ("first_grid", "first_patch", "first_share") if field in values}
     if scale != 1:
         planned = coarser(run, planned, scale)
     configured = {field: values.pop(field) for field in ("batch_dice",) if field in values}
@@ -237,7 +272,14 @@ def train_variant(outcome: Any, folder: Path, values: dict[str, Any], seconds: f
     if options.optimiser == "muon":
         register_muon()
     loop.time = ProcessorClock
-    record = train_fold(*fold_training(run, name, planned, options, place.path, Horizon(seconds=seconds)))
+    share = first.pop("first_share", 0.5 if first else 0.0)
+    start, begun = None, 0
+    if first:
+        before = simpler(run, planned, outcome, changed, name, **first)
+        flat = options.model_copy(update={"schedule": "warmup_flat"})
+        begun = trained(run, name, before, flat, place.path / "first", share * seconds).steps
+        start = (place.path / "first" / "weights.safetensors", before)
+    record = trained(run, name, planned, options, place.path, (1 - share) * seconds, start)
     dataset = Dataset.load(run.dataset)
     model = load_network(planned, place.weights, "cpu")
     validation = Splits.load(run.splits).validation(0)
@@ -251,7 +293,7 @@ def train_variant(outcome: Any, folder: Path, values: dict[str, Any], seconds: f
     coverage = math.prod(planned.patch_size) / math.prod(planned.median_shape[-dims:])
     dice = {name: each.dice or 0.0 for name, each in metrics.per_class.items()}
     return {
-        "dice": dice, "mean": statistics.fmean(dice.values()), "steps": record.steps, "seconds": record.seconds,
+        "dice": dice, "mean": statistics.fmean(dice.values()), "steps": begun + record.steps, "seconds": record.seconds,
         "patch": planned.patch_size, "batch": planned.batch_size, "features": planned.network.features[0],
         "coverage": min(1.0, coverage), "kept": KeptLabels(outcome.data, whole.preprocess)(scale), "dims": dims,
     }  # fmt: skip
