@@ -1,6 +1,6 @@
 """What the trial of a run decides on known data sets: how hard each is to learn, and the grid without and with it.
 
-    python benchmarks/trials.py --data DATA [--sets task04,acdc] [--time 10m]
+    python benchmarks/trials.py --data DATA [--sets task04,acdc] [--time 10m] [--folds 0]
 
 Plans a run of the given time, makes its trial (`autounet.workflow.plan_stage.tried`), and trains nothing else. Beside
 the factor stands the one that longer trainings of fold 0 have shown (results/recipes_2026-11-30.md), where there are
@@ -32,7 +32,7 @@ HEADER = (
 TOLD = re.compile(r"a trial of (.+) on (\d+) cases had a mean Dice of (\S+) after (\d+) steps")
 
 
-def row(name: str, data: Path, out: Path, given: str) -> list[str]:
+def row(name: str, data: Path, out: Path, given: str, folds: str) -> list[str]:
     from autounet.schema.option_table import run_options
     from autounet.store.run_folder import RunFolder
     from autounet.workflow.pipeline import run_pipeline
@@ -41,7 +41,7 @@ def row(name: str, data: Path, out: Path, given: str) -> list[str]:
     source = data / JOBS[name].data
     if JOBS[name].data == GENERATED:
         many_classes(source := out / "data")
-    words = ["plan", str(source), "--out", str(out / "out"), "--time", given, *JOBS[name].options]
+    words = ["plan", str(source), "--out", str(out / "out"), "--time", given, "--folds", folds, *JOBS[name].options]
     subprocess.run([sys.executable, "-m", "autounet", "--quiet", *words], check=True, stdout=subprocess.DEVNULL)
     outcome = run_pipeline(source, out / "out", run_options(()), until="plan")
     folder, began = RunFolder(out / "out"), time.monotonic()
@@ -67,17 +67,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--time", default="10m")
+    parser.add_argument("--folds", default="all", help="that the time is for")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     rows = []
     for name in arguments.sets.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(row(name, arguments.data, Path(folder), arguments.time))
+            rows.append(row(name, arguments.data, Path(folder), arguments.time, arguments.folds))
         sys.stdout.write(f"{' | '.join(rows[-1])}\n")
         sys.stdout.flush()
     command = public_command([f"benchmarks/{Path(__file__).name}", *sys.argv[1:]])
-    text = f"""# What the trial of a run of {arguments.time} decides
+    text = f"""# What the trial of a run of {arguments.time} decides (folds: {arguments.folds})
 
 - command: `python {command}`
 - machine: {machine()}

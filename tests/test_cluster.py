@@ -64,12 +64,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 process.kill()
 
 
-def command(folder: Path, out: Path) -> subprocess.Popen[str]:
-    """The run on two workers, planned before."""
-    if not out.exists():
+def command(folder: Path, out: Path, executor: Path | None = None, *more: str) -> subprocess.Popen[str]:
+    """The run on two workers, planned before; or where `executor` says, with more options."""
+    if not out.exists() and not more:
         shutil.copytree(folder / "planned", out)
     words = [sys.executable, "-P", "-m", "autounet", "run", str(folder / "data"), "--out", str(out)]
-    words += ["--executor", str(folder / "two.toml")]
+    words += ["--executor", str(executor or folder / "two.toml"), *more]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
