@@ -227,3 +227,32 @@ def test_a_sidecar_that_is_no_json_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(FileError):
         read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (b"\xff\x51", b"\xff\x51\x00\x29\x00\x00\x7f\xff\xff\xff"),  # a width of two thousand million
+        (b"\x00\x01\x8f\x01\x01", b"\x00\x01\x8f\xff\xff"),  # samples 255 pixels apart: OpenJPEG never ends
+        (b"\xff\x52", b"\xff\x7f"),  # a marker that nobody knows
+    ],
+)
+def test_compressed_pixels_that_contradict_their_file_are_not_decoded(
+    tmp_path: Path, place: bytes, value: bytes
+) -> None:
+    write_series(tmp_path / "case", np.arange(1440, dtype=np.int16).reshape(1, 40, 36), compressed=True)
+    (path,) = (tmp_path / "case").iterdir()
+    content = path.read_bytes()
+    assert content.count(place) == 1
+    where = content.index(place)
+    path.write_bytes(content[:where] + value + content[where + len(value) :])
+    with pytest.raises(FileError, match="compressed pixels"):
+        read_image(tmp_path / "case")
+
+
+def test_paths_that_no_system_can_hold_are_missing_files(tmp_path: Path) -> None:
+    folder = volumes(tmp_path / "data")
+    rows = [f"c{number},imagesTr/c{number}_0000.nii.gz,labelsTr/c{number}.nii.gz" for number in range(3)]
+    (folder / "cases.csv").write_text("case,CT,label\n" + "\n".join(rows) + f"\nlong,{'x' * 5000}.nii.gz,{'y' * 5000}")
+    found = check_data(folder / "cases.csv", NONE).findings
+    assert {finding.code for finding in found if finding.case == "long"} == {"missing-image", "missing-label"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,20 @@ from fake_output import configuration
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autounet.cli.command_options import config_values
 from autounet.inference.archive import record_checksum
 from autounet.inference.bundle import load_bundle
+from autounet.prediction.work_queue import Claims
 from autounet.schema.bundle import ModelBundle
-from autounet.schema.dataset import Channel
+from autounet.schema.cluster import read_cluster_options
+from autounet.schema.dataset import Channel, Splits
 from autounet.schema.errors import AutoUNetError, RecordError, UsageError
 from autounet.schema.labels import LabelClass, Labels
 from autounet.schema.option_table import RUN_OPTIONS, run_options
 from autounet.schema.options import RunOptions, TrainOptions
 from autounet.schema.plan import Configuration, InferenceSpec
 from autounet.schema.record import Record, read_json
+from autounet.schema.run import read_log
 from autounet.schema.selection import Selection, TemperatureScaling
 from autounet.store.run_folder import RunFolder
 from autounet.time_budget.deadline import Clock
@@ -181,3 +186,35 @@ def test_a_plan_that_a_person_mistyped_is_an_error(tmp_path: Path, mistyped: str
     with pytest.raises(RecordError, match="--replan"):
         PlanFile(folder).load()
     assert folder.plan.read_text() == mistyped
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"pid": "x"}', '{"pid": null}', '{"pid": 1e30}', "[" * 10**5, "\x00"])
+def test_a_claim_that_holds_anything_else_is_nobodys(tmp_path: Path, content: str) -> None:
+    claim = tmp_path / "a.claim"
+    claim.write_text(content)
+    assert Claims(tmp_path).break_stale("a") is None  # somebody may be writing it
+    os.utime(claim, (0, 0))
+    assert Claims(tmp_path).break_stale("a") == 0
+    assert not claim.exists()
+
+
+def test_lines_that_are_no_text_end_a_log(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_bytes(b'\xff{"step": 1}\n')
+    assert read_log(tmp_path / "log.jsonl") == []
+
+
+def test_toml_nested_without_end_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("a = " + "[" * 10**5)
+    with pytest.raises(UsageError, match="cannot be read"):
+        config_values(file, "run")
+    with pytest.raises(UsageError, match="is not readable TOML"):
+        read_cluster_options(file)
+
+
+def test_a_record_that_is_wrong_everywhere_is_told_in_few_words(tmp_path: Path) -> None:
+    file = tmp_path / "splits.json"
+    file.write_text(json.dumps({"format_version": 1, "source": "x" * 10**5, "folds": [[1] * 1000] * 9}))
+    with pytest.raises(RecordError, match="more") as raised:
+        Splits.load(file)
+    assert len(str(raised.value)) < 8000

@@ -79,7 +79,7 @@ def test_round_trip(tmp_path_factory, shape, counts, label_type):
 def test_chunks_are_slabs_of_single_slices(tmp_path):
     image = np.zeros((2, 64, 96, 96), np.float32)
     write_prepared(tmp_path, properties_of(image.shape[1:]), image, None, {})
-    stored = open_prepared(tmp_path, "case.1").image
+    stored = open_prepared(tmp_path, "case.1").image.array
     assert stored.chunks == (1, 28, 96, 96)
     assert stored.blocks == (1, 1, 96, 96)
 

@@ -250,7 +250,7 @@ def config_values(file: Path, command: str) -> dict[str, Any]:
     """
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"--config {file} cannot be read: {reason}", "Give a TOML file in UTF-8") from None
     known = {option.key: option for option in options_of(command) if option.name != "--config"}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..schema.errors import FileError
+from .dicom_streams import StreamSize, require_size
 from .image_format import COPY_AGAIN, damaged, itk_reader, itk_reason, require_inflatable, require_memory
 
 if TYPE_CHECKING:
@@ -26,11 +27,8 @@ UNCOMPRESSED = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.1
 """transfer syntaxes: implicit, explicit and deflated little endian, explicit big endian"""
 _DECODED_TO_RGB = ("YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 """kinds of compressed pixels that GDCM's decoders turn into red, green and blue"""
-_FRAME_MACROS = (
-    "PixelMeasuresSequence",
-    "PlanePositionSequence",
-    "PlaneOrientationSequence",
-    "PixelValueTransformationSequence",
+_FRAME_MACROS = tuple(
+    f"{name}Sequence" for name in ("PixelMeasures", "PlanePosition", "PlaneOrientation", "PixelValueTransformation")
 )
 """the functional groups of a frame that say what the elements of a file with one slice say"""
 
@@ -334,6 +332,7 @@ def _decode(each: Slice, encoding: _Encoding) -> np.ndarray:
     """Compressed pixels, by GDCM, which applies slope and intercept and inverts MONOCHROME1."""
     import SimpleITK as sitk
 
+    require_size(each.path, _value(each.path, each.sources[:1], "PixelData"), StreamSize(*each.shape, each.samples))
     try:
         array = sitk.GetArrayFromImage(itk_reader(each.path, "GDCMImageIO").Execute())
     except RuntimeError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,15 @@ import numpy as np
 from ..schema.errors import FileError
 from .dicom import DICOM_SERIES, NO_IMAGES, dicom_files, is_series_uid
 from .dicom_slices import is_dicom
-from .image_format import COPY_AGAIN, UNKNOWN_SPACING, UNKNOWN_UNIT, ImageFormat, ImageHeader, transform_remarks
+from .image_format import (
+    COPY_AGAIN,
+    MAX_MILLIMETRES,
+    UNKNOWN_SPACING,
+    UNKNOWN_UNIT,
+    ImageFormat,
+    ImageHeader,
+    transform_remarks,
+)
 from .metaimage import METAIMAGE
 from .nifti import NIFTI
 from .nrrd import NRRD
@@ -129,11 +136,13 @@ def with_sidecar(path: Path, header: ImageHeader) -> ImageHeader:
     if spacing is None or isinstance(spacing, dict):
         return header
     numbers = isinstance(spacing, list) and all(
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+        isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < MAX_MILLIMETRES
         for value in spacing
     )
     if not numbers or len(spacing) not in (3, header.geometry.dimension):
-        raise FileError(file, f"gives the spacing {spacing!r}", "Write the mm of z, y and x, as in [2.5, 0.7, 0.7]")
+        raise FileError(
+            file, f"gives the spacing {str(spacing)[:60]}", "Write the mm of z, y and x, as in [2.5, 0.7, 0.7]"
+        )
     z, y, x = spacing if len(spacing) == 3 else (1.0, *spacing)
     geometry = header.geometry.model_copy(update={"spacing": (float(z), float(y), float(x))})
     remarks = tuple(each for each in header.remarks if each.code not in (UNKNOWN_UNIT, UNKNOWN_SPACING))

@@ -80,7 +80,7 @@ def _socket_paths(source: Path) -> dict[str, str]:
     try:
         sockets = [entry["socket"] for entry in json.loads(file.read_text(encoding="utf-8"))]
         places = {str(each["slug"]): str(each["relative_path"]) for each in sockets}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         message = f"{file} is no list of sockets with slug and relative_path: {type(error).__name__}: {error}"
         raise DataError(message, "See the page of the algorithm's interface for what it has to hold") from None
     if outside := [place for place in places.values() if Path(place).is_absolute() or ".." in Path(place).parts]:

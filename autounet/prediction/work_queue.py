@@ -87,13 +87,16 @@ class Claims:
         try:
             silent = self._now() - path.stat().st_mtime
             owner = json.loads(path.read_text(encoding="utf-8") or "{}")
-        except (FileNotFoundError, ValueError, RecursionError):  # released, or being written at this moment
+        except FileNotFoundError:  # released at this moment
             return None
-        pid = int(owner.get("pid", 0))
-        gone = owner.get("host") == _host() and not _is_alive(pid)
-        if gone or silent > (STALE_SECONDS if owner else EMPTY_SECONDS):
+        except (ValueError, RecursionError):  # being written, or damaged: nobody's
+            owner = {}
+        pid = owner.get("pid", 0) if isinstance(owner, dict) else 0
+        known = isinstance(pid, int) and 0 < pid < 2**31
+        gone = known and owner.get("host") == _host() and not _is_alive(pid)
+        if gone or silent > (STALE_SECONDS if known else EMPTY_SECONDS):
             path.unlink(missing_ok=True)
-            return pid
+            return pid if known else 0
         return None
 
     def release(self, name: str) -> None:

@@ -114,7 +114,7 @@ def read_cluster_options(file: Path) -> ClusterOptions:
         raise UsageError(
             f"--executor {file} does not exist", "Give local, or a TOML file; docs/cluster.md has examples"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"--executor {file} is not readable TOML: {error}", "Correct the file") from None
     for key in content:
         if key not in ClusterOptions.model_fields:

@@ -222,11 +222,11 @@ class Configuration(TrainedConfiguration):
         content = dict(content)
         try:
             shown = [float(value) for value in content.pop("spacing")]
-        except TypeError:
+        except (TypeError, ValueError, OverflowError):
             raise ValueError("spacing should be a list of numbers, those of preprocess.spacing") from None
-        preprocess = content.get("preprocess", {})
-        home = preprocess.get("spacing") if isinstance(preprocess, dict) else preprocess.spacing
-        if home is not None and shown != [value for value in list(home)[-len(shown) :]]:
+        preprocess = content.get("preprocess")
+        home = preprocess.get("spacing") if isinstance(preprocess, dict) else getattr(preprocess, "spacing", None)
+        if isinstance(home, list | tuple) and shown != list(home)[-len(shown) :]:
             raise ValueError("spacing differs from preprocess.spacing; edit preprocess.spacing and both stay equal")
         return content
 

@@ -17,6 +17,8 @@ from .errors import OptionError
 AnyPath = str | PathLike[str]
 MOST_SEED = 2**53
 """a thousand times as much, which seeds of the folds reach, is below 2^63"""
+LONGEST_TIME = 400
+"""letters: looking for numbers takes the square of them"""
 SIZE_UNITS = {"KB": 1024, "MB": 1024**2, "GB": 1024**3, "TB": 1024**4}
 TIME_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -45,11 +47,12 @@ def write_size(size: int) -> str:
 
 def parse_time(text: str) -> float:
     """Seconds. Raises OptionError."""
-    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([smhd])", text.lower())
-    rest = re.sub(r"(\d+(?:\.\d+)?)\s*([smhd])", "", text.lower()).strip()
+    short = text.lower()[:LONGEST_TIME]
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([smhd])", short)
+    rest = re.sub(r"(\d+(?:\.\d+)?)\s*([smhd])", "", short).strip()
     seconds = sum(float(number) * TIME_UNITS[unit] for number, unit in parts)
-    if rest or not 0 < seconds < math.inf:
-        raise OptionError(f"'{text}' is not a time", "Write for example 90s, 30m, 2h or 1h30m")
+    if rest or len(text) > len(short) or not 0 < seconds < math.inf:
+        raise OptionError(f"'{short}' is not a time", "Write for example 90s, 30m, 2h or 1h30m")
     return seconds
 
 

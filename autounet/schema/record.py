@@ -68,6 +68,8 @@ class Part(BaseModel):
         return digest(self.model_dump(mode="json"))
 
 
+MOST_SHOWN = 300
+"""letters of one problem of a file: it may hold anything"""
 RESTORE = "Take back the last change of the file, or remove it so that it is written again"
 
 
@@ -136,12 +138,14 @@ class Record(Part):
         except DataError as error:  # a name that no record may hold
             raise RecordError(f"{name} is not a valid {cls.__name__}: {error.message}", RESTORE) from None
         except ValidationError as error:
-            problems = "; ".join(
+            problems = [
                 f"{'.'.join(str(part) for part in problem['loc']) or 'record'}: "
                 f"{problem['ctx']['error'] if problem['type'] == 'value_error' else problem['msg']}"
                 for problem in error.errors()
-            )
-            raise RecordError(f"{name} is not a valid {cls.__name__}: {problems}", RESTORE) from None
+            ]
+            shown = [each if len(each) < MOST_SHOWN else f"{each[:MOST_SHOWN]}..." for each in problems[:20]]
+            shown += [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+            raise RecordError(f"{name} is not a valid {cls.__name__}: {'; '.join(shown)}", RESTORE) from None
 
 
 def read_json(path: Path, name: str) -> Any:

@@ -108,9 +108,9 @@ class EpochLog(Part):
 
 
 def read_log(path: Path) -> list[EpochLog]:
-    """Lines of a `log.jsonl`; none without a file. A last line that a crash cut off is left out."""
+    """Lines of a `log.jsonl`; none without a file. One that was cut off or damaged ends them."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
             lines.append(EpochLog.model_validate_json(text))
         except ValidationError:

@@ -13,8 +13,9 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import blosc2
 import numpy as np
@@ -42,12 +43,34 @@ class PreparedRecord(Record):
     """ending of a file's name -> blake2b-128 of the file, hex"""
 
 
+@dataclass(frozen=True)
+class StoredArray:
+    """The array of a file, read where it is sliced. Slicing raises RecordError where that part is damaged."""
+
+    path: Path
+    array: blosc2.NDArray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.array.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
+
+    def __getitem__(self, part: Any) -> np.ndarray:
+        try:
+            return np.asarray(self.array[part])
+        except RuntimeError as error:
+            raise RecordError(f"{self.path} is damaged ({error})", MADE_AGAIN) from None
+
+
 class StoredCase(NamedTuple):
     identifier: str
     properties: CaseProperties
-    image: blosc2.NDArray
-    """(C, *S) float32, read where it is sliced"""
-    labels: blosc2.NDArray | None
+    image: StoredArray
+    """(C, *S) float32"""
+    labels: StoredArray | None
     """(*S) int8 or int16"""
     locations: dict[int, np.ndarray]
     """dense foreground class -> (N, 3) int32"""
@@ -177,8 +200,8 @@ def write_stage_labels(folder: Path, identifier: str, labels: np.ndarray) -> Non
     _write(stage_labels_file(folder, identifier), labels)
 
 
-def open_stage_labels(folder: Path, identifier: str) -> blosc2.NDArray:
-    """(*S) int8 or int16, read where it is sliced. Raises RecordError when there are none."""
+def open_stage_labels(folder: Path, identifier: str) -> StoredArray:
+    """(*S) int8 or int16. Raises RecordError when there are none."""
     return _open(stage_labels_file(folder, identifier), "i", None)
 
 
@@ -215,7 +238,7 @@ def _partition(array: np.ndarray) -> dict[str, tuple[int, ...]]:
 MADE_AGAIN = "Give the same command again: what is missing or damaged is made again"
 
 
-def _open(path: Path, kind: str, shape: tuple[int, ...] | None) -> blosc2.NDArray:
+def _open(path: Path, kind: str, shape: tuple[int, ...] | None) -> StoredArray:
     """Memory-mapped, with one file kept open, where the system can replace mapped files (not on Windows).
 
     Raises RecordError for a file that is not there or damaged, and for everything but plain numbers of this `kind`
@@ -231,16 +254,12 @@ def _open(path: Path, kind: str, shape: tuple[int, ...] | None) -> blosc2.NDArra
         raise RecordError(f"{path} is damaged ({error})", MADE_AGAIN) from None
     if type(found) is not blosc2.NDArray or found.dtype.kind != kind or shape not in (None, found.shape):
         raise RecordError(f"{path} is damaged: it does not hold the array that was written", MADE_AGAIN)
-    return found
+    return StoredArray(path, found)
 
 
 def _read(path: Path, kind: str, shape: tuple[int, ...] | None) -> np.ndarray:
     """The whole array. Raises as `_open`."""
-    stored = _open(path, kind, shape)
-    try:
-        return stored[...]
-    except Exception as error:
-        raise RecordError(f"{path} is damaged ({error})", MADE_AGAIN) from None
+    return _open(path, kind, shape)[...]
 
 
 def _require_openable(path: Path) -> None:

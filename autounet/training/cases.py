@@ -25,7 +25,7 @@ OPEN_CASES = 64
 class TrainCase(NamedTuple):
     """`image` (C, *S3) float32, `labels` and `previous` (*S3) integers.
 
-    They are numpy arrays, or blosc2 arrays read when sliced.
+    They are numpy arrays, or arrays of files, read when sliced.
     """
 
     identifier: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 import time
@@ -167,9 +166,10 @@ def note_attempt(folder: JobFolder, attempt: Attempt) -> None:
 def read_attempts(folder: JobFolder) -> list[Attempt]:
     """None without a file; a last line that was cut off is left out."""
     found = []
-    for line in folder.attempts.read_text(encoding="utf-8").splitlines() if folder.attempts.exists() else ():
+    file = folder.attempts
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
         try:
-            found.append(Attempt.model_validate(json.loads(line)))
+            found.append(Attempt.model_validate_json(line))
         except ValueError:
             break
     return found

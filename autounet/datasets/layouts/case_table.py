@@ -19,7 +19,7 @@ from ...schema.dataset import Case, Finding, Severity
 from ...schema.errors import DataError
 from ...schema.options import DataOptions
 from .detected_layout import DetectedLayout, case_of, override_labels, parse_labels, read_description, with_channels
-from .files import LARGEST_TABLE, NO_UNICODE, SAVE_AS_UTF8, TABLES, readable_text, unicode_text
+from .files import LARGEST_TABLE, NO_UNICODE, SAVE_AS_UTF8, TABLES, is_there, readable_text, unicode_text
 
 CASE, LABEL, GROUP, FOLD, ANNOTATED = KNOWN = ("case", "label", "group", "fold", "annotated")
 """columns with a meaning of their own"""
@@ -216,14 +216,14 @@ def _missing_files(
     """Entries that name nothing, cases without any image; `other`: labels come from elsewhere."""
     findings = []
     for channel in channels:
-        if row[channel] and not (root / row[channel]).exists():
+        if row[channel] and not is_there(root / row[channel]):
             message = f"the table names {row[channel]}, which does not exist, for channel {channel}"
             remedy = "Correct the path, leave the entry empty if there is no file, or remove the row"
             findings.append(Finding(case=row[CASE], code="missing-image", message=message, remedy=remedy))
     if not any(row[channel] for channel in channels):
         message, remedy = "the table names no image for it", "Name its files, or remove its row"
         findings.append(Finding(case=row[CASE], code="missing-image", message=message, remedy=remedy))
-    if not other and (label is None or not label.is_file()):
+    if not other and (label is None or not (is_there(label) and label.is_file())):
         entry = f"{row[LABEL]}, which does not exist," if row.get(LABEL) else "nothing"
         message, remedy = f"the table names {entry} as its label", "Name its label file, or remove its row"
         findings.append(Finding(case=row[CASE], code="missing-label", message=message, remedy=remedy))
@@ -261,7 +261,7 @@ def supplement(data: Path, cases: list[Case], known: Collection[str]) -> tuple[l
 def _supplemented(case: Case, row: dict[str, str], table: DatasetTable, findings: list[Finding]) -> Case:
     changes: dict[str, Any] = {key: row[key] for key in (GROUP, FOLD) if row.get(key)}
     if row.get(LABEL) and not table.image_columns:
-        if (table.path.parent / row[LABEL]).is_file():
+        if is_there(label := table.path.parent / row[LABEL]) and label.is_file():
             changes["label"] = row[LABEL]
         else:
             message = f"{table.path.name} names {row[LABEL]}, which does not exist, as its label"

@@ -20,6 +20,9 @@ from ...schema.options import DataOptions
 from .files import ChannelFiles, glob_images, numbering_problem, unicode_text
 from .pairing import pair
 
+WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
+"""as text; none has more digits than a file can hold"""
+
 
 class DeclaredLabels(NamedTuple):
     """Classes, regions and ignore value as a layout, an option or a file declares them."""
@@ -106,11 +109,11 @@ def parse_labels(declared: Any) -> DeclaredLabels:
     regions: dict[str, tuple[int, ...]] = {}
     ignore = None
     for key, entry in declared.items():
-        if isinstance(entry, str) and re.fullmatch(r"-?\d+", key):
+        if isinstance(entry, str) and WHOLE_NUMBER.fullmatch(key):
             name, values = entry, (int(key),)
         elif isinstance(entry, list) and entry and all(isinstance(value, int) for value in entry):
             name, values = key, tuple(entry)
-        elif (isinstance(entry, int) and not isinstance(entry, bool)) or str(entry).lstrip("-").isdigit():
+        elif (isinstance(entry, int) and not isinstance(entry, bool)) or WHOLE_NUMBER.fullmatch(str(entry)):
             name, values = key, (int(entry),)
         else:
             raise DataError(f"dataset.json: label {key!r} has {entry!r}, not an integer", 'Write "name": value pairs')

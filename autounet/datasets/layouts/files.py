@@ -132,6 +132,14 @@ def unicode_text(path: Path) -> str:
     return text
 
 
+def is_there(path: Path) -> bool:
+    """Whether a path that a file names exists; also False for one that no system can hold, such as a very long one."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def own_path(path: Path) -> Path:
     """The path, absolute. A link stays itself: data stores (git-annex) give files other names than their links have."""
     return Path(os.path.abspath(Path(path).expanduser()))

@@ -35,6 +35,7 @@ from .files import (
     files_per_case,
     flat,
     image_files,
+    is_there,
     readable_text,
 )
 
@@ -157,7 +158,7 @@ def _case(
 
 
 def _exists(path: Path) -> bool:
-    return path.is_file() or is_series(path)
+    return is_there(path) and (path.is_file() or is_series(path))
 
 
 def _entry(root: Path, file: Path, entry: Any) -> Entry:
@@ -184,7 +185,7 @@ def _entry(root: Path, file: Path, entry: Any) -> Entry:
 def _path(root: Path, text: str) -> Path:
     """Absolute or relative to the list; written with backslashes on Windows."""
     path = root / text
-    return root / text.replace("\\", "/") if "\\" in text and not path.exists() else path
+    return root / text.replace("\\", "/") if "\\" in text and not is_there(path) else path
 
 
 def _named(root: Path, images: Sequence[Sequence[Path]]) -> tuple[list[str], dict[str, str]]:

@@ -1,0 +1,420 @@
+"""Everything that reads files of others, each with sound files to change and what reads them.
+
+The sound files are made by the tests' own makers, so that a new format there is attacked here.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from fuzzing_mutations import flipped, gzipped, json_changed, png_changed, safetensors_changed, worded, zip_changed
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+
+Change = Callable[[Random, bytes], bytes]
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A sound file, how it is changed, and what reads it, raising AutoUNetError or nothing."""
+
+    file: Path
+    changes: tuple[Change, ...]
+    read: Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Parser:
+    make: Callable[[Path], list[Seed]]
+    """writes into an empty folder"""
+    share: float = 1.0
+    """of the inputs that a quick parser gets"""
+
+
+# ---- images -----------------------------------------------------------------------------------------------------
+
+HEADS: dict[str, tuple[Change, ...]] = {
+    ".nii.gz": (flipped, gzipped(flipped)),
+    ".png": (flipped, png_changed),
+    **dict.fromkeys((".nrrd", ".mha", ".mhd"), (flipped, worded, worded)),
+}
+
+
+def images(*forms: str, share: float = 1.0) -> Parser:
+    def make(folder: Path) -> list[Seed]:
+        from test_damaged_files import make as make_image
+
+        from autounet.imageio import read_header, read_image, read_labels, read_segments, segment_sets
+
+        seeds = []
+        for form in forms:
+            place = folder / form.strip(".")
+            place.mkdir()
+            source, target = make_image(place, form)
+            ending = next((each for each in HEADS if target.name.endswith(each)), "")
+            readers = [read_header, read_image, read_image, read_labels]
+            readers += [read_segments, segment_sets] if form == ".seg.nrrd" else []
+            seeds += [Seed(target, HEADS.get(ending, (flipped,)), partial(read, source)) for read in readers]
+        return seeds
+
+    return Parser(make, share)
+
+
+def dicom_objects(folder: Path) -> list[Seed]:
+    """A series with segments and one with contours, as data sets that are checked."""
+    from dicom_objects import outlines, write_segmentation, write_slices, write_structures
+
+    from autounet.schema.options import DataOptions
+    from autounet.workflow import dataset_stage
+
+    dataset_stage.available_cores = lambda: 1  # in this process, which is watched
+    mask = np.zeros((4, 16, 14), bool)
+    mask[1:3, 4:11, 3:9] = True
+    seeds = []
+    for kind in ("seg", "rt"):
+        place = folder / kind
+        place.mkdir()
+        series = write_slices(place / "ct", np.zeros(mask.shape, np.int16))
+        file = place / "object" / "object.dcm"
+        file.parent.mkdir()
+        if kind == "seg":
+            write_segmentation(file, series, {"organ": mask})
+        else:
+            write_structures(file, series, {"organ": outlines(mask)})
+
+        seeds.append(Seed(file, (flipped,), partial(dataset_stage.check_data, place, DataOptions())))
+    return seeds
+
+
+# ---- data sets --------------------------------------------------------------------------------------------------
+
+
+def sidecars(folder: Path) -> list[Seed]:
+    from test_damaged_files import make as make_image
+
+    from autounet.imageio import read_header
+
+    path, _ = make_image(folder, ".png")
+    side = folder / "case_7.json"
+    side.write_text('{"spacing": [2.5, 0.7, 0.7], "other": {"a": 1}}')
+    return [Seed(side, (json_changed, worded), partial(read_header, path))]
+
+
+def tables(folder: Path) -> list[Seed]:
+    """Tables and lists of cases of every layout that is described by a file."""
+    from broken_sets import volumes
+
+    from autounet.datasets import scan
+    from autounet.datasets.synthetic import make_demo_dataset
+    from autounet.schema.options import DataOptions
+
+    seeds, rows = [], [("case", "CT", "label", "group", "fold")]
+    rows += [
+        (f"k{number}", f"imagesTr/c{number}_0000.nii.gz", f"labelsTr/c{number}.nii.gz", f"p{number // 2}", "0")
+        for number in range(2)
+    ]
+    for ending, mark in ((".csv", ","), (".tsv", "\t"), (".json", "")):
+        place = volumes(folder / ending[1:])
+        file = place / f"cases{ending}"
+        objects = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+        file.write_text("\n".join(mark.join(row) for row in rows) if mark else json.dumps(objects))
+        changes = (worded,) if mark else (json_changed, worded)
+        seeds.append(Seed(file, changes, partial(scan, file, DataOptions(), [])))
+    for layout in ("nnunet", "msd"):
+        place = make_demo_dataset(folder / layout, cases=2, layout=layout)
+        seeds.append(Seed(place / "dataset.json", (json_changed, worded), partial(scan, place, DataOptions(), [])))
+    return seeds
+
+
+def splits(folder: Path) -> list[Seed]:
+    from autounet.datasets.splits import read_folds
+
+    ours, theirs = folder / "ours.json", folder / "theirs.json"
+    ours.write_text('{"folds": [["a", "b"], ["c"]]}')
+    theirs.write_text('[{"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"]}]')
+    return [Seed(file, (json_changed, worded), partial(read_folds, file)) for file in (ours, theirs)]
+
+
+# ---- what OUT holds ----------------------------------------------------------------------------------------------
+
+
+def outputs(folder: Path) -> Path:
+    """An output folder with all records that a command reads first."""
+    from fake_output import complete_output
+
+    from autounet.schema.run import DeviceProfile, PredictedCase, PredictedFile, read_log, record_of
+    from autounet.store.run_folder import RunFolder
+    from autounet.time_budget.deadline import Clock
+    from autounet.workflow.job_state import JobList, JobRun, ListedJob
+
+    out = RunFolder(complete_output(folder / "out"))
+    assert DeviceProfile.load(out.device) is not None
+    Clock(promised_seconds=900.0, spent_seconds=1.0).save(out.clock)
+    place = out.job("a")
+    JobRun(key="k", attempt="1", state="running", host="h", began=1.0).save(place.run)
+    place.attempts.write_text('{"at": 1.0, "host": "h", "reason": "lost", "counted": true}\n')
+    JobList(jobs=(ListedJob(name="a", key="k", needs=(), done="models/a/done.json"),)).save(out.job_list)
+    for file in out.path.glob("models/*/*/record.json"):
+        curve = json.loads(file.read_text())["curve"]
+        (file.parent / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve[:3]))
+        assert read_log(file.parent / "log.jsonl")
+        (file.parent / "started.json").write_text("{}")
+    record = PredictedCase(key="k", run="r", files=(PredictedFile(name="a.nii.gz", bytes=1),))
+    record.save(record_of(out.path, "a"))
+    record_of(out.path, "b").with_suffix(".claim").write_text('{"host": "h", "pid": 1, "files": ["b.nii.gz"]}')
+    return out.path
+
+
+def status(folder: Path) -> list[Seed]:
+    from autounet.workflow.read_status import read_status
+
+    out = outputs(folder)
+    files = [*out.glob("*.json"), *out.glob("jobs/**/*.json*"), *out.glob("models/*/fold_0/*.json*")]
+    return [Seed(file, (json_lines_changed, flipped), partial(read_status, out)) for file in sorted(files)]
+
+
+def json_lines_changed(rng: Random, whole: bytes) -> bytes:
+    try:
+        return json_changed(rng, whole)
+    except ValueError:  # a line for each record
+        lines = whole.splitlines()
+        at = rng.randrange(len(lines))
+        lines[at] = json_changed(rng, lines[at])
+        return b"\n".join(lines) + b"\n"
+
+
+def plans(folder: Path) -> list[Seed]:
+    """As `train` takes them over: read, and validated against the data."""
+    from autounet.planning.validation import validate
+    from autounet.schema.dataset import Dataset
+    from autounet.schema.fingerprint import Fingerprint
+    from autounet.store.run_folder import RunFolder
+    from autounet.workflow.plan_stage import PlanFile
+
+    out = RunFolder(outputs(folder))
+    fingerprint, labels = Fingerprint.load(out.fingerprint), Dataset.load(out.dataset).labels
+    fingerprint = fingerprint.model_copy(update={"orientation": "canonical"})  # as the plan of the same maker has it
+
+    def read() -> None:
+        if (plan := PlanFile(out).load()) is not None:
+            validate(plan, fingerprint, labels)
+        out.plan.with_name("plan.json.damaged").unlink(missing_ok=True)
+
+    return [Seed(out.plan, (json_changed, worded, flipped), read)]
+
+
+def predicted(folder: Path) -> list[Seed]:
+    from autounet.prediction.work_queue import Claims
+    from autounet.schema.run import RECORDS, is_result, record_of, written_names
+
+    out = outputs(folder)
+
+    def read() -> None:
+        for case in "ab":
+            written_names(out, case)
+            is_result(out / f"{case}.nii.gz")
+            Claims(out / RECORDS).break_stale(case)
+
+    files = [record_of(out, "a"), record_of(out, "b").with_suffix(".claim")]
+    return [Seed(file, (json_changed, worded, flipped), read) for file in files]
+
+
+def reports(folder: Path) -> list[Seed]:
+    """What the other commands read of an output folder, as they do: each of them refuses or shows it."""
+    from autounet.report.comparison import compare_runs, compare_with_published
+    from autounet.report.output_records import read_output_records
+    from autounet.schema.errors import AutoUNetError
+
+    out = outputs(folder)
+    other = shutil.copytree(out, folder / "other")
+
+    def read() -> None:
+        told = None
+        for each in (
+            partial(compare_with_published, out, None), partial(compare_runs, out, other, "dice"),
+            partial(read_output_records, out),
+        ):  # fmt: skip
+            try:
+                each()
+            except AutoUNetError as error:
+                told = error
+        if told is not None:
+            raise told
+
+    return [Seed(file, (json_changed, flipped), read) for file in sorted(out.glob("*.json"))]
+
+
+def prepared(folder: Path) -> list[Seed]:
+    from test_store import properties_of
+
+    from autounet.store import prepared as store
+
+    image = np.arange(2 * 4 * 8 * 8, dtype=np.float32).reshape(2, 4, 8, 8)
+    properties = properties_of((4, 8, 8))
+    name = properties.identifier
+    store.write_prepared(folder, properties, image, image[0].astype(np.int8), {1: np.ones((3, 3), np.int32)})
+    store.write_scores(folder, name, image)
+
+    def read() -> None:
+        """A command compares checksums first; whoever made the folder has computed them."""
+        case = store.open_prepared(folder, name)
+        case.image[:, 1:3]
+        if case.labels is not None:
+            case.labels[...]
+        store.read_scores(folder, name)
+
+    arrays = [Seed(file, (flipped,), read) for file in sorted(folder.glob("*.b2nd"))]
+    return [*arrays, Seed(folder / f"{name}.json", (json_changed, flipped), read)]
+
+
+# ---- models ------------------------------------------------------------------------------------------------------
+
+
+def bundles(folder: Path) -> list[Seed]:
+    from nnunet_exports import configuration, packed
+
+    from autounet.inference.bundle import export_bundle, load_bundle
+
+    model = packed(folder / "packed", {"2d": configuration(2)}, folds=(0,))
+    archive = folder / "a.autounet"
+    export_bundle(model, archive)
+
+    def read_archive() -> None:
+        from autounet.inference import archive as module
+
+        try:
+            load_bundle(archive)
+        finally:  # a process that reads one model keeps it
+            while module._unpacked:
+                shutil.rmtree(module._unpacked.popitem()[1], ignore_errors=True)
+
+    return [
+        Seed(model / "bundle.json", (json_changed, flipped), partial(load_bundle, model)),
+        Seed(archive, (zip_changed, flipped), read_archive),
+    ]
+
+
+def weights(folder: Path) -> list[Seed]:
+    import torch
+    from nnunet_exports import configuration, packed
+
+    from autounet.inference.bundle import load_network
+    from autounet.store.weights import load_weights, read_pretrained
+
+    own = configuration(2)
+    model = packed(folder / "packed", {"2d": own}, folds=(0,))
+    file = model / "2d" / "fold_0.safetensors"
+    saved = folder / "saved.pth"
+    torch.save({"state_dict": load_weights(file)}, saved)
+    return [
+        Seed(file, (safetensors_changed, flipped), lambda: load_network(own, file, "cpu")),
+        Seed(saved, (zip_changed, flipped), partial(read_pretrained, saved)),
+    ]
+
+
+def imports(folder: Path) -> list[Seed]:
+    from nnunet_folders import trained, zipped
+
+    from autounet.interop.import_nnunet import import_model
+
+    model = trained(folder / "results" / "Dataset001_A", folds=(0,))
+    whole = zipped(folder / "results" / "Dataset001_A", folder / "model.zip")
+    out = folder / "imported"
+
+    def read(source: Path) -> None:
+        try:
+            import_model(source, out)
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
+
+    described = [
+        Seed(model / f"{name}.json", (json_changed, worded), partial(read, model)) for name in ("plans", "dataset")
+    ]
+    saved = model / "fold_0" / "checkpoint_final.pth"
+    return [
+        *described,
+        Seed(saved, (zip_changed, flipped), partial(read, model)),
+        Seed(whole, (zip_changed, flipped), partial(read, whole)),
+    ]
+
+
+# ---- options -----------------------------------------------------------------------------------------------------
+
+RUN_TOML = b"""time = "30m"
+memory = "8GB"
+configurations = ["2d", "3d_fullres"]
+folds = [0, 1]
+seed = 3
+deterministic = true
+epochs = 3
+
+[channel]
+MRI = "images/*"
+
+[class]
+organ = 1
+
+[region]
+whole = [1, 2]
+"""
+CLUSTER_TOML = b"""provider = "slurm"
+partition = "gpu"
+walltime = "2h"
+memory = "16GB"
+blocks = 4
+address = "10.1.0.1"
+before = ["module load cuda"]
+"""
+
+
+def options(folder: Path) -> list[Seed]:
+    """`--config`, and what is made of its values; `--executor`."""
+    from autounet.cli.command_options import config_values, options_of
+    from autounet.schema.cluster import read_cluster_options
+    from autounet.schema.option_table import run_options
+
+    run, cluster = folder / "run.toml", folder / "cluster.toml"
+    run.write_bytes(RUN_TOML)
+    cluster.write_bytes(CLUSTER_TOML)
+    known = {option.parameter: option for option in options_of("run")}
+
+    def read() -> None:
+        values = config_values(run, "run")
+        run_options([(known[name], value) for name, value in values.items()])
+
+    return [
+        Seed(run, (worded, flipped), read),
+        Seed(cluster, (worded, flipped), partial(read_cluster_options, cluster)),
+    ]
+
+
+PARSERS: dict[str, Parser] = {
+    "NIfTI": images(".nii", ".nii.gz"),
+    "NRRD": images(".nrrd", "raw.nrrd", ".seg.nrrd"),
+    "MetaImage": images(".mha", "raw.mha", ".mhd", share=1.5),
+    "TIFF": images(".tif", "stack.tif", "rgb.tif", "cmyk.tif", "bits.tif", ".ome.tif", share=1.5),
+    "PNG": images(".png", "palette.png", "rgba.png", "deep.png", share=1.5),
+    "JPEG, GIF, BMP": images(".jpg", "turned.jpg", ".gif", ".bmp", share=1.5),
+    "DICOM series": images("dicom", "dicom-jpeg2000", share=0.1),
+    "DICOM SEG and RTSTRUCT": Parser(dicom_objects, 0.1),
+    "spacing beside pictures": Parser(sidecars, 2),
+    "tables and lists of cases": Parser(tables, 0.4),
+    "folds": Parser(splits, 3),
+    "output folder (status)": Parser(status, 0.25),
+    "output folder (compare, report)": Parser(reports, 0.02),
+    "plan": Parser(plans, 2),
+    "records of predict": Parser(predicted),
+    "prepared cases and scores": Parser(prepared),
+    "bundle, .autounet": Parser(bundles),
+    "weights": Parser(weights, 0.5),
+    "nnU-Net model": Parser(imports, 0.2),
+    "--config, --executor": Parser(options, 2),
+}
