@@ -141,9 +141,9 @@ MODEL_OPTIONS: tuple[Option, ...] = (
     Option("--out", "FOLDER", "Output", ("check",), "New folder for --fix", PATH),
     Option("--format", "NAME", "Output", ("predict",), "dicom-seg: write DICOM segmentation objects, where INPUT is "
            "DICOM", _one_of("--format", "dicom-seg")),
-    Option("--format", "NAME", "Output", ("export",), "bundle, nnunet (a model of nnU-Net v2), grand-challenge (a "
-           "folder for Docker), onnx (needs the extra onnx) or torch (torch.export)",
-           _one_of("--format", "bundle", "nnunet", "grand-challenge", "onnx", "torch"), required=True),
+    Option("--format", "NAME", "Output", ("export",), "bundle, nnunet (a model of nnU-Net v2), monai (a bundle of "
+           "MONAI), grand-challenge (a folder for Docker), onnx (needs the extra onnx) or torch (torch.export)",
+           _one_of("--format", "bundle", "nnunet", "monai", "grand-challenge", "onnx", "torch"), required=True),
     Option("--dataset", "NAME", "Output", ("export",), "With --format nnunet: name in nnU-Net, such as "
            "Dataset123_Liver. By default made from the data set's name", TEXT),
     Option("--sockets", "SLUGS", "Output", ("export",), "With --format grand-challenge: slugs of the input sockets, "

@@ -256,8 +256,8 @@ def export(
     memory: int | None,
     licence: str | None,
 ) -> None:
-    """Write a model as one file to give away, as a model of nnU-Net, as an algorithm of grand-challenge.org, or its
-    networks for programs without autounet."""
+    """Write a model as one file to give away, as a model of nnU-Net, as a bundle of MONAI, as an algorithm of
+    grand-challenge.org, or its networks for programs without autounet."""
     _require_of_format(
         format_,
         {
@@ -266,8 +266,8 @@ def export(
             "--output-socket": (output_socket, ("grand-challenge",)),
             "--memory": (memory, ("grand-challenge",)),
             "--licence": (licence, ("bundle",)),
-            "--configuration": (configuration, ("nnunet", "onnx", "torch")),
-            "--folds": (folds, ("nnunet", "onnx", "torch")),
+            "--configuration": (configuration, ("nnunet", "monai", "onnx", "torch")),
+            "--folds": (folds, ("nnunet", "monai", "onnx", "torch")),
         },
     )
     if format_ == "bundle":
@@ -294,6 +294,15 @@ def export(
             typer.echo(f"other than autounet predict: {difference}")
         typer.echo(f"exported: {', '.join(map(str, written.paths))}")
         typer.echo("\n".join(written.commands))
+        return
+    if format_ == "monai":
+        from ..interop.export_monai import export_monai
+
+        made = export_monai(model, out, configuration, folds)
+        for difference in made.differences:
+            typer.echo(f"other than autounet predict: {difference}")
+        typer.echo(f"exported: {made.path}")
+        typer.echo(made.command)
         return
     from ..interop.export_networks import export_model
 

@@ -74,7 +74,7 @@ def export_nnunet(
     zipped = Path(out).suffix.lower() == ".zip"
     if Path(out).exists() and (zipped or not Path(out).is_dir() or any(Path(out).iterdir())):
         raise OptionError(f"{out} is there already", "Give a new folder, or a new zip file")
-    members = _members(bundle, names, folds)
+    members = fold_files(bundle, names, folds)
     commands, differences = predict_commands(bundle, names, members, name), export_differences(bundle, names)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     temporary = new_folder(Path(out))
@@ -106,7 +106,7 @@ def _dataset_name(bundle: ModelBundle, given: str | None) -> str:
     return f"Dataset{FIRST_NUMBER + zlib.crc32(utf8(bundle.name)) % NUMBERS}_{plain}"
 
 
-def _members(
+def fold_files(
     bundle: ModelBundle, names: Sequence[str], folds: Sequence[int | None] | None
 ) -> dict[str, dict[int | None, str]]:
     """Weights files by configuration, previous stages first, and fold. Raises ModelError for one that is not there."""

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
-import cc3d
 import numpy as np
 
 from ..schema.geometry import Box3
@@ -48,6 +47,8 @@ def filled_mask(image: np.ndarray) -> np.ndarray:
 
     Same voxels as scipy's `binary_fill_holes`, by components of the zeros, which is much faster on volumes.
     """
+    import cc3d  # inside: bundles of MONAI hold this file and have no cc3d
+
     mask = nonzero_mask(image)
     if mask.all():
         return mask

@@ -12,7 +12,6 @@ from itertools import permutations
 from typing import TypeVar
 
 import numpy as np
-from scipy.ndimage import affine_transform
 
 from ..schema.geometry import Geometry
 
@@ -162,6 +161,8 @@ def regrid_labels(values: np.ndarray, source: Geometry, target: Geometry) -> np.
 
 def regrid_image(image: np.ndarray, source: Geometry, target: Geometry) -> np.ndarray:
     """float32 (C, Z, Y, X) of `source` on the grid of `target`: linear; beyond the border a channel's least value."""
+    from scipy.ndimage import affine_transform  # inside: bundles of MONAI hold this file and have no scipy
+
     matrix = voxel_map(source, target)
     result = np.empty((len(image), *target.shape), np.float32)
     for channel, moved in zip(image, result, strict=True):

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy.ndimage import find_objects, spline_filter1d
-from scipy.sparse import coo_array, csr_array
 
 from ..schema.geometry import Shape3
 from ..schema.plan import PreprocessSpec
 from .orient import permute
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+# scipy is imported inside functions: bundles of MONAI (`interop.export_monai`) hold this file and have no scipy
 
 BORDER = 12
 """voxels of edge padding before the filter, as in scipy's `zoom`"""
@@ -77,6 +80,8 @@ def apply_taps(array: np.ndarray, axis: int, along: Taps) -> np.ndarray:
 @lru_cache(maxsize=64)
 def cubic_operator(old: int, new: int) -> csr_array:
     """The map of order 3 from `old` to `new` voxels, (new, old) float32. Shared: do not write to it."""
+    from scipy.sparse import coo_array, csr_array
+
     where = positions(old, new)
     blocks = []
     for start in range(0, new, BLOCK):
@@ -93,6 +98,8 @@ def cubic_operator(old: int, new: int) -> csr_array:
 
 def _cubic_matrix(size: int, where: np.ndarray) -> np.ndarray:
     """(positions, size) float64: the values at `where` of the cubic spline through `size` edge-padded voxels."""
+    from scipy.ndimage import spline_filter1d
+
     padded = np.pad(np.eye(size), ((BORDER, BORDER), (0, 0)), mode="edge")
     coefficients = spline_filter1d(padded, order=3, axis=0, mode="nearest")
     base = np.floor(where).astype(np.int64)
@@ -221,6 +228,8 @@ def resample_labels(
     """
     if labels.shape == tuple(shape):
         return labels
+    from scipy.ndimage import find_objects
+
     along = axis_taps(labels.shape, shape, axis_orders(order, axis, z_order))
     if all(not each.weight.any() for each in along):
         return labels[np.ix_(*(each.low for each in along))]
