@@ -55,6 +55,9 @@ ONLY_IN = {
     "pydicom": ("imageio", "prediction"),
     "nrrd": ("imageio",),
     "nibabel": ("imageio",),
+    "zarr": ("imageio",),
+    "h5py": ("imageio",),
+    "roifile": ("imageio",),
     "typer": ("cli",),
 }
 WITHOUT_TORCH = {

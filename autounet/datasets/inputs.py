@@ -15,7 +15,7 @@ from ..imageio import (
     VOLUME_KINDS,
     describe_unread,
     file_kind,
-    is_image,
+    is_container,
     is_series,
     read_frames,
     read_header,
@@ -37,10 +37,9 @@ from .layouts.files import (
     distinct_names,
     files_per_case,
     flat,
-    folder_files,
     image_files,
+    is_there,
     listing,
-    matching_files,
     new_images,
     numbering_problem,
     own_path,
@@ -49,6 +48,7 @@ from .layouts.files import (
     without_results,
 )
 from .layouts.paired_folders import ChannelSource, join_channels
+from .layouts.patterns import addressed, folder_files, matching_files
 from .scan import frame_name
 
 log = logging.getLogger(__name__)
@@ -118,9 +118,12 @@ def find_inputs(path: Path, bundle: ModelBundle) -> list[InputCase]:
     cases where the model was trained so. What AutoUNet wrote is left out. Raises DataError when there is no image.
     """
     path = own_path(path)
-    if not path.exists():
+    if not is_there(path):
         raise DataError(f"{path} does not exist", "Give an image or a folder of images")
-    found = _inputs_of(path, bundle)
+    found = [
+        case._replace(images=(addressed(case.images[0], bundle),)) if len(case.images) == 1 else case
+        for case in _inputs_of(path, bundle)
+    ]
     found += _unread(path, found)
     if bundle.time_points:
         found = [frame for case in found for frame in _time_points(case)]
@@ -184,7 +187,7 @@ def _inputs_of(path: Path, bundle: ModelBundle) -> list[InputCase]:
 def _files_of(path: Path, bundle: ModelBundle) -> list[InputCase]:
     if path.is_file() and path.suffix.lower() in TABLES:
         return _from_table(path, bundle)
-    if path.is_file() or (len(bundle.channel_patterns) <= 1 and is_series(path)):
+    if path.is_file() or is_container(path) or (len(bundle.channel_patterns) <= 1 and is_series(path)):
         return [_single(path, bundle)]
     listed: dict[str, dict[str, list[Path]]] = {}
     if bundle.layout == "table" and find_table(path) is not None:
@@ -230,7 +233,7 @@ def _from_table(path: Path, bundle: ModelBundle) -> list[InputCase]:
     cases = []
     for row in table.rows:
         files = {index: table.path.parent / row[column] for index, column in enumerate(wanted) if row[column]}
-        absent = [wanted[index] for index, file in files.items() if not file.exists()]
+        absent = [wanted[index] for index, file in files.items() if not is_there(file)]
         if absent or not files:
             message = f"{table.path}: there is no file for {(absent or wanted)[0]}"
             cases.append(refused(row[CASE], list(files.values()), message, "Add it"))
@@ -241,7 +244,7 @@ def _from_table(path: Path, bundle: ModelBundle) -> list[InputCase]:
 
 def _single(path: Path, bundle: ModelBundle) -> InputCase:
     """One file, or DICOM series; other channels are looked for in its folder, that of the link where it is one."""
-    if not is_image(path) and not path.is_dir():
+    if not suffix(path) and not path.is_dir():
         if unread_images(path.parent).count(path):
             raise DataError(f"{path}: {describe_unread([path])[0]}", describe_unread([path])[1])
         raise DataError(f"{path} is not an image that can be read", "Give NIfTI, NRRD, MHA, PNG, TIFF, GIF or JPEG")

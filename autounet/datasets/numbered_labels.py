@@ -9,11 +9,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ..imageio import VOLUME_KINDS
+from ..imageio import VOLUME_KINDS, is_outlines
 from ..schema.dataset import Case, CaseFacts, Dataset, Finding, Severity
 from ..schema.errors import DataError, OptionError
 from ..schema.labels import LabelCode, labels_of_objects
@@ -45,7 +46,7 @@ def tell_apart(found: DetectedLayout, cases: Sequence[Case], options: DataOption
     Raises also DataError where a label comes in several files.
     """
     ignore = _require_unnamed(found, options, "--objects")
-    if several := [case for case in cases if case.label_parts]:
+    if several := [case for case in cases if case.label_parts and not is_outlines(Path(case.label_parts[0].path))]:
         raise DataError(
             f"--objects needs one label file that numbers the objects, and {len(several)} cases have several",
             "Write one mask for each image, with a number for each object",

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 from ..imageio import (
-    VOLUME_KINDS,
     describe_unread,
     file_kind,
     read_frames,
@@ -18,92 +15,19 @@ from ..imageio import (
     suffix,
     unread_images,
 )
-from ..schema.dataset import Case, Channel, ChannelKind, Dataset, Finding, Severity
-from ..schema.errors import DataError, FileError, OptionError
+from ..schema.dataset import Case, Dataset, Finding, Severity
+from ..schema.errors import DataError
 from ..schema.options import DataOptions
 from ..schema.plugins import plugins
-from .checks.examine import unreadable
+from .channels import find_channels, order_findings
 from .coded_labels import with_coded_labels
 from .labels import annotate, build_labels
 from .layouts import LAYOUTS, OWN_LAYOUTS, case_table, msd
+from .layouts.containers import with_levels
 from .layouts.detected_layout import DetectedLayout, read_description, with_description, without_missing_channels
 from .layouts.files import existing_folder, own_path
 from .splits import with_groups
 from .structures import with_structures
-
-_KIND_WORDS = {
-    "ct": ChannelKind.ct,
-    **dict.fromkeys(("mri", "mr", "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "flair", "adc", "dwi", "pd"),
-                    ChannelKind.mri),
-    **dict.fromkeys(("photo", "rgb", "red", "green", "blue", "r", "g", "b"), ChannelKind.photo),
-}  # fmt: skip
-
-
-def find_channels(
-    root: Path, cases: Sequence[Case], names: list[str] | None, options: DataOptions
-) -> tuple[Channel, ...]:
-    """Names and kinds of the channels of the first case whose headers can be read. Raises DataError, OptionError."""
-    count, photo = _count_channels(root, cases)
-    if names is not None and all(case.present is not None for case in cases):
-        count = len(names)  # no case has all of them
-    unknown = set(options.kinds)
-    if names is None:
-        names = ["image"] if count == 1 or (count == 3 and photo) else [f"channel_{index}" for index in range(count)]
-    if len(names) == 1 and count == 3 and photo:
-        unknown -= {*names, "red", "green", "blue"}
-        common = options.kinds.get(names[0], "photo")
-        found = [
-            Channel(name=name, kind=ChannelKind(options.kinds.get(name, common).lower()))
-            for name in ("red", "green", "blue")
-        ]
-    elif len(names) == count:
-        unknown -= set(names)
-        found = [
-            Channel(
-                name=name,
-                kind=ChannelKind(options.kinds[name].lower()) if name in options.kinds else _kind_by_name(name),
-            )
-            for name in names
-        ]
-    else:
-        raise DataError(
-            f"it has {count} channel{'s' if count > 1 else ''}, but {len(names)} are named ({', '.join(names)})",
-            "Correct dataset.json or the --channel options",
-            case=cases[0].identifier,
-        )
-    if unknown:
-        known = ", ".join(channel.name for channel in found)
-        raise OptionError(f"--kind names the unknown channel {', '.join(sorted(unknown))}", f"The channels are {known}")
-    return tuple(found)
-
-
-def _count_channels(root: Path, cases: Sequence[Case]) -> tuple[int, bool]:
-    """Channels of the first readable case, and whether it is a picture (no volume format).
-
-    Of pictures, the number that most have: programs save a coloured one as grey where it holds no colours.
-    """
-    findings, counts, picture = [], Counter[int](), False
-    for case in sorted(cases, key=lambda case: case.present is not None):  # one with all channels, where there is one
-        try:
-            headers = [read_header(root / path) for path in case.images]
-        except FileError as error:
-            findings.append(unreadable(case, root, error))
-            continue
-        own = headers[0][0].kind not in VOLUME_KINDS and len(headers) == 1
-        count = sum(1 if case.frame is not None else channels for _, channels in headers)
-        if not counts and not (own and headers[0][0].dimension == 2):
-            return count, own
-        if own:
-            counts[count], picture = counts[count] + 1, True
-    if not counts:
-        raise DataError.of(findings)
-    return max(counts, key=lambda count: (counts[count], count)), picture
-
-
-def _kind_by_name(name: str) -> ChannelKind:
-    """By the first word: CT (HU) -> ct, MRI -> mri, rgb_to_0_1 -> photo; else other."""
-    words = re.findall(r"[a-z0-9]+", name.lower())
-    return _KIND_WORDS.get(words[0], ChannelKind.other) if words else ChannelKind.other
 
 
 def split_frames(
@@ -219,6 +143,7 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     twice = {case.identifier for case, after in pairwise(listed) if case.identifier == after.identifier}
     if twice:
         raise DataError(f"several cases are called {', '.join(sorted(twice))}", "Give them different names")
+    found, listed = with_levels(root, found, listed)
     found, coded = with_coded_labels(root, found, listed, options)
     found, listed, told = with_structures(root, found, listed, options)
     labels = build_labels(found.labels, options)
@@ -230,11 +155,13 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     )
     listed, time_points = split_frames(root, listed, found.channels, options)
     image = listed[0].images[0]
+    channels = find_channels(root, listed, found.channels, options)
+    _report(order_findings(root, listed, channels), findings)
     return Dataset(
         root=str(root),
         name=str(read_description(root).get("name") or root.name),
         layout=layout,
-        channels=find_channels(root, listed, found.channels, options),
+        channels=channels,
         labels=labels,
         labels_declared=found.labels_declared,
         cases=tuple(listed),

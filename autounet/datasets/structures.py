@@ -18,9 +18,12 @@ import numpy as np
 from ..imageio import (
     LabelContent,
     LabelParts,
+    is_outlines,
     may_overlap,
+    outline_names,
     read_label_content,
     read_label_parts,
+    read_outlined_objects,
     read_structures,
     sizes_of,
     structure_names,
@@ -57,7 +60,15 @@ def read_case_label(root: Path, case: Case, codes: Sequence[LabelCode]) -> Label
     """The label of a case that has one, from one file or several; of objects core and border. Raises DataError."""
     assert case.label is not None
     if case.label_parts:
-        return read_label_parts(parts_of(root, case), root / case.images[0], codes)
+        outlines = root / case.label_parts[0].path
+        if not is_outlines(outlines) or (codes and not any(code.above is not None for code in codes)):
+            return read_label_parts(parts_of(root, case), root / case.images[0], codes)
+        content = read_outlined_objects(outlines, root / case.images[0])
+        if not codes:
+            return content
+        if not any(code.border for code in codes):
+            return content._replace(values=values_of_objects(content.values, codes))
+        return content._replace(values=core_and_border(content.values, content.geometry.spacing, codes))
     if not any(code.border for code in codes):
         return read_label_content(root / case.label, codes, case.frame)
     content = read_label_content(root / case.label, (), case.frame)
@@ -86,7 +97,8 @@ def with_structures(root: Path, found: DetectedLayout, cases: list[Case], option
     Unchanged where no label names its structures. Raises DataError.
     """
     own = [case for case in cases if case.label_parts]
-    if not own:
+    outlined = bool(own) and is_outlines(root / own[0].label_parts[0].path)
+    if not own or (outlined and (options.join or options.objects)):
         return Structured(found, cases, [])
     names = {case.identifier: _names_in(root, case) for case in own}
     fullest = sorted(names.values(), key=len, reverse=True)
@@ -107,6 +119,8 @@ def with_structures(root: Path, found: DetectedLayout, cases: list[Case], option
         left = [name for name in every if name not in wanted]
         message = f"{len(left)} structures are left aside, as --class names others: {_listed(left)}"
         findings.append(_warning("left-aside", message, "Name them, too, if they are to be learned"))
+    if outlined:  # what an image does not show has no outline there
+        return Structured(replace(found, labels=joined, labels_declared=True, codes=codes), cases, findings)
     if options.missing_structures != "absent":
         cases = [_annotated(case, names.get(case.identifier), wanted, codes) for case in cases]
         findings += _missing_findings(names, wanted)
@@ -118,7 +132,9 @@ def _names_in(root: Path, case: Case) -> list[str]:
     names: list[str] = []
     for part in case.label_parts:
         with suppress(DataError):
-            names += [part.name] if part.name is not None else structure_names(root / part.path)
+            path = root / part.path
+            read = outline_names if is_outlines(path) else structure_names
+            names += [part.name] if part.name is not None else read(path)
     return list(dict.fromkeys(names))
 
 
@@ -171,7 +187,7 @@ def _stamp(root: Path, case: Case) -> object:
 def _meeting_of(task: _MeetingTask) -> Meeting:
     try:
         parts = parts_of(task.root, task.case)
-        if len(parts) == 1 and parts[0][0] is None and not may_overlap(parts[0][1]):
+        if len(parts) == 1 and parts[0][0] is None and not is_outlines(parts[0][1]) and not may_overlap(parts[0][1]):
             return {}
         return read_structures(parts, task.root / task.case.images[0]).voxels
     except DataError:

@@ -15,7 +15,7 @@ import numpy as np
 from ..schema.errors import FileError
 from ..schema.geometry import Geometry
 from ..schema.labels import LabelCode
-from ..schema.record import replacing
+from .containers import is_zarr, require_extra, split_address
 from .dicom import (
     LABEL_MODALITIES,
     DicomFile,
@@ -38,9 +38,11 @@ from .formats import (
     FORMATS,
     SUFFIXES,
     VOLUME_KINDS,
+    addresses,
     describe_unread,
     file_kind,
     format_of,
+    is_container,
     is_image,
     is_series,
     label_limits,
@@ -52,10 +54,14 @@ from .formats import (
     suffix,
     unread_images,
 )
+from .hdf5 import images_in_hdf5
 from .image_format import ImageHeader, Remark
+from .imagej_rois import holds_rois
 from .metaimage import data_file
-from .nifti import write_nifti_channels
 from .nrrd import is_nrrd_segmentation, read_segments
+from .ome_zarr import zarr_files
+from .outline_files import is_outlines, outline_names, outlined_images, read_outlines
+from .outlines import outline_masks, outline_numbers
 from .stored_values import (
     OPAQUE,
     coded_by_colour,
@@ -72,6 +78,8 @@ from .structures import (
     sizes_of,
     structure_values,
 )
+from .writing import write_channels, write_image, write_labels
+from .zarr_metadata import label_names, level_of_shape
 
 __all__ = [
     "DICOM",
@@ -86,21 +94,32 @@ __all__ = [
     "LabelParts",
     "Remark",
     "StructureMap",
+    "addresses",
     "describe_unread",
     "dicom_index",
     "file_kind",
     "files_of",
     "holds_dicom",
+    "holds_rois",
+    "images_in_hdf5",
+    "is_container",
     "is_image",
     "is_nrrd_segmentation",
+    "is_outlines",
     "is_series",
     "is_series_uid",
+    "is_zarr",
     "label_limits",
+    "label_names",
+    "level_of_shape",
     "may_overlap",
     "object_values",
     "objects_geometry",
+    "outline_names",
+    "outlined_images",
     "output_suffix",
     "read_frames",
+    "read_full_header",
     "read_geometry",
     "read_header",
     "read_image",
@@ -108,12 +127,16 @@ __all__ = [
     "read_label_content",
     "read_label_parts",
     "read_labels",
+    "read_outlined_objects",
+    "read_outlines",
     "read_segments",
     "read_structures",
     "referenced_instances",
+    "require_extra",
     "segment_sets",
     "series_files",
     "sizes_of",
+    "split_address",
     "stem",
     "stored_type",
     "structure_names",
@@ -213,14 +236,18 @@ LabelParts = Sequence[tuple[str | None, Path]]
 
 
 def read_structures(parts: LabelParts, image: Path) -> StructureMap:
-    """The structures of a case's label, of mask files on their own grid, of DICOM objects on that of the `image`.
+    """The structures of a case's label: of mask files on their own grid, of objects and outlines on the `image`'s.
 
     Raises DataError.
     """
     objects = [path for name, path in parts if name is None]
     if not objects:
         return read_masks([(name, path) for name, path in parts if name is not None])
-    geometry = read_geometry(image)
+    header = read_full_header(image)
+    geometry = header.geometry
+    if is_outlines(objects[0]):
+        drawn = (each for path in objects for each in outline_masks(path, image, geometry, header.components))
+        return join_masks(drawn, geometry)
     return join_masks(masks_of_objects(objects, geometry), geometry)
 
 
@@ -229,13 +256,26 @@ def read_label_parts(parts: LabelParts, image: Path, codes: Sequence[LabelCode])
     found = read_structures(parts, image)
     path = parts[0][1]
     coded = structure_values(path if len(parts) == 1 else path.parent, found, codes, strict=False)
-    return LabelContent(coded.values, found.geometry, shared=coded.shared)
+    remarks = read_outlines(path, image)[1] if len(parts) == 1 and is_outlines(path) else ()
+    return LabelContent(coded.values, found.geometry, remarks, shared=coded.shared)
+
+
+def read_outlined_objects(path: Path, image: Path) -> LabelContent:
+    """A number for each outline of an image. Raises DataError."""
+    header = read_full_header(image)
+    numbers = outline_numbers(path, image, header.geometry, header.components)
+    return LabelContent(numbers, header.geometry, read_outlines(path, image)[1])
 
 
 def read_header(path: Path | str) -> tuple[Geometry, int]:
     """Geometry and number of channels, from the header where the format allows. Raises DataError."""
-    header = read_file_header(Path(path))
+    header = read_full_header(path)
     return header.geometry, header.channels
+
+
+def read_full_header(path: Path | str) -> ImageHeader:
+    """What is known of an image without its voxels. Raises DataError."""
+    return read_file_header(Path(path))
 
 
 def read_geometry(path: Path | str) -> Geometry:
@@ -256,58 +296,18 @@ def stored_type(path: Path | str) -> np.dtype:
 def files_of(path: Path | str) -> list[Path]:
     """Every file that an image depends on: itself, the slices of a series, the voxels of an .mhd, a sidecar."""
     path = Path(path)
-    if path.is_dir() or is_series_uid(path):
-        return dicom_files(path)
-    files = [path]
     kind = SUFFIXES.get(suffix(path).lower())
+    if kind is None and (path.is_dir() or is_series_uid(path)):
+        return dicom_files(path)
+    if kind == "zarr":
+        return zarr_files(path)
+    files = [split_address(path)[0]]
     if kind == "mha" and path.is_file():
         with suppress(FileError):
             files += [file for file in [data_file(path)] if file != path]
     if kind not in VOLUME_KINDS and (sidecar := sidecar_of(path)):
         files.append(sidecar)
     return files
-
-
-def write_labels(path: Path | str, values: np.ndarray, geometry: Geometry) -> None:
-    """Write (Z, Y, X) integers in the smallest type that holds them, under a temporary name that is renamed.
-
-    NIfTI, NRRD and MetaImage keep origin, direction and spacing. Raises DataError for values or shapes the format
-    cannot hold.
-    """
-    path = Path(path)
-    if tuple(values.shape) != geometry.shape:
-        raise FileError(path, f"needs an array of shape {geometry.shape}, not {tuple(values.shape)}")
-    least, largest = FORMATS[file_kind(path)].label_limits
-    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
-    if low < least or high > largest:
-        raise FileError(path, f"cannot hold the label values {low} to {high}", "Write TIFF or NIfTI")
-    types = (np.uint8, np.uint16, np.uint32) if low >= 0 else (np.int8, np.int16, np.int32)
-    smallest = next(each for each in types if np.iinfo(each).min <= low and high <= np.iinfo(each).max)
-    _write(path, values.astype(smallest)[None], geometry)
-
-
-def write_image(path: Path | str, array: np.ndarray, geometry: Geometry) -> None:
-    """Write (C, Z, Y, X) where the format holds its number type; pictures take C 1 or 3 of uint8, PNG or uint16."""
-    path = Path(path)
-    form = FORMATS[file_kind(path)]
-    types = (np.uint8, np.uint16) if form.label_limits[1] > np.iinfo(np.uint8).max else (np.uint8,)
-    if form.is_picture and (array.dtype not in types or array.shape[0] not in (1, 3)):
-        raise FileError(path, f"cannot hold {array.dtype} with {array.shape[0]} channels", "Write TIFF or NIfTI")
-    _write(path, array, geometry)
-
-
-def write_channels(path: Path | str, array: np.ndarray, geometry: Geometry) -> None:
-    """Write (C, Z, Y, X) with the channels as the fourth and last axis of the file, each in the geometry of the volume.
-
-    Raises DataError for other formats than NIfTI, images of two axes, and arrays of another shape than the geometry's.
-    """
-    path = Path(path)
-    if file_kind(path) != "nifti" or geometry.dimension != 3:
-        raise FileError(path, "cannot hold several values per voxel: only NIfTI of a volume does", "Write .nii.gz")
-    if array.shape[1:] != geometry.shape:
-        raise FileError(path, f"needs an array of shape {geometry.shape} per channel, not {tuple(array.shape[1:])}")
-    with replacing(path, suffix(path).lower()) as temporary:
-        write_nifti_channels(temporary, array, geometry)
 
 
 def _one_frame(path: Path, array: np.ndarray, header: ImageHeader, frame: int) -> np.ndarray:
@@ -335,15 +335,3 @@ def _integers(path: Path, values: np.ndarray, slope: float = 0.0) -> np.ndarray:
     if values.size and (values.max() > np.iinfo(np.int32).max or values.min() < np.iinfo(np.int32).min):
         raise FileError(path, "holds label values beyond 32 bits", "Renumber the classes")
     return np.require(values, np.int32, ["C", "W"])
-
-
-def _write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    form, ending = FORMATS[file_kind(path)], suffix(path).lower()
-    if form.write is None:
-        raise FileError(path, "is a folder of a format that is only read", "Give a file, for example .nii.gz")
-    if ending == ".mhd":
-        raise FileError(path, "would be two files", "Write .mha")
-    if form.is_picture and array.shape[1] != 1:
-        raise FileError(path, f"cannot hold {array.shape[1]} slices", "Write TIFF or NIfTI")
-    with replacing(path, ending) as temporary:
-        form.write(temporary, array, geometry)

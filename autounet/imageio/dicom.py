@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..schema.errors import FileError
+from .containers import is_zarr
 from .dicom_slices import Slice, is_dicom, padding_range, quiet_pydicom, read_pixels, read_slices, rescale
 from .image_format import ImageFormat, ImageHeader, Remark, make_geometry
 
@@ -88,7 +89,7 @@ def is_series_uid(path: Path) -> bool:
 
 def dicom_index(folder: Path) -> tuple[DicomFile, ...]:
     """Every DICOM file in a folder and below it, whatever its name, sorted by path. Files of other kinds are passed."""
-    walked = sorted((Path(place), files) for place, _, files in os.walk(folder))
+    walked = sorted((place, files) for place, files in _walk(folder))
     stamp = tuple((place, place.stat().st_mtime_ns) for place, _ in walked)
     known = _indices.get(folder)
     if known is None or known[0] != stamp:
@@ -100,7 +101,14 @@ def dicom_index(folder: Path) -> tuple[DicomFile, ...]:
 
 def holds_dicom(folder: Path) -> bool:
     """Whether a DICOM file lies in a folder or below it."""
-    return any(_may_be_dicom(Path(place, name)) for place, _, files in os.walk(folder) for name in files)
+    return any(_may_be_dicom(place / name) for place, files in _walk(folder) for name in files)
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder with its files, but those of Zarr, whose chunks may be millions."""
+    for place, inner, files in os.walk(folder):
+        inner[:] = [name for name in inner if not is_zarr(Path(place, name))]
+        yield Path(place), files
 
 
 def _may_be_dicom(path: Path) -> bool:

@@ -56,7 +56,7 @@ def contour_masks(path: Path, dataset: Dataset, geometry: Geometry) -> Iterator[
     """The mask (Z, Y, X) of each structure on the voxels of a series. Raises DataError."""
     names = roi_names(dataset)
     to_voxels = np.linalg.inv(np.reshape(geometry.direction, (3, 3)) * geometry.spacing[::-1])
-    drawn: dict[str, dict[int, list[_Area]]] = {}
+    drawn: dict[str, dict[int, list[Area]]] = {}
     for number, contour in contours(dataset):
         name = names.get(number, f"ROI {number}")
         try:
@@ -71,7 +71,7 @@ def contour_masks(path: Path, dataset: Dataset, geometry: Geometry) -> Iterator[
         slices = drawn.setdefault(name, {})
         if 0 <= z < geometry.shape[0]:
             exclusive = "XOR" in str(contour.ContourGeometricType).upper()
-            slices.setdefault(z, []).append(_area(voxels[:, :2], geometry.shape[1:], exclusive))
+            slices.setdefault(z, []).append(contour_area(voxels[:, :2], geometry.shape[1:], exclusive))
     for name, slices in drawn.items():
         mask = np.zeros(geometry.shape, bool)
         for z, areas in slices.items():
@@ -79,7 +79,7 @@ def contour_masks(path: Path, dataset: Dataset, geometry: Geometry) -> Iterator[
         yield NamedMask(name, mask)
 
 
-class _Area(NamedTuple):
+class Area(NamedTuple):
     """What one contour surrounds, in the smallest box of pixels that holds it."""
 
     top: int
@@ -96,7 +96,7 @@ class _Area(NamedTuple):
         return np.s_[self.top : self.top + height, self.left : self.left + width]
 
 
-def _area(points: np.ndarray, shape: Sequence[int], exclusive: bool) -> _Area:
+def contour_area(points: np.ndarray, shape: Sequence[int], exclusive: bool) -> Area:
     """From the corners (N, 2), x and y in pixels, of a contour on a slice of `shape`."""
     low = np.clip(np.floor(points.min(axis=0)).astype(int), 0, [shape[1], shape[0]])
     high = np.clip(np.ceil(points.max(axis=0)).astype(int) + 1, low, [shape[1], shape[0]])
@@ -122,10 +122,10 @@ def _area(points: np.ndarray, shape: Sequence[int], exclusive: bool) -> _Area:
     for row_, edge_ in zip(*np.nonzero(touched & level), strict=True):
         first, last = sorted((x0[edge_], x1[edge_]))
         border[row_, max(0, int(np.ceil(first - ON_CONTOUR))) : max(0, int(np.floor(last + ON_CONTOUR)) + 1)] = True
-    return _Area(int(top), int(left), parity | border, border, exclusive)
+    return Area(int(top), int(left), parity | border, border, exclusive)
 
 
-def _fill(plane: np.ndarray, areas: Sequence[_Area]) -> None:
+def _fill(plane: np.ndarray, areas: Sequence[Area]) -> None:
     """Draw the contours of one structure on one slice (Y, X), the largest first.
 
     One that lies inside others is a hole where their number is odd, and an island where it is even. Pixels whose

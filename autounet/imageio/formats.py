@@ -6,14 +6,17 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ..schema.errors import FileError
+from .containers import is_zarr, split_address
 from .dicom import DICOM_SERIES, NO_IMAGES, dicom_files, is_series_uid
 from .dicom_slices import is_dicom
+from .hdf5 import HDF5, images_in_hdf5
 from .image_format import (
     COPY_AGAIN,
     MAX_MILLIMETRES,
@@ -26,6 +29,7 @@ from .image_format import (
 from .metaimage import METAIMAGE
 from .nifti import NIFTI
 from .nrrd import NRRD
+from .ome_zarr import OME_ZARR
 from .pictures import BMP, GIF, JPEG, PNG
 from .tiff import TIFF
 
@@ -41,6 +45,8 @@ FORMATS: dict[str, ImageFormat] = {
     "gif": GIF,
     "jpeg": JPEG,
     "bmp": BMP,
+    "zarr": OME_ZARR,
+    "hdf5": HDF5,
     DICOM: DICOM_SERIES,
 }
 """`Geometry.kind` -> format"""
@@ -57,8 +63,14 @@ _LONGEST_FIRST = sorted(SUFFIXES, key=len, reverse=True)
 
 
 def suffix(path: Path | str) -> str:
-    """The image ending as spelt in the name (".nii.gz" is one ending), or "" when it is no image file."""
-    name = Path(path).name
+    """The image ending as spelt in the name (".nii.gz" is one ending), or "" when it is no image file.
+
+    Of an address in a container (`a.h5/raw`) the container's.
+    """
+    return _ending(Path(path).name) or _ending(split_address(path)[0].name)
+
+
+def _ending(name: str) -> str:
     for ending in _LONGEST_FIRST:
         if name.lower().endswith(ending) and len(name) > len(ending):
             return name[-len(ending) :]
@@ -66,14 +78,31 @@ def suffix(path: Path | str) -> str:
 
 
 def stem(path: Path | str) -> str:
-    """The file's name without its image ending."""
+    """The file's name without its image ending; of an address in a container the container's."""
     name = Path(path).name
-    return name[: len(name) - len(suffix(name))]
+    if not _ending(name):
+        name = split_address(path)[0].name
+    return name[: len(name) - len(_ending(name))]
 
 
 def is_image(path: Path) -> bool:
     """True for visible files with a known ending."""
-    return bool(suffix(path)) and not path.name.startswith(".")
+    return bool(_ending(path.name)) and not path.name.startswith(".")
+
+
+def is_container(path: Path) -> bool:
+    """Whether a path is a Zarr folder, or an address in a container."""
+    return is_zarr(path) or bool(split_address(path)[1])
+
+
+def addresses(container: Path, pattern: str) -> list[str]:
+    """The images in a container whose addresses fit a pattern. Of a file that cannot be read, the pattern itself."""
+    if is_zarr(container):
+        return sorted(each.relative_to(container).as_posix() for each in container.glob(pattern) if each.is_dir())
+    try:
+        return [name for name in images_in_hdf5(container) if fnmatchcase(name, pattern)]
+    except FileError:  # told when it is read
+        return [] if set(pattern) & set("*?[") else [pattern]
 
 
 def is_series(folder: Path) -> bool:
@@ -83,7 +112,7 @@ def is_series(folder: Path) -> bool:
     """
     if is_series_uid(folder):
         return bool(dicom_files(folder))
-    if not folder.is_dir() or folder.name.startswith("."):
+    if not folder.is_dir() or folder.name.startswith(".") or is_zarr(folder) or split_address(folder)[1]:
         return False
     files = [path for path in folder.iterdir() if path.is_file() and not is_image(path)]
     if any(path.suffix.lower() == ".dcm" for path in files):
@@ -157,13 +186,15 @@ def sidecar_of(path: Path) -> Path | None:
 
 def format_of(path: Path) -> ImageFormat:
     """Raises DataError for a file that is not there, is empty, or has an unknown ending."""
-    kind = file_kind(path)
+    kind, (file, _) = file_kind(path), split_address(path)
     if path.is_symlink() and not path.exists():
         remedy = "Fetch the file (datalad get, git annex get), or remove the link"
         raise FileError(path, "is a link to a file that is not there", remedy)
-    if kind != DICOM and not path.is_file():
+    if kind == DICOM or (FORMATS[kind].is_folder and file.is_dir()):
+        return FORMATS[kind]
+    if not file.is_file():
         raise FileError(path, "does not exist", "Check the path, or put the file there")
-    if kind != DICOM and path.stat().st_size == 0:
+    if file.stat().st_size == 0:
         raise FileError(path, "is empty (0 bytes)", "Copy or export the file again")
     return FORMATS[kind]
 
@@ -235,7 +266,7 @@ OTHER_FORMATS = (
         {
             ".czi": "Zeiss CZI", ".nd2": "Nikon ND2", ".lif": "Leica LIF", ".lsm": "Zeiss LSM", ".oib": "Olympus OIB",
             ".oif": "Olympus OIF", ".ims": "Imaris", ".vsi": "Olympus VSI", ".dv": "DeltaVision", ".svs": "Aperio SVS",
-            ".ndpi": "Hamamatsu NDPI", ".scn": "Leica SCN", ".mrxs": "MIRAX", ".bif": "Ventana BIF", ".zarr": "Zarr",
+            ".ndpi": "Hamamatsu NDPI", ".scn": "Leica SCN", ".mrxs": "MIRAX", ".bif": "Ventana BIF",
         },
     ),
 )  # fmt: skip

@@ -63,6 +63,10 @@ class ImageHeader(NamedTuple):
     remarks: tuple[Remark, ...] = ()
     colours: tuple[tuple[int, tuple[int, int, int]], ...] = ()
     """(value, its red, green and blue) of those that occur in a label file which says how they are shown"""
+    measured: bool = False
+    """whether the file says that the components are channels of their own, as of fluorescence, and no colours"""
+    names: tuple[str, ...] = ()
+    """of such channels, one for each; none where the file does not say"""
 
     @property
     def channels(self) -> int:
@@ -89,6 +93,8 @@ class ImageFormat:
     """ending of images -> ending of their segmentations, where it is another ("" for a folder)"""
     has_geometry: bool = False
     """whether files hold spacing in millimetres, origin and direction; others take their spacing from a sidecar"""
+    is_folder: bool = False
+    """whether an image is a folder whose name ends so"""
     is_picture: bool = False
     """one slice of 8 or 16 bits a value, grey or RGB"""
     label_limits: tuple[int, int] = (-(2**31), 2**31 - 1)

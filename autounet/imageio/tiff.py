@@ -17,6 +17,7 @@ import numpy as np
 
 from ..schema.errors import FileError
 from ..schema.geometry import Geometry, Spacing3
+from .axes import clean_names, order_axes
 from .image_format import (
     COPY_AGAIN,
     ImageFormat,
@@ -151,7 +152,7 @@ def _parts(tags: dict[int, Sequence[int]], width: int, height: int, samples: int
 
 _NOT_SHOWN = {8: "CIELAB", 9: "CIELAB", 10: "CIELAB", 32803: "raw camera", 32844: "LogL", 32845: "LogLuv"}
 """photometric interpretations whose values are neither greys nor red, green and blue"""
-_MIN_IS_WHITE, _RGB, _PALETTE, _SEPARATED, _YCBCR = 0, 2, 3, 5, 6
+_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _SEPARATED, _YCBCR = 0, 1, 2, 3, 5, 6
 _DECODED_TO_RGB = (6, 7, 33003, 33004, 33005, 34712, 34892, 34933, 34934, 50001, 50002)
 """compressions of colours (JPEG, JPEG 2000, WebP, JPEG XL, JPEG XR), whose decoders turn YCbCr into RGB"""
 _ICC_PROFILE = 34675
@@ -163,6 +164,7 @@ def read_tiff(path: Path, as_indices: bool = False, decode: bool = True) -> tupl
     A single page is a photograph with spacing 1, read as a viewer shows it; a stack takes its spacing from OME or
     ImageJ metadata. Time points of stacks come along C. Transparency is left out. `as_indices`: labels, of which
     a palette or fewer than 8 bits give numbers. `decode` False: for the header; values are 0 if there is no palette.
+    Channels that are no samples of a colour are named as the file names them.
     Raises DataError.
     """
     import tifffile
@@ -182,13 +184,16 @@ def read_tiff(path: Path, as_indices: bool = False, decode: bool = True) -> tupl
             _require_all(path, array, pages, metadata)
             pixels, axes = _interpret(path, page, array, series.axes, file.is_imagej, as_indices)
             spacing, remarks = _spacing(file)
+            count = int(np.prod([array.shape[index] for index, axis in enumerate(series.axes) if axis in "CS"]))
+            measured = "C" in series.axes or int(page.photometric) in (_MIN_IS_WHITE, _MIN_IS_BLACK)
+            names = _channel_names(file, count) if count > 1 and measured else ()
             orientation, profile = (page.tags.get(tag) for tag in (ORIENTATION, _ICC_PROFILE))
             orientation, profile = getattr(orientation, "value", 1), getattr(profile, "value", None)
     except FileError:
         raise
     except Exception as error:  # tifffile lets struct, zlib, key and codec errors through
         raise FileError(path, f"cannot be read: {_reason(error)}", COPY_AGAIN) from None
-    array, frames = _order(path, pixels.array, axes)
+    array, frames = order_axes(path, pixels.array, axes)
     if not array.size:
         raise FileError(path, "holds no pixels", COPY_AGAIN)
     used = 2 if array.shape[1] == 1 else 3
@@ -200,8 +205,9 @@ def read_tiff(path: Path, as_indices: bool = False, decode: bool = True) -> tupl
         text = f"has the orientation {orientation} of a turned photograph, which is not applied to stacks"
         remarks += (Remark("not-as-shown", text, "Turn it in a viewer and save it again, if it lies wrong"),)
     geometry = make_geometry(path, "tiff", array.shape[:0:-1][:used], spacing[::-1][:used], [0.0] * used, np.eye(used))
-    header = ImageHeader(geometry, array.shape[0] // frames, frames)
-    return array, header._replace(remarks=pixels.remarks + remarks, colours=pixels.colours)
+    header = ImageHeader(geometry, array.shape[0] // frames, frames, remarks=pixels.remarks + remarks)
+    measured = measured and count == header.components > 1
+    return array, header._replace(colours=pixels.colours, measured=measured, names=names if measured else ())
 
 
 def _require_all(path: Path, array: np.ndarray, pages: int, metadata: dict[str, Any]) -> None:
@@ -258,37 +264,26 @@ def _with_palette(
     return Pixels(pixels.array[0], (), () if only_display else pixels.colours), axes
 
 
-def _order(path: Path, array: np.ndarray, axes: str) -> tuple[np.ndarray, int]:
-    """Bring any of tifffile's axes (Z, I and Q slices, C and S channels, T time, Y, X) to (C, Z, Y, X).
+def _channel_names(file: TiffFile, count: int) -> tuple[str, ...]:
+    """Of OME-XML, or of the labels that ImageJ gives to the images of a stack, channel after channel; or none."""
+    if file.is_ome and (pixels := _ome_pixels(file)) is not None:
+        return clean_names([each.get("Name") or "" for each in pixels if each.tag.endswith("Channel")], count)
+    labels = (file.imagej_metadata or {}).get("Labels") or []
+    own = [set(labels[channel::count]) for channel in range(count)]
+    return clean_names([each.pop() for each in own], count) if all(len(each) == 1 for each in own) else ()
 
-    Also the number of time points along C; without an axis of slices, T is one.
-    """
-    for index in reversed([i for i, axis in enumerate(axes) if axis not in "YXS" and array.shape[i] == 1]):
-        array, axes = array.squeeze(index), axes[:index] + axes[index + 1 :]
-    slices = [i for i, axis in enumerate(axes) if axis not in "YXSC"]
-    channels = [i for i, axis in enumerate(axes) if axis in "SC"]
-    frames = 1
-    if "T" in axes and len(slices) == 2 and not channels:
-        channels, slices = [axes.index("T")], [i for i in slices if axes[i] != "T"]
-        frames = array.shape[channels[0]]
-    if len(slices) > 1 or len(channels) > 1 or not {"Y", "X"} <= set(axes):
-        raise FileError(path, f"has the axes {axes}", "Store one volume per file, with one axis of slices")
-    order = [*channels, *slices, axes.index("Y"), axes.index("X")]
-    array = array.transpose(order)
-    if not channels:
-        array = array[None]
-    return (array if slices else array[:, None]), frames
+
+def _ome_pixels(file: TiffFile) -> ElementTree.Element | None:
+    elements = ElementTree.fromstring(file.ome_metadata).iter() if file.ome_metadata else ()
+    return next((each for each in elements if each.tag.endswith("Pixels")), None)
 
 
 def _spacing(file: TiffFile) -> tuple[Spacing3, tuple[Remark, ...]]:
     """(z, y, x) mm from OME-XML, or from ImageJ's `spacing`, `unit` and resolution tags; 1 where nothing is said."""
-    if file.is_ome and file.ome_metadata:
-        elements = ElementTree.fromstring(file.ome_metadata).iter()
-        pixels = next((each for each in elements if each.tag.endswith("Pixels")), None)
-        if pixels is not None:
-            sizes = [float(pixels.get(f"PhysicalSize{axis}") or 0) for axis in "ZYX"]
-            units = [pixels.get(f"PhysicalSize{axis}Unit") or "µm" for axis in "ZYX"]
-            return in_millimetres(sizes, units)
+    if file.is_ome and (pixels := _ome_pixels(file)) is not None:
+        sizes = [float(pixels.get(f"PhysicalSize{axis}") or 0) for axis in "ZYX"]
+        units = [pixels.get(f"PhysicalSize{axis}Unit") or "µm" for axis in "ZYX"]
+        return in_millimetres(sizes, units)
     metadata = file.imagej_metadata or {}
     unit = str(metadata.get("unit") or "")
     if "spacing" not in metadata and millimetres(unit) is None:

@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..datasets.channels import other_order
 from ..datasets.checks.case_checks import describe_channels
 from ..datasets.inputs import InputCase
-from ..imageio import DICOM, VOLUME_KINDS, dicom_index, file_kind, read_header
+from ..imageio import DICOM, VOLUME_KINDS, dicom_index, file_kind, read_full_header
 from ..ops.orient import network_axes, permute
 from ..schema.bundle import ChannelSummary, ModelBundle
 from ..schema.dataset import Channel, ChannelFacts, ChannelKind
@@ -62,18 +63,20 @@ class Mismatch(NamedTuple):
 def header_mismatches(bundle: ModelBundle, case: InputCase) -> list[Mismatch]:
     """By the headers of the case's files, which are read. Empty where one cannot be read, which is told later."""
     try:
-        headers = [read_header(path) for path in case.images]
+        headers = [read_full_header(path) for path in case.images]
     except (DataError, OSError):
         return []
-    geometry = headers[0][0]
+    geometry = headers[0].geometry
     found = list(geometry_mismatches(bundle, geometry))
     expected = len(bundle.channels) if case.present is None else len(case.present)
-    channels = len(case.images) if case.frame is not None else sum(count for _, count in headers)
+    channels = len(case.images) if case.frame is not None else sum(each.channels for each in headers)
     if channels != expected:
         names = ", ".join(channel.name for channel in bundle.channels)
         has = f"{channels} channel{'' if channels == 1 else 's'}"
         files = ", ".join(path.name for path in case.images)
         found.append(Mismatch(True, "channels", f"{files} has {has}, expected {expected} ({names})", False))
+    if len(headers) == 1 and (order := other_order(headers[0].names, bundle.channels)):
+        found.append(Mismatch(True, "channels", f"{case.images[0].name} {order}"))
     own = bundle.channels if case.present is None else [bundle.channels[index] for index in case.present]
     if len(case.images) == len(own):
         for path, channel in zip(case.images, own, strict=True):

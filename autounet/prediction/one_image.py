@@ -10,7 +10,7 @@ import numpy as np
 
 from ..datasets import InputCase, find_inputs, load_input
 from ..datasets.inputs import require_trained
-from ..datasets.layouts.files import own_path
+from ..datasets.layouts.files import is_there, own_path
 from ..datasets.reading import warn_of_intensities
 from ..imageio import VOLUME_KINDS, stem
 from ..schema.bundle import ModelBundle
@@ -53,7 +53,7 @@ def _case(files: Files, bundle: ModelBundle) -> InputCase:
     paths = tuple(file for file in given if file is not None)
     if not paths:
         raise DataError("no file was given", "Give one for each of the model's channels")
-    if missing := [path for path in paths if not path.exists()]:
+    if missing := [path for path in paths if not is_there(path)]:
         raise DataError(f"{missing[0]} does not exist", "Check the path")
     if len(paths) == len(given):
         return InputCase(stem(paths[0]), paths)

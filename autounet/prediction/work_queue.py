@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from ..datasets import InputCase
-from ..imageio import files_of
+from ..imageio import files_of, suffix
 from ..schema.errors import OptionError, RecordError
 from ..schema.record import digest
 from ..schema.run import RECORDS, PredictedCase, PredictedFile, record_of, written_names
@@ -287,7 +287,7 @@ def _is_there(out: Path, file: PredictedFile) -> bool:
 
 def _state(image: Path) -> list[tuple[str, int, int]]:
     """Name, size and time of modification of all files of an image; without those that are missing."""
-    files = sorted(image.iterdir()) if image.is_dir() else files_of(image)
+    files = sorted(image.iterdir()) if image.is_dir() and not suffix(image) else files_of(image)
     states = []
     for file in files:
         with suppress(OSError):

@@ -59,7 +59,8 @@ class LabelPart(Part):
     path: str
     """relative to the data folder"""
     name: str | None = None
-    """of the structure whose mask the file is; None: the file names its structures itself (DICOM-SEG, RTSTRUCT)"""
+    """of the structure whose mask the file is; None: the file names its structures itself (DICOM-SEG, RTSTRUCT,
+    outlines)"""
 
 
 class Case(Part):
@@ -96,7 +97,7 @@ class Dataset(Record):
     """the data folder, absolute"""
     name: str
     layout: str
-    """table, msd, nnunet, dicom, bids, cases or pairs"""
+    """table, msd, nnunet, dicom, outlines, containers, bids, cases or pairs"""
     channels: tuple[Channel, ...] = Field(min_length=1)
     labels: Labels
     labels_declared: bool

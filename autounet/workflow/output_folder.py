@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from ..datasets import scan
 from ..datasets.layouts.files import existing_folder, is_output_folder
+from ..imageio import split_address, suffix
 from ..schema.dataset import Dataset
 from ..schema.errors import OptionError, RecordError
 from ..schema.names import printable
@@ -50,7 +51,7 @@ def _require_no_data(out: Path, data: Path, options: DataOptions) -> None:
     for case in dataset.cases:
         for file in (*case.images, *case.label_files):
             path = (root / file).resolve()
-            folder = path if path.is_dir() else path.parent  # of a DICOM series
+            folder = path if path.is_dir() and not suffix(path) else split_address(path)[0].parent  # of a DICOM series
             holds = folder.is_relative_to(place) and not root.is_relative_to(place)
             if holds or (place.is_relative_to(folder) and not root.is_relative_to(folder)):
                 what = "holds" if holds else "lies in a folder with"

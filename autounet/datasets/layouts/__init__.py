@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ...schema.options import DataOptions
 from ...schema.plugins import Registry
-from . import bids, case_folders, case_table, dicom_tree, msd, nnunet_raw, paired_folders
+from . import bids, case_folders, case_table, containers, dicom_tree, msd, nnunet_raw, outlines, paired_folders
 from .detected_layout import DetectedLayout
 
 
@@ -24,6 +24,8 @@ OWN_LAYOUTS: dict[str, Layout] = {
     "msd": Layout(msd.detect, msd.find),
     "nnunet": Layout(nnunet_raw.detect, nnunet_raw.find),
     "dicom": Layout(dicom_tree.detect, dicom_tree.find),
+    "outlines": Layout(outlines.detect, outlines.find),
+    "containers": Layout(containers.detect, containers.find),
     "bids": Layout(bids.detect, bids.find),
     "cases": Layout(case_folders.detect, case_folders.find),
     "pairs": Layout(paired_folders.detect, paired_folders.find),

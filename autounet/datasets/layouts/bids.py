@@ -28,7 +28,7 @@ from .detected_layout import (
     repeated_channel,
     with_channels,
 )
-from .files import glob_images
+from .patterns import glob_images
 
 _OWNERS = ("sub", "ses")
 """entities that name the case; all others name the kind of image"""

@@ -29,7 +29,8 @@ from .detected_layout import (
     relative,
     with_channels,
 )
-from .files import glob_images, image_files, is_held_out, looks_like_images, looks_like_labels, says_label, subfolders
+from .files import image_files, is_held_out, looks_like_images, looks_like_labels, says_label, subfolders
+from .patterns import glob_images
 from .structure_masks import StructureMasks, find_masks, given_masks, structures_of, with_masks
 
 DEEPEST = 3

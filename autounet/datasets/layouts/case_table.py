@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...imageio import is_series, suffix
+from ...imageio import is_container, is_series, split_address, suffix
 from ...schema.dataset import Case, Finding, Severity
 from ...schema.errors import DataError
 from ...schema.options import DataOptions
@@ -193,10 +193,10 @@ def find(data: Path, options: DataOptions) -> DetectedLayout:
     cases = [with_channels(case, present[case.identifier], len(channels)) for case in cases]
     description = _description(table.path)
     labels = parse_labels(description.get("labels", {}))
-    example = next(iter(cases[0].images), "")
+    example, address = split_address(next(iter(cases[0].images), ""))
     return DetectedLayout(
         cases=cases,
-        image_pattern=f"{Path(example).parent.as_posix()}/*{suffix(example)}",
+        image_pattern=f"{example.parent.as_posix()}/*{suffix(example)}{address and '/'}{address}",
         channels=channels,
         labels=labels,
         labels_declared=labels.complete,
@@ -223,11 +223,15 @@ def _missing_files(
     if not any(row[channel] for channel in channels):
         message, remedy = "the table names no image for it", "Name its files, or remove its row"
         findings.append(Finding(case=row[CASE], code="missing-image", message=message, remedy=remedy))
-    if not other and (label is None or not (is_there(label) and label.is_file())):
+    if not other and (label is None or not _is_label(label)):
         entry = f"{row[LABEL]}, which does not exist," if row.get(LABEL) else "nothing"
         message, remedy = f"the table names {entry} as its label", "Name its label file, or remove its row"
         findings.append(Finding(case=row[CASE], code="missing-label", message=message, remedy=remedy))
     return findings
+
+
+def _is_label(path: Path) -> bool:
+    return is_there(path) and (path.is_file() or is_container(path))
 
 
 def supplement(data: Path, cases: list[Case], known: Collection[str]) -> tuple[list[Case], list[Finding]]:
@@ -261,7 +265,7 @@ def supplement(data: Path, cases: list[Case], known: Collection[str]) -> tuple[l
 def _supplemented(case: Case, row: dict[str, str], table: DatasetTable, findings: list[Finding]) -> Case:
     changes: dict[str, Any] = {key: row[key] for key in (GROUP, FOLD) if row.get(key)}
     if row.get(LABEL) and not table.image_columns:
-        if is_there(label := table.path.parent / row[LABEL]) and label.is_file():
+        if _is_label(table.path.parent / row[LABEL]):
             changes["label"] = row[LABEL]
         else:
             message = f"{table.path.name} names {row[LABEL]}, which does not exist, as its label"

@@ -17,8 +17,9 @@ from ...schema.dataset import Case, Finding, Severity
 from ...schema.errors import DataError, UsageError
 from ...schema.labels import LabelCode
 from ...schema.options import DataOptions
-from .files import ChannelFiles, glob_images, numbering_problem, unicode_text
+from .files import ChannelFiles, numbering_problem, unicode_text
 from .pairing import pair
+from .patterns import glob_images
 
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 """as text; none has more digits than a file can hold"""

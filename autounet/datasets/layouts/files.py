@@ -9,13 +9,19 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from ...imageio import describe_unread, is_image, is_series, read_header, stem, suffix, unread_images
-from ...schema.bundle import ModelBundle
-from ...schema.errors import DataError, OptionError
+from ...imageio import (
+    is_image,
+    is_series,
+    is_zarr,
+    read_header,
+    split_address,
+    stem,
+    suffix,
+)
+from ...schema.errors import DataError
 from ...schema.run import is_result
 
 log = logging.getLogger(__name__)
@@ -37,32 +43,14 @@ def image_files(folder: Path) -> list[Path]:
     """
     if folder.is_file():
         return [folder]
-    return sorted(path for path in folder.iterdir() if _is_one_image(path)) if folder.is_dir() else []
+    return sorted(path for path in folder.iterdir() if is_one_image(path)) if folder.is_dir() else []
 
 
-def _is_one_image(path: Path) -> bool:
+def is_one_image(path: Path) -> bool:
     """A link to a file that is gone counts: whoever reads it says so."""
-    return is_image(path) if path.is_file() or (path.is_symlink() and not path.exists()) else is_series(path)
-
-
-def glob_images(root: Path, pattern: str, option: str) -> list[Path]:
-    """Image files that the pattern of an option names, sorted. Raises OptionError when there are none.
-
-    A pattern without a slash is one of file names in every folder.
-    """
-    if Path(pattern).is_absolute():
-        raise OptionError(f"{option} {pattern!r} is an absolute path", f"Give a pattern relative to {root}")
-    pattern = pattern.rstrip("/")
-    paths = root.glob(pattern) if "/" in pattern else root.rglob(pattern)
-    found = sorted(path for path in paths if _is_one_image(path))
-    inner = {folder for path in found for folder in path.parents if folder.is_relative_to(root) and folder != root}
-    outputs = {folder for folder in inner if is_output_folder(folder) or ("/" not in pattern and _skipped(folder))}
-    found = [path for path in found if outputs.isdisjoint(path.parents)]
-    if not found and (root / pattern).is_dir():
-        found = image_files(root / pattern)
-    if not found:
-        raise OptionError(f"{option} {pattern!r} names no image file in {root}", f"Its folders: {listing(root)}")
-    return found
+    if path.is_file() or (path.is_symlink() and not path.exists()):
+        return is_image(path)
+    return (is_zarr(path) and not path.name.startswith(".")) or is_series(path)
 
 
 def listing(root: Path) -> str:
@@ -72,10 +60,10 @@ def listing(root: Path) -> str:
 
 
 def subfolders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not _skipped(path))
+    return sorted(path for path in root.iterdir() if path.is_dir() and not is_skipped(path) and not is_zarr(path))
 
 
-def _skipped(folder: Path) -> bool:
+def is_skipped(folder: Path) -> bool:
     """Hidden folders, small copies of images made for looking at, and what AutoUNet wrote."""
     return folder.name.startswith(".") or bool(_PREVIEWS.search(folder.name)) or is_output_folder(folder)
 
@@ -133,9 +121,12 @@ def unicode_text(path: Path) -> str:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a path that a file names exists; also False for one that no system can hold, such as a very long one."""
+    """Whether a path that a file names exists, of an address in a container the container.
+
+    Also False for one that no system can hold, such as a very long one.
+    """
     try:
-        return path.exists()
+        return split_address(path)[0].exists()
     except OSError:
         return False
 
@@ -294,49 +285,3 @@ def new_images(folder: Path) -> list[Path]:
 
 def without_results(files: Sequence[Path]) -> list[Path]:
     return [file for file in files if not is_result(file)]
-
-
-def folder_files(path: Path, bundle: ModelBundle) -> list[Path]:
-    pattern = next(iter(bundle.channel_patterns.values()), bundle.image_pattern)
-    if bundle.channel_patterns and (found := matching_files(path, pattern)):
-        left = [file.name for file in new_images(path) if file not in found]
-        if left:
-            log.warning("%d images do not fit the pattern %s: %s", len(left), pattern, ", ".join(left[:10]))
-        return found
-    filled = [folder for folder in subfolders(path) if new_images(folder)]
-    if new_images(path):
-        if filled:
-            names = ", ".join(folder.name for folder in filled[:10])
-            log.warning("%s holds images of its own, so those in its folders are not predicted: %s", path, names)
-        return new_images(path)
-    trained_in = Path(bundle.image_pattern).parent.name
-    for name in ("imagesTs", trained_in, "imagesTr", "images", "image"):
-        if name and new_images(path / name) and (path / name).is_dir():
-            return new_images(path / name)
-    named = [folder for folder in filled if looks_like_images(folder) and not looks_like_labels(folder)]
-    candidates = named or filled
-    if len(candidates) == 1:
-        return new_images(candidates[0])
-    if not candidates and image_files(path):  # of nothing but results: they are asked for
-        return image_files(path)
-    if not candidates and (unread := unread_images(path)):
-        message, remedy = describe_unread(unread)
-        raise DataError(f"{path} holds no images that can be read: {message}", remedy)
-    if not candidates:
-        raise DataError(f"{path} holds no images", f"Give a folder with {bundle.suffix or 'DICOM'} files")
-    raise DataError(
-        f"several folders of {path} hold images; candidates: {', '.join(folder.name for folder in candidates)}",
-        "Give one of them",
-    )
-
-
-def matching_files(path: Path, pattern: str) -> list[Path]:
-    """The files of a pattern, whatever their ending, else, as in a folder of new images, of its last part alone."""
-    for candidate in (pattern, Path(pattern).name):
-        ending = suffix(candidate)
-        with suppress(OptionError):
-            found = glob_images(path, candidate[: len(candidate) - len(ending)] + ".*" if ending else candidate, "")
-            bare = Path(candidate).name[: -len(ending) or None]
-            if fitting := [file for file in without_results(found) if not ending or fnmatchcase(stem(file), bare)]:
-                return fitting
-    return []

@@ -11,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from ...imageio import is_series, stem, suffix
+from ...imageio import is_container, is_series, stem, suffix
 from ...schema.dataset import Case, Finding, Severity
 from ...schema.errors import DataError
 from ...schema.options import DataOptions
@@ -158,7 +158,7 @@ def _case(
 
 
 def _exists(path: Path) -> bool:
-    return is_there(path) and (path.is_file() or is_series(path))
+    return is_there(path) and (path.is_file() or is_series(path) or is_container(path))
 
 
 def _entry(root: Path, file: Path, entry: Any) -> Entry:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +33,6 @@ from .files import (
     by_number,
     distinct_names,
     flat,
-    glob_images,
     image_files,
     is_held_out,
     listing,
@@ -46,6 +44,7 @@ from .files import (
     usual_channels,
 )
 from .pairing import pair
+from .patterns import glob_images, wildcards
 from .structure_masks import given_masks, with_masks
 
 
@@ -275,28 +274,6 @@ def _twins(source: ChannelSource) -> dict[Path, list[Path]]:
         key = wildcards(source.pattern, path)
         twins.setdefault((path.parent, key or stem(path)), []).append(path)
     return {own[0]: own for own in twins.values()}
-
-
-def wildcards(pattern: str, path: Path) -> tuple[str, ...] | None:
-    """What the wildcards of a pattern stand for in a path, upwards as far as its folders fit; endings do not count.
-
-    None where the file's name does not fit.
-    """
-    found: list[str] = []
-    found_name = False
-    parts = pattern.rstrip("/").split("/")
-    parts[-1] = stem(parts[-1]) if suffix(parts[-1]) else parts[-1]
-    names = [stem(path), *(folder.name for folder in path.parents)]
-    for part, name in zip(reversed(parts), names, strict=False):
-        if part == "**":
-            break
-        expression = "".join({"*": "(.*)", "?": "(.)"}.get(each, re.escape(each)) for each in part)
-        match = re.fullmatch(expression, name, re.DOTALL)
-        if match is None:
-            return tuple(found) if found_name else None
-        found += match.groups()
-        found_name = True
-    return tuple(found)
 
 
 def _keys(patterns: Sequence[str], by_channel: Sequence[Mapping[Path, object]]) -> dict[Path, tuple[str, ...]]:

@@ -14,7 +14,8 @@ from ...imageio import read_image, stem
 from ...schema.dataset import Case, LabelPart
 from ...schema.errors import DataError
 from .detected_layout import relative
-from .files import glob_images, image_files, looks_like_labels, says_label, subfolders
+from .files import image_files, looks_like_labels, says_label, subfolders
+from .patterns import glob_images
 
 DEEPEST = 3
 """folders below a case's own in which masks are looked for"""

@@ -1,0 +1,98 @@
+"""Files and folders that can hold several images (HDF5, Zarr): which of them a path means.
+
+The address of one is written behind the container's name, as ilastik and napari do: `a.h5/volumes/raw`,
+`a.ome.zarr/labels/cells`. Without one the container has to hold a single image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from ..schema.errors import FileError
+from ..schema.geometry import Spacing3
+from .axes import order_axes
+from .image_format import ImageHeader, Remark, in_millimetres, make_geometry
+
+HDF5_ENDINGS = (".hdf5", ".h5")
+ZARR_ENDINGS = (".ome.zarr", ".zarr")
+_LABEL_WORDS = ("label", "mask", "seg", "truth", "annot")
+_SHOWN = 8
+"""images that a message lists"""
+MOST_LISTED = 10_000
+"""arrays and groups of one container that are looked at"""
+
+
+def split_address(path: Path | str) -> tuple[Path, str]:
+    """The container that an image lies in and its address there; "" where a path is no address."""
+    path = Path(path)
+    if not any(f"{ending}/" in path.as_posix().lower() for ending in (*HDF5_ENDINGS, *ZARR_ENDINGS)):
+        return path, ""
+    outer = [each for each in path.parents if each.name.lower().endswith((*HDF5_ENDINGS, *ZARR_ENDINGS))]
+    return (outer[-1], path.relative_to(outer[-1]).as_posix()) if outer else (path, "")
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a path is called like a Zarr folder, and is one."""
+    return path.name.lower().endswith(ZARR_ENDINGS) and path.is_dir()
+
+
+def require_extra(name: str, path: Path) -> ModuleType:
+    """A library of the extra `bio`. Raises FileError with what to install."""
+    try:
+        return import_module(name)
+    except ImportError:
+        finding = f"needs the library {name}, which is not installed"
+        raise FileError(path, finding, "Install it: pip install 'autounet[bio]'") from None
+
+
+def the_only_one(path: Path, found: Mapping[str, str]) -> str:
+    """The address of the image where there is one alone, of addresses with what lies there.
+
+    Raises FileError, where there are several with what to write.
+    """
+    container, _ = split_address(path)
+    if not found:
+        raise FileError(path, "holds no image: no array of 2 to 5 axes of numbers", "Check what was exported")
+    if len(found) > 1:
+        shown = ", ".join(f"{address} ({what})" for address, what in list(found.items())[:_SHOWN])
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        ending = next(each for each in (*HDF5_ENDINGS, *ZARR_ENDINGS) if container.name.lower().endswith(each))
+        first, second = sorted(found, key=lambda name: any(word in name.lower() for word in _LABEL_WORDS))[
+            :: len(found) - 1
+        ]
+        remedy = (
+            f"Say which is meant, behind the file's name: {container.name}/{first}. For all files of a data set: "
+            f"--channel 'image=*{ending}/{first}' --label '*{ending}/{second}'"
+        )
+        raise FileError(path, f"holds several images: {shown}{more}", remedy)
+    return next(iter(found))
+
+
+def arranged(
+    path: Path,
+    kind: str,
+    array: np.ndarray,
+    axes: str,
+    sizes: Sequence[float],
+    units: Sequence[str],
+    names: tuple[str, ...] = (),
+) -> tuple[np.ndarray, ImageHeader]:
+    """(C, Z, Y, X) of an array with named axes, and its header; spacing (z, y, x) from `sizes` in `units`.
+
+    A flat image has a spacing of 1, as every picture. Raises DataError.
+    """
+    array, frames = order_axes(path, array, axes)
+    used = 2 if array.shape[1] == 1 else 3
+    spacing: Spacing3 = (1.0, 1.0, 1.0)
+    remarks: tuple[Remark, ...] = ()
+    if used == 3 and any(sizes):
+        spacing, remarks = in_millimetres(sizes, units)
+    geometry = make_geometry(path, kind, array.shape[:0:-1][:used], spacing[::-1][:used], [0.0] * used, np.eye(used))
+    count = array.shape[0] // frames
+    header = ImageHeader(geometry, count, frames, remarks=remarks, measured=count > 1)
+    return array, header._replace(names=names if len(names) == count > 1 else ())

@@ -1,0 +1,132 @@
+"""Zarr folders through the library zarr: images and labels of OME-Zarr by their addresses, and plain arrays."""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import math
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..schema.errors import FileError
+from .containers import ZARR_ENDINGS, arranged, require_extra, split_address
+from .image_format import COPY_AGAIN, ImageFormat, ImageHeader, damaged, require_memory
+from .zarr_metadata import ZarrArray, ZarrImage, find_image, inside
+
+KIND = "zarr"
+_METADATA = frozenset({".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json"})
+
+
+def read_zarr(path: Path, decode: bool = True) -> tuple[np.ndarray, ImageHeader]:
+    """Array (C, Z, Y, X) of an image: the finest level, or what the address behind the folder's name says.
+
+    `decode` False: for the header; values are 0. Raises DataError.
+    """
+    require_extra("zarr", path)
+    image = image_at(path)
+    array = image.array
+    if decode:
+        require_memory(path, math.prod(array.shape), array.dtype.itemsize)
+        values = _voxels(path, array)
+    else:
+        values = np.broadcast_to(np.zeros((), array.dtype), array.shape)
+    return arranged(path, KIND, values, image.axes, image.sizes, image.units, image.names)
+
+
+def image_at(path: Path) -> ZarrImage:
+    """What the metadata say of the image that a path means. Raises DataError."""
+    container, address = split_address(path)
+    if not container.is_dir():
+        raise FileError(path, "is no folder", "Unpack it where it is a zip, or export it as a folder")
+    return find_image(path, inside(path, container, address) if address else container)
+
+
+def zarr_files(path: Path) -> list[Path]:
+    """The files that an image depends on: those of its array, and the metadata of the groups above."""
+    container, _ = split_address(path)
+    try:
+        folder = image_at(path).array.folder
+    except FileError:
+        folder = container
+    above = [each for each in (folder, *folder.parents) if each.is_relative_to(container)]
+    metadata = [each / name for each in above for name in sorted(_METADATA) if (each / name).is_file()]
+    return [*metadata, *(file for file in _chunk_files(folder))]
+
+
+def _chunk_files(folder: Path) -> Iterator[Path]:
+    for place, inner, files in sorted(os.walk(folder)):
+        inner.sort()
+        yield from (Path(place, name) for name in sorted(files) if name not in _METADATA)
+
+
+def _voxels(path: Path, array: ZarrArray) -> np.ndarray:
+    """The array as stored. Raises FileError where no chunk is there, or one holds more than it says."""
+    import zarr
+
+    chunk = math.prod(array.chunks) * max(8, array.dtype.itemsize)
+    require_memory(path, math.prod(array.chunks), array.dtype.itemsize)
+    count = 0
+    for file in _chunk_files(array.folder):
+        _require_sound_chunk(path, file, array, chunk)
+        count += 1
+    if not count:
+        raise FileError(path, "has no voxels: none of the chunks of its array are there", COPY_AGAIN)
+    opened = zarr.open_array(str(array.folder), mode="r", zarr_format=array.version)  # type: ignore[arg-type]
+    values = np.asarray(opened[...])
+    return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def _require_sound_chunk(path: Path, file: Path, array: ZarrArray, expected: int) -> None:
+    """Raises FileError for a chunk's file that is larger, or holds more, than its size tells."""
+    size = file.stat().st_size
+    if size > 2 * expected + (1 << 20):
+        raise damaged(path, f"the chunk {file.name} has {size} bytes, for {expected} of voxels")
+    codecs = [each.removeprefix("numcodecs.") for each in array.codecs]
+    checked = codecs and codecs[-1] in ("crc32c", "crc32", "adler32")
+    last = "" if "sharding_indexed" in codecs else next(reversed(codecs[:-1] if checked else codecs), "")
+    if last in ("zlib", "gzip", "bz2", "lzma"):
+        content = file.read_bytes()
+        decoders = {
+            "zlib": lambda: zlib.decompressobj(),
+            "gzip": lambda: zlib.decompressobj(wbits=31),
+            "bz2": lambda: bz2.BZ2Decompressor(),
+            "lzma": lambda: lzma.LZMADecompressor(),
+        }
+        try:
+            found = len(decoders[last]().decompress(content, 2 * expected + 1))  # type: ignore[attr-defined]
+        except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise damaged(path, f"the chunk {file.name} cannot be decompressed ({error})") from None
+    else:
+        with file.open("rb") as stream:
+            found = _declared_size(last, stream.read(32))
+    if found > 2 * expected:
+        raise damaged(path, f"the chunk {file.name} holds more than {expected} bytes of voxels")
+
+
+def _declared_size(codec: str, head: bytes) -> int:
+    """Bytes that the frame of a codec says it holds; 0 where it does not say."""
+    if codec == "blosc" and len(head) >= 16:
+        return int.from_bytes(head[4:8], "little")
+    if codec == "lz4" and len(head) >= 4:
+        return int.from_bytes(head[:4], "little")
+    if codec == "zstd" and len(head) >= 6:  # RFC 8878, 3.1.1.1
+        flags = head[4]
+        single, width = bool(flags & 32), (0, 2, 4, 8)[flags >> 6]
+        width = 1 if single and not width else width
+        start = 5 + (not single) + (0, 1, 2, 4)[flags & 3]
+        size = int.from_bytes(head[start : start + width], "little")
+        return size + 256 if width == 2 else size
+    return 0
+
+
+OME_ZARR = ImageFormat(
+    ZARR_ENDINGS,
+    read_zarr,
+    lambda path: read_zarr(path, decode=False)[1],
+    written_as=dict.fromkeys(ZARR_ENDINGS, ".tif"),
+    is_folder=True,
+)
