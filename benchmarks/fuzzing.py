@@ -1,10 +1,11 @@
 """What reads files of others, fed with files made to harm: no crash, hang, traceback, or memory without bound.
 
-    python benchmarks/fuzzing.py --work DIR [--inputs 25000] [--seed 0] [--only NIfTI,NRRD]
+    python benchmarks/fuzzing.py --work DIR [--inputs 25000] [--seed 0] [--only 'NIfTI;NRRD']
 
 Each parser gets so many inputs (some a share of them) in a process of its own, which is watched from here: an input may
 take `LONGEST` seconds and `MOST_GROWTH` bytes. Input i of a parser depends on the seed, its name and i alone. What
-fails is kept in DIR. All parsers together write benchmarks/results/fuzzing.md; with --only nothing is written.
+fails is kept in DIR, and so is what is done: the same command goes on. All parsers together write
+benchmarks/results/fuzzing.md; with --only nothing is written.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 from random import Random
@@ -78,6 +79,7 @@ def read_inputs(name: str, folder: Path, seed: int, first: int, last: int) -> No
 
     warnings.simplefilter("ignore")
     logging.disable()
+    tempfile.tempdir = str(folder)
     place = folder / "sound"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
@@ -227,10 +229,10 @@ def table(tallies: Sequence[Tally], seed: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, help="keeps the inputs that did harm")
+    parser.add_argument("--work", type=Path, help="keeps the inputs that did harm, and what is done")
     parser.add_argument("--inputs", type=int, default=25_000, help="for each quick parser")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="names of parsers, separated by commas")
+    parser.add_argument("--only", help="names of parsers, separated by semicolons, that are fed once more")
     parser.add_argument("--read", nargs=5, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.read:
@@ -239,19 +241,29 @@ def main() -> None:
     from fuzzing_parsers import PARSERS
 
     work = given.work or Path(tempfile.mkdtemp(prefix="fuzzing-"))
-    chosen = [name for name in PARSERS if given.only is None or name in given.only.split(";")]
+    only = given.only.split(";") if given.only else []
     tallies = []
-    for name in chosen:
+    for name in only or PARSERS:
         folder = work / "".join(each if each.isalnum() else "_" for each in name)
-        shutil.rmtree(folder, ignore_errors=True)
-        tallies.append(attack(name, folder, given.seed, max(1, int(given.inputs * PARSERS[name].share))))
-        sys.stdout.write(table(tallies[-1:], given.seed).splitlines()[-1] + "\n")
-        for (kind, what), count in Counter((each.kind, each.what.split(": ")[0]) for each in tallies[-1].found).items():
+        inputs, done = max(1, int(given.inputs * PARSERS[name].share)), folder / "done.json"
+        tally = None if only or not done.exists() else _read_tally(done)
+        if tally is None or tally.inputs != inputs:
+            shutil.rmtree(folder, ignore_errors=True)
+            tally = attack(name, folder, given.seed, inputs)
+            done.write_text(json.dumps(asdict(tally)))
+        tallies.append(tally)
+        sys.stdout.write(table([tally], given.seed).splitlines()[-1] + "\n")
+        for (kind, what), count in Counter((each.kind, each.what.split(": ")[0]) for each in tally.found).items():
             sys.stdout.write(f"    {count} x {kind}: {what}\n")
         sys.stdout.flush()
-    if given.only is None:
+    if not only:
         RESULTS.write_text(table(tallies, given.seed))
     sys.exit(any(each.found for each in tallies))
+
+
+def _read_tally(file: Path) -> Tally:
+    content = json.loads(file.read_text())
+    return Tally(**{**content, "found": [Found(*each) for each in content["found"]]})
 
 
 if __name__ == "__main__":

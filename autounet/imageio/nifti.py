@@ -61,6 +61,8 @@ _LONGEST = 2**15 - 1
 """voxels along an axis of NIfTI-1, which is all that ITK reads"""
 _MOST_OFFSET = 1 << 26
 """bytes before the voxels: header extensions hold DICOM headers or protocols, not images"""
+_NO_INTENSITIES = {1: "single bits", **dict.fromkeys((32, 1792, 2048), "complex numbers")}
+"""types of voxels by their codes in the header"""
 _GZIP_MAGIC = b"\x1f\x8b"
 _VECTOR = 1007
 """intent code of files with components along the fifth axis"""
@@ -200,7 +202,8 @@ def _voxels(path: Path, header: _Header, content: bytes) -> np.ndarray | None:
     voxels = np.frombuffer(content, number, count, header.offset).reshape(header.shape[::-1])
     if not header.scales:
         return voxels
-    return (voxels * float(header.slope) + float(header.intercept)).astype(np.float32)
+    with np.errstate(over="ignore"):  # a damaged slope: infinite voxels are told of by whoever uses them
+        return (voxels * float(header.slope) + float(header.intercept)).astype(np.float32)
 
 
 def _read_with_itk(path: Path, header: _Header, content: bytes) -> np.ndarray:
@@ -222,6 +225,8 @@ def _read_with_itk(path: Path, header: _Header, content: bytes) -> np.ndarray:
 
 def _image_header(path: Path, header: _Header) -> ImageHeader:
     """ITK's reading of the two transforms that a header may hold; the fourth axis is time or channels."""
+    if header.datatype in _NO_INTENSITIES:
+        raise FileError(path, f"holds {_NO_INTENSITIES[header.datatype]}", "Store them as integers or floats")
     if min(header.dim) < 0:
         raise damaged(path, f"its axes have the lengths {header.dim[1:]}")
     if max(header.dim) > _LONGEST:

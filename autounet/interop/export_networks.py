@@ -133,7 +133,6 @@ def export_model(
             versions=bundle.versions,
         )
         _save_record(exported, temporary)
-        os.chmod(temporary, 0o755)
         os.replace(temporary, out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

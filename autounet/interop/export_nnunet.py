@@ -84,7 +84,6 @@ def export_nnunet(
         shutil.copyfile(folder / CARD_FILE, temporary / name / CARD_FILE)
         write_text(temporary / name / README, _readme(bundle, commands, differences))
         _zip(temporary, name)
-        os.chmod(temporary, 0o755)
         os.replace(temporary / f"{name}.zip" if zipped else temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

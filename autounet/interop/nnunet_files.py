@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 from ..schema.errors import ModelError
+from ..schema.quantities import format_size
 from .nnunet_plans import PLANS_NAME, TRAINER, read_configuration, read_plans
 from .nnunet_records import NnunetCheckpoint, read_checkpoint
 
@@ -30,7 +31,7 @@ ALL_CASES = "fold_all"
 """the fold of a model that was trained on all cases"""
 SEPARATOR = "__"
 """between trainer, plans and configuration in the name of a model folder"""
-FOLD = re.compile(r"fold_(\d+|all)")
+FOLD = re.compile(r"fold_([0-9]{1,4}|all)")
 LARGEST_JSON = 64 * 1024**2
 """bytes: a plans.json is some kilobytes long"""
 
@@ -192,6 +193,14 @@ class ZipSource:
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
+            size, free = self._archive.getinfo(name).file_size, shutil.disk_usage(folder).free
+            if size > free:
+                what = (
+                    f"{name} would take {format_size(size)} on the disk of {folder}, and {format_size(free)} are free"
+                )
+                raise ModelError(
+                    f"{self.label}: {what}", "Set TMPDIR to a folder with more space, or get the model again"
+                )
             target = Path(folder) / CHECKPOINT
             with self._reading(name) as packed, target.open("wb") as copy:
                 shutil.copyfileobj(packed, copy, 1 << 20)

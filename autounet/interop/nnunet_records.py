@@ -20,6 +20,7 @@ from ..datasets.layouts.detected_layout import DeclaredLabels, channel_names, pa
 from ..schema.errors import AutoUNetError, ModelError
 from ..schema.labels import BACKGROUND, Labels, TargetKind, overlapping_targets
 from ..schema.options import DataOptions
+from ..store.weights import require_uncompressed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -259,6 +260,7 @@ def _load(path: Path, label: str) -> Any:
 
     with safe_globals(_allowed_globals()):
         try:
+            require_uncompressed(path)
             foreign = sorted(get_unsafe_globals_in_checkpoint(path))
         except Exception as error:  # a damaged file leads to whatever its bytes say
             raise ModelError(f"{label} cannot be read as a checkpoint ({error})", "Copy it again") from None

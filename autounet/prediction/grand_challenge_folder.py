@@ -127,7 +127,8 @@ def export_grand_challenge(
         for name, text in texts.items():
             write_text(temporary / name, text)
             if name.endswith(".sh"):
-                (temporary / name).chmod(0o755)
+                allowed = (temporary / name).stat().st_mode
+                (temporary / name).chmod(allowed | (allowed & 0o444) >> 2)  # for whoever may read it
         temporary.rename(out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

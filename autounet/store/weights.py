@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 from ..schema.errors import ModelError
 from ..schema.record import replacing
@@ -48,6 +49,17 @@ def _require_finite(path: Path, state: Mapping[str, Tensor]) -> None:
             )
 
 
+def require_uncompressed(path: Path) -> None:
+    """Raises ValueError for a compressed file in place of one of `torch.save`: a megabyte of it can fill the memory.
+
+    Files of before torch 1.6, which are no zip, hold what they say.
+    """
+    if is_zipfile(path):
+        with ZipFile(path) as archive:
+            if packed := next((each for each in archive.infolist() if each.compress_type != ZIP_STORED), None):
+                raise ValueError(f"{packed.filename} in it is compressed, as torch.save writes none")
+
+
 WRAPPERS = ("state_dict", "model")
 """keys under which training programs keep the tensors beside other things"""
 
@@ -63,6 +75,7 @@ def read_pretrained(path: Path) -> dict[str, Tensor]:
     import torch
 
     try:
+        require_uncompressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling raises whatever a damaged file leads to
         raise ModelError(f"the weights {path} cannot be read: {error}", "Copy the file again") from None

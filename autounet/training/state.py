@@ -25,7 +25,7 @@ from ..schema.plan import NetworkSpec
 from ..schema.record import replacing
 from ..schema.stage_inputs import InitialWeights, TrainingInputs
 from ..step import Precision, build_optimiser
-from ..store.weights import read_pretrained
+from ..store.weights import read_pretrained, require_uncompressed
 from ..workers import PROCESS_WIDE
 from .schedule import CoolDown
 
@@ -133,6 +133,7 @@ class TrainState:
 
         Then, and on an error, nothing changes: a training must not begin at step 0 with half-trained weights.
         """
+        require_uncompressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["key"] != key:
             return False
