@@ -97,17 +97,16 @@ def read_inputs(name: str, folder: Path, seed: int, first: int, last: int) -> No
     soft = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + ADDRESSES
     resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
     with open(folder / "state", "r+b") as file, mmap.mmap(file.fileno(), STATE.size) as state:
-        counts = [0, 0, 0]
+        counts, memory = [0, 0, 0], Memory()
         for index in range(first, last):
             rng = Random(f"{seed}/{name}/{index}")
             chosen = rng.choice(seeds)
             content = rng.choice(chosen.changes)(rng, whole[chosen.file])
             chosen.file.write_bytes(content)
             STATE.pack_into(state, 0, index, *counts, 1)
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-            before = memory("VmRSS")
+            before = memory.begin()
             found = outcome(chosen.read)
-            growth = memory("VmHWM") - before
+            growth = memory.read(b"VmHWM:") - before
             counts = [counts[0] + (found is None), counts[1] + (found == ""), max(counts[2], growth)]
             STATE.pack_into(state, 0, index, *counts, 0)
             if growth > MOST_GROWTH:
@@ -118,9 +117,20 @@ def read_inputs(name: str, folder: Path, seed: int, first: int, last: int) -> No
         STATE.pack_into(state, 0, last, *counts, 0)
 
 
-def memory(what: str) -> int:
-    """Resident bytes: `VmRSS`, or `VmHWM`, the peak since it was last reset."""
-    return 1024 * int(Path("/proc/self/status").read_text().split(f"{what}:")[1].split(None, 1)[0])
+class Memory:
+    """Resident bytes of this process, and their peak. Unlike `ru_maxrss`, it does not begin with that of the parent."""
+
+    def __init__(self) -> None:
+        self.status = os.open("/proc/self/status", os.O_RDONLY)
+        self.reset = os.open("/proc/self/clear_refs", os.O_WRONLY)
+
+    def begin(self) -> int:
+        """The bytes now, from which on the peak is counted."""
+        os.write(self.reset, b"5")
+        return self.read(b"VmRSS:")
+
+    def read(self, what: bytes) -> int:
+        return 1024 * int(os.pread(self.status, 4096, 0).split(what, 1)[1].split(None, 1)[0])
 
 
 def outcome(read: object) -> str | None:

@@ -16,6 +16,8 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
 from random import Random
 from typing import Any
 
@@ -77,68 +79,72 @@ def worded(rng: Random, whole: bytes) -> bytes:
     end = re.search(rb"\r?\n\r?\n|ElementDataFile *= *LOCAL\r?\n", whole[: 1 << 16])
     head, rest = (whole[: end.start()], whole[end.start() :]) if end else (whole, b"")
     for _ in range(rng.randint(1, 3)):
-        lines, kind = head.split(b"\n"), rng.randrange(6)
-        words = list(re.finditer(rb"[\w.+-]+", head))
-        if kind < 3 and words:
-            word = rng.choice(words)
+        kind, place = rng.randrange(6), rng.randrange(len(head) + 1)
+        if kind < 3 and (word := re.compile(rb"[\w.+-]+").search(head, place)):
             value = rng.choice((*TEXTS, *map(str, NUMBERS)))
             head = head[: word.start()] + value.encode("utf-8", "surrogateescape") + head[word.end() :]
-        elif kind == 3:
-            lines.insert(rng.randrange(len(lines) + 1), rng.choice(lines))
-            head = b"\n".join(lines)
-        elif kind == 4:
-            del lines[rng.randrange(len(lines))]
-            head = b"\n".join(lines)
+        elif kind in (3, 4):
+            begin, stop = head.rfind(b"\n", 0, place) + 1, head.find(b"\n", place) + 1 or len(head)
+            line = head[begin:stop] if kind == 3 else b""
+            head = head[:begin] + line + line + head[stop:]
         else:
             mark = rng.choice((b"=", b",", b";", b"\t", b"[", b"{", b'"', b"'", b"\0", b"\xff", b"[" * 5000))
-            place = rng.randrange(len(head) + 1)
             head = head[:place] + mark + head[place:]
     return head + rest
 
 
 def json_changed(rng: Random, whole: bytes) -> bytes:
     """One to three values of a JSON text exchanged; sealed again where it was sealed."""
-    content = json.loads(whole)
+    content, places = json.loads(whole), _places(whole)
     for _ in range(rng.randint(1, 3)):
-        content = _exchanged(rng, content)
+        if not places or rng.random() < 0.01:
+            content = _value(rng, content)
+            break
+        with suppress(KeyError, IndexError, TypeError):  # an earlier change took the place away
+            _exchange(rng, content, rng.choice(places))
     if isinstance(content, dict) and isinstance(content.get("checksum"), str) and rng.random() < 0.95:
         content["checksum"] = digest({key: value for key, value in content.items() if key != "checksum"})
     text = json.dumps(content).replace(json.dumps(DEEP), DEEPEST)
     return text.encode()[:LARGEST]
 
 
-def _exchanged(rng: Random, content: Any) -> Any:
-    places = _places(content)
-    if not places or rng.random() < 0.01:
-        return _value(rng, content)
-    holder, key = rng.choice(places)
+def _exchange(rng: Random, content: Any, place: tuple[Any, ...]) -> None:
+    holder, key = _at(content, place[:-1]), place[-1]
     kind = rng.randrange(7)
     if kind == 0:
         del holder[key]
     elif kind == 1 and isinstance(holder, dict):
         holder[rng.choice(TEXTS)] = holder.pop(key)
     elif kind == 2:
-        other, name = rng.choice(places)
-        holder[key] = json.loads(json.dumps(other[name])) if _holds(other, name) else None
+        other = _at(content, place[: rng.randrange(len(place))])
+        holder[key] = json.loads(json.dumps(rng.choice([*other.values()] if isinstance(other, dict) else other)))
     elif kind == 3 and isinstance(holder[key], int | float):
         holder[key] = holder[key] * rng.choice((-1, 0, 1e6, 10**12, 1e-9, 0.5))
     else:
         holder[key] = _value(rng, holder[key])
+
+
+def _at(content: Any, place: tuple[Any, ...]) -> Any:
+    for key in place:
+        content = content[key]
     return content
 
 
-def _holds(holder: Any, key: Any) -> bool:
-    return key in holder if isinstance(holder, dict) else key < len(holder)
+@lru_cache(32)
+def _places(whole: bytes) -> list[tuple[Any, ...]]:
+    """The keys and indices that lead to every value of a JSON text; an object's `checksum` is none."""
 
+    def below(content: Any, place: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        inner = (
+            content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+        )
+        found: list[tuple[Any, ...]] = []
+        for key, value in inner:
+            if key != "checksum":
+                found += [(*place, key), *below(value, (*place, key))]
+        return found
 
-def _places(content: Any) -> list[tuple[Any, Any]]:
-    """(object or list, key or index) of every value below; an object's `checksum` is none."""
-    found: list[tuple[Any, Any]] = []
-    inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    for key, value in list(inner):
-        if key != "checksum":
-            found += [(content, key), *_places(value)]
-    return found
+    return below(json.loads(whole), ())
 
 
 def _value(rng: Random, old: Any) -> Any:

@@ -44,6 +44,8 @@ class Measured:
     """wall time"""
     peak_bytes: int
     """resident memory of the largest process, children included"""
+    cpu_seconds: float = 0.0
+    """of all processes together: other work on the machine lengthens the wall time, and these hardly"""
 
 
 def run(command: Sequence[str | Path], log_file: Path, environment: Mapping[str, str] | None = None) -> Measured:
@@ -73,7 +75,7 @@ def run(command: Sequence[str | Path], log_file: Path, environment: Mapping[str,
         tail = "\n".join(log_file.read_text(errors="replace").splitlines()[-25:])
         raise CommandFailed(f"{' '.join(words)}\nended with exit code {process.returncode}:\n{tail}")
     scale = 1 if sys.platform == "darwin" else 1024
-    return Measured(seconds, usage.ru_maxrss * scale)
+    return Measured(seconds, usage.ru_maxrss * scale, usage.ru_utime + usage.ru_stime)
 
 
 def median(values: Sequence[float]) -> float:

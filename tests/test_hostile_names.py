@@ -27,7 +27,7 @@ from autounet.schema.errors import AutoUNetError, DataError, ModelError, OptionE
 from autounet.schema.labels import LabelClass, Labels, Region
 from autounet.schema.names import case_problem, is_plain_path, path_problem, printable
 from autounet.schema.plan import Plan
-from autounet.schema.record import new_folder, replacing, write_text
+from autounet.schema.record import new_folder, replacing, require_no_links, write_text
 from autounet.schema.run import EpochLog
 from autounet.schema.selection import Selection
 from autounet.store.run_folder import OWN_NAMES, RunFolder
@@ -164,7 +164,8 @@ def test_temporary_names_cannot_be_foreseen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", [".lock", "plan.json", "crossval", "prepared/canonical_a", "models/3d_fullres/fold_0/log.jsonl"]
+    "place",
+    [".lock", "plan.json", "tracking", "crossval", "prepared/canonical_a", "models/3d_fullres/fold_0/log.jsonl"],
 )
 def test_an_output_folder_with_planted_links_is_refused(tmp_path: Path, place: str) -> None:
     out = tmp_path / "out"
@@ -312,3 +313,17 @@ def test_the_report_escapes_names(tmp_path: Path) -> None:
         path.write_text(path.read_text().replace("left kidney", "<script>$x$ </script>"))
     page = write_report(out).read_text()
     assert "<script>$x$" not in page
+
+
+@pytest.mark.parametrize("place", ["site0", ".predicted", ".predicted/site0", "a/b"])
+def test_nothing_is_written_through_a_folder_that_is_a_link(tmp_path: Path, place: str) -> None:
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    victim.mkdir()
+    files = [out / "site0/p0.nii.gz", out / ".predicted/site0/p0.json", out / "a/b/c/d.nii.gz"]
+    require_no_links(out, files)
+    (out / place).parent.mkdir(parents=True)
+    (out / place).symlink_to(victim)
+    with pytest.raises(OptionError, match="is a link to"):
+        require_no_links(out, files)
+    (tmp_path / "linked").symlink_to(tmp_path / "other")  # the folder itself is the user's choice
+    require_no_links(tmp_path / "linked", [tmp_path / "linked/site0/p0.nii.gz"])

@@ -118,6 +118,8 @@ def test_absurd_stored_options_are_refused(tmp_path: Path, stored: dict[str, Any
         lambda: Clock(promised_seconds=None, spent_seconds=-5.0),
         lambda: TrainOptions(seed=-1),
         lambda: InferenceSpec(overlap=1.0),
+        lambda: LabelClass(name="a", value=10**12),
+        lambda: Labels(ignore=2**31),
         lambda: Selection(chosen=("2d",), compared=(), reason="", weights=(0.5, 0.5)),
         lambda: Selection(chosen=("2d", "3d"), compared=(), reason="", weights=(2.0, -1.0)),
         lambda: TemperatureScaling(temperature=1e-300, fitted=1, ece_before=0, ece_after=0, cases=1, voxels=1),

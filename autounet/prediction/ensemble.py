@@ -23,7 +23,7 @@ from ..schema.errors import DataError, OptionError, RecordError, UsageError
 from ..schema.geometry import Geometry
 from ..schema.labels import Labels, TargetKind, targets_of
 from ..schema.plan import Average
-from ..schema.record import require_folder
+from ..schema.record import require_folder, require_no_links
 from ..schema.run import PredictedCase, record_of, require_replaceable, written_names
 from ..schema.selection import ProbabilityChannels
 from .maps import CHANNELS_FILE, PROBABILITIES_ENDINGS, foreign_channels_file, write_probabilities
@@ -235,6 +235,7 @@ def _may_write(out: Path, segmentations: Mapping[str, Path], probabilities: bool
     if probabilities:
         for case, own in paths.items():
             own += [out / f"{case}{ending}" for ending in PROBABILITIES_ENDINGS]
+    require_no_links(out, [path for case, own in paths.items() for path in (record_of(out, case), *own)])
     require_replaceable(out, paths, foreign_channels_file(out) if probabilities else [], "Give another --out")
     return paths
 

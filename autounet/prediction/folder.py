@@ -25,8 +25,8 @@ from ..preprocessing import CHECK_SPACING, Prepared, enlargement
 from ..schema.bundle import ModelBundle
 from ..schema.errors import AutoUNetError, DataError, OptionError, OutOfMemory, unknown_name
 from ..schema.geometry import Geometry
-from ..schema.record import digest, require_folder
-from ..schema.run import require_replaceable
+from ..schema.record import digest, require_folder, require_no_links
+from ..schema.run import record_of, require_replaceable
 from ..workers import keep_freed_memory, one_ahead
 from .maps import foreign_channels_file, map_paths, require_gates, write_gates, write_probability_maps
 from .mismatch import intensity_mismatches, judge_headers, require_fit
@@ -153,6 +153,7 @@ def predict_folder(
     paths = {case: _output_paths(predictor, out, case, outputs) for case in cases if case.error is None}
     require_new(paths)
     may_write = {case.identifier: own for case, own in paths.items()}
+    require_no_links(out, [path for case, own in may_write.items() for path in (record_of(out, case), *own)])
     if not overwrite:
         others = foreign_channels_file(out) if outputs.probabilities else []
         others += foreign_table(predictor.bundle, out)

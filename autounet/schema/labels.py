@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -11,9 +11,13 @@ from .errors import OptionError
 from .record import Part, Text
 
 
+LabelValue = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+"""as label files are read: whole numbers of 32 bits"""
+
+
 class LabelClass(Part):
     name: Text
-    value: int
+    value: LabelValue
     """value in the label files"""
 
 
@@ -21,14 +25,14 @@ class Region(Part):
     """A target that is the union of several classes, for example the whole tumour."""
 
     name: Text
-    values: tuple[int, ...] = Field(min_length=1)
+    values: tuple[LabelValue, ...] = Field(min_length=1)
 
 
 class LabelCode(Part):
     """The value that stands for a colour in a picture, for the segments of 3D Slicer that meet in a voxel, or for all
     values above one, up to that of another code, where every number is an object; or for the borders of objects."""
 
-    value: int
+    value: LabelValue
     colour: tuple[int, int, int] | None = None
     """(red, green, blue), 0 to 255"""
     segments: tuple[str, ...] = ()
@@ -67,7 +71,7 @@ class Labels(Part):
     background_named: bool = False
     """True when the user named value 0 as a class: its metrics are reported, never counted in mean Dice"""
     regions: tuple[Region, ...] = ()
-    ignore: int | None = None
+    ignore: LabelValue | None = None
     pairs: tuple[tuple[str, str], ...] = ()
     codes: tuple[LabelCode, ...] = ()
     """how label files that hold colours, named segments or objects are read as values; empty: they hold values"""

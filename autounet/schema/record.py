@@ -8,7 +8,7 @@ import math
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -26,6 +26,15 @@ def require_folder(path: Path, option: str = "--out") -> None:
             if not place.is_dir():
                 raise OptionError(f"{option} {path}: {place} is a file", "Give a folder")
             return
+
+
+def require_no_links(folder: Path, files: Iterable[Path]) -> None:
+    """Raises OptionError where a folder below `folder`, on the way to one of `files` in it, is a link to elsewhere."""
+    below = {place for file in files for place in Path(file).relative_to(folder).parents if place.name}
+    for place in sorted(below):
+        if (folder / place).is_symlink():
+            where = f"{folder / place} is a link to {os.readlink(folder / place)}"
+            raise OptionError(f"{where}, and nothing is written through it", "Remove it, or give another --out")
 
 
 @contextmanager

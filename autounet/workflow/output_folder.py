@@ -66,13 +66,14 @@ def require_own_folder(folder: RunFolder) -> None:
     if folder.path.is_dir() and not folder.is_of_a_run() and (others := folder.taken_names()):
         what = f"{', '.join(others[:5])}, which no run has written, and which results would be mixed with"
         raise OptionError(f"--out {folder.path} holds {what}", "Give a new or empty folder")
-    for name in (".lock", *OWN_NAMES):
+    for name in (".lock", "tracking", *OWN_NAMES):
         top = folder.path / name
         places = [top, *(Path(root, each) for root, inner, files in os.walk(top) for each in (*inner, *files))]
         for place in places:
             if place.is_symlink():
                 where = printable(f"{place} is a link to {os.readlink(place)}")
-                raise OptionError(f"{where}, and results are written into no links", "Remove it, or give another --out")
+                remedy = "Remove it, and give an --out on the disk that it leads to, or mount that disk in its place"
+                raise OptionError(f"{where}, and results are written into no links", remedy)
 
 
 def _is_foreign(file: Path) -> bool:
