@@ -200,6 +200,15 @@ def test_a_claim_that_holds_anything_else_is_nobodys(tmp_path: Path, content: st
     assert not claim.exists()
 
 
+def test_a_link_in_place_of_a_claim_is_taken_away(tmp_path: Path) -> None:
+    for target in ("nowhere", "victim"):
+        (tmp_path / "victim").write_text("mine")
+        (tmp_path / "a.claim").symlink_to(tmp_path / target)
+        assert Claims(tmp_path).break_stale("a") == 0
+        assert not os.path.lexists(tmp_path / "a.claim")
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
 def test_lines_that_are_no_text_end_a_log(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_bytes(b'\xff{"step": 1}\n')
     assert read_log(tmp_path / "log.jsonl") == []

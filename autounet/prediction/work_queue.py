@@ -84,6 +84,9 @@ class Claims:
     def break_stale(self, name: str) -> int | None:
         """Remove a stale claim; returns the process number of its dead owner, 0 if unknown, None if it lives."""
         path = self._path(name)
+        if path.is_symlink():  # no claim of ours; where it leads to nothing, nobody would ever release it
+            path.unlink(missing_ok=True)
+            return 0
         try:
             silent = self._now() - path.stat().st_mtime
             owner = json.loads(path.read_text(encoding="utf-8") or "{}")

@@ -15,14 +15,16 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import blosc2
 import numpy as np
 
 from ..schema.errors import RecordError
 from ..schema.geometry import CaseProperties
 from ..schema.record import Record, named_in_text, replacing
+
+if TYPE_CHECKING:
+    import blosc2  # loaded on first use: commands that open no case need not wait for it
 
 CHUNK_BYTES = 1024**2
 """uncompressed size that a chunk's slices are gathered to"""
@@ -216,6 +218,8 @@ def _file(folder: Path, identifier: str, ending: str) -> Path:
 
 def _write(path: Path, array: np.ndarray) -> str:
     """Returns the blake2b-128 of the file, in hex digits."""
+    import blosc2
+
     array = np.ascontiguousarray(array)
     sizes = {} if array.size == 0 else _partition(array)
     cparams = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "filters": [blosc2.Filter.SHUFFLE]}
@@ -244,6 +248,8 @@ def _open(path: Path, kind: str, shape: tuple[int, ...] | None) -> StoredArray:
     Raises RecordError for a file that is not there or damaged, and for everything but plain numbers of this `kind`
     (of numpy's dtypes) and `shape`: blosc2 also knows files that are programs or lead to other files.
     """
+    import blosc2
+
     if not path.exists():
         raise RecordError(f"{path} does not exist", MADE_AGAIN)
     try:

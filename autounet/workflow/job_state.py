@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 
@@ -15,7 +15,9 @@ from ..schema.errors import RecordError
 from ..schema.record import Part, Record
 from ..store.run_folder import JobFolder, RunFolder
 from . import cache
-from .jobs import Job
+
+if TYPE_CHECKING:
+    from .jobs import Job
 
 BEAT_SECONDS = 5.0
 """between two signs of life of a job"""

@@ -207,7 +207,10 @@ def _warnings(file: Path) -> int | None:
 
 
 def _metrics(file: Path) -> Metrics | None:
-    return Metrics.load(file) if file.exists() else None
+    """None where there are none, or damaged ones, which the next command makes again."""
+    with suppress(RecordError):
+        return Metrics.load(file)
+    return None
 
 
 def _promised_seconds_left(out: Path, running: bool) -> float | None:
