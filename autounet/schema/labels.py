@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 from .errors import OptionError
 from .record import Part, Text
 
-
 LabelValue = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 """as label files are read: whole numbers of 32 bits"""
 
