@@ -220,8 +220,9 @@ def test_data_sets_are_named_by_options_where_several_can_be_meant(tmp_path: Pat
     for index in range(3):
         masks = {name: (VOLUME[0] > 9).astype(np.uint8) for name in ("label_a", "label_b")}
         hdf5(tmp_path / "in" / f"s{index}.h5", {"raw": VOLUME[0] + index, **masks})
-    with pytest.raises(DataError, match=r"--channel 'image=\*\.h5/raw' --label '\*\.h5/label_a'"):
+    with pytest.raises(DataError, match=r"--label '\*\.h5/label_a' or --label '\*\.h5/label_b'"):
         scan(tmp_path, NONE)
+    assert scan(tmp_path, DataOptions(label="*.h5/label_b")).cases[0].images == ("in/s0.h5/raw",)
     dataset = scan(tmp_path, DataOptions(channels={"dapi": "*.h5/raw"}, label="*.h5/label_b"))
     assert dataset.cases[2].label == "in/s2.h5/label_b"
     assert [case.identifier for case in find_inputs(tmp_path / "in", bundle_of(dataset))] == ["s0", "s1", "s2"]
@@ -326,5 +327,33 @@ BAD_ZARR: dict[str, Callable[[Path], None]] = {
 def test_zarr_folders_that_are_damaged_or_made_to_harm_are_refused(tmp_path: Path, what: str) -> None:
     path = ngff(tmp_path / "a.zarr", VOLUME[0], "zyx", levels=1)
     BAD_ZARR[what](path)
-    with pytest.raises(FileError):
+    with pytest.raises(FileError, match=r"GB of memory .* GB are free" if "terabytes" in what else None) as caught:
         read_image(path)
+    if what == "terabytes":
+        assert "a.zarr/1" in caught.value.remedy
+
+
+MICROSCOPES = {".czi": "Zeiss CZI", ".nd2": "Nikon ND2", ".lif": "Leica LIF", ".svs": "Aperio SVS", ".vsi": "Olympus"}
+
+
+def test_formats_of_microscopes_are_called_by_their_names(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for ending in MICROSCOPES:
+        (tmp_path / "images" / f"a{ending}").write_bytes(b"x")
+    with pytest.raises(DataError) as caught:
+        scan(tmp_path, NONE)
+    assert all(form in caught.value.message for form in MICROSCOPES.values())
+    assert "OME-TIFF" in caught.value.remedy
+
+
+def test_images_and_labels_may_lie_in_one_folder(tmp_path: Path) -> None:
+    for index in range(3):
+        for folder, name in (("words", f"s{index}_cp_masks"), ("below", f"labels/s{index}")):
+            (tmp_path / folder / "labels").mkdir(parents=True, exist_ok=folder == "below")
+            tifffile.imwrite(tmp_path / folder / f"s{index}.tif", VOLUME[0, 0] + index)
+            tifffile.imwrite(tmp_path / folder / f"{name}.tif", (VOLUME[0, 0] > 9).astype(np.uint8))
+        shutil.rmtree(tmp_path / "words" / "labels")
+    for folder, label in (("words", "s0_cp_masks.tif"), ("below", "labels/s0.tif")):
+        dataset = scan(tmp_path / folder, NONE)
+        assert (dataset.cases[0].images, dataset.cases[0].label) == (("s0.tif",), label)
+        assert [case.identifier for case in find_inputs(tmp_path / folder, bundle_of(dataset))] == ["s0", "s1", "s2"]

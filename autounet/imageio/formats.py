@@ -267,6 +267,14 @@ OTHER_FORMATS = (
             ".czi": "Zeiss CZI", ".nd2": "Nikon ND2", ".lif": "Leica LIF", ".lsm": "Zeiss LSM", ".oib": "Olympus OIB",
             ".oif": "Olympus OIF", ".ims": "Imaris", ".vsi": "Olympus VSI", ".dv": "DeltaVision", ".svs": "Aperio SVS",
             ".ndpi": "Hamamatsu NDPI", ".scn": "Leica SCN", ".mrxs": "MIRAX", ".bif": "Ventana BIF",
+            ".oir": "Olympus OIR", ".zvi": "Zeiss ZVI", ".stk": "MetaMorph", ".sld": "SlideBook", ".ets": "Olympus VSI",
+            ".vms": "Hamamatsu VMS", ".qptiff": "PerkinElmer QPTIFF", ".btf": "BigTIFF", ".xdce": "GE InCell",
+        },
+    ),
+    OtherFormats(
+        "Export it as OME-Zarr folders, HDF5 or OME-TIFF, for example with Fiji or napari; unpack zip files",
+        {
+            ".zarr.zip": "Zarr, packed", ".ozx": "OME-Zarr, packed", ".n5": "N5", ".klb": "KLB",
         },
     ),
 )  # fmt: skip

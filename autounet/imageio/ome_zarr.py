@@ -30,7 +30,7 @@ def read_zarr(path: Path, decode: bool = True) -> tuple[np.ndarray, ImageHeader]
     image = image_at(path)
     array = image.array
     if decode:
-        require_memory(path, math.prod(array.shape), array.dtype.itemsize)
+        _require_memory(path, array)
         values = _voxels(path, array)
     else:
         values = np.broadcast_to(np.zeros((), array.dtype), array.shape)
@@ -61,6 +61,18 @@ def _chunk_files(folder: Path) -> Iterator[Path]:
     for place, inner, files in sorted(os.walk(folder)):
         inner.sort()
         yield from (Path(place, name) for name in sorted(files) if name not in _METADATA)
+
+
+def _require_memory(path: Path, array: ZarrArray) -> None:
+    """Raises FileError for an image larger than the free memory: it is read as a whole."""
+    try:
+        require_memory(path, math.prod(array.shape), array.dtype.itemsize)
+    except FileError as error:
+        container, _ = split_address(path)
+        remedy = (
+            f"Give a coarser level, if the model was trained on one ({container.name}/1), or cut the image into parts"
+        )
+        raise FileError(path, error.finding, remedy) from None
 
 
 def _voxels(path: Path, array: ZarrArray) -> np.ndarray:

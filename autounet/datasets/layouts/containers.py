@@ -43,8 +43,10 @@ class _Parts(NamedTuple):
 
 
 def detect(root: Path, options: DataOptions) -> bool:
-    """Whether files hold labels beside images, and no option names files."""
-    if options.channels or options.class_patterns or options.label is not None or not root.is_dir():
+    """Whether files hold labels beside images, of which `--label` may name one by its address."""
+    if options.channels or options.class_patterns or not root.is_dir():
+        return False
+    if options.label is not None and not split_address(options.label)[1]:
         return False
     return any(parts.labels for parts in _containers(root).values())
 
@@ -83,7 +85,8 @@ def find(root: Path, options: DataOptions) -> DetectedLayout:
     """A case for each file. Raises DataError where several images or labels can be meant."""
     parts = _containers(root)
     image = _only(parts, {path: each.images for path, each in parts.items()}, "image")
-    label = _only(parts, {path: each.labels for path, each in parts.items()}, "label")
+    _, label = split_address(options.label or "")
+    label = label or _only(parts, {path: each.labels for path, each in parts.items()}, "label")
     cases, findings = [], []
     for name, path in zip(distinct_names(list(parts)), parts, strict=True):
         own = path / label if label in parts[path].labels else None
@@ -108,17 +111,12 @@ def _only(parts: Mapping[Path, _Parts], addresses: Mapping[Path, Sequence[str]],
     if len(usual) == 1:
         return usual[0]
     path = next(path for path, own in addresses.items() if own)
-    ending = suffix(path)
-    image = next((each for each in parts[path].images if each), "")
-    channel = f"--channel 'image=*{ending}{image and '/'}{image}' "
-    options = " or ".join(
-        f"{channel}--label '*{ending}/{each}'" if what == "label" else f"--channel 'image=*{ending}/{each}'"
-        for each in usual
-    )
+    option = "--label '*{}/{}'" if what == "label" else "--channel 'image=*{}/{}'"
+    options = " or ".join(option.format(suffix(path), each) for each in usual)
     if what == "image":
-        options += f", with --label '*{ending}/{next(iter(parts[path].labels), 'label')}'"
-    raise DataError(f"{path.name} holds {len(usual)} arrays that can be the {what}: {', '.join(usual)}",
-                    f"Say which: {options}")  # fmt: skip
+        options += f", with --label '*{suffix(path)}/{next(iter(parts[path].labels), 'label')}'"
+    finding = f"{path.name} holds {len(usual)} arrays that can be the {what}: {', '.join(usual)}"
+    raise DataError(finding, f"Say which: {options}")
 
 
 def with_levels(root: Path, found: DetectedLayout, cases: list[Case]) -> tuple[DetectedLayout, list[Case]]:

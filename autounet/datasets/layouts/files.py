@@ -28,6 +28,11 @@ log = logging.getLogger(__name__)
 
 _IMAGES = re.compile(r"^(images?|imgs?|img|scans?|photos?)(?![a-z]*mask)", re.IGNORECASE)
 _LABELS = re.compile(r"label|mask|seg|annot|manual|gt$|^gt|ground.?truth|truth|target", re.IGNORECASE)
+_LABEL_WORD = re.compile(
+    r"[-_. ](cp[-_. ])?(labels?|masks?|seg|segmentation|annotations?|gt|manual|(ground)?truth)$"
+    r"|^(labels?|masks?|seg|gt)[-_. ]",
+    re.IGNORECASE,
+)
 _PREVIEWS = re.compile(r"thumb(nail)?s?$|preview", re.IGNORECASE)
 _HELD_OUT = re.compile(r"(^|[-_ ])(?i:ts|test|testing|val|validation)$|(?<=[a-z])(Ts|Test|Testing|Val|Validation)$")
 TABLES = (".csv", ".tsv", ".json")
@@ -87,6 +92,14 @@ def looks_like_labels(folder: Path) -> bool:
 def says_label(name: str) -> bool:
     """Whether a word of a file's name says label, mask, segmentation, ..."""
     return bool(_LABELS.search(name))
+
+
+def labels_beside(files: Sequence[Path]) -> list[Path]:
+    """Of files in one folder, those whose names are another one's with a word like mask: a_mask.tif beside a.tif."""
+    names = {_LABEL_WORD.sub("", stem(path)) for path in files if not _LABEL_WORD.search(stem(path))}
+    words = {re.sub(r"[-_. ](img|image|raw)$", "", name, flags=re.IGNORECASE) for name in names} | names
+    found = [path for path in files if _LABEL_WORD.search(stem(path))]
+    return found if all(_LABEL_WORD.sub("", stem(path)) in words for path in found) else []
 
 
 def is_held_out(folder: Path) -> bool:

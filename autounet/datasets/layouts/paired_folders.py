@@ -35,6 +35,7 @@ from .files import (
     flat,
     image_files,
     is_held_out,
+    labels_beside,
     listing,
     looks_like_images,
     looks_like_labels,
@@ -77,14 +78,13 @@ def find(root: Path, options: DataOptions) -> DetectedLayout:
         present = {name: list(files) for name, files in joined.items()}
         patterns = list(options.channels.values())
     else:
-        folder = _image_folder(root)
-        images, patterns = {}, [f"{folder.name}/*"]
-        by_channel = [image_files(folder)]
+        images, patterns = {}, []
+        by_channel = [_image_files(root, options)]
     masks = given_masks(root, options.class_patterns)
     label_files = [path for own in masks.values() for path in own] or _label_files(root, options, by_channel)
     if not options.channels:
         images, pattern, findings = _group(by_channel[0], label_files)
-        patterns = [f"{relative(root, by_channel[0][0].parent)}/{pattern}"]
+        patterns = [f"{relative(root, by_channel[0][0].parent)}/{pattern}".removeprefix("./")]
     cases, unmatched = _match_masks(root, images, masks) if masks else match_labels(root, images, label_files)
     cases = [
         with_channels(case, present[case.identifier], len(options.channels)) if present else case for case in cases
@@ -120,6 +120,17 @@ def _match_masks(
         if not by_case[name]:
             findings.append(missing_label(root, name, own[0], next(iter(masks.values()))[0].parent))
     return cases, findings
+
+
+def _image_files(root: Path, options: DataOptions) -> list[Path]:
+    """Those of the image folder; else those that lie in `root` itself, beside their labels or folders of these."""
+    own, folders = image_files(root), [folder for folder in subfolders(root) if image_files(folder)]
+    labels = set(glob_images(root, options.label, "--label") if options.label else labels_beside(own))
+    if own and all(looks_like_labels(folder) or labels & set(image_files(folder)) for folder in folders):
+        images = [path for path in own if path not in labels]
+        if images and (folders or len(images) < len(own)):
+            return images
+    return image_files(_image_folder(root))
 
 
 def _image_folder(root: Path) -> Path:
@@ -185,6 +196,8 @@ def _label_files(root: Path, options: DataOptions, images: Sequence[Sequence[Pat
     candidates = _label_folders(root, images)
     if len(candidates) == 1:
         return image_files(candidates[0])
+    if not candidates and images[0][0].parent == root and (beside := labels_beside(image_files(root))):
+        return beside
     if not candidates:
         raise DataError(
             f"no folder of {root} can hold the labels; its folders: {listing(root)}",

@@ -18,6 +18,7 @@ from .files import (
     is_one_image,
     is_output_folder,
     is_skipped,
+    labels_beside,
     listing,
     looks_like_images,
     looks_like_labels,
@@ -38,7 +39,7 @@ def glob_images(root: Path, pattern: str, option: str) -> list[Path]:
     if Path(pattern).is_absolute():
         raise OptionError(f"{option} {pattern!r} is an absolute path", f"Give a pattern relative to {root}")
     outer, address = split_address(pattern.rstrip("/"))
-    names = outer.as_posix()
+    names = outer.as_posix() if address else pattern.rstrip("/")
     paths = root.glob(names) if "/" in names else _named(root, names)
     found = sorted(path for path in paths if is_one_image(path))
     inner = {folder for path in found for folder in path.parents if folder.is_relative_to(root) and folder != root}
@@ -95,7 +96,8 @@ def folder_files(path: Path, bundle: ModelBundle) -> list[Path]:
         if filled:
             names = ", ".join(folder.name for folder in filled[:10])
             log.warning("%s holds images of its own, so those in its folders are not predicted: %s", path, names)
-        return new_images(path)
+        labels = labels_beside(new_images(path)) if "/" not in bundle.image_pattern else []
+        return [file for file in new_images(path) if file not in labels]
     trained_in = split_address(bundle.image_pattern)[0].parent.name
     for name in ("imagesTs", trained_in, "imagesTr", "images", "image"):
         if name and new_images(path / name) and (path / name).is_dir():
