@@ -29,7 +29,7 @@ from .evaluation.dicom_objects import (
     read_case,
     require_names,
 )
-from .imageio import VOLUME_KINDS, objects_geometry, read_geometry, read_label_content, read_labels, stem
+from .imageio import VOLUME_KINDS, is_container, objects_geometry, read_geometry, read_label_content, read_labels, stem
 from .ops.masks import values_in
 from .progress import progress
 from .schema.errors import DataError, OptionError
@@ -210,7 +210,7 @@ def _warn_of_absent(cases: Sequence[CaseMetrics], labels: Labels) -> None:
 
 def _evaluation_pairs(predictions: Path, references: Path) -> list[Match]:
     """Two files are a pair; of two folders every prediction needs its reference."""
-    if predictions.is_file() and references.is_file():
+    if all(path.is_file() or is_container(path) for path in (predictions, references)):
         return [Match(stem(predictions), predictions, references)]
     known = _files(references)
     predicted = _without_companions(_files(predictions), known)
@@ -244,7 +244,7 @@ def _without_companions(predicted: list[Path], known: list[Path]) -> list[Path]:
 
 def _files(path: Path) -> list[Path]:
     """Of a folder with DICOM objects in it or below, these and image files, and not the series that they refer to."""
-    files = [path] if path.is_file() else image_files(path)
+    files = [path] if path.is_file() or is_container(path) else image_files(path)
     if path.is_dir() and (objects := label_objects(path)):
         files = [file for file in files if file.is_file()] + sorted(objects)
     if not files:

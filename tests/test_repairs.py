@@ -13,10 +13,11 @@ import pytest
 import SimpleITK as sitk
 from broken_gallery import GALLERY, Broken
 from broken_sets import NONE
+from laboratory_files import hdf5, ngff
 from PIL import Image
 
 from autounet.cli.app import main
-from autounet.datasets import scan
+from autounet.datasets import read_reference, scan
 from autounet.imageio import read_geometry, read_image, read_labels
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.options import DataOptions
@@ -214,3 +215,31 @@ def test_labels_of_an_image_with_two_transforms_keep_their_voxels(tmp_path: Path
     assert found.result.findings == ()
     for path in (tmp_path / "new" / "labelsTr").iterdir():
         np.testing.assert_array_equal(read_labels(path)[0], sets.drawn())
+
+
+@pytest.mark.parametrize("form", ["OME-Zarr", "HDF5", "LabelMe"])
+def test_sets_of_laboratories_are_written_as_files_of_their_own(tmp_path: Path, form: str) -> None:
+    data, size = tmp_path / "data", (24, 30)
+    data.mkdir()
+    for case in range(5):
+        rng = np.random.default_rng(case)
+        pixels, values = rng.integers(0, 60_000, size).astype(np.uint16), np.zeros(size, np.uint8)
+        values[5:15, 8 : 18 + case] = 1
+        if form == "OME-Zarr":
+            ngff(data / f"c{case}.ome.zarr", np.stack([pixels] * 3), "cyx", names=["A", "B", "C"], labels={"x": values})
+        elif form == "HDF5":
+            hdf5(data / f"c{case}.h5", {"raw": pixels, "label": values})
+        else:
+            Image.fromarray((pixels // 256).astype(np.uint8)).save(data / f"c{case}.png")
+            points = [[8, 5], [18 + case, 5], [18 + case, 15], [8, 15]]
+            content = {"shapes": [{"label": "x", "points": points}], "imagePath": f"c{case}.png"}
+            (data / f"c{case}.json").write_text(json.dumps(content))
+    found = fix_data(data, NONE, tmp_path / "new")
+    assert found.result.findings == (), [str(finding) for finding in found.result.findings]
+    before, after = scan(data, NONE), scan(tmp_path / "new", NONE)
+    assert after.channels == before.channels
+    assert [case.identifier for case in after.cases] == [f"c{case}" for case in range(5)]
+    for case in before.cases:
+        new = after.case(case.identifier)
+        assert (read_reference(after, new)[0] == read_reference(before, case)[0]).all()
+        assert (read_image(tmp_path / "new" / new.images[0])[0] == read_image(data / case.images[0])[0]).all()

@@ -15,6 +15,8 @@ from ...imageio import (
     VOLUME_KINDS,
     file_kind,
     files_of,
+    is_container,
+    is_outlines,
     output_suffix,
     read_image,
     read_labels,
@@ -274,7 +276,11 @@ def _write(task: RepairTask, parts: Sequence[FilePart], label: FilePart | None, 
 def _place(task: RepairTask, part: FilePart, name: str, plain: bool, is_label: bool) -> str:
     """Copy a file that is sound and whole by itself, write another one. Returns its path in the new folder."""
     source = Path(task.root) / part.name
-    copied = plain and not part.changed and file_kind(source) != DICOM and output_suffix(suffix(source)) != ".mha"
+    if is_label and is_outlines(source):  # drawn on the image, and written in its format
+        source = Path(task.root) / task.case.images[0]
+        plain = False
+    whole_file = not is_container(source) and file_kind(source) != DICOM and output_suffix(suffix(source)) != ".mha"
+    copied = plain and not part.changed and whole_file
     ending = suffix(source) if copied or suffix(source).lower() == ".mha" else output_suffix(suffix(source))
     target = task.folder / f"{name}{ending}"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -284,7 +290,7 @@ def _place(task: RepairTask, part: FilePart, name: str, plain: bool, is_label: b
         write_labels(target, part.array[0], part.geometry)
     else:
         write_image(target, _narrowed(part, target), part.geometry)
-    for sidecar in files_of(source)[1:] if part.geometry.kind not in VOLUME_KINDS else ():
+    for sidecar in files_of(source)[1:] if part.geometry.kind not in VOLUME_KINDS and not is_container(source) else ():
         shutil.copyfile(sidecar, target.with_name(f"{stem(target)}.json"))
     return f"{name}{ending}"
 
