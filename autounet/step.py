@@ -122,7 +122,7 @@ def train_step(
         scaler.unscale_(optimiser)
     norm = clip_gradients(trained, clip)
     finite = norm.isfinite()
-    if norm.device.type != "cpu":
+    if norm.device.type != "cpu" or scaler is not None:
         make_momentum(optimiser)
     known = torch.ones_like(finite) if exchange is not None else value.detach().isfinite()
     if scaler is None:

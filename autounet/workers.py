@@ -13,12 +13,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext, suppress
 from types import ModuleType
 from typing import Any, TypeVar
+
+from .system_memory import memory_sentence
 
 log = logging.getLogger(__name__)
 
@@ -125,9 +127,7 @@ def map_parallel(
             _map_in_processes(function, left, workers, done, on_done)
         except BrokenProcessPool as error:
             if workers == 1:
-                named = case_of(next(item for index, item in left.items() if index not in done))
-                told = "" if named is None else f" at case {named}"
-                raise BrokenProcessPool(f"{error}{told}, with no other process beside it") from None
+                raise BrokenProcessPool(f"{error}, and no other process worked beside it") from None
             workers //= 2
             log.warning("%s. What is not done yet is done by %d instead", error, workers)
     return [done[index] for index in range(len(items))]
@@ -159,10 +159,17 @@ def _map_in_processes(
             pool.shutdown(wait=False, cancel_futures=True)
             _end(processes, futures)
             if isinstance(error, BrokenProcessPool):
+                left = [items[index] for future, index in futures.items() if not future.done() or future.exception()]
                 raise BrokenProcessPool(
-                    f"a process that worked on cases {ended_by(_first_status(processes))}"
+                    f"a process {ended_by(_first_status(processes))}{_at_cases(left[:workers])}; {memory_sentence()}"
                 ) from None
             raise
+
+
+def _at_cases(items: Sequence[object]) -> str:
+    """Items are handed out in their order: so many are at work as there are processes."""
+    named = [name for name in map(case_of, items) if name is not None]
+    return "" if not named else f" at {'case' if len(named) == 1 else 'one of the cases'} {', '.join(named)}"
 
 
 def _first_status(processes: Iterable[multiprocessing.process.BaseProcess]) -> int | None:

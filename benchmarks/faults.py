@@ -1,525 +1,307 @@
 """What an interrupted, starved or damaged run does, and whether the same command then ends as if nothing was.
 
-    python benchmarks/faults.py --work DIR [--only TEXT]      every fault; writes benchmarks/results/faults.md
-    python benchmarks/faults.py --work DIR --soak 200         so many interruptions at random moments
+    python benchmarks/faults.py --work DIR                every fault; writes benchmarks/results/faults.md as it goes on
+    python benchmarks/faults.py --work DIR --only TEXT    those whose name holds it; nothing is written
+    python benchmarks/faults.py --work DIR --soak 200     so many interruptions at random moments
 
-On a small synthetic set a run of two folds of a few steps (`--deterministic`) and a prediction are made undisturbed.
-Then for each fault the commands run in a process of their own, forked from this one, with the fault in it; then once
-more without. Weights, metrics and predictions have to be those of the undisturbed run. Linux only.
+A run of two folds of a few steps (`--deterministic`) and a prediction are made undisturbed. Then for each fault the
+commands run with it in processes of their own (`forked_commands.py`), and once more without. Weights, metrics and
+segmentations have to be those of the undisturbed run. The same command again goes on where an earlier one was ended,
+`--again TEXT` repeats faults that are done. Linux only, where a user may make mounts of its own (`unshare`).
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
-import hashlib
 import json
-import locale
 import os
 import random
-import resource
+import re
 import shutil
 import signal
+import subprocess
 import sys
-import time
-import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatch
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest import mock
+from typing import Any
 
+from fault_kinds import SIGNALS, Fault, faults
+from forked_commands import FOLDS, LONGEST, STEPS, Ended, Forks, emptied, outcome, prepare
 from measuring import commit, machine
 
-from autounet.cli.app import main as command
-from autounet.datasets.synthetic import make_demo_dataset
-from autounet.planning import fill_memory, plan_inputs
-from autounet.training import loader, loop
-from autounet.workflow import cluster
-
 RESULTS = Path(__file__).parent / "results" / "faults.md"
-STEPS, FOLDS = 6, 2
-LONGEST = 180.0
-"""seconds that a command may take before it counts as hanging"""
-
-
-class Ended(NamedTuple):
-    """A command that has ended: exit code (negative: the signal), seconds, seconds since the fault, what it printed."""
-
-    code: int
-    seconds: float
-    noticed: float | None
-    log: str
-
-
-Hook = Callable[[Callable[[], None]], Any]
-"""Called in the process of the command, with what has to be called when the fault strikes."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    stage: str
-    name: str
-    hook: Hook | None = None
-    """what goes wrong while the command runs"""
-    damage: Callable[[Path], None] | None = None
-    """what has happened to a finished output folder before the command"""
-    options: tuple[str, ...] = ()
-    fine: bool = False
-    """whether the command is to end well nevertheless"""
-
-
-@dataclass(frozen=True)
-class Place:
-    data: Path
-    out: Path
-
-    def commands(self, options: Sequence[str] = ()) -> list[list[str]]:
-        run = ["run", self.data, "--out", self.out, "--iterations", STEPS, "--deterministic", "--folds", "0,1"]
-        run += ["--device", "cpu", "--workers", 0, "--configurations", "3d_fullres", "--memory", "600MB", *options]
-        predict = ["predict", self.out / "model", self.data / "imagesTr", "--out", self.out / "predicted"]
-        return [list(map(str, each)) for each in (run, [*predict, "--device", "cpu", "--no-mirror"])]
-
-
-def narrow() -> list[Any]:
-    """Patches under which networks have 8 features and nothing is tried before the first fold."""
-    return [
-        mock.patch.object(plan_inputs, "WIDTH", 8),
-        mock.patch.object(fill_memory, "WIDTH", 8),
-        mock.patch.object(fill_memory, "MOST_WIDTH", 8),
-        mock.patch.object(cluster, "try_configurations", return_value=None),
-    ]
-
-
-def in_a_process(arguments: Sequence[str], log: Path, hook: Hook | None, steps: Path, after: float | None) -> Ended:
-    """A command in a forked process; `after` so many seconds it is killed by a signal that `hook` does not send."""
-    struck = log.with_suffix(".struck")
-    struck.unlink(missing_ok=True)
-    began = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        os._exit(_command(arguments, log, hook, steps, struck))
-    status = None
-    while status is None:
-        pid, code = os.waitpid(child, os.WNOHANG)
-        if pid:
-            status = os.waitstatus_to_exitcode(code)
-        elif time.monotonic() - began > (LONGEST if after is None else after):
-            os.kill(child, signal.SIGKILL if after is None else random.choice(SIGNALS))
-            after = LONGEST
-        else:
-            time.sleep(0.01)
-    noticed = time.time() - struck.stat().st_mtime if struck.exists() else None
-    return Ended(status, time.monotonic() - began, noticed, log.read_text(errors="replace") if log.exists() else "")
-
-
-def _command(arguments: Sequence[str], log: Path, hook: Hook | None, steps: Path, struck: Path) -> int:
-    """In the forked process; returns the exit code."""
-    os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
-    number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(number, 1)
-    os.dup2(number, 2)
-    advance = loop.advance
-
-    def counted(*given: Any) -> Any:
-        with steps.open("a") as file:
-            file.write("step\n")
-        return advance(*given)
-
-    loop.advance = counted
-    for each in narrow():
-        each.start()
-    sys.argv = ["autounet", *arguments]
-    try:
-        if hook is not None:
-            hook(struck.touch)
-        command()
-    except SystemExit as ended:
-        return int(ended.code or 0) if isinstance(ended.code, int | None) else 1
-    except BaseException:
-        traceback.print_exc()
-        return 70
-    return 0
-
-
-# ---- what goes wrong ------------------------------------------------------------------------------------------------
-
-
-def when_written(pattern: str, act: Callable[[], None]) -> Hook:
-    """Where a file of that name is about to be renamed to it, once."""
-
-    def hook(struck: Callable[[], None]) -> None:
-        replace, left = os.replace, [1]
-
-        def watched(source: Any, target: Any, **others: Any) -> None:
-            if left and fnmatch(str(target), pattern):
-                left.clear()
-                struck()
-                act()
-            replace(source, target, **others)
-
-        os.replace = watched
-
-    return hook
-
-
-def at_step(number: int, act: Callable[[], None]) -> Hook:
-    def hook(struck: Callable[[], None]) -> None:
-        advance, seen = loop.advance, []
-
-        def watched(*given: Any) -> Any:
-            seen.append(1)
-            if len(seen) == number:
-                struck()
-                act()
-            return advance(*given)
-
-        loop.advance = watched
-
-    return hook
-
-
-def sent(number: int) -> Callable[[], None]:
-    return lambda: os.kill(os.getpid(), number)
-
-
-def raised(error: BaseException) -> Callable[[], None]:
-    def act() -> None:
-        raise error
-
-    return act
-
-
-FULL = OSError(errno.ENOSPC, "No space left on device")
-READ_ONLY = OSError(errno.EROFS, "Read-only file system")
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-
-def limited(kind: int, amount: int) -> Hook:
-    def hook(struck: Callable[[], None]) -> None:
-        struck()
-        resource.setrlimit(kind, (amount, amount))
-
-    return hook
-
-
-def limited_at_step(kind: int, more: Callable[[], int]) -> Hook:
-    return at_step(3, lambda: resource.setrlimit(kind, (more(), more())))
-
-
-def virtual_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-
-
-def clock_jumps(seconds: float) -> Hook:
-    def jump() -> None:
-        now = time.time
-        time.time = lambda: now() + seconds
-
-    return at_step(3, jump)
-
-
-def commas(struck: Callable[[], None]) -> None:
-    struck()
-    for name in ("de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8"):
-        try:
-            locale.setlocale(locale.LC_ALL, name)
-            return
-        except locale.Error:
-            continue
-    os.environ["LC_ALL"] = "de_DE.UTF-8"
-
-
-def worker_killed(struck: Callable[[], None]) -> None:
-    import psutil
-
-    def kill() -> None:
-        for each in psutil.Process().children():
-            if "spawn_main" in " ".join(each.cmdline()):
-                each.kill()
-                return
-
-    at_step(3, kill)(struck)
-
-
-def small_shared_memory(struck: Callable[[], None]) -> None:
-    struck()
-    loader.shared_memory_free = lambda: 64 * 1024
-
-
-def not_finite(first: int, last: int) -> Hook:
-    def hook(struck: Callable[[], None]) -> None:
-        advance, seen = loop.advance, []
-
-        def faulty(state: Any, loss: Any, *others: Any) -> Any:
-            seen.append(1)
-            if first <= len(seen) <= last:
-                struck()
-                return advance(state, lambda outputs, batch: loss(outputs, batch) * float("nan"), *others)
-            return advance(state, loss, *others)
-
-        loop.advance = faulty
-
-    return hook
-
-
-def found(out: Path, pattern: str) -> Path:
-    return sorted(path for path in out.glob(pattern) if path.is_file())[0]
-
-
-def flipped(pattern: str) -> Callable[[Path], None]:
-    def damage(out: Path) -> None:
-        path = found(out, pattern)
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 0x10
-        path.write_bytes(content)
-
-    return damage
-
-
-def cut(pattern: str, share: float) -> Callable[[Path], None]:
-    def damage(out: Path) -> None:
-        path = found(out, pattern)
-        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-
-    return damage
-
-
-def swapped(pattern: str) -> Callable[[Path], None]:
-    def damage(out: Path) -> None:
-        one, other = sorted(path for path in out.glob(pattern) if path.is_file())[:2]
-        first = one.read_bytes()
-        one.write_bytes(other.read_bytes())
-        other.write_bytes(first)
-
-    return damage
-
-
-def gone(pattern: str) -> Callable[[Path], None]:
-    return lambda out: found(out, pattern).unlink()
-
-
-WRITTEN = (
-    ("check", "*/findings.json"), ("fingerprint", "*/fingerprint.json"), ("plan", "*/plan.json"),
-    ("preprocess", "*/prepared/*.json"), ("train", "*/record.json"), ("validate", "*/crossval/*.nii.gz"),
-    ("select", "*/selection.json"), ("pack", "*/bundle.json"), ("report", "*/report.html"),
-    ("predict", "*/predicted/demo_001*"),
-)  # fmt: skip
-KEPT = (
-    ("preprocess", "prepared/**/*.b2nd"), ("preprocess", "prepared/**/*.json"),
-    ("train", "models/*/fold_0/weights.safetensors"), ("train", "models/*/fold_0/record.json"),
-    ("validate", "crossval/*/*.nii.gz"), ("select", "selection.json"), ("select", "metrics.json"),
-    ("plan", "plan.json"), ("fingerprint", "fingerprint.json"), ("pack", "model/bundle.json"),
-    ("pack", "model/**/*.safetensors"),
-)  # fmt: skip
-
-
-def faults() -> list[Fault]:
-    table = [
-        Fault(stage, f"power cut before {pattern[2:]} is renamed", when_written(pattern, sent(signal.SIGKILL)))
-        for stage, pattern in WRITTEN
-    ]
-    table += [
-        Fault(stage, f"full disk where {pattern[2:]} is written", when_written(pattern, raised(FULL)))
-        for stage, pattern in WRITTEN
-    ]
-    table += [
-        Fault("train", f"{signal.Signals(number).name} at step 3", at_step(3, sent(number))) for number in SIGNALS
-    ]
-    table += [
-        Fault("train", "read-only file system", when_written("*/record.json", raised(READ_ONLY))),
-        Fault("train", "memory runs out (ulimit -v)", limited_at_step(resource.RLIMIT_AS, virtual_bytes)),
-        Fault("train", "MemoryError", at_step(3, raised(MemoryError()))),
-        Fault("train", "clock an hour back", clock_jumps(-3600), fine=True),
-        Fault("train", "clock a day ahead", clock_jumps(86400), fine=True),
-        Fault("train", "a worker process is killed", worker_killed, options=("--workers", "2"), fine=True),
-        Fault("train", "64 KB of /dev/shm", small_shared_memory, options=("--workers", "2"), fine=True),
-        Fault("train", "exception of a mistake", at_step(3, raised(KeyError("a mistake")))),
-        Fault("train", "two steps of NaN", not_finite(2, 3)),
-        Fault("train", "steps of NaN for ever", not_finite(1, 999)),
-        Fault("all", "locale with commas", commas, fine=True),
-        Fault("all", "ulimit -t 3", limited(resource.RLIMIT_CPU, 3)),
-        Fault("all", "no file over 20 KB (ulimit -f)", limited(resource.RLIMIT_FSIZE, 20_000)),
-    ]
-    for stage, pattern in KEPT:
-        table.append(Fault(stage, f"a flipped bit in {pattern}", damage=flipped(pattern), fine=True))
-        table.append(Fault(stage, f"{pattern} cut in half", damage=cut(pattern, 0.5), fine=True))
-    table += [
-        Fault("train", "empty weights of a fold", damage=cut(KEPT[2][1], 0), fine=True),
-        Fault("select", "empty selection.json", damage=cut("selection.json", 0), fine=True),
-        Fault("preprocess", "two prepared cases swapped", damage=swapped("prepared/**/*.b2nd"), fine=True),
-        Fault("validate", "two segmentations swapped", damage=swapped("crossval/*/*.nii.gz"), fine=True),
-        Fault("preprocess", "a prepared case is gone", damage=gone("prepared/**/*.b2nd"), fine=True),
-        Fault("pack", "bundle.json is gone", damage=gone("model/bundle.json"), fine=True),
-    ]
-    return table
-
-
-# ---- what came of it ------------------------------------------------------------------------------------------------
-
-
-def outcome(out: Path) -> dict[str, str]:
-    """Digests of weights, of the measures and of what was predicted."""
-    files = [*out.glob("models/*/fold_[01]/weights.safetensors"), *out.glob("predicted/[!.]*.nii.gz")]
-    digests = {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    metrics = out / "metrics.json"
-    if metrics.exists():
-        digests["mean_dice"] = repr(json.loads(metrics.read_text()).get("mean_dice"))
-    return digests
-
-
-def run_all(place: Place, log: Path, steps: Path, fault: Fault | None = None, after: float | None = None) -> Ended:
-    """run and predict; what ends the first ends both."""
-    options, hook = (fault.options, fault.hook) if fault else ((), None)
-    ended = Ended(0, 0.0, None, "")
-    for arguments in place.commands(options):
-        at = Ended(*ended)
-        ended = in_a_process(arguments, log, hook, steps, after)
-        ended = Ended(ended.code, at.seconds + ended.seconds, ended.noticed or at.noticed, at.log + ended.log)
-        if ended.code:
-            return ended
-    return ended
+DAMAGES = ("flip", "cut", "empty", "swap")
+MOST_LOST = 1
+"""training steps made more than once, where every step ends with a checkpoint"""
+DONE_BEFORE = {
+    "check": "", "fingerprint": "", "plan": "", "preprocess": "planned", "train": "planned", "validate": "planned",
+    "all": "planned",
+}  # fmt: skip
+"""stage -> the output folder in which its faults strike; those of later stages in one whose folds are trained"""
+
+
+def begin(work: Path, before: str) -> None:
+    """An output folder on a file system of its own, as it was `before`; empty where that is nothing."""
+    subprocess.run(["umount", "-q", "-l", work / "out"], check=False)
+    emptied(work / "out")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512m", "faults", work / "out"], check=True)
+    if before:
+        shutil.copytree(work / before, work / "out", dirs_exist_ok=True)
+    for name in ("steps", "go"):
+        (work / name).unlink(missing_ok=True)
 
 
 def count(steps: Path) -> int:
     return len(steps.read_text().splitlines()) if steps.exists() else 0
 
 
-def row(fault: Fault, work: Path, expected: dict[str, str]) -> tuple[str, bool]:
-    """A line of the table, and whether all went as it should."""
-    place = Place(work / "data", work / "out")
-    shutil.rmtree(place.out, ignore_errors=True)
-    done = "finished" if fault.damage else DONE_BEFORE.get(fault.stage, "trained")
-    if done:
-        shutil.copytree(work / done, place.out)
-    steps = work / "steps"
-    steps.unlink(missing_ok=True)
-    if fault.damage:
-        fault.damage(place.out)
-    first = run_all(place, work / "log", steps, fault)
-    made = count(steps)
-    second = run_all(place, work / "log", steps)
+def traced(log: str) -> str:
+    return "a traceback" if "Traceback (most recent call last)" in log and "a mistake" not in log else ""
+
+
+def shown(ended: Ended) -> str:
+    said = ended.said.replace("|", "/")
+    said = said if len(said) < 220 else said[:216] + " ..."
+    if ended.code < 0:
+        return f"killed by {signal.Signals(-ended.code).name}"
+    return (f"exit code {ended.code}: {said}" if ended.code else f"went on: {said}").rstrip(": ")
+
+
+def struck(fault: Fault, forks: Forks, expected: dict[str, str]) -> dict[str, Any]:
+    """A line of the table of faults, and what was wrong."""
+    place = forks.place
+    done = DONE_BEFORE.get(fault.stage, "trained")
+    begin(place.work, done)
+    beside: list[Ended] = []
+
+    def meanwhile() -> None:
+        beside.append(forks.run(place.command("run")))
+        (place.work / "go").touch()
+
+    options = fault.options if fault.differs else ()
+    first_command = 0 if fault.stage == "check" else 1
+    first = forks.all(fault.hook, fault.options, meanwhile if fault.beside else None, first_command)
+    made, after_first, has_struck = count(place.steps), outcome(place.out), place.struck.exists()
+    fault.undo(place)
+    second = forks.all(options=options, first=first_command)
     again = outcome(place.out)
-    same = again == expected
-    traced = "Traceback (most recent call last)" in first.log and "a mistake" not in first.log
-    lost = count(steps) - (0 if done in ("trained", "finished") else FOLDS * STEPS)
+    right = after_first if fault.differs else expected
+    lost = count(place.steps) - (0 if done == "trained" else FOLDS * STEPS)
+    lost = made - count(place.steps) if fault.differs else max(0, lost)
+    told = first.log + "".join(each.log for each in beside)
     wrong = [
-        "a traceback" if traced else "",
-        f"the same command ended with {second.code}" if second.code else "",
-        "" if same else "other results: " + ", ".join(k for k in expected if again.get(k) != expected[k])[:80],
+        traced(told + second.log),
+        f"the same command ended with {second.code}: {second.said[:100]}" if second.code else "",
+        "" if again == right else "other results: " + ", ".join(k for k in right if again.get(k) != right[k])[:80],
         f"exit code {first.code}" if fault.fine and first.code else "",
-        "it hung" if first.seconds > LONGEST else "",
+        "" if has_struck else "it did not strike",
+        f"not said: {fault.says}" if fault.says and fault.says not in told else "",
+        "it hung" if max(first.seconds, second.seconds) > LONGEST else "",
+        f"{lost} steps are lost" if lost > MOST_LOST and not fault.worthless else "",
+        "two at once" if fault.beside and [each.code for each in beside] != [1] else "",
     ]
-    said = [each for each in first.log.splitlines() if each.strip()]
-    last = said[-1].replace("|", "/")[:140] if said and first.code else ""
-    ended = "went on" if first.code == 0 else f"exit code {first.code}: {last}"
-    noticed = "" if first.noticed is None or not first.code else f"{first.noticed:.1f} s"
+    what = shown(first) + "".join(f"; the other one: {shown(each)}" for each in beside)
+    noticed = "" if first.noticed is None else f"{first.noticed:.1f} s"
     problems = "; ".join(each for each in wrong if each)
-    line = f"| {fault.stage} | {fault.name} | {ended} | {noticed} | {max(0, lost)} steps | {problems or 'yes'} |"
-    print(f"{line} ({made} steps at first, {first.seconds + second.seconds:.0f} s)", flush=True)
-    return line, not problems
+    line = f"| {fault.stage} | {fault.name} | {what} | {noticed} | {lost} | {problems or 'yes'} |"
+    return {"line": line, "wrong": problems}
 
 
-HEAD = """# Faults, and what came of them
+def kinds_of_files(out: Path) -> dict[str, list[Path]]:
+    """Pattern -> the files of a finished output folder that differ from each other by case or fold alone."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(each for each in out.rglob("*") if each.is_file() and each.name != ".lock"):
+        kind = re.sub(r"demo_\d+", "CASE", re.sub(r"fold_\d+", "FOLD", path.relative_to(out).as_posix()))
+        found.setdefault(kind, []).append(path)
+    return found
 
-`benchmarks/faults.py` on four small synthetic cases: two folds of 6 steps, then a prediction. "The same
-command" is the same one again without the fault; "yes" means that it ended with exit code 0, and that
-weights, mean Dice and predictions are those, bit for bit, of a run that was not disturbed. Work lost counts
-training steps made more than once. The time is from the fault to the end of the command; a fault in a file is
-there before the command begins. Files of a finished run were damaged where a file is named.
+
+def damage(files: list[Path], kind: str) -> Path | None:
+    """Damage the first of them; returns it, None where there is nothing to swap it with."""
+    path = files[0]
+    content = path.read_bytes()
+    if kind == "swap":
+        if len(files) < 2 or content == files[1].read_bytes():
+            return None
+        path.write_bytes(files[1].read_bytes())
+        files[1].write_bytes(content)
+        return path
+    flipped = bytearray(content)
+    flipped[len(flipped) // 2] ^= 0x10
+    path.write_bytes({"flip": bytes(flipped), "cut": content[: len(content) // 2], "empty": b""}[kind])
+    return path
+
+
+def removed_as_told(out: Path, said: str) -> bool:
+    """Do what an error asks for: remove the file of the output folder that it names. Whether it names one."""
+    for path in sorted(out.rglob("*"), key=lambda each: -len(str(each))):
+        if path.is_file() and (str(path) in said or re.search(rf"\b{re.escape(path.name)}\b", said)):
+            path.unlink()
+            return True
+    return False
+
+
+def damaged(kind: str, way: str, forks: Forks, expected: dict[str, str]) -> dict[str, Any]:
+    """A cell of the table of files: what a damaged file leads to, and what was wrong."""
+    place = forks.place
+    begin(place.work, "finished")
+    file = damage(kinds_of_files(place.out)[kind], way)
+    if file is None:
+        return {"line": "", "wrong": ""}
+    first, told, wrong = forks.all(first=1), "", []
+    if first.code:
+        wrong.append("" if file.name in first.said else f"exit code {first.code} without its name: {first.said[:150]}")
+        told = "told"
+        if not removed_as_told(place.out, first.said):
+            wrong.append("no remedy")
+    second = forks.all(first=1) if first.code else first
+    steps = count(place.steps)
+    wrong += [
+        traced(first.log + second.log),
+        f"the same command ended with {second.code}: {second.said[:150]}" if second.code else "",
+        "" if outcome(place.out) == expected else "other results",
+        "it hung" if max(first.seconds, second.seconds) > LONGEST else "",
+    ]
+    problems = "; ".join(each for each in wrong if each)
+    line = told or ("noticed" if first.said else "no matter")
+    return {"line": line + (f", {steps} steps" if steps else ""), "wrong": problems, "said": first.said}
+
+
+HEAD = f"""# Faults, and what came of them
+
+`benchmarks/faults.py` on four small synthetic cases: two folds of {STEPS} steps, then a prediction, on one core. "The
+same command" is the same one again without the fault; "yes" means that it ended with exit code 0, and that weights,
+packed weights, metrics and segmentations are those, bit for bit, of a run that was not disturbed. Where steps of a
+training were skipped other weights are right; there the same command has to change nothing. Work lost counts training
+steps made more than once. Here a checkpoint follows each step; in a real run it follows a line of the log (250 steps at
+most) after 15 s, or after 50 times as long as writing takes, but at most 4 minutes. The time is from the fault to the
+line that says so, or else to the end of the command. Pictures of the report are left out, and no trial steps are made.
 
 """
 COLUMNS = """| stage | fault | what happened | time to notice | work lost | the same command goes on |
 |---|---|---|---|---|---|
 """
+FILES = """
+## Damaged files
+
+Every kind of file in the output folder of a finished run (CASE, FOLD: the first of several) was damaged before the
+same command: a bit in the middle flipped, cut in half, emptied, swapped with the next of its kind. "noticed": the
+command says something and ends well, having made again what it needed; "no matter": it ends well and says nothing;
+"told": it ends with exit code 1, names the file, and goes on once that is removed. Steps are those that were trained
+again. Results are compared as above.
+
+| file | flip | cut | empty | swap |
+|---|---|---|---|---|
+"""
 
 
-DONE_BEFORE = {
-    "check": "",
-    "fingerprint": "",
-    "plan": "",
-    "preprocess": "planned",
-    "train": "planned",
-    "all": "planned",
-}
-"""stage -> the output folder in which its faults strike; those of later stages in one whose folds are trained"""
+def write_table(rows: dict[str, dict[str, Any]]) -> None:
+    """Of all faults that have been run, whenever that was."""
+    lines = [rows[name]["line"] for name in map(title, faults()) if name in rows]
+    kinds = dict.fromkeys(name.split(": ", 2)[1] for name in rows if name.startswith("file: "))
+    grid = []
+    for kind in kinds:
+        found = [rows.get(f"file: {kind}: {way}", {"wrong": "", "line": ""}) for way in DAMAGES]
+        grid.append("| " + " | ".join([kind, *(each["wrong"] or each["line"] or "-" for each in found)]) + " |")
+    run = [each for each in rows.values() if each["line"] and "soak" not in each]
+    text = f"{len(lines)} faults of {len(faults())}, and {len(run) - len(lines)} damaged files; "
+    text += f"{sum(not each['wrong'] for each in run)} of {len(run)} went as they should."
+    soaked = [f"\n## Interruptions at random moments\n\n{each['line']}" for each in rows.values() if "soak" in each]
+    where = f"- machine: {machine()}, other work beside it\n- commit: {commit()}\n"
+    parts = [f"{HEAD}{where}\n{text}\n\n{COLUMNS}" + "\n".join(lines), FILES + "\n".join(grid), *soaked]
+    RESULTS.write_text("\n".join(parts) + "\n")
 
 
-def undisturbed(work: Path) -> dict[str, str]:
-    """Data in `work`, output folders that are planned for, trained and finished, and what is to come out."""
-    data = make_demo_dataset(work / "data", cases=4)
-    begun = time.monotonic()
-    for stage, name in (("plan", "planned"), ("train", "trained"), ("run", "finished")):
-        place = Place(data, work / "out")
-        ended = in_a_process([stage, *place.commands()[0][1:]], work / "log", None, work / "steps", None)
-        assert ended.code == 0, ended.log
-        if stage == "run":
-            ended = run_all(place, work / "log", work / "steps")
-            assert ended.code == 0, ended.log
-        shutil.copytree(place.out, work / name)
-    print(f"undisturbed: {time.monotonic() - begun:.0f} s", flush=True)
-    return outcome(work / "finished")
+def title(fault: Fault) -> str:
+    return f"{fault.stage}: {fault.name}"
 
 
-def soak(work: Path, interruptions: int, seed: int) -> bool:
-    """Interrupt at random moments by random signals until so many have struck. Whether all runs ended alike."""
-    expected = undisturbed(work)
-    random.seed(seed)
-    place, struck, runs, fine = Place(work / "data", work / "out"), 0, 0, True
-    typical = 25.0
-    while struck < interruptions:
-        shutil.rmtree(place.out, ignore_errors=True)
-        ended = Ended(-1, 0, None, "")
-        while ended.code and struck < interruptions:
-            ended = run_all(place, work / "log", work / "steps", after=random.uniform(0.1, typical))
-            struck += ended.code != 0
-        ended = run_all(place, work / "log", work / "steps")
+def soak(forks: Forks, expected: dict[str, str], interruptions: int, seed: int) -> dict[str, Any]:
+    """Interrupt at random moments of what remains, by random signals, until so many have struck.
+
+    Every run, check to predict, is interrupted until it ends by itself, and has to end as the undisturbed one.
+    """
+    chance, place, counts, runs, wrong = random.Random(seed), forks.place, dict.fromkeys(SIGNALS, 0), 0, []
+    whole = [forks.run(each).seconds for each in place.commands()]
+    while sum(counts.values()) < interruptions:
+        emptied(place.out)
         runs += 1
-        same = ended.code == 0 and outcome(place.out) == expected
-        fine = fine and same
-        print(f"{struck} interruptions, {runs} runs: {'the same' if same else 'NOT the same'}", flush=True)
-    return fine
+        for arguments, typical in zip(place.commands(), whole, strict=True):
+            spent, code = 0.0, -1
+            while code:
+                remains = max(0.1 * typical, typical - spent)
+                number = chance.choice(SIGNALS)
+                more = sum(counts.values()) < interruptions
+                ended = forks.run(arguments, after=(chance.uniform(0, remains), number) if more else None)
+                spent, code = spent + ended.seconds, ended.code
+                if code in (-number, 128 + number):
+                    counts[number] += 1
+                elif code:
+                    wrong.append(f"exit code {code} at {number.name}: {ended.said}")
+                    print(ended.log, flush=True)
+                    break
+                if traced(ended.log):
+                    wrong.append(f"a traceback after {number.name}")
+        if outcome(place.out) != expected:
+            wrong.append(f"other results in run {runs}")
+        print(f"{sum(counts.values())} interruptions, {runs} runs: {'; '.join(wrong) or 'the same'}", flush=True)
+    told = ", ".join(f"{number} {each.name}" for each, number in counts.items())
+    line = (
+        f"{sum(counts.values())} interruptions ({told}) at random moments of {runs} runs from check to predict: "
+        f"{'; '.join(wrong) or 'all ended in the same weights, metrics and segmentations, bit for bit'} (seed {seed})."
+    )
+    return {"line": line, "wrong": "; ".join(wrong), "soak": True}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--only", default="", help="faults whose name holds this text; nothing is written")
-    parser.add_argument(
-        "--part", default="0/1", help="every n-th fault from the k-th on, as k/n; the last one joins all"
-    )
+    parser.add_argument("--only", help="faults whose name holds this text; nothing is written")
+    parser.add_argument("--again", help="faults whose name holds this text are run although they are done")
     parser.add_argument("--soak", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="with --soak: nothing is written")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    shutil.rmtree(given.work, ignore_errors=True)
-    given.work.mkdir(parents=True)
     os.environ |= {"OMP_NUM_THREADS": "1", "BLOSC_NTHREADS": "1"}
+    if not given.soak and "MOUNTS_OF_ITS_OWN" not in os.environ:
+        os.environ["MOUNTS_OF_ITS_OWN"] = "1"
+        os.execvp("unshare", ["unshare", "-Urm", sys.executable, *sys.orig_argv[1:]])
+    forks, expected = prepare(given.work)
+    file = given.work / "rows.json"
+    rows: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
     if given.soak:
-        return 0 if soak(given.work, given.soak, given.seed) else 1
-    expected = undisturbed(given.work)
-    first, parts = map(int, given.part.split("/"))
-    chosen = [(number, fault) for number, fault in enumerate(faults()) if given.only in fault.name]
-    fine = True
-    for number, fault in chosen[first::parts]:
-        line, good = row(fault, given.work, expected)
-        fine = fine and good
-        if not given.only:
-            (given.work / f"row_{number:03}").write_text(f"{int(good)}{line}")
-    if not given.only:
-        write_table(sorted(given.work.parent.glob("*/row_*"), key=lambda path: path.name))
-    return 0 if fine else 1
+        found = soak(forks, expected, given.soak, given.seed)
+        rows["soak"] = found
+        print(found["line"], flush=True)
+        wrong = bool(found["wrong"])
+        if not given.quick:
+            file.write_text(json.dumps(rows))
+            write_table(rows)
+        return int(wrong)
+    wrong = False
+    for name, work in todo(forks, expected).items():
+        if given.only is None and (name in rows and (given.again is None or given.again not in name)):
+            continue
+        if given.only is not None and given.only not in name:
+            continue
+        rows[name] = work()
+        wrong = wrong or bool(rows[name]["wrong"])
+        print(name, rows[name], flush=True)
+        if given.only is None:
+            file.write_text(json.dumps(rows))
+            write_table(rows)
+    return int(wrong)
 
 
-def write_table(rows: Sequence[Path]) -> None:
-    """Rows of all parts, whose working folders lie side by side."""
-    found = [path.read_text() for path in rows]
-    lines = "\n".join(each[1:] for each in found)
-    good = sum(each.startswith("1") for each in found)
-    text = f"{len(found)} of {len(faults())} faults have been run; {good} of them went as they should."
-    where = f"- machine: {machine()}\n- commit: {commit()}\n"
-    RESULTS.write_text(f"{HEAD}{where}\n{COLUMNS}{lines}\n\n{text}\n")
+def todo(forks: Forks, expected: dict[str, str]) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Name -> what makes a row or a cell."""
+    found: dict[str, Callable[[], dict[str, Any]]] = {}
+    for fault in faults():
+        found[title(fault)] = lambda fault=fault: struck(fault, forks, expected)  # type: ignore[misc]
+    for kind in kinds_of_files(forks.place.work / "finished"):
+        for way in DAMAGES:
+            found[f"file: {kind}: {way}"] = lambda kind=kind, way=way: damaged(kind, way, forks, expected)  # type: ignore[misc]
+    return found
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -287,9 +288,10 @@ def test_a_worker_that_dies_or_fails_ends_the_pool(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cases = [("c0", str(tmp_path / "died")), ("c1", str(tmp_path / "died")), ("c2", str(tmp_path / "died"))]
-    with pytest.raises(BrokenProcessPool, match=r"killed by SIGKILL, most likely because memory .* at case c1"):
+    with pytest.raises(BrokenProcessPool, match=r"killed by SIGKILL, most likely because memory .* at case c1; .* GB"):
         workers.map_parallel(faulty.killed_at_case_one, cases, 2)
     assert "killed by SIGKILL" in caplog.text
+    assert re.search(r"at one of the cases c\d, c\d; [\d.]+ of [\d.]+ GB \(.*\) are free now", caplog.text)
     assert "done by 1 instead" in caplog.text
     (tmp_path / "died").touch()
     done: list[str] = []

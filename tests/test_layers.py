@@ -19,6 +19,7 @@ import autounet
 ROOT = Path(autounet.__file__).parent
 
 LAYERS = (
+    ("system_memory",),
     ("workers", "torch_private"),
     ("processes",),
     ("schema",),
@@ -73,6 +74,7 @@ WITHOUT_TORCH = {
     "crossval",
     "fingerprint",
     "tracking",
+    "system_memory",
     "workers",
     "processes",
     "progress",

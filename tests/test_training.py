@@ -16,12 +16,13 @@ from training_cases import configuration, labels, task
 
 from autounet.losses import Batch, build_loss
 from autounet.nets import FAMILIES
-from autounet.ops.device import ControlGroup, free_memory, group_available, peak_memory
+from autounet.ops.device import free_memory, peak_memory
 from autounet.schema.errors import BudgetExceeded, ModelError, OptionError
 from autounet.schema.options import TrainOptions
 from autounet.schema.run import EpochLog, RunRecord, read_log
 from autounet.step import Precision, algorithms, build_optimiser, clip_gradients, train_step
 from autounet.store.weights import load_weights, save_weights
+from autounet.system_memory import ControlGroup, group_available
 from autounet.training import Horizon, probe_device, train_fold
 from autounet.training.journal import Journal
 from autounet.training.probe import best_measured, usual_precision

@@ -139,8 +139,11 @@ def test_an_average_moves_only_where_the_step_was_made(decay, finite):
     assert finite or torch.equal(average, expected)
 
 
-def faulty_losses(monkeypatch: pytest.MonkeyPatch, broken: Callable[[int], bool]) -> list[int]:
-    """Losses of a training are NaN at calls for which `broken` is true; returns their numbers as they are made."""
+def faulty_losses(monkeypatch: pytest.MonkeyPatch, broken: Callable[[int], bool], factor: float = NAN) -> list[int]:
+    """Losses of a training are NaN, or so many times as large, at calls for which `broken` is true.
+
+    Returns the numbers of the calls as they are made.
+    """
     calls: list[int] = []
     build = loop.configuration_loss
 
@@ -151,7 +154,7 @@ def faulty_losses(monkeypatch: pytest.MonkeyPatch, broken: Callable[[int], bool]
         class Faulty(loss.__class__):
             def __call__(self, outputs, batch):
                 calls.append(len(calls))
-                return forward(self, outputs, batch) * (NAN if broken(calls[-1]) else 1.0)
+                return forward(self, outputs, batch) * (factor if broken(calls[-1]) else 1.0)
 
         loss.__class__ = Faulty
         return loss

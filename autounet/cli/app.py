@@ -14,6 +14,7 @@ import typer
 
 from ..schema.errors import AutoUNetError, OutOfMemory, UsageError, lost_worker
 from ..schema.names import printable
+from ..system_memory import is_out_of_memory
 from ..workers import wait_politely
 from .command_options import add_command, root_signature, show_messages
 from .commands import add_data_commands, add_model_commands
@@ -151,11 +152,8 @@ def _known(error: MemoryError | RuntimeError) -> AutoUNetError | None:
     """What Python and torch say without an exception of their own: memory ran out, or a worker was lost."""
     if (lost := lost_worker(error)) is not None:
         return lost
-    if not isinstance(error, MemoryError):
-        from ..inference.sliding_window import is_out_of_memory  # with torch, which raised it
-
-        if not is_out_of_memory(error):
-            return None
+    if not is_out_of_memory(error):
+        return None
     return OutOfMemory(
         f"memory ran out{f' ({error})' if str(error) else ''}; what was done is kept",
         "Free memory, or give a smaller --memory or fewer --workers, and the same command again",

@@ -134,6 +134,8 @@ def _pixels(path: Path, dataset: Dataset) -> Iterator[np.ndarray]:
         return
     try:
         yield from iter_pixels(BytesIO(path.read_bytes()))
+    except MemoryError:
+        raise
     except Exception as error:  # of pydicom and of the codecs that it calls
         raise damaged(path, f"its pixels cannot be decoded ({' '.join(str(error).split())[:120]})") from None
 

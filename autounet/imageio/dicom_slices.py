@@ -113,7 +113,7 @@ def read_dataset(path: Path) -> Dataset:
 
     try:  # of the content: from a file, an element would get as much memory as it claims to need
         return pydicom.dcmread(BytesIO(require_inflatable(path, path.read_bytes())))
-    except FileError:
+    except (FileError, MemoryError):
         raise
     except InvalidDicomError:
         raise FileError(path, "is not a DICOM file: it does not say DICM after the preamble", COPY_AGAIN) from None

@@ -289,6 +289,8 @@ def _voxels(path: Path, header: NrrdHeader, content: bytes) -> np.ndarray:
         voxels = nrrd.read_data({"endian": "little", **header.fields, **changes}, source, index_order="C")
     except KeyError:
         raise no_number from None
+    except MemoryError:
+        raise
     except Exception as error:  # as above
         raise FileError(path, f"is truncated or damaged: {error}", COPY_AGAIN) from None
     if source.read().strip(b"\0"):

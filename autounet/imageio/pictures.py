@@ -49,9 +49,9 @@ def read_picture(path: Path, kind: str, as_indices: bool = False) -> tuple[np.nd
             orientation, remarks = _orientation(image)
             if not as_indices:
                 remarks += profile_remarks(image.info.get("icc_profile"), pixels.array.shape[0])
-    except FileError:
+    except (FileError, MemoryError):
         raise
-    except Exception as error:  # Pillow's decoders let struct, index, type and memory errors through
+    except Exception as error:  # Pillow's decoders let struct, index and type errors through
         raise _unreadable(path, error) from None
     channels = upright(pixels.array, orientation)
     height, width = channels.shape[1:]

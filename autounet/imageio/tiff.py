@@ -189,7 +189,7 @@ def read_tiff(path: Path, as_indices: bool = False, decode: bool = True) -> tupl
             names = _channel_names(file, count) if count > 1 and measured else ()
             orientation, profile = (page.tags.get(tag) for tag in (ORIENTATION, _ICC_PROFILE))
             orientation, profile = getattr(orientation, "value", 1), getattr(profile, "value", None)
-    except FileError:
+    except (FileError, MemoryError):
         raise
     except Exception as error:  # tifffile lets struct, zlib, key and codec errors through
         raise FileError(path, f"cannot be read: {_reason(error)}", COPY_AGAIN) from None

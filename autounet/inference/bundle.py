@@ -33,6 +33,7 @@ from ..schema.run import RunRecord
 from ..schema.selection import Selection
 from ..store.run_folder import RunFolder
 from ..store.weights import load_weights
+from ..system_memory import require_no_lack_of_memory
 from .archive import (
     BUNDLE_FILE,
     CARD_FILE,
@@ -218,6 +219,7 @@ def load_network(configuration: Configuration, weights: Path, device: str) -> nn
     except ModelError:
         raise
     except Exception as error:
+        require_no_lack_of_memory(weights, error)
         raise ModelError(f"{weights} cannot be read as weights ({error})", "Copy or train the model again") from error
     with torch.device("meta"):  # initial values would be thrown away
         network = FAMILIES[spec.family].build(spec)

@@ -29,24 +29,10 @@ from ..ops.tiles import (
 from ..schema.errors import OutOfMemory
 from ..schema.plan import Configuration, Swap
 from ..step import Precision
+from ..system_memory import is_out_of_memory
 from .ensembling import AveragedQuantity, RunningMean, averaged_quantity
 
 log = logging.getLogger(__name__)
-
-MARKS = (
-    "out of memory",  # CUDA's allocator and driver, MPS, XPU
-    "can't allocate memory",  # torch's allocator on a CPU (c10/core/impl/alloc_cpu.cpp)
-    "not enough memory",  # the same on Windows
-    "std::bad_alloc",
-    "ALLOC_FAILED",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; torch raises a RuntimeError for that, as for much else, and only its text tells."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in MARKS)
 
 
 def free_cached(device: torch.device) -> None:

@@ -21,6 +21,7 @@ from ..schema.errors import AutoUNetError, ModelError
 from ..schema.labels import BACKGROUND, Labels, TargetKind, overlapping_targets
 from ..schema.options import DataOptions
 from ..store.weights import require_uncompressed
+from ..system_memory import require_no_lack_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -263,6 +264,7 @@ def _load(path: Path, label: str) -> Any:
             require_uncompressed(path)
             foreign = sorted(get_unsafe_globals_in_checkpoint(path))
         except Exception as error:  # a damaged file leads to whatever its bytes say
+            require_no_lack_of_memory(path, error)
             raise ModelError(f"{label} cannot be read as a checkpoint ({error})", "Copy it again") from None
         if foreign:
             raise ModelError(
@@ -273,6 +275,7 @@ def _load(path: Path, label: str) -> Any:
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:
+            require_no_lack_of_memory(path, error)
             raise ModelError(f"{label} cannot be read as a checkpoint ({error})", "Copy it again") from None
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import psutil
 
 from ..schema.errors import OptionError
-from ..schema.quantities import format_size
+from ..system_memory import available_memory
 
 if TYPE_CHECKING:
     import torch
@@ -77,63 +77,6 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return available_memory()
-
-
-def available_memory() -> int:
-    """Bytes of the machine that may be used now, limits of control groups respected."""
-    found = [psutil.virtual_memory().available, *(group_available(group) for group in GROUPS)]
-    return min(value for value in found if value is not None)
-
-
-def memory_limit() -> tuple[int, str]:
-    """Bytes that all processes here may use together, and what sets that limit."""
-    found = [(psutil.virtual_memory().total, "the machine's memory")]
-    for group in GROUPS:
-        try:
-            found.append((int((group.folder / group.limit).read_text()), "the limit of the container or job"))
-        except (OSError, ValueError):
-            continue
-    return min(found)
-
-
-def memory_sentence() -> str:
-    """How much memory is free, and of how much, for messages about processes that were killed."""
-    limit, source = memory_limit()
-    return f"{format_size(available_memory())} of {format_size(limit)} ({source}) are free now"
-
-
-class ControlGroup(NamedTuple):
-    """Where one version of control groups says how much memory there is."""
-
-    folder: Path
-    limit: str
-    used: str
-    cached: tuple[str, ...]
-    """lines of memory.stat that count file pages"""
-
-
-GROUPS = (
-    ControlGroup(Path("/sys/fs/cgroup"), "memory.max", "memory.current", ("inactive_file", "active_file")),
-    ControlGroup(
-        Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes",
-        ("total_inactive_file", "total_active_file"),
-    ),
-)  # fmt: skip
-"""versions 2 and 1"""
-
-
-def group_available(group: ControlGroup) -> int | None:
-    """Limit less use; pages of files count as use, but the system gives them up when memory is asked for."""
-    try:
-        limit, used = (int((group.folder / name).read_text()) for name in (group.limit, group.used))
-    except (OSError, ValueError):  # no such file, or "max"
-        return None
-    try:
-        lines = (group.folder / "memory.stat").read_text().splitlines()
-        cached = sum(int(value) for name, value in map(str.split, lines) if name in group.cached)
-    except (OSError, ValueError):
-        cached = 0
-    return max(0, limit - max(0, used - cached))
 
 
 def peak_memory(device: torch.device) -> int | None:

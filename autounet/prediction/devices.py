@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..processes import Lost, Raised, Returned, Tell, WorkerProcess, heard
 from ..schema.errors import AutoUNetError, OutOfMemory, WorkerLost
+from ..system_memory import is_out_of_memory
 from ..workers import available_cores
 from .folder import Outcome, OutputOptions, predict_folder
 from .predictor import Predictor
@@ -96,8 +97,6 @@ def _leave(*_: object) -> None:
 
 
 def _loaded(load: Load, device: str) -> Predictor:
-    from ..inference.sliding_window import is_out_of_memory
-
     try:
         return load(device)
     except (MemoryError, RuntimeError) as error:

@@ -27,6 +27,7 @@ from ..schema.errors import AutoUNetError, DataError, OptionError, OutOfMemory, 
 from ..schema.geometry import Geometry
 from ..schema.record import digest, require_folder, require_no_links
 from ..schema.run import record_of, require_replaceable
+from ..system_memory import is_out_of_memory
 from ..workers import keep_freed_memory, one_ahead
 from .maps import foreign_channels_file, map_paths, require_gates, write_gates, write_probability_maps
 from .mismatch import intensity_mismatches, judge_headers, require_fit
@@ -189,8 +190,6 @@ def _attempt(
     predictor: Predictor, case: InputCase, read: Callable[[], Read], shared: SharedFolder, outputs: OutputOptions
 ) -> str | None:
     """Predict one case and record it as done; None, or why it could not be predicted."""
-    from ..inference.sliding_window import is_out_of_memory
-
     try:
         shared.finished(case, _predict_case(predictor, case, read, shared.out, outputs))
         return None

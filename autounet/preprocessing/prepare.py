@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 
 from ..datasets import load_case
-from ..ops.device import available_memory
 from ..ops.masks import crop, nonzero_box, normalise
 from ..ops.orient import network_axes, orient, permute, unorient, unpermute
 from ..ops.resample import (
@@ -36,6 +35,7 @@ from ..schema.plan import PreprocessSpec
 from ..schema.quantities import format_size
 from ..schema.record import utf8
 from ..store import write_prepared
+from ..system_memory import available_memory
 from ..workers import map_parallel
 
 MOST_LOCATIONS = 10_000

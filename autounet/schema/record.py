@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from ..system_memory import require_no_lack_of_memory
 from .errors import DataError, ModelError, OptionError, RecordError
 from .names import MOST_BYTES, MOST_LETTERS, RENAME, case_problem, hidden_characters, path_problem, printable
 
@@ -169,6 +170,7 @@ def read_json(path: Path, name: str) -> Any:
     except RecursionError:
         raise RecordError(f"{name} is not readable JSON: it is nested too deep", RESTORE) from None
     except (OSError, ValueError) as error:
+        require_no_lack_of_memory(path, error)
         raise RecordError(f"{name} is not readable JSON: {error}", RESTORE) from None
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from ..schema.errors import RecordError
 from ..schema.geometry import CaseProperties
 from ..schema.record import Record, named_in_text, replacing
+from ..system_memory import require_no_lack_of_memory
 
 if TYPE_CHECKING:
     import blosc2  # loaded on first use: commands that open no case need not wait for it
@@ -64,6 +65,7 @@ class StoredArray:
         try:
             return np.asarray(self.array[part])
         except RuntimeError as error:
+            require_no_lack_of_memory(self.path, error)
             raise RecordError(f"{self.path} is damaged ({error})", MADE_AGAIN) from None
 
 
@@ -257,6 +259,7 @@ def _open(path: Path, kind: str, shape: tuple[int, ...] | None) -> StoredArray:
             found = blosc2.open(str(name), mode="r", mmap_mode=None if os.name == "nt" else "r")
     except Exception as error:  # blosc2 raises whatever a damaged header leads to
         _require_openable(path)
+        require_no_lack_of_memory(path, error)
         raise RecordError(f"{path} is damaged ({error})", MADE_AGAIN) from None
     if type(found) is not blosc2.NDArray or found.dtype.kind != kind or shape not in (None, found.shape):
         raise RecordError(f"{path} is damaged: it does not hold the array that was written", MADE_AGAIN)

@@ -9,6 +9,7 @@ from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 from ..schema.errors import ModelError
 from ..schema.record import replacing
+from ..system_memory import require_no_lack_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +36,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
+        require_no_lack_of_memory(path, error)
         raise ModelError(f"the weights {path} cannot be read: {error}", "Copy the file again") from None
     _require_finite(path, state)
     return state
@@ -78,6 +80,7 @@ def read_pretrained(path: Path) -> dict[str, Tensor]:
         require_uncompressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling raises whatever a damaged file leads to
+        require_no_lack_of_memory(path, error)
         raise ModelError(f"the weights {path} cannot be read: {error}", "Copy the file again") from None
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):

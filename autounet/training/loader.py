@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from ..losses import Batch
-from ..ops.device import memory_sentence
 from ..schema.quantities import format_size
+from ..system_memory import memory_sentence
 from ..torch_private import lost_workers, without_child_signals
 from ..workers import INHERITED, ended_by, take_over, without_main
 from .samples import PackedReadings, SampleSource

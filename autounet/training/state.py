@@ -26,6 +26,7 @@ from ..schema.record import replacing
 from ..schema.stage_inputs import InitialWeights, TrainingInputs
 from ..step import Precision, build_optimiser
 from ..store.weights import read_pretrained, require_uncompressed
+from ..system_memory import is_out_of_memory, require_no_lack_of_memory
 from ..workers import PROCESS_WIDE
 from .schedule import CoolDown
 
@@ -126,6 +127,8 @@ class TrainState:
             try:
                 torch.save({"key": key, **self.content()}, temporary)
             except RuntimeError as error:  # torch's word for a full disk
+                if is_out_of_memory(error):
+                    raise
                 raise OSError(f"{path} cannot be written: {error}") from None
 
     def restore(self, path: Path, key: str) -> bool:
@@ -191,8 +194,11 @@ logger = logging.getLogger(__name__)
 
 LEAST_SECONDS = 15.0
 """between two checkpoints"""
+MOST_SECONDS = 240.0
+"""between two checkpoints, however long writing takes: with the line of the log that one waits for, five minutes of
+work are the most that an interruption costs"""
 TIME_SHARE = 0.02
-"""of a training that writing checkpoints may take"""
+"""of a training that writing checkpoints may take, unless that is less often"""
 
 
 class Unstable(Exception):
@@ -219,6 +225,7 @@ class Checkpoint:
         try:
             restored = state.restore(self.path, self.key)
         except Exception as error:
+            require_no_lack_of_memory(self.path, error)
             logger.warning("%s cannot be read and is not used: %s", self.path, error)
             return f"the state of an interrupted training could not be read and was not used: {error}"
         if not restored:
@@ -235,7 +242,7 @@ class Checkpoint:
         state.require_finite()
         state.save(self.path, self.key)
         self._saved = time.monotonic()
-        self._wait = max(LEAST_SECONDS, (self._saved - began) / TIME_SHARE)
+        self._wait = min(MOST_SECONDS, max(LEAST_SECONDS, (self._saved - began) / TIME_SHARE))
 
     def keep(self, path: Path) -> None:
         """What was saved last is `path`, too, and stays so when the next one is saved."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..ops.device import devices_like, memory_sentence
+from ..ops.device import devices_like
 from ..processes import Answer, Lost, Raised, Returned, Tell, Told, WorkerProcess, heard
 from ..progress import ASKED_BY, Progress, SideBySide, Watcher, stop_if_cancelled, watched
 from ..schema.cluster import cluster_options
@@ -19,6 +19,7 @@ from ..schema.errors import AutoUNetError, OptionError, WorkerLost
 from ..schema.options import RunOptions
 from ..schema.run import DeviceProfile, EpochLog
 from ..schema.stage_inputs import TrainingPlace
+from ..system_memory import memory_sentence
 from ..time_budget.deadline import Lanes
 from ..workers import available_cores, ended_by
 from . import cache
