@@ -97,12 +97,12 @@ def at_step(number: int, act: Callable[[Place], object]) -> Hook:
     return hook
 
 
-def at_a_worker(act: Callable[[Place], object]) -> Hook:
-    """As soon as a process has been started that works for the command."""
+def at_a_worker(act: Callable[[Place], object], once: str = "") -> Hook:
+    """As soon as a process has been started that works for the command, `once` there is such a file."""
 
     def hook(place: Place, struck: Callable[[], None]) -> None:
         def watch() -> None:
-            while not workers():
+            while not (any(place.out.glob(once or "*")) and workers()):
                 time.sleep(0.01)
             struck()
             act(place)
@@ -286,9 +286,10 @@ def process_faults() -> list[Fault]:
         Fault("predict", "images disappear while they are predicted",
               when_written("*/predicted/demo_001*", moved_away(images)), undo=moved_back(images)),
         Fault("train", "prepared cases disappear at step 3", at_step(3, removed(prepared))),
-        Fault("train", "exception in a worker: its case is gone", at_a_worker(removed(prepared)), options=WORKERS),
-        Fault("train", "a worker process is killed", at_step(3, worker_killed), options=WORKERS, fine=True,
-              says="killed by SIGKILL"),
+        Fault("train", "exception in a worker: its case is gone",
+              at_a_worker(removed(prepared), once="prepared/*.done.json"), options=WORKERS),
+        Fault("train", "a worker process is killed", at_a_worker(worker_killed, once="prepared/*.done.json"),
+              options=WORKERS, fine=True, says="killed by SIGKILL"),
         Fault("check", "a worker process is killed", at_a_worker(worker_killed), options=WORKERS, fine=True,
               says="killed by SIGKILL"),
         Fault("train", "64 MB of /dev/shm", at_once(mounted("-t", "tmpfs", "-o", "size=64m", "shm", on="/dev/shm")),

@@ -81,7 +81,7 @@ def struck(fault: Fault, forks: Forks, expected: dict[str, str]) -> dict[str, An
     options = fault.options if fault.differs else ()
     first_command = 0 if fault.stage == "check" else 1
     first = forks.all(fault.hook, fault.options, meanwhile if fault.beside else None, first_command)
-    made, after_first, has_struck = count(place.steps), outcome(place.out), place.struck.exists()
+    made, after_first = count(place.steps), outcome(place.out)
     fault.undo(place)
     second = forks.all(options=options, first=first_command)
     again = outcome(place.out)
@@ -94,13 +94,14 @@ def struck(fault: Fault, forks: Forks, expected: dict[str, str]) -> dict[str, An
         f"the same command ended with {second.code}: {second.said[:100]}" if second.code else "",
         "" if again == right else "other results: " + ", ".join(k for k in right if again.get(k) != right[k])[:80],
         f"exit code {first.code}" if fault.fine and first.code else "",
-        "" if has_struck else "it did not strike",
+        "" if first.struck else "it did not strike",
         f"not said: {fault.says}" if fault.says and fault.says not in told else "",
         "it hung" if max(first.seconds, second.seconds) > LONGEST else "",
         f"{lost} steps are lost" if lost > MOST_LOST and not fault.worthless else "",
         "two at once" if fault.beside and [each.code for each in beside] != [1] else "",
     ]
     what = shown(first) + "".join(f"; the other one: {shown(each)}" for each in beside)
+    what = what.replace(f"{place.work}/", "")
     noticed = "" if first.noticed is None else f"{first.noticed:.1f} s"
     problems = "; ".join(each for each in wrong if each)
     line = f"| {fault.stage} | {fault.name} | {what} | {noticed} | {lost} | {problems or 'yes'} |"
@@ -164,7 +165,8 @@ def damaged(kind: str, way: str, forks: Forks, expected: dict[str, str]) -> dict
     ]
     problems = "; ".join(each for each in wrong if each)
     line = told or ("noticed" if first.said else "no matter")
-    return {"line": line + (f", {steps} steps" if steps else ""), "wrong": problems, "said": first.said}
+    said = first.said.replace(f"{place.work}/", "")
+    return {"line": line + (f", {steps} steps" if steps else ""), "wrong": problems, "said": said}
 
 
 HEAD = f"""# Faults, and what came of them
@@ -222,7 +224,9 @@ def soak(forks: Forks, expected: dict[str, str], interruptions: int, seed: int) 
     Every run, check to predict, is interrupted until it ends by itself, and has to end as the undisturbed one.
     """
     chance, place, counts, runs, wrong = random.Random(seed), forks.place, dict.fromkeys(SIGNALS, 0), 0, []
+    emptied(place.out)
     whole = [forks.run(each).seconds for each in place.commands()]
+    assert outcome(place.out) == expected
     while sum(counts.values()) < interruptions:
         emptied(place.out)
         runs += 1
@@ -242,8 +246,10 @@ def soak(forks: Forks, expected: dict[str, str], interruptions: int, seed: int) 
                     break
                 if traced(ended.log):
                     wrong.append(f"a traceback after {number.name}")
-        if outcome(place.out) != expected:
-            wrong.append(f"other results in run {runs}")
+        if (found := outcome(place.out)) != expected:
+            differ = [name for name in expected if found.get(name) != expected[name]]
+            wrong.append(f"other results in run {runs}: {', '.join(differ)}")
+            shutil.copytree(place.out, place.work / f"wrong_{runs}", dirs_exist_ok=True)
         print(f"{sum(counts.values())} interruptions, {runs} runs: {'; '.join(wrong) or 'the same'}", flush=True)
     told = ", ".join(f"{number} {each.name}" for each, number in counts.items())
     line = (
@@ -259,14 +265,16 @@ def main() -> int:
     parser.add_argument("--only", help="faults whose name holds this text; nothing is written")
     parser.add_argument("--again", help="faults whose name holds this text are run although they are done")
     parser.add_argument("--soak", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="with --soak: nothing is written")
+    parser.add_argument(
+        "--quick", action="store_true", help="with --soak: no table is written, and nothing made for it"
+    )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "BLOSC_NTHREADS": "1"}
     if not given.soak and "MOUNTS_OF_ITS_OWN" not in os.environ:
         os.environ["MOUNTS_OF_ITS_OWN"] = "1"
         os.execvp("unshare", ["unshare", "-Urm", sys.executable, *sys.orig_argv[1:]])
-    forks, expected = prepare(given.work)
+    forks, expected = prepare(given.work, folders=not given.quick)
     file = given.work / "rows.json"
     rows: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
     if given.soak:

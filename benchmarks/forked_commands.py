@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import json
 import os
+import pkgutil
 import re
 import shutil
 import signal
@@ -17,12 +18,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import autounet
 from autounet.cli.app import main as command
 from autounet.datasets import synthetic
 from autounet.planning import fill_memory, plan_inputs
@@ -35,6 +36,11 @@ from autounet.workflow import cluster
 STEPS, FOLDS = 6, 2
 SHAPES = ((10, 16, 16), (12, 16, 14))
 CASES = 4
+PROFILE = DeviceProfile(
+    device="cpu", name="as in the table of faults", cores=1, memory_bytes=2**33, precision="fp32", channels_last=True,
+    throughput={"fp32": 15.0}, sample_rates=dict.fromkeys(("light_2d", "light_3d", "full_2d", "full_3d"), 1e7),
+)  # fmt: skip
+"""of the processor; measuring it takes longer than such a run"""
 LONGEST = 180.0
 """seconds that a command may take before it counts as hanging"""
 SEEN = re.compile(r"^\d\d:\d\d:\d\d |\d+(\.\d+)?( of \d+)?| (KB|MB|GB)\b")
@@ -51,6 +57,8 @@ class Ended(NamedTuple):
     """seconds from what went wrong, or from the beginning, to the line that says so, or else to the end"""
     said: str = ""
     """that line; empty where there is none"""
+    struck: bool = False
+    """whether something has gone wrong"""
 
 
 @dataclass(frozen=True)
@@ -98,11 +106,8 @@ class Forks:
     """What the processes that are forked begin with."""
 
     place: Place
-    profile: DeviceProfile | None = None
     usual: set[str] = field(default_factory=set)
     """lines that undisturbed commands print"""
-    modules: Path | None = None
-    """where to note what a command has imported"""
 
     def run(
         self,
@@ -141,7 +146,8 @@ class Forks:
         since = place.struck.stat().st_mtime if place.struck.exists() else began
         text, said = log.read_text(errors="replace") if log.exists() else "", self.unusual(log)
         log.unlink(missing_ok=True)
-        return Ended(status, time.time() - began, text, max(0.0, (noticed or time.time()) - since), said)
+        seconds = max(0.0, (noticed or time.time()) - since)
+        return Ended(status, time.time() - began, text, seconds, said, place.struck.exists())
 
     def unusual(self, log: Path) -> str:
         """The line of an error, else the first line that undisturbed commands do not print; empty without any."""
@@ -170,9 +176,6 @@ class Forks:
         except BaseException:
             traceback.print_exc()
             return 70
-        finally:
-            if self.modules is not None:
-                self.modules.write_text("\n".join(name for name in sys.modules if not name.startswith("__")))
         return 0
 
     def quick(self) -> list[Any]:
@@ -189,6 +192,7 @@ class Forks:
             mock.patch.object(fill_memory, "WIDTH", 8),
             mock.patch.object(fill_memory, "MOST_WIDTH", 8),
             mock.patch.object(cluster, "try_configurations", return_value=None),
+            mock.patch.object(probe, "probe_device", return_value=PROFILE),
             mock.patch.object(journal, "draw_progress", blank),
             mock.patch.object(page, "show_cases", return_value=([], [])),
             mock.patch.object(results_section, "result_charts", return_value=[]),
@@ -199,9 +203,7 @@ class Forks:
             mock.patch.object(state, "TIME_SHARE", 1e9),
             mock.patch.object(loop, "advance", counted),
         ]
-        return patches + [
-            mock.patch.object(probe, "probe_device", return_value=each) for each in (self.profile,) if each is not None
-        ]
+        return patches
 
     def all(
         self,
@@ -211,15 +213,15 @@ class Forks:
         first: int = 0,
     ) -> Ended:
         """The commands from the `first` of check, run and predict on; what ends one ends all."""
-        seconds, said, log, noticed = 0.0, "", "", None
+        seconds, said, log, noticed, struck = 0.0, "", "", None, False
         for arguments in self.place.commands(options)[first:]:
             ended = self.run(arguments, hook, meanwhile=meanwhile)
-            seconds, log = seconds + ended.seconds, log + ended.log
+            seconds, log, struck = seconds + ended.seconds, log + ended.log, struck or ended.struck
             if ended.said and not said:
                 said, noticed = ended.said, ended.noticed
             if ended.code:
-                return ended._replace(seconds=seconds, log=log)
-        return Ended(0, seconds, log, noticed, said)
+                return ended._replace(seconds=seconds, log=log, struck=struck)
+        return Ended(0, seconds, log, noticed, said, struck)
 
 
 def blank(_: object, path: Path, title: str = "") -> None:
@@ -240,44 +242,44 @@ def outcome(out: Path) -> dict[str, str]:
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def prepare(work: Path) -> tuple[Forks, dict[str, str]]:
-    """Data in `work`, output folders that are planned for, trained and finished, and what is to come out.
+def prepare(work: Path, folders: bool) -> tuple[Forks, dict[str, str]]:
+    """Data in `work`, and what is to come out; with `folders` also output folders planned for, trained and finished.
 
     What an earlier call has made is used again. This process imports what a run imports, and runs nothing itself.
     """
     place, known = Place(work), work / "expected.json"
     forks = Forks(place)
     begun = time.monotonic()
+    import_all()
     if not known.exists():
-        shutil.rmtree(work, ignore_errors=True)
+        emptied(work)
         with mock.patch.object(synthetic, "SHAPES", SHAPES):
             synthetic.make_demo_dataset(place.data, cases=CASES)
-        usual: set[str] = set()
-        for name, arguments in (("planned", place.command("plan")), ("trained", place.command("train"))):
-            ended = forks.run(arguments)
-            assert ended.code == 0, ended
+        for name, stage in (("planned", "plan"), ("trained", "train")) if folders else ():
+            require(forks.run(place.command(stage)))
             shutil.copytree(place.out, work / name)
-        for _ in range(2):  # the second one says that all is done already
-            ended = forks.all()
-            assert ended.code == 0, ended
-            usual |= {SEEN.sub("#", line) for line in ended.log.splitlines()}
-        shutil.copytree(place.out, work / "finished")
-        shutil.rmtree(place.out)
-        forks.profile, forks.modules = DeviceProfile.load(work / "planned" / "device.json"), work / "modules"
-        ended = forks.run(place.command("run"))
-        assert ended.code == 0, ended
-        forks.modules, usual = None, usual | {SEEN.sub("#", line) for line in ended.log.splitlines()}
-        ended = forks.all()
-        assert ended.code == 0, ended
-        usual |= {SEEN.sub("#", line) for line in ended.log.splitlines()}
-        expected = outcome(place.out)
-        assert expected == outcome(work / "finished")
-        made = {"expected": expected, "usual": sorted(usual), "modules": (work / "modules").read_text()}
-        known.write_text(json.dumps(made))
+        shutil.rmtree(place.out, ignore_errors=True)
+        logs = [require(forks.all())]
+        if folders:
+            logs.append(require(forks.all()))  # says that all is done already
+            shutil.copytree(place.out, work / "finished")
+        usual = {SEEN.sub("#", line) for log in logs for line in log.splitlines()}
+        known.write_text(json.dumps({"expected": outcome(place.out), "usual": sorted(usual)}))
     content = json.loads(known.read_text())
-    forks.usual, forks.profile = set(content["usual"]), DeviceProfile.load(work / "planned" / "device.json")
-    for name in content["modules"].split():
-        with suppress(Exception):  # what exists under conditions only
-            importlib.import_module(name)
+    forks.usual = set(content["usual"])
     print(f"undisturbed: {time.monotonic() - begun:.0f} s", flush=True)
     return forks, content["expected"]
+
+
+def import_all() -> None:
+    """What commands import only when they need it."""
+    found = [each.name for each in pkgutil.walk_packages(autounet.__path__, "autounet.")]
+    for name in (*found, "torch._dynamo", "SimpleITK", "filelock"):
+        if not name.endswith("__main__"):
+            importlib.import_module(name)
+
+
+def require(ended: Ended) -> str:
+    """What a command printed that had to end well."""
+    assert ended.code == 0, ended
+    return ended.log

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,8 @@ import pytest
 from test_samples import NAMES, equal, source
 from training_cases import task, write_case
 
+from autounet.schema.errors import RecordError
+from autounet.store import open_prepared
 from autounet.training import Horizon, loader, train_fold
 from autounet.training.loader import BatchLoader
 from autounet.workers import ended_by
@@ -57,6 +60,16 @@ def test_a_killed_worker_is_explained_and_the_batches_stay_the_same(folder, capl
         assert " are free now" in event
         assert event in caplog.text
     assert signal.getsignal(signal.SIGCHLD) == handler
+
+
+def test_an_error_with_words_comes_out_of_a_worker_as_it_is(folder, monkeypatch):
+    """torch would make one of its own of it, whose message is a traceback."""
+    told, batches = source(folder), BatchLoader(source(folder), 0, 0)
+    (folder / f"{NAMES[0]}.json").unlink()
+    monkeypatch.setattr(told, "batch", lambda *_: open_prepared(folder, NAMES[0]))
+    made = pickle.loads(pickle.dumps(loader._BatchTable(told, False)[(0, ())]))
+    with pytest.raises(RecordError, match=rf"{NAMES[0]}\.json does not exist\. Give the same command again"):
+        batches._waited_for(iter([made]), 0)
 
 
 @pytest.mark.parametrize(("free", "left"), [(64 * 1024, 0), (10**9, 2), (None, 2)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from autounet.schema.errors import OptionError
-from autounet.workflow.output_folder import Owner, locked, owner
+from autounet.schema.errors import OptionError, RecordError
+from autounet.workflow.output_folder import Owner, locked, owner, remove_temporary
 from autounet.workflow.read_status import read_status
 
 HOLD = """
@@ -90,3 +91,51 @@ def test_a_look_at_the_lock_never_refuses_a_command(tmp_path: Path) -> None:
 def test_a_folder_without_a_lock_is_left_as_it_is(tmp_path: Path) -> None:
     assert owner(tmp_path) == Owner("gone")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_command_had_begun_to_write_is_removed(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    """Not what a process that lives writes, nor what is a user's or of `predict`."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    names = ["metrics.json", "crossval/3d_fullres/c.nii.gz", "models/2d/fold_0/state.pt"]
+    begun = [tmp_path / name for name in names]
+    for path in [*begun, tmp_path / "predicted" / "c.nii.gz"]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ending = ".nii.gz" if path.suffix == ".gz" else ""
+        for process in (dead.pid, os.getpid()):
+            path.with_name(f".{path.name}.0123abcd.{process}{ending}").touch()
+    folder = tmp_path / f".model.0123abcd.{dead.pid}"
+    folder.mkdir()
+    (folder / "bundle.json").touch()
+    for name in (".hidden", ".mine.1", "crossval/.mine.abc.7"):
+        (tmp_path / name).touch()
+    before = set(tmp_path.rglob("*"))
+    holder.kill()
+    holder.wait()
+    with locked(tmp_path) as killed:
+        assert killed
+        remove_temporary(tmp_path)
+    gone = before - set(tmp_path.rglob("*")) - {tmp_path / ".lock_holder"}
+    assert gone == {
+        folder, folder / "bundle.json", begun[0].with_name(f".metrics.json.0123abcd.{dead.pid}"),
+        begun[1].with_name(f".c.nii.gz.0123abcd.{dead.pid}.nii.gz"),
+        begun[2].with_name(f".state.pt.0123abcd.{dead.pid}"),
+    }  # fmt: skip
+    with locked(tmp_path) as killed:
+        assert not killed
+
+
+def test_a_folder_that_becomes_read_only_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", path)
+
+    def fails() -> None:
+        with monkeypatch.context() as patch, locked(tmp_path):
+            patch.setattr(Path, "unlink", read_only)
+            raise RecordError("what happened")
+
+    with pytest.raises(RecordError, match="what happened"):
+        fails()
+    monkeypatch.setattr("filelock.FileLock.acquire", read_only)
+    with pytest.raises(OSError, match="Read-only"), locked(tmp_path):
+        pass

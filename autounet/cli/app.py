@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import logging
+import os
 import signal
 import sys
 from io import TextIOWrapper
@@ -120,17 +121,22 @@ def _make_app() -> typer.Typer:
 app = _make_app()
 
 
+INTERRUPTED = 128 + signal.SIGINT
+"""exit code"""
+
+
 def main() -> None:
     """Entry point: a user's mistake ends with its message and exit code 1, never with a traceback.
 
     Options that are wrong by themselves end with exit code 2, as typer's own do.
     """
     wait_politely()
-    signal.signal(signal.SIGTERM, _leave)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # names of files that are no text are shown, and end no command
-            stream.reconfigure(errors="backslashreplace")
+    for number in filter(None, (signal.SIGTERM, getattr(signal, "SIGUSR1", None))):
+        signal.signal(number, _leave)
     try:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):  # names of files that are no text are shown, and end no command
+                stream.reconfigure(errors="backslashreplace")
         app()
     except UsageError as error:
         _end(str(error), 2)
@@ -143,9 +149,11 @@ def main() -> None:
     except OSError as error:  # a full disk, a folder that may not be written
         where = f"{error.filename}: " if error.filename else ""
         _end(f"{where}{error.strerror or error}. Check the path, the permissions and the space on the disk")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:  # which typer makes of Ctrl-C
+            raise
         typer.echo("Interrupted: the same command continues where it was.", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def _known(error: MemoryError | RuntimeError) -> AutoUNetError | None:
@@ -162,6 +170,8 @@ def _known(error: MemoryError | RuntimeError) -> AutoUNetError | None:
 
 def _leave(number: int, _: object) -> None:
     """Unwinds, so that nothing half written stays and no process works on."""
+    name = signal.Signals(number).name  # in the middle of anything, also of something else that is printed
+    os.write(2, f"Asked to end by {name}: the same command continues where it was.\n".encode())
     raise SystemExit(128 + number)
 
 

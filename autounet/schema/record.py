@@ -53,6 +53,10 @@ def replacing(path: Path, ending: str = "") -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is not None and os.fspath(error.filename) == os.fspath(temporary):
+            error.filename = os.fspath(path)  # the name that somebody knows
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

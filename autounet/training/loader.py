@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..losses import Batch
+from ..schema.errors import AutoUNetError
 from ..schema.quantities import format_size
 from ..system_memory import memory_sentence
 from ..torch_private import lost_workers, without_child_signals
@@ -56,7 +57,14 @@ class _BatchTable(torch.utils.data.Dataset):
     def __init__(self, source: SampleSource, packed: bool) -> None:
         self.source, self.packed = source, packed
 
-    def __getitem__(self, asked: tuple[int, tuple[int, ...]]) -> Batch | PackedReadings:
+    def __getitem__(self, asked: tuple[int, tuple[int, ...]]) -> Batch | PackedReadings | Exception:
+        """In a worker process. An error with words for a user is handed over: torch would make a traceback of it."""
+        try:
+            return self.made(asked)
+        except (AutoUNetError, OSError, MemoryError) as error:
+            return error
+
+    def made(self, asked: tuple[int, tuple[int, ...]]) -> Batch | PackedReadings:
         return self.source.packed(*asked) if self.packed else self.source.batch(*asked)
 
 
@@ -148,7 +156,7 @@ class BatchLoader:
     def _made(self) -> Generator[Batch | PackedReadings, None, None]:
         if not self._workers:
             for asked in self._asked_for():
-                yield self._table[asked]
+                yield self._table.made(asked)
         loader = torch.utils.data.DataLoader(
             self._table,
             batch_size=None,
@@ -167,12 +175,12 @@ class BatchLoader:
         while True:
             yield self._waited_for(made, first)
 
-    def _waited_for(self, made: Iterator[Batch | PackedReadings], first: int) -> Batch | PackedReadings:
+    def _waited_for(self, made: Iterator[Batch | PackedReadings | Exception], first: int) -> Batch | PackedReadings:
         """The next batch of the workers, of which they were asked for step `first` at first. Raises WorkersLost."""
         until = time.monotonic() + MOST_SECONDS
         while True:
             try:
-                return next(made)
+                found = next(made)
             except (RuntimeError, OSError, EOFError) as error:
                 waited = str(error).startswith("DataLoader timed out")
                 if not waited:  # a process that has gone cannot hand over what it had made; its end takes a moment
@@ -181,6 +189,10 @@ class BatchLoader:
                     raise WorkersLost(self._explained(*lost[0], first)) from None
                 if not waited:
                     raise
+            else:
+                if isinstance(found, Exception):
+                    raise found
+                return found
             free = shared_memory_free()
             if free is not None and free < self._source.batch_bytes(self._table.packed):
                 raise WorkersLost(f"{SHARED_MEMORY} is full, which worker processes need: {LARGER}")

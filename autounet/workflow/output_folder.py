@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+import psutil
 
 from ..datasets import scan
 from ..datasets.layouts.files import existing_folder, is_output_folder
@@ -113,9 +118,16 @@ LOCK_WAIT_SECONDS = 1.0
 """`autounet status` holds the lock for an instant, to see whether it is free"""
 
 
+NO_NEW_FILES = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC)
+"""why nothing can be written into a folder, with or without locks"""
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One command at a time works in an output folder. Raises OptionError while another does, or where no locks are."""
+def locked(folder: Path) -> Iterator[bool]:
+    """One command at a time works in an output folder. Raises OptionError while another does, or where no locks are.
+
+    Gives whether the last one was ended from outside, on this machine.
+    """
     from filelock import FileLock, Timeout
 
     lock = FileLock(RunFolder(folder).lock, timeout=LOCK_WAIT_SECONDS, fallback_to_soft=False)
@@ -128,19 +140,39 @@ def locked(folder: Path) -> Iterator[None]:
             f"another autounet is working in {folder}{who}", "Wait for it, or give another --out"
         ) from None
     except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno in NO_NEW_FILES:
+            raise
         raise OptionError(
             f"{folder} lies on a file system without locks ({error})", "Give an --out on another one"
         ) from None
-    holder_file = RunFolder(folder).lock_holder
+    holder_file, last = RunFolder(folder).lock_holder, _holder(folder)
     try:
         write_text(holder_file, f"{socket.gethostname()} {os.getpid()}\n")
-        yield
+        yield last is not None and last[0] == socket.gethostname()
         holder_file.unlink(missing_ok=True)
     except Exception:  # an end of its own; what ends the process from outside leaves the file
-        holder_file.unlink(missing_ok=True)
+        with suppress(OSError):  # a file system that has become read-only: what was raised first says more
+            holder_file.unlink(missing_ok=True)
         raise
     finally:
         lock.release()
+
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.(\d+)(\.\D.*)?")
+"""a name that `schema.record.replacing` and `new_folder` give; the group is the process"""
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what processes of this machine that are no more had begun to write into a locked output folder."""
+    own = [folder / name for name in OWN_NAMES if (folder / name).is_dir()]
+    for path in [*folder.glob(".*"), *(path for each in own for path in each.rglob(".*"))]:
+        named = TEMPORARY.fullmatch(path.name)
+        if named is None or psutil.pid_exists(int(named[1])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 class Owner(NamedTuple):

@@ -39,7 +39,7 @@ from .executor import Runner, SequentialExecutor, SideBySideExecutor, lanes_of, 
 from .fine_tuning import FineTuning, known_weights
 from .jobs import Job, JobGraph
 from .make_plan import PlanMaker
-from .output_folder import locked, require_output_folder, sole_in_process, with_stored
+from .output_folder import locked, remove_temporary, require_output_folder, sole_in_process, with_stored
 from .plan_stage import PlanFile, describe_plan, plan_smaller, plan_stage, time_plan, tried
 from .read_status import run_seconds_left
 from .training_schedule import TrainingSchedule, training_schedule
@@ -78,8 +78,11 @@ def run_pipeline(data: Path, out: Path, options: RunOptions, until: str = "repor
         require_output_folder(folder.path, data, options.data)
         left = partial(run_seconds_left, folder.path)
         with (
-            locked(folder.path), _clock(deadline), whole_run(left), cluster_of(options, folder.path) as cluster,
+            locked(folder.path) as killed, _clock(deadline), whole_run(left),
+            cluster_of(options, folder.path) as cluster,
         ):  # fmt: skip
+            if killed and cluster is None:  # a cluster's jobs go on without the command
+                remove_temporary(folder.path)
             open_run_log(folder.log)
             log.debug("options: %s", options.model_dump_json(exclude_defaults=True))
             return _pipeline(data, folder, options, until, replan, deadline, cluster)
