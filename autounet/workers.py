@@ -198,14 +198,15 @@ CAUSES = {
 
 
 def case_of(item: object) -> str | None:
-    """Name of the case that an item of work is about, where it says so."""
-    for each in (item, *item) if isinstance(item, tuple) else (item,):
-        for name in (each, getattr(each, "identifier", None), getattr(each, "case", None)):
+    """Name of the case that an item of work is about, where it says so; else its first text."""
+    parts = (item, *item) if isinstance(item, tuple) else (item,)
+    for each in parts:
+        for name in (getattr(each, "identifier", None), getattr(each, "case", None)):
             if isinstance(name, str):
                 return name
         if cases := getattr(each, "cases", None):
             return case_of(cases[0])
-    return None
+    return next((each for each in parts if isinstance(each, str)), None)
 
 
 def _told(result: Result, on_done: Callable[[Result], None] | None) -> Result:

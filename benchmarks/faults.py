@@ -246,6 +246,7 @@ def soak(forks: Forks, expected: dict[str, str], interruptions: int, seed: int) 
                     break
                 if traced(ended.log):
                     wrong.append(f"a traceback after {number.name}")
+                    print(ended.log, flush=True)
         if (found := outcome(place.out)) != expected:
             differ = [name for name in expected if found.get(name) != expected[name]]
             wrong.append(f"other results in run {runs}: {', '.join(differ)}")

@@ -41,7 +41,7 @@ PROFILE = DeviceProfile(
     throughput={"fp32": 15.0}, sample_rates=dict.fromkeys(("light_2d", "light_3d", "full_2d", "full_3d"), 1e7),
 )  # fmt: skip
 """of the processor; measuring it takes longer than such a run"""
-LONGEST = 180.0
+LONGEST = 600.0
 """seconds that a command may take before it counts as hanging"""
 SEEN = re.compile(r"^\d\d:\d\d:\d\d |\d+(\.\d+)?( of \d+)?| (KB|MB|GB)\b")
 """what differs between two logs of the same work"""
