@@ -20,15 +20,17 @@ MARKS = (
     "std::bad_alloc",
     "ALLOC_FAILED",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
 )
+NO_REASON = ("could not create a primitive", "could not create a memory", "could not execute a primitive")
+"""oneDNN's words, which torch calls on a CPU, for a lack of memory as for anything else"""
 SPARE_BYTES = 2**26
 """that reading a file needs beside what is in it: buffers, threads and the pieces of libraries"""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed; torch raises a RuntimeError for that, as for much else, and only its text tells."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in MARKS)
+    if not isinstance(error, RuntimeError):
+        return isinstance(error, MemoryError)
+    return _says(error, MARKS) or (_says(error, NO_REASON) and _is_short(SPARE_BYTES))
 
 
 def require_no_lack_of_memory(path: Path, error: Exception) -> None:
@@ -37,13 +39,24 @@ def require_no_lack_of_memory(path: Path, error: Exception) -> None:
     Libraries that give no reason are not asked for one: whether so much more memory is to be had tells it.
     """
     told = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    if told or is_out_of_memory(error) or any(mark in str(error) for mark in MARKS) or _is_short(path):
-        raise MemoryError(f"as {path} was read") from None
+    if not (told or is_out_of_memory(error) or _says(error, MARKS)):
+        try:
+            size = path.stat().st_size
+        except OSError:  # there is nothing to read
+            return
+        if not _is_short(size + SPARE_BYTES):
+            return
+    raise MemoryError(f"as {path} was read") from None
 
 
-def _is_short(path: Path) -> bool:
+def _says(error: BaseException, marks: tuple[str, ...]) -> bool:
+    return any(mark in str(error) for mark in marks)
+
+
+def _is_short(size: int) -> bool:
+    """Whether so many bytes are not to be had now."""
     try:
-        mmap.mmap(-1, path.stat().st_size + SPARE_BYTES).close()
+        mmap.mmap(-1, size).close()
     except OSError as error:
         return error.errno == errno.ENOMEM
     return False

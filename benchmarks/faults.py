@@ -223,7 +223,9 @@ def soak(forks: Forks, expected: dict[str, str], interruptions: int, seed: int) 
 
     Every run, check to predict, is interrupted until it ends by itself, and has to end as the undisturbed one.
     """
-    chance, place, counts, runs, wrong = random.Random(seed), forks.place, dict.fromkeys(SIGNALS, 0), 0, []
+    chance, place, counts, runs = random.Random(seed), forks.place, dict.fromkeys(SIGNALS, 0), 0
+    wrong: list[str] = []
+    traces: list[str] = []
     emptied(place.out)
     whole = [forks.run(each).seconds for each in place.commands()]
     assert outcome(place.out) == expected
@@ -245,7 +247,7 @@ def soak(forks: Forks, expected: dict[str, str], interruptions: int, seed: int) 
                     print(ended.log, flush=True)
                     break
                 if traced(ended.log):
-                    wrong.append(f"a traceback after {number.name}")
+                    traces.append(f"after {number.name}")
                     print(ended.log, flush=True)
         if (found := outcome(place.out)) != expected:
             differ = [name for name in expected if found.get(name) != expected[name]]
@@ -255,9 +257,10 @@ def soak(forks: Forks, expected: dict[str, str], interruptions: int, seed: int) 
     told = ", ".join(f"{number} {each.name}" for each, number in counts.items())
     line = (
         f"{sum(counts.values())} interruptions ({told}) at random moments of {runs} runs from check to predict: "
-        f"{'; '.join(wrong) or 'all ended in the same weights, metrics and segmentations, bit for bit'} (seed {seed})."
+        f"{'; '.join(wrong) or 'all ended in the same weights, metrics and segmentations, bit for bit'} (seed {seed}). "
+        f"Tracebacks on the way: {', '.join(traces) or 'none'}."
     )
-    return {"line": line, "wrong": "; ".join(wrong), "soak": True}
+    return {"line": line, "wrong": "; ".join([*wrong, *traces]), "soak": True}
 
 
 def main() -> int:

@@ -121,3 +121,13 @@ def test_other_errors_say_nothing_of_memory(tmp_path: Path) -> None:
         require_no_lack_of_memory(tmp_path / "file", error)
         assert not is_out_of_memory(error)
     require_no_lack_of_memory(tmp_path / "missing", FileNotFoundError())
+
+
+def test_a_library_that_gives_no_reason_is_believed_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN, whose words are the same for a convolution that it cannot do."""
+    error = RuntimeError("could not create a primitive")
+    assert not is_out_of_memory(error)
+    assert _known(error) is None
+    monkeypatch.setattr("autounet.system_memory._is_short", lambda size: True)
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
