@@ -64,6 +64,7 @@ def measure(work: Path, stage: str) -> dict[str, float]:
     counts = [sum(each.is_file() for each in place.iterdir()) for place in _folders(folder)]
     return {
         "seconds": measured.seconds,
+        "cpu": measured.cpu_seconds,
         "peak": measured.peak_bytes,
         "files": sum(counts),
         "most": max(counts, default=0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,12 @@ def test_a_link_in_place_of_a_claim_is_taken_away(tmp_path: Path) -> None:
 def test_lines_that_are_no_text_end_a_log(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_bytes(b'\xff{"step": 1}\n')
     assert read_log(tmp_path / "log.jsonl") == []
+
+
+def test_no_message_is_longer_than_a_page_or_two() -> None:
+    for error in (UsageError("x" * 10**6, "Correct it"), RecordError("x" * 10**6)):
+        assert len(str(error)) < 11_000
+        assert len(str(pickle.loads(pickle.dumps(error)))) < 11_000
 
 
 def test_toml_nested_without_end_is_told(tmp_path: Path) -> None:

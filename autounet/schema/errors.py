@@ -24,6 +24,10 @@ from pathlib import Path
 from typing import Any
 
 
+LONGEST_MESSAGE = 10_000
+"""letters: what a file or an option holds may be of any length"""
+
+
 class AutoUNetError(Exception):
     """Base of every error that is shown to the user without a traceback.
 
@@ -32,8 +36,9 @@ class AutoUNetError(Exception):
     """
 
     def __init__(self, message: str, remedy: str = "", case: str | None = None) -> None:
-        super().__init__(message)
-        self.message, self.remedy, self.case = message, remedy, case
+        shown = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}..."
+        super().__init__(shown)
+        self.message, self.remedy, self.case = shown, remedy, case
 
     def __str__(self) -> str:
         text = f"{self.message}. {self.remedy}" if self.remedy else self.message
