@@ -23,7 +23,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-
 LONGEST_MESSAGE = 10_000
 """letters: what a file or an option holds may be of any length"""
 
