@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
@@ -28,6 +29,7 @@ from autounet.imageio import (
     read_image_content,
     read_labels,
     stem,
+    tiff,
     write_channels,
     write_image,
     write_labels,
@@ -288,8 +290,6 @@ def test_sidecars_give_spacing_where_a_format_has_none(tmp_path: Path) -> None:
 
 
 def test_ome_spacing_channels_and_time(tmp_path: Path) -> None:
-    import tifffile
-
     data = np.random.default_rng(0).integers(0, 255, (3, 4, 5, 6)).astype(np.uint8)
     sizes = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25, "PhysicalSizeZ": 2.0}
     tifffile.imwrite(tmp_path / "a.ome.tif", data, metadata={"axes": "CZYX", **sizes}, photometric="minisblack")
@@ -303,6 +303,18 @@ def test_ome_spacing_channels_and_time(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_labels(tmp_path / "t.ome.tif", frame=1)[0], data[1])
     with pytest.raises(DataError, match="3 channels with different values"):
         read_labels(tmp_path / "a.ome.tif")
+
+
+def test_stacks_too_large_for_imagej_are_written_as_ome_bigtiff(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tiff, "LARGEST_IMAGEJ", 100)
+    geometry = Geometry(shape=(6, 10, 11), spacing=(2.0, 0.5, 0.25), kind="tiff")
+    values = np.arange(660).reshape(6, 10, 11) % 250
+    write_labels(tmp_path / "a.tif", values, geometry)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert (file.is_bigtiff, file.is_ome) == (True, True)
+    found, read = read_labels(tmp_path / "a.tif")
+    assert (found == values).all()
+    np.testing.assert_allclose(read.spacing, geometry.spacing)
 
 
 def test_a_stack_that_lost_its_end_is_told(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def read_hdf5(path: Path, decode: bool = True) -> tuple[np.ndarray, ImageHeader]
         name = _address(path, file)
         data = _data_set(path, file, name)
         if decode:
-            require_memory(path, math.prod(data.shape), data.dtype.itemsize)
+            require_memory(path, math.prod(data.shape), data.dtype.itemsize + 4)  # as stored, and as float32
             _require_sound_chunks(path, data)
             array = data[()]
             array = array.astype(np.uint8) if array.dtype == bool else array

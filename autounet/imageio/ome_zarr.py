@@ -66,7 +66,7 @@ def _chunk_files(folder: Path) -> Iterator[Path]:
 def _require_memory(path: Path, array: ZarrArray) -> None:
     """Raises FileError for an image larger than the free memory: it is read as a whole."""
     try:
-        require_memory(path, math.prod(array.shape), array.dtype.itemsize)
+        require_memory(path, math.prod(array.shape), array.dtype.itemsize + 4)  # as stored, and as float32
     except FileError as error:
         container, _ = split_address(path)
         remedy = (

@@ -299,6 +299,8 @@ def _spacing(file: TiffFile) -> tuple[Spacing3, tuple[Remark, ...]]:
     return in_millimetres(sizes, [str(metadata.get("zunit", unit)), str(metadata.get("yunit", unit)), unit])
 
 
+LARGEST_IMAGEJ = 2**32 - 2**25
+"""bytes of the pixels of a file with offsets of 32 bits, which ImageJ's metadata need"""
 _OME_TYPES = tuple(map(np.dtype, ("i1", "i2", "i4", "u1", "u2", "u4", "f4", "f8")))
 
 
@@ -317,7 +319,8 @@ def write_tiff(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         tifffile.imwrite(path, pixels, photometric=photometric, compression="zlib")
         return
     z, y, x = geometry.spacing
-    if rgb or (array.shape[0] == 1 and array.dtype in (np.uint8, np.uint16, np.float32)):
+    large = array.nbytes > LARGEST_IMAGEJ
+    if rgb or (array.shape[0] == 1 and array.dtype in (np.uint8, np.uint16, np.float32) and not large):
         pixels = np.moveaxis(array, 0, -1) if rgb else array[0]
         metadata: dict[str, Any] = {"axes": "ZYXS" if rgb else "ZYX", "spacing": z, "unit": "mm"}
         resolution = (1 / x, 1 / y)
@@ -330,7 +333,9 @@ def write_tiff(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     if is_stack:
         metadata |= {"PhysicalSizeZ": z, "PhysicalSizeY": y, "PhysicalSizeX": x}
         metadata |= dict.fromkeys(("PhysicalSizeZUnit", "PhysicalSizeYUnit", "PhysicalSizeXUnit"), "mm")
-    tifffile.imwrite(path, array, photometric=photometric, compression="zlib", metadata=metadata, ome=True)
+    tifffile.imwrite(
+        path, array, photometric=photometric, compression="zlib", metadata=metadata, ome=True, bigtiff=large
+    )
 
 
 TIFF = ImageFormat(
