@@ -24,6 +24,7 @@ from autounet.imageio import (
     read_full_header,
     read_geometry,
     read_image,
+    read_image_content,
     read_labels,
     stem,
     suffix,
@@ -146,6 +147,19 @@ def test_stacks_of_channels_are_no_photographs_and_their_order_is_compared(tmp_p
             (name, "other") for name in ("DAPI", "Actin", "Tubulin")
         ]
         assert [(each.case, each.code) for each in findings] == [("c3", "channel-mismatch")]
+
+
+def test_further_images_of_a_tiff_file_are_told(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for size in ((16, 12), (8, 6), (4, 3)):
+            file.write(np.ones(size, np.uint8), photometric="minisblack")
+    content = read_image_content(tmp_path / "a.tif")
+    assert content.array.shape == (1, 1, 16, 12)
+    assert [each.code for each in content.remarks] == ["other-images"]
+    with tifffile.TiffWriter(tmp_path / "pyramid.ome.tif", ome=True) as file:
+        file.write(np.ones((64, 64), np.uint8), photometric="minisblack", subifds=1)
+        file.write(np.ones((32, 32), np.uint8), photometric="minisblack", subfiletype=1)
+    assert read_image_content(tmp_path / "pyramid.ome.tif").remarks == ()
 
 
 # HDF5

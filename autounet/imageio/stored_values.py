@@ -65,6 +65,11 @@ LOOK_UP_TABLE = Remark(
     "is shown in the colours of a look-up table; the values below were read, as one channel",
     "Nothing needs to be done if the colours only display the values; else convert it to RGB",
 )
+OTHER_IMAGES = Remark(
+    "other-images",
+    "holds further images of another size or kind, and only the first one was read",
+    "Store each as a file of its own, unless the others are a slide's thumbnail and label",
+)
 WHITE_ZERO = Remark(
     "not-as-shown",
     "is shown inverted, 0 as white; its values were read as they are stored",

@@ -33,6 +33,7 @@ from .pictures import ORIENTATION, upright
 from .stored_values import (
     BIT_COLOURS,
     LOOK_UP_TABLE,
+    OTHER_IMAGES,
     WHITE_ZERO,
     Pixels,
     apply_palette,
@@ -184,6 +185,7 @@ def read_tiff(path: Path, as_indices: bool = False, decode: bool = True) -> tupl
             _require_all(path, array, pages, metadata)
             pixels, axes = _interpret(path, page, array, series.axes, file.is_imagej, as_indices)
             spacing, remarks = _spacing(file)
+            others = (OTHER_IMAGES,) if len(file.series) > 1 else ()
             count = int(np.prod([array.shape[index] for index, axis in enumerate(series.axes) if axis in "CS"]))
             measured = "C" in series.axes or int(page.photometric) in (_MIN_IS_WHITE, _MIN_IS_BLACK)
             names = _channel_names(file, count) if count > 1 and measured else ()
@@ -205,7 +207,7 @@ def read_tiff(path: Path, as_indices: bool = False, decode: bool = True) -> tupl
         text = f"has the orientation {orientation} of a turned photograph, which is not applied to stacks"
         remarks += (Remark("not-as-shown", text, "Turn it in a viewer and save it again, if it lies wrong"),)
     geometry = make_geometry(path, "tiff", array.shape[:0:-1][:used], spacing[::-1][:used], [0.0] * used, np.eye(used))
-    header = ImageHeader(geometry, array.shape[0] // frames, frames, remarks=pixels.remarks + remarks)
+    header = ImageHeader(geometry, array.shape[0] // frames, frames, remarks=pixels.remarks + remarks + others)
     measured = measured and count == header.components > 1
     return array, header._replace(colours=pixels.colours, measured=measured, names=names if measured else ())
 
