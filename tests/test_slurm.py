@@ -35,7 +35,7 @@ from test_cluster import (  # noqa: F401 - undisturbed is a fixture
 
 from autounet.schema.run import RunRecord
 from autounet.store.run_folder import RunFolder
-from autounet.workflow.job_state import job_folder, read_attempts
+from autounet.workflow.job_state import JobRun, job_folder, read_attempts
 
 pytest.importorskip("parsl", reason="needs the extra cluster")
 pytestmark = pytest.mark.slurm
@@ -114,12 +114,22 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         finally:
             with suppress(OSError, subprocess.CalledProcessError):
                 slurm("scancel", "--user=root")
+            left = list(started_with(file))
             for process in running:
-                for each in [*psutil.Process(process.pid).children(recursive=True), process]:
-                    with suppress(psutil.NoSuchProcess):
-                        each.terminate()
+                process.terminate()
+            alive = psutil.wait_procs(left, timeout=20)[1]
+            for each in alive:
+                each.kill()
             for process in running:
-                process.wait(timeout=60)
+                process.wait()
+
+
+def started_with(file: Path) -> Iterator[psutil.Process]:
+    """The daemons, and the processes that they start for each job, which outlive them."""
+    for process in psutil.process_iter(["name"]):
+        with suppress(psutil.Error):
+            if process.info["name"].startswith("slurm") and process.environ().get("SLURM_CONF") == str(file):
+                yield process
 
 
 def require_idle(folder: Path) -> None:
@@ -162,9 +172,9 @@ def blocks() -> list[str]:
     return slurm("squeue", "--noheader", "--states=running", "--format=%i").split()
 
 
-def block_of(number: int) -> str:
-    """Slurm's job that a process is of."""
-    return psutil.Process(number).environ()["SLURM_JOB_ID"]
+def block_of(run: JobRun) -> str:
+    """Slurm's job in which an attempt goes on."""
+    return psutil.Process(min(run.processes)).environ()["SLURM_JOB_ID"]
 
 
 def test_a_run_by_sbatch_is_that_of_one_process(undisturbed: Path, whole: None, toml: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -193,7 +203,7 @@ def test_a_block_that_is_cancelled_costs_one_more_attempt(
     out = tmp_path / "out"
     process = command(undisturbed, out, toml)
     run = wait_for(lambda: training(out), process)
-    slurm("scancel", block_of(run.processes[0]))
+    slurm("scancel", block_of(run))
     errors = ended(process)
     assert f"{TRAINED}: did not come to its end" in errors
     assert attempts(out)[TRAINED] == 1
@@ -210,13 +220,13 @@ def test_a_drained_node_gets_no_more_and_one_that_goes_down_loses_its_jobs(
     toml.write_text(toml.read_text().replace("blocks = 2", "blocks = 1"))
     process = command(undisturbed, out, toml)
     run = wait_for(lambda: training(out), process)
-    place = slurm("squeue", "--noheader", f"--jobs={block_of(run.processes[0])}", "--format=%N").strip()
+    place = slurm("squeue", "--noheader", f"--jobs={block_of(run)}", "--format=%N").strip()
     slurm("scontrol", "update", f"nodename={place}", "state=drain", "reason=test")
     time.sleep(1)
-    assert psutil.pid_exists(run.processes[0]), "what runs goes on"
+    assert all(map(psutil.pid_exists, run.processes)), "what runs goes on"
     slurm("scontrol", "update", f"nodename={place}", "state=down", "reason=test")
     after = wait_for(lambda: (found := training(out)) and found.attempt != run.attempt and found, process)
-    other = slurm("squeue", "--noheader", f"--jobs={block_of(after.processes[0])}", "--format=%N").strip()
+    other = slurm("squeue", "--noheader", f"--jobs={block_of(after)}", "--format=%N").strip()
     assert {place, other} == set(NODES)
     ended(process)
     assert len(read_attempts(job_folder(out, TRAINED))) == 1
