@@ -110,6 +110,13 @@ class Here:
     def __init__(self, retries: int = 1, *answers: Exception) -> None:
         self.options = ClusterOptions(provider="local", jobs_per_block=2, retries=retries)
         self.answers = list(answers)
+        self.held: list[str] = []
+
+    def hold(self, block: str) -> None:
+        self.held.append(block)
+        self.held_now(block)
+
+    def held_now(self, block: str) -> None: ...
 
     def submit(self, function: Any, /, *values: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -173,6 +180,24 @@ def test_blocks_that_are_lost_count_and_other_errors_of_the_engine_end_the_run(t
     assert "node 7 is gone" in read_attempts(job_folder(tmp_path, "train a"))[0].reason
     with pytest.raises(WorkerLost, match="failed 2 times"):
         run(tmp_path, jobs(tmp_path, "b"), Here(1, ManagerLost("node 7"), ManagerLost("node 8")))
+
+
+def test_a_block_that_is_ending_gets_no_more_jobs_and_what_it_did_not_begin_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign = tmp_path / "leaving"
+    sign.touch()
+    monkeypatch.setenv(cluster_job.LEAVING, str(sign))
+    monkeypatch.setenv("PARSL_WORKER_BLOCK_ID", "7")
+    cluster = Here(retries=0)
+    monkeypatch.setattr(cluster, "held_now", lambda block: sign.unlink())  # the next one goes to another block
+    runner = run(tmp_path, jobs(tmp_path, "a"), cluster)
+    assert cluster.held == ["7"]
+    assert runner.given == ["train a"]
+    (attempt,) = read_attempts(job_folder(tmp_path, "train a"))
+    assert "was not begun: its block is ending" in attempt.reason
+    assert not attempt.counted
+    assert job_folder(tmp_path, "train a").run.exists()
 
 
 def state(folder: Path, name: str, key: str = "1", **changes: Any) -> JobRun:

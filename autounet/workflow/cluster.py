@@ -97,6 +97,12 @@ class Cluster:
         submitted: Future[Any] = python_app(function, data_flow_kernel=self.kernel)(*values)
         return submitted
 
+    def hold(self, block: str) -> None:
+        """Give no more jobs to a block that is ending; Parsl has no public call for it."""
+        for manager in self.executor.connected_managers():
+            if manager["block_id"] == block:
+                self.executor._hold_manager(manager["manager"])
+
     def call(self, function: Callable[..., object], **values: Any) -> Any:
         """`function(tell, **values)` in a process there: its result. Raises what it raises, and Cancelled."""
         future = self.submit(run_call, function, values, self.options.cores)

@@ -183,6 +183,8 @@ class ClusterExecutor(SequentialExecutor):
             self._again(each, WorkerLost(f"{each.job.name}: {error}"), counted=True)
             return
         outcome = future.result()
+        if outcome.leaving is not None:
+            self.cluster.hold(outcome.leaving)
         if outcome.run is not None:
             each.run = outcome.run
         if outcome.state == "done":
@@ -192,7 +194,8 @@ class ClusterExecutor(SequentialExecutor):
         if isinstance(outcome.error, AutoUNetError) and outcome.state == "failed":
             raise outcome.error  # it would fail again
         advanced = outcome.run is not None and outcome.run.advanced and not isinstance(outcome.error, WorkerLost)
-        self._again(each, outcome.error, counted=not advanced)
+        unbegun = outcome.run is None and outcome.leaving is not None
+        self._again(each, outcome.error, counted=not (advanced or unbegun))
 
     def _finished(self, each: Submitted, result: object, seconds: float) -> None:
         """Its done file has been written where it ran."""

@@ -18,10 +18,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import psutil
@@ -59,6 +61,8 @@ class Outcome:
     seconds: float = 0.0
     run: JobRun | None = None
     """as last written; None where it had not begun"""
+    leaving: str | None = None
+    """the block, where it was asked to end: it must get no other job"""
 
 
 _process: list[WorkerProcess] = []
@@ -83,6 +87,8 @@ def run_job(
 
     take_over(inherited or {})
     folder.path.mkdir(parents=True, exist_ok=True)
+    if (block := leaving()) is not None:
+        return Outcome("ended", error=WorkerLost(f"{job.name} was not begun: its block is ending"), leaving=block)
     try:
         with FileLock(folder.lock, timeout=0, fallback_to_soft=False):
             return _Attempt(job, folder, attempt, threads).run(values, do)
@@ -155,7 +161,8 @@ class _Attempt:
         if isinstance(answer, Raised) and not isinstance(error, AutoUNetError | OSError):
             error.add_note(f"In the process of {self.job.name} on {self.state.host}:\n{answer.trace}")
         self._write(state="ended" if ended else "failed", reason=f"{type(error).__name__}: {error}")
-        return Outcome("ended" if ended else "failed", error=error, seconds=seconds, run=self.state)
+        block = leaving() if isinstance(error, Cancelled) else None
+        return Outcome("ended" if ended else "failed", error=error, seconds=seconds, run=self.state, leaving=block)
 
     def _write(self, **changes: object) -> None:
         self.beaten = time.monotonic()
@@ -230,16 +237,31 @@ def main(arguments: list[str]) -> int:
     return _block(rest)
 
 
+LEAVING = "AUTOUNET_BLOCK_IS_LEAVING"
+"""variable of the jobs' environment: the file that is there once their block was asked to end"""
+
+
+def leaving() -> str | None:
+    """The block of this worker, in Parsl's numbers, where it was asked to end."""
+    sign = os.environ.get(LEAVING)
+    return os.environ.get("PARSL_WORKER_BLOCK_ID") if sign and Path(sign).exists() else None
+
+
 def _block(arguments: list[str]) -> int:
     """Returns the exit code of the manager, 0 where it was asked to end."""
+    with tempfile.TemporaryDirectory(prefix="autounet_block_") as place:
+        os.environ[LEAVING] = str(Path(place) / "leaving")
+        return _managed(arguments, Path(os.environ[LEAVING]))
+
+
+def _managed(arguments: list[str], sign: Path) -> int:
     for number in ASKED_BY:  # what is ignored stays so in all that is started, but for the processes of jobs
         signal.signal(number, signal.SIG_IGN)
     module = "parsl.executors.high_throughput.process_worker_pool"
     manager = subprocess.Popen([sys.executable, "-P", "-m", module, *arguments])
-    asked: list[int] = []
-    for number in ASKED_BY:
-        signal.signal(number, lambda number, _: asked.append(number))
-    while not asked:
+    for number in ASKED_BY:  # at once: the scheduler may have asked the jobs at the same time
+        signal.signal(number, lambda *_: sign.touch())
+    while not sign.exists():
         with suppress(subprocess.TimeoutExpired):
             return manager.wait(LOOK_SECONDS)
     until = time.monotonic() + LEAVING_SECONDS
