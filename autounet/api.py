@@ -260,7 +260,7 @@ class Model(Predictor):
 
         What `out` holds already of this model, with these options and from the same image files is kept, unless
         `overwrite`; several processes that predict into one `out` share the work (docs/predicting.md). `form` is None
-        for the image's own format, or dicom-seg. `gate_maps` also writes what the attention gates let pass,
+        for the image's own format, dicom-seg or bids. `gate_maps` also writes what the attention gates let pass,
         `probabilities` and `uncertainty` the maps of docs/predicting.md. Images that are unlike the model's training
         (dimension, spacing, modality, intensities) are refused unless `force`. Raises OptionError for an unknown
         `form` and for gate maps of networks without gates.

@@ -140,7 +140,7 @@ MODEL_OPTIONS: tuple[Option, ...] = (
     Option("--fix", "", "Output", ("check",), "Write a repaired copy of the data into the new folder --out", SWITCH),
     Option("--out", "FOLDER", "Output", ("check",), "New folder for --fix", PATH),
     Option("--format", "NAME", "Output", ("predict",), "dicom-seg: write DICOM segmentation objects, where INPUT is "
-           "DICOM", _one_of("--format", "dicom-seg")),
+           "DICOM. bids: write a BIDS derivative", _one_of("--format", "dicom-seg", "bids")),
     Option("--format", "NAME", "Output", ("export",), "bundle, nnunet (a model of nnU-Net v2), monai (a bundle of "
            "MONAI), grand-challenge (a folder for Docker), onnx (needs the extra onnx) or torch (torch.export)",
            _one_of("--format", "bundle", "nnunet", "monai", "grand-challenge", "onnx", "torch"), required=True),

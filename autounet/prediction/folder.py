@@ -29,6 +29,8 @@ from ..schema.record import digest, require_folder, require_no_links
 from ..schema.run import record_of, require_replaceable
 from ..system_memory import is_out_of_memory
 from ..workers import keep_freed_memory, one_ahead
+from .bids_derivatives import BIDS, bids_path, foreign_files, judge_names, require_volumes, sidecar, write_dataset
+from .bids_derivatives import write_sidecar as write_bids_sidecar
 from .maps import foreign_channels_file, map_paths, require_gates, write_gates, write_probability_maps
 from .mismatch import intensity_mismatches, judge_headers, require_fit
 from .objects_table import foreign_table, join_tables, table_paths, write_table
@@ -43,14 +45,16 @@ MUCH_LARGER = 8
 
 
 def prediction_path(out: Path, case: InputCase, form: str | None) -> Path:
-    """`<case>.<ext>` in the format of the image (NIfTI for a DICOM series), or `<case>.dcm`.
+    """`<case>.<ext>` in the format of the image (NIfTI for a DICOM series), or `<case>.dcm`, or as BIDS names it.
 
     Raises OptionError for an unknown format, for DICOM-SEG of other images than DICOM, and without its extra.
     """
     if form is None:
         return out / f"{case.identifier}{output_suffix(suffix(case.images[0]))}"
+    if form == BIDS:
+        return bids_path(out, case)
     if form != DICOM_SEG:
-        raise unknown_name("--format", form, [DICOM_SEG], ", or leave it out for the image's own format")
+        raise unknown_name("--format", form, [DICOM_SEG, BIDS], ", or leave it out for the image's own format")
     if not is_series(case.images[0]):
         raise OptionError(
             f"--format {form} is for DICOM images, and {case.images[0]} is no folder with a DICOM series",
@@ -68,7 +72,8 @@ def _output_paths(predictor: Predictor, out: Path, case: InputCase, outputs: Out
         predictor, prediction_path(out, case, None), outputs.probabilities, outputs.uncertainty, outputs.gate_maps
     )
     tables = table_paths(predictor.bundle, prediction_path(out, case, None))
-    return [prediction_path(out, case, outputs.form), *beside, *tables]
+    own = prediction_path(out, case, outputs.form)
+    return [own, *([sidecar(own)] if outputs.form == BIDS else []), *beside, *tables]
 
 
 def write_prediction(path: Path, values: np.ndarray, geometry: Geometry, case: InputCase, bundle: ModelBundle) -> None:
@@ -100,7 +105,7 @@ class OutputOptions(NamedTuple):
     """What is written of each case."""
 
     form: str | None = None
-    """None: the image's own format, or dicom-seg"""
+    """None: the image's own format; dicom-seg, or bids"""
     probabilities: bool = False
     uncertainty: bool = False
     gate_maps: bool = False
@@ -146,8 +151,12 @@ def predict_folder(
         require_gates(predictor)
     if outputs.form == DICOM_SEG and predictor.bundle.labels.objects is not None:
         raise OptionError(f"--format {DICOM_SEG} holds classes, and this model numbers objects", "Leave --format out")
+    if outputs.form == BIDS and (outputs.probabilities or outputs.uncertainty or outputs.gate_maps):
+        raise OptionError(f"--format {BIDS} is for segmentations without maps", "Write maps by another command")
     keep_freed_memory()
     cases = find_inputs(source, predictor.bundle)
+    if outputs.form == BIDS:
+        cases = judge_names(cases, out)
     if outputs.form == DICOM_SEG and any(is_series(image) for case in cases for image in case.images[:1]):
         cases = [case if case.error or is_series(case.images[0]) else _no_series(case) for case in cases]
     cases = judge_headers(predictor.bundle, cases, force, tell)
@@ -158,9 +167,12 @@ def predict_folder(
     if not overwrite:
         others = foreign_channels_file(out) if outputs.probabilities else []
         others += foreign_table(predictor.bundle, out)
+        others += foreign_files(out) if outputs.form == BIDS else []
         require_replaceable(out, may_write, others, "Give another --out, or --overwrite to replace what is there")
     predicted, failures = 0, []
     with SharedFolder(out, prediction_key(predictor, outputs), run, overwrite, may_write) as shared:
+        if outputs.form == BIDS:
+            write_dataset(out, predictor.bundle)
         remaining = cases
         while remaining:
             for case, read in one_ahead(shared.claimed(remaining), partial(_load_and_prepare, predictor, force)):
@@ -228,8 +240,12 @@ def _predict_case(
     prepared, geometry, image = read()
     scores = predictor.predict_scores(prepared, keep_input=outputs.gate_maps or outputs.uncertainty)
     paths = [prediction_path(out, case, outputs.form)]
+    if outputs.form == BIDS:
+        require_volumes(predictor.bundle, case, geometry.dimension)
     values = predictor.decide(scores)
     write_prediction(paths[0], values, geometry, case, predictor.bundle)
+    if outputs.form == BIDS:
+        paths.append(write_bids_sidecar(paths[0], case))
     segmentation = prediction_path(out, case, None)  # whose name and format the maps follow
     if image is not None:
         paths += write_table(predictor.bundle, case.identifier, values, image, geometry, segmentation)
