@@ -167,6 +167,7 @@ def test_the_program_in_the_documentation_predicts_with_onnxruntime_and_numpy_al
     exported = export_model(model, tmp_path / "onnx", "onnx")
     files = [str(tmp_path / "onnx" / each.path) for each in exported.configurations["3d_fullres"].networks]
     (block,) = Page(ROOT / "docs" / "exchange.md").blocks("python")
+    assert len([line for line in block.splitlines() if line.strip()]) <= 30
     names: dict[str, Any] = {}
     exec(compile(block, "exchange.md", "exec"), names)
     z, y, x = np.indices((11, 26, 35)) / 4

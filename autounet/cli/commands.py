@@ -47,6 +47,8 @@ def _until(stage: str) -> Callable[..., None]:
             path = run_pipeline(data, out, options, stage, replan).written
             if stage in ("select", "report"):
                 show_dice(out)
+            if stage == "report":
+                show_advice(out)
             say(f"{stage}: {path}")
 
     return action
@@ -119,6 +121,15 @@ def show_dice(out: Path) -> None:
         say(f"Dice {name}: {format_number(values.dice)}")
     mean = f"{format_number(metrics.mean_dice)}{shown_interval(metrics.mean_dice_interval)}"
     say(f"mean Dice: {mean} over {len(metrics.cases)} out-of-fold cases")
+
+
+def show_advice(out: Path) -> None:
+    """What the record says could be tried next, a line each."""
+    from ..report.advice import find_advice
+    from ..report.output_records import read_output_records
+
+    for each in find_advice(read_output_records(out)):
+        say(f"to try next: {each}")
 
 
 def shown_interval(interval: tuple[float, float] | None) -> str:

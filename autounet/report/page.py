@@ -23,6 +23,7 @@ from ..schema.quantities import format_size
 from ..schema.record import utf8, write_text
 from ..store.run_folder import RunFolder
 from . import data_section, results_section, training_section
+from .advice import find_advice
 from .comparison import published_table
 from .output_records import OutputRecords, read_output_records
 from .overlays import MAX_NUMBERED
@@ -96,6 +97,7 @@ def _content(records: OutputRecords, entropy: EntropyReader | None) -> dict[str,
         "published": comparison,
         "published_table": published_table(comparison),
         "left_behind": results_section.left_behind_text(records.metrics, records.runs),
+        "advice": find_advice(records),
         "commands": _commands(records),
         "machine": _machine_facts(records),
         **_results(records, entropy),
@@ -167,7 +169,8 @@ def _machine_facts(records: OutputRecords) -> list[tuple[str, str]]:
     """Pairs of name and value: machine, versions, seeds, digests of the plan."""
     facts: list[tuple[str, str]] = []
     if device := records.device:
-        facts.append(("machine", f"{device.name} ({device.device}), {device.cores} cores"))
+        cores = "" if "cores" in device.name else f", {device.cores} cores"  # a CPU's name has them
+        facts.append(("machine", f"{device.name} ({device.device}){cores}"))
         facts.append(("memory available for training", format_size(device.memory_bytes)))
     if records.runs:
         facts += sorted(records.runs[-1].versions.items())

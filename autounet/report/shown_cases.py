@@ -12,6 +12,7 @@ from ..figures import Picture
 from ..schema.errors import AutoUNetError
 from ..schema.metrics import CaseMetrics
 from ..store.run_folder import RunFolder
+from .advice import suspicious_cases
 from .output_records import OutputRecords
 from .overlays import case_cuts, configuration_pictures, overlay_pictures, uncertainty_pictures
 from .results_section import RankedCase, case_dice
@@ -123,13 +124,14 @@ def show_cases(
 
 
 def _choose_cases(records: OutputRecords, ranked: Sequence[RankedCase], classes: Sequence[str]) -> list[ShownCase]:
-    """Best, median, worst, largest disagreement of configurations, least certain; each case once."""
+    """Best, median, worst, largest disagreement of configurations, least certain, suspicious labels; each once."""
     choices = best_median_worst(ranked)
     disagreement = largest_disagreement(ranked, records.configuration_metrics, classes)
     if disagreement:
         choices.append(("configurations differ most", disagreement[0]))
     if uncertain := least_certain(ranked):
         choices.append(("least certain", uncertain))
+    choices += [("label to look at again", entry) for entry in suspicious_cases(ranked)]
     chosen: dict[str, ShownCase] = {}
     for reason, entry in choices:
         shown = chosen.get(entry.case) or ShownCase(entry)

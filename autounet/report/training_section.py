@@ -213,6 +213,8 @@ def candidates_table(selection: Selection) -> ReportTable:
     ]
     head = ["candidate", "mean Dice", "95 % interval", "below the best", "standard error of that", "decision"]
     notes = [selection.rule.rstrip(".")] if selection.rule and len(rows) > 1 else []
+    if selection.postprocessing:
+        notes.append("These figures are from before postprocessing, all others of this report from after it")
     return ReportTable(head, rows, numeric=(1, 2, 3, 4), notes=notes)
 
 
