@@ -103,7 +103,7 @@ def at_a_worker(act: Callable[[Place], object], once: str = "") -> Hook:
     def hook(place: Place, struck: Callable[[], None]) -> None:
         def watch() -> None:
             while not (any(place.out.glob(once or "*")) and workers()):
-                time.sleep(0.01)
+                time.sleep(0.25)  # looking through all processes takes a while
             struck()
             act(place)
 

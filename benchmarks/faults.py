@@ -203,7 +203,7 @@ def write_table(rows: dict[str, dict[str, Any]]) -> None:
     kinds = dict.fromkeys(name.split(": ", 2)[1] for name in rows if name.startswith("file: "))
     grid = []
     for kind in kinds:
-        found = [rows.get(f"file: {kind}: {way}", {"wrong": "", "line": ""}) for way in DAMAGES]
+        found = [rows.get(f"file: {kind}: {way}", {"wrong": "not run", "line": ""}) for way in DAMAGES]
         grid.append("| " + " | ".join([kind, *(each["wrong"] or each["line"] or "-" for each in found)]) + " |")
     run = [each for each in rows.values() if each["line"] and "soak" not in each]
     text = f"{len(lines)} faults of {len(faults())}, and {len(run) - len(lines)} damaged files; "

@@ -176,6 +176,9 @@ class Forks:
         except BaseException:
             traceback.print_exc()
             return 70
+        finally:
+            for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):  # the command is over
+                signal.signal(each, signal.SIG_IGN)
         return 0
 
     def quick(self) -> list[Any]:
