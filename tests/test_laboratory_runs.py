@@ -32,7 +32,8 @@ Boxes = list[tuple[int, int, int, int]]
 
 def boxes(case: int) -> Boxes:
     rng = np.random.default_rng(case)
-    return [(x, y, x + 12, y + 10) for x, y in zip(rng.integers(0, 8, 3) + (0, 20, 36), rng.integers(0, 36, 3))]  # noqa: B905, RUF005
+    lefts = (rng.integers(0, 8, 3) + (0, 20, 36)).tolist()  # noqa: RUF005
+    return [(x, y, x + 12, y + 10) for x, y in zip(lefts, rng.integers(0, 36, 3).tolist(), strict=True)]
 
 
 def mask(case: int) -> np.ndarray:
@@ -76,7 +77,7 @@ def as_composites(root: Path) -> None:
 
 
 def pictures(folder: Path) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for case in range(CASES):
         Image.fromarray((pixels(case)[0] // 4).astype(np.uint8)).save(folder / f"c{case}.png")
 
