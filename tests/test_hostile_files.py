@@ -12,10 +12,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pydicom
 import pytest
+import torch
 from broken_sets import NONE, image_file, label_file, volumes
 from dicom_series import write_series
 from PIL import Image
@@ -23,9 +25,11 @@ from PIL import Image
 from autounet.datasets import scan
 from autounet.datasets.splits import with_groups
 from autounet.imageio import image_format, read_header, read_image, read_labels, write_image
-from autounet.schema.errors import DataError, FileError, OptionError
+from autounet.prediction.ensemble import _stored_map
+from autounet.schema.errors import DataError, FileError, ModelError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.options import DataOptions
+from autounet.store.weights import read_pretrained
 from autounet.workflow import dataset_stage
 from autounet.workflow.dataset_stage import check_data
 
@@ -256,3 +260,37 @@ def test_paths_that_no_system_can_hold_are_missing_files(tmp_path: Path) -> None
     (folder / "cases.csv").write_text("case,CT,label\n" + "\n".join(rows) + f"\nlong,{'x' * 5000}.nii.gz,{'y' * 5000}")
     found = check_data(folder / "cases.csv", NONE).findings
     assert {finding.code for finding in found if finding.case == "long"} == {"missing-image", "missing-label"}
+
+
+MAPS: dict[str, Callable[[Path], object]] = {
+    "compressed terabytes": lambda path: promise(path, 1 << 45),
+    "another array": lambda path: np.savez(path, labels=np.zeros(3)),
+    "whole numbers": lambda path: np.savez(path, probabilities=np.zeros((4, 5, 2), np.int8)),
+    "objects": lambda path: np.savez(path, probabilities=np.array([{}], object)),
+    "no zip": lambda path: path.write_bytes(b"hello"),
+}
+
+
+def promise(path: Path, size: int) -> None:
+    """A zip whose member is said to be so large."""
+    with ZipFile(path, "w") as archive:
+        archive.writestr("probabilities.npy", b"x")
+        archive.infolist()[0].file_size = size
+
+
+@pytest.mark.parametrize("kind", MAPS)
+def test_a_map_of_probabilities_that_is_none_is_told(tmp_path: Path, kind: str) -> None:
+    MAPS[kind](path := tmp_path / "case.probabilities.npz")
+    with pytest.raises(FileError, match=r"probabilities\.npz"):
+        _stored_map(path)
+
+
+def test_a_compressed_file_in_place_of_weights_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    """`torch.save` compresses nothing."""
+    torch.save({"conv.weight": torch.zeros(1 << 16)}, tmp_path / "plain.pth")
+    assert read_pretrained(tmp_path / "plain.pth")["conv.weight"].shape == (1 << 16,)
+    with ZipFile(tmp_path / "plain.pth") as plain, ZipFile(tmp_path / "bomb.pth", "w", ZIP_DEFLATED) as bomb:
+        for member in plain.infolist():
+            bomb.writestr(member.filename, plain.read(member))
+    with pytest.raises(ModelError, match="compressed"):
+        read_pretrained(tmp_path / "bomb.pth")

@@ -136,6 +136,18 @@ def test_a_planned_run(out):
     assert found.seconds_left == FOLDS * 100 * 2.0
 
 
+@pytest.mark.parametrize("place", ["metrics.json", f"crossval/{NAME}/fold_0.json", "options.json", "findings.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"\xff\xfe\x00"])
+def test_damaged_records_end_no_status(out, place, content):
+    """They are made again by the next command, or that tells of them; whoever only looks sees the rest."""
+    train(out, 0, 100, done=True, dice=0.75)
+    Metrics(mean_dice=0.75, per_class={"organ 0": ClassMetrics(dice=0.75)}, cases=()).save(out / "metrics.json")
+    (out / place).write_bytes(content)
+    found = read_status(out)
+    assert len(found.folds) == FOLDS or place == "options.json"
+    assert found.mean_dice == (None if place == "metrics.json" else 0.75)
+
+
 def test_a_run_that_goes_on(out):
     train(out, 0, 100, done=True, dice=0.75)
     train(out, 1, 50)

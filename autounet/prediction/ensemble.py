@@ -7,19 +7,22 @@ them, as their probabilities lie in the images' own voxels.
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
 from ..datasets import image_files
 from ..evaluation import on_grid_of
 from ..imageio import read_geometry, read_image, stem, write_labels
+from ..imageio.image_format import require_memory
 from ..inference.ensembling import PROBABILITIES, RunningMean, decision_for, normalised_weights
 from ..ops.masks import decode
 from ..progress import progress
-from ..schema.errors import DataError, OptionError, RecordError, UsageError
+from ..schema.errors import DataError, FileError, OptionError, RecordError, UsageError
 from ..schema.geometry import Geometry
 from ..schema.labels import Labels, TargetKind, targets_of
 from ..schema.plan import Average
@@ -216,8 +219,7 @@ def _convert(values: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -
 def _read(case: str, path: Path, geometry: Geometry) -> np.ndarray:
     """(C, Z, Y, X) float32 in the voxels of the first model's segmentation. Raises DataError."""
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as stored:
-            values = np.moveaxis(stored["probabilities"], -1, 0)[:, None].astype(np.float32)
+        values = np.moveaxis(_stored_map(path), -1, 0)[:, None].astype(np.float32)
         difference = (
             "" if values.shape[1:] == geometry.shape else f"shape {values.shape[1:]} instead of {geometry.shape}"
         )
@@ -227,6 +229,20 @@ def _read(case: str, path: Path, geometry: Geometry) -> np.ndarray:
     if difference:
         raise DataError(f"{path} differs from the first folder's in {difference}", "Predict the same images", case)
     return values
+
+
+def _stored_map(path: Path) -> np.ndarray:
+    """(Y, X, C). Raises FileError for a file that holds something else, or more than there is memory for."""
+    try:
+        with ZipFile(path) as archive:  # a megabyte of it may hold a thousand
+            require_memory(path, sum(each.file_size for each in archive.infolist()), 1)
+        with np.load(path, allow_pickle=False) as stored:
+            found = np.asarray(stored["probabilities"])
+        if found.ndim != 3 or found.dtype.kind != "f":
+            raise ValueError(f"an array of {found.dtype} with {found.ndim} axes")
+    except (ValueError, KeyError, EOFError, BadZipFile, NotImplementedError, zlib.error, SyntaxError) as error:
+        raise FileError(path, f"holds no map of probabilities ({error})", "Predict it again") from None
+    return found
 
 
 def _may_write(out: Path, segmentations: Mapping[str, Path], probabilities: bool) -> dict[str, list[Path]]:
