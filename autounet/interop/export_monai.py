@@ -43,7 +43,7 @@ PACKAGE = Path(__file__).parents[1]
 SCRIPTS = Path(__file__).with_name("monai_scripts")
 COPIED = (
     "nets/*.py", "ops/masks.py", "ops/orient.py", "ops/resample.py", "ops/tiles.py", "inference/ensembling.py",
-    "inference/sliding_window.py",
+    "inference/sliding_window.py", "system_memory.py",
 )  # fmt: skip
 """that the scripts import, and nothing beyond"""
 NOT_COPIED = frozenset({"transfer.py"})

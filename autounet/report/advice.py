@@ -87,7 +87,7 @@ def _training_length(records: OutputRecords) -> Iterator[Advice]:
         counts = sorted(run.steps for run in short)
         steps = " to ".join(dict.fromkeys(f"{count:,}" for count in (counts[0], counts[-1])))
         parts.append(f"{_count(len(short), 'training')} of {len(records.runs)} took {steps} steps, which are few")
-    yield Advice(". ".join(parts) + ".", f"More of it: {_more_time(records)}.")
+    yield Advice(". ".join(parts) + ".", f"A longer training helps: {_more_time(records)}.")
 
 
 def last_fall(run: RunRecord) -> float | None:

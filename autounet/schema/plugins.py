@@ -41,7 +41,7 @@ BUILT_IN: dict[Kind, tuple[str, ...]] = {
     "metrics": ("dice", "iou", "sensitivity", "precision", "hd95", "nsd", "volume", "volume_difference", "assd",
                 "nsd_subvoxel", "boundary_iou", "lesion_f1", "panoptic_quality", "cl_dice", "ap50", "ap60", "ap70",
                 "ap80", "ap90", "count_error"),
-    "layouts": ("table", "msd", "nnunet", "dicom", "bids", "cases", "pairs"),
+    "layouts": ("table", "msd", "nnunet", "dicom", "outlines", "containers", "bids", "cases", "pairs"),
 }  # fmt: skip
 """keys of `LOSSES`, `FAMILIES`, `AUGMENTATIONS`, `METRICS` and `LAYOUTS`, which are not loaded to check a name"""
 NAME = re.compile(r"[A-Za-z]\w{0,59}")
