@@ -15,6 +15,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from dicom_series import write_series
+from laboratory_files import hdf5, ngff
 from PIL import Image, ImageCms
 
 from autounet.imageio import SUFFIXES, is_series, read_header, read_image, read_labels, write_image
@@ -30,7 +31,7 @@ CHECKED = (".nii.gz", ".nrrd", ".mha", ".mhd", ".png")
 FORMATS = (
     ".nii", ".nii.gz", ".nrrd", "raw.nrrd", ".seg.nrrd", ".mha", "raw.mha", ".mhd", ".png", "palette.png", "rgba.png",
     "deep.png", ".tif", "stack.tif", "rgb.tif", "cmyk.tif", "bits.tif", ".ome.tif", ".gif", ".jpg", "turned.jpg",
-    ".bmp", "dicom", "dicom-jpeg2000",
+    ".bmp", "dicom", "dicom-jpeg2000", ".h5", ".ome.zarr", "array.ome.zarr", "chunk.ome.zarr",
 )  # fmt: skip
 
 
@@ -45,9 +46,15 @@ def make(folder: Path, form: str) -> tuple[Path, Path]:
         larger = np.random.default_rng(0).integers(1, 250, (3, 40, 36)).astype(np.int16)
         write_series(folder / "case_7", larger, compressed=form != "dicom")
         return folder / "case_7", folder / "case_7" / "002.dcm"
+    if form.endswith(".ome.zarr"):
+        path = ngff(folder / "case_7.ome.zarr", voxels(False)[0], "zyx")
+        file = {".ome.zarr": ".zattrs", "array.ome.zarr": "0/.zarray"}.get(form)
+        return path, path / file if file else path / "0" / "0.0.0"
     path = folder / f"case_7{form if form.startswith('.') else '.' + form.partition('.')[2]}"
     if form == ".seg.nrrd":
         write_segments(path)
+    elif form == ".h5":
+        hdf5(path, {"data": voxels(False)[0]})
     elif path.suffix in (".png", ".gif", ".jpg", ".bmp"):
         write_flat(path, form)
     elif path.suffix in (".tif",):
@@ -165,7 +172,7 @@ def test_damage_is_told(outcome: subprocess.CompletedProcess[str], form: str) ->
 
 def test_every_format_is_damaged() -> None:
     endings = {form if form.startswith(".") else "." + form.partition(".")[2] for form in FORMATS if "." in form}
-    same = {".tiff": ".tif", ".jpeg": ".jpg", ".ome.tiff": ".ome.tif"}
+    same = {".tiff": ".tif", ".jpeg": ".jpg", ".ome.tiff": ".ome.tif", ".hdf5": ".h5", ".zarr": ".ome.zarr"}
     assert {same.get(ending, ending) for ending in SUFFIXES} == endings
 
 

@@ -28,11 +28,15 @@ MOST_LISTED = 10_000
 
 
 def split_address(path: Path | str) -> tuple[Path, str]:
-    """The container that an image lies in and its address there; "" where a path is no address."""
+    """The container that an image lies in and its address there; "" where a path is no address.
+
+    A folder that is called like an HDF5 file is none.
+    """
     path = Path(path)
     if not any(f"{ending}/" in path.as_posix().lower() for ending in (*HDF5_ENDINGS, *ZARR_ENDINGS)):
         return path, ""
     outer = [each for each in path.parents if each.name.lower().endswith((*HDF5_ENDINGS, *ZARR_ENDINGS))]
+    outer = [each for each in outer if each.name.lower().endswith(ZARR_ENDINGS) or not each.is_dir()]
     return (outer[-1], path.relative_to(outer[-1]).as_posix()) if outer else (path, "")
 
 
