@@ -55,7 +55,14 @@ def count(steps: Path) -> int:
     return len(steps.read_text().splitlines()) if steps.exists() else 0
 
 
+ORPHAN = re.compile(
+    r"Traceback \(most recent call last\):\n(?:  .*\n)*  .*spawn_main(?:.*\n)*?EOFError: Ran out of input"
+)
+"""what multiprocessing itself prints in a process whose parent was killed before it said what there is to do"""
+
+
 def traced(log: str) -> str:
+    log = ORPHAN.sub("", log)
     return "a traceback" if "Traceback (most recent call last)" in log and "a mistake" not in log else ""
 
 

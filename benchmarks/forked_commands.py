@@ -173,6 +173,14 @@ class Forks:
             command()
         except SystemExit as ended:
             return int(ended.code or 0) if isinstance(ended.code, int | None) else 1
+        except KeyboardInterrupt as ended:
+            frames = traceback.extract_tb(ended.__traceback__)
+            if not any(
+                Path(each.filename).match("autounet/cli/app.py") for each in frames
+            ):  # before or after the command
+                return 128 + signal.SIGINT
+            traceback.print_exc()
+            return 70
         except BaseException:
             traceback.print_exc()
             return 70

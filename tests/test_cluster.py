@@ -91,8 +91,8 @@ def training(out: Path) -> JobRun | None:
     return JobRun.load(folder.run) if folder.run.exists() and log.exists() and log.stat().st_size else None
 
 
-def ended(process: subprocess.Popen[str]) -> str:
-    errors = process.communicate(timeout=400)[1]
+def ended(process: subprocess.Popen[str], seconds: float = 400) -> str:
+    errors = process.communicate(timeout=seconds)[1]
     assert process.returncode == 0, errors
     return errors
 

@@ -179,7 +179,9 @@ def test_blocks_that_are_lost_count_and_other_errors_of_the_engine_end_the_run(t
     assert runner.given == ["train a"]
     assert "node 7 is gone" in read_attempts(job_folder(tmp_path, "train a"))[0].reason
     with pytest.raises(WorkerLost, match="failed 2 times"):
-        run(tmp_path, jobs(tmp_path, "b"), Here(1, ManagerLost("node 7"), ManagerLost("node 8")))
+        run(tmp_path, jobs(tmp_path, "b"), Here(1, *(ManagerLost(f"node {number}") for number in (7, 8, 9))))
+    counted = [attempt.counted for attempt in read_attempts(job_folder(tmp_path, "train b"))]
+    assert counted == [False, True, True], "the first block may go before it begins, as at its walltime"
 
 
 def test_a_block_that_is_ending_gets_no_more_jobs_and_what_it_did_not_begin_is_no_failure(

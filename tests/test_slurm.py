@@ -244,8 +244,8 @@ def test_a_training_longer_than_the_walltime_saves_its_state_and_goes_on(
     """Slurm says so a minute before: of a block of two minutes one is left."""
     out = tmp_path / "out"
     toml.write_text(toml.read_text().replace('"20m"', '"2m"'))
-    process = command(undisturbed, out, toml, "--folds", "0", "--time", "6m", "--iterations", "1000000")
-    errors = ended(process)
+    process = command(undisturbed, out, toml, "--folds", "0", "--time", "4m", "--iterations", "1000000")
+    errors = ended(process, 1500)  # each new block waits for the one before to be gone
     (attempt, *_) = read_attempts(job_folder(out, TRAINED))
     assert not attempt.counted
     record = RunRecord.load(RunFolder(out).fold("3d_fullres", 0).record)

@@ -81,6 +81,8 @@ class ClusterExecutor(SequentialExecutor):
         self.running: dict[str, Submitted] = {}
         self.failures: dict[str, int] = {}
         """job -> its attempts that count"""
+        self.unbegun: set[str] = set()
+        """jobs whose last attempt was lost"""
         self.pulse = Pulse()
         self.looked = 0.0
 
@@ -180,13 +182,17 @@ class ClusterExecutor(SequentialExecutor):
             lost = type(error).__name__ in ("WorkerLost", "ManagerLost")
             if not lost:
                 raise engine_error(error)
-            self._again(each, WorkerLost(f"{each.job.name}: {error}"), counted=True)
+            # a block that goes before it began the job says nothing of the job, unless no block begins it
+            counted = each.run is not None or each.job.name in self.unbegun
+            self.unbegun.add(each.job.name)
+            self._again(each, WorkerLost(f"{each.job.name}: {error}"), counted)
             return
         outcome = future.result()
         if outcome.leaving is not None:
             self.cluster.hold(outcome.leaving)
         if outcome.run is not None:
             each.run = outcome.run
+            self.unbegun.discard(each.job.name)
         if outcome.state == "done":
             self._finished(each, outcome.value, outcome.seconds)
             return
