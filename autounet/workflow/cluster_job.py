@@ -146,10 +146,9 @@ class _Attempt:
     def _outcome(self, answer: Returned | Raised | Lost) -> Outcome:
         seconds = time.monotonic() - self.began
         if isinstance(answer, Lost):
-            error: Exception = WorkerLost(
-                f"{self.job.name}: its process was ended from outside (status {answer.status}), most likely because "
-                "memory ran out"
-            )
+            why = ", most likely because memory ran out" if answer.status == -signal.SIGKILL else ""
+            what = f"its process was ended from outside (status {answer.status}){why}"
+            error: Exception = WorkerLost(f"{self.job.name}: {what}")
         elif isinstance(answer, Raised):
             error = answer.error
         else:
