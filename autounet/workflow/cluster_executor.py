@@ -201,6 +201,8 @@ class ClusterExecutor(SequentialExecutor):
             raise outcome.error  # it would fail again
         advanced = outcome.run is not None and outcome.run.advanced and not isinstance(outcome.error, WorkerLost)
         unbegun = outcome.run is None and outcome.leaving is not None
+        if advanced:  # failures count in a row
+            self.failures[each.job.name] = 0
         self._again(each, outcome.error, counted=not (advanced or unbegun))
 
     def _finished(self, each: Submitted, result: object, seconds: float) -> None:
