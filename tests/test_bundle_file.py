@@ -22,7 +22,8 @@ from autounet.cli.app import app
 from autounet.inference import archive
 from autounet.inference.archive import sealed
 from autounet.inference.bundle import build_models, export_bundle, load_bundle
-from autounet.inference.card import card_text, describe
+from autounet.inference.card import card_text
+from autounet.inference.summaries import describe
 from autounet.schema.bundle import NO_LICENCE, ModelBundle
 from autounet.schema.errors import ModelError
 from autounet.schema.fingerprint import Fingerprint

@@ -17,6 +17,7 @@ import pytest
 from dicom_series import write_series
 from laboratory_files import hdf5, ngff
 from PIL import Image, ImageCms
+from zarr.codecs import BloscCodec
 
 from autounet.imageio import SUFFIXES, is_series, read_header, read_image, read_labels, write_image
 from autounet.schema.errors import DataError
@@ -31,7 +32,7 @@ CHECKED = (".nii.gz", ".nrrd", ".mha", ".mhd", ".png")
 FORMATS = (
     ".nii", ".nii.gz", ".nrrd", "raw.nrrd", ".seg.nrrd", ".mha", "raw.mha", ".mhd", ".png", "palette.png", "rgba.png",
     "deep.png", ".tif", "stack.tif", "rgb.tif", "cmyk.tif", "bits.tif", ".ome.tif", ".gif", ".jpg", "turned.jpg",
-    ".bmp", "dicom", "dicom-jpeg2000", ".h5", ".ome.zarr", "array.ome.zarr", "chunk.ome.zarr",
+    ".bmp", "dicom", "dicom-jpeg2000", ".h5", ".ome.zarr", "array.ome.zarr", "chunk.ome.zarr", "shard.ome.zarr",
 )  # fmt: skip
 
 
@@ -46,10 +47,13 @@ def make(folder: Path, form: str) -> tuple[Path, Path]:
         larger = np.random.default_rng(0).integers(1, 250, (3, 40, 36)).astype(np.int16)
         write_series(folder / "case_7", larger, compressed=form != "dicom")
         return folder / "case_7", folder / "case_7" / "002.dcm"
+    if form == "shard.ome.zarr":
+        codecs = {"compressors": BloscCodec(cname="zstd"), "shards": (6, 16, 24), "chunks": (6, 8, 8)}
+        path = ngff(folder / "case_7.ome.zarr", voxels(False)[0], "zyx", version="0.5", levels=1, **codecs)
+        return path, path / "0" / "c" / "0" / "0" / "0"
     if form.endswith(".ome.zarr"):
         path = ngff(folder / "case_7.ome.zarr", voxels(False)[0], "zyx")
-        file = {".ome.zarr": ".zattrs", "array.ome.zarr": "0/.zarray"}.get(form)
-        return path, path / file if file else path / "0" / "0.0.0"
+        return path, path / {".ome.zarr": ".zattrs", "array.ome.zarr": "0/.zarray"}.get(form, "0/0.0.0")
     path = folder / f"case_7{form if form.startswith('.') else '.' + form.partition('.')[2]}"
     if form == ".seg.nrrd":
         write_segments(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import resource
 import subprocess
@@ -231,6 +232,27 @@ def test_a_claim_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyP
         os.utime(tmp_path / "a.claim", (0, 0))
         while (tmp_path / "a.claim").stat().st_mtime == 0:
             time.sleep(0.01)
+
+
+def test_killed_at_a_random_moment_the_next_command_completes(folder: Path, predictor: Model, tmp_path: Path) -> None:
+    source, out = images(tmp_path / "in", 12), tmp_path / "out"
+    code = (
+        "import autounet;"
+        f"autounet.load({str(folder)!r}, device='cpu', mirror=False).predict_files({str(source)!r}, {str(out)!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent.parent)
+    while process.poll() is None and not list(out.glob("[!.]*")):
+        time.sleep(0.005)
+    time.sleep(random.Random().uniform(0, 0.2))
+    process.kill()
+    process.wait()
+    before = len(list((out / ".predicted").glob("*.json")))
+    done: list[str] = []
+    assert predictor.predict_files(source, out, done.append) == []
+    assert len(done) == 12 - before
+    predictor.predict_files(source, tmp_path / "alone")
+    assert written(out) == written(tmp_path / "alone")
+    assert left_behind(out) == []
 
 
 def test_several_devices_share_a_folder(folder: Path, predictor: Model, tmp_path: Path) -> None:

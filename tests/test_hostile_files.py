@@ -268,7 +268,24 @@ MAPS: dict[str, Callable[[Path], object]] = {
     "whole numbers": lambda path: np.savez(path, probabilities=np.zeros((4, 5, 2), np.int8)),
     "objects": lambda path: np.savez(path, probabilities=np.array([{}], object)),
     "no zip": lambda path: path.write_bytes(b"hello"),
+    "a huge shape": lambda path: member(
+        path, "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000, 9)}"
+    ),
+    "a shape of nothing": lambda path: member(path, "{'descr': '<f4', 'fortran_order': False, 'shape': (4, -5, 2)}"),
+    "a method that nobody knows": lambda path: member(path, "{}", method=99),
 }
+
+
+def member(path: Path, shape: tuple[int, ...], method: int = 0) -> None:
+    """A zip with one array, of this shape by its header and hardly a value."""
+    text = str({"descr": "<f4", "fortran_order": False, "shape": shape}).encode().ljust(117) + b"\n"
+    with ZipFile(path, "w") as archive:
+        archive.writestr("probabilities.npy", b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(8))
+    if method:
+        content = bytearray(path.read_bytes())
+        directory = content.index(b"PK\1\2")
+        content[8:10] = content[directory + 10 : directory + 12] = method.to_bytes(2, "little")
+        path.write_bytes(content)
 
 
 def promise(path: Path, size: int) -> None:

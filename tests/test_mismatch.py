@@ -20,7 +20,8 @@ from autounet.datasets.inputs import InputCase
 from autounet.imageio import read_labels, stem, write_image
 from autounet.inference.archive import sealed
 from autounet.inference.bundle import load_bundle
-from autounet.inference.card import card_text, summarise_data
+from autounet.inference.card import card_text
+from autounet.inference.summaries import summarise_data
 from autounet.ops.orient import canonical_axes
 from autounet.prediction.mismatch import Mismatch, geometry_mismatches, header_mismatches, intensity_mismatches
 from autounet.schema.bundle import ChannelSummary, DataSummary, ModelBundle, ModelCard

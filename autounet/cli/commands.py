@@ -8,7 +8,7 @@ import json as json_format
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -285,40 +285,46 @@ def export(
         from ..inference.bundle import export_bundle
 
         card = export_bundle(model, out, licence)
-        typer.echo(f"exported: {out}, licence: {card.licence}")
-        return
-    if format_ == "grand-challenge":
-        from ..prediction.grand_challenge_folder import export_grand_challenge
-
-        folder, interface = export_grand_challenge(model, out, sockets, output_socket, memory)
-        typer.echo(f"reads {', '.join(interface.inputs)}; writes {interface.output}")
-        typer.echo(f"exported: {folder}")
-        typer.echo(
-            f"try it with a case in {folder / 'test' / 'input'}: {folder / 'test.sh'}; then {folder / 'save.sh'}"
-        )
-        return
-    if format_ == "nnunet":
+        lines = [f"exported: {out}, licence: {card.licence}"]
+    elif format_ == "grand-challenge":
+        lines = _export_grand_challenge(model, out, sockets, output_socket, memory)
+    elif format_ == "nnunet":
         from ..interop.export_nnunet import export_nnunet
 
         written = export_nnunet(model, out, configuration, folds, dataset)
-        for difference in written.differences:
-            typer.echo(f"other than autounet predict: {difference}")
-        typer.echo(f"exported: {', '.join(map(str, written.paths))}")
-        typer.echo("\n".join(written.commands))
-        return
-    if format_ == "monai":
+        lines = _exported(written.differences, ", ".join(map(str, written.paths)), written.commands)
+    elif format_ == "monai":
         from ..interop.export_monai import export_monai
 
         made = export_monai(model, out, configuration, folds)
-        for difference in made.differences:
-            typer.echo(f"other than autounet predict: {difference}")
-        typer.echo(f"exported: {made.path}")
-        typer.echo(made.command)
-        return
+        lines = _exported(made.differences, str(made.path), [made.command])
+    else:
+        lines = _export_networks(model, out, format_, configuration, folds)
+    typer.echo("\n".join(lines))
+
+
+def _exported(differences: Sequence[str], what: str, commands: Sequence[str]) -> list[str]:
+    """What is printed of a model for another program."""
+    return [*(f"differs from autounet predict: {each}" for each in differences), f"exported: {what}", *commands]
+
+
+def _export_grand_challenge(
+    model: Path, out: Path, sockets: tuple[str, ...] | None, output_socket: str | None, memory: int | None
+) -> list[str]:
+    from ..prediction.grand_challenge_folder import export_grand_challenge
+
+    folder, interface = export_grand_challenge(model, out, sockets, output_socket, memory)
+    tried = f"try it with a case in {folder / 'test' / 'input'}: {folder / 'test.sh'}; then {folder / 'save.sh'}"
+    return [f"reads {', '.join(interface.inputs)}; writes {interface.output}", f"exported: {folder}", tried]
+
+
+def _export_networks(
+    model: Path, out: Path, format_: str, configuration: str | None, folds: tuple[int, ...] | None
+) -> list[str]:
     from ..interop.export_networks import export_model
 
     exported = export_model(model, out, format_, configuration, folds)
-    for each in (network for found in exported.configurations.values() for network in found.networks):
-        shown = f"{each.largest_difference:.1e} at logits up to {each.largest_logit:.1f}"
-        typer.echo(f"{each.path}: largest difference from torch {shown}")
-    typer.echo(f"exported: {out}")
+    networks = [network for found in exported.configurations.values() for network in found.networks]
+    shown = [f"{each.largest_difference:.1e} at logits up to {each.largest_logit:.1f}" for each in networks]
+    lines = [f"{each.path}: largest difference from torch {text}" for each, text in zip(networks, shown, strict=True)]
+    return [*lines, f"exported: {out}"]

@@ -120,10 +120,7 @@ def find_inputs(path: Path, bundle: ModelBundle) -> list[InputCase]:
     path = own_path(path)
     if not is_there(path):
         raise DataError(f"{path} does not exist", "Give an image or a folder of images")
-    found = [
-        case._replace(images=(addressed(case.images[0], bundle),)) if len(case.images) == 1 else case
-        for case in _inputs_of(path, bundle)
-    ]
+    found = [case._replace(images=addressed(case.images, bundle)) for case in _inputs_of(path, bundle)]
     found += _unread(path, found)
     if bundle.time_points:
         found = [frame for case in found for frame in _time_points(case)]

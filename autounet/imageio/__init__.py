@@ -16,14 +16,14 @@ from ..schema.errors import FileError
 from ..schema.geometry import Geometry
 from ..schema.labels import LabelCode
 from .containers import is_zarr, require_extra, split_address
-from .dicom import (
+from .dicom import series_files
+from .dicom_index import (
     LABEL_MODALITIES,
     DicomFile,
     dicom_files,
     dicom_index,
     holds_dicom,
     is_series_uid,
-    series_files,
 )
 from .dicom_labels import (
     masks_of_objects,

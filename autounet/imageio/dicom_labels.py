@@ -15,8 +15,8 @@ import numpy as np
 from ..schema.errors import FileError
 from ..schema.geometry import Geometry
 from ..schema.labels import LabelCode
-from .dicom import LABEL_MODALITIES
 from .dicom_contours import contour_masks, contours, number_of, roi_names
+from .dicom_index import LABEL_MODALITIES
 from .dicom_slices import read_dataset
 from .formats import errors_of_file
 from .image_format import damaged

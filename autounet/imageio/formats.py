@@ -14,7 +14,8 @@ import numpy as np
 
 from ..schema.errors import FileError
 from .containers import is_zarr, split_address
-from .dicom import DICOM_SERIES, NO_IMAGES, dicom_files, is_series_uid
+from .dicom import DICOM_SERIES
+from .dicom_index import NO_IMAGES, dicom_files, is_series_uid
 from .dicom_slices import is_dicom
 from .hdf5 import HDF5, images_in_hdf5
 from .image_format import (

@@ -7,17 +7,25 @@ import lzma
 import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ..schema.errors import FileError
 from .containers import ZARR_ENDINGS, arranged, require_extra, split_address
 from .image_format import COPY_AGAIN, ImageFormat, ImageHeader, damaged, require_memory
-from .zarr_metadata import ZarrArray, ZarrImage, find_image, inside
+from .zarr_metadata import Shards, ZarrArray, ZarrImage, find_image, inside
 
 KIND = "zarr"
+_DECODERS: dict[str, Callable[[], Any]] = {
+    "zlib": zlib.decompressobj,
+    "gzip": lambda: zlib.decompressobj(wbits=31),
+    "bz2": bz2.BZ2Decompressor,
+    "lzma": lzma.LZMADecompressor,
+}
+"""of codecs whose frames do not say what they hold"""
 _METADATA = frozenset({".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json"})
 
 
@@ -93,30 +101,51 @@ def _voxels(path: Path, array: ZarrArray) -> np.ndarray:
 
 
 def _require_sound_chunk(path: Path, file: Path, array: ZarrArray, expected: int) -> None:
-    """Raises FileError for a chunk's file that is larger, or holds more, than its size tells."""
+    """Raises FileError for a file of chunks that is larger, or holds more, than its size tells, or is cut off."""
     size = file.stat().st_size
     if size > 2 * expected + (1 << 20):
         raise damaged(path, f"the chunk {file.name} has {size} bytes, for {expected} of voxels")
-    codecs = [each.removeprefix("numcodecs.") for each in array.codecs]
-    checked = codecs and codecs[-1] in ("crc32c", "crc32", "adler32")
-    last = "" if "sharding_indexed" in codecs else next(reversed(codecs[:-1] if checked else codecs), "")
-    if last in ("zlib", "gzip", "bz2", "lzma"):
-        content = file.read_bytes()
-        decoders = {
-            "zlib": lambda: zlib.decompressobj(),
-            "gzip": lambda: zlib.decompressobj(wbits=31),
-            "bz2": lambda: bz2.BZ2Decompressor(),
-            "lzma": lambda: lzma.LZMADecompressor(),
-        }
+    with file.open("rb") as stream:
+        if array.shards is None:
+            _require_sound_frame(path, file, stream, size, array.codecs, expected)
+            return
+        inner = math.prod(array.shards.chunks) * max(8, array.dtype.itemsize)
+        for begin, length in _places_in_shard(path, file, stream, size, array.shards):
+            stream.seek(begin)
+            _require_sound_frame(path, file, stream, length, array.shards.codecs, inner)
+
+
+def _places_in_shard(path: Path, file: Path, stream: BinaryIO, size: int, shards: Shards) -> Iterator[tuple[int, int]]:
+    """Where each chunk that is there begins, and its bytes. Raises FileError where they cannot be there."""
+    width = 16 * shards.per_file + 4 * shards.checked
+    if size < width:
+        raise damaged(path, f"the shard {file.name} is truncated: its index has {width} bytes, and {size} are there")
+    stream.seek(0 if shards.index_first else size - width)
+    index = np.frombuffer(stream.read(16 * shards.per_file), "<u8").reshape(-1, 2)
+    for begin, length in index[(index != np.iinfo(np.uint64).max).any(axis=1)].tolist():
+        if begin + length > size:
+            raise damaged(
+                path, f"the shard {file.name} is truncated: a chunk ends at {begin + length}, of {size} bytes"
+            )
+        yield begin, length
+
+
+def _require_sound_frame(
+    path: Path, file: Path, stream: BinaryIO, size: int, codecs: Sequence[str], expected: int
+) -> None:
+    """Of one chunk, `size` bytes of the stream from where it is."""
+    codecs = [each.removeprefix("numcodecs.") for each in codecs]
+    checked = bool(codecs) and codecs[-1] in ("crc32c", "crc32", "adler32")
+    last = next(reversed(codecs[:-1] if checked else codecs), "")
+    if last in _DECODERS:
         try:
-            found = len(decoders[last]().decompress(content, 2 * expected + 1))  # type: ignore[attr-defined]
+            found = len(_DECODERS[last]().decompress(stream.read(size), 2 * expected + 1))
         except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise damaged(path, f"the chunk {file.name} cannot be decompressed ({error})") from None
     else:
-        with file.open("rb") as stream:
-            head = stream.read(32)
+        head = stream.read(min(32, size))
         if last == "blosc":
-            _require_whole_frame(path, file, head, size - 4 * bool(checked))
+            _require_whole_frame(path, file, head, size - 4 * checked)
         found = _declared_size(last, head)
     if found > 2 * expected:
         raise damaged(path, f"the chunk {file.name} holds more than {expected} bytes of voxels")

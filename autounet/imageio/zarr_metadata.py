@@ -7,6 +7,7 @@ are programs that the library would look for, and one of them (pickle) runs what
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,11 +27,26 @@ _CODECS = frozenset({
     "bitround", "packbits", "astype", "crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3", "bytes", "endian",
     "transpose", "sharding_indexed",
 })  # fmt: skip
+SHARDED = "sharding_indexed"
 _NUMBERS = re.compile(r"[<>|][iufb][1248]")
 _NUMBER_NAMES = frozenset({
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
 })  # fmt: skip
 _AXES_REMEDY = "Store it as OME-Zarr, which names its axes, or write dimension_names (Zarr 3) or _ARRAY_DIMENSIONS"
+
+
+class Shards(NamedTuple):
+    """How a file of Zarr 3 holds several chunks, with an index of where each begins."""
+
+    chunks: tuple[int, ...]
+    per_file: int
+    """chunks"""
+    codecs: tuple[str, ...]
+    """of each chunk"""
+    index_first: bool
+    """before the chunks, and not behind them"""
+    checked: bool
+    """whether a checksum of 4 bytes follows the index"""
 
 
 class ZarrArray(NamedTuple):
@@ -46,6 +62,7 @@ class ZarrArray(NamedTuple):
     axes: str
     """letters, "" where they are not named"""
     version: int
+    shards: Shards | None = None
 
 
 class ZarrImage(NamedTuple):
@@ -139,7 +156,21 @@ def _array_of_version_3(folder: Path, content: Mapping[str, Any]) -> ZarrArray:
     chunks = tuple(int(length) for length in grid["configuration"]["chunk_shape"])
     codecs = tuple(_codec_names(content["codecs"]))
     names = content.get("dimension_names") or ()
-    return ZarrArray(folder, shape, chunks, np.dtype(dtype), codecs, _letters(names, len(shape)), 3)
+    shards = _shards(folder, content["codecs"][-1]["configuration"], chunks) if SHARDED in codecs else None
+    return ZarrArray(folder, shape, chunks, np.dtype(dtype), codecs, _letters(names, len(shape)), 3, shards)
+
+
+def _shards(folder: Path, written: Mapping[str, Any], file: tuple[int, ...]) -> Shards:
+    """Raises FileError for shards in shards, and for codecs behind them or of their index, which no program writes."""
+    inner, index = ([str(each["name"]) for each in written[key]] for key in ("codecs", "index_codecs"))
+    chunks = tuple(int(length) for length in written["chunk_shape"])
+    little = written["index_codecs"][0].get("configuration", {}).get("endian", "little") == "little"
+    if SHARDED in inner or index not in (["bytes"], ["bytes", "crc32c"]) or not little or min(chunks) < 1:
+        raise FileError(folder, "has shards of a kind that is not read", "Store it without shards")
+    if any(length % part for length, part in zip(file, chunks, strict=True)):
+        raise damaged(folder, f"its shards {file} are no multiple of their chunks {chunks}")
+    count = math.prod(length // part for length, part in zip(file, chunks, strict=True))
+    return Shards(chunks, count, tuple(inner), written.get("index_location") == "start", len(index) > 1)
 
 
 def _codec_names(codecs: Sequence[Any]) -> Iterator[str]:

@@ -48,7 +48,8 @@ from .archive import (
     unpacked,
     write_archive,
 )
-from .card import card_text, describe
+from .card import card_text
+from .summaries import describe
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,18 +25,15 @@ from .. import __version__
 from ..inference.archive import CARD_FILE
 from ..inference.bundle import load_bundle
 from ..nets import OWN_FAMILIES
-from ..schema.bundle import NO_LICENCE, ModelBundle
-from ..schema.dataset import ChannelKind
+from ..schema.bundle import ModelBundle
 from ..schema.errors import ModelError, OptionError, unknown_name
 from ..schema.labels import targets_of
 from ..schema.plan import Configuration, prediction_swap
 from ..schema.record import new_folder, write_text
 from ..store.weights import load_weights
 from .export_nnunet import fold_files
+from .monai_configs import INFERENCE, metadata
 
-MONAI = "1.6.1"
-"""version that bundles were tried with"""
-SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 ELSEWHERE = "Export it as onnx or torch, or predict with autounet"
 PACKAGE = Path(__file__).parents[1]
 SCRIPTS = Path(__file__).with_name("monai_scripts")
@@ -49,46 +45,8 @@ COPIED = (
 NOT_COPIED = frozenset({"transfer.py"})
 RECORDS = ("errors", "geometry", "labels", "plan", "plugins", "record", "selection")
 """modules of `schema` that these import, all of which `records` stands for"""
-READ_BY_MONAI = re.compile(r"[$@%]")
-"""signs that make a text of a configuration a program, a reference or a macro"""
-MODALITIES = {ChannelKind.ct: "CT", ChannelKind.mri: "MR"}
 VOLUMES = frozenset({"nifti", "nrrd", "mha"})
 PICTURES = frozenset({"png", "jpeg", "bmp", "tiff"})
-INFERENCE = {
-    "bundle_root": ".",
-    "dataset_dir": "$@bundle_root + '/data'",
-    "output_dir": "$@bundle_root + '/eval'",
-    "device": "$__import__('torch').device('cuda' if __import__('torch').cuda.is_available() else 'cpu')",
-    "mirror": True,
-    "remove_components": True,
-    "plan": {"_target_": "scripts.records.read_plan", "bundle_root": "@bundle_root", "mirror": "@mirror"},
-    "datalist": {"_target_": "scripts.images.find_cases", "folder": "@dataset_dir", "plan": "@plan"},
-    "preprocessing": {"_target_": "scripts.predict.ReadCase", "plan": "@plan"},
-    "dataset": {"_target_": "monai.data.Dataset", "data": "@datalist", "transform": "@preprocessing"},
-    "network_def": {"_target_": "scripts.predict.Networks", "plan": "@plan"},
-    "network": {
-        "_target_": "scripts.predict.load_networks",
-        "networks": "@network_def",
-        "weights": "$@bundle_root + '/models/model.pt'",
-        "device": "@device",
-    },
-    "inferer": {"_target_": "scripts.predict.CaseInferer", "plan": "@plan", "device": "@device"},
-    "postprocessing": {
-        "_target_": "scripts.predict.WriteSegmentation",
-        "plan": "@plan",
-        "output_dir": "@output_dir",
-        "remove": "@remove_components",
-    },
-    "evaluator": {
-        "_target_": "scripts.predict.Evaluator",
-        "dataset": "@dataset",
-        "network": "@network",
-        "inferer": "@inferer",
-        "postprocessing": "@postprocessing",
-    },
-    "run": ["$@evaluator.run()"],
-}
-"""`configs/inference.json`: nothing in it is of the model"""
 README = """\
 # {name}
 
@@ -114,7 +72,7 @@ keeps the components that postprocessing removes. `--device cpu` chooses the dev
 All {networks} networks are used. Images are turned, cropped, normalised and resampled, tiles are placed and weighted,
 and scores go back to the file as `autounet predict` does it, by the same code (`scripts/`).
 
-## Otherwise than `autounet predict`
+## Differences from `autounet predict`
 
 {differences}
 """
@@ -154,7 +112,7 @@ def export_monai(
         texts = {
             "configs/inference.json": _json(INFERENCE),
             "configs/plan.json": _json(_plan(bundle, names, members)),
-            "configs/metadata.json": _json(_metadata(bundle, names[0])),
+            "configs/metadata.json": _json(metadata(bundle, names[0], _what(bundle))),
             "docs/README.md": _readme(bundle, sum(map(len, members.values())), differences),
             f"docs/{CARD_FILE}": (folder / CARD_FILE).read_text(encoding="utf-8"),
             "LICENSE": licence,
@@ -258,66 +216,6 @@ def _planned(bundle: ModelBundle, own: Configuration, folds: Sequence[int | None
     }
 
 
-def _metadata(bundle: ModelBundle, name: str) -> dict[str, Any]:
-    """The network's format is that of the first selected configuration, which `network_def` stands for.
-
-    MONAI takes `metadata.json` for a configuration like others, so signs that run code there are replaced.
-    """
-    own, scores = bundle.configurations[name], bundle.card.scores
-    outputs = [_plain(each.name) for each in targets_of(bundle.labels, own.targets)]
-    channels = [_plain(channel.name) for channel in bundle.channels]
-    classes = [_plain(label.name) for label in bundle.labels.classes]
-    kinds = {channel.kind for channel in bundle.channels}
-    given = channels + (classes[1:] if own.previous_stage else [])
-    common = {"spatial_shape": list(own.patch_size), "dtype": "float32", "value_range": [], "is_patch_data": True}
-    licence = f"licence of the weights: {_plain(bundle.card.licence)}"
-    return {
-        "schema": SCHEMA,
-        "version": "1.0.0",
-        "changelog": {"1.0.0": f"exported by autounet {__version__}"},
-        "monai_version": MONAI,
-        "pytorch_version": version("torch").partition("+")[0],
-        "numpy_version": version("numpy"),
-        "required_packages_version": {"SimpleITK": version("SimpleITK")},
-        "name": _plain(bundle.name),
-        "task": f"Segmentation of {', '.join(classes[1:])}",
-        "description": _plain(_what(bundle)),
-        "authors": "trained with autounet, by whom is not stated",
-        "copyright": licence if bundle.card.licence != NO_LICENCE else "not stated",
-        "data_source": _plain(bundle.name),
-        "data_type": bundle.file_kind,
-        "image_classes": ", ".join(channels),
-        "label_classes": ", ".join(
-            f"{label.value}: {text}" for label, text in zip(bundle.labels.classes, classes, strict=True)
-        ),
-        "pred_classes": ", ".join(outputs),
-        "eval_metrics": {} if scores is None or scores.mean_dice is None else {"mean_dice": scores.mean_dice},
-        "intended_use": "Research. It is not a medical device and must not be used for diagnosis or treatment",
-        "references": ["Isensee et al., Nature Methods 18, 203-211 (2021), doi 10.1038/s41592-020-01008-z"],
-        "network_data_format": {
-            "inputs": {
-                "image": {
-                    "type": "image",
-                    "format": "hounsfield" if kinds == {ChannelKind.ct} else "magnitude",
-                    "modality": MODALITIES.get(next(iter(kinds)), "n/a") if len(kinds) == 1 else "n/a",
-                    "num_channels": own.network.in_channels,
-                    **common,
-                    "channel_def": {str(index): text for index, text in enumerate(given)},
-                }
-            },
-            "outputs": {
-                "pred": {
-                    "type": "image",
-                    "format": "segmentation",
-                    "num_channels": len(outputs),
-                    **common,
-                    "channel_def": {str(index): text for index, text in enumerate(outputs)},
-                }
-            },
-        },
-    }
-
-
 def _what(bundle: ModelBundle) -> str:
     classes = ", ".join(label.name for label in bundle.labels.foreground)
     return f"Segments {classes} in images of {', '.join(channel.name for channel in bundle.channels)}"
@@ -357,10 +255,6 @@ def _readme(bundle: ModelBundle, networks: int, differences: Iterable[str]) -> s
         networks=networks,
         differences="\n".join(f"- {text}" for text in differences),
     )
-
-
-def _plain(text: str) -> str:
-    return READ_BY_MONAI.sub("_", text)
 
 
 def _json(content: Mapping[str, Any]) -> str:

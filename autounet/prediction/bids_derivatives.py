@@ -83,10 +83,8 @@ def judge_names(cases: Sequence[InputCase], out: Path) -> list[InputCase]:
     return judged
 
 
-def require_volumes(bundle: ModelBundle, case: InputCase, dimension: int) -> None:
-    """Raises OptionError for pictures, of which BIDS has no segmentations, and for objects with a number each."""
-    if bundle.labels.objects is not None:
-        raise OptionError(f"--format {BIDS} holds classes, and this model numbers objects", "Leave --format out")
+def require_volume(case: InputCase, dimension: int) -> None:
+    """Raises OptionError for a picture, of which BIDS has no segmentation."""
     if dimension != 3:
         message = f"--format {BIDS} is for volumes, and {case.images[0]} is a picture"
         raise OptionError(message, "Leave --format out")

@@ -240,6 +240,10 @@ def _stored_map(path: Path) -> np.ndarray:
             found = np.asarray(stored["probabilities"])
         if found.ndim != 3 or found.dtype.kind != "f":
             raise ValueError(f"an array of {found.dtype} with {found.ndim} axes")
+    except MemoryError as error:  # the zip fits, so that the array's own header says more than there is
+        raise FileError(
+            path, f"says that it holds more than fits into the memory ({error})", "Predict it again"
+        ) from None
     except (ValueError, KeyError, EOFError, BadZipFile, NotImplementedError, zlib.error, SyntaxError) as error:
         raise FileError(path, f"holds no map of probabilities ({error})", "Predict it again") from None
     return found

@@ -29,7 +29,7 @@ from ..schema.record import digest, require_folder, require_no_links
 from ..schema.run import record_of, require_replaceable
 from ..system_memory import is_out_of_memory
 from ..workers import keep_freed_memory, one_ahead
-from .bids_derivatives import BIDS, bids_path, foreign_files, judge_names, require_volumes, sidecar, write_dataset
+from .bids_derivatives import BIDS, bids_path, foreign_files, judge_names, require_volume, sidecar, write_dataset
 from .bids_derivatives import write_sidecar as write_bids_sidecar
 from .maps import foreign_channels_file, map_paths, require_gates, write_gates, write_probability_maps
 from .mismatch import intensity_mismatches, judge_headers, require_fit
@@ -147,27 +147,15 @@ def predict_folder(
     without gates, and for files in the way.
     """
     require_folder(out)
-    if outputs.gate_maps:
-        require_gates(predictor)
-    if outputs.form == DICOM_SEG and predictor.bundle.labels.objects is not None:
-        raise OptionError(f"--format {DICOM_SEG} holds classes, and this model numbers objects", "Leave --format out")
-    if outputs.form == BIDS and (outputs.probabilities or outputs.uncertainty or outputs.gate_maps):
-        raise OptionError(f"--format {BIDS} is for segmentations without maps", "Write maps by another command")
+    _require_possible(predictor, outputs)
     keep_freed_memory()
-    cases = find_inputs(source, predictor.bundle)
-    if outputs.form == BIDS:
-        cases = judge_names(cases, out)
-    if outputs.form == DICOM_SEG and any(is_series(image) for case in cases for image in case.images[:1]):
-        cases = [case if case.error or is_series(case.images[0]) else _no_series(case) for case in cases]
-    cases = judge_headers(predictor.bundle, cases, force, tell)
+    cases = _judged_cases(predictor, source, out, outputs, force, tell)
     paths = {case: _output_paths(predictor, out, case, outputs) for case in cases if case.error is None}
     require_new(paths)
     may_write = {case.identifier: own for case, own in paths.items()}
     require_no_links(out, [path for case, own in may_write.items() for path in (record_of(out, case), *own)])
     if not overwrite:
-        others = foreign_channels_file(out) if outputs.probabilities else []
-        others += foreign_table(predictor.bundle, out)
-        others += foreign_files(out) if outputs.form == BIDS else []
+        others = _foreign_files(predictor, out, outputs)
         require_replaceable(out, may_write, others, "Give another --out, or --overwrite to replace what is there")
     predicted, failures = 0, []
     with SharedFolder(out, prediction_key(predictor, outputs), run, overwrite, may_write) as shared:
@@ -188,6 +176,36 @@ def predict_folder(
         kept = shared.kept
     join_tables(predictor.bundle, out, [own[0] for own in paths.values()])
     return Outcome(predicted, kept, failures)
+
+
+def _require_possible(predictor: Predictor, outputs: OutputOptions) -> None:
+    """Raises OptionError for outputs that the model, or the format, cannot have."""
+    form = outputs.form
+    if outputs.gate_maps:
+        require_gates(predictor)
+    if form in (DICOM_SEG, BIDS) and predictor.bundle.labels.objects is not None:
+        raise OptionError(f"--format {form} holds classes, and this model numbers objects", "Leave --format out")
+    if form == BIDS and (outputs.probabilities or outputs.uncertainty or outputs.gate_maps):
+        raise OptionError(f"--format {form} is for segmentations without maps", "Write maps by another command")
+
+
+def _judged_cases(
+    predictor: Predictor, source: Path, out: Path, outputs: OutputOptions, force: bool, tell: bool
+) -> list[InputCase]:
+    """Those of `source`, with an error where the format has no name or no place for one, or the model is another's."""
+    cases = find_inputs(source, predictor.bundle)
+    if outputs.form == BIDS:
+        cases = judge_names(cases, out)
+    if outputs.form == DICOM_SEG and any(is_series(image) for case in cases for image in case.images[:1]):
+        cases = [case if case.error or is_series(case.images[0]) else _no_series(case) for case in cases]
+    return judge_headers(predictor.bundle, cases, force, tell)
+
+
+def _foreign_files(predictor: Predictor, out: Path, outputs: OutputOptions) -> list[Path]:
+    """Files about all cases together that are there and not AutoUNet's."""
+    found = foreign_table(predictor.bundle, out)
+    found += foreign_channels_file(out) if outputs.probabilities else []
+    return found + (foreign_files(out) if outputs.form == BIDS else [])
 
 
 def prediction_key(predictor: Predictor, outputs: OutputOptions) -> str:
@@ -241,7 +259,7 @@ def _predict_case(
     scores = predictor.predict_scores(prepared, keep_input=outputs.gate_maps or outputs.uncertainty)
     paths = [prediction_path(out, case, outputs.form)]
     if outputs.form == BIDS:
-        require_volumes(predictor.bundle, case, geometry.dimension)
+        require_volume(case, geometry.dimension)
     values = predictor.decide(scores)
     write_prediction(paths[0], values, geometry, case, predictor.bundle)
     if outputs.form == BIDS:

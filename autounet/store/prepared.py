@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ import numpy as np
 
 from ..schema.errors import RecordError
 from ..schema.geometry import CaseProperties
+from ..schema.quantities import format_size
 from ..schema.record import Record, named_in_text, replacing
-from ..system_memory import require_no_lack_of_memory
+from ..system_memory import available_memory, require_no_lack_of_memory
 
 if TYPE_CHECKING:
     import blosc2  # loaded on first use: commands that open no case need not wait for it
@@ -241,6 +243,8 @@ def _partition(array: np.ndarray) -> dict[str, tuple[int, ...]]:
     return {"chunks": (*ones, slices, *plane), "blocks": (*ones, 1, *plane)}
 
 
+UNQUESTIONED = 2**28
+"""bytes of an array for which nobody asks how much memory is free"""
 MADE_AGAIN = "Give the same command again: what is missing or damaged is made again"
 
 
@@ -267,8 +271,15 @@ def _open(path: Path, kind: str, shape: tuple[int, ...] | None) -> StoredArray:
 
 
 def _read(path: Path, kind: str, shape: tuple[int, ...] | None) -> np.ndarray:
-    """The whole array. Raises as `_open`."""
-    return _open(path, kind, shape)[...]
+    """The whole array. Raises as `_open`, also where the memory has no room for it: a damaged header may say any."""
+    stored = _open(path, kind, shape)
+    needed = math.prod(stored.shape) * stored.dtype.itemsize
+    if needed > UNQUESTIONED and needed > (free := available_memory()):
+        what = (
+            f"is damaged, or too large: by its header it holds {format_size(needed)}, and {format_size(free)} are free"
+        )
+        raise RecordError(f"{path} {what}", MADE_AGAIN)
+    return stored[...]
 
 
 def _require_openable(path: Path) -> None:

@@ -176,6 +176,7 @@ class Cluster:
             self.kernel.cleanup()
         for handler in self.handlers:  # Parsl leaves its log open
             handler.close()
+        logging.getLogger("parsl").propagate = True
         self.kernel = None
         assert self.folder is not None
         if well:

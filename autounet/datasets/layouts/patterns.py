@@ -119,13 +119,15 @@ def folder_files(path: Path, bundle: ModelBundle) -> list[Path]:
     )
 
 
-def addressed(path: Path, bundle: ModelBundle) -> Path:
-    """Where the model was trained on one of several images in a container, the same one of this container."""
+def addressed(images: tuple[Path, ...], bundle: ModelBundle) -> tuple[Path, ...]:
+    """Of a case that is one container: where the model was trained on one of several images in it, that one."""
     _, address = split_address(next(iter(bundle.channel_patterns.values()), bundle.image_pattern))
-    if not address or split_address(path)[1] or not (is_zarr(path) or (path.is_file() and suffix(path))):
-        return path
+    if len(images) != 1 or not address or split_address(path := images[0])[1]:
+        return images
+    if not (is_zarr(path) or (path.is_file() and suffix(path))):
+        return images
     there = addresses(path, address)
-    return path / there[0] if len(there) == 1 else path
+    return (path / there[0],) if len(there) == 1 else images
 
 
 def wildcards(pattern: str, path: Path) -> tuple[str, ...] | None:
