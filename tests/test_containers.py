@@ -371,3 +371,14 @@ def test_images_and_labels_may_lie_in_one_folder(tmp_path: Path) -> None:
         dataset = scan(tmp_path / folder, NONE)
         assert (dataset.cases[0].images, dataset.cases[0].label) == (("s0.tif",), label)
         assert [case.identifier for case in find_inputs(tmp_path / folder, bundle_of(dataset))] == ["s0", "s1", "s2"]
+
+
+@pytest.mark.parametrize("name", ["study.h5", "study.zarr", "STUDY.ome.zarr"])
+def test_a_folder_that_is_only_called_like_a_container_is_a_folder(tmp_path: Path, name: str) -> None:
+    for case in ("a", "b"):
+        for folder, values in (("images", VOLUME[:1]), ("labels", VOLUME[:1] > 30_000)):
+            geometry = Geometry(shape=VOLUME.shape[1:], kind="nifti")
+            write_image(tmp_path / name / folder / f"{case}.nii.gz", values.astype(np.int16), geometry)
+    dataset = scan(tmp_path / name, NONE)
+    assert [case.identifier for case in dataset.cases] == ["a", "b"]
+    assert read_image(tmp_path / name / "images" / "a.nii.gz")[0].shape == (1, *VOLUME.shape[1:])

@@ -21,7 +21,8 @@ from nnunet_exports import CLASSES, REGIONS, configuration, packed
 
 from autounet.api import load
 from autounet.inference.bundle import build_models, load_bundle
-from autounet.interop.export_monai import SCHEMA, MonaiExport, export_monai
+from autounet.interop.export_monai import MonaiExport, export_monai
+from autounet.interop.monai_configs import SCHEMA
 from autounet.interop.monai_scripts import grids, images, records
 from autounet.nets import FAMILIES
 from autounet.ops.masks import apply_steps

@@ -20,6 +20,8 @@ from .image_format import ImageHeader, Remark, in_millimetres, make_geometry
 
 HDF5_ENDINGS = (".hdf5", ".h5")
 ZARR_ENDINGS = (".ome.zarr", ".zarr")
+METADATA = frozenset({".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json"})
+"""files of a Zarr folder that hold no voxels; one of them lies at its top"""
 _LABEL_WORDS = ("label", "mask", "seg", "truth", "annot")
 _SHOWN = 8
 """images that a message lists"""
@@ -30,19 +32,19 @@ MOST_LISTED = 10_000
 def split_address(path: Path | str) -> tuple[Path, str]:
     """The container that an image lies in and its address there; "" where a path is no address.
 
-    A folder that is called like an HDF5 file is none.
+    A folder that is only called like one is none.
     """
     path = Path(path)
     if not any(f"{ending}/" in path.as_posix().lower() for ending in (*HDF5_ENDINGS, *ZARR_ENDINGS)):
         return path, ""
     outer = [each for each in path.parents if each.name.lower().endswith((*HDF5_ENDINGS, *ZARR_ENDINGS))]
-    outer = [each for each in outer if each.name.lower().endswith(ZARR_ENDINGS) or not each.is_dir()]
+    outer = [each for each in outer if is_zarr(each) or not each.is_dir()]
     return (outer[-1], path.relative_to(outer[-1]).as_posix()) if outer else (path, "")
 
 
 def is_zarr(path: Path) -> bool:
     """Whether a path is called like a Zarr folder, and is one."""
-    return path.name.lower().endswith(ZARR_ENDINGS) and path.is_dir()
+    return path.name.lower().endswith(ZARR_ENDINGS) and any((path / name).is_file() for name in METADATA)
 
 
 def require_extra(name: str, path: Path) -> ModuleType:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..schema.errors import FileError
-from .containers import ZARR_ENDINGS, arranged, require_extra, split_address
+from .containers import METADATA, ZARR_ENDINGS, arranged, require_extra, split_address
 from .image_format import COPY_AGAIN, ImageFormat, ImageHeader, damaged, require_memory
 from .zarr_metadata import Shards, ZarrArray, ZarrImage, find_image, inside
 
@@ -26,7 +26,6 @@ _DECODERS: dict[str, Callable[[], Any]] = {
     "lzma": lzma.LZMADecompressor,
 }
 """of codecs whose frames do not say what they hold"""
-_METADATA = frozenset({".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json"})
 
 
 def read_zarr(path: Path, decode: bool = True) -> tuple[np.ndarray, ImageHeader]:
@@ -61,14 +60,14 @@ def zarr_files(path: Path) -> list[Path]:
     except FileError:
         folder = container
     above = [each for each in (folder, *folder.parents) if each.is_relative_to(container)]
-    metadata = [each / name for each in above for name in sorted(_METADATA) if (each / name).is_file()]
+    metadata = [each / name for each in above for name in sorted(METADATA) if (each / name).is_file()]
     return [*metadata, *(file for file in _chunk_files(folder))]
 
 
 def _chunk_files(folder: Path) -> Iterator[Path]:
     for place, inner, files in sorted(os.walk(folder)):
         inner.sort()
-        yield from (Path(place, name) for name in sorted(files) if name not in _METADATA)
+        yield from (Path(place, name) for name in sorted(files) if name not in METADATA)
 
 
 def _require_memory(path: Path, array: ZarrArray) -> None:
