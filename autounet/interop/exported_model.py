@@ -13,7 +13,7 @@ from ..schema.dataset import Channel
 from ..schema.errors import OptionError
 from ..schema.labels import Labels, TargetKind
 from ..schema.plan import InferenceSpec, PreprocessSpec
-from ..schema.record import Part, Record
+from ..schema.record import ConfigurationName, Part, PlainPath, Record
 from ..schema.selection import PostprocessStep
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class SizeRule(Part):
 
 
 class ExportedNetwork(Part):
-    path: str
+    path: PlainPath
     """relative to the record"""
     fold: int | None
     largest_difference: float
@@ -76,7 +76,7 @@ class ExportedConfiguration(Part):
     outputs: tuple[ExportedOutput, ...]
     swap: ExportedSwap | None
     """None: mirrored views exchange nothing"""
-    previous_stage: str | None
+    previous_stage: ConfigurationName | None
     """the configuration whose segmentation, one-hot without the background, follows the image's channels"""
     networks: tuple[ExportedNetwork, ...] = Field(min_length=1)
     """which are averaged as `inference.average` says"""
@@ -89,7 +89,7 @@ class ExportedModel(Record):
     form: str
     channels: tuple[Channel, ...]
     labels: Labels
-    chosen: tuple[str, ...]
+    chosen: tuple[ConfigurationName, ...]
     """configurations whose probabilities are averaged on the image's own grid"""
     weights: tuple[float, ...] = ()
     """of these, summing to 1; empty: equal"""
@@ -99,7 +99,7 @@ class ExportedModel(Record):
     """of the segmentation in the image's own voxels, in this order"""
     temperature: float
     """calibration temperature that logits are divided by for probabilities; it changes no segmentation of classes"""
-    configurations: dict[str, ExportedConfiguration]
+    configurations: dict[ConfigurationName, ExportedConfiguration]
     versions: dict[str, str]
 
 

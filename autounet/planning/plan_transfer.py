@@ -21,7 +21,7 @@ from ..schema.fingerprint import Fingerprint
 from ..schema.option_rules import CONFIGURATIONS
 from ..schema.options import PlannerOptions
 from ..schema.plan import ChannelNormalisation, Configuration, Limit, Limits, NetworkSpec, Reason
-from ..schema.record import Part
+from ..schema.record import ConfigurationName, Part
 from .memory import Memory
 from .search import SearchInputs, SearchResult, batch_reason, choose_batch, no_patch_fits
 from .spacing import SIMILAR, Grid, grid_on, numbers, own_target, spacing_reason
@@ -37,7 +37,7 @@ class StartingModel(Part):
     """for sentences"""
     channels: tuple[Channel, ...]
     """of its images, in the order in which its networks see them"""
-    configurations: dict[str, Configuration]
+    configurations: dict[ConfigurationName, Configuration]
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from ..schema.errors import DataError, OptionError, UsageError, unknown_name
 from ..schema.geometry import geometry_differences
 from ..schema.labels import Labels
 from ..schema.names import RENAME, is_plain_path
-from ..schema.record import Part, Record, is_text, replacing
+from ..schema.record import CaseName, ConfigurationName, Part, PlainPath, Record, is_text, replacing
 from .folder import OutputOptions, predict_folder
 from .predictor import Predictor
 
@@ -131,8 +131,8 @@ def submitted_names(template: Template, cases: Sequence[InputCase]) -> dict[str,
 
 
 class SubmittedFile(Part):
-    case: str
-    name: str
+    case: CaseName
+    name: PlainPath
     """in the zip"""
     sha256: str
     bytes: int
@@ -153,7 +153,7 @@ class Submission(Record):
     """name of the data set that the model was trained on"""
     model_checksum: str | None
     """of its `bundle.json`"""
-    configurations: tuple[str, ...]
+    configurations: tuple[ConfigurationName, ...]
     files: tuple[SubmittedFile, ...]
     versions: dict[str, str]
     """that predicted"""

@@ -81,7 +81,7 @@ class ScoreSummary(Part):
 class TrainingSummary(Part):
     """Training of the folds of one configuration."""
 
-    configuration: str
+    configuration: ConfigurationName
     folds: tuple[int | None, ...]
     """None: trained on all cases"""
     cases: tuple[int, ...]

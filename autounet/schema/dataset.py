@@ -235,7 +235,7 @@ class Splits(Record):
 
     source: str
     """automatic, nnunet, table, full, or the file it came from: of --splits, or a data list such as dataset.json"""
-    folds: tuple[tuple[str, ...], ...]
+    folds: tuple[tuple[CaseName, ...], ...]
     """the validation cases of each fold"""
 
     @model_validator(mode="after")

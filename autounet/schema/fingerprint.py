@@ -9,13 +9,13 @@ from pydantic import Field
 from .dataset import Channel, ChannelKind, Finding, Severity
 from .geometry import Shape3, Spacing3
 from .labels import Labels
-from .record import Part, Record, digest
+from .record import CaseName, Part, Record, digest
 
 
 class CaseFingerprint(Part):
     """Shapes and spacing are (z, y, x) in the orientation the plan will use (the patient's or as stored)."""
 
-    identifier: str
+    identifier: CaseName
     content_hash: str
     shape: Shape3
     cropped_shape: Shape3
@@ -89,7 +89,7 @@ class CheckResult(Record):
 class Repair(Part):
     """What `autounet check --fix` did with one case."""
 
-    case: str
+    case: CaseName
     done: tuple[str, ...] = ()
     """a sentence each"""
     dropped: str | None = None

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from .plan import PreprocessSpec
-from .record import Part, Record
+from .record import CaseName, Part, Record
 
 Shape3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]
@@ -261,7 +261,7 @@ class CaseProperties(Record):
     forward: stored (Z,Y,X) --orient--> --transpose--> --crop `box`--> `cropped_shape` --resample--> `shape`.
     """
 
-    identifier: str
+    identifier: CaseName
     key: str
     """digest of the PreprocessSpec, the case's content and the stage's version"""
     spec: PreprocessSpec

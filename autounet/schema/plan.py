@@ -241,7 +241,7 @@ Topic = Literal[
 class Reason(Part):
     """Why one value of a plan is as it is."""
 
-    configuration: str | None
+    configuration: ConfigurationName | None
     """name of the configuration; None: the reason holds for all"""
     topic: Topic
     text: str
@@ -260,7 +260,7 @@ class Plan(Record):
     """one for each decision"""
     events: dict[str, tuple[str, ...]] = {}
     """what changed a configuration after it was planned, by its name; also in the records of its folds"""
-    chosen: tuple[str, ...] = ()
+    chosen: tuple[ConfigurationName, ...] = ()
     """what is trained where the time is limited and no configuration is named; empty: 3d_fullres, or else the first"""
     learning: float | None = Field(default=None, gt=0)
     """how hard the data are to learn, by a trial; None: as others on average, and `undecided` the grids in question"""

@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 from .errors import OptionError, RecordError
 from .options import TrainOptions
 from .plugins import PluginUse
-from .record import ConfigurationName, Part, Record
+from .record import CaseName, ConfigurationName, Part, Record
 
 AugmentedBy = Literal["batchgeneratorsv2", "torch"]
 FIXED_AUGMENTED_BY: AugmentedBy = "torch"
@@ -122,13 +122,13 @@ class RunRecord(Record):
     """`record.json` of one fold."""
 
     configuration_name: ConfigurationName
-    configuration: str
+    configuration: ConfigurationName
     """digest of the configuration it was trained with"""
     fold: int | None = Field(ge=0)
     """None: trained on all cases"""
     options: TrainOptions
-    train_cases: tuple[str, ...]
-    validation_cases: tuple[str, ...]
+    train_cases: tuple[CaseName, ...]
+    validation_cases: tuple[CaseName, ...]
     device: str
     steps: int
     seconds: float

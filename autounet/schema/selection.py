@@ -131,7 +131,7 @@ class ProbabilityChannels(Record):
 class Candidate(Part):
     """One configuration, or several whose probabilities are averaged. See `crossval.select` for the numbers."""
 
-    configurations: tuple[str, ...]
+    configurations: tuple[ConfigurationName, ...]
     mean_dice: float | None
     interval: tuple[float, float] | None = None
     """of the mean Dice: 95 %, by bootstrap over cases"""

@@ -14,7 +14,7 @@ from .labels import Labels, TargetKind
 from .options import TrainOptions
 from .plan import InferenceSpec, NetworkSpec, PreprocessSpec, TrainedConfiguration
 from .plugins import PluginUse, plugins_used
-from .record import Part, digest
+from .record import CaseName, ConfigurationName, Part, digest
 
 MONITORED_CASES = 16
 """validation cases that the patches shown while training come from, at most"""
@@ -53,7 +53,7 @@ class PreparationInputs(StageInputs):
 class TrainingCase(Part):
     """One case that a network is trained on."""
 
-    identifier: str
+    identifier: CaseName
     prepared: str
     """key of the prepared case"""
     annotated: tuple[bool, ...] | None = None
@@ -123,7 +123,7 @@ class TrainingInputs(StageInputs):
 class TrainingPlace(Part):
     """Everything about a training that changes no weights: its folders, its device, and what its record says."""
 
-    configuration_name: str
+    configuration_name: ConfigurationName
     folder: Path
     """where weights, state, record and log go: a `FoldFolder`"""
     prepared: Path
@@ -134,7 +134,7 @@ class TrainingPlace(Part):
     """file of the weights to start from"""
     labels: Labels
     """with the names of the classes, for the log"""
-    validation_cases: tuple[str, ...] = ()
+    validation_cases: tuple[CaseName, ...] = ()
     annotated: dict[str, tuple[bool, ...]] = {}
     """case -> (K) which dense classes were annotated, for validation cases where some were not"""
     device: str = "cpu"
@@ -219,7 +219,7 @@ class SelectionInputs(StageInputs):
     """Choice, postprocessing, calibration and packing."""
 
     labels: Labels
-    configurations: dict[str, TrainedConfiguration]
+    configurations: dict[ConfigurationName, TrainedConfiguration]
     inference: dict[str, InferenceSpec]
     folds: tuple[int | None, ...]
     metrics: tuple[str, ...]

@@ -11,7 +11,7 @@ from typing import Literal
 from ..schema.errors import AutoUNetError
 from ..schema.metrics import NEAR_ZERO, WHAT_HELPS
 from ..schema.quantities import format_size, format_time
-from ..schema.record import Part
+from ..schema.record import ConfigurationName, Part
 from .job_state import JobStatus
 
 RunState = Literal["empty", "running", "interrupted", "stopped", "finished"]
@@ -26,7 +26,7 @@ WATCH_SECONDS = 5.0
 class FoldStatus(Part):
     """Training of one configuration on one fold, and its validation."""
 
-    configuration: str
+    configuration: ConfigurationName
     fold: int | Literal["all"]
     state: FoldState
     """of the training"""
