@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from fuzzing_mutations import flipped, gzipped, json_changed, png_changed, worded
+from fuzzing_mutations import flipped, gzipped, json_changed, png_changed, worded, zip_changed
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -44,6 +44,7 @@ HEADS: dict[str, tuple[Change, ...]] = {
     ".nii.gz": (flipped, gzipped(flipped)),
     ".png": (flipped, png_changed),
     **dict.fromkeys((".nrrd", ".mha", ".mhd"), (flipped, worded, worded)),
+    **dict.fromkeys((".zattrs", ".zarray"), (json_changed, json_changed, worded)),
 }
 
 
@@ -90,6 +91,32 @@ def dicom_objects(folder: Path) -> list[Seed]:
             write_structures(file, series, {"organ": outlines(mask)})
 
         seeds.append(Seed(file, (flipped,), partial(dataset_stage.check_data, place, DataOptions())))
+    return seeds
+
+
+def outlines_of_objects(folder: Path) -> list[Seed]:
+    """COCO as polygons and run lengths, LabelMe as polygons and masks, regions of ImageJ in a zip."""
+    from test_outlines import coco, imagej, labelme
+
+    from autounet.imageio import outline_names, read_outlined_objects
+
+    coco(folder / "coco")
+    coco(folder / "runs", "runs")
+    labelme(folder / "labelme")
+    labelme(folder / "mask", "mask")
+    imagej(folder / "imagej")
+    seeds = []
+    for kind, file, image in (
+        ("coco", "annotations/instances_train.json", "images/a.png"),
+        ("runs", "annotations/instances_train.json", "images/a.png"),
+        ("labelme", "a.json", "a.png"),
+        ("mask", "a.json", "a.png"),
+        ("imagej", "rois/a_RoiSet.zip", "images/a.png"),
+    ):
+        path = folder / kind / file
+        changes = (zip_changed, flipped) if path.suffix == ".zip" else (json_changed, worded, flipped)
+        for read in (partial(outline_names, path), partial(read_outlined_objects, path, folder / kind / image)):
+            seeds.append(Seed(path, changes, read))
     return seeds
 
 

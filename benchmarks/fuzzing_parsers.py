@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from fuzzing_data import Parser, Seed, dicom_objects, images, sidecars, splits, tables
+from fuzzing_data import Parser, Seed, dicom_objects, images, outlines_of_objects, sidecars, splits, tables
 from fuzzing_mutations import flipped, json_changed, safetensors_changed, worded, zip_changed
 
 # ---- what OUT holds ----------------------------------------------------------------------------------------------
@@ -279,6 +279,9 @@ PARSERS: dict[str, Parser] = {
     "prepared cases and scores": Parser(prepared),
     "NIfTI": images(".nii", ".nii.gz", share=0.6),
     "NRRD": images(".nrrd", "raw.nrrd", ".seg.nrrd", share=0.6),
+    "OME-Zarr": images(".ome.zarr", "array.ome.zarr", "chunk.ome.zarr", "shard.ome.zarr", share=0.4),
+    "HDF5": images(".h5", share=0.4),
+    "COCO, LabelMe, ImageJ": Parser(outlines_of_objects),
     "weights": Parser(weights, 0.4),
     "tables and lists of cases": Parser(tables, 0.3),
     "output folder (status)": Parser(status, 0.2),

@@ -19,7 +19,7 @@ from PIL import Image
 from roifile import ROI_TYPE, ImagejRoi
 
 from autounet.datasets import examine, read_numbers, read_reference, scan
-from autounet.imageio import read_label_content, read_outlined_objects
+from autounet.imageio import outline_names, read_label_content, read_outlined_objects
 from autounet.imageio.outline_files import _run_lengths, _unpacked
 from autounet.schema.dataset import Dataset, Finding
 from autounet.schema.errors import DataError, FileError
@@ -253,6 +253,31 @@ def test_damaged_outlines_are_refused(tmp_path: Path, what: str) -> None:
 def test_run_lengths_have_to_fill_their_size(size: object) -> None:
     with pytest.raises(FileError):
         _run_lengths(Path("x"), {"size": size, "counts": [5, 5]})
+
+
+@pytest.mark.parametrize("counts", [[float("inf"), 5], [None], [[1]], ["x"], "\x00", "o" * 40])
+def test_run_lengths_are_whole_numbers(counts: object) -> None:
+    with pytest.raises(FileError, match="another number of pixels"):
+        _run_lengths(Path("x"), {"size": list(SIZE), "counts": counts})
+
+
+@pytest.mark.parametrize("wrong", [[1], {"a": 1}, None, 1.5])
+@pytest.mark.parametrize("key", ["category_id", "image_id", "id", "categories"])
+def test_numbers_of_coco_that_are_none_lead_nowhere(tmp_path: Path, key: str, wrong: object) -> None:
+    coco(tmp_path)
+    path = tmp_path / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    for each in (content, *content["images"], *content["annotations"], *content["categories"]):
+        each |= {key: wrong} if key in each else {}
+    path.write_text(json.dumps(content))
+    drawn = read_outlined_objects(path, tmp_path / "images" / "a.png").values
+    assert (drawn.max() > 0) == (key not in ("image_id", "id"))
+    without = {
+        "category_id": ["unnamed"],
+        "categories": ["category 3", "category 7"],
+        "id": ["category 3", "category 7"],
+    }
+    assert outline_names(path) == without.get(key, ["cell", "nucleus"])
 
 
 def test_masks_beside_outlines_are_asked_about(tmp_path: Path) -> None:

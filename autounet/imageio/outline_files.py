@@ -91,7 +91,7 @@ def _json(path: Path) -> Any:
 
 @lru_cache(maxsize=4)
 def _parsed(path: Path, size: int, modified: int) -> Any:
-    """None for what is no JSON. Of COCO with the annotations by image under `by_image`."""
+    """None for what is no JSON. Of COCO also the annotations `by_image`, and `names` of the classes that they use."""
     if size > LARGEST_JSON:
         raise FileError(path, f"has {size} bytes, more than outlines are read from", "Split it by its images")
     require_memory(path, size * _PARSED // 4, 4)
@@ -101,11 +101,25 @@ def _parsed(path: Path, size: int, modified: int) -> Any:
         return None
     if _is_coco(content):
         by_image: dict[object, list[Any]] = {}
-        for each in content["annotations"]:
-            if isinstance(each, dict) and isinstance(each.get("image_id"), int | str):
-                by_image.setdefault(each["image_id"], []).append(each)
-        content["by_image"] = by_image
+        annotations = [each for each in content["annotations"] if isinstance(each, dict)]
+        for each in annotations:
+            if (image := _key(each, "image_id")) is not None:
+                by_image.setdefault(image, []).append(each)
+        used = {_key(each, "category_id") for each in annotations}
+        listed = content.get("categories")
+        categories = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+        names = {_key(each, "id"): clean_name(each.get("name")) for each in categories}
+        numbered = {
+            each: names.get(each, f"category {each}") for each in sorted(each for each in used if isinstance(each, int))
+        }
+        unnamed = {each: "unnamed" for each in used if not isinstance(each, int)}
+        content |= {"by_image": by_image, "names": numbered | unnamed}
     return content
+
+
+def _key(entry: Mapping[str, Any], name: str) -> int | str | None:
+    value = entry.get(name)
+    return value if isinstance(value, int | str) else None
 
 
 # ---- what a file holds ------------------------------------------------------------------------------------------
@@ -118,8 +132,7 @@ def outline_names(path: Path) -> list[str]:
     else:
         content = _json(path)
         if _is_coco(content):
-            used = {each.get("category_id") for each in content["annotations"] if isinstance(each, dict)}
-            found = [name for number, name in sorted(_categories(content).items()) if number in used]
+            found = [*content["names"].values()]
         elif _is_labelme(content):
             found = [clean_name(each.get("label")) for each in content["shapes"] if isinstance(each, dict)]
         else:
@@ -134,9 +147,8 @@ def read_outlines(path: Path, image: Path) -> tuple[list[Outline], tuple[Remark,
     else:
         content = _json(path)
         if _is_coco(content):
-            entries = content["by_image"].get(_coco_entry(path, content, image).get("id"), [])
-            names = _categories(content)
-            found = [each for entry in entries for each in _of_coco(path, entry, names)]
+            entries = content["by_image"].get(_key(_coco_entry(path, content, image), "id"), [])
+            found = [each for entry in entries for each in _of_coco(path, entry, content["names"])]
         elif _is_labelme(content):
             entries = content["shapes"]
             found = [each for entry in entries for each in _of_labelme(path, entry)]
@@ -158,13 +170,6 @@ def _no_outlines(path: Path) -> FileError:
 # ---- COCO -------------------------------------------------------------------------------------------------------
 
 
-def _categories(content: Mapping[str, Any]) -> dict[int, str]:
-    listed = [each for each in content.get("categories") or () if isinstance(each, dict)]
-    names = {each["id"]: clean_name(each.get("name")) for each in listed if isinstance(each.get("id"), int)}
-    used = {each.get("category_id") for each in content["annotations"] if isinstance(each, dict)}
-    return {number: f"category {number}" for number in used if isinstance(number, int)} | names
-
-
 def _coco_entry(path: Path, content: Mapping[str, Any], image: Path) -> Mapping[str, Any]:
     """Of the image whose name, or as much of its path as the entry gives, is the same; else of the same stem."""
     entries = [each for each in content["images"] if isinstance(each, dict) and each.get("file_name")]
@@ -178,9 +183,9 @@ def _coco_entry(path: Path, content: Mapping[str, Any], image: Path) -> Mapping[
     return same[0]
 
 
-def _of_coco(path: Path, entry: Mapping[str, Any], names: Mapping[int, str]) -> Iterator[Outline]:
+def _of_coco(path: Path, entry: Mapping[str, Any], names: Mapping[object, str]) -> Iterator[Outline]:
     """One outline; without parts where the entry has a box or key points alone."""
-    name, drawn = names.get(entry.get("category_id"), "unnamed"), entry.get("segmentation")  # type: ignore[arg-type]
+    name, drawn = names[_key(entry, "category_id")], entry.get("segmentation")
     if isinstance(drawn, dict):
         yield Outline(name, mask=_run_lengths(path, drawn))
         return
@@ -197,7 +202,7 @@ def _run_lengths(path: Path, stored: Mapping[str, Any]) -> np.ndarray:
     require_memory(path, math.prod(size), 1)
     try:
         runs = _unpacked(counts) if isinstance(counts, str) else [int(each) for each in counts]
-    except (IndexError, TypeError, ValueError):
+    except (IndexError, OverflowError, TypeError, ValueError):
         runs = [-1]
     if min(runs, default=0) < 0 or sum(runs) != math.prod(size):
         raise damaged(path, "a mask of run lengths has another number of pixels than its size")
