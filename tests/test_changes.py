@@ -11,11 +11,11 @@ import pytest
 from broken_sets import image_file, label_file, volumes
 
 from autounet.crossval import validate as validation
-from autounet.datasets import file_hashes
 from autounet.imageio import read_image, read_labels, write_image, write_labels
 from autounet.preprocessing import prepare as preparation
 from autounet.schema.metrics import Metrics
 from autounet.schema.options import DataOptions, RunOptions
+from autounet.store import file_hashes
 from autounet.workflow import cluster
 from autounet.workflow.pipeline import run_pipeline
 

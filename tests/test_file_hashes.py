@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from autounet.datasets import file_hashes
-from autounet.datasets.file_hashes import SETTLED_NS, FileHashes
+from autounet.store import file_hashes
+from autounet.store.file_hashes import SETTLED_NS, FileHashes
 
 SECOND = 1_000_000_000
 

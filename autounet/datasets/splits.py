@@ -207,12 +207,10 @@ def nnunet_folds(identifiers: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(names[index] for index in sorted(part)) for part in np.array_split(indices, NNUNET_FOLDS))
 
 
-def require_splits(source: str | None) -> None:
-    """Raises UsageError for `--splits` that name neither nnunet nor a file."""
-    if source is not None and source != NNUNET and not Path(source).is_file():
-        meant = "" if Path(source).suffix else nearest(Path(source).name, [NNUNET])
-        remedy = f"{meant}Give {NNUNET}, or a JSON file with the folds"
-        raise UsageError(f"--splits {source}: there is no such file", remedy)
+def require_splits(source: str) -> None:
+    """Raises UsageError where `--splits` names neither nnunet nor a file, OptionError where that holds no folds."""
+    if source != NNUNET:
+        read_folds(Path(source))
 
 
 def read_folds(path: Path) -> list[list[str]]:
@@ -220,7 +218,10 @@ def read_folds(path: Path) -> list[list[str]]:
 
     Raises OptionError, and UsageError where there is no such file.
     """
-    require_splits(str(path))
+    if not path.is_file():
+        meant = "" if path.suffix else nearest(path.name, [NNUNET])
+        remedy = f"{meant}Give {NNUNET}, or a JSON file with the folds"
+        raise UsageError(f"--splits {path}: there is no such file", remedy)
     try:
         content = json.loads(unicode_text(path))
     except (OSError, ValueError, RecursionError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import product
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import Field
@@ -261,7 +261,8 @@ class CaseProperties(Record):
     forward: stored (Z,Y,X) --orient--> --transpose--> --crop `box`--> `cropped_shape` --resample--> `shape`.
     """
 
-    identifier: CaseName
+    identifier: Literal[""] | CaseName = Field(union_mode="left_to_right")
+    """empty: an image of no data set"""
     key: str
     """digest of the PreprocessSpec, the case's content and the stage's version"""
     spec: PreprocessSpec

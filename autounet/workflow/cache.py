@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from ..datasets.file_hashes import FileHashes
 from ..schema.errors import RecordError
 from ..schema.metrics import CaseMetrics
 from ..schema.record import Record
+from ..store.file_hashes import FileHashes
 
 
 class DoneRecord(Record):

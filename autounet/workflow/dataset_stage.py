@@ -14,7 +14,6 @@ import numpy as np
 from ..datasets import complete_labels, examine, make_splits, scan
 from ..datasets.checks.set_checks import check_dataset
 from ..datasets.colour_masks import palette_of
-from ..datasets.file_hashes import FileHashes
 from ..datasets.reading import read_reference
 from ..datasets.repair.dataset_repair import repair_dataset
 from ..fingerprint import build_fingerprint
@@ -30,6 +29,7 @@ from ..schema.names import printable
 from ..schema.options import DataOptions, RunOptions
 from ..schema.plan import PreprocessSpec
 from ..schema.record import write_text
+from ..store.file_hashes import FileHashes
 from ..store.run_folder import RunFolder
 from ..workers import available_cores
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..datasets.splits import NNUNET, read_folds, require_splits
 from ..nets import FAMILIES
 from ..nets.efficient import STEM_FEATURES
 from ..planning import PRESETS
@@ -145,8 +144,11 @@ def train_options(
 
 
 def require_files(options: DataOptions) -> None:
-    """Raises UsageError for files that options name and that are not there."""
-    require_splits(options.splits)
+    """Raises UsageError for files that options name and that are not there, OptionError for folds that are none."""
+    if options.splits is not None:
+        from ..datasets.splits import require_splits  # it takes longer to load than `status` to answer
+
+        require_splits(options.splits)
     if options.palette is not None and not Path(options.palette).is_file():
         remedy = "Give a JSON file with a colour for each class"
         raise UsageError(f"--palette {options.palette}: there is no such file", remedy)
@@ -162,8 +164,6 @@ def check_options(options: RunOptions) -> None:
     if options.track not in (None, NO_TRACKER):
         require_tracker(str(options.track))
     require_files(options.data)
-    if options.data.splits not in (None, NNUNET):
-        read_folds(Path(options.data.splits))
     if options.preset and options.family not in (None, PRESETS[options.preset].family):
         raise UsageError(
             f"--preset {options.preset} has networks of the family {PRESETS[options.preset].family}, not "

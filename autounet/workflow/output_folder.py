@@ -15,9 +15,6 @@ from typing import Literal, NamedTuple
 
 import psutil
 
-from ..datasets import scan
-from ..datasets.layouts.files import existing_folder, is_output_folder
-from ..imageio import split_address, suffix
 from ..schema.dataset import Dataset
 from ..schema.errors import OptionError, RecordError
 from ..schema.names import printable
@@ -38,8 +35,7 @@ def require_output_folder(out: Path, data: Path, options: DataOptions) -> None:
     if not RunFolder(out).options.exists() and _is_foreign(RunFolder(out).dataset):
         raise OptionError(f"--out {out} holds a dataset.json that is not AutoUNet's", "Give a new or empty folder")
     require_own_folder(RunFolder(out))
-    if not is_output_folder(out):
-        _require_no_data(out, data, options)
+    _require_no_data(out, data, options)
     out.mkdir(parents=True, exist_ok=True)
 
 
@@ -48,6 +44,12 @@ def _require_no_data(out: Path, data: Path, options: DataOptions) -> None:
 
     The data folder itself may lie in it, and it may lie directly in the data folder.
     """
+    from ..datasets import scan  # these take longer to load than `status` to answer
+    from ..datasets.layouts.files import existing_folder, is_output_folder
+    from ..imageio import split_address, suffix
+
+    if is_output_folder(out):
+        return
     root, place = existing_folder(data).resolve(), out.resolve()
     filled = out.is_dir() and any(out.iterdir())
     if not (filled or place.is_relative_to(root)):

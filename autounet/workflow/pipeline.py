@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..datasets.file_hashes import FileHashes
 from ..ops.device import devices_like
 from ..progress import stop_if_cancelled, whole_run
 from ..run_log import open_run_log
@@ -25,6 +24,7 @@ from ..schema.plan import Plan
 from ..schema.quantities import format_time
 from ..schema.run import DeviceProfile
 from ..schema.selection import Selection
+from ..store.file_hashes import FileHashes
 from ..store.run_folder import RunFolder
 from ..time_budget.deadline import Deadline, Lanes, TimeAllotment
 from ..time_budget.run_length import work_of

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..crossval.validate import segmentation_name, summarise_cases, validate_cases, write_cascade_labels
-from ..datasets.file_hashes import FileHashes
 from ..preprocessing.prepare import prepare_cases
 from ..progress import progress
 from ..schema.dataset import Dataset
@@ -22,6 +21,7 @@ from ..schema.run import EpochLog, RunRecord, fold_name, read_log
 from ..schema.stage_inputs import CascadeCaseInputs, TrainingCase, TrainingInputs, TrainingPlace, ValidatedCaseInputs
 from ..store import forget_damaged as forget_damaged_case
 from ..store import is_prepared, read_properties, scores_file, stage_labels_file
+from ..store.file_hashes import FileHashes
 from ..store.run_folder import CascadeLabelsFolder, CrossvalFolder, FoldFolder
 from ..time_budget.deadline import Deadline, TimeAllotment
 from ..tracking.run_tracking import RunTracker

@@ -15,8 +15,8 @@ from ...schema.dataset import Case, CaseFacts, ChannelFacts, ComponentFacts, Dat
 from ...schema.errors import FileError
 from ...schema.geometry import Geometry
 from ...schema.labels import LabelCode
+from ...store.file_hashes import FileHashes
 from ...workers import map_parallel
-from ..file_hashes import FileHashes
 from ..structures import read_case_label
 from .case_checks import (
     FIX,
