@@ -15,7 +15,6 @@ from typing import Literal
 import numpy as np
 
 from ..schema.plan import Limit, Limits, NetworkSpec, Reason
-from ..schema.quantities import format_size
 from .memory import Memory
 from .search import (
     SearchInputs,
@@ -230,4 +229,4 @@ class MemoryFillingSearch:
             why = "the data set is too small to use more: neither patch nor batch may grow"
             if self.width or width + WIDTH_STEP > MOST_WIDTH:
                 why = f"{width} features in the first stage are {'given' if self.width else 'the most'}"
-            yield self._reason("network", f"{format_size(used)} of {format_size(self.budget)} are used, since {why}")
+            yield self._reason("network", f"memory of the budget is left, since {why}")

@@ -256,9 +256,9 @@ def _coarser(attempt: Attempt, first: TimedConfiguration, kept: Kept) -> tuple[T
         return first, ()
     why = (
         f"the grid is {chosen:g} times coarser than the finest axis of the target spacing: labels keep a Dice of "
-        f"{best.kept:.3f} on it, and a fold gets about {best.steps:.0f} instead of {first.steps:.0f} steps "
-        f"({first.width} features). So the expected error falls from {first.error:.2f} to "
-        f"{best.error:.2f}; with more time the target spacing is kept"
+        f"{best.kept:.3f} on it, and {first.width} features get about {best.steps / first.steps:.1f} times the steps. "
+        f"So the expected error falls from {first.error:.2f} to {best.error:.2f}; "
+        "with more time the target spacing is kept"
     )
     return best, (why,)
 
