@@ -59,7 +59,7 @@ def find_volumes(inputs: PlanInputs) -> VolumeSearch:
         return VolumeSearch(
             search_inputs, fullres, grid_at(np.array(given), grid.spacing, grid.median), "its spacing is given"
         )
-    lowres, why = find_lowres(grid.spacing, grid.median, fullres.patch, patch_at)
+    lowres, why = find_lowres(grid.spacing, grid.median, fullres.patch, patch_at, in_turn=inputs.rules is not None)
     return VolumeSearch(search_inputs, fullres, lowres, why)
 
 

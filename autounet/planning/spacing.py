@@ -6,6 +6,7 @@ The rules are those of nnU-Net v2 (Isensee et al., Nature Methods 2021, suppleme
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -176,32 +177,61 @@ PatchAt = Callable[[CoarseGrid], tuple[int, ...]]
 
 
 def find_lowres(
-    spacing: np.ndarray, median: np.ndarray, patch: tuple[int, ...], patch_at: PatchAt
+    spacing: np.ndarray, median: np.ndarray, patch: tuple[int, ...], patch_at: PatchAt, in_turn: bool = False
 ) -> tuple[CoarseGrid | None, str]:
     """The grid of 3d_lowres, or None when full resolution suffices; and why.
 
     `spacing`, `median` and `patch` are those of 3d_fullres. The finest axes are coarsened alone until the others are
-    within a factor 2.
+    within a factor 2. nnU-Net looks for a patch on each grid `in_turn`; else few are tried, near the one on which that
+    of 3d_fullres would be enough, until one grid suffices and the next finer does not.
     """
     full_voxels = np.prod(median, dtype=np.float64)
-    grid = CoarseGrid(spacing, median, float(full_voxels))
-    if _seen(patch, grid) >= ENOUGH_CONTEXT:
-        return None, f"a patch of 3d_fullres sees {_seen(patch, grid):.0%} of the median image, at least a quarter"
-    while _seen(patch, grid) < ENOUGH_CONTEXT:
-        grid = _coarsened(grid, spacing, median)
-        if min(grid.median) < 1:
-            return None, "an axis would vanish before a patch saw a quarter of the median image"
+    full = CoarseGrid(spacing, median, float(full_voxels))
+    if _seen(patch, full) >= ENOUGH_CONTEXT:
+        return None, f"a patch of 3d_fullres sees {_seen(patch, full):.0%} of the median image, at least a quarter"
+    grids = [full]
+    while min((coarser := _coarsened(grids[-1], spacing, median)).median) >= 1:
+        grids.append(coarser)
+
+    @functools.cache
+    def suffices(place: int) -> bool:
         try:
-            patch = patch_at(grid)
+            return place > 0 and _seen(patch_at(grids[place]), grids[place]) >= ENOUGH_CONTEXT
         except PlanError:
-            # a grid for which there is no network is passed over, as in nnU-Net
-            patch = NO_PATCH
+            return False  # a grid for which there is no network is passed over, as in nnU-Net
+
+    guess = 1 if in_turn else next((at for at, each in enumerate(grids) if _seen(patch, each) >= ENOUGH_CONTEXT), 1)
+    place = _first(suffices, guess, len(grids), 1 if in_turn else 2)
+    if place is None:
+        return None, "an axis would vanish before a patch saw a quarter of the median image"
+    grid = grids[place]
     if full_voxels / grid.voxels < LEAST_REDUCTION:
         return None, (
             f"the grid on which a patch sees a quarter of the median image has {grid.voxels / full_voxels:.0%} of the "
             "voxels of 3d_fullres, more than half, and so is too similar"
         )
     return grid, "a patch of 3d_fullres sees less than a quarter of the median image, and one here at least that"
+
+
+def _first(holds: Callable[[int], bool], guess: int, count: int, growth: int) -> int | None:
+    """A place below `count` that `holds` while the one before does not, nearest the guess; not the first, 0.
+
+    Steps away from the guess grow by the factor `growth`; None where those upwards find none.
+    """
+    step, low, high = 1, guess - 1, guess
+    if holds(guess):
+        while low > 0 and holds(low):
+            low, high, step = max(0, low - step * growth), low, step * growth
+    else:
+        while high < count and not holds(high):
+            low, high, step = high, high + step, step * growth
+        if high >= count:
+            high = next((each for each in range(low + 1, count) if holds(each)), count)
+            return high if high < count else None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 def _seen(patch: tuple[int, ...], grid: CoarseGrid) -> float:
