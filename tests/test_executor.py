@@ -201,7 +201,7 @@ def test_a_run_that_is_asked_to_end_saves_its_state(tmp_path: Path) -> None:
     """As batch systems ask, with its folds side by side."""
     data, out = make_demo_dataset(tmp_path / "data", cases=4), tmp_path / "out"
     command = [sys.executable, "-m", "autounet", "run", str(data), "--out", str(out), "--device", "cpu"]
-    command += ["--time", "4m", "--configurations", "3d_fullres", "--folds", "0,1"]
+    command += ["--time", "4m", "--configurations", "3d_fullres", "--folds", "0,1", "--memory", "1GB"]
     with (tmp_path / "log").open("w") as log:
         run = subprocess.Popen(command, stderr=log)
         while not any(each.stat().st_size for each in out.glob("models/*/fold_*/log.jsonl")):
