@@ -1,5 +1,6 @@
 """Short runs in this process: 2-D images, two configurations and their ensemble, all cases at once."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -309,13 +310,20 @@ def test_no_trial_is_made_in_short_runs_for_given_steps_and_where_it_takes_too_l
 
 
 def test_a_trial_on_the_data_decides_on_the_grid_once(planned, monkeypatch):
-    monkeypatch.setattr(plan_stage, "TRIAL_SHARE", 0.02)
     out, outcome = planned
     folder, file = RunFolder(out), PlanFile(RunFolder(out))
-    maker, plan = plan_stage.tried(folder, outcome.maker, file, outcome.plan)
+    for share in (0.02, 0.05, 0.2):  # on a busy machine nothing is learnt in the shortest
+        monkeypatch.setattr(plan_stage, "TRIAL_SHARE", share)
+        maker, plan = plan_stage.tried(folder, outcome.maker, file, outcome.plan)
+        if plan is not outcome.plan:
+            break
     assert EASY <= plan.learning <= HARD
     assert maker.learning == plan.learning
-    told = [reason.text for reason in plan.reasons if "a trial of 8 s on 6 cases had a mean Dice of" in reason.text]
+    told = [
+        reason.text
+        for reason in plan.reasons
+        if re.match(r"a trial of \d+ s on 6 cases had a mean Dice of", reason.text)
+    ]
     assert len(told) == 1
     assert plan == Plan.load(folder.plan)
     assert not file.is_edited(plan)
