@@ -121,7 +121,8 @@ class Forks:
         `meanwhile` is called here once something has gone wrong.
         """
         place, log = self.place, self.place.work / f"log{os.getpid()}_{time.monotonic_ns()}"
-        place.struck.unlink(missing_ok=True)
+        if hook is not None:
+            place.struck.unlink(missing_ok=True)
         began, noticed = time.time(), None
         child = os.fork()
         if child == 0:

@@ -90,6 +90,10 @@ class Case(Part):
         return tuple(part.path for part in self.label_parts) or ((self.label,) if self.label else ())
 
 
+_named: tuple[tuple[Case, ...], dict[str, Case]] = ((), {})
+"""the cases of the data set that was last asked for one, by their names: to look through all for each takes long"""
+
+
 class Dataset(Record):
     """`dataset.json` in the output folder."""
 
@@ -117,7 +121,11 @@ class Dataset(Record):
     """True when the fourth axis of the files is time and every time point is a case"""
 
     def case(self, identifier: str) -> Case:
-        return next(case for case in self.cases if case.identifier == identifier)
+        """Raises KeyError where there is none."""
+        global _named
+        if _named[0] is not self.cases:
+            _named = self.cases, {case.identifier: case for case in self.cases}
+        return _named[1][identifier]
 
     def only(self, identifier: str) -> Dataset:
         """The same with this case alone, which is cheap to send to another process."""

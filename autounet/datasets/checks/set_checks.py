@@ -260,9 +260,9 @@ def _looks_like_ct(facts: ChannelFacts) -> bool:
 def grey_findings(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
     """Masks of 0 and 255 (or 65535) with greys between them, as smoothing and scaling leave (fatal)."""
     declared = {*dataset.labels.values, dataset.labels.ignore} - {None}
-    found = []
+    found, known = [], {each.identifier: each for each in facts}
     for case in dataset.cases:
-        fact = next((each for each in facts if each.identifier == case.identifier), None)
+        fact = known.get(case.identifier)
         greys = grey_values(fact.value_counts, declared) if fact is not None else []
         if fact is None or not greys:
             continue
