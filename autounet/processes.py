@@ -48,6 +48,27 @@ Answer = Told | Returned | Raised | Lost
 Tell = Callable[[object], None]
 """to the process that made the call; what is told has to be picklable"""
 
+LAUNCHERS_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Launch(NamedTuple):
+    """This process among those that torchrun, or another launcher with its variables, has started together."""
+
+    rank: int
+    processes: int
+    local_rank: int
+    """among those of this machine"""
+    local_processes: int
+
+
+def launched() -> Launch | None:
+    """None where no launcher started this process, or this one alone."""
+    given = os.environ
+    if not all(given.get(name) for name in LAUNCHERS_VARIABLES) or given["WORLD_SIZE"] == "1":
+        return None
+    names = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+    return Launch(*(int(given.get(name) or default) for name, default in names))
+
 
 class WorkerProcess:
     """A spawned process that does one call after another, each of which may tell this process things.

@@ -8,14 +8,17 @@ import json as json_format
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from ..processes import launched
 from ..progress import ends_when_asked
 from ..run_log import keep_line, run_log
+from ..schema.errors import UsageError
 from ..schema.option_table import RUN_COMMANDS
 from .command_options import add_command
 
@@ -43,15 +46,40 @@ def _until(stage: str) -> Callable[..., None]:
     def action(data: Path, out: Path, replan: bool, options: RunOptions) -> None:
         from ..workflow.pipeline import run_pipeline
 
-        with ends_when_asked(), run_log(shown_command()):
-            path = run_pipeline(data, out, options, stage, replan).written
-            if stage in ("select", "report"):
-                show_dice(out)
-            if stage == "report":
-                show_advice(out)
-            say(f"{stage}: {path}")
+        with _of_launch(options) as own:
+            if own is None:
+                return
+            with ends_when_asked(), run_log(shown_command()):
+                path = run_pipeline(data, out, own, stage, replan).written
+                if stage in ("select", "report"):
+                    show_dice(out)
+                if stage == "report":
+                    show_advice(out)
+                say(f"{stage}: {path}")
 
     return action
+
+
+@contextmanager
+def _of_launch(options: RunOptions) -> Iterator[RunOptions | None]:
+    """Where torchrun has started several processes, the first shares its trainings with all; for the others None.
+
+    They have done their part then. Raises UsageError for another number of processes than the options name.
+    """
+    if (launch := launched()) is None:
+        yield options
+        return
+    if options.devices_per_training not in (None, launch.processes):
+        problem = f"--devices-per-training {options.devices_per_training}: {launch.processes} processes were started"
+        raise UsageError(problem, "Leave it out: each process that torchrun starts has one device")
+    from ..training.torchrun import leading, serve
+
+    if launch.rank:
+        serve(launch)
+        yield None
+        return
+    with leading():
+        yield options.model_copy(update={"devices_per_training": launch.processes})
 
 
 def plan(data: Path, out: Path, replan: bool, explain: bool, options: RunOptions) -> None:
@@ -84,7 +112,6 @@ def demo(out: Path, time: float) -> None:
 
 def check(data: Path, fix: bool, out: Path | None, json: bool, options: RunOptions) -> None:
     """Show what was understood of the data and every defect at once; exit code 1 if any is fatal."""
-    from ..schema.errors import UsageError
     from ..workflow.dataset_stage import check_data, fix_data, has_fatal, result_lines
     from ..workflow.defaults import require_files
 
@@ -246,7 +273,6 @@ def import_(source: Path, configuration: list[str] | None, out: Path) -> None:
 
 def _require_of_format(format_: str, given: Mapping[str, tuple[object, tuple[str, ...]]]) -> None:
     """`given`: option -> its value and the formats that have it. Raises UsageError for those of another format."""
-    from ..schema.errors import UsageError
 
     for option, (value, formats) in given.items():
         if value and format_ not in formats:

@@ -43,10 +43,11 @@ from .monitor import (
     left_behind_sentence,
     monitored_batches,
 )
-from .ranks import Alone, advance, crew_of, emphasise
+from .ranks import Alone, advance, emphasise
 from .schedule import Horizon, cool_down_after, learning_rate, sentence
 from .sources import class_patches, train_source, validation_source
 from .state import Checkpoint, TrainState, Unstable, new_state
+from .torchrun import crew_of
 
 
 def train_fold(

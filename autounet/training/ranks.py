@@ -11,7 +11,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -117,18 +117,14 @@ def sum_gradients(gradients: Sequence[Tensor]) -> None:
 
 
 @contextmanager
-def group(store: Path, shares: Shares, device: torch.device) -> Iterator[Crew]:
-    """Inside, this process is one of those that meet at the file `store`. They talk by this machine's loopback."""
-    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
-    before = os.environ.get("GLOO_SOCKET_IFNAME")
-    os.environ["GLOO_SOCKET_IFNAME"] = loopback
+def group(store: distributed.Store, shares: Shares, device: torch.device) -> Iterator[Crew]:
+    """Inside, this process is one of those that meet at `store`."""
     try:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=distributed.FileStore(str(store), len(shares.samples)),
-            rank=shares.rank, world_size=len(shares.samples), timeout=STARTING,
+            store=store, rank=shares.rank, world_size=len(shares.samples), timeout=STARTING,
         )  # fmt: skip
         share_batches(shares)
         yield Crew(shares, device)
@@ -136,23 +132,30 @@ def group(store: Path, shares: Shares, device: torch.device) -> Iterator[Crew]:
         share_batches(Shares())
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+@contextmanager
+def group_here(store: Path, shares: Shares, device: torch.device) -> Iterator[Crew]:
+    """As `group`, of processes that meet at a file and talk by this machine's loopback."""
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
+    before = os.environ.get("GLOO_SOCKET_IFNAME")
+    os.environ["GLOO_SOCKET_IFNAME"] = loopback
+    try:
+        with group(distributed.FileStore(str(store), len(shares.samples)), shares, device) as crew:
+            yield crew
+    finally:
         os.environ.pop("GLOO_SOCKET_IFNAME")
         if before is not None:
             os.environ["GLOO_SOCKET_IFNAME"] = before
 
 
 @contextmanager
-def crew_of(inputs: TrainingInputs, place: TrainingPlace) -> Iterator[Alone]:
+def started_crew(inputs: TrainingInputs, place: TrainingPlace, shares: Shares) -> Iterator[Alone]:
     """The crew of a training, whose other processes are started here and have ended afterwards, however it ends.
 
-    Where one of them fails, its own error is raised. Raises OptionError for more devices than samples.
+    Where one of them fails, its own error is raised.
     """
-    count = len(place.devices)
-    if count < 2:
-        yield Alone()
-        return
-    shares = shares_of(inputs.configuration.batch_size, count)
-    threads = max(1, available_cores() // count)
+    threads = max(1, available_cores() // len(place.devices))
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store"
         others = [WorkerProcess(f"training on {device}", threads) for device in place.devices[1:]]
@@ -160,10 +163,10 @@ def crew_of(inputs: TrainingInputs, place: TrainingPlace) -> Iterator[Alone]:
         try:
             for rank, (worker, device) in enumerate(zip(others, place.devices[1:], strict=True), start=1):
                 own = place.model_copy(update={"device": device, "devices": ()})
-                worker.call(follow, inputs=inputs, place=own, store=store, shares=replace(shares, rank=rank))
+                worker.call(follow_here, inputs=inputs, place=own, store=store, shares=replace(shares, rank=rank))
             wait_for_all(others)
             torch.set_num_threads(threads)
-            with group(store, shares, torch.device(place.device)) as crew:
+            with group_here(store, shares, torch.device(place.device)) as crew:
                 yield crew
                 crew.tell(None)
         except RuntimeError as error:
@@ -230,13 +233,17 @@ def emphasise(classes: tuple[int, ...], loader: BatchLoader, loss: DeepSupervisi
     loss.emphasise(classes, EMPHASIS)
 
 
-def follow(tell: Tell, inputs: TrainingInputs, place: TrainingPlace, store: Path, shares: Shares) -> None:
-    """What another process than the first does: every step that it is told."""
+def follow_here(tell: Tell, inputs: TrainingInputs, place: TrainingPlace, store: Path, shares: Shares) -> None:
+    follow(tell, inputs, place, group_here(store, shares, torch.device(place.device)))
+
+
+def follow(tell: Tell, inputs: TrainingInputs, place: TrainingPlace, meeting: AbstractContextManager[Crew]) -> None:
+    """What another process than the first does: every step that it is told. It says once that it is ready to meet."""
     configuration, options, device = inputs.configuration, inputs.options, torch.device(place.device)
     precision = Precision(configuration.precision, configuration.channels_last)
     torch.zeros(1, device=device)  # an error of the device comes before the others wait for it
     tell(READY)
-    with algorithms(options.deterministic), group(store, shares, device) as crew:
+    with algorithms(options.deterministic), meeting as crew:
         state = new_state(inputs, place.initial, precision, device)
         crew.begin(state)
         loss = configuration_loss(configuration, inputs.labels, options)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..ops.device import devices_like
-from ..processes import Answer, Lost, Raised, Returned, Tell, Told, WorkerProcess, heard
+from ..processes import Answer, Lost, Raised, Returned, Tell, Told, WorkerProcess, heard, launched
 from ..progress import ASKED_BY, Progress, SideBySide, Watcher, stop_if_cancelled, watched
 from ..schema.cluster import cluster_options
 from ..schema.errors import AutoUNetError, OptionError, WorkerLost
@@ -74,6 +74,8 @@ def training_devices(options: RunOptions, profile: DeviceProfile) -> tuple[str, 
     count = options.devices_per_training or 1
     if count < 2:
         return ()
+    if launched() is not None:  # on machines that this process does not see
+        return (profile.device,) * count
     on_cpu, cores = profile.device == "cpu", max(2, available_cores())
     found = ["cpu"] * cores if on_cpu else devices_like(profile.device, options.device or "auto")
     if len(found) < count:
