@@ -21,6 +21,8 @@ from autounet.store.weights import load_weights
 from autounet.training import Horizon, train_fold
 
 TESTS = Path(__file__).parent
+LONG = 5_000
+"""steps that no test waits for"""
 
 MEMBER = """
 import sys
@@ -97,7 +99,7 @@ def test_a_launch_trains_one_fold_after_the_other_as_one_process_does(tmp_path: 
 
 
 def test_a_member_that_is_killed_ends_the_training_and_says_so(tmp_path: Path) -> None:
-    members = start(tmp_path, 100_000)
+    members = start(tmp_path, LONG)
     wait_for_steps(tmp_path, members)
     members[1].kill()
     said = ended(members)
@@ -113,7 +115,7 @@ def test_the_error_of_a_member_is_told_by_the_first(tmp_path: Path) -> None:
 
 
 def test_all_are_asked_to_end_and_the_first_saves_its_state(tmp_path: Path) -> None:
-    members = start(tmp_path, 100_000)
+    members = start(tmp_path, LONG)
     wait_for_steps(tmp_path, members)
     for each in reversed(members):
         each.send_signal(signal.SIGTERM)
@@ -124,7 +126,7 @@ def test_all_are_asked_to_end_and_the_first_saves_its_state(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_first_process_that_is_killed_takes_the_others_with_it(tmp_path: Path) -> None:
-    members = start(tmp_path, 100_000)
+    members = start(tmp_path, LONG)
     wait_for_steps(tmp_path, members)
     members[0].kill()
     said = ended(members)
