@@ -23,12 +23,12 @@ from autounet.schema.metrics import ClassMetrics, Metrics
 from autounet.schema.options import PlannerOptions, RunOptions
 from autounet.schema.plan import Plan
 from autounet.schema.run import EpochLog, read_log
+from autounet.store.folder_lock import locked, owner
 from autounet.store.run_folder import RunFolder
 from autounet.time_budget.deadline import Clock
 from autounet.training import journal as journal_module
 from autounet.training.journal import MOST_CLASSES, Journal, draw_progress, smoothed
 from autounet.workflow.cache import mark_done
-from autounet.workflow.output_folder import locked, owner
 from autounet.workflow.read_status import FoldTime, RunStatus, read_status, seconds_left
 from autounet.workflow.status import watch
 

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from autounet.schema.errors import OptionError, RecordError
-from autounet.workflow.output_folder import Owner, locked, owner, remove_temporary
+from autounet.store.folder_lock import Owner, locked, owner
+from autounet.workflow.output_folder import remove_temporary
 from autounet.workflow.read_status import read_status
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from autounet.workflow.output_folder import locked
+from autounet.store.folder_lock import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(600)

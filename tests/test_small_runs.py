@@ -213,7 +213,7 @@ def test_plan_never_refuses_for_want_of_time(volumes, tmp_path, caplog):
 
 
 def test_two_commands_in_one_folder_are_refused(volumes, tmp_path):
-    from autounet.workflow.output_folder import locked
+    from autounet.store.folder_lock import locked
 
     with locked(tmp_path), pytest.raises(OptionError, match="another autounet is working"):
         run_pipeline(volumes, tmp_path, options(iterations=1), until="fingerprint")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
-import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import psutil
 
@@ -19,7 +16,7 @@ from ..schema.dataset import Dataset
 from ..schema.errors import OptionError, RecordError
 from ..schema.names import printable
 from ..schema.options import DataOptions, RunOptions
-from ..schema.record import require_folder, write_text
+from ..schema.record import require_folder
 from ..store.run_folder import OWN_NAMES, RunFolder
 
 
@@ -116,50 +113,6 @@ def sole_in_process(deterministic: bool) -> Iterator[None]:
             _running.remove(deterministic)
 
 
-LOCK_WAIT_SECONDS = 1.0
-"""`autounet status` holds the lock for an instant, to see whether it is free"""
-
-
-NO_NEW_FILES = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC)
-"""why nothing can be written into a folder, with or without locks"""
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[bool]:
-    """One command at a time works in an output folder. Raises OptionError while another does, or where no locks are.
-
-    Gives whether the last one was ended from outside, on this machine.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(RunFolder(folder).lock, timeout=LOCK_WAIT_SECONDS, fallback_to_soft=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        holder = _holder(folder)
-        who = f" (process {holder[1]} on {holder[0]})" if holder else ""
-        raise OptionError(
-            f"another autounet is working in {folder}{who}", "Wait for it, or give another --out"
-        ) from None
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno in NO_NEW_FILES:
-            raise
-        raise OptionError(
-            f"{folder} lies on a file system without locks ({error})", "Give an --out on another one"
-        ) from None
-    holder_file, last = RunFolder(folder).lock_holder, _holder(folder)
-    try:
-        write_text(holder_file, f"{socket.gethostname()} {os.getpid()}\n")
-        yield last is not None and last[0] == socket.gethostname()
-        holder_file.unlink(missing_ok=True)
-    except Exception:  # an end of its own; what ends the process from outside leaves the file
-        with suppress(OSError):  # a file system that has become read-only: what was raised first says more
-            holder_file.unlink(missing_ok=True)
-        raise
-    finally:
-        lock.release()
-
-
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.(\d+)(\.\D.*)?")
 """a name that `schema.record.replacing` and `new_folder` give; the group is the process"""
 
@@ -175,42 +128,6 @@ def remove_temporary(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-class Owner(NamedTuple):
-    """Who works in an output folder."""
-
-    state: Literal["working", "gone", "elsewhere"]
-    """elsewhere: the last command was given on another machine, or the lock cannot be looked at from here"""
-    process: int | None = None
-    """its number, while it works on this machine"""
-
-
-def owner(folder: Path) -> Owner:
-    """The command that was given last in an output folder."""
-    from filelock import FileLock, Timeout
-
-    holder = _holder(folder)
-    if holder and holder[0] != socket.gethostname():
-        return Owner("elsewhere")
-    if not RunFolder(folder).lock.exists():
-        return Owner("gone")
-    try:
-        with FileLock(RunFolder(folder).lock, timeout=0, fallback_to_soft=False):
-            return Owner("gone")
-    except Timeout:
-        return Owner("working", holder[1] if holder else None)
-    except (OSError, NotImplementedError):
-        return Owner("elsewhere")
-
-
-def _holder(folder: Path) -> tuple[str, int] | None:
-    """Host and process of the command that was given last; None where that is unknown."""
-    try:
-        host, process = RunFolder(folder).lock_holder.read_text(encoding="utf-8").split()
-        return host, int(process)
-    except (OSError, ValueError):
-        return None
 
 
 def with_stored(given: RunOptions, file: Path) -> RunOptions:

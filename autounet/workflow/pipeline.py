@@ -25,6 +25,7 @@ from ..schema.quantities import format_time
 from ..schema.run import DeviceProfile
 from ..schema.selection import Selection
 from ..store.file_hashes import FileHashes
+from ..store.folder_lock import locked
 from ..store.run_folder import RunFolder
 from ..time_budget.deadline import Deadline, Lanes, TimeAllotment
 from ..time_budget.run_length import work_of
@@ -39,7 +40,7 @@ from .executor import Runner, SequentialExecutor, SideBySideExecutor, lanes_of, 
 from .fine_tuning import FineTuning, known_weights
 from .jobs import Job, JobGraph
 from .make_plan import PlanMaker
-from .output_folder import locked, remove_temporary, require_output_folder, sole_in_process, with_stored
+from .output_folder import remove_temporary, require_output_folder, sole_in_process, with_stored
 from .plan_stage import PlanFile, describe_plan, plan_smaller, plan_stage, time_plan, tried
 from .read_status import run_seconds_left
 from .training_schedule import TrainingSchedule, training_schedule

@@ -18,11 +18,11 @@ from ..schema.metrics import Metrics
 from ..schema.options import RunOptions
 from ..schema.plan import Configuration, Plan
 from ..schema.run import read_log
+from ..store.folder_lock import Owner, owner
 from ..store.run_folder import RunFolder
 from ..time_budget.deadline import Clock
 from .defaults import FULL_STEPS, is_every_fold, parse_folds, step_limit, trained_folds, trained_names
 from .job_state import read_jobs
-from .output_folder import Owner, owner
 from .status import FoldState, FoldStatus, RunState, RunStatus, status_lines
 
 MIN_PROGRESS = 0.01
