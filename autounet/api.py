@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -259,14 +260,17 @@ class Model(Predictor):
         """Predict a file or folder into `out`. A bad image is reported and skipped; returns the messages of those.
 
         What `out` holds already of this model, with these options and from the same image files is kept, unless
-        `overwrite`; several processes that predict into one `out` share the work (docs/predicting.md). `form` is None
-        for the image's own format, dicom-seg or bids. `gate_maps` also writes what the attention gates let pass,
-        `probabilities` and `uncertainty` the maps of docs/predicting.md. Images that are unlike the model's training
-        (dimension, spacing, modality, intensities) are refused unless `force`. Raises OptionError for an unknown
-        `form` and for gate maps of networks without gates.
+        `overwrite`. `form` is None for the image's own format, dicom-seg or bids. `gate_maps` also writes what the
+        attention gates let pass, `probabilities` and `uncertainty` the maps of docs/predicting.md. Images that are
+        unlike the model's training (dimension, spacing, modality, intensities) are refused unless `force`. Raises
+        OptionError for an unknown `form`, for gate maps of networks without gates, and while another command or
+        thread predicts into `out`.
         """
+        from .workflow.shards import in_this_process
+
         outputs = OutputOptions(form, probabilities, uncertainty, gate_maps)
-        outcome = predict_folder(self, Path(source), Path(out), outputs, on_case, overwrite, force=force)
+        predict = partial(in_this_process, self, on_case)
+        outcome = predict_folder(self, Path(source), Path(out), outputs, overwrite, force, predict)
         for failure in outcome.failures:
             log.error("not predicted: %s", failure)
         outcome.log_counts()

@@ -24,6 +24,10 @@ class Told(NamedTuple):
     content: object
 
 
+class Wanted(NamedTuple):
+    """What a call asks with for a part of its work."""
+
+
 class Returned(NamedTuple):
     """What a call gave."""
 
@@ -45,8 +49,21 @@ class Lost(NamedTuple):
 
 
 Answer = Told | Returned | Raised | Lost
-Tell = Callable[[object], None]
-"""to the process that made the call; what is told has to be picklable"""
+
+
+class Tell:
+    """To the process that made the call; what is told has to be picklable."""
+
+    def __init__(self, send: Callable[[object], None], connection: Connection) -> None:
+        self.send, self.connection = send, connection
+
+    def __call__(self, content: object) -> None:
+        self.send(Told(content))
+
+    def ask(self, content: object) -> Any:
+        """What that process replies, which has to (`WorkerProcess.reply`)."""
+        self(content)
+        return self.connection.recv()
 
 LAUNCHERS_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -107,6 +124,11 @@ class WorkerProcess:
         assert isinstance(said, Told | Returned | Raised)
         return said
 
+    def reply(self, content: object) -> None:
+        """To what the call has asked."""
+        with suppress(OSError):
+            self.connection.send(content)
+
     def ask_to_end(self) -> None:
         """By SIGTERM: what that means is up to the function that is called."""
         self.process.terminate()
@@ -149,7 +171,7 @@ def _serve(connection: Connection, parent: int, level: int, end: int, given: Inh
         with sending:
             connection.send(content)
 
-    root = logging.getLogger()
+    tell, root = Tell(send, connection), logging.getLogger()
     root.handlers[:] = [_Forward(send)]
     root.setLevel(level)
     while True:
@@ -158,7 +180,7 @@ def _serve(connection: Connection, parent: int, level: int, end: int, given: Inh
         except EOFError:
             return
         try:
-            answer: Answer = Returned(function(lambda content: send(Told(content)), **values))
+            answer: Answer = Returned(function(tell, **values))
         except Exception as error:
             answer = Raised(_picklable(error), traceback.format_exc())
         with suppress(OSError):  # nobody listens any more

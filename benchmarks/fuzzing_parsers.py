@@ -38,7 +38,6 @@ def outputs(folder: Path) -> Path:
         (file.parent / "started.json").write_text("{}")
     record = PredictedCase(key="k", run="r", files=(PredictedFile(name="a.nii.gz", bytes=1),))
     record.save(record_of(out.path, "a"))
-    record_of(out.path, "b").with_suffix(".claim").write_text('{"host": "h", "pid": 1, "files": ["b.nii.gz"]}')
     return out.path
 
 
@@ -81,19 +80,15 @@ def plans(folder: Path) -> list[Seed]:
 
 
 def predicted(folder: Path) -> list[Seed]:
-    from autounet.prediction.work_queue import Claims
-    from autounet.schema.run import RECORDS, is_result, record_of, written_names
+    from autounet.schema.run import is_result, record_of, written_names
 
     out = outputs(folder)
 
     def read() -> None:
-        for case in "ab":
-            written_names(out, case)
-            is_result(out / f"{case}.nii.gz")
-            Claims(out / RECORDS).break_stale(case)
+        written_names(out, "a")
+        is_result(out / "a.nii.gz")
 
-    files = [record_of(out, "a"), record_of(out, "b").with_suffix(".claim")]
-    return [Seed(file, (json_changed, worded, flipped), read) for file in files]
+    return [Seed(record_of(out, "a"), (json_changed, worded, flipped), read)]
 
 
 def reports(folder: Path) -> list[Seed]:

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from autounet.progress import Progress
 from autounet.schema.errors import OptionError
@@ -44,21 +43,6 @@ def device_of_job(tell: Callable[[object], None], name: str, values: dict[str, s
         file.write(values["device"] + "\n")
     while len((Path(values["folder"]) / "devices").read_text().split()) < 3:
         time.sleep(0.01)
-
-
-def killed(device: str) -> NoReturn:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError
-
-
-def second_raises(marker: str, device: str) -> NoReturn:
-    """One of the processes that call this has a mistake; the others are busy for an hour."""
-    try:
-        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        raise KeyError("a mistake in the program") from None
-    time.sleep(3600)
-    raise AssertionError
 
 
 def job(tell: Callable[[object], None], name: str, values: dict[str, str], called: float) -> str:

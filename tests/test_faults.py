@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import resource
 import subprocess
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import faulty
@@ -26,20 +23,17 @@ from test_predict_options import LABELS, configuration, model
 from autounet import api, workers
 from autounet.api import Model
 from autounet.cli.app import main
-from autounet.imageio import read_labels, write_image, write_labels
+from autounet.imageio import write_image, write_labels
 from autounet.inference import sliding_window as out_of_memory
 from autounet.inference import sliding_window as sliding
 from autounet.inference.sliding_window import predict_scores
 from autounet.nets import FAMILIES
 from autounet.ops.device import choose_devices
 from autounet.prediction import folder as folder_prediction
-from autounet.prediction import work_queue as claims
-from autounet.prediction.devices import predict_on
-from autounet.prediction.folder import OutputOptions, predict_folder
 from autounet.prediction.predictor import Predictor
-from autounet.prediction.work_queue import Claims
-from autounet.schema.errors import AutoUNetError, OptionError, OutOfMemory
+from autounet.schema.errors import OptionError, OutOfMemory
 from autounet.schema.geometry import Geometry
+from autounet.schema.run import PredictedCase
 
 SHAPE = (8, 8, 8)
 GEOMETRY = Geometry(shape=SHAPE, spacing=(1.0, 1.0, 1.0))
@@ -73,7 +67,9 @@ def written(out: Path) -> dict[str, bytes]:
 def left_behind(out: Path) -> list[str]:
     """Files that belong to work in progress."""
     hidden = [path.name for path in out.glob(".*") if path.name != ".predicted"]
-    return hidden + [path.name for path in (out / ".predicted").iterdir() if path.suffix != ".json"]
+    return hidden + [
+        path.name for path in (out / ".predicted").iterdir() if path.suffix != ".json" and path.name != ".lock"
+    ]
 
 
 def command_line(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -184,56 +180,6 @@ def test_only_what_may_differ_is_predicted_again(folder: Path, predictor: Model,
     assert again() == ["c01"]
 
 
-def test_two_at_work_in_one_folder_predict_each_case_once(predictor: Model, tmp_path: Path) -> None:
-    source, done = images(tmp_path / "in", 12), []
-    alone = predict_folder(predictor, source, tmp_path / "alone", OutputOptions())
-    assert (alone.predicted, alone.kept) == (12, 0)
-    threads = [
-        threading.Thread(target=predictor.predict_files, args=(source, tmp_path / "out", done.append)) for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(done) == [f"c{number:02}" for number in range(12)]
-    assert written(tmp_path / "out") == written(tmp_path / "alone")
-    assert left_behind(tmp_path / "out") == []
-
-
-def test_claims_of_the_dead_are_broken_and_those_of_the_living_are_not(tmp_path: Path) -> None:
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    with Claims(tmp_path) as ours, Claims(tmp_path) as other:
-        assert ours.take("a")
-        assert not other.take("a")
-        assert other.break_stale("a") is None
-        claim = tmp_path / "a.claim"
-        mine = claim.read_text()
-        claim.write_text(mine.replace(f": {os.getpid()}", f": {ended.pid}"))
-        assert other.break_stale("a") == ended.pid
-        assert other.take("a")
-        foreign = mine.replace('"host": "', '"host": "elsewhere ')
-        claim.write_text(foreign)
-        assert ours.break_stale("a") is None
-        long_ago = time.time() - 2 * claims.STALE_SECONDS
-        os.utime(claim, (long_ago, long_ago))
-        assert ours.break_stale("a") == os.getpid()
-        claim.write_text("")
-        assert ours.break_stale("a") is None
-        os.utime(claim, (time.time() - 2 * claims.EMPTY_SECONDS,) * 2)
-        assert ours.break_stale("a") == 0
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_claim_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "RENEW_SECONDS", 0.01)
-    with Claims(tmp_path) as ours:
-        ours.take("a")
-        os.utime(tmp_path / "a.claim", (0, 0))
-        while (tmp_path / "a.claim").stat().st_mtime == 0:
-            time.sleep(0.01)
-
-
 def test_killed_at_a_random_moment_the_next_command_completes(folder: Path, predictor: Model, tmp_path: Path) -> None:
     source, out = images(tmp_path / "in", 12), tmp_path / "out"
     code = (
@@ -246,7 +192,8 @@ def test_killed_at_a_random_moment_the_next_command_completes(folder: Path, pred
     time.sleep(random.Random().uniform(0, 0.2))
     process.kill()
     process.wait()
-    before = len(list((out / ".predicted").glob("*.json")))
+    records = map(PredictedCase.load, (out / ".predicted").glob("*.json"))
+    before = sum(bool(record.files) for record in records)
     done: list[str] = []
     assert predictor.predict_files(source, out, done.append) == []
     assert len(done) == 12 - before
@@ -255,33 +202,10 @@ def test_killed_at_a_random_moment_the_next_command_completes(folder: Path, pred
     assert left_behind(out) == []
 
 
-def test_several_devices_share_a_folder(folder: Path, predictor: Model, tmp_path: Path) -> None:
-    source = images(tmp_path / "in", 8)
-    (source / "c03.nii").write_bytes(b"no image")
-    load = partial(api.load, folder, mirror=False)
-    found = predict_on(["cpu", "cpu"], load, source, tmp_path / "out", OutputOptions())
-    assert (found.predicted, found.kept, len(found.failures)) == (7, 0, 1)
-    predictor.predict_files(source, tmp_path / "alone")
-    for name in written(tmp_path / "alone"):
-        np.testing.assert_array_equal(*(read_labels(tmp_path / part / name)[0] for part in ("out", "alone")))
-    assert sorted(written(tmp_path / "out")) == sorted(written(tmp_path / "alone"))
-    assert left_behind(tmp_path / "out") == []
-
-
 def test_devices_are_named_in_a_row() -> None:
     assert choose_devices("cpu, cpu") == ["cpu", "cpu"]
     with pytest.raises(OptionError, match="--device cuda:99 is not here; there is cpu"):
         choose_devices("cpu,cuda:99")
-
-
-def test_what_ends_one_process_of_several_ends_all(tmp_path: Path) -> None:
-    """The other one would be busy for an hour."""
-    load = partial(faulty.second_raises, str(tmp_path / "marker"))
-    with pytest.raises(KeyError, match="a mistake in the program") as raised:
-        predict_on(["cpu", "cpu"], load, tmp_path, tmp_path / "out", OutputOptions())
-    assert "second_raises" in raised.value.__notes__[0]
-    with pytest.raises(AutoUNetError, match=r"predicted on cpu was killed \(status -9\).* continues"):
-        predict_on(["cpu", "cpu"], faulty.killed, tmp_path, tmp_path / "out", OutputOptions())
 
 
 def test_a_worker_that_dies_or_fails_ends_the_pool(

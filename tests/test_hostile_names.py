@@ -20,7 +20,6 @@ from autounet.datasets.inputs import InputCase, _safely_named
 from autounet.figures import as_svg, chart, literal
 from autounet.inference.archive import replace_folder
 from autounet.inference.card import card_text
-from autounet.prediction.work_queue import Claims
 from autounet.schema.bundle import BundleMember, ModelBundle, ModelCard, Score, ScoreSummary
 from autounet.schema.dataset import Case, CaseFacts, Channel
 from autounet.schema.errors import AutoUNetError, DataError, ModelError, OptionError, RecordError
@@ -176,14 +175,6 @@ def test_an_output_folder_with_planted_links_is_refused(tmp_path: Path, place: s
     (out / place).symlink_to(victim)
     with pytest.raises(OptionError, match="is a link to"):
         require_own_folder(RunFolder(out))
-
-
-def test_claims_are_not_written_through_a_link(tmp_path: Path) -> None:
-    (tmp_path / "victim").mkdir()
-    (tmp_path / ".predicted").symlink_to(tmp_path / "victim")
-    with pytest.raises(OptionError, match="is a link"), Claims(tmp_path / ".predicted"):
-        pass
-    assert list((tmp_path / "victim").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["crossval", "models", "metrics.json", "plan.json"])

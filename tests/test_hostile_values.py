@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 from autounet.cli.command_options import config_values
 from autounet.inference.archive import record_checksum
 from autounet.inference.bundle import load_bundle
-from autounet.prediction.work_queue import Claims
 from autounet.schema.bundle import ModelBundle
 from autounet.schema.cluster import read_cluster_options
 from autounet.schema.dataset import Channel, Splits
@@ -189,25 +187,6 @@ def test_a_plan_that_a_person_mistyped_is_an_error(tmp_path: Path, mistyped: str
     with pytest.raises(RecordError, match="--replan"):
         PlanFile(folder).load()
     assert folder.plan.read_text() == mistyped
-
-
-@pytest.mark.parametrize("content", ["[]", "3", '{"pid": "x"}', '{"pid": null}', '{"pid": 1e30}', "[" * 10**5, "\x00"])
-def test_a_claim_that_holds_anything_else_is_nobodys(tmp_path: Path, content: str) -> None:
-    claim = tmp_path / "a.claim"
-    claim.write_text(content)
-    assert Claims(tmp_path).break_stale("a") is None  # somebody may be writing it
-    os.utime(claim, (0, 0))
-    assert Claims(tmp_path).break_stale("a") == 0
-    assert not claim.exists()
-
-
-def test_a_link_in_place_of_a_claim_is_taken_away(tmp_path: Path) -> None:
-    for target in ("nowhere", "victim"):
-        (tmp_path / "victim").write_text("mine")
-        (tmp_path / "a.claim").symlink_to(tmp_path / target)
-        assert Claims(tmp_path).break_stale("a") == 0
-        assert not os.path.lexists(tmp_path / "a.claim")
-    assert (tmp_path / "victim").read_text() == "mine"
 
 
 def test_lines_that_are_no_text_end_a_log(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from ..schema.errors import UsageError, unknown_name
 from ..schema.names import printable
 from ..schema.option_table import (
     DATA,
+    EXECUTOR,
     INTEGER,
     PATH,
     RUN_OPTIONS,
@@ -126,6 +127,8 @@ MODEL_OPTIONS: tuple[Option, ...] = (
     Option("--time", "TIME", "Training", ("demo",), "Time for the whole run", TIME, default="3m"),
     Option("--device", "NAME", "Device", ("predict",), "auto, cpu, cuda, cuda:1 or mps. Several share the cases: "
            "cuda:0,cuda:1 or cuda:all", _device(several=True), default="auto"),
+    Option("--executor", "local|FILE", "Device", ("predict",), "Who predicts: local, this command, or a cluster that a "
+           "TOML file describes (needs the extra cluster)", EXECUTOR),
     Option("--device", "NAME", "Device", ("submit", "calibrate"), "auto, cpu, cuda, cuda:1 or mps",
            _device(several=False), default="auto"),
     # options that say what is written, and where

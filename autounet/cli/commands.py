@@ -175,6 +175,7 @@ def predict(
     average: Average | None,
     no_postprocessing: bool,
     device: str,
+    executor: str | None,
     out: Path,
     format_: str | None,
     probabilities: bool,
@@ -186,17 +187,16 @@ def predict(
     """Segment new images with the ensemble of folds, in their own geometry; exit code 1 if an image could not be."""
     from functools import partial
 
-    from ..api import load
-    from ..ops.device import choose_devices
-    from ..prediction.devices import predict_on
     from ..prediction.folder import OutputOptions
+    from ..prediction.predictor import Predictor
+    from ..workflow.shards import predict_on
 
-    loading = partial(
-        load, model, configuration=configuration, folds=folds, mirror=not no_mirror, overlap=overlap,
+    load = partial(
+        Predictor, model.absolute(), configuration=configuration, folds=folds, mirror=not no_mirror, overlap=overlap,
         prune=prune, average=average, postprocess=not no_postprocessing,
     )  # fmt: skip
     outputs = OutputOptions(format_, probabilities, uncertainty, gate_maps)
-    failures = predict_on(choose_devices(device), loading, input_, out, outputs, overwrite, force).failures
+    failures = predict_on(device, executor, load, input_, out, outputs, overwrite, force).failures
     for failure in failures:
         typer.echo(f"not predicted: {failure}", err=True)
     typer.echo(f"predictions: {out}")

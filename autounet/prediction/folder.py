@@ -1,15 +1,16 @@
 """A file or folder of images through a model, one after another: read ahead, predicted, written, recorded.
 
-Nothing is kept of a case but its name; which cases are done is recorded in the output folder (`work_queue`), through
-which processes on several devices (`devices`) share them, too.
+Nothing is kept of a case but its name; which cases are done is recorded in the output folder (`case_records`). One
+command at a time works there. It predicts the cases itself or hands them to other processes (`workflow/shards.py`).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,16 +27,18 @@ from ..schema.bundle import ModelBundle
 from ..schema.errors import AutoUNetError, DataError, OptionError, OutOfMemory, unknown_name
 from ..schema.geometry import Geometry
 from ..schema.record import digest, require_folder, require_no_links
-from ..schema.run import record_of, require_replaceable
+from ..schema.run import RECORDS, record_of, require_replaceable
+from ..store.folder_lock import locked
+from ..store.run_folder import RunFolder
 from ..system_memory import is_out_of_memory
 from ..workers import keep_freed_memory, one_ahead
 from .bids_derivatives import BIDS, bids_path, foreign_files, judge_names, require_volume, sidecar, write_dataset
 from .bids_derivatives import write_sidecar as write_bids_sidecar
+from .case_records import CaseRecords, Outcome, remove_leftovers
 from .maps import foreign_channels_file, map_paths, require_gates, write_gates, write_probability_maps
 from .mismatch import intensity_mismatches, judge_headers, require_fit
 from .objects_table import foreign_table, join_tables, table_paths, write_table
 from .predictor import Predictor
-from .work_queue import SharedFolder
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +71,8 @@ def prediction_path(out: Path, case: InputCase, form: str | None) -> Path:
 
 def _output_paths(predictor: Predictor, out: Path, case: InputCase, outputs: OutputOptions) -> list[Path]:
     """Files that may be written for a case, the segmentation first. Raises OptionError like `prediction_path`."""
+    if case.error is not None:
+        return []
     beside = map_paths(
         predictor, prediction_path(out, case, None), outputs.probabilities, outputs.uncertainty, outputs.gate_maps
     )
@@ -111,18 +116,19 @@ class OutputOptions(NamedTuple):
     gate_maps: bool = False
 
 
-class Outcome(NamedTuple):
-    """What one process has predicted."""
+class Work(NamedTuple):
+    """What all processes of a command are to know."""
 
-    predicted: int
-    kept: int
-    """finished before, or meanwhile by other commands, with the same model and options"""
-    failures: list[str]
-    """a message for each case that could not be predicted"""
+    out: Path
+    outputs: OutputOptions
+    run: str
+    """identifies the command"""
+    overwrite: bool
+    force: bool
 
-    def log_counts(self) -> None:
-        counts = (self.predicted, self.kept, len(self.failures))
-        log.info("%d cases predicted, %d predicted already and kept, %d not predicted", *counts)
+
+Predict = Callable[[Work, CaseRecords, Sequence[InputCase]], list[InputCase]]
+"""predicts those cases that are not finished, and says which these were"""
 
 
 def predict_folder(
@@ -130,52 +136,67 @@ def predict_folder(
     source: Path,
     out: Path,
     outputs: OutputOptions,
-    on_case: OnCase | None = None,
     overwrite: bool = False,
-    run: str | None = None,
     force: bool = False,
-    tell: bool = True,
+    predict: Predict | None = None,
 ) -> Outcome:
-    """Predict what is not yet finished in `out`, together with other processes that do the same.
+    """Predict what is not yet finished in `out`, in this process or by `predict`, for which the predictor needs no
+    networks.
 
-    `overwrite` predicts the finished ones again, too, and replaces files that AutoUNet did not write. `run` names the
-    command of which this is one of several processes, of which one is to `tell` what all see. Images that are unlike
-    the training (`mismatch`) are refused, with `force` only those that networks cannot take. An AutoUNetError, as of a
-    bad image, and memory that runs out concern one case: its message is among the failures, once, and the next case
+    `overwrite` predicts the finished ones again, too, and replaces files that AutoUNet did not write. Images that are
+    unlike the training (`mismatch`) are refused, with `force` only those that networks cannot take. An AutoUNetError,
+    as of a bad image, and memory that runs out concern one case: its message is among the failures, and the next case
     follows. Every other error ends the work: OSError where something cannot be written, and whatever a mistake in the
     program raises, with the case in its notes. Raises OptionError for an unknown format, for gate maps of networks
-    without gates, and for files in the way.
+    without gates, for files in the way, and while another command works in `out`.
     """
     require_folder(out)
     _require_possible(predictor, outputs)
-    keep_freed_memory()
-    cases = _judged_cases(predictor, source, out, outputs, force, tell)
+    cases = _judged_cases(predictor, source, out, outputs, force)
     paths = {case: _output_paths(predictor, out, case, outputs) for case in cases if case.error is None}
     require_new(paths)
     may_write = {case.identifier: own for case, own in paths.items()}
-    require_no_links(out, [path for case, own in may_write.items() for path in (record_of(out, case), *own)])
+    places = [path for case, own in may_write.items() for path in (record_of(out, case), *own)]
+    require_no_links(out, [*places, RunFolder(out / RECORDS).lock / "itself"])
     if not overwrite:
         others = _foreign_files(predictor, out, outputs)
         require_replaceable(out, may_write, others, "Give another --out, or --overwrite to replace what is there")
-    predicted, failures = 0, []
-    with SharedFolder(out, prediction_key(predictor, outputs), run, overwrite, may_write) as shared:
+    work = Work(out, outputs, uuid.uuid4().hex, overwrite, force)
+    (out / RECORDS).mkdir(parents=True, exist_ok=True)
+    with locked(out, out / RECORDS):
         if outputs.form == BIDS:
             write_dataset(out, predictor.bundle)
-        remaining = cases
-        while remaining:
-            for case, read in one_ahead(shared.claimed(remaining), partial(_load_and_prepare, predictor, force)):
-                problem = _attempt(predictor, case, read, shared, outputs)
-                if problem:
-                    failures.append(problem)
-                predicted += not problem
-                if on_case:
-                    on_case(case.identifier)
-            remaining = shared.postponed
-            if remaining:
-                shared.wait()
-        kept = shared.kept
+        records = case_records(predictor, work)
+        given = predict(work, records, cases) if predict else predict_here(predictor, None, work, records, cases)
+        remove_leftovers((out / RECORDS).rglob(".*"))
     join_tables(predictor.bundle, out, [own[0] for own in paths.values()])
-    return Outcome(predicted, kept, failures)
+    return records.outcome(len(cases), given)
+
+
+def case_records(predictor: Predictor, work: Work) -> CaseRecords:
+    paths = partial(_output_paths, predictor, work.out, outputs=work.outputs)
+    return CaseRecords(work.out, prediction_key(predictor, work.outputs), work.run, work.overwrite, paths)
+
+
+def predict_here(
+    predictor: Predictor, on_case: OnCase | None, work: Work, records: CaseRecords, cases: Sequence[InputCase]
+) -> list[InputCase]:
+    """In this process; returns those that were not finished."""
+    given = records.unfinished(cases)
+    predict_cases(predictor, on_case, work, records, given)
+    return given
+
+
+def predict_cases(
+    predictor: Predictor, on_case: OnCase | None, work: Work, records: CaseRecords, cases: Iterable[InputCase]
+) -> None:
+    """Those of the cases that are not finished; one is drawn and read while another is predicted."""
+    keep_freed_memory()
+    with closing(records):
+        for case, read in one_ahead(records.begun(cases), partial(_load_and_prepare, predictor, work.force)):
+            _attempt(predictor, case, read, records, work.outputs)
+            if on_case:
+                on_case(case.identifier)
 
 
 def _require_possible(predictor: Predictor, outputs: OutputOptions) -> None:
@@ -190,7 +211,7 @@ def _require_possible(predictor: Predictor, outputs: OutputOptions) -> None:
 
 
 def _judged_cases(
-    predictor: Predictor, source: Path, out: Path, outputs: OutputOptions, force: bool, tell: bool
+    predictor: Predictor, source: Path, out: Path, outputs: OutputOptions, force: bool
 ) -> list[InputCase]:
     """Those of `source`, with an error where the format has no name or no place for one, or the model is another's."""
     cases = find_inputs(source, predictor.bundle)
@@ -198,7 +219,7 @@ def _judged_cases(
         cases = judge_names(cases, out)
     if outputs.form == DICOM_SEG and any(is_series(image) for case in cases for image in case.images[:1]):
         cases = [case if case.error or is_series(case.images[0]) else _no_series(case) for case in cases]
-    return judge_headers(predictor.bundle, cases, force, tell)
+    return judge_headers(predictor.bundle, cases, force)
 
 
 def _foreign_files(predictor: Predictor, out: Path, outputs: OutputOptions) -> list[Path]:
@@ -217,12 +238,12 @@ def prediction_key(predictor: Predictor, outputs: OutputOptions) -> str:
 
 
 def _attempt(
-    predictor: Predictor, case: InputCase, read: Callable[[], Read], shared: SharedFolder, outputs: OutputOptions
-) -> str | None:
-    """Predict one case and record it as done; None, or why it could not be predicted."""
+    predictor: Predictor, case: InputCase, read: Callable[[], Read], records: CaseRecords, outputs: OutputOptions
+) -> None:
+    """Predict one case and record that, or why it could not be predicted."""
     try:
-        shared.finished(case, _predict_case(predictor, case, read, shared.out, outputs))
-        return None
+        records.finished(case, _predict_case(predictor, case, read, records.out, outputs))
+        return
     except OutOfMemory as error:
         problem = _memory_problem(predictor, case, error.message, error.remedy)
     except AutoUNetError as error:
@@ -235,8 +256,7 @@ def _attempt(
             raise
         problem = _memory_problem(predictor, case, "memory ran out", "Free some of it, or use --device cpu")
     log.info("case %s: not predicted", case.identifier)
-    shared.failed(case, problem)
-    return problem
+    records.failed(case, problem)
 
 
 def _memory_problem(predictor: Predictor, case: InputCase, message: str, remedy: str) -> str:

@@ -244,8 +244,8 @@ def _refusal(case: InputCase, found: Iterable[Mismatch], force: bool) -> DataErr
     return DataError("; ".join(each.message for each in wrong), remedy, case.identifier)
 
 
-def judge_headers(bundle: ModelBundle, cases: Sequence[InputCase], force: bool, tell: bool = True) -> list[InputCase]:
-    """The cases, with the reason for those that are refused; with `tell`, what is only told, each topic once."""
+def judge_headers(bundle: ModelBundle, cases: Sequence[InputCase], force: bool) -> list[InputCase]:
+    """The cases, with the reason for those that are refused; what is only told is logged, each topic once."""
     judged: list[InputCase] = []
     told: dict[str, list[str]] = {}
     for case in cases:
@@ -255,12 +255,11 @@ def judge_headers(bundle: ModelBundle, cases: Sequence[InputCase], force: bool, 
         for each in () if refusal else found:
             told.setdefault(each.topic, []).append(f"case {case.identifier}: {each.message}")
     refusals = [own.error for case, own in zip(cases, judged, strict=True) if case.error is None and own.error]
-    if tell:
-        for messages in told.values():
-            more = f" (as of {len(messages) - 1} more)" if len(messages) > 1 else ""
-            log.warning("%s%s", messages[0], more)
-        if refusals and len(refusals) < len(cases):
-            log.warning("%d of %d images do not fit the model and will not be predicted", len(refusals), len(cases))
+    for messages in told.values():
+        more = f" (as of {len(messages) - 1} more)" if len(messages) > 1 else ""
+        log.warning("%s%s", messages[0], more)
+    if refusals and len(refusals) < len(cases):
+        log.warning("%d of %d images do not fit the model and will not be predicted", len(refusals), len(cases))
     return judged
 
 

@@ -57,14 +57,14 @@ class Predictor:
     folds that were packed, and whole. `average` is what views and folds, and configurations, are averaged as; None: as
     the model was selected. `postprocess` removes the components that cross-validation says to remove; steps that were
     chosen for the selected configurations are not applied to another one. Objects that are told apart are numbered
-    from 1 on; without `postprocess` small ones stay. Raises ModelError, and OptionError for a `prune` that the
-    networks cannot have.
+    from 1 on; without `postprocess` small ones stay. With the `device` None there are no networks, for a process that
+    only hands cases to others. Raises ModelError, and OptionError for a `prune` that the networks cannot have.
     """
 
     def __init__(
         self,
         model: Path,
-        device: str = "auto",
+        device: str | None = "auto",
         configuration: str | None = None,
         folds: Sequence[int] | None = None,
         mirror: bool = True,
@@ -76,11 +76,12 @@ class Predictor:
         from ..inference.bundle import build_models, load_bundle
         from ..ops.device import choose_device
 
-        require_device(device)
+        if device is not None:
+            require_device(device)
         if average is not None and average not in get_args(Average):
             raise unknown_name("--average", average, get_args(Average))
         self.bundle, folder = load_bundle(Path(model))
-        self.device = choose_device(device)
+        self.device = "" if device is None else choose_device(device)
         known = self.bundle.configurations
         self.names = (configuration,) if configuration else self.bundle.selection.chosen
         if configuration and configuration not in known:
@@ -105,7 +106,7 @@ class Predictor:
         built = self.bundle.model_copy(update={"configurations": self.configurations})
         self.models = {
             name: build_models(built, folder, name, folds if name in self.names else None, self.device)
-            for name in self.configurations
+            for name in (self.configurations if device is not None else ())
         }
         self._networks = Lock()
         """one image at a time: a second one would need memory of its own and gain nothing"""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -36,6 +37,10 @@ def require_no_links(folder: Path, files: Iterable[Path]) -> None:
         if (folder / place).is_symlink():
             where = f"{folder / place} is a link to {os.readlink(folder / place)}"
             raise OptionError(f"{where}, and nothing is written through it", "Remove it, or give another --out")
+
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.(\d+)(\.\D.*)?")
+"""a name that `replacing` and `new_folder` give; the group is the process"""
 
 
 @contextmanager

@@ -2,16 +2,13 @@
 
 Files that these wrote may be replaced, and are no images to predict:
 
-OUT/.predicted/<case>.json    what was written for the case, by which model and options, from which files
-OUT/.predicted/<case>.claim   while a process works on it: who, and what it may write
+OUT/.predicted/<case>.json   what was written for the case, by which model and options, from which files
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -157,15 +154,15 @@ class PredictedFile(Part):
 
 
 class PredictedCase(Record):
-    """`OUT/.predicted/<case>.json`, written after all files of the case."""
+    """`OUT/.predicted/<case>.json`, written when a case is begun, and again after all of its files."""
 
     key: str
-    """of the model, the options and the image files, see `prediction/work_queue.py`"""
+    """of the model, the options and the image files, see `prediction/case_records.py`; empty until it is predicted"""
     run: str
-    """identifies the command that predicted it; several processes of one command share it"""
+    """identifies the command that wrote it; several processes of one command share it"""
     files: tuple[PredictedFile, ...] = ()
     earlier: tuple[str, ...] = ()
-    """names of files that earlier commands wrote for the case, such as maps, or that were begun"""
+    """names of files that earlier commands wrote for the case, such as maps, or that are or were begun"""
     problem: str | None = None
     """why it could not be predicted; the processes of the same command skip it, a later command tries again"""
 
@@ -187,27 +184,17 @@ def recorded_names(out: Path, case: str) -> frozenset[str] | None:
 
 
 def written_names(out: Path, case: str) -> frozenset[str]:
-    """Names that were written for a case, or begun, as far as its record and its claim say."""
-    return (recorded_names(out, case) or frozenset()) | _claimed_names(out, case)
+    """Names that were written for a case, or begun, as far as its record says."""
+    return recorded_names(out, case) or frozenset()
 
 
 def is_written(out: Path, case: str, name: str) -> bool:
     """Whether AutoUNet wrote the file of this name for the case, or is writing it.
 
-    A damaged record vouches for all files of its case. The record is read before the claim and after it: whoever
-    predicts a case again claims it, removes the record, writes another, and gives the claim back, in this order.
+    A damaged record vouches for all files of its case.
     """
-    for look in (recorded_names, _claimed_names, recorded_names):
-        names = look(out, case)
-        if names is None or name in names:
-            return True
-    return False
-
-
-def _claimed_names(out: Path, case: str) -> frozenset[str]:
-    with suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):  # released, or being written
-        return frozenset(json.loads((out / RECORDS / f"{case}.claim").read_text(encoding="utf-8")).get("files", ()))
-    return frozenset()
+    names = recorded_names(out, case)
+    return names is None or name in names
 
 
 def is_result(file: Path) -> bool:

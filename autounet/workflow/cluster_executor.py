@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..progress import Progress, SideBySide, stop_if_cancelled
 from ..schema.errors import AutoUNetError, RecordError, WorkerLost
@@ -32,12 +32,6 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 """between two looks at the files of running jobs"""
-
-
-class ClusterRunner(Runner, Protocol):
-    """Does not count the time in which jobs only queue."""
-
-    def queued(self, seconds: float) -> None: ...
 
 
 @dataclass
@@ -65,7 +59,7 @@ class ClusterExecutor(SequentialExecutor):
 
     def __init__(
         self,
-        runner: ClusterRunner,
+        runner: Runner,
         on_finished: Callable[[], None],
         cluster: Cluster,
         out: Path,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..ops.device import devices_like
-from ..processes import Answer, Lost, Raised, Returned, Tell, Told, WorkerProcess, heard, launched
+from ..processes import Answer, Lost, Raised, Returned, Tell, Told, Wanted, WorkerProcess, heard, launched
 from ..progress import ASKED_BY, Progress, SideBySide, Watcher, stop_if_cancelled, watched
 from ..schema.cluster import cluster_options
 from ..schema.errors import AutoUNetError, OptionError, WorkerLost
@@ -28,7 +28,7 @@ from .jobs import Job
 
 log = logging.getLogger(__name__)
 
-BESIDE = frozenset({"train", "validate", "cascade_labels"})
+BESIDE = frozenset({"train", "validate", "cascade_labels", "predict"})
 """functions of jobs that others may go on beside; the rest uses all cores by itself"""
 WAIT_SECONDS = 0.5
 """after which somebody who waits for other processes looks whether the run is cancelled"""
@@ -92,6 +92,8 @@ class Runner(Protocol):
     def __call__(self, job: Job) -> None: ...
     def begin(self, job: Job) -> dict[str, Any]: ...
     def said(self, job: Job, entry: EpochLog) -> None: ...
+    def wanted(self, job: Job) -> object: ...
+    def queued(self, seconds: float) -> None: ...
     def given_back(self, job: Job) -> None: ...
     def ended(self, job: Job, result: object, seconds: float) -> None: ...
 
@@ -236,7 +238,7 @@ class SideBySideExecutor(SequentialExecutor):
     def _hear(self, worker: WorkerProcess, answer: Answer) -> None:
         running = self.busy[worker]
         if isinstance(answer, Told):
-            self._told(running, answer.content)
+            self._told(worker, running, answer.content)
             return
         del self.busy[worker]
         for task in running.tasks:
@@ -254,21 +256,22 @@ class SideBySideExecutor(SequentialExecutor):
         else:
             raise _named(answer, running.job)
 
-    def _told(self, running: Running, content: object) -> None:
+    def _told(self, worker: WorkerProcess, running: Running, content: object) -> None:
         if isinstance(content, Progress):
             running.tasks.add(content.task)
             self.shown.update(content)
         elif isinstance(content, EpochLog):
             self.runner.said(running.job, content)
+        elif isinstance(content, Wanted):
+            worker.reply(self.runner.wanted(running.job))
 
     def _lose(self, job: Job, status: int | None) -> None:
         """Raises WorkerLost after `MOST_LOST`."""
         self.lost += 1
         what = f"{job.name}: its process {ended_by(status)}; {memory_sentence()}"
         if self.lost > MOST_LOST:
-            raise WorkerLost(
-                what, "Give --workers 1, which trains one fold after the other; the same command continues where it was"
-            )
+            less = "Give --workers 1, in a prediction one --device, so that less goes on at the same time"
+            raise WorkerLost(what, f"{less}; the same command continues where it was")
         self.count = max(1, min(self.count, len(self.busy)))
         log.warning("%s. It begins again where it was, with at most %d jobs side by side", what, self.count)
         self.runner.given_back(job)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from ..schema.dataset import Dataset
 from ..schema.errors import OptionError, RecordError
 from ..schema.names import printable
 from ..schema.options import DataOptions, RunOptions
-from ..schema.record import require_folder
+from ..schema.record import TEMPORARY, require_folder
 from ..store.run_folder import OWN_NAMES, RunFolder
 
 
@@ -111,10 +110,6 @@ def sole_in_process(deterministic: bool) -> Iterator[None]:
     finally:
         with _counting:
             _running.remove(deterministic)
-
-
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.(\d+)(\.\D.*)?")
-"""a name that `schema.record.replacing` and `new_folder` give; the group is the process"""
 
 
 def remove_temporary(folder: Path) -> None:

@@ -250,6 +250,9 @@ class JobRunner:
         """All jobs waited for a machine."""
         self.deadline.not_counted(seconds)
 
+    def wanted(self, job: Job) -> None:
+        """What a job is given that asks: those of a run have all that they need."""
+
     def given_back(self, job: Job) -> None:
         """What had begun begins again."""
         if job.function == "train":

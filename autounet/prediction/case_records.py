@@ -1,0 +1,155 @@
+"""What `predict` records of each case in its output folder: what is finished, and which files are AutoUNet's.
+
+One command at a time works in the folder (`store/folder_lock.py`), and one of its processes on a case. The files are
+those of `schema/run.py`.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from ..datasets import InputCase
+from ..imageio import files_of, suffix
+from ..schema.errors import RecordError
+from ..schema.record import TEMPORARY, digest
+from ..schema.run import PredictedCase, PredictedFile, record_of, written_names
+
+log = logging.getLogger(__name__)
+
+
+class Outcome(NamedTuple):
+    """What a command has predicted."""
+
+    predicted: int
+    kept: int
+    """finished before, with the same model and options"""
+    failures: list[str]
+    """a message for each case that could not be predicted"""
+
+    def log_counts(self) -> None:
+        counts = (self.predicted, self.kept, len(self.failures))
+        log.info("%d cases predicted, %d predicted already and kept, %d not predicted", *counts)
+
+
+class CaseRecords:
+    """`begun` yields cases to predict, each of which ends with `finished` or `failed`, and the last with `close`.
+
+    `key` is of the model and the options, `run` of the command. A case is finished when its record has the same key,
+    also of its image files by name, size and time of modification, and its files have the sizes of the record. With
+    `overwrite`, and where it could not be predicted, the record must be of this command as well.
+    """
+
+    def __init__(
+        self, out: Path, key: str, run: str, overwrite: bool, paths: Callable[[InputCase], Sequence[Path]]
+    ) -> None:
+        """`paths` gives the files that may be written for a case."""
+        self.out, self.key, self.run, self.overwrite, self.paths = out, key, run, overwrite, paths
+        self._keys: dict[str, str] = {}
+        """of cases, with the state of their files before they were read"""
+        self._begun: dict[str, frozenset[str]] = {}
+        """case -> names that are, or will be, AutoUNet's"""
+
+    def close(self) -> None:
+        """What is there of cases that were begun and not finished stays AutoUNet's."""
+        for case in self._begun:
+            record = record_of(self.out, case)
+            if there := self._earlier(case):
+                PredictedCase(key="", run=self.run, earlier=there).save(record)
+            else:
+                record.unlink(missing_ok=True)
+
+    def case_key(self, case: InputCase) -> str:
+        if (key := self._keys.get(case.identifier)) is None:
+            key = digest([self.key, case.frame, case.present, [_state(image) for image in case.images]])
+            self._keys[case.identifier] = key
+        return key
+
+    def is_finished(self, case: InputCase) -> bool:
+        """Also where this command has found that it cannot be predicted."""
+        record = self._read(case.identifier)
+        if record is None or record.key != self.case_key(case):
+            return False
+        if not all(_is_there(self.out, file) for file in record.files):
+            return False
+        return record.run == self.run or not (self.overwrite or record.problem is not None)
+
+    def unfinished(self, cases: Iterable[InputCase]) -> list[InputCase]:
+        return [case for case in cases if not self.is_finished(case)]
+
+    def outcome(self, cases: int, given: Sequence[InputCase]) -> Outcome:
+        """Of so many cases, after those that were not finished before were `given` to be predicted."""
+        records = [PredictedCase.load(record_of(self.out, case.identifier)) for case in given]
+        failures = [record.problem for record in records if record.problem is not None]
+        return Outcome(len(given) - len(failures), cases - len(given), failures)
+
+    def begun(self, cases: Iterable[InputCase]) -> Iterator[InputCase]:
+        """Those that are not finished, each recorded as begun."""
+        for case in cases:
+            if self.is_finished(case):
+                continue
+            name, before = case.identifier, self._read(case.identifier)
+            paths = self.paths(case)
+            names = written_names(self.out, name) | {path.relative_to(self.out).as_posix() for path in paths}
+            if before is not None and not before.key:  # a process that began it was killed
+                for path in paths:
+                    remove_leftovers(path.parent.glob(f".{glob.escape(path.name)}.*"))
+            PredictedCase(key="", run=self.run, earlier=tuple(sorted(names))).save(record_of(self.out, name))
+            self._begun[name] = names
+            yield case
+
+    def finished(self, case: InputCase, paths: Sequence[Path]) -> None:
+        """Record that all files of the case are written."""
+        files = tuple(
+            PredictedFile(name=path.relative_to(self.out).as_posix(), bytes=path.stat().st_size) for path in paths
+        )
+        self._save(case, files)
+
+    def failed(self, case: InputCase, problem: str) -> None:
+        self._save(case, (), problem)
+
+    def _save(self, case: InputCase, files: tuple[PredictedFile, ...], problem: str | None = None) -> None:
+        name, own = case.identifier, {file.name for file in files}
+        earlier = tuple(each for each in self._earlier(name) if each not in own)
+        record = PredictedCase(key=self.case_key(case), run=self.run, files=files, earlier=earlier, problem=problem)
+        record.save(record_of(self.out, name))
+        del self._begun[name]
+
+    def _earlier(self, case: str) -> tuple[str, ...]:
+        """Those of the names of a begun case that are there."""
+        return tuple(sorted(name for name in self._begun[case] if (self.out / name).exists()))
+
+    def _read(self, case: str) -> PredictedCase | None:
+        """None where there is no record, or one that is damaged or of another version."""
+        with suppress(RecordError):
+            return PredictedCase.load(record_of(self.out, case))
+        return None
+
+
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Those of the paths that a process which was killed had begun to write."""
+    for path in paths:
+        if TEMPORARY.fullmatch(path.name) and not path.is_dir():
+            path.unlink(missing_ok=True)
+
+
+def _is_there(out: Path, file: PredictedFile) -> bool:
+    try:
+        return (out / file.name).stat().st_size == file.bytes
+    except OSError:
+        return False
+
+
+def _state(image: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of modification of all files of an image; without those that are missing."""
+    files = sorted(image.iterdir()) if image.is_dir() and not suffix(image) else files_of(image)
+    states = []
+    for file in files:
+        with suppress(OSError):
+            status = file.stat()
+            states.append((file.name, status.st_size, status.st_mtime_ns))
+    return states

@@ -1,0 +1,150 @@
+"""Prediction of a folder by several processes: what one of them did not finish another does, and nothing twice."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from functools import partial
+from pathlib import Path
+
+import faulty_prediction
+import numpy as np
+import pytest
+from test_cluster_parts import state
+from test_faults import folder, images, left_behind, predictor, written  # noqa: F401 - two are fixtures
+
+from autounet.api import Model
+from autounet.imageio import read_labels
+from autounet.prediction.folder import OutputOptions
+from autounet.schema.errors import OptionError
+from autounet.schema.run import PredictedCase, record_of
+from autounet.store import folder_lock
+from autounet.store.folder_lock import locked
+from autounet.workflow.job_state import job_folder, read_attempts, read_jobs
+from autounet.workflow.shards import predict_on
+
+
+def require_equal(out: Path, alone: Path) -> None:
+    assert sorted(written(out)) == sorted(written(alone))
+    for name in written(alone):
+        np.testing.assert_array_equal(read_labels(out / name)[0], read_labels(alone / name)[0])
+
+
+def test_a_process_that_is_killed_leaves_its_cases_to_another(
+    folder: Path,
+    predictor: Model,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,  # noqa: F811
+) -> None:
+    source, out, marker = images(tmp_path / "in", 8), tmp_path / "out", tmp_path / "marker"
+    (source / "c03.nii").write_bytes(b"no image")
+    load = partial(faulty_prediction.killed_at_its_second_case, marker, folder)
+    with caplog.at_level(logging.WARNING, "autounet"):
+        found = predict_on("cpu,cpu", None, load, source, out, OutputOptions())
+    assert (found.predicted, found.kept, len(found.failures)) == (7, 0, 1)
+    (told,) = [record.getMessage() for record in caplog.records if "begins again" in record.getMessage()]
+    assert "its process was killed by SIGKILL" in told
+    assert marker.stat().st_size == 7 + 1, "a case was predicted twice besides the one that was not finished"
+    predictor.predict_files(source, tmp_path / "alone")
+    require_equal(out, tmp_path / "alone")
+    assert left_behind(out) == []
+
+
+def test_a_mistake_in_one_process_ends_all(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    """The other one would be busy for an hour."""
+    load = partial(faulty_prediction.second_raises, tmp_path / "marker", folder)
+    with pytest.raises(KeyError, match="a mistake in the program") as raised:
+        predict_on("cpu,cpu", None, load, images(tmp_path / "in", 2), tmp_path / "out", OutputOptions())
+    assert "second_raises" in raised.value.__notes__[0]
+
+
+def test_a_cluster_predicts_shards_and_repeats_only_what_was_killed(
+    folder: Path,
+    predictor: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+) -> None:
+    pytest.importorskip("parsl", reason="needs the extra cluster")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    source, out, marker = images(tmp_path / "in", 4), tmp_path / "out", tmp_path / "marker"
+    (source / "c03.nii").write_bytes(b"no image")
+    file = tmp_path / "here.toml"
+    file.write_text(f'provider = "local"\nfolder = "{tmp_path / "engine"}"\n')
+    monkeypatch.setattr("autounet.workflow.shards.SHARDS_EACH", 2)
+    load = partial(faulty_prediction.killed_at_its_second_case, marker, folder)
+    found = predict_on("auto", str(file), load, source, out, OutputOptions())
+    assert (found.predicted, found.kept, len(found.failures)) == (3, 0, 1)
+    assert marker.stat().st_size == 3 + 1
+    place = out / ".predicted" / ".work"
+    states = read_jobs(place)
+    assert [(job.name, job.state, job.attempts) for job in states] == [
+        ("predict cases 1 to 2", "done", 1), ("predict cases 3 to 4", "done", 0),
+    ]  # fmt: skip
+    assert "ended from outside" in read_attempts(job_folder(place, states[0].name))[0].reason
+    predictor.predict_files(source, tmp_path / "alone")
+    require_equal(out, tmp_path / "alone")
+    images(source, 4)
+    monkeypatch.setattr("autounet.workflow.cluster.Cluster.submit", None)  # what is finished is given to nobody
+    assert predictor.predict_files(source, out) == []
+    assert predict_on("auto", str(file), load, source, out, OutputOptions()).kept == 4
+    with pytest.raises(OptionError, match="a job of a cluster uses one device"):
+        predict_on("cpu,cpu", str(file), load, source, out, OutputOptions())
+
+
+def test_one_command_at_a_time_predicts_into_a_folder(
+    predictor: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,  # noqa: F811
+) -> None:
+    source, out = images(tmp_path / "in", 2), tmp_path / "out"
+    monkeypatch.setattr(folder_lock, "LOCK_WAIT_SECONDS", 0.0)
+    (out / ".predicted").mkdir(parents=True)
+    with locked(out, out / ".predicted"), pytest.raises(OptionError, match=f"another autounet is working in {out} "):
+        predictor.predict_files(source, out)
+    assert written(out) == {}
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", fails)
+    assert predictor.predict_files(source, out) == []
+    assert "make sure that no other command writes into it" in caplog.text
+
+
+def test_what_a_killed_process_had_begun_is_removed_and_stays_autounets(predictor: Model, tmp_path: Path) -> None:  # noqa: F811
+    source, out = images(tmp_path / "in", 2), tmp_path / "out"
+    for name in ("c00.nii", ".c00.nii.0123abcd.77.nii", ".c00.nii.mine"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("half")
+    PredictedCase(key="", run="killed", earlier=("c00.nii",)).save(record_of(out, "c00"))
+    (out / ".predicted" / ".c01.json.0123abcd.77").touch()
+    assert predictor.predict_files(source, out) == []
+    assert left_behind(out) == [".c00.nii.mine"]
+
+
+@pytest.mark.parametrize(
+    "place", [".predicted", ".predicted/.lock", ".predicted/.work", ".predicted/.work/jobs/a/log.txt"]
+)
+def test_nothing_is_written_through_links_among_records(predictor: Model, tmp_path: Path, place: str) -> None:  # noqa: F811
+    source, victim, link = images(tmp_path / "in", 1), tmp_path / "victim", tmp_path / "out" / f".predicted{place}"
+    victim.mkdir()
+    link.parent.mkdir(parents=True)
+    link.symlink_to(victim)
+    with pytest.raises(OptionError, match="is a link"):
+        predictor.predict_files(source, tmp_path / "out")
+    assert list(victim.iterdir()) == []
+
+
+def test_jobs_that_a_killed_command_left_are_asked_to_end_before_anything_begins(
+    predictor: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+) -> None:
+    monkeypatch.setattr("autounet.workflow.job_state.SILENT_SECONDS", 0.3)
+    monkeypatch.setattr("autounet.workflow.shards.POLL_SECONDS", 0.05)
+    source, place = images(tmp_path / "in", 1), tmp_path / "out" / ".predicted" / ".work"
+    state(place, "predict cases 1 to 9")  # on another machine
+    assert predictor.predict_files(source, tmp_path / "out") == []
+    assert job_folder(place, "predict cases 1 to 9").stop("x").exists()
