@@ -12,8 +12,10 @@ import faulty_prediction
 import numpy as np
 import pytest
 from test_cluster_parts import state
-from test_faults import folder, images, left_behind, predictor, written  # noqa: F401 - two are fixtures
+from test_faults import images, left_behind, written
+from test_predict_options import configuration, model
 
+from autounet import api
 from autounet.api import Model
 from autounet.imageio import read_labels
 from autounet.prediction.folder import OutputOptions
@@ -21,8 +23,19 @@ from autounet.schema.errors import OptionError
 from autounet.schema.run import PredictedCase, record_of
 from autounet.store import folder_lock
 from autounet.store.folder_lock import locked
-from autounet.workflow.job_state import job_folder, read_attempts, read_jobs
+from autounet.workflow.job_state import job_folder, prediction_jobs, read_attempts
+from autounet.workflow.read_status import read_status
 from autounet.workflow.shards import predict_on
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model(tmp_path_factory.mktemp("model"), {"3d_fullres": configuration("plain", 3)})
+
+
+@pytest.fixture(scope="module")
+def predictor(folder: Path) -> Model:
+    return api.load(folder, device="cpu", mirror=False)
 
 
 def require_equal(out: Path, alone: Path) -> None:
@@ -35,7 +48,7 @@ def test_a_process_that_is_killed_leaves_its_cases_to_another(
     folder: Path,
     predictor: Model,
     tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     source, out, marker = images(tmp_path / "in", 8), tmp_path / "out", tmp_path / "marker"
     (source / "c03.nii").write_bytes(b"no image")
@@ -51,7 +64,7 @@ def test_a_process_that_is_killed_leaves_its_cases_to_another(
     assert left_behind(out) == []
 
 
-def test_a_mistake_in_one_process_ends_all(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_mistake_in_one_process_ends_all(folder: Path, tmp_path: Path) -> None:
     """The other one would be busy for an hour."""
     load = partial(faulty_prediction.second_raises, tmp_path / "marker", folder)
     with pytest.raises(KeyError, match="a mistake in the program") as raised:
@@ -63,7 +76,7 @@ def test_a_cluster_predicts_shards_and_repeats_only_what_was_killed(
     folder: Path,
     predictor: Model,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("parsl", reason="needs the extra cluster")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
@@ -76,12 +89,13 @@ def test_a_cluster_predicts_shards_and_repeats_only_what_was_killed(
     found = predict_on("auto", str(file), load, source, out, OutputOptions())
     assert (found.predicted, found.kept, len(found.failures)) == (3, 0, 1)
     assert marker.stat().st_size == 3 + 1
-    place = out / ".predicted" / ".work"
-    states = read_jobs(place)
-    assert [(job.name, job.state, job.attempts) for job in states] == [
+    place = prediction_jobs(out)
+    status = read_status(out)
+    assert status.state == "finished"
+    assert [(job.name, job.state, job.attempts) for job in status.jobs] == [
         ("predict cases 1 to 2", "done", 1), ("predict cases 3 to 4", "done", 0),
     ]  # fmt: skip
-    assert "ended from outside" in read_attempts(job_folder(place, states[0].name))[0].reason
+    assert "ended from outside" in read_attempts(job_folder(place, status.jobs[0].name))[0].reason
     predictor.predict_files(source, tmp_path / "alone")
     require_equal(out, tmp_path / "alone")
     images(source, 4)
@@ -96,7 +110,7 @@ def test_one_command_at_a_time_predicts_into_a_folder(
     predictor: Model,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     source, out = images(tmp_path / "in", 2), tmp_path / "out"
     monkeypatch.setattr(folder_lock, "LOCK_WAIT_SECONDS", 0.0)
@@ -113,7 +127,7 @@ def test_one_command_at_a_time_predicts_into_a_folder(
     assert "make sure that no other command writes into it" in caplog.text
 
 
-def test_what_a_killed_process_had_begun_is_removed_and_stays_autounets(predictor: Model, tmp_path: Path) -> None:  # noqa: F811
+def test_what_a_killed_process_had_begun_is_removed_and_stays_autounets(predictor: Model, tmp_path: Path) -> None:
     source, out = images(tmp_path / "in", 2), tmp_path / "out"
     for name in ("c00.nii", ".c00.nii.0123abcd.77.nii", ".c00.nii.mine"):
         (out / name).parent.mkdir(exist_ok=True)
@@ -127,7 +141,7 @@ def test_what_a_killed_process_had_begun_is_removed_and_stays_autounets(predicto
 @pytest.mark.parametrize(
     "place", [".predicted", ".predicted/.lock", ".predicted/.work", ".predicted/.work/jobs/a/log.txt"]
 )
-def test_nothing_is_written_through_links_among_records(predictor: Model, tmp_path: Path, place: str) -> None:  # noqa: F811
+def test_nothing_is_written_through_links_among_records(predictor: Model, tmp_path: Path, place: str) -> None:
     source, victim, link = images(tmp_path / "in", 1), tmp_path / "victim", tmp_path / "out" / f".predicted{place}"
     victim.mkdir()
     link.parent.mkdir(parents=True)
@@ -140,11 +154,15 @@ def test_nothing_is_written_through_links_among_records(predictor: Model, tmp_pa
 def test_jobs_that_a_killed_command_left_are_asked_to_end_before_anything_begins(
     predictor: Model,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("autounet.workflow.job_state.SILENT_SECONDS", 0.3)
     monkeypatch.setattr("autounet.workflow.shards.POLL_SECONDS", 0.05)
-    source, place = images(tmp_path / "in", 1), tmp_path / "out" / ".predicted" / ".work"
+    source, place, seen = images(tmp_path / "in", 1), prediction_jobs(tmp_path / "out"), []
     state(place, "predict cases 1 to 9")  # on another machine
+    stop = job_folder(place, "predict cases 1 to 9").stop("x")
+    monkeypatch.setattr("autounet.workflow.shards.stop_if_cancelled", lambda: seen.append(stop.exists()))
     assert predictor.predict_files(source, tmp_path / "out") == []
-    assert job_folder(place, "predict cases 1 to 9").stop("x").exists()
+    assert all(seen)
+    assert len(seen) > 1, "it was not waited for"
+    assert left_behind(tmp_path / "out") == []

@@ -49,8 +49,8 @@ class CaseRecords:
     ) -> None:
         """`paths` gives the files that may be written for a case."""
         self.out, self.key, self.run, self.overwrite, self.paths = out, key, run, overwrite, paths
-        self._keys: dict[str, str] = {}
-        """of cases, with the state of their files before they were read"""
+        self._keys: dict[InputCase, str] = {}
+        """with the state of their files before they were read"""
         self._begun: dict[str, frozenset[str]] = {}
         """case -> names that are, or will be, AutoUNet's"""
 
@@ -64,9 +64,9 @@ class CaseRecords:
                 record.unlink(missing_ok=True)
 
     def case_key(self, case: InputCase) -> str:
-        if (key := self._keys.get(case.identifier)) is None:
+        if (key := self._keys.get(case)) is None:
             key = digest([self.key, case.frame, case.present, [_state(image) for image in case.images]])
-            self._keys[case.identifier] = key
+            self._keys[case] = key
         return key
 
     def is_finished(self, case: InputCase) -> bool:

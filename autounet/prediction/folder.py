@@ -29,7 +29,6 @@ from ..schema.geometry import Geometry
 from ..schema.record import digest, require_folder, require_no_links
 from ..schema.run import RECORDS, record_of, require_replaceable
 from ..store.folder_lock import locked
-from ..store.run_folder import RunFolder
 from ..system_memory import is_out_of_memory
 from ..workers import keep_freed_memory, one_ahead
 from .bids_derivatives import BIDS, bids_path, foreign_files, judge_names, require_volume, sidecar, write_dataset
@@ -156,21 +155,19 @@ def predict_folder(
     paths = {case: _output_paths(predictor, out, case, outputs) for case in cases if case.error is None}
     require_new(paths)
     may_write = {case.identifier: own for case, own in paths.items()}
-    places = [path for case, own in may_write.items() for path in (record_of(out, case), *own)]
-    require_no_links(out, [*places, RunFolder(out / RECORDS).lock / "itself"])
+    require_no_links(out, [path for case, own in may_write.items() for path in (record_of(out, case), *own)])
     if not overwrite:
         others = _foreign_files(predictor, out, outputs)
         require_replaceable(out, may_write, others, "Give another --out, or --overwrite to replace what is there")
     work = Work(out, outputs, uuid.uuid4().hex, overwrite, force)
-    (out / RECORDS).mkdir(parents=True, exist_ok=True)
     with locked(out, out / RECORDS):
         if outputs.form == BIDS:
             write_dataset(out, predictor.bundle)
         records = case_records(predictor, work)
         given = predict(work, records, cases) if predict else predict_here(predictor, None, work, records, cases)
         remove_leftovers((out / RECORDS).rglob(".*"))
-    join_tables(predictor.bundle, out, [own[0] for own in paths.values()])
-    return records.outcome(len(cases), given)
+        join_tables(predictor.bundle, out, [own[0] for own in paths.values()])
+        return records.outcome(len(cases), given)
 
 
 def case_records(predictor: Predictor, work: Work) -> CaseRecords:

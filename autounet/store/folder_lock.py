@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..schema.errors import OptionError
-from ..schema.record import write_text
+from ..schema.record import require_no_links, write_text
 from .run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ def locked(folder: Path, place: Path | None = None) -> Iterator[bool]:
     from filelock import FileLock, Timeout
 
     own = RunFolder(place or folder)
+    require_no_links(folder, [own.lock / "itself"])
+    own.path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(own.lock, timeout=LOCK_WAIT_SECONDS, fallback_to_soft=False)
     try:
         lock.acquire()

@@ -13,6 +13,7 @@ import psutil
 
 from ..schema.errors import RecordError
 from ..schema.record import Part, Record
+from ..schema.run import RECORDS
 from ..store.run_folder import JobFolder, RunFolder
 from . import cache
 
@@ -104,6 +105,11 @@ class JobStatus(Part):
 
 def job_folder(out: Path, name: str) -> JobFolder:
     return RunFolder(out).job(re.sub(r"[^\w.+-]+", "_", name))
+
+
+def prediction_jobs(out: Path) -> Path:
+    """What stands for OUT where the jobs are those of a prediction into `out`."""
+    return out / RECORDS / ".work"
 
 
 def read_run(folder: JobFolder) -> JobRun | None:

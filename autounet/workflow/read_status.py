@@ -17,12 +17,12 @@ from ..schema.fingerprint import CheckResult
 from ..schema.metrics import Metrics
 from ..schema.options import RunOptions
 from ..schema.plan import Configuration, Plan
-from ..schema.run import read_log
+from ..schema.run import RECORDS, read_log
 from ..store.folder_lock import Owner, owner
 from ..store.run_folder import RunFolder
 from ..time_budget.deadline import Clock
 from .defaults import FULL_STEPS, is_every_fold, parse_folds, step_limit, trained_folds, trained_names
-from .job_state import read_jobs
+from .job_state import JobStatus, prediction_jobs, read_jobs
 from .status import FoldState, FoldStatus, RunState, RunStatus, status_lines
 
 MIN_PROGRESS = 0.01
@@ -41,6 +41,8 @@ def read_status(out: Path) -> RunStatus:
         none_done = dict.fromkeys(STAGES, False)
         return RunStatus(state="empty", now="fingerprint", stages=none_done, lines=("nothing has been run here yet",))
     if not RunFolder(out).is_of_a_run():
+        if jobs := read_jobs(prediction_jobs(out)):
+            return _prediction_status(out, jobs)
         raise OptionError(
             f"{out} is not an output folder of AutoUNet", "Give the folder of a run, as it was given with --out"
         )
@@ -61,6 +63,16 @@ def read_status(out: Path) -> RunStatus:
         findings=_warnings(RunFolder(out).findings),
         jobs=read_jobs(out),
     )
+    return status.model_copy(update={"lines": tuple(status_lines(status))})
+
+
+def _prediction_status(out: Path, jobs: tuple[JobStatus, ...]) -> RunStatus:
+    """Of a prediction by a cluster."""
+    process, states = owner(out / RECORDS), {job.state for job in jobs}
+    running = process.state == "working" or "running" in states
+    state: RunState = "running" if running else "finished" if states == {"done"} else "interrupted"
+    now, memory = None if state == "finished" else "prediction", resident_bytes(process.process)
+    status = RunStatus(state=state, now=now, stages={}, memory_bytes=memory, jobs=jobs)
     return status.model_copy(update={"lines": tuple(status_lines(status))})
 
 

@@ -27,13 +27,13 @@ from ..schema.cluster import cluster_options
 from ..schema.errors import Cancelled, OptionError, OutOfMemory
 from ..schema.options import RunOptions
 from ..schema.record import digest, require_no_links
-from ..schema.run import RECORDS, EpochLog
+from ..schema.run import EpochLog
 from ..store.run_folder import JobFolder
 from ..system_memory import is_out_of_memory
 from ..time_budget.deadline import Lanes
 from ..workers import available_cores
 from . import cache
-from .job_state import Pulse, job_folder, read_run
+from .job_state import Pulse, job_folder, prediction_jobs, read_run
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -115,7 +115,7 @@ def _side_by_side(
     jobs = [_job(work, f"prediction {number}", work.run, values) for number in range(1, 1 + len(chosen))]
     lanes = Lanes(len(chosen), max(1, available_cores() // max(1, len(chosen))), devices=chosen)
     SideBySideExecutor(CaseQueue(given), lambda: None, lanes, predict_job).run(jobs)
-    shutil.rmtree(_jobs_folder(work.out), ignore_errors=True)
+    shutil.rmtree(prediction_jobs(work.out), ignore_errors=True)
     return given
 
 
@@ -137,24 +137,23 @@ def _on_cluster(
     jobs = [job for job in jobs if not set(given).isdisjoint(job.args["cases"])]
     for job in jobs:  # whether a case is done is said by its record
         cache.forget(job.done)
-    ClusterExecutor(CaseQueue(), lambda: None, cluster, _jobs_folder(work.out), predict_job).run(jobs)
+    if jobs:
+        ClusterExecutor(CaseQueue(), lambda: None, cluster, prediction_jobs(work.out), predict_job).run(jobs)
     return given
-
-
-def _jobs_folder(out: Path) -> Path:
-    """Of what is known of jobs, beside the records of cases."""
-    return out / RECORDS / ".work"
 
 
 def _job(work: Work, name: str, key: str, values: dict[str, Any]) -> Job:
     from .jobs import Job
 
-    return Job(name, (), key, job_folder(_jobs_folder(work.out), name).path / "done.json", "predict", values)
+    return Job(name, (), key, job_folder(prediction_jobs(work.out), name).path / "done.json", "predict", values)
 
 
 def _end_attempts(out: Path, jobs: Iterable[Job] = ()) -> None:
-    """Ask what goes on of a command that was killed to end, and wait for that; but those of `jobs`."""
-    place, keys, pulse = _jobs_folder(out), {job.done.parent: job.key for job in jobs}, Pulse()
+    """Ask what goes on of a command that was killed to end, and wait for that; but those of `jobs`.
+
+    Without these nothing is kept of earlier ones.
+    """
+    place, keys, pulse = prediction_jobs(out), {job.done.parent: job.key for job in jobs}, Pulse()
     require_no_links(out, [path / "itself" for path in (place, *place.rglob("*"))])
     folders = [JobFolder(path) for path in place.glob("jobs/*/")]
     while going_on := [
@@ -166,6 +165,8 @@ def _end_attempts(out: Path, jobs: Iterable[Job] = ()) -> None:
             folder.stop(attempt).touch()
         stop_if_cancelled()
         time.sleep(POLL_SECONDS)
+    if not keys:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 class CaseQueue:
