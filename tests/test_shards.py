@@ -138,9 +138,7 @@ def test_what_a_killed_process_had_begun_is_removed_and_stays_autounets(predicto
     assert left_behind(out) == [".c00.nii.mine"]
 
 
-@pytest.mark.parametrize(
-    "place", [".predicted", ".predicted/.lock", ".predicted/.work", ".predicted/.work/jobs/a/log.txt"]
-)
+@pytest.mark.parametrize("place", ["", "/.lock", "/.work", "/.work/jobs/a/log.txt"])
 def test_nothing_is_written_through_links_among_records(predictor: Model, tmp_path: Path, place: str) -> None:
     source, victim, link = images(tmp_path / "in", 1), tmp_path / "victim", tmp_path / "out" / f".predicted{place}"
     victim.mkdir()
