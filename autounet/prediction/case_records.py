@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,29 @@ from ..schema.record import TEMPORARY, digest
 from ..schema.run import PredictedCase, PredictedFile, record_of, written_names
 
 log = logging.getLogger(__name__)
+
+
+class OutputOptions(NamedTuple):
+    """What is written of each case."""
+
+    form: str | None = None
+    """None: the image's own format; dicom-seg, or bids"""
+    probabilities: bool = False
+    uncertainty: bool = False
+    gate_maps: bool = False
+
+
+class Work(NamedTuple):
+    """What all processes of a command are to know."""
+
+    out: Path
+    outputs: OutputOptions
+    key: str
+    """of the model and the options"""
+    run: str
+    """identifies the command"""
+    overwrite: bool
+    force: bool
 
 
 class Outcome(NamedTuple):
@@ -39,16 +62,14 @@ class Outcome(NamedTuple):
 class CaseRecords:
     """`begun` yields cases to predict, each of which ends with `finished` or `failed`, and the last with `close`.
 
-    `key` is of the model and the options, `run` of the command. A case is finished when its record has the same key,
-    also of its image files by name, size and time of modification, and its files have the sizes of the record. With
-    `overwrite`, and where it could not be predicted, the record must be of this command as well.
+    A case is finished when its record has the key of the work and of its image files by name, size and time of
+    modification, and its files have the sizes of the record. With `overwrite`, and where it could not be predicted, the
+    record must be of this command as well.
     """
 
-    def __init__(
-        self, out: Path, key: str, run: str, overwrite: bool, paths: Callable[[InputCase], Sequence[Path]]
-    ) -> None:
+    def __init__(self, work: Work, paths: Callable[[InputCase], Sequence[Path]]) -> None:
         """`paths` gives the files that may be written for a case."""
-        self.out, self.key, self.run, self.overwrite, self.paths = out, key, run, overwrite, paths
+        self.work, self.out, self.paths = work, work.out, paths
         self._keys: dict[InputCase, str] = {}
         """with the state of their files before they were read"""
         self._begun: dict[str, frozenset[str]] = {}
@@ -59,24 +80,21 @@ class CaseRecords:
         for case in self._begun:
             record = record_of(self.out, case)
             if there := self._earlier(case):
-                PredictedCase(key="", run=self.run, earlier=there).save(record)
+                PredictedCase(key="", run=self.work.run, earlier=there).save(record)
             else:
                 record.unlink(missing_ok=True)
 
     def case_key(self, case: InputCase) -> str:
-        if (key := self._keys.get(case)) is None:
-            key = digest([self.key, case.frame, case.present, [_state(image) for image in case.images]])
-            self._keys[case] = key
-        return key
+        if case not in self._keys:
+            self._keys[case] = digest([self.work.key, case.frame, case.present, [*map(_state, case.images)]])
+        return self._keys[case]
 
     def is_finished(self, case: InputCase) -> bool:
         """Also where this command has found that it cannot be predicted."""
         record = self._read(case.identifier)
-        if record is None or record.key != self.case_key(case):
+        if record is None or record.key != self.case_key(case) or not all(map(self._is_there, record.files)):
             return False
-        if not all(_is_there(self.out, file) for file in record.files):
-            return False
-        return record.run == self.run or not (self.overwrite or record.problem is not None)
+        return record.run == self.work.run or not (self.work.overwrite or record.problem is not None)
 
     def unfinished(self, cases: Iterable[InputCase]) -> list[InputCase]:
         return [case for case in cases if not self.is_finished(case)]
@@ -98,26 +116,30 @@ class CaseRecords:
             if before is not None and not before.key:  # a process that began it was killed
                 for path in paths:
                     remove_leftovers(path.parent.glob(f".{glob.escape(path.name)}.*"))
-            PredictedCase(key="", run=self.run, earlier=tuple(sorted(names))).save(record_of(self.out, name))
+            PredictedCase(key="", run=self.work.run, earlier=tuple(sorted(names))).save(record_of(self.out, name))
             self._begun[name] = names
             yield case
 
     def finished(self, case: InputCase, paths: Sequence[Path]) -> None:
-        """Record that all files of the case are written."""
-        files = tuple(
-            PredictedFile(name=path.relative_to(self.out).as_posix(), bytes=path.stat().st_size) for path in paths
-        )
-        self._save(case, files)
+        """All files of the case are written."""
+        self._save(case, {path.relative_to(self.out).as_posix(): path.stat().st_size for path in paths})
 
     def failed(self, case: InputCase, problem: str) -> None:
-        self._save(case, (), problem)
+        self._save(case, {}, problem)
 
-    def _save(self, case: InputCase, files: tuple[PredictedFile, ...], problem: str | None = None) -> None:
-        name, own = case.identifier, {file.name for file in files}
-        earlier = tuple(each for each in self._earlier(name) if each not in own)
-        record = PredictedCase(key=self.case_key(case), run=self.run, files=files, earlier=earlier, problem=problem)
+    def _save(self, case: InputCase, sizes: Mapping[str, int], problem: str | None = None) -> None:
+        name, files = case.identifier, tuple(PredictedFile(name=name, bytes=size) for name, size in sizes.items())
+        earlier = tuple(each for each in self._earlier(name) if each not in sizes)
+        record = PredictedCase(
+            key=self.case_key(case), run=self.work.run, files=files, earlier=earlier, problem=problem
+        )
         record.save(record_of(self.out, name))
         del self._begun[name]
+
+    def _is_there(self, file: PredictedFile) -> bool:
+        with suppress(OSError):
+            return (self.out / file.name).stat().st_size == file.bytes
+        return False
 
     def _earlier(self, case: str) -> tuple[str, ...]:
         """Those of the names of a begun case that are there."""
@@ -135,13 +157,6 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
     for path in paths:
         if TEMPORARY.fullmatch(path.name) and not path.is_dir():
             path.unlink(missing_ok=True)
-
-
-def _is_there(out: Path, file: PredictedFile) -> bool:
-    try:
-        return (out / file.name).stat().st_size == file.bytes
-    except OSError:
-        return False
 
 
 def _state(image: Path) -> list[tuple[str, int, int]]:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -33,7 +32,7 @@ from ..system_memory import is_out_of_memory
 from ..workers import keep_freed_memory, one_ahead
 from .bids_derivatives import BIDS, bids_path, foreign_files, judge_names, require_volume, sidecar, write_dataset
 from .bids_derivatives import write_sidecar as write_bids_sidecar
-from .case_records import CaseRecords, Outcome, remove_leftovers
+from .case_records import CaseRecords, Outcome, OutputOptions, Work, remove_leftovers
 from .maps import foreign_channels_file, map_paths, require_gates, write_gates, write_probability_maps
 from .mismatch import intensity_mismatches, judge_headers, require_fit
 from .objects_table import foreign_table, join_tables, table_paths, write_table
@@ -105,28 +104,7 @@ Read = tuple[list[Prepared], Geometry, np.ndarray | None]
 """a case as networks take it, its geometry, and where objects are measured the image (C, Z, Y, X) as stored"""
 
 
-class OutputOptions(NamedTuple):
-    """What is written of each case."""
-
-    form: str | None = None
-    """None: the image's own format; dicom-seg, or bids"""
-    probabilities: bool = False
-    uncertainty: bool = False
-    gate_maps: bool = False
-
-
-class Work(NamedTuple):
-    """What all processes of a command are to know."""
-
-    out: Path
-    outputs: OutputOptions
-    run: str
-    """identifies the command"""
-    overwrite: bool
-    force: bool
-
-
-Predict = Callable[[Work, CaseRecords, Sequence[InputCase]], list[InputCase]]
+Predict = Callable[[CaseRecords, Sequence[InputCase]], list[InputCase]]
 """predicts those cases that are not finished, and says which these were"""
 
 
@@ -159,39 +137,38 @@ def predict_folder(
     if not overwrite:
         others = _foreign_files(predictor, out, outputs)
         require_replaceable(out, may_write, others, "Give another --out, or --overwrite to replace what is there")
-    work = Work(out, outputs, uuid.uuid4().hex, overwrite, force)
+    work = Work(out, outputs, prediction_key(predictor, outputs), uuid.uuid4().hex, overwrite, force)
+    records = case_records(predictor, work)
     with locked(out, out / RECORDS):
         if outputs.form == BIDS:
             write_dataset(out, predictor.bundle)
-        records = case_records(predictor, work)
-        given = predict(work, records, cases) if predict else predict_here(predictor, None, work, records, cases)
+        given = predict(records, cases) if predict else predict_here(predictor, None, records, cases)
         remove_leftovers((out / RECORDS).rglob(".*"))
         join_tables(predictor.bundle, out, [own[0] for own in paths.values()])
         return records.outcome(len(cases), given)
 
 
 def case_records(predictor: Predictor, work: Work) -> CaseRecords:
-    paths = partial(_output_paths, predictor, work.out, outputs=work.outputs)
-    return CaseRecords(work.out, prediction_key(predictor, work.outputs), work.run, work.overwrite, paths)
+    return CaseRecords(work, partial(_output_paths, predictor, work.out, outputs=work.outputs))
 
 
 def predict_here(
-    predictor: Predictor, on_case: OnCase | None, work: Work, records: CaseRecords, cases: Sequence[InputCase]
+    predictor: Predictor, on_case: OnCase | None, records: CaseRecords, cases: Sequence[InputCase]
 ) -> list[InputCase]:
     """In this process; returns those that were not finished."""
     given = records.unfinished(cases)
-    predict_cases(predictor, on_case, work, records, given)
+    predict_cases(predictor, on_case, records, given)
     return given
 
 
 def predict_cases(
-    predictor: Predictor, on_case: OnCase | None, work: Work, records: CaseRecords, cases: Iterable[InputCase]
+    predictor: Predictor, on_case: OnCase | None, records: CaseRecords, cases: Iterable[InputCase]
 ) -> None:
     """Those of the cases that are not finished; one is drawn and read while another is predicted."""
     keep_freed_memory()
     with closing(records):
-        for case, read in one_ahead(records.begun(cases), partial(_load_and_prepare, predictor, work.force)):
-            _attempt(predictor, case, read, records, work.outputs)
+        for case, read in one_ahead(records.begun(cases), partial(_load_and_prepare, predictor, records.work.force)):
+            _attempt(predictor, case, read, records)
             if on_case:
                 on_case(case.identifier)
 
@@ -234,12 +211,10 @@ def prediction_key(predictor: Predictor, outputs: OutputOptions) -> str:
     return digest([__version__, predictor.bundle.checksum, configurations, chosen, outputs])
 
 
-def _attempt(
-    predictor: Predictor, case: InputCase, read: Callable[[], Read], records: CaseRecords, outputs: OutputOptions
-) -> None:
+def _attempt(predictor: Predictor, case: InputCase, read: Callable[[], Read], records: CaseRecords) -> None:
     """Predict one case and record that, or why it could not be predicted."""
     try:
-        records.finished(case, _predict_case(predictor, case, read, records.out, outputs))
+        records.finished(case, _predict_case(predictor, case, read, records.out, records.work.outputs))
         return
     except OutOfMemory as error:
         problem = _memory_problem(predictor, case, error.message, error.remedy)

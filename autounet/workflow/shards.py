@@ -67,21 +67,19 @@ def predict_on(
     A device may be named twice. Raises WorkerLost where processes are killed again and again.
     """
     rest = (source, out, outputs, overwrite, force)
-    if cluster_options(executor) is None:
-        devices = choose_devices(device)
-        if len(devices) > 1:
-            outcome = predict_folder(load(None), *rest, partial(_side_by_side, load, devices))
-        else:
-            predictor = _load(load, devices[0])
-            outcome = predict_folder(predictor, *rest, partial(in_this_process, predictor, None))
-    else:
+    if cluster_options(executor) is not None:
         from .cluster import cluster_of
 
+        if "," in device or device == "cuda:all":
+            raise OptionError(f"--device {device}: a job of a cluster uses one device", "Leave out --device")
         with cluster_of(RunOptions(executor=executor), out) as cluster:
             assert cluster is not None
-            if "," in device or device == "cuda:all":
-                raise OptionError(f"--device {device}: a job of a cluster uses one device", "Leave out --device")
-            outcome = predict_folder(load(None), *rest, partial(_on_cluster, cluster, load, cluster.device(device)))
+            outcome = predict_folder(load(None), *rest, partial(_on_cluster, load, cluster.device(device), cluster))
+    elif len(devices := choose_devices(device)) > 1:
+        outcome = predict_folder(load(None), *rest, partial(_side_by_side, load, devices))
+    else:
+        predictor = _load(load, devices[0])
+        outcome = predict_folder(predictor, *rest, partial(in_this_process, predictor, None))
     outcome.log_counts()
     return outcome
 
@@ -96,42 +94,40 @@ def _load(load: Load, device: str) -> Predictor:
 
 
 def in_this_process(
-    predictor: Predictor, on_case: OnCase | None, work: Work, records: CaseRecords, cases: Sequence[InputCase]
+    predictor: Predictor, on_case: OnCase | None, records: CaseRecords, cases: Sequence[InputCase]
 ) -> list[InputCase]:
-    _end_attempts(work.out)
-    return predict_here(predictor, on_case, work, records, cases)
+    _end_attempts(records.out)
+    return predict_here(predictor, on_case, records, cases)
 
 
 def _side_by_side(
-    load: Load, devices: Sequence[str], work: Work, records: CaseRecords, cases: Sequence[InputCase]
+    load: Load, devices: Sequence[str], records: CaseRecords, cases: Sequence[InputCase]
 ) -> list[InputCase]:
     """In a process for each device, which asks for one case after another."""
     from .executor import SideBySideExecutor
 
-    _end_attempts(work.out)
+    _end_attempts(records.out)
     given = records.unfinished(cases)
     chosen = tuple(devices[: len(given)])
-    values = {"load": load, "device": "", "work": work, "cases": None}
-    jobs = [_job(work, f"prediction {number}", work.run, values) for number in range(1, 1 + len(chosen))]
+    jobs = [_job(f"prediction {number}", "", load, device, records.work) for number, device in enumerate(chosen, 1)]
     lanes = Lanes(len(chosen), max(1, available_cores() // max(1, len(chosen))), devices=chosen)
     SideBySideExecutor(CaseQueue(given), lambda: None, lanes, predict_job).run(jobs)
-    shutil.rmtree(prediction_jobs(work.out), ignore_errors=True)
+    shutil.rmtree(prediction_jobs(records.out), ignore_errors=True)
     return given
 
 
 def _on_cluster(
-    cluster: Cluster, load: Load, device: str, work: Work, records: CaseRecords, cases: Sequence[InputCase]
+    load: Load, device: str, cluster: Cluster, records: CaseRecords, cases: Sequence[InputCase]
 ) -> list[InputCase]:
     """As jobs with shards of all cases: a command given again has the same shards, and finds those that go on."""
     from .cluster_executor import ClusterExecutor
 
-    work, jobs = work._replace(out=work.out.absolute()), []
+    work, jobs = records.work._replace(out=records.out.absolute()), []
     size = max(1, min(MOST_CASES, math.ceil(len(cases) / (SHARDS_EACH * cluster.options.workers))))
     for first in range(0, len(cases), size):
         shard = tuple(cases[first : first + size])
-        key = digest([records.key, work.overwrite and work.run, work.force, *map(records.case_key, shard)])
-        values = {"load": load, "device": device, "work": work, "cases": shard}
-        jobs.append(_job(work, f"predict cases {first + 1} to {first + len(shard)}", key, values))
+        key = digest([work.overwrite and work.run, work.force, *map(records.case_key, shard)])
+        jobs.append(_job(f"predict cases {first + 1} to {first + len(shard)}", key, load, device, work, shard))
     _end_attempts(work.out, jobs)
     given = records.unfinished(cases)
     jobs = [job for job in jobs if not set(given).isdisjoint(job.args["cases"])]
@@ -142,9 +138,10 @@ def _on_cluster(
     return given
 
 
-def _job(work: Work, name: str, key: str, values: dict[str, Any]) -> Job:
+def _job(name: str, key: str, load: Load, device: str, work: Work, cases: Sequence[InputCase] | None = None) -> Job:
     from .jobs import Job
 
+    values = {"load": load, "device": device, "work": work, "cases": cases}
     return Job(name, (), key, job_folder(prediction_jobs(work.out), name).path / "done.json", "predict", values)
 
 
@@ -231,8 +228,8 @@ def _predict(tell: Tell, load: Load, device: str, work: Work, cases: Sequence[In
         _predictor[chosen] = _load(load, device)
     predictor, records = _predictor[chosen], case_records(_predictor[chosen], work)
     if cases is None:
-        predict_cases(predictor, None, work, records, iter(partial(tell.ask, Wanted()), None))
+        predict_cases(predictor, None, records, iter(partial(tell.ask, Wanted()), None))
         return
     watcher = Watcher(on_progress=tell, lines=False, interval=TOLD_SECONDS)
     with watched(watcher), progress(f"predicting {len(cases)} cases", len(cases)) as meter:
-        predict_cases(predictor, lambda _: meter.advance(), work, records, cases)
+        predict_cases(predictor, lambda _: meter.advance(), records, cases)
