@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -18,14 +19,15 @@ from test_predict_options import configuration, model
 from autounet import api
 from autounet.api import Model
 from autounet.imageio import read_labels
-from autounet.prediction.folder import OutputOptions
-from autounet.schema.errors import OptionError
+from autounet.prediction.case_records import OutputOptions, Work
+from autounet.prediction.predictor import Predictor
+from autounet.schema.errors import Cancelled, OptionError
 from autounet.schema.run import PredictedCase, record_of
 from autounet.store import folder_lock
 from autounet.store.folder_lock import locked
 from autounet.workflow.job_state import job_folder, prediction_jobs, read_attempts
 from autounet.workflow.read_status import read_status
-from autounet.workflow.shards import predict_on
+from autounet.workflow.shards import predict_job, predict_on
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +66,17 @@ def test_a_process_that_is_killed_leaves_its_cases_to_another(
     assert left_behind(out) == []
 
 
-def test_a_mistake_in_one_process_ends_all(folder: Path, tmp_path: Path) -> None:
-    """The other one would be busy for an hour."""
-    load = partial(faulty_prediction.second_raises, tmp_path / "marker", folder)
-    with pytest.raises(KeyError, match="a mistake in the program") as raised:
-        predict_on("cpu,cpu", None, load, images(tmp_path / "in", 2), tmp_path / "out", OutputOptions())
-    assert "second_raises" in raised.value.__notes__[0]
+def test_a_process_that_is_asked_to_end_does_so_at_once(tmp_path: Path) -> None:
+    """Also in the middle of a case, and it says so to who made the call."""
+
+    def load(device: str) -> Predictor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    work = Work(tmp_path, OutputOptions(), "key", "run", False, False)
+    values = {"load": partial(load), "device": "cpu", "work": work, "cases": ()}
+    with pytest.raises(Cancelled, match="asked to end"):
+        predict_job(None, "prediction 1", values, 0.0)  # type: ignore[arg-type]
 
 
 def test_a_cluster_predicts_shards_and_repeats_only_what_was_killed(
