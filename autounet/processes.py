@@ -51,8 +51,12 @@ class Lost(NamedTuple):
 Answer = Told | Returned | Raised | Lost
 
 
-class Tell:
-    """To the process that made the call; what is told has to be picklable."""
+Tell = Callable[[object], None]
+"""to the process that made the call; what is told has to be picklable"""
+
+
+class Caller:
+    """The process that made the call: it can be told things, and asked."""
 
     def __init__(self, send: Callable[[object], None], connection: Connection) -> None:
         self.send, self.connection = send, connection
@@ -64,6 +68,7 @@ class Tell:
         """What that process replies, which has to (`WorkerProcess.reply`)."""
         self(content)
         return self.connection.recv()
+
 
 LAUNCHERS_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -171,7 +176,7 @@ def _serve(connection: Connection, parent: int, level: int, end: int, given: Inh
         with sending:
             connection.send(content)
 
-    tell, root = Tell(send, connection), logging.getLogger()
+    tell, root = Caller(send, connection), logging.getLogger()
     root.handlers[:] = [_Forward(send)]
     root.setLevel(level)
     while True:

@@ -21,7 +21,7 @@ from ..ops.device import choose_devices
 from ..prediction.case_records import CaseRecords, Outcome
 from ..prediction.folder import OnCase, OutputOptions, Work, case_records, predict_cases, predict_folder, predict_here
 from ..prediction.predictor import Predictor
-from ..processes import Tell, Wanted
+from ..processes import Caller, Wanted
 from ..progress import ASKED_BY, Watcher, progress, stop_if_cancelled, watched
 from ..schema.cluster import cluster_options
 from ..schema.errors import Cancelled, OptionError, OutOfMemory
@@ -198,7 +198,7 @@ _predictor: dict[tuple[Any, ...], Predictor] = {}
 """of this process, which does one job after another"""
 
 
-def predict_job(tell: Tell, name: str, values: dict[str, Any], called: float) -> None:
+def predict_job(tell: Caller, name: str, values: dict[str, Any], called: float) -> None:
     """In a process of its own the cases of a shard, or those that it is given when it asks.
 
     Asked to end it does so in the middle of a case, and leaves nothing that is half written.
@@ -220,7 +220,7 @@ def predict_job(tell: Tell, name: str, values: dict[str, Any], called: float) ->
             signal.signal(number, signal.SIG_DFL)
 
 
-def _predict(tell: Tell, load: Load, device: str, work: Work, cases: Sequence[InputCase] | None) -> None:
+def _predict(tell: Caller, load: Load, device: str, work: Work, cases: Sequence[InputCase] | None) -> None:
     """`cases` None: those that it asks for."""
     chosen = (load.func, *load.args, *load.keywords.items(), device)
     if chosen not in _predictor:
