@@ -29,7 +29,7 @@ from autounet.imageio import (
     read_image_content,
     read_labels,
     stem,
-    tiff,
+    tiff_writing,
     write_channels,
     write_image,
     write_labels,
@@ -306,7 +306,7 @@ def test_ome_spacing_channels_and_time(tmp_path: Path) -> None:
 
 
 def test_stacks_too_large_for_imagej_are_written_as_ome_bigtiff(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(tiff, "LARGEST_IMAGEJ", 100)
+    monkeypatch.setattr(tiff_writing, "LARGEST_IMAGEJ", 100)
     geometry = Geometry(shape=(6, 10, 11), spacing=(2.0, 0.5, 0.25), kind="tiff")
     values = np.arange(660).reshape(6, 10, 11) % 250
     write_labels(tmp_path / "a.tif", values, geometry)

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..imageio import read_image_content
+from ..imageio import Remark, read_image_content
 from ..ops.masks import encode
-from ..schema.dataset import Case, Channel, Dataset
+from ..schema.dataset import Case, Channel, ChannelFacts, Dataset
 from ..schema.errors import DataError
 from ..schema.geometry import Geometry
 from .checks.case_checks import FAR_REMEDY, describe_channels, far_voxels, world_differences
@@ -40,27 +40,37 @@ def read_channels(
     Raises DataError when shapes or places in space differ, or the number of channels is not the one expected.
     """
     parts = [read_image_content(path, frame) for path in paths]
-    shape = parts[0].geometry.shape
-    for path, (_, geometry, remarks) in zip(paths, parts, strict=True):
-        for each in remarks:
+    require_one_grid(paths, [each.geometry for each in parts], [each.remarks for each in parts], told)
+    image = parts[0].array if len(parts) == 1 else np.concatenate([each.array for each in parts])
+    require_channels(paths, image.shape[0], channels)
+    return image, parts[0].geometry
+
+
+def require_one_grid(
+    paths: Sequence[Path], geometries: Sequence[Geometry], remarks: Sequence[Sequence[Remark]], told: int
+) -> None:
+    """Raises DataError where the files of a case differ in shape or place. Logs what their readers have to say."""
+    shape = geometries[0].shape
+    for path, geometry, own in zip(paths, geometries, remarks, strict=True):
+        for each in own:
             log.log(told, "%s %s", path.name, each.text)
         if geometry.shape != shape:
             raise DataError(
                 f"{path.name} has shape {geometry.shape}, but {paths[0].name} of the same case has {shape}",
                 "Resample the channels to one grid",
             )
-        if found := world_differences(geometry, parts[0].geometry):
+        if found := world_differences(geometry, geometries[0]):
             raise DataError(
                 f"{path.name} is not aligned with {paths[0].name} of the same case: {'; '.join(map(str, found))}",
                 "Correct the header that is wrong, or resample the channels to one grid",
             )
-    image = parts[0].array if len(parts) == 1 else np.concatenate([each.array for each in parts])
-    if image.shape[0] != channels:
+
+
+def require_channels(paths: Sequence[Path], found: int, expected: int) -> None:
+    """Raises DataError for another number of channels."""
+    if found != expected:
         named = ", ".join(path.name for path in paths)
-        raise DataError(
-            f"{named} has {_count(image.shape[0])}, expected {_count(channels)}", "Give an image like the others"
-        )
-    return image, parts[0].geometry
+        raise DataError(f"{named} has {_count(found)}, expected {_count(expected)}", "Give an image like the others")
 
 
 def read_present(
@@ -125,13 +135,15 @@ def load_input(case: InputCase, channels: Sequence[Channel]) -> tuple[np.ndarray
         image, geometry = read_present(case.images, case.present, len(channels), case.frame, logging.WARNING)
     except DataError as error:
         raise DataError(error.message, error.remedy, case.identifier) from None
-    wrong = int(image.size - np.count_nonzero(np.isfinite(image)))
-    if wrong:
-        raise DataError(
-            f"{wrong} voxels are NaN or infinite", "Replace them, or export the image again", case=case.identifier
-        )
+    require_finite(case.identifier, int(image.size - np.count_nonzero(np.isfinite(image))))
     warn_of_intensities(case.identifier, image, [each.name for each in channels], case.present)
     return image, geometry
+
+
+def require_finite(case: str, wrong: int) -> None:
+    """Raises DataError where so many voxels are NaN or infinite."""
+    if wrong:
+        raise DataError(f"{wrong} voxels are NaN or infinite", "Replace them, or export the image again", case=case)
 
 
 def warn_of_intensities(
@@ -141,17 +153,26 @@ def warn_of_intensities(
 
     It is predicted all the same.
     """
+    facts = describe_channels(image)
+    warn_of_constants(case, facts, channels, present)
     own = range(len(image)) if present is None else present
-    facts = {index: each for index, each in enumerate(describe_channels(image)) if index in own}
+    for index in own:
+        if problem := far_voxels(image[index], facts[index]):
+            which = "the image" if len(image) == 1 else _named(channels, [index])
+            log.warning("case %s: %s has %s. %s", case, which, problem, FAR_REMEDY)
+
+
+def warn_of_constants(
+    case: str, every: Sequence[ChannelFacts], channels: Sequence[str], present: Sequence[int] | None = None
+) -> None:
+    """Say which channels, of those present, have one value in all voxels."""
+    own = range(len(every)) if present is None else present
+    facts = {index: each for index, each in enumerate(every) if index in own}
     constant = [index for index, each in facts.items() if each.minimum == each.maximum]
     if constant:
         which = "the image" if len(constant) == len(own) else _named(channels, constant)
         value = f"{facts[constant[0]].minimum:g}"
         log.warning("case %s: %s has the value %s in every voxel. Check that the file is complete", case, which, value)
-    for index, each in facts.items():
-        if problem := far_voxels(image[index], each):
-            which = "the image" if len(image) == 1 else _named(channels, [index])
-            log.warning("case %s: %s has %s. %s", case, which, problem, FAR_REMEDY)
 
 
 def _named(channels: Sequence[str], indices: Sequence[int]) -> str:

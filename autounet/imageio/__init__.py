@@ -15,6 +15,7 @@ import numpy as np
 from ..schema.errors import FileError
 from ..schema.geometry import Geometry
 from ..schema.labels import LabelCode
+from .chunked import CHUNKED_KINDS, ChunkedImage, opened_image
 from .containers import is_zarr, require_extra, split_address
 from .dicom import series_files
 from .dicom_index import (
@@ -57,6 +58,7 @@ from .formats import (
 from .hdf5 import images_in_hdf5
 from .image_format import ImageHeader, Remark
 from .imagej_rois import holds_rois
+from .label_rows import LabelRows
 from .metaimage import data_file
 from .nrrd import is_nrrd_segmentation, read_segments
 from .ome_zarr import zarr_files
@@ -78,20 +80,23 @@ from .structures import (
     sizes_of,
     structure_values,
 )
-from .writing import write_channels, write_image, write_labels
+from .writing import write_channels, write_image, write_label_rows, write_labels
 from .zarr_metadata import label_names, level_of_shape
 
 __all__ = [
+    "CHUNKED_KINDS",
     "DICOM",
     "FORMATS",
     "LABEL_MODALITIES",
     "OPAQUE",
     "SUFFIXES",
     "VOLUME_KINDS",
+    "ChunkedImage",
     "DicomFile",
     "ImageContent",
     "LabelContent",
     "LabelParts",
+    "LabelRows",
     "Remark",
     "StructureMap",
     "addresses",
@@ -115,6 +120,7 @@ __all__ = [
     "may_overlap",
     "object_values",
     "objects_geometry",
+    "opened_image",
     "outline_names",
     "outlined_images",
     "output_suffix",
@@ -144,6 +150,7 @@ __all__ = [
     "unread_images",
     "write_channels",
     "write_image",
+    "write_label_rows",
     "write_labels",
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,26 +16,49 @@ LONGEST_NAME = 80
 """letters of a channel's name that are kept"""
 
 
-def order_axes(path: Path, array: np.ndarray, axes: str) -> tuple[np.ndarray, int]:
-    """Bring named axes (Z, I and Q slices, C and S channels, T time, Y, X) to (C, Z, Y, X).
+class AxisPlaces(NamedTuple):
+    """Which axis of an array as stored is that of channels, slices, rows and columns; None where there is none."""
 
-    Also the number of time points along C; without an axis of slices, T is one. Raises DataError.
+    c: int | None
+    z: int | None
+    y: int
+    x: int
+    frames: int
+    """time points along `c`"""
+
+
+def find_axes(path: Path, shape: Sequence[int], axes: str) -> AxisPlaces:
+    """Of named axes: Z, I and Q are slices, C and S channels, T time, Y, X; of length 1 only Y, X and S count.
+
+    Without an axis of slices, T is one. Raises DataError.
     """
-    for index in reversed([i for i, axis in enumerate(axes) if axis not in "YXS" and array.shape[i] == 1]):
-        array, axes = array.squeeze(index), axes[:index] + axes[index + 1 :]
-    slices = [i for i, axis in enumerate(axes) if axis not in "YXSC"]
-    channels = [i for i, axis in enumerate(axes) if axis in "SC"]
+    kept = [i for i, axis in enumerate(axes) if axis in "YXS" or shape[i] > 1]
+    slices = [i for i in kept if axes[i] not in "YXSC"]
+    channels = [i for i in kept if axes[i] in "SC"]
     frames = 1
-    if "T" in axes and len(slices) == 2 and not channels:
+    names = "".join(axes[i] for i in kept)
+    if "T" in names and len(slices) == 2 and not channels:
         channels, slices = [axes.index("T")], [i for i in slices if axes[i] != "T"]
-        frames = array.shape[channels[0]]
-    if len(slices) > 1 or len(channels) > 1 or not {"Y", "X"} <= set(axes):
-        raise FileError(path, f"has the axes {axes}", "Store one volume per file, with one axis of slices")
-    order = [*channels, *slices, axes.index("Y"), axes.index("X")]
-    array = array.transpose(order)
-    if not channels:
-        array = array[None]
-    return (array if slices else array[:, None]), frames
+        frames = shape[channels[0]]
+    if len(slices) > 1 or len(channels) > 1 or not {"Y", "X"} <= set(names):
+        raise FileError(path, f"has the axes {names}", "Store one volume per file, with one axis of slices")
+    c, z = (next(iter(each), None) for each in (channels, slices))
+    return AxisPlaces(c, z, axes.index("Y"), axes.index("X"), frames)
+
+
+def arrange(array: np.ndarray, places: AxisPlaces) -> np.ndarray:
+    """View (C, Z, Y, X) of an array as stored, or of a part of it."""
+    order = [place for place in places[:4] if place is not None]
+    rest = [axis for axis in range(array.ndim) if axis not in order]
+    array = array.transpose(*order, *rest).squeeze(tuple(range(len(order), array.ndim)))
+    missing = tuple(index for index, place in enumerate(places[:2]) if place is None)
+    return np.expand_dims(array, missing)
+
+
+def order_axes(path: Path, array: np.ndarray, axes: str) -> tuple[np.ndarray, int]:
+    """Bring named axes (see `find_axes`) to (C, Z, Y, X), and the number of time points along C. Raises DataError."""
+    places = find_axes(path, array.shape, axes)
+    return arrange(array, places), places.frames
 
 
 def guess_axes(path: Path, shape: Sequence[int], remedy: str) -> str:

@@ -21,6 +21,7 @@ from ..schema.geometry import Geometry
 from .axes import guess_axes
 from .containers import HDF5_ENDINGS, MOST_LISTED, arranged, require_extra, split_address, the_only_one
 from .image_format import ImageFormat, ImageHeader, components_last, damaged, inflate, require_memory
+from .label_rows import LabelRows
 
 EXPORTED = "exported_data"
 """what ilastik calls the data set of its results"""
@@ -37,20 +38,25 @@ def read_hdf5(path: Path, decode: bool = True) -> tuple[np.ndarray, ImageHeader]
 
     Raises DataError, also for data that lie in other files, and for filters besides those of the HDF5 library.
     """
-    with _opened(path) as file:
-        name = _address(path, file)
-        data = _data_set(path, file, name)
+    with opened_data_set(path) as data:
         if decode:
             require_memory(path, math.prod(data.shape), data.dtype.itemsize + 4)  # as stored, and as float32
-            _require_sound_chunks(path, data)
+            require_sound_chunks(path, data)
             array = data[()]
             array = array.astype(np.uint8) if array.dtype == bool else array
         else:
             array = np.broadcast_to(np.zeros((), data.dtype), data.shape)
-        axes = _axes(path, data)
+        axes = axes_of(path, data)
         sizes = np.ravel(data.attrs.get("element_size_um", (0.0, 0.0, 0.0))).tolist()
         sizes = [float(each) for each in sizes] if len(sizes) == 3 else [0.0] * 3
     return arranged(path, KIND, array, axes, sizes, ["um"] * 3)
+
+
+@contextmanager
+def opened_data_set(path: Path) -> Iterator[Any]:
+    """The data set that a path means. Raises DataError."""
+    with _opened(path) as file:
+        yield _data_set(path, file, _address(path, file))
 
 
 @contextmanager
@@ -120,7 +126,7 @@ _FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6
 """of the HDF5 library and of h5py; others are programs that the library would look for and load"""
 
 
-def _require_sound_chunks(path: Path, data: Any) -> None:
+def require_sound_chunks(path: Path, data: Any) -> None:
     """Raises FileError for filters that are not built in, and for chunks that hold more than they say."""
     properties = data.id.get_create_plist()
     filters = [properties.get_filter(index) for index in range(properties.get_nfilters())]
@@ -143,7 +149,7 @@ def _require_sound_chunks(path: Path, data: Any) -> None:
             inflate(path, zlib.decompressobj(), bytes(content), 2 * chunk)
 
 
-def _axes(path: Path, data: Any) -> str:
+def axes_of(path: Path, data: Any) -> str:
     """Letters, by tags or labels, else by the lengths."""
     letters = ""
     if (tags := data.attrs.get("axistags")) is not None:
@@ -163,16 +169,32 @@ def _axes(path: Path, data: Any) -> str:
 
 def write_hdf5(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Write (C, Z, Y, X) as `exported_data` with axistags, channels last, compressed by gzip."""
-    h5py = require_extra("h5py", path)
     values = components_last(array, geometry)
-    axes = "zyx"[-geometry.dimension :] + ("c" if len(array) > 1 else "")
+    with _new_data_set(path, values.shape, values.dtype, geometry) as data:
+        data[...] = values
+
+
+def write_hdf5_rows(path: Path, labels: LabelRows, number: np.dtype, geometry: Geometry) -> None:
+    """The labels as `write_hdf5` writes an array of this number type, piece by piece."""
+    with _new_data_set(path, labels.shape[-geometry.dimension :], number, geometry) as data:
+        for start, piece in labels.pieces():
+            where = (slice(None),) * labels.axis + (slice(start, start + piece.shape[labels.axis]),)
+            missing = 3 - data.ndim  # z, of a picture
+            data[where[missing:]] = piece[0] if missing else piece
+
+
+@contextmanager
+def _new_data_set(path: Path, shape: tuple[int, ...], number: np.dtype, geometry: Geometry) -> Iterator[Any]:
+    h5py = require_extra("h5py", path)
+    axes = "zyx"[-geometry.dimension :] + ("c" if len(shape) > geometry.dimension else "")
     tags = {"axes": [{"key": key, "typeFlags": 1 if key == "c" else 2, "resolution": 0, "description": ""}
                      for key in axes]}  # fmt: skip
     with h5py.File(path, "w") as file:
-        data = file.create_dataset(EXPORTED, data=values, compression="gzip", compression_opts=1)
+        data = file.create_dataset(EXPORTED, shape, number, compression="gzip", compression_opts=1)
         data.attrs["axistags"] = json.dumps(tags)
         if geometry.dimension == 3:
             data.attrs["element_size_um"] = [each * 1000 for each in geometry.spacing]
+        yield data
 
 
-HDF5 = ImageFormat(HDF5_ENDINGS, read_hdf5, lambda path: read_hdf5(path, decode=False)[1], write_hdf5)
+HDF5 = ImageFormat(HDF5_ENDINGS, read_hdf5, lambda path: read_hdf5(path, decode=False)[1], write_hdf5, write_hdf5_rows)

@@ -21,6 +21,7 @@ import numpy as np
 from ..schema.errors import FileError
 from ..schema.geometry import Geometry, NiftiTransforms, Spacing3, placements
 from ..schema.quantities import format_size
+from .label_rows import LabelRows
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -87,6 +88,8 @@ class ImageFormat:
     read_header: Callable[[Path], ImageHeader]
     write: Callable[[Path, np.ndarray, Geometry], None] | None = None
     """for a path with one of the endings in lower case; None for formats that are only read"""
+    write_rows: Callable[[Path, LabelRows, np.dtype, Geometry], None] | None = None
+    """the file that `write` makes of labels, as this number type; None for formats that need all of them at once"""
     read_indices: Callable[[Path], tuple[np.ndarray, ImageHeader]] | None = None
     """as `read`, but the indices of a palette of colours instead of its colours; None where there are no palettes"""
     written_as: Mapping[str, str] = field(default_factory=dict)

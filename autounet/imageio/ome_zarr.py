@@ -83,9 +83,21 @@ def _require_memory(path: Path, array: ZarrArray) -> None:
 
 
 def _voxels(path: Path, array: ZarrArray) -> np.ndarray:
-    """The array as stored. Raises FileError where no chunk is there, or one holds more than it says."""
+    """The array as stored. Raises FileError as `require_sound_array`."""
+    require_sound_array(path, array)
+    values = np.asarray(opened_array(array)[...])
+    return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def opened_array(array: ZarrArray) -> Any:
+    """Of the library zarr, to be sliced."""
     import zarr
 
+    return zarr.open_array(str(array.folder), mode="r", zarr_format=array.version)  # type: ignore[arg-type]
+
+
+def require_sound_array(path: Path, array: ZarrArray) -> None:
+    """Raises FileError where no chunk is there, or one holds more than it says."""
     chunk = math.prod(array.chunks) * max(8, array.dtype.itemsize)
     require_memory(path, math.prod(array.chunks), array.dtype.itemsize)
     count = 0
@@ -94,9 +106,6 @@ def _voxels(path: Path, array: ZarrArray) -> np.ndarray:
         count += 1
     if not count:
         raise FileError(path, "has no voxels: none of the chunks of its array are there", COPY_AGAIN)
-    opened = zarr.open_array(str(array.folder), mode="r", zarr_format=array.version)  # type: ignore[arg-type]
-    values = np.asarray(opened[...])
-    return values.astype(np.uint8) if values.dtype == bool else values
 
 
 def _require_sound_chunk(path: Path, file: Path, array: ZarrArray, expected: int) -> None:

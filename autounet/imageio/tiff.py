@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import struct
@@ -10,13 +9,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import NAMESPACE_OID, uuid5
 from xml.etree import ElementTree
 
 import numpy as np
 
 from ..schema.errors import FileError
-from ..schema.geometry import Geometry, Spacing3
+from ..schema.geometry import Spacing3
 from .axes import clean_names, order_axes
 from .image_format import (
     COPY_AGAIN,
@@ -41,6 +39,7 @@ from .stored_values import (
     to_rgb,
     without_alpha,
 )  # fmt: skip
+from .tiff_writing import write_tiff, write_tiff_rows
 
 if TYPE_CHECKING:
     from tifffile import TiffFile
@@ -301,50 +300,12 @@ def _spacing(file: TiffFile) -> tuple[Spacing3, tuple[Remark, ...]]:
     return in_millimetres(sizes, [str(metadata.get("zunit", unit)), str(metadata.get("yunit", unit)), unit])
 
 
-LARGEST_IMAGEJ = 2**32 - 2**25
-"""bytes of the pixels of a file with offsets of 32 bits, which ImageJ's metadata need"""
-_OME_TYPES = tuple(map(np.dtype, ("i1", "i2", "i4", "u1", "u2", "u4", "f4", "f8")))
-
-
-def write_tiff(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    """Write (C, Z, Y, X). A stack keeps its spacing: as ImageJ metadata where ImageJ knows the type, else in OME-XML.
-
-    Raises DataError for a number type that a stack cannot have.
-    """
-    import tifffile
-
-    is_stack = geometry.shape[0] > 1
-    rgb = array.shape[0] == 3 and array.dtype in ((np.uint8,) if is_stack else (np.uint8, np.uint16))
-    photometric: Any = "rgb" if rgb else "minisblack"
-    if not is_stack and (rgb or array.shape[0] == 1):
-        pixels = np.moveaxis(array[:, 0], 0, -1) if rgb else array[0, 0]
-        tifffile.imwrite(path, pixels, photometric=photometric, compression="zlib")
-        return
-    z, y, x = geometry.spacing
-    large = array.nbytes > LARGEST_IMAGEJ
-    if rgb or (array.shape[0] == 1 and array.dtype in (np.uint8, np.uint16, np.float32) and not large):
-        pixels = np.moveaxis(array, 0, -1) if rgb else array[0]
-        metadata: dict[str, Any] = {"axes": "ZYXS" if rgb else "ZYX", "spacing": z, "unit": "mm"}
-        resolution = (1 / x, 1 / y)
-        tifffile.imwrite(path, pixels, imagej=True, photometric=photometric, resolution=resolution, metadata=metadata)
-        return
-    if array.dtype not in _OME_TYPES:
-        raise FileError(path, f"cannot hold a stack of {array.dtype}", "Write NIfTI")
-    digest = hashlib.sha256(array.tobytes()).hexdigest()  # tifffile's own identifier holds the time
-    metadata = {"axes": "CZYX", "UUID": f"urn:uuid:{uuid5(NAMESPACE_OID, digest)}"}
-    if is_stack:
-        metadata |= {"PhysicalSizeZ": z, "PhysicalSizeY": y, "PhysicalSizeX": x}
-        metadata |= dict.fromkeys(("PhysicalSizeZUnit", "PhysicalSizeYUnit", "PhysicalSizeXUnit"), "mm")
-    tifffile.imwrite(
-        path, array, photometric=photometric, compression="zlib", metadata=metadata, ome=True, bigtiff=large
-    )
-
-
 TIFF = ImageFormat(
     (".ome.tif", ".ome.tiff", ".tif", ".tiff"),
     read_tiff,
     lambda path: read_tiff(path, decode=False)[1]._replace(remarks=()),
     write_tiff,
+    write_tiff_rows,
     read_indices=partial(read_tiff, as_indices=True),
     written_as={".ome.tif": ".tif", ".ome.tiff": ".tif"},
 )

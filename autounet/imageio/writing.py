@@ -10,6 +10,7 @@ from ..schema.errors import FileError
 from ..schema.geometry import Geometry
 from ..schema.record import replacing
 from .formats import FORMATS, file_kind, suffix
+from .label_rows import LabelRows
 from .nifti import write_nifti_channels
 
 
@@ -22,13 +23,29 @@ def write_labels(path: Path | str, values: np.ndarray, geometry: Geometry) -> No
     path = Path(path)
     if tuple(values.shape) != geometry.shape:
         raise FileError(path, f"needs an array of shape {geometry.shape}, not {tuple(values.shape)}")
-    least, largest = FORMATS[file_kind(path)].label_limits
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    _write(path, values.astype(_label_type(path, low, high))[None], geometry)
+
+
+def write_label_rows(path: Path | str, labels: LabelRows, geometry: Geometry) -> None:
+    """As `write_labels`, of labels that need not fit into the memory, the same file. Raises DataError likewise."""
+    path = Path(path)
+    form = FORMATS[file_kind(path)]
+    if form.write_rows is None:
+        raise FileError(path, "is of a format that is not written row by row", "Write TIFF or HDF5")
+    extremes = [(int(piece.min()), int(piece.max())) for _, piece in labels.pieces()]
+    number = _label_type(path, min(low for low, _ in extremes), max(high for _, high in extremes))
+    with replacing(path, suffix(path).lower()) as temporary:
+        form.write_rows(temporary, labels, np.dtype(number), geometry)
+
+
+def _label_type(path: Path, low: int, high: int) -> type[np.integer]:
+    """The smallest type that holds label values from `low` to `high`. Raises DataError where the format cannot."""
+    least, largest = FORMATS[file_kind(path)].label_limits
     if low < least or high > largest:
         raise FileError(path, f"cannot hold the label values {low} to {high}", "Write TIFF or NIfTI")
     types = (np.uint8, np.uint16, np.uint32) if low >= 0 else (np.int8, np.int16, np.int32)
-    smallest = next(each for each in types if np.iinfo(each).min <= low and high <= np.iinfo(each).max)
-    _write(path, values.astype(smallest)[None], geometry)
+    return next(each for each in types if np.iinfo(each).min <= low and high <= np.iinfo(each).max)
 
 
 def write_image(path: Path | str, array: np.ndarray, geometry: Geometry) -> None:

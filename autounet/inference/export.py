@@ -15,6 +15,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from ..ops.masks import decode
+from ..ops.resample import Rows
 from ..preprocessing import Interpolation, prepare_labels, to_file, to_grid
 from ..schema.geometry import CaseProperties
 from ..schema.labels import Labels, TargetKind, targets_of
@@ -61,15 +62,18 @@ def ensemble_scores(
     weights: Sequence[float] | None = None,
     targets: TargetKind = "classes",
     average: Average = "probabilities",
+    rows: Sequence[Rows | None] | None = None,
 ) -> EnsembleScores:
     """Of `sources`, scores (C, *S) with the prepared case that they belong to, in the file's own voxels.
 
-    Weights are equal unless given. Raises ValueError when there is no source, or the sources are of different cases or
-    crops, or have other channels than one for each target.
+    `rows` are given for each source where its scores are some rows alone: see `to_file`. Weights are equal unless
+    given. Raises ValueError when there is no source, or the sources are of different cases or crops, or have other
+    channels than one for each target.
     """
     if not sources:
         raise ValueError("nothing to export: no scores")
-    parts = [to_file(np.asarray(scores), properties) for scores, properties in sources]
+    given = rows or [None] * len(sources)
+    parts = [to_file(np.asarray(each[0]), each[1], some) for each, some in zip(sources, given, strict=True)]
     first, channels = sources[0][1], len(targets_of(labels, targets))
     for part, (scores, properties) in zip(parts, sources, strict=True):
         if len(scores) != channels:

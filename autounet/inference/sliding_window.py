@@ -164,26 +164,39 @@ def predict_scores(
     Raises OutOfMemory when that does not help, ValueError for an image of another rank, no model, one in training mode,
     or a mirrored axis without the swap that it needs.
     """
-    if image.ndim != 4 or not models or any(model.training for model in models):
+    if image.ndim != 4:
         raise ValueError("predict_scores needs an image (C, *S) and at least one model, all in eval mode")
-    if configuration.swap_axis in configuration.inference.mirror_axes and swap is None:
-        raise ValueError(f"axis {configuration.swap_axis} is mirrored, and nothing says what changes places")
     device, patch, field = torch.device(device), configuration.patch_size, output_field(configuration)
+    ensemble = tile_ensemble(models, configuration, device, tile_batch, swap)
     padding = centred_padding(image.shape[-len(patch) :], field)
-    padded = torch.from_numpy(_pad(image, padding, patch, field).astype(np.float32, copy=False))
-    ensemble = TileEnsemble(
-        models=tuple(models),
-        views=mirrored_views(configuration, swap),
-        limit=tile_batch or default_batch(configuration, device),
-        channels_last=configuration.channels_last,
-        quantity=averaged_quantity(configuration.inference.average, configuration.targets),
-    )
+    padded = torch.from_numpy(padded_image(image, padding, patch, field).astype(np.float32, copy=False))
     precision = Precision(configuration.precision, configuration.channels_last)
     with torch.inference_mode(), precision.autocast(device.type):
         scores = _blend(ensemble, padded, configuration, classes, device, on_done)
     for axis, ((below, _), size) in enumerate(zip(padding, image.shape[-len(patch) :], strict=True), 4 - len(patch)):
         scores = scores.narrow(axis, below, size)
     return np.ascontiguousarray(scores.cpu().numpy())
+
+
+def tile_ensemble(
+    models: Sequence[nn.Module],
+    configuration: Configuration,
+    device: torch.device,
+    tile_batch: int | None = None,
+    swap: Swap | None = None,
+) -> TileEnsemble:
+    """For the arguments see `predict_scores`. Raises ValueError as it does."""
+    if not models or any(model.training for model in models):
+        raise ValueError("predict_scores needs at least one model, all in eval mode")
+    if configuration.swap_axis in configuration.inference.mirror_axes and swap is None:
+        raise ValueError(f"axis {configuration.swap_axis} is mirrored, and nothing says what changes places")
+    return TileEnsemble(
+        models=tuple(models),
+        views=mirrored_views(configuration, swap),
+        limit=tile_batch or default_batch(configuration, device),
+        channels_last=configuration.channels_last,
+        quantity=averaged_quantity(configuration.inference.average, configuration.targets),
+    )
 
 
 def mirrored_views(configuration: Configuration, swap: Swap | None) -> tuple[MirroredView, ...]:
@@ -202,7 +215,7 @@ def output_field(configuration: Configuration) -> tuple[int, ...]:
     return FAMILIES[network.family].output_size(network, configuration.patch_size)
 
 
-def _pad(
+def padded_image(
     image: np.ndarray, padding: Sequence[tuple[int, int]], patch: Sequence[int], field: Sequence[int]
 ) -> np.ndarray:
     """(C, *S) with `padding` (below, above) per axis of the patch, and with the margins that the network loses."""
@@ -241,32 +254,53 @@ def _blend(
     slices = range(image.shape[1]) if len(patch) == 2 else (None,)
     tiles = [Tile(index, *both) for index in slices for both in windows]
     whole = (classes, *image.shape[1 : 4 - len(patch)], *spatial)
-    scores, coverage = accumulators(whole, spatial, _accumulator_device(classes, image, device))
-    weights = torch.from_numpy(WEIGHTINGS[inference.weighting](field)).to(scores.device)
+    scores, coverage = accumulators(whole, spatial, accumulator_device(classes, image, device))
+    if len(windows) == 1:
+        return ensemble.quantity.to_logits(add_tiles(ensemble, image, tiles, scores, None, device, on_done)[1])
+    weights = torch.from_numpy(WEIGHTINGS[inference.weighting](field))
+    scores = add_tiles(ensemble, image, tiles, scores, weights, device, on_done)[1]
+    coverage, weights = coverage.to(scores.device), weights.to(scores.device)
+    for _, window in windows:
+        coverage[window] += weights
+    scores /= coverage
+    return ensemble.quantity.to_logits(scores)
+
+
+def add_tiles(
+    ensemble: TileEnsemble,
+    image: Tensor,
+    tiles: Sequence[Tile],
+    scores: Tensor,
+    weights: Tensor | None,
+    device: torch.device,
+    on_done: Callable[[int, int], None] | None = None,
+) -> tuple[TileEnsemble, Tensor]:
+    """Predict tiles of an image (C, *S) and add them to `scores` (K, *T) times the `weights` of a tile's voxels.
+
+    Without weights they are put there. Returns the ensemble and the scores, which differ from those given where memory
+    ran out: with fewer inputs at a time, on the CPU. Raises OutOfMemory.
+    """
     first = 0
+    weights = None if weights is None else weights.to(scores.device)
     while first < len(tiles):
         chunk = tiles[first : first + max(1, ensemble.limit // len(ensemble.views))]
         means = _means_or_none(ensemble, image, chunk, device, scores.device)
         if means is None:
             inputs = min(ensemble.limit, len(chunk) * len(ensemble.views))
+            patch = [each.stop - each.start for each in chunk[0].read]
             limit, scores = with_less_memory(inputs, scores, device, patch)
             ensemble = replace(ensemble, limit=limit)
-            weights = weights.to(scores.device)
+            weights = None if weights is None else weights.to(scores.device)
             continue
         for tile, mean in zip(chunk, means, strict=True):
-            if len(windows) == 1:
+            if weights is None:
                 scores[tile.target] = mean
             else:
                 scores[tile.target].addcmul_(mean, weights)
         first += len(chunk)
         if on_done:
             on_done(first, len(tiles))
-    if len(windows) > 1:
-        coverage = coverage.to(scores.device)
-        for _, window in windows:
-            coverage[window] += weights
-        scores /= coverage
-    return ensemble.quantity.to_logits(scores)
+    return ensemble, scores
 
 
 def _means_or_none(
@@ -298,7 +332,7 @@ def average_tiles(ensemble: TileEnsemble, inputs: Tensor) -> Tensor:
     return mean.result()
 
 
-def _accumulator_device(classes: int, image: Tensor, device: torch.device) -> torch.device:
+def accumulator_device(classes: int, image: Tensor, device: torch.device) -> torch.device:
     """The device itself, unless the scores would take more than half of a GPU's free memory."""
     if device.type != "cuda":
         return device

@@ -44,6 +44,38 @@ class Taps(NamedTuple):
         weight = np.where(self.low == self.high, np.float32(0), 1 - self.weight)[::-1]
         return Taps(size - 1 - self.high[::-1], size - 1 - self.low[::-1], weight)
 
+    def rows(self, start: int, stop: int, first: int) -> Taps:
+        """Of the new voxels `start` to `stop`, in an array that begins with the old voxel `first`."""
+        return Taps(self.low[start:stop] - first, self.high[start:stop] - first, self.weight[start:stop])
+
+
+class Rows(NamedTuple):
+    """Some rows along one axis of a result, from an array of which only the rows are there that these need.
+
+    Each voxel gets what it would get with the whole array, to the last bit.
+    """
+
+    axis: int
+    """0 to 2"""
+    size: int
+    """of the whole old array along the axis"""
+    first: int
+    """old row with which the array begins"""
+    start: int
+    """wanted new rows"""
+    stop: int
+
+
+def rows_needed(old: int, new: int, order: int, start: int, stop: int) -> tuple[int, int]:
+    """The old rows (start, stop) that new rows of an axis are interpolated from."""
+    if old == new:
+        return start, stop
+    if order < 2:
+        along = taps(old, new, order)
+        return int(along.low[start:stop].min()), int(along.high[start:stop].max()) + 1
+    used = cubic_operator(old, new)[start:stop].indices
+    return int(used.min()), int(used.max()) + 1
+
 
 def positions(old: int, new: int) -> np.ndarray:
     """Where the new voxels' centres lie, in old voxels."""
@@ -108,11 +140,14 @@ def _cubic_matrix(size: int, where: np.ndarray) -> np.ndarray:
     return sum(weight / 6 * coefficients[base + BORDER - 1 + index] for index, weight in enumerate(weights))
 
 
-def apply_cubic(array: np.ndarray, axis: int, new: int) -> np.ndarray:
-    """Contiguous float32 `array` interpolated to `new` voxels along one axis with order 3."""
+def apply_cubic(array: np.ndarray, axis: int, new: int, rows: Rows | None = None) -> np.ndarray:
+    """Contiguous float32 `array` interpolated to `new` voxels along one axis with order 3, or to `rows`."""
     old = array.shape[axis]
     lead, trail = int(np.prod(array.shape[:axis])), int(np.prod(array.shape[axis + 1 :]))
-    operator = cubic_operator(old, new)
+    operator = cubic_operator(old if rows is None else rows.size, new)
+    if rows is not None:
+        operator = operator[rows.start : rows.stop, rows.first : rows.first + old]
+        new = rows.stop - rows.start
     result = np.empty((*array.shape[:axis], new, *array.shape[axis + 1 :]), np.float32)
     if trail == 1:
         lines, out = array.reshape(lead, old), result.reshape(lead, new)
@@ -182,40 +217,65 @@ def axis_taps(old: Sequence[int], new: Sequence[int], orders: Sequence[int]) -> 
 
 
 def resample_image(
-    image: np.ndarray, shape: Sequence[int], order: int = 3, axis: int | None = None, z_order: int = 0
+    image: np.ndarray,
+    shape: Sequence[int],
+    order: int = 3,
+    axis: int | None = None,
+    z_order: int = 0,
+    rows: Rows | None = None,
+    limits: np.ndarray | None = None,
 ) -> np.ndarray:
-    """float32 (C, *S) on a grid of `shape`. Values never leave the range they had (per slice across `axis`)."""
+    """float32 (C, *S) on a grid of `shape`. Values never leave the range they had (per slice across `axis`).
+
+    With `rows`, `image` is a part of a whole image, and so is the result; `limits` (2, C, 1, 1, 1) or with the length
+    of `image` along `axis` are then the least and largest values of the whole image.
+    """
     image = np.ascontiguousarray(image, dtype=np.float32)
-    if image.shape[1:] == tuple(shape):
+    old, new = list(image.shape[1:]), list(shape)
+    if rows is not None:
+        old[rows.axis], new[rows.axis] = rows.size, rows.stop - rows.start
+    if rows is None and old == new:
         return image
-    result = np.empty((len(image), *shape), np.float32)
-    for source, target in zip(image, result, strict=True):
-        target[...] = _resample_channel(source, shape, axis_orders(order, axis, z_order), axis)
+    result = np.empty((len(image), *new), np.float32)
+    for index, (source, target) in enumerate(zip(image, result, strict=True)):
+        own = None if limits is None else limits[:, index]
+        target[...] = _resample_channel(source, old, shape, axis_orders(order, axis, z_order), axis, rows, own)
     return result
 
 
 def _resample_channel(
-    channel: np.ndarray, shape: Sequence[int], orders: tuple[int, int, int], axis: int | None
+    channel: np.ndarray,
+    old: Sequence[int],
+    shape: Sequence[int],
+    orders: tuple[int, int, int],
+    axis: int | None,
+    rows: Rows | None,
+    limits: np.ndarray | None,
 ) -> np.ndarray:
     """In-plane first and clipped there, then along `axis`; shrinking axes before growing ones."""
-    plane = sorted((i for i in range(3) if i != axis), key=lambda i: shape[i] / channel.shape[i])
+    plane = sorted((i for i in range(3) if i != axis), key=lambda i: shape[i] / old[i])
     across = None if axis is None else tuple(plane)
-    lowest, highest = channel.min(axis=across, keepdims=True), channel.max(axis=across, keepdims=True)
+    if limits is None:
+        lowest, highest = channel.min(axis=across, keepdims=True), channel.max(axis=across, keepdims=True)
+    else:
+        lowest, highest = limits
     for index in plane:
-        channel = _resample_axis(channel, index, shape[index], orders[index])
+        channel = _resample_axis(channel, index, old[index], shape[index], orders[index], rows)
     if any(orders[index] > 1 for index in plane):
         channel = np.clip(channel, lowest, highest)
-    return channel if axis is None else _resample_axis(channel, axis, shape[axis], orders[axis])
+    return channel if axis is None else _resample_axis(channel, axis, old[axis], shape[axis], orders[axis], rows)
 
 
-def _resample_axis(array: np.ndarray, axis: int, new: int, order: int) -> np.ndarray:
-    if array.shape[axis] == new:
-        return array
+def _resample_axis(array: np.ndarray, axis: int, old: int, new: int, order: int, rows: Rows | None) -> np.ndarray:
+    rows = rows if rows is not None and rows.axis == axis else None
+    if old == new:
+        return array if rows is None else array.take(range(rows.start - rows.first, rows.stop - rows.first), axis)
     if order < 2:
-        return apply_taps(array, axis, taps(array.shape[axis], int(new), order))
+        along = taps(old, int(new), order)
+        return apply_taps(array, axis, along if rows is None else along.rows(rows.start, rows.stop, rows.first))
     if order != 3:
         raise ValueError(f"spline order {order} is not supported: 0, 1 and 3 are")
-    return apply_cubic(np.ascontiguousarray(array), axis, int(new))
+    return apply_cubic(np.ascontiguousarray(array), axis, int(new), rows)
 
 
 def resample_labels(

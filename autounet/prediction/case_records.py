@@ -31,6 +31,10 @@ class OutputOptions(NamedTuple):
     uncertainty: bool = False
     gate_maps: bool = False
 
+    @property
+    def maps(self) -> bool:
+        return self.probabilities or self.uncertainty or self.gate_maps
+
 
 class Work(NamedTuple):
     """What all processes of a command are to know."""

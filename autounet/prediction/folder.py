@@ -32,6 +32,7 @@ from ..system_memory import is_out_of_memory
 from ..workers import keep_freed_memory, one_ahead
 from .bids_derivatives import BIDS, bids_path, foreign_files, judge_names, require_volume, sidecar, write_dataset
 from .bids_derivatives import write_sidecar as write_bids_sidecar
+from .by_rows import ByRows, judge_size, needs_rows, predict_by_rows
 from .case_records import CaseRecords, Outcome, OutputOptions, Work, remove_leftovers
 from .maps import foreign_channels_file, map_paths, require_gates, write_gates, write_probability_maps
 from .mismatch import intensity_mismatches, judge_headers, require_fit
@@ -100,8 +101,9 @@ def _no_series(case: InputCase) -> InputCase:
 
 
 OnCase = Callable[[str], None]
-Read = tuple[list[Prepared], Geometry, np.ndarray | None]
-"""a case as networks take it, its geometry, and where objects are measured the image (C, Z, Y, X) as stored"""
+Read = tuple[list[Prepared], Geometry, np.ndarray | None] | ByRows
+"""a case as networks take it, its geometry, and where objects are measured the image (C, Z, Y, X) as stored; or how it
+is predicted without being read as a whole"""
 
 
 Predict = Callable[[CaseRecords, Sequence[InputCase]], list[InputCase]]
@@ -167,7 +169,7 @@ def predict_cases(
     """Those of the cases that are not finished; one is drawn and read while another is predicted."""
     keep_freed_memory()
     with closing(records):
-        for case, read in one_ahead(records.begun(cases), partial(_load_and_prepare, predictor, records.work.force)):
+        for case, read in one_ahead(records.begun(cases), partial(_load_and_prepare, predictor, records.work)):
             _attempt(predictor, case, read, records)
             if on_case:
                 on_case(case.identifier)
@@ -180,7 +182,7 @@ def _require_possible(predictor: Predictor, outputs: OutputOptions) -> None:
         require_gates(predictor)
     if form in (DICOM_SEG, BIDS) and predictor.bundle.labels.objects is not None:
         raise OptionError(f"--format {form} holds classes, and this model numbers objects", "Leave --format out")
-    if form == BIDS and (outputs.probabilities or outputs.uncertainty or outputs.gate_maps):
+    if form == BIDS and outputs.maps:
         raise OptionError(f"--format {form} is for segmentations without maps", "Write maps by another command")
 
 
@@ -193,7 +195,8 @@ def _judged_cases(
         cases = judge_names(cases, out)
     if outputs.form == DICOM_SEG and any(is_series(image) for case in cases for image in case.images[:1]):
         cases = [case if case.error or is_series(case.images[0]) else _no_series(case) for case in cases]
-    return judge_headers(predictor.bundle, cases, force)
+    cases = judge_headers(predictor.bundle, cases, force)
+    return [judge_size(predictor, case, outputs.maps, outputs.form) for case in cases]
 
 
 def _foreign_files(predictor: Predictor, out: Path, outputs: OutputOptions) -> list[Path]:
@@ -214,7 +217,7 @@ def prediction_key(predictor: Predictor, outputs: OutputOptions) -> str:
 def _attempt(predictor: Predictor, case: InputCase, read: Callable[[], Read], records: CaseRecords) -> None:
     """Predict one case and record that, or why it could not be predicted."""
     try:
-        records.finished(case, _predict_case(predictor, case, read, records.out, records.work.outputs))
+        records.finished(case, _predict_case(predictor, case, read, records.work))
         return
     except OutOfMemory as error:
         problem = _memory_problem(predictor, case, error.message, error.remedy)
@@ -243,11 +246,14 @@ def _memory_problem(predictor: Predictor, case: InputCase, message: str, remedy:
     return str(OutOfMemory(message, remedy, case.identifier))
 
 
-def _predict_case(
-    predictor: Predictor, case: InputCase, read: Callable[[], Read], out: Path, outputs: OutputOptions
-) -> list[Path]:
+def _predict_case(predictor: Predictor, case: InputCase, read: Callable[[], Read], work: Work) -> list[Path]:
     """Write everything that belongs to the case."""
-    prepared, geometry, image = read()
+    out, outputs, found = work.out, work.outputs, read()
+    if isinstance(found, ByRows):
+        segmentation = prediction_path(out, case, outputs.form)
+        predict_by_rows(predictor, case, found, segmentation, work.force)
+        return [segmentation]
+    prepared, geometry, image = found
     scores = predictor.predict_scores(prepared, keep_input=outputs.gate_maps or outputs.uncertainty)
     paths = [prediction_path(out, case, outputs.form)]
     if outputs.form == BIDS:
@@ -279,8 +285,10 @@ def require_new(paths: Mapping[InputCase, Sequence[Path]]) -> None:
             )
 
 
-def _load_and_prepare(predictor: Predictor, force: bool, case: InputCase) -> Read:
+def _load_and_prepare(predictor: Predictor, work: Work, case: InputCase) -> Read:
     try:
+        if way := needs_rows(predictor, case, work.outputs.maps, work.outputs.form):
+            return way
         image, geometry = load_input(case, predictor.bundle.channels)
     except OSError as error:
         path = error.filename or case.images[0]
@@ -288,6 +296,6 @@ def _load_and_prepare(predictor: Predictor, force: bool, case: InputCase) -> Rea
             f"{path} cannot be read ({error})", "Check that the file is there and whole", case.identifier
         ) from None
     present = None if case.present is None else tuple(index in case.present for index in range(len(image)))
-    require_fit(case, intensity_mismatches(predictor.bundle, image, present), force)
+    require_fit(case, intensity_mismatches(predictor.bundle, image, present), work.force)
     kept = image if predictor.bundle.labels.objects is not None else None
     return predictor.prepare(image, geometry, present), geometry, kept

@@ -158,8 +158,15 @@ def intensity_mismatches(
     bundle: ModelBundle, image: np.ndarray, present: Sequence[bool] | None = None
 ) -> list[Mismatch]:
     """Of (C, Z, Y, X), of the channels that are `present` (None: all). Constant ones are not judged: see `reading`."""
+    return fact_mismatches(bundle, describe_channels(image), present)
+
+
+def fact_mismatches(
+    bundle: ModelBundle, every: Sequence[ChannelFacts], present: Sequence[bool] | None = None
+) -> list[Mismatch]:
+    """As `intensity_mismatches`, by what is known of each channel."""
     found: list[Mismatch] = []
-    for index, (channel, facts) in enumerate(zip(bundle.channels, describe_channels(image), strict=True)):
+    for index, (channel, facts) in enumerate(zip(bundle.channels, every, strict=True)):
         if (present is not None and not present[index]) or facts.low is None or facts.minimum == facts.maximum:
             continue
         text, refuses = _intensity_problem(channel.kind, facts, _trained(bundle, index))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple, get_args
 
 import numpy as np
 
+from ..datasets.chunked_input import ChunkedInput, rows_of_piece
 from ..inference.ensembling import decision_for
 from ..inference.export import append_one_hot, ensemble_scores, export, labels_by_file, labels_for_next_stage
 from ..inference.objects import UNTRIED, numbered_objects, object_maps
 from ..nets import FAMILIES
-from ..ops.masks import apply_steps
-from ..preprocessing import Prepared, prepare_case
+from ..ops.masks import apply_steps, decode
+from ..ops.resample import Rows
+from ..ops.rows import RowBuffer
+from ..preprocessing import ImageFigures, Prepared, case_properties, crop_taps, prepare_case, prepared_rows
 from ..schema.bundle import ModelBundle
 from ..schema.dataset import ChannelAvailability
 from ..schema.errors import ModelError, OptionError, unknown_name
@@ -161,6 +164,48 @@ class Predictor:
     def segment(self, prepared: Sequence[Prepared]) -> np.ndarray:
         """Label values (Z,Y,X) in the geometry of the image that `prepared` came from."""
         return self.decide(self.predict_scores(prepared))
+
+    def label_rows(self, image: ChunkedInput, figures: ImageFigures) -> Iterator[tuple[int, np.ndarray]]:
+        """What `segment` gives of an image that is larger than the memory, without postprocessing: some rows at a time.
+
+        Yields the first row and label values (Z, Y, X) of it and those after, along the stored axis of the figures; in
+        any order, and not of rows outside the crop. Of models without previous stages and objects. Raises OutOfMemory.
+        """
+        from ..inference.score_rows import score_rows
+
+        targets, average, _, weights = self.combination
+        cases, axes, buffers = [], [], []
+        for name in self.names:
+            configuration = self.configurations[name]
+            case = case_properties("", "", figures.box, image.geometry, configuration.preprocess, image.present)
+            axis = case.axes.index(figures.axis)
+            prepared = RowBuffer(prepared_rows(image, figures, case), 1 + axis)
+            outputs, swap = configuration.network.out_channels, prediction_swap(configuration, self.bundle.labels)
+            models = self.models[name]
+            blocks = score_rows(models, prepared, case.shape, axis, configuration, outputs, self.device, swap)
+            cases.append(case)
+            axes.append(axis)
+            buffers.append(RowBuffer(blocks, 1 + axis))
+        along = [crop_taps(case)[axis] for case, axis in zip(cases, axes, strict=True)]
+        count, backwards = cases[0].cropped_shape[axes[0]], cases[0].flips[axes[0]]
+        step = rows_of_piece(image.plane(figures.axis))
+        with self._networks:
+            for start in range(0, count, step):
+                stop = min(start + step, count)
+                sources, rows = [], []
+                for case, axis, taps, buffer in zip(cases, axes, along, buffers, strict=True):
+                    first, last = int(taps.low[start:stop].min()), int(taps.high[start:stop].max()) + 1
+                    sources.append((buffer.take(first, last), case))
+                    rows.append(Rows(axis, case.shape[axis], first, start, stop))
+                scores = ensemble_scores(sources, self.bundle.labels, weights, targets, average, rows)
+                shape = list(image.geometry.shape)
+                shape[figures.axis] = stop - start
+                dense = np.zeros(shape, np.int16)
+                inside = [slice(*side) for side in scores.box]
+                inside[figures.axis] = slice(None)
+                scores.classify(dense[tuple(inside)])
+                low, high = figures.box[figures.axis]
+                yield (high - stop if backwards else low + start), decode(dense, self.bundle.labels)
 
     def predict(
         self,

@@ -18,6 +18,7 @@ from ..datasets import load_case
 from ..ops.masks import crop, nonzero_box, normalise
 from ..ops.orient import network_axes, orient, permute, unorient, unpermute
 from ..ops.resample import (
+    Rows,
     Taps,
     apply_taps,
     axis_orders,
@@ -73,36 +74,56 @@ def prepare_case(
     if image.shape[1:] != geometry.shape or (labels is not None and labels.shape != geometry.shape):
         shapes = f"image {image.shape[1:]}" + ("" if labels is None else f" and labels {labels.shape}")
         raise ValueError(f"{identifier}: {shapes} do not fit the geometry's shape {geometry.shape}")
+    properties = case_properties(identifier, key, nonzero_box(image), geometry, spec, present)
+    inside = crop(orient(image, properties.axes, properties.flips), properties.box)
+    _require_memory(properties, len(image))
+    normalised = normalise(inside, spec.normalisation)
+    if present is not None:
+        normalised[~np.array(present)] = 0
+    rules = spec.resampling
+    result = resample_image(normalised, properties.shape, rules.image_order, image_axis(properties), rules.z_order)
+    if labels is None:
+        return Prepared(properties, result, None, {})
+    dense = prepare_labels(labels, properties)
+    return Prepared(properties, result, dense, class_locations(dense, identifier))
+
+
+def case_properties(
+    identifier: str,
+    key: str,
+    stored_box: Box3,
+    geometry: Geometry,
+    spec: PreprocessSpec,
+    present: ChannelAvailability | None = None,
+) -> CaseProperties:
+    """What preprocessing makes of a case whose non-zero voxels fill a box (stored axis order)."""
     axes, flips = network_axes(geometry.direction, geometry.dimension, spec.orientation, spec.transpose)
-    spacing = permute(geometry.spacing, axes)
-    image = orient(image, axes, flips)
-    box = nonzero_box(image)
-    inside = crop(image, box)
-    target = _grid_spacing(spec, spacing)
-    properties = CaseProperties(
+    spacing, size = permute(geometry.spacing, axes), permute(geometry.shape, axes)
+    sides = zip(permute(stored_box, axes), size, flips, strict=True)
+    first, second, third = (
+        (whole - stop, whole - start) if flip else (start, stop) for (start, stop), whole, flip in sides
+    )
+    return CaseProperties(
         identifier=identifier,
         key=key,
         spec=spec,
         geometry=geometry,
         axes=axes,
         flips=flips,
-        network_shape=permute(geometry.shape, axes),
+        network_shape=size,
         network_spacing=spacing,
-        box=box,
-        shape=resampled_shape(inside.shape[1:], spacing, target),
+        box=(first, second, third),
+        shape=resampled_shape(
+            [stop - start for start, stop in (first, second, third)], spacing, _grid_spacing(spec, spacing)
+        ),
         present=present,
     )
-    _require_memory(properties, len(image))
-    normalised = normalise(inside, spec.normalisation)
-    if present is not None:
-        normalised[~np.array(present)] = 0
-    rules = spec.resampling
-    axis = separate_axis(spacing, target, rules.separate_z_ratio)
-    result = resample_image(normalised, properties.shape, rules.image_order, axis, rules.z_order)
-    if labels is None:
-        return Prepared(properties, result, None, {})
-    dense = prepare_labels(labels, properties)
-    return Prepared(properties, result, dense, class_locations(dense, identifier))
+
+
+def image_axis(properties: CaseProperties) -> int | None:
+    """The axis along which the image of a case is resampled on its own (network axis order), or None."""
+    rules, spacing = properties.spec.resampling, properties.network_spacing
+    return separate_axis(spacing, _prepared_spacing(properties), rules.separate_z_ratio)
 
 
 def _require_memory(properties: CaseProperties, channels: int) -> None:
@@ -131,8 +152,7 @@ def prepare_labels(labels: np.ndarray, properties: CaseProperties) -> np.ndarray
     dense = crop(orient(labels, properties.axes, properties.flips), properties.box)
     dense = np.ascontiguousarray(dense, dtype=np.int8 if dense.max() <= 127 else np.int16)
     rules = properties.spec.resampling
-    axis = separate_axis(properties.network_spacing, _prepared_spacing(properties), rules.separate_z_ratio)
-    return resample_labels(dense, properties.shape, rules.label_order, axis, rules.z_order)
+    return resample_labels(dense, properties.shape, rules.label_order, image_axis(properties), rules.z_order)
 
 
 def class_locations(labels: np.ndarray, identifier: str, most: int = MOST_LOCATIONS) -> dict[int, np.ndarray]:
@@ -193,15 +213,28 @@ class Interpolation(NamedTuple):
         )
 
 
-def to_file(scores: np.ndarray, properties: CaseProperties) -> Interpolation:
-    """To the file's own voxels. Raises ValueError when the scores are not on the case's prepared grid."""
-    _require_grid(scores, properties)
-    along = _taps_to(properties, properties.cropped_shape, properties.network_spacing)
+def to_file(scores: np.ndarray, properties: CaseProperties, rows: Rows | None = None) -> Interpolation:
+    """To the file's own voxels; with `rows` of the crop (network axis order) from scores that begin with its `first`.
+
+    Raises ValueError when the scores are not on the case's prepared grid.
+    """
+    along, box = list(crop_taps(properties)), list(properties.box)
+    if rows is None:
+        _require_grid(scores, properties)
+    else:
+        corner = box[rows.axis][0]
+        box[rows.axis] = (corner + rows.start, corner + rows.stop)
+        along[rows.axis] = along[rows.axis].rows(rows.start, rows.stop, rows.first)
     return Interpolation(
         unorient(scores, properties.axes, properties.flips),
-        _stored_taps(along, properties),
-        _stored_box(properties),
+        _stored_taps(along, scores.shape[1:], properties),
+        _stored_box((box[0], box[1], box[2]), properties),
     )
+
+
+def crop_taps(properties: CaseProperties) -> tuple[Taps, Taps, Taps]:
+    """From the prepared grid to the crop of the file, network axis order."""
+    return _taps_to(properties, properties.cropped_shape, properties.network_spacing)
 
 
 def to_grid(scores: np.ndarray, source: CaseProperties, target: CaseProperties) -> Interpolation:
@@ -212,11 +245,11 @@ def to_grid(scores: np.ndarray, source: CaseProperties, target: CaseProperties) 
     _require_grid(scores, source)
     if source.identifier != target.identifier or source.geometry != target.geometry:
         raise ValueError(f"grids of different cases: {source.identifier} and {target.identifier}")
-    if _stored_box(source) != _stored_box(target):
+    if _stored_box(source.box, source) != _stored_box(target.box, target):
         raise ValueError(f"{source.identifier}: grids with different crops")
     shape = permute(unpermute(target.shape, target.axes), source.axes)
     spacing = permute(unpermute(_prepared_spacing(target), target.axes), source.axes)
-    stored = _stored_taps(_taps_to(source, shape, spacing), source)
+    stored = _stored_taps(_taps_to(source, shape, spacing), source.shape, source)
     sizes = permute(unpermute(source.shape, source.axes), target.axes)
     turned = zip(permute(stored, target.axes), sizes, target.flips, strict=True)
     first, second, third = (each.flipped(size) if flip else each for each, size, flip in turned)
@@ -266,15 +299,15 @@ def _taps_to(source: CaseProperties, shape: Sequence[int], spacing: Spacing3) ->
     return axis_taps(source.shape, shape, axis_orders(rules.score_order, axis, rules.z_order))
 
 
-def _stored_taps(along: Sequence[Taps], properties: CaseProperties) -> tuple[Taps, Taps, Taps]:
-    """Taps of a case's network axes for its stored axes."""
-    turned = zip(along, properties.shape, properties.flips, strict=True)
+def _stored_taps(along: Sequence[Taps], shape: Sequence[int], properties: CaseProperties) -> tuple[Taps, Taps, Taps]:
+    """Taps of a case's network axes for its stored axes; `shape` is that of the scores, network axis order."""
+    turned = zip(along, shape, properties.flips, strict=True)
     return unpermute([each.flipped(size) if flip else each for each, size, flip in turned], properties.axes)
 
 
-def _stored_box(properties: CaseProperties) -> Box3:
-    """The crop in the file's voxels, stored axis order."""
-    sides = zip(properties.box, properties.network_shape, properties.flips, strict=True)
+def _stored_box(own: Box3, properties: CaseProperties) -> Box3:
+    """A box in network axis order in the file's voxels, stored axis order."""
+    sides = zip(own, properties.network_shape, properties.flips, strict=True)
     box = [(whole - stop, whole - start) if flip else (start, stop) for (start, stop), whole, flip in sides]
     return unpermute(box, properties.axes)
 

@@ -40,7 +40,7 @@ def require_no_links(folder: Path, files: Iterable[Path]) -> None:
 
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.(\d+)(\.\D.*)?")
-"""a name that `replacing` and `new_folder` give; the group is the process"""
+"""a name that `replacing`, `scratch_file` and `new_folder` give; the group is the process"""
 
 
 @contextmanager
@@ -62,6 +62,18 @@ def replacing(path: Path, ending: str = "") -> Iterator[Path]:
         if error.filename is not None and os.fspath(error.filename) == os.fspath(temporary):
             error.filename = os.fspath(path)  # the name that somebody knows
         raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_file(path: Path) -> Iterator[Path]:
+    """A name in the folder of `path`, as of `replacing`, of a file that is removed again. The folder is made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}")
+    try:
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -77,8 +77,17 @@ def _describe(channel: np.ndarray) -> ChannelFacts:
     low, high = float(channel.min()), float(channel.max())
     if not np.isfinite([low, high]).all():
         return ChannelFacts()
-    step = max(1, round((channel.size / _INSPECTED) ** (1 / 3)))
-    sample = channel[::step, ::step, ::step]
+    step = sample_step(channel.size)
+    return channel_facts(low, high, channel[::step, ::step, ::step])
+
+
+def sample_step(voxels: int) -> int:
+    """Every how many voxels along each axis a channel of so many is looked at."""
+    return max(1, round((voxels / _INSPECTED) ** (1 / 3)))
+
+
+def channel_facts(low: float, high: float, sample: np.ndarray) -> ChannelFacts:
+    """By the finite range of a channel, and some of its voxels."""
     sample = sample[sample != 0]
     if sample.size == 0:
         return ChannelFacts(minimum=low, maximum=high)
