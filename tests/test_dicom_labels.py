@@ -12,7 +12,7 @@ from dicom_objects import Series, outlines, save, write_segmentation, write_slic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import generate_uid
-from quick_runs import no_trials, one_probe  # noqa: F401 - used by every test here
+from quick_runs import narrow, no_trials, one_probe  # noqa: F401 - used by every test here
 from scipy.spatial.transform import Rotation
 from test_layouts import bundle_of
 from test_structures import from_check_to_prediction

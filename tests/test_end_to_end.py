@@ -197,8 +197,9 @@ def test_a_killed_run_continues_where_it_was(finished, tmp_path):
 def test_too_little_time_is_refused_with_the_least_time(finished, tmp_path):
     data, _, _ = finished
     done = autounet(
-        "run", data, "--out", tmp_path / "out", "--time", "2s", "--device", "cpu", "--memory", "560MB", check=False
-    )
+        "run", data, "--out", tmp_path / "out", "--time", "2s", "--device", "cpu", "--memory", "560MB",
+        "--configurations", "3d_fullres", check=False,
+    )  # fmt: skip
     assert done.returncode == 1
     assert "Give more --time" in done.stderr
 

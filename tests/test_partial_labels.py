@@ -279,7 +279,7 @@ def test_cases_with_one_class_each_teach_both(drawings, tmp_path, monkeypatch):
 
     monkeypatch.setattr(reading, "scan", scan)
     data = DataOptions(label="half/*")
-    run_pipeline(drawings, tmp_path, options(iterations=60, folds="0,1", data=data))
+    run_pipeline(drawings, tmp_path, options(iterations=60, folds="0,1", data=data), until="select")
     metrics = Metrics.load(tmp_path / "metrics.json")
     assert len(metrics.cases) >= 2
     for case in metrics.cases:

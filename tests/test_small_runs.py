@@ -57,7 +57,7 @@ def volumes(tmp_path_factory):
 
 def test_pictures_train_and_come_back_with_their_values(pictures, tmp_path):
     data = DataOptions(classes={"disc": 255})
-    run_pipeline(pictures, tmp_path, options(iterations=60, folds="0,1", data=data))
+    run_pipeline(pictures, tmp_path, options(iterations=60, folds="0,1", data=data), until="select")
     records = [RunRecord.load(RunFolder(tmp_path).fold("2d", fold).record) for fold in (0, 1)]
     assert {record.options.augmentation for record in records} == {"light"}  # 60 steps show each picture often
     metrics = Metrics.load(tmp_path / "metrics.json")
@@ -170,7 +170,7 @@ def test_damaged_weights_are_named_and_only_their_fold_is_trained_again(volumes,
 
 
 def test_full_trains_one_model_on_all_cases_and_claims_nothing(volumes, trained):
-    run_pipeline(volumes, trained, options(folds="full"))
+    run_pipeline(volumes, trained, options(folds="full"), until="select")
     record = RunRecord.load(trained / "models" / "3d_fullres" / "fold_all" / "record.json")
     assert len(record.train_cases) == 4
     assert record.validation_cases == ()

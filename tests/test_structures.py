@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quick_runs import no_trials, one_probe  # noqa: F401 - used by every test here
+from quick_runs import narrow, no_trials, one_probe  # noqa: F401 - used by every test here
 from typer.testing import CliRunner
 
 from autounet import api
@@ -277,8 +277,11 @@ def from_check_to_prediction(data: Path, new: Path, out: Path, options: DataOpti
     words += ["--label", options.label] if options.label else []
     checked = CliRunner().invoke(app, ["check", str(data), *words])
     assert checked.exit_code == 0, checked.output
-    given_options = RunOptions(device="cpu", workers=0, memory_bytes=700 * 2**20, iterations=4, folds="0", data=options)
-    run_pipeline(data, out, given_options)
+    given_options = RunOptions(
+        device="cpu", workers=0, memory_bytes=700 * 2**20, iterations=4, folds="0", configurations=("3d_fullres",),
+        data=options,
+    )  # fmt: skip
+    run_pipeline(data, out, given_options, until="select")
     api.load(out / "model", device="cpu").predict_files(new, out / "predicted")
     return sorted((out / "predicted").rglob("*.nii.gz"))
 
