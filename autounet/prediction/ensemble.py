@@ -27,9 +27,8 @@ from ..schema.geometry import Geometry
 from ..schema.labels import Labels, TargetKind, targets_of
 from ..schema.plan import Average
 from ..schema.record import require_folder, require_no_links
-from ..schema.run import RECORDS, PredictedCase, record_of, require_replaceable, written_names
+from ..schema.run import PredictedCase, record_of, require_replaceable, written_names
 from ..schema.selection import ProbabilityChannels
-from ..store.folder_lock import locked
 from .maps import CHANNELS_FILE, PROBABILITIES_ENDINGS, foreign_channels_file, write_probabilities
 
 log = logging.getLogger(__name__)
@@ -61,8 +60,7 @@ def ensemble(
     the first folder. `weights` are one a folder, equal unless given, and need not sum to 1. `average` logits averages
     the logarithms (of overlapping regions the log odds), which gives a single model's certainty more influence.
     `probabilities` writes the average as well. Two volumes of probabilities are held at a time. Raises OptionError for
-    folders or weights that cannot be, for files in the way, and while another command works in `out`; DataError where
-    classes, cases or geometries differ.
+    folders or weights that cannot be and for files in the way, DataError where classes, cases or geometries differ.
     """
     folders, out = [Path(folder) for folder in folders], Path(out)
     _require_weights(weights, folders)
@@ -76,7 +74,7 @@ def ensemble(
     shares = normalised_weights(weights, len(models))
     segmentations = {case: _segmentation(first.folder, case) for case in sorted(first.files)}
     may_write = _may_write(out, segmentations, probabilities)
-    with locked(out, out / RECORDS), progress("averaging", len(first.files)) as meter:
+    with progress("averaging", len(first.files)) as meter:
         for case, segmentation in segmentations.items():
             geometry = read_geometry(segmentation)
             paths = [model.files[case] for model in models]
