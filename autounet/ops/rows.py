@@ -114,6 +114,7 @@ class RowComponents:
     def _join(self, before: np.ndarray, after: np.ndarray) -> None:
         """Components of two planes that touch."""
         steps = ((0, 0),) if self._connectivity == 6 else itertools.product((-1, 0, 1), repeat=2)
+        span, found = np.int64(after.max()) + 1, []
         for step in steps:
             own, other = (
                 plane[
@@ -124,5 +125,6 @@ class RowComponents:
                 for plane, way in ((before, step), (after, [-side for side in step]))
             )
             both = (own > 0) & (other > 0)
-            if both.any():
-                self._joined.append(np.unique(np.stack([own[both], other[both]], 1), axis=0))
+            pairs = own[both] * span + other[both]
+            found.append(pairs[np.diff(pairs, prepend=-1) != 0])  # neighbours are mostly of one pair
+        self._joined.append(np.stack(np.divmod(np.unique(np.concatenate(found)), span), 1))
