@@ -36,7 +36,9 @@ def outputs(folder: Path) -> Path:
         (file.parent / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve[:3]))
         assert read_log(file.parent / "log.jsonl")
         (file.parent / "started.json").write_text("{}")
-    record = PredictedCase(key="k", run="r", files=(PredictedFile(name="a.nii.gz", bytes=1),))
+    record = PredictedCase(
+        key="k", run="r", files=(PredictedFile(name="a.nii.gz", bytes=1, modified=0, checksum=None),)
+    )
     record.save(record_of(out.path, "a"))
     return out.path
 

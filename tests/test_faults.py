@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import resource
@@ -171,6 +172,13 @@ def test_only_what_may_differ_is_predicted_again(folder: Path, predictor: Model,
     (out / "c01.nii").write_bytes((out / "c01.nii").read_bytes()[:-9])
     (out / "c02.nii").unlink()
     assert again() == ["c01", "c02"]
+    status, content = (out / "c00.nii").stat(), bytearray((out / "c00.nii").read_bytes())
+    content[-1] ^= 1
+    (out / "c00.nii").write_bytes(content)
+    assert again() == [], "somebody has changed it"
+    assert (out / "c00.nii").read_bytes() == content
+    os.utime(out / "c00.nii", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert again() == ["c00"], "damaged"
     assert again(probabilities=True) == every
     (out / "c01.probabilities.nii.gz").unlink()
     assert again(probabilities=True) == ["c01"]

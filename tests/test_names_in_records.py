@@ -41,7 +41,7 @@ COMPARED = """
     Submission.model_checksum SubmittedFile.sha256 CaseFacts.content_hash CaseFacts.image_hash
     CaseFingerprint.content_hash CaseProperties.key Plan.fingerprint StartingWeights.checksum PredictedCase.key
     PredictedCase.run PreparedRecord.checksums DoneRecord.key DoneRecord.files CaseResult.key JobRun.key
-    JobRun.attempt ListedJob.key PredictedFile.name PredictedCase.earlier PreparationInputs.cases
+    JobRun.attempt ListedJob.key PredictedFile.name PredictedFile.checksum PredictedCase.earlier PreparationInputs.cases
     PreparedCaseInputs.content CascadeCaseInputs.scores CascadeCaseInputs.prepared CascadeCaseInputs.following
     CascadeInputs.validation EnsembleCaseInputs.members InitialWeights.new SelectionInputs.jobs
     TrainingCase.prepared TrainingCase.previous ValidatedCaseInputs.weights ValidatedCaseInputs.prepared

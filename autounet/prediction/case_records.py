@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import glob
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from ..datasets import InputCase
-from ..imageio import files_of, suffix
-from ..schema.errors import RecordError
+from ..imageio import files_of, read_image, suffix
+from ..schema.errors import FileError, RecordError
 from ..schema.record import TEMPORARY, digest
 from ..schema.run import PredictedCase, PredictedFile, record_of, written_names
+from ..store.file_hashes import FileHashes
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,8 @@ class CaseRecords:
     """`begun` yields cases to predict, each of which ends with `finished` or `failed`, and the last with `close`.
 
     A case is finished when its record has the key of the work and of its image files by name, size and time of
-    modification, and its files have the sizes of the record. With `overwrite`, and where it could not be predicted, the
-    record must be of this command as well.
+    modification, and its files have the content of the record, or other content that somebody has written since. With
+    `overwrite`, and where it could not be predicted, the record must be of this command as well.
     """
 
     def __init__(self, work: Work, paths: Callable[[InputCase], Sequence[Path]]) -> None:
@@ -78,6 +79,8 @@ class CaseRecords:
         """with the state of their files before they were read"""
         self._begun: dict[str, frozenset[str]] = {}
         """case -> names that are, or will be, AutoUNet's"""
+        self._changed: list[str] = []
+        """files that somebody has changed"""
 
     def close(self) -> None:
         """What is there of cases that were begun and not finished stays AutoUNet's."""
@@ -101,7 +104,10 @@ class CaseRecords:
         return record.run == self.work.run or not (self.work.overwrite or record.problem is not None)
 
     def unfinished(self, cases: Iterable[InputCase]) -> list[InputCase]:
-        return [case for case in cases if not self.is_finished(case)]
+        found = [case for case in cases if not self.is_finished(case)]
+        for file in self._changed:
+            log.warning("%s was changed since it was predicted, and is kept (--overwrite predicts it again)", file)
+        return found
 
     def outcome(self, cases: int, given: Sequence[InputCase]) -> Outcome:
         """Of so many cases, after those that were not finished before were `given` to be predicted."""
@@ -126,24 +132,33 @@ class CaseRecords:
 
     def finished(self, case: InputCase, paths: Sequence[Path]) -> None:
         """All files of the case are written."""
-        self._save(case, {path.relative_to(self.out).as_posix(): path.stat().st_size for path in paths})
+        self._save(case, [_described(self.out, path) for path in paths])
 
     def failed(self, case: InputCase, problem: str) -> None:
-        self._save(case, {}, problem)
+        self._save(case, [], problem)
 
-    def _save(self, case: InputCase, sizes: Mapping[str, int], problem: str | None = None) -> None:
-        name, files = case.identifier, tuple(PredictedFile(name=name, bytes=size) for name, size in sizes.items())
-        earlier = tuple(each for each in self._earlier(name) if each not in sizes)
+    def _save(self, case: InputCase, files: Sequence[PredictedFile], problem: str | None = None) -> None:
+        name, own = case.identifier, {each.name for each in files}
+        earlier = tuple(each for each in self._earlier(name) if each not in own)
         record = PredictedCase(
-            key=self.case_key(case), run=self.work.run, files=files, earlier=earlier, problem=problem
+            key=self.case_key(case), run=self.work.run, files=tuple(files), earlier=earlier, problem=problem
         )
         record.save(record_of(self.out, name))
         del self._begun[name]
 
     def _is_there(self, file: PredictedFile) -> bool:
-        with suppress(OSError):
-            return (self.out / file.name).stat().st_size == file.bytes
-        return False
+        """As it was written, or as somebody has changed it: an image still, and written later than ours."""
+        path = self.out / file.name
+        try:
+            found = _described(self.out, path)
+        except OSError:
+            return False
+        if (found.bytes, found.checksum) == (file.bytes, file.checksum):
+            return True
+        if found.modified == file.modified or not _is_readable(path):
+            return False
+        self._changed.append(file.name)
+        return True
 
     def _earlier(self, case: str) -> tuple[str, ...]:
         """Those of the names of a begun case that are there."""
@@ -154,6 +169,24 @@ class CaseRecords:
         with suppress(RecordError):
             return PredictedCase.load(record_of(self.out, case))
         return None
+
+
+def _described(out: Path, path: Path) -> PredictedFile:
+    status = path.stat()
+    return PredictedFile(
+        name=path.relative_to(out).as_posix(),
+        bytes=status.st_size,
+        modified=status.st_mtime_ns,
+        checksum=FileHashes().of(path) if path.is_file() else None,
+    )
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        read_image(path)
+    except FileError:
+        return False
+    return True
 
 
 def remove_leftovers(paths: Iterable[Path]) -> None:

@@ -151,6 +151,10 @@ class PredictedFile(Part):
     name: str
     """relative to the output folder"""
     bytes: int
+    modified: int
+    """nanoseconds since 1970"""
+    checksum: str | None
+    """blake2b-128, hex; None of a folder"""
 
 
 class PredictedCase(Record):
