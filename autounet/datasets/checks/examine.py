@@ -230,8 +230,9 @@ def _read_channels(task: CaseTask, findings: list[Finding]) -> tuple[np.ndarray 
     if image.shape[0] != wanted:
         channels = "1 channel" if image.shape[0] == 1 else f"{image.shape[0]} channels"
         message = f"{', '.join(case.images)} has {channels}, the data set has {wanted}"
-        grey = image.shape[0] == 1 and wanted == 3 and geometry.dimension == 2
-        remedy = f"Convert it to RGB, as {FIX} does" if grey else "Convert it to the channels of the other cases"
+        remedy = "Convert it to the channels of the other cases"
+        if {image.shape[0], wanted} == {1, 3} and geometry.dimension == 2:
+            remedy = f"Give all pictures the same channels, as {FIX} does"
         findings.append(finding(case, "channel-mismatch", message, remedy))
         return None, geometry
     return image, geometry
