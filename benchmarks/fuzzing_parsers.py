@@ -37,7 +37,7 @@ def outputs(folder: Path) -> Path:
         assert read_log(file.parent / "log.jsonl")
         (file.parent / "started.json").write_text("{}")
     record = PredictedCase(
-        key="k", run="r", files=(PredictedFile(name="a.nii.gz", bytes=1, modified=0, checksum=None),)
+        case="a", key="k", run="r", files=(PredictedFile(name="a.nii.gz", bytes=1, modified=0, checksum=None),)
     )
     record.save(record_of(out.path, "a"))
     return out.path

@@ -186,6 +186,10 @@ def test_only_what_may_differ_is_predicted_again(folder: Path, predictor: Model,
     assert again() == every
     (out / ".predicted" / "c01.json").write_text("{")
     assert again() == ["c01"]
+    swapped = [(out / ".predicted" / f"{name}.json").read_bytes() for name in ("c01", "c00")]
+    for name, content in zip(("c00", "c01"), swapped, strict=True):
+        (out / ".predicted" / f"{name}.json").write_bytes(content)
+    assert again() == ["c00", "c01"], "records of other cases"
 
 
 def test_killed_at_a_random_moment_the_next_command_completes(folder: Path, predictor: Model, tmp_path: Path) -> None:

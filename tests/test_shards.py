@@ -139,7 +139,7 @@ def test_what_a_killed_process_had_begun_is_removed_and_stays_autounets(predicto
     for name in ("c00.nii", ".c00.nii.0123abcd.77.nii", ".c00.nii.mine"):
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text("half")
-    PredictedCase(key="", run="killed", earlier=("c00.nii",)).save(record_of(out, "c00"))
+    PredictedCase(case="c00", key="", run="killed", earlier=("c00.nii",)).save(record_of(out, "c00"))
     (out / ".predicted" / ".c01.json.0123abcd.77").touch()
     assert predictor.predict_files(source, out) == []
     assert left_behind(out) == [".c00.nii.mine"]

@@ -17,7 +17,7 @@ from ..datasets import InputCase
 from ..imageio import files_of, read_image, suffix
 from ..schema.errors import FileError, RecordError
 from ..schema.record import TEMPORARY, digest
-from ..schema.run import PredictedCase, PredictedFile, record_of, written_names
+from ..schema.run import PredictedCase, PredictedFile, read_record, record_of, written_names
 from ..store.file_hashes import FileHashes
 
 log = logging.getLogger(__name__)
@@ -79,15 +79,15 @@ class CaseRecords:
         """with the state of their files before they were read"""
         self._begun: dict[str, frozenset[str]] = {}
         """case -> names that are, or will be, AutoUNet's"""
-        self._changed: list[str] = []
-        """files that somebody has changed"""
+        self._changed: dict[str, bool] = {}
+        """file whose content is not what was written -> whether it is kept"""
 
     def close(self) -> None:
         """What is there of cases that were begun and not finished stays AutoUNet's."""
         for case in self._begun:
             record = record_of(self.out, case)
             if there := self._earlier(case):
-                PredictedCase(key="", run=self.work.run, earlier=there).save(record)
+                PredictedCase(case=case, key="", run=self.work.run, earlier=there).save(record)
             else:
                 record.unlink(missing_ok=True)
 
@@ -105,13 +105,16 @@ class CaseRecords:
 
     def unfinished(self, cases: Iterable[InputCase]) -> list[InputCase]:
         found = [case for case in cases if not self.is_finished(case)]
-        for file in self._changed:
-            log.warning("%s was changed since it was predicted, and is kept (--overwrite predicts it again)", file)
+        for file, is_kept in self._changed.items():
+            if is_kept:
+                log.warning("%s was changed since it was predicted, and is kept (--overwrite predicts it again)", file)
+            else:
+                log.warning("%s is damaged: it is predicted again", file)
         return found
 
     def outcome(self, cases: int, given: Sequence[InputCase]) -> Outcome:
         """Of so many cases, after those that were not finished before were `given` to be predicted."""
-        records = [PredictedCase.load(record_of(self.out, case.identifier)) for case in given]
+        records = [read_record(self.out, case.identifier) for case in given]
         failures = [record.problem for record in records if record.problem is not None]
         return Outcome(len(given) - len(failures), cases - len(given), failures)
 
@@ -126,7 +129,8 @@ class CaseRecords:
             if before is not None and not before.key:  # a process that began it was killed
                 for path in paths:
                     remove_leftovers(path.parent.glob(f".{glob.escape(path.name)}.*"))
-            PredictedCase(key="", run=self.work.run, earlier=tuple(sorted(names))).save(record_of(self.out, name))
+            begun = PredictedCase(case=name, key="", run=self.work.run, earlier=tuple(sorted(names)))
+            begun.save(record_of(self.out, name))
             self._begun[name] = names
             yield case
 
@@ -141,7 +145,7 @@ class CaseRecords:
         name, own = case.identifier, {each.name for each in files}
         earlier = tuple(each for each in self._earlier(name) if each not in own)
         record = PredictedCase(
-            key=self.case_key(case), run=self.work.run, files=tuple(files), earlier=earlier, problem=problem
+            case=name, key=self.case_key(case), run=self.work.run, files=tuple(files), earlier=earlier, problem=problem
         )
         record.save(record_of(self.out, name))
         del self._begun[name]
@@ -155,19 +159,17 @@ class CaseRecords:
             return False
         if (found.bytes, found.checksum) == (file.bytes, file.checksum):
             return True
-        if found.modified == file.modified or not _is_readable(path):
-            return False
-        self._changed.append(file.name)
-        return True
+        self._changed[file.name] = found.modified != file.modified and _is_readable(path)
+        return self._changed[file.name]
 
     def _earlier(self, case: str) -> tuple[str, ...]:
         """Those of the names of a begun case that are there."""
         return tuple(sorted(name for name in self._begun[case] if (self.out / name).exists()))
 
     def _read(self, case: str) -> PredictedCase | None:
-        """None where there is no record, or one that is damaged or of another version."""
+        """None where there is no record, or one that is damaged, of another version or another case's."""
         with suppress(RecordError):
-            return PredictedCase.load(record_of(self.out, case))
+            return read_record(self.out, case)
         return None
 
 

@@ -263,7 +263,7 @@ def _may_write(out: Path, segmentations: Mapping[str, Path], probabilities: bool
 def _record(out: Path, case: str, paths: Sequence[Path]) -> None:
     """That what is written for the case is AutoUNet's, and is not what `predict` may have written before."""
     names = written_names(out, case) | {path.relative_to(out).as_posix() for path in paths}
-    PredictedCase(key="", run="ensemble", earlier=tuple(sorted(names))).save(record_of(out, case))
+    PredictedCase(case=case, key="", run="ensemble", earlier=tuple(sorted(names))).save(record_of(out, case))
 
 
 def _write(

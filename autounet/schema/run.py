@@ -160,6 +160,7 @@ class PredictedFile(Part):
 class PredictedCase(Record):
     """`OUT/.predicted/<case>.json`, written when a case is begun, and again after all of its files."""
 
+    case: CaseName
     key: str
     """of the model, the options and the image files, see `prediction/case_records.py`; empty until it is predicted"""
     run: str
@@ -175,13 +176,20 @@ def record_of(out: Path, case: str) -> Path:
     return out / RECORDS / f"{case}.json"
 
 
+def read_record(out: Path, case: str) -> PredictedCase:
+    """Raises RecordError where there is none, or one that is damaged or another case's."""
+    record = PredictedCase.load(record_of(out, case))
+    if record.case != case:
+        raise RecordError(f"{record_of(out, case)} is that of the case {record.case}", "Remove it")
+    return record
+
+
 def recorded_names(out: Path, case: str) -> frozenset[str] | None:
     """Names that a case's record says were written, relative to `out`; None where the record is damaged."""
-    file = record_of(out, case)
-    if not file.exists():
+    if not record_of(out, case).exists():
         return frozenset()
     try:
-        record = PredictedCase.load(file)
+        record = read_record(out, case)
     except RecordError:
         return None
     return frozenset((*(each.name for each in record.files), *record.earlier))
