@@ -254,7 +254,7 @@ def test_grey_pictures_become_rgb_where_some_are_coloured(tmp_path: Path, colour
     Image.fromarray(pixels).save(data / "images" / f"{case}.png")
     options = DataOptions(label="masks/*", classes={"disc": 255})
     (mismatch,) = (each for each in check_data(data, options).findings if each.code == "channel-mismatch")
-    assert "Give all pictures the same channels, as" in mismatch.remedy
+    assert "Convert all pictures to the same channels, as" in mismatch.remedy
     found = fix_data(data, options, tmp_path / "new")
     assert found.result.findings == (), [str(finding) for finding in found.result.findings]
     assert len(found.repairs) == (5 if coloured else 1)

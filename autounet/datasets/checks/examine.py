@@ -232,7 +232,7 @@ def _read_channels(task: CaseTask, findings: list[Finding]) -> tuple[np.ndarray 
         message = f"{', '.join(case.images)} has {channels}, the data set has {wanted}"
         remedy = "Convert it to the channels of the other cases"
         if {image.shape[0], wanted} == {1, 3} and geometry.dimension == 2:
-            remedy = f"Give all pictures the same channels, as {FIX} does"
+            remedy = f"Convert all pictures to the same channels, as {FIX} does"
         findings.append(finding(case, "channel-mismatch", message, remedy))
         return None, geometry
     return image, geometry
