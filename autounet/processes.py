@@ -92,6 +92,12 @@ def launched() -> Launch | None:
     return Launch(*(int(given.get(name) or default) for name, default in names))
 
 
+def processes_of_a_training(asked: int | None) -> int:
+    """Those that share its batches: all of a launch, else as many as were asked for."""
+    launch = launched()
+    return (asked or 1) if launch is None else launch.processes
+
+
 class WorkerProcess:
     """A spawned process that does one call after another, each of which may tell this process things.
 

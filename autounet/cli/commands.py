@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json as json_format
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,28 +45,27 @@ def _until(stage: str) -> Callable[..., None]:
     def action(data: Path, out: Path, replan: bool, options: RunOptions) -> None:
         from ..workflow.pipeline import run_pipeline
 
-        with _of_launch(options) as own:
-            if own is None:
+        with _first_of_launch(options) as first, ends_when_asked(), run_log(shown_command()):
+            if not first:
                 return
-            with ends_when_asked(), run_log(shown_command()):
-                path = run_pipeline(data, out, own, stage, replan).written
-                if stage in ("select", "report"):
-                    show_dice(out)
-                if stage == "report":
-                    show_advice(out)
-                say(f"{stage}: {path}")
+            path = run_pipeline(data, out, options, stage, replan).written
+            if stage in ("select", "report"):
+                show_dice(out)
+            if stage == "report":
+                show_advice(out)
+            say(f"{stage}: {path}")
 
     return action
 
 
 @contextmanager
-def _of_launch(options: RunOptions) -> Iterator[RunOptions | None]:
-    """Where torchrun has started several processes, the first shares its trainings with all; for the others None.
+def _first_of_launch(options: RunOptions) -> Iterator[bool]:
+    """Whether this process does the command. Others that torchrun started with it have then done their part.
 
-    They have done their part then. Raises UsageError for another number of processes than the options name.
+    Raises UsageError for another number of processes than the options name.
     """
     if (launch := launched()) is None:
-        yield options
+        yield True
         return
     if options.devices_per_training not in (None, launch.processes):
         problem = f"--devices-per-training {options.devices_per_training}: {launch.processes} processes were started"
@@ -76,34 +74,29 @@ def _of_launch(options: RunOptions) -> Iterator[RunOptions | None]:
 
     if launch.rank:
         serve(launch)
-        yield None
+        yield False
         return
     with leading():
-        yield options.model_copy(update={"devices_per_training": launch.processes})
+        yield True
 
 
 def plan(data: Path, out: Path, replan: bool, explain: bool, options: RunOptions) -> None:
     from ..workflow.pipeline import describe, run_pipeline
 
-    with ends_when_asked(), run_log(shown_command()):
-        say(describe(run_pipeline(data, out, options, "plan", replan), explain).rstrip("\n"))
-        say(f"plan: {out / 'plan.json'}")
+    with _first_of_launch(options) as first, ends_when_asked(), run_log(shown_command()):
+        if first:
+            say(describe(run_pipeline(data, out, options, "plan", replan), explain).rstrip("\n"))
+            say(f"plan: {out / 'plan.json'}")
 
 
 def demo(out: Path, time: float) -> None:
     """Make a small synthetic 3-D data set in OUT/data and run everything on it."""
-    from ..datasets.synthetic import make_demo_dataset
+    from ..datasets.synthetic import make_whole_demo_dataset
     from ..schema.options import RunOptions
-    from ..schema.record import new_folder
     from ..workflow.pipeline import run_pipeline
 
-    if not (out / "data").exists():  # made under another name first: an interruption leaves no half of it
-        made = new_folder(out / "data")
-        try:
-            make_demo_dataset(made).rename(out / "data")
-        except BaseException:
-            shutil.rmtree(made, ignore_errors=True)
-            raise
+    if not (out / "data").exists():
+        make_whole_demo_dataset(out / "data")
     with ends_when_asked(), run_log(shown_command()):
         report = run_pipeline(out / "data", out, RunOptions(seconds=time)).written
         show_dice(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ from scipy import ndimage
 
 from ..imageio import write_image, write_labels
 from ..schema.geometry import Geometry, Shape3
-from ..schema.record import write_text
+from ..schema.record import new_folder, write_text
 
 SHAPES: tuple[Shape3, ...] = ((20, 40, 40), (24, 40, 36), (24, 44, 40), (28, 36, 44))
 """(z, y, x) voxels; the spacing is about 2 x 1 x 1 mm"""
@@ -74,6 +75,16 @@ def make_demo_dataset(
         names.append(name)
     write_text(folder / "dataset.json", json.dumps(_description(names[:cases], layout), indent=1) + "\n")
     return folder
+
+
+def make_whole_demo_dataset(folder: Path) -> None:
+    """Under another name first: an interruption leaves no half of it."""
+    made = new_folder(folder)
+    try:
+        make_demo_dataset(made).rename(folder)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
 
 
 def _description(names: list[str], layout: str) -> dict[str, object]:

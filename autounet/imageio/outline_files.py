@@ -119,6 +119,8 @@ def _parsed(path: Path, size: int, modified: int) -> Any:
 
 def _key(entry: Mapping[str, Any], name: str) -> int | str | None:
     value = entry.get(name)
+    if isinstance(value, float) and value.is_integer():  # as some programs write all numbers
+        return int(value)
     return value if isinstance(value, int | str) else None
 
 

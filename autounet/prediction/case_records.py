@@ -11,16 +11,19 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ..datasets import InputCase
-from ..imageio import files_of, read_image, suffix
-from ..schema.errors import FileError, RecordError
+from ..imageio import files_of, is_image, read_image, suffix
+from ..schema.errors import FileError, OptionError, RecordError
 from ..schema.record import TEMPORARY, digest
 from ..schema.run import PredictedCase, PredictedFile, read_record, record_of, written_names
 from ..store.file_hashes import FileHashes
 
 log = logging.getLogger(__name__)
+
+FileState = Literal["ours", "changed", "damaged", "missing"]
+KEPT: frozenset[FileState] = frozenset(("ours", "changed"))
 
 
 class OutputOptions(NamedTuple):
@@ -79,8 +82,6 @@ class CaseRecords:
         """with the state of their files before they were read"""
         self._begun: dict[str, frozenset[str]] = {}
         """case -> names that are, or will be, AutoUNet's"""
-        self._changed: dict[str, bool] = {}
-        """file whose content is not what was written -> whether it is kept"""
 
     def close(self) -> None:
         """What is there of cases that were begun and not finished stays AutoUNet's."""
@@ -99,17 +100,36 @@ class CaseRecords:
     def is_finished(self, case: InputCase) -> bool:
         """Also where this command has found that it cannot be predicted."""
         record = self._read(case.identifier)
-        if record is None or record.key != self.case_key(case) or not all(map(self._is_there, record.files)):
+        return record is not None and self._holds(record, case) and KEPT.issuperset(map(self._state_of, record.files))
+
+    def _holds(self, record: PredictedCase, case: InputCase) -> bool:
+        """Whether nothing has to be predicted where the files are there."""
+        if record.key != self.case_key(case):
             return False
         return record.run == self.work.run or not (self.work.overwrite or record.problem is not None)
 
     def unfinished(self, cases: Iterable[InputCase]) -> list[InputCase]:
-        found = [case for case in cases if not self.is_finished(case)]
-        for file, is_kept in self._changed.items():
-            if is_kept:
-                log.warning("%s was changed since it was predicted, and is kept (--overwrite predicts it again)", file)
-            else:
-                log.warning("%s is damaged: it is predicted again", file)
+        """Says which files somebody has changed, which are kept, and which are damaged.
+
+        Raises OptionError for changed ones of cases that are not finished, but with `overwrite`.
+        """
+        found, in_the_way = [], []
+        for case in cases:
+            record = self._read(case.identifier)
+            states = {} if record is None else {file.name: self._state_of(file) for file in record.files}
+            finished = record is not None and self._holds(record, case) and KEPT.issuperset(states.values())
+            found += [] if finished else [case]
+            if self.work.overwrite:
+                continue
+            if changed := [name for name, state in states.items() if state == "changed"]:
+                if finished:
+                    log.warning("%s: changed since it was predicted, and kept", ", ".join(changed))
+                in_the_way += [] if finished else changed
+            if damaged := [name for name, state in states.items() if state == "damaged"]:
+                log.warning("%s: damaged, and predicted again", ", ".join(damaged))
+        if in_the_way:
+            what = "was changed since it was predicted, and would be replaced"
+            raise OptionError(f"{', '.join(in_the_way)} {what}", "Give another --out, or --overwrite to replace it")
         return found
 
     def outcome(self, cases: int, given: Sequence[InputCase]) -> Outcome:
@@ -150,17 +170,16 @@ class CaseRecords:
         record.save(record_of(self.out, name))
         del self._begun[name]
 
-    def _is_there(self, file: PredictedFile) -> bool:
-        """As it was written, or as somebody has changed it: an image still, and written later than ours."""
+    def _state_of(self, file: PredictedFile) -> FileState:
+        """Changed by somebody is what was written later than ours and, where it is an image, can be read."""
         path = self.out / file.name
         try:
             found = _described(self.out, path)
         except OSError:
-            return False
+            return "missing"
         if (found.bytes, found.checksum) == (file.bytes, file.checksum):
-            return True
-        self._changed[file.name] = found.modified != file.modified and _is_readable(path)
-        return self._changed[file.name]
+            return "ours"
+        return "changed" if found.modified != file.modified and _is_whole(path) else "damaged"
 
     def _earlier(self, case: str) -> tuple[str, ...]:
         """Those of the names of a begun case that are there."""
@@ -183,7 +202,10 @@ def _described(out: Path, path: Path) -> PredictedFile:
     )
 
 
-def _is_readable(path: Path) -> bool:
+def _is_whole(path: Path) -> bool:
+    """Of a table, or anything else that is no image, only whether it holds something."""
+    if not is_image(path):
+        return path.stat().st_size > 0
     try:
         read_image(path)
     except FileError:

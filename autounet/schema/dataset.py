@@ -123,9 +123,10 @@ class Dataset(Record):
     def case(self, identifier: str) -> Case:
         """Raises KeyError where there is none."""
         global _named
-        if _named[0] is not self.cases:
-            _named = self.cases, {case.identifier: case for case in self.cases}
-        return _named[1][identifier]
+        known = _named  # another thread may exchange it
+        if known[0] is not self.cases:
+            known = _named = self.cases, {case.identifier: case for case in self.cases}
+        return known[1][identifier]
 
     def only(self, identifier: str) -> Dataset:
         """The same with this case alone, which is cheap to send to another process."""

@@ -67,10 +67,11 @@ def leading() -> Iterator[None]:
     try:
         yield
     finally:
-        store.set(_order(next(_trainings)), "")
-        until = time.monotonic() + LEAVING_SECONDS
-        while time.monotonic() < until and not store.check([f"left {rank}" for rank in range(1, launch.processes)]):
-            time.sleep(WAIT)
+        others, until = [f"left {rank}" for rank in range(1, launch.processes)], time.monotonic() + LEAVING_SECONDS
+        with suppress(distributed.DistError):  # the store has gone with its machine
+            store.set(_order(next(_trainings)), "")
+            while time.monotonic() < until and not store.check(others):
+                time.sleep(WAIT)
 
 
 @contextmanager

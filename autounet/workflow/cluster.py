@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..processes import processes_of_a_training
 from ..progress import stop_if_cancelled
 from ..schema.cluster import PREFIX, ClusterOptions, cluster_options
 from ..schema.errors import AutoUNetError, OptionError
@@ -201,10 +202,10 @@ def cluster_of(options: RunOptions, out: Path) -> Iterator[Cluster | None]:
         yield None
         return
     require_engine(where, out)
-    if (options.devices_per_training or 1) > 1:
+    if (count := processes_of_a_training(options.devices_per_training)) > 1:
         raise OptionError(
-            f"--devices-per-training {options.devices_per_training}: a job of a cluster uses one device",
-            "Give --devices-per-training 1, or --executor local",
+            f"one training in {count} processes: a job of a cluster uses one device",
+            "Leave out --devices-per-training and torchrun, or --executor",
         )
     cluster = Cluster(where)
     try:

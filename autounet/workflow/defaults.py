@@ -8,6 +8,7 @@ from pathlib import Path
 from ..nets import FAMILIES
 from ..nets.efficient import STEM_FEATURES
 from ..planning import PRESETS
+from ..processes import processes_of_a_training
 from ..schema.cluster import cluster_options
 from ..schema.errors import OptionError, UsageError
 from ..schema.metrics import chosen_metrics
@@ -66,7 +67,7 @@ def planner_options(options: RunOptions, profile: DeviceProfile) -> PlannerOptio
         family=network_family(options),
         configurations=requested_configurations(options),
         base_features=STEM_FEATURES if options.starts_from == "encoder" else None,
-        minimum_batch=max(2, options.devices_per_training or 1),
+        minimum_batch=max(2, processes_of_a_training(options.devices_per_training)),
         mirror_samples=bool(options.preset) or options.starts_from == "model" or not few,
     )
 

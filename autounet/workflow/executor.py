@@ -12,7 +12,19 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..ops.device import devices_like
-from ..processes import Answer, Lost, Raised, Returned, Tell, Told, Wanted, WorkerProcess, heard, launched
+from ..processes import (
+    Answer,
+    Lost,
+    Raised,
+    Returned,
+    Tell,
+    Told,
+    Wanted,
+    WorkerProcess,
+    heard,
+    launched,
+    processes_of_a_training,
+)
 from ..progress import ASKED_BY, Progress, SideBySide, Watcher, stop_if_cancelled, watched
 from ..schema.cluster import cluster_options
 from ..schema.errors import AutoUNetError, OptionError, WorkerLost
@@ -58,7 +70,7 @@ def lanes_of(
         return Lanes.elsewhere(trainings, cluster.workers, cluster.cores)
     steps = step_limit(options)
     short = promised < LEAST_SECONDS if promised else steps is not None and steps < LEAST_STEPS
-    if short or options.workers in (0, 1) or trainings < 2 or (options.devices_per_training or 1) > 1:
+    if short or options.workers in (0, 1) or trainings < 2 or processes_of_a_training(options.devices_per_training) > 1:
         return Lanes()
     if profile.device != "cpu":
         return Lanes.on(devices_like(profile.device, options.device or "auto"), trainings, available_cores())
@@ -71,7 +83,7 @@ def training_devices(options: RunOptions, profile: DeviceProfile) -> tuple[str, 
 
     Raises OptionError where there are fewer of them than asked for.
     """
-    count = options.devices_per_training or 1
+    count = processes_of_a_training(options.devices_per_training)
     if count < 2:
         return ()
     if launched() is not None:  # on machines that this process does not see
