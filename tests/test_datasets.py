@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from autounet.datasets.synthetic import make_demo_dataset
 from autounet.imageio import is_image, stem, write_image, write_labels
 from autounet.ops.masks import decode, encode
 from autounet.schema.bundle import ModelBundle
-from autounet.schema.dataset import Channel, ChannelKind, Dataset, Finding
+from autounet.schema.dataset import Case, Channel, ChannelKind, Dataset, Finding
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry
 from autounet.schema.labels import LabelClass, Labels
@@ -684,3 +685,22 @@ def test_inputs_that_are_not_there(tmp_path: Path, demo: Path) -> None:
 def test_public_data_sets(folder: str, options: DataOptions, layout: str, cases: int, channels: int) -> None:
     dataset = scan(REAL / folder, options)
     assert (dataset.layout, len(dataset.cases), len(dataset.channels)) == (layout, cases, channels)
+
+
+def test_cases_are_found_by_name_in_several_data_sets_at_once(demo: Path) -> None:
+    """As several runs in threads of one program ask for them."""
+    found = scan(demo, NONE)
+    sets = [
+        found.model_copy(
+            update={"cases": tuple(Case(identifier=f"{letter}{number}", images=("i.nii",)) for number in range(50))}
+        )
+        for letter in "abcd"
+    ]
+
+    def ask(data: Dataset) -> bool:
+        return all(data.case(case.identifier) is case for _ in range(200) for case in data.cases)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(ask, sets))
+    with pytest.raises(KeyError):
+        sets[0].case("b1")

@@ -177,6 +177,8 @@ def test_only_what_may_differ_is_predicted_again(folder: Path, predictor: Model,
     (out / "c00.nii").write_bytes(content)
     assert again() == [], "somebody has changed it"
     assert (out / "c00.nii").read_bytes() == content
+    with pytest.raises(OptionError, match=r"c00.nii was changed since it was predicted, and would be replaced"):
+        again(api.load(folder, device="cpu", mirror=False, folds=[1]))
     os.utime(out / "c00.nii", ns=(status.st_atime_ns, status.st_mtime_ns))
     assert again() == ["c00"], "damaged"
     assert again(probabilities=True) == every

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from io import BytesIO
@@ -278,6 +279,15 @@ def test_numbers_of_coco_that_are_none_lead_nowhere(tmp_path: Path, key: str, wr
         "id": ["category 3", "category 7"],
     }
     assert outline_names(path) == without.get(key, ["cell", "nucleus"])
+
+
+def test_numbers_of_coco_may_be_written_as_fractions(tmp_path: Path) -> None:
+    coco(tmp_path)
+    path = tmp_path / "annotations" / "instances_train.json"
+    expected = read_outlined_objects(path, tmp_path / "images" / "a.png").values
+    path.write_text(re.sub(r'"((?:image_|category_)?id)": (\d+)', r'"\1": \2.0', path.read_text()))
+    assert outline_names(path) == ["cell", "nucleus"]
+    assert np.array_equal(read_outlined_objects(path, tmp_path / "images" / "a.png").values, expected)
 
 
 def test_masks_beside_outlines_are_asked_about(tmp_path: Path) -> None:
