@@ -149,7 +149,7 @@ def planned_jobs(data: Path, name: str, memory: str, steps: int, out: Path) -> t
         folder=RunFolder(out), dataset=found.dataset,
         content={facts.identifier: facts.content_hash for facts in found.facts},
         class_voxels=found.fingerprint.class_voxels, schedule=schedule, device="cpu", workers=1, loader_workers=0,
-        initial=lambda *_: None, events={},
+        initial=lambda *_: None, events={}, shards=2 * max(DEVICES),
     )  # fmt: skip
     work = work_of(found.fingerprint, 1)
     jobs = [*graph.preparation(), *graph.training()]
@@ -165,7 +165,9 @@ def planned_jobs(data: Path, name: str, memory: str, steps: int, out: Path) -> t
             assert length is not None
             lengths[job.name] = length.training if job.function == "train" else length.validation
         else:
-            other = {"prepare": preprocessing_seconds(work), "select": closing_seconds(work)}
+            # of a whole preparation nothing is left after its shards
+            part = 0.0 if job.needs else len(job.args.get("keys", ())) / len(found.dataset.cases)
+            other = {"prepare": part * preprocessing_seconds(work), "select": closing_seconds(work)}
             lengths[job.name] = other.get(job.function, 0.0)
     return lengths, {job.name: job.needs for job in jobs}, "; ".join(told)
 

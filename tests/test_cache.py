@@ -18,7 +18,7 @@ from autounet.schema.plan import Configuration, InferenceSpec, TrainedConfigurat
 from autounet.schema.plugins import PluginUse
 from autounet.schema.stage_inputs import InitialWeights, StageInputs, TrainingCase
 from autounet.store.run_folder import RunFolder
-from autounet.workflow import cache
+from autounet.workflow import cache, jobs
 from autounet.workflow.jobs import CLASS_BALANCED, InitialFold, JobGraph
 from autounet.workflow.training_schedule import TrainingSchedule
 
@@ -149,10 +149,10 @@ def graph(out: Path, loss: str = "dice_ce", **changes: Any) -> JobGraph:
 
 
 def keys(built: JobGraph) -> dict[str, str]:
-    jobs = built.preparation() + built.training()
+    graph_jobs = built.preparation() + built.training()
     fingerprint = Fingerprint.model_construct()
-    jobs.append(built.selection(jobs, DataOptions(), fingerprint, ("dice",)))
-    return {job.name: job.key for job in jobs}
+    graph_jobs.append(built.selection(graph_jobs, DataOptions(), fingerprint, ("dice",)))
+    return {job.name: job.key for job in graph_jobs}
 
 
 def changed(before: JobGraph, after: JobGraph) -> set[str]:
@@ -229,3 +229,35 @@ def test_done_means_the_key_and_all_files(tmp_path: Path) -> None:
     cache.forget(done)
     cache.forget(done)
     assert cache.stored_key(done) is None
+
+
+# ---- preparation in parts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shards", [2, 3, 4, 50])
+def test_shards_hold_each_case_once_and_change_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
+) -> None:
+    monkeypatch.setattr(jobs, "LEAST_OF_A_SHARD", 1)
+    whole, built = graph(tmp_path).preparation(), graph(tmp_path, shards=shards).preparation()
+    by_name = {job.name: job for job in built}
+    assert len(by_name) == len(built) == len(whole) * (1 + min(shards, len(CASES)))
+    for job in whole:
+        same = by_name[job.name]
+        parts = [by_name[name] for name in same.needs]
+        assert [case for part in parts for case in part.args["keys"]] == list(CASES)
+        assert [file for part in parts for file in part.writes] == list(job.writes)
+        assert (same.key, same.done, same.args) == (job.key, job.done, job.args)
+        assert len({part.done for part in parts} | {job.done}) == len(parts) + 1
+        assert all(built.index(part) < built.index(same) for part in parts)
+
+
+def test_few_cases_are_one_job_and_so_is_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [job.needs for job in graph(tmp_path, shards=4).preparation()] == [(), ()]
+    monkeypatch.setattr(jobs, "LEAST_OF_A_SHARD", 1)
+    first = graph(tmp_path).preparation()[0]
+    for file in first.writes:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    first.mark_done()
+    assert [bool(job.needs) for job in graph(tmp_path, shards=2).preparation()] == [False, False, False, True]

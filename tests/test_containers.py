@@ -360,6 +360,18 @@ def test_formats_of_microscopes_are_called_by_their_names(tmp_path: Path) -> Non
     assert "OME-TIFF" in caught.value.remedy
 
 
+def test_outlines_of_other_programs_are_called_by_their_names(tmp_path: Path) -> None:
+    for folder, ending in (("images", "_seg.npy"), ("annotations", ".geojson")):
+        (tmp_path / folder).mkdir()
+        for index in range(3):
+            (tmp_path / folder / f"s{index}{ending}").write_text("{}")
+    for index in range(3):
+        tifffile.imwrite(tmp_path / "images" / f"s{index}.tif", VOLUME[0, 0] + index)
+    with pytest.raises(DataError, match=r"3 such as s0.geojson \(outlines of QuPath\), 3 such as s0_seg.npy") as caught:
+        scan(tmp_path, NONE)
+    assert "number the objects" in caught.value.remedy
+
+
 def test_images_and_labels_may_lie_in_one_folder(tmp_path: Path) -> None:
     for index in range(3):
         for folder, name in (("words", f"s{index}_cp_masks"), ("below", f"labels/s{index}")):

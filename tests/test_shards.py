@@ -6,8 +6,10 @@ import errno
 import logging
 import os
 import signal
+import threading
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import faulty_prediction
 import numpy as np
@@ -19,9 +21,10 @@ from test_predict_options import configuration, model
 from autounet import api
 from autounet.api import Model
 from autounet.imageio import read_labels
+from autounet.prediction import folder as prediction_folder
 from autounet.prediction.case_records import OutputOptions, Work
 from autounet.prediction.predictor import Predictor
-from autounet.schema.errors import Cancelled, OptionError
+from autounet.schema.errors import Cancelled, DataError, OptionError
 from autounet.schema.run import PredictedCase, record_of
 from autounet.store import folder_lock
 from autounet.store.folder_lock import locked
@@ -64,6 +67,34 @@ def test_a_process_that_is_killed_leaves_its_cases_to_another(
     predictor.predict_files(source, tmp_path / "alone")
     require_equal(out, tmp_path / "alone")
     assert left_behind(out) == []
+
+
+def test_a_case_is_written_while_the_next_one_is_predicted(
+    predictor: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second, predicted, written_ = threading.Event(), [], []
+    predict, write = Predictor.predict_scores, prediction_folder.write_prediction
+
+    def noticed(self: Predictor, *given: Any, **more: Any) -> Any:
+        predicted.append(self)
+        if len(predicted) == 2:
+            second.set()
+        return predict(self, *given, **more)
+
+    def waits(path: Path, *given: Any) -> None:
+        written_.append(path.name)
+        assert second.wait(60), "the first was to be written before the second is predicted"
+        if path.name.startswith("c01"):
+            raise DataError("no such values in this format", "Give another one")
+        write(path, *given)
+
+    monkeypatch.setattr(Predictor, "predict_scores", noticed)
+    monkeypatch.setattr(prediction_folder, "write_prediction", waits)
+    (told,) = predictor.predict_files(images(tmp_path / "in", 3), tmp_path / "out")
+    assert "case c01: no such values" in told
+    assert [name[:3] for name in written_] == ["c00", "c01", "c02"]
+    assert [name[:3] for name in sorted(written(tmp_path / "out"))] == ["c00", "c02"]
+    assert left_behind(tmp_path / "out") == []
 
 
 def test_a_process_that_is_asked_to_end_does_so_at_once(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ LONG = 5_000
 """steps that no test waits for"""
 
 MEMBER = """
+import os
 import sys
+import time
 from pathlib import Path
 from test_ranks import BOTH, OPTIONS
 from training_cases import task
@@ -37,12 +39,28 @@ from autounet.training import Horizon, torchrun, train_fold
 def fails(*_):
     raise DataError("the disk of this machine is full", "Make room")
 
+def take_part(work, device, cases, on_case):
+    assert (work, device) == ("some work", "cpu")
+    for case in cases:
+        (root / f"{case}.{launch.rank}").touch()
+        while len({path.suffix for path in root.iterdir()}) < 2:  # until both have one
+            time.sleep(0.01)
+        if launch.rank and what == "leaves":
+            os._exit(1)
+        if launch.rank and what == "fails at a case":
+            fails()
+        on_case()
+
+torchrun.SILENT_SECONDS, torchrun.BEAT_SECONDS = 4, 0.5
 root, steps, what = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 launch = launched()
 if launch.rank:
     if what == "fails":
         torchrun.follow = fails
-    torchrun.serve(launch)
+    torchrun.serve(launch, take_part)
+elif steps == 0:
+    with torchrun.leading():
+        torchrun.together("some work", "cpu", list("abcdefgh"), lambda: print("done", file=sys.stderr), take_part)
 else:
     with torchrun.leading(), ends_when_asked():
         for _ in range(2 if what == "twice" else 1):
@@ -122,6 +140,29 @@ def test_all_are_asked_to_end_and_the_first_saves_its_state(tmp_path: Path) -> N
     said = ended(members)
     assert [each.returncode for each in members] == [128 + signal.SIGTERM, 0], said
     assert (tmp_path / "models" / "fold_0" / "state.pt").exists()
+
+
+def test_cases_go_to_whoever_is_free_and_each_is_done_once(tmp_path: Path) -> None:
+    members = start(tmp_path, 0)
+    said = ended(members)
+    assert [each.returncode for each in members] == [0, 0], said
+    done = [path.name for path in tmp_path.iterdir()]
+    assert sorted(name[0] for name in done) == list("abcdefgh")
+    assert said[0].count("done") == sum(name.endswith(".0") for name in done) < 8
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("fails at a case", "process 1 of 2: the disk of this machine is full"),
+        ("leaves", "process 1 of 2 has ended, or cannot be reached"),
+    ],
+)
+def test_a_member_that_does_not_do_its_cases_ends_the_first(tmp_path: Path, what: str, message: str) -> None:
+    members = start(tmp_path, 0, what)
+    said = ended(members)
+    assert members[0].returncode == 1
+    assert f"WorkerLost: {message}" in said[0]
 
 
 @pytest.mark.slow

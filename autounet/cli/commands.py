@@ -73,7 +73,9 @@ def _first_of_launch(options: RunOptions) -> Iterator[bool]:
     from ..training.torchrun import leading, serve
 
     if launch.rank:
-        serve(launch)
+        from ..workflow.validation import take_part_of_launch
+
+        serve(launch, take_part_of_launch)
         yield False
         return
     with leading():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ def validate_cases(
     configuration: Configuration,
     models: Sequence[Any],
     prepared: Path,
-    cases: Sequence[str],
+    cases: Iterable[str],
     fold: int,
     folder: CrossvalFolder,
     device: str,

@@ -54,6 +54,7 @@ from .formats import (
     stem,
     suffix,
     unread_images,
+    unread_labels,
 )
 from .hdf5 import images_in_hdf5
 from .image_format import ImageHeader, Remark
@@ -148,6 +149,7 @@ __all__ = [
     "structure_names",
     "suffix",
     "unread_images",
+    "unread_labels",
     "write_channels",
     "write_image",
     "write_label_rows",

@@ -279,12 +279,35 @@ OTHER_FORMATS = (
         },
     ),
 )  # fmt: skip
+OTHER_LABELS = OtherFormats(
+    "Export outlines as pictures that number the objects or show the classes: in QuPath with its script for labelled "
+    "images, in Cellpose as PNG or TIFF. Outlines are read from COCO, LabelMe and ImageJ",
+    {
+        ".geojson": "outlines of QuPath", ".qpdata": "QuPath", "_seg.npy": "Cellpose", ".ndpa": "Hamamatsu outlines",
+        ".xml": "perhaps outlines of ImageScope, CVAT or Pascal VOC", ".ilp": "ilastik project",
+    },
+)  # fmt: skip
+"""said only where no labels are found: files of such names may be anything"""
 SHOWN = 10
 
 
 def unread_images(folder: Path) -> list[Path]:
     """Images directly in a folder whose format is not read, sorted by name."""
     return sorted(path for path in folder.iterdir() if _known(path) is not None) if folder.is_dir() else []
+
+
+def unread_labels(folders: Sequence[Path]) -> tuple[str, str] | None:
+    """What files directly in some folders may be labels whose format is not read, and what to do; None without any."""
+    files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
+    found: dict[str, tuple[Path, int]] = {}
+    for path in files:
+        if known := _known(path, (OTHER_LABELS,)):
+            first, count = found.get(known[0], (path, 0))
+            found[known[0]] = first, count + 1
+    if not found:
+        return None
+    shown = [f"{count} such as {path.name} ({name})" for name, (path, count) in found.items()]
+    return f"labels may be in files whose format is not read: {', '.join(shown)}", OTHER_LABELS.remedy
 
 
 def describe_unread(files: Sequence[Path]) -> tuple[str, str]:
@@ -297,10 +320,10 @@ def describe_unread(files: Sequence[Path]) -> tuple[str, str]:
     return f"{what} not read: {', '.join(shown)}{more}", ". ".join(remedies)
 
 
-def _known(path: Path) -> tuple[str, str] | None:
-    """The format's name and the remedy; None for what is no image, and for hidden files."""
+def _known(path: Path, forms: Sequence[OtherFormats] = OTHER_FORMATS) -> tuple[str, str] | None:
+    """The format's name and the remedy; None for what is in none of these formats, and for hidden files."""
     name = path.name.lower()
     if name.startswith("."):
         return None
-    endings = ((ending, each) for each in OTHER_FORMATS for ending in each.names if name.endswith(ending))
+    endings = ((ending, each) for each in forms for ending in each.names if name.endswith(ending))
     return next(((each.names[ending], each.remedy) for ending, each in endings), None)

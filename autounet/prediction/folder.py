@@ -10,6 +10,7 @@ import logging
 import math
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -166,13 +167,49 @@ def predict_here(
 def predict_cases(
     predictor: Predictor, on_case: OnCase | None, records: CaseRecords, cases: Iterable[InputCase]
 ) -> None:
-    """Those of the cases that are not finished; one is drawn and read while another is predicted."""
+    """Those of the cases that are not finished; while one is predicted, the next is read and the last written."""
     keep_freed_memory()
-    with closing(records):
+    with closing(records), ThreadPoolExecutor(1) as pool:
+        behind: tuple[InputCase, Future[None]] | None = None
         for case, read in one_ahead(records.begun(cases), partial(_load_and_prepare, predictor, records.work)):
-            _attempt(predictor, case, read, records)
-            if on_case:
-                on_case(case.identifier)
+            written = case, pool.submit(_finish, *_predicted(predictor, case, read, records))
+            del read
+            _wait(behind, on_case)
+            behind = written
+        _wait(behind, on_case)
+
+
+def _wait(written: tuple[InputCase, Future[None]] | None, on_case: OnCase | None) -> None:
+    if written is not None:
+        written[1].result()
+        if on_case:
+            on_case(written[0].identifier)
+
+
+def _predicted(
+    predictor: Predictor, case: InputCase, read: Callable[[], Read], records: CaseRecords
+) -> tuple[Predictor, InputCase, CaseRecords, list[Path], Callable[[], None] | None]:
+    """What `_finish` takes."""
+    try:
+        paths, write = _predict_case(predictor, case, read, records.work)
+    except Exception as error:
+        records.failed(case, _problem(predictor, case, error))
+        return predictor, case, records, [], None
+    return predictor, case, records, paths, write
+
+
+def _finish(
+    predictor: Predictor, case: InputCase, records: CaseRecords, paths: list[Path], write: Callable[[], None] | None
+) -> None:
+    """Write the segmentation and record the case; None to `write`: it could not be predicted, which is recorded."""
+    if write is None:
+        return
+    try:
+        write()
+    except Exception as error:
+        records.failed(case, _problem(predictor, case, error))
+    else:
+        records.finished(case, paths)
 
 
 def _require_possible(predictor: Predictor, outputs: OutputOptions) -> None:
@@ -214,24 +251,20 @@ def prediction_key(predictor: Predictor, outputs: OutputOptions) -> str:
     return digest([__version__, predictor.bundle.checksum, configurations, chosen, outputs])
 
 
-def _attempt(predictor: Predictor, case: InputCase, read: Callable[[], Read], records: CaseRecords) -> None:
-    """Predict one case and record that, or why it could not be predicted."""
-    try:
-        records.finished(case, _predict_case(predictor, case, read, records.work))
-        return
-    except OutOfMemory as error:
+def _problem(predictor: Predictor, case: InputCase, error: Exception) -> str:
+    """Why one case could not be predicted; an error that is not about the case is raised."""
+    if isinstance(error, OutOfMemory):
         problem = _memory_problem(predictor, case, error.message, error.remedy)
-    except AutoUNetError as error:
+    elif isinstance(error, AutoUNetError):
         problem = str(error) if error.case is not None else f"case {case.identifier}: {error}"
-    except OSError:
-        raise
-    except Exception as error:
-        if not is_out_of_memory(error):
+    elif isinstance(error, OSError) or not is_out_of_memory(error):
+        if not isinstance(error, OSError):
             error.add_note(f"case {case.identifier} was being predicted")
-            raise
+        raise error
+    else:
         problem = _memory_problem(predictor, case, "memory ran out", "Free some of it, or use --device cpu")
     log.info("case %s: not predicted", case.identifier)
-    records.failed(case, problem)
+    return problem
 
 
 def _memory_problem(predictor: Predictor, case: InputCase, message: str, remedy: str) -> str:
@@ -246,22 +279,22 @@ def _memory_problem(predictor: Predictor, case: InputCase, message: str, remedy:
     return str(OutOfMemory(message, remedy, case.identifier))
 
 
-def _predict_case(predictor: Predictor, case: InputCase, read: Callable[[], Read], work: Work) -> list[Path]:
-    """Write everything that belongs to the case."""
+def _predict_case(
+    predictor: Predictor, case: InputCase, read: Callable[[], Read], work: Work
+) -> tuple[list[Path], Callable[[], None]]:
+    """The files that belong to the case, and a call that writes the segmentation; all others are written."""
     out, outputs, found = work.out, work.outputs, read()
     if isinstance(found, ByRows):
         segmentation = prediction_path(out, case, outputs.form)
         predict_by_rows(predictor, case, found, segmentation, work.force)
-        return [segmentation]
+        return [segmentation], lambda: None
     prepared, geometry, image = found
     scores = predictor.predict_scores(prepared, keep_input=outputs.gate_maps or outputs.uncertainty)
     paths = [prediction_path(out, case, outputs.form)]
     if outputs.form == BIDS:
         require_volume(case, geometry.dimension)
-    values = predictor.decide(scores)
-    write_prediction(paths[0], values, geometry, case, predictor.bundle)
-    if outputs.form == BIDS:
         paths.append(write_bids_sidecar(paths[0], case))
+    values = predictor.decide(scores)
     segmentation = prediction_path(out, case, None)  # whose name and format the maps follow
     if image is not None:
         paths += write_table(predictor.bundle, case.identifier, values, image, geometry, segmentation)
@@ -270,7 +303,7 @@ def _predict_case(predictor: Predictor, case: InputCase, read: Callable[[], Read
         paths += write_probability_maps(predictor, scores, segmentation, geometry, *wanted)
     if outputs.gate_maps:
         paths += write_gates(predictor, scores, segmentation, geometry)
-    return paths
+    return paths, partial(write_prediction, paths[0], values, geometry, case, predictor.bundle)
 
 
 def require_new(paths: Mapping[InputCase, Sequence[Path]]) -> None:

@@ -138,6 +138,11 @@ class JobFolder:
         return self.path / "log.txt"
 
     @property
+    def done(self) -> Path:
+        """Of a job that has no other place for that, as it leaves single cases."""
+        return self.path / "done.json"
+
+    @property
     def lock(self) -> Path:
         return self.path / ".lock"
 

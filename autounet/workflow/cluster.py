@@ -231,6 +231,8 @@ def _executor(options: ClusterOptions) -> Any:
 
     python = shlex.quote(options.python or sys.executable)
     here = [sys.executable, "-P", "-m", "autounet.workflow.cluster_job"]
+    # of a pod the first process alone is asked to end
+    first = "exec " if options.provider == "kubernetes" else ""
     return HighThroughputExecutor(
         label="autounet",
         provider=_provider(options),
@@ -244,7 +246,7 @@ def _executor(options: ClusterOptions) -> Any:
         heartbeat_period=HEARTBEAT_SECONDS,
         heartbeat_threshold=LOST_SECONDS,
         interchange_launch_cmd=[*here, "interchange", str(os.getpid())],
-        launch_cmd=f"{python} -P -m autounet.workflow.cluster_job block {MANAGER}",
+        launch_cmd=f"{first}{python} -P -m autounet.workflow.cluster_job block {MANAGER}",
     )
 
 
@@ -279,7 +281,8 @@ def _provider(options: ClusterOptions) -> Any:
     memory = None if options.memory is None else math.ceil(options.memory * jobs / 1024**3)
     gpus = options.gpus * jobs
     # what asks a block to end is for its jobs, see `cluster_job`
-    begin = "\n".join(["trap '' TERM USR1", *options.before])
+    ignored = [] if options.provider == "kubernetes" else ["trap '' TERM USR1"]
+    begin = "\n".join([*ignored, *options.before])
     common: dict[str, Any] = {"init_blocks": 1, "min_blocks": 0, "max_blocks": options.blocks, "nodes_per_block": 1}
     if options.provider == "local":
         return LocalProvider(**common, launcher=SimpleLauncher(), worker_init=begin)

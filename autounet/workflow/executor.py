@@ -9,15 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from ..ops.device import devices_like
 from ..processes import (
     Answer,
+    Caller,
     Lost,
     Raised,
     Returned,
-    Tell,
     Told,
     Wanted,
     WorkerProcess,
@@ -40,7 +41,7 @@ from .jobs import Job
 
 log = logging.getLogger(__name__)
 
-BESIDE = frozenset({"train", "validate", "cascade_labels", "predict"})
+BESIDE = frozenset({"train", "validate", "take_part", "cascade_labels", "predict"})
 """functions of jobs that others may go on beside; the rest uses all cores by itself"""
 WAIT_SECONDS = 0.5
 """after which somebody who waits for other processes looks whether the run is cancelled"""
@@ -324,7 +325,7 @@ def _named(raised: Raised, job: Job) -> Exception:
     return raised.error
 
 
-def do_job(tell: Tell, name: str, values: dict[str, Any], called: float) -> object:
+def do_job(tell: Caller, name: str, values: dict[str, Any], called: float) -> object:
     """A job in a process of its own, which tells how far it is and the lines of a training's log.
 
     `called` is when, by the clock of all processes of the machine: starting a process and loading what it needs takes
@@ -339,6 +340,8 @@ def do_job(tell: Tell, name: str, values: dict[str, Any], called: float) -> obje
         values = {**values, "on_log": tell}
         if values["seconds"] is not None:
             values["seconds"] = max(1.0, values["seconds"] - (time.monotonic() - called))
+    elif name == "take_part":
+        values = {**values, "cases": iter(partial(tell.ask, Wanted()), None)}
     try:
         with watched(Watcher(on_progress=tell, cancel=asked.is_set, lines=False, interval=TOLD_SECONDS)):
             return FUNCTIONS[name](**values)

@@ -10,8 +10,9 @@ A job is plain data: its function is a name in `stages.FUNCTIONS`, its arguments
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,15 @@ from ..schema.stage_inputs import (
 from ..store import scores_file, stage_labels_file
 from ..store.run_folder import BUNDLE_FILE, RunFolder
 from . import cache
+from .job_state import job_folder
 from .training_schedule import TrainingSchedule, ensembles
 
 CLASS_BALANCED = frozenset({"weighted_ce"})
 """losses whose weight map balances the classes over the whole data set; a test holds it equal to
 `losses.BORDER_WEIGHTED`, which would load torch"""
+
+LEAST_OF_A_SHARD = 8
+"""cases; starting a job takes seconds"""
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,9 @@ class JobGraph:
     unseen: Callable[[Sequence[str]], Sequence[int]] = lambda cases: ()
     """dense classes that occur in the data set, and in none of some cases"""
     devices: tuple[str, ...] = ()
-    """that share each batch of a training; none: `device` alone makes it"""
+    """that share each batch of a training, and the cases of a validation; none: `device` alone makes it"""
+    shards: int = 1
+    """of the cases of a grid, which are prepared on several machines"""
 
     @cached_property
     def prepared_keys(self) -> dict[str, dict[str, str]]:
@@ -145,8 +152,21 @@ class JobGraph:
                 "prepare", {**args, "workers": self.workers},
                 writes=tuple(place / f"{case}.image.b2nd" for case in keys),
             )  # fmt: skip
-            jobs.append(job)
+            shards = list(self._shards(job))
+            jobs += [*shards, replace(job, needs=tuple(shard.name for shard in shards))]
         return jobs
+
+    def _shards(self, whole: Job) -> Iterator[Job]:
+        """Parts of a preparation; none where it is done or has few cases. `whole` then finds their cases prepared."""
+        keys, count = list(whole.args["keys"].items()), min(self.shards, len(whole.args["keys"]) // LEAST_OF_A_SHARD)
+        if count < 2 or whole.is_done():
+            return
+        bounds = [number * len(keys) // count for number in range(count + 1)]
+        for first, last in pairwise(bounds):
+            part, name = dict(keys[first:last]), f"{whole.name}, cases {first + 1} to {last}"
+            done, args = job_folder(self.folder.path, name).done, {**whole.args, "keys": part}
+            key, files = PreparationInputs(cases=part).key, whole.writes[first:last]
+            yield replace(whole, name=name, key=key, done=done, args=args, writes=files)
 
     def training(self) -> list[Job]:
         """Trainings and validations, and the labels of one stage of a cascade for the next.
@@ -284,7 +304,7 @@ class JobGraph:
         args = {
             "dataset": self.dataset, "configuration": configuration, "fold": fold, "cases": inputs.cases,
             "weights": self.folder.fold(name, fold).weights, "prepared": self.folder.prepared(configuration.prepared),
-            "previous": self._previous_folder(name), "folder": place, "device": self.device,
+            "previous": self._previous_folder(name), "folder": place, "device": self.device, "devices": self.devices,
         }  # fmt: skip
         written = [place.path / segmentation_name(self.dataset.case(case)) for case in cases]
         job = Job(

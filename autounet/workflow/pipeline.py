@@ -48,6 +48,9 @@ from .trial_steps import MOST_ATTEMPTS, bytes_of_a_fold, calibrated
 
 log = logging.getLogger(__name__)
 
+SHARDS_EACH = 2
+"""of the cases of a grid, for each job of a cluster that goes on at the same time: they differ in length"""
+
 STAGES = ("fingerprint", "plan", "preprocess", "train", "select", "report")
 
 
@@ -235,6 +238,7 @@ def _execute(
         workers=maker.workers,
         loader_workers=loader_workers(options, profile.device),
         devices=training_devices(options, profile),
+        shards=SHARDS_EACH * cluster.options.workers if cluster else 1,
         initial=_fine_tuning(folder, maker, schedule).of,
         events=plan.events,
     )

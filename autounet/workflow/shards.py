@@ -11,10 +11,10 @@ import shutil
 import signal
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..datasets import InputCase
 from ..ops.device import choose_devices
@@ -142,7 +142,7 @@ def _job(name: str, key: str, load: Load, device: str, work: Work, cases: Sequen
     from .jobs import Job
 
     values = {"load": load, "device": device, "work": work, "cases": cases}
-    return Job(name, (), key, job_folder(prediction_jobs(work.out), name).path / "done.json", "predict", values)
+    return Job(name, (), key, job_folder(prediction_jobs(work.out), name).done, "predict", values)
 
 
 def _end_attempts(out: Path, jobs: Iterable[Job] = ()) -> None:
@@ -166,16 +166,22 @@ def _end_attempts(out: Path, jobs: Iterable[Job] = ()) -> None:
         shutil.rmtree(place, ignore_errors=True)
 
 
-class CaseQueue:
+C = TypeVar("C")
+
+
+class CaseQueue(Generic[C]):
     """Runs jobs that ask for one case after another. What a process had that was killed goes to others."""
 
-    def __init__(self, cases: Iterable[InputCase] = ()) -> None:
-        self.waiting = deque(cases)
-        self.taken: dict[str, list[InputCase]] = defaultdict(list)
+    def __init__(self, cases: Iterable[C] = (), on_case: Callable[[], object] = lambda: None) -> None:
+        """`on_case` is called when a job has ended a case, as it shows by asking for another."""
+        self.waiting, self.on_case = deque(cases), on_case
+        self.taken: dict[str, list[C]] = defaultdict(list)
         """by each job"""
 
-    def wanted(self, job: Job) -> InputCase | None:
+    def wanted(self, job: Job) -> C | None:
         """None where there is none any more."""
+        if self.taken[job.name]:
+            self.on_case()
         if not self.waiting:
             return None
         self.taken[job.name].append(self.waiting.popleft())

@@ -9,25 +9,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..crossval.validate import segmentation_name, summarise_cases, validate_cases, write_cascade_labels
+from ..crossval.validate import write_cascade_labels
 from ..preprocessing.prepare import prepare_cases
 from ..progress import progress
 from ..schema.dataset import Dataset
 from ..schema.labels import Labels, TargetKind, overlapping_targets
-from ..schema.metrics import CaseMetrics, Metrics
-from ..schema.plan import Configuration, PreprocessSpec
-from ..schema.quantities import format_number
+from ..schema.metrics import Metrics
+from ..schema.plan import PreprocessSpec
 from ..schema.run import EpochLog, RunRecord, fold_name, read_log
-from ..schema.stage_inputs import CascadeCaseInputs, TrainingCase, TrainingInputs, TrainingPlace, ValidatedCaseInputs
+from ..schema.stage_inputs import CascadeCaseInputs, TrainingInputs, TrainingPlace
 from ..store import forget_damaged as forget_damaged_case
 from ..store import is_prepared, read_properties, scores_file, stage_labels_file
 from ..store.file_hashes import FileHashes
-from ..store.run_folder import CascadeLabelsFolder, CrossvalFolder, FoldFolder
+from ..store.run_folder import CascadeLabelsFolder, FoldFolder
 from ..time_budget.deadline import Deadline, TimeAllotment
 from ..tracking.run_tracking import RunTracker
 from . import cache
 from .jobs import Job
 from .select_stage import select
+from .validation import take_part, validate
 
 log = logging.getLogger(__name__)
 
@@ -69,60 +69,6 @@ def train(
             on_log(entry)
 
         return train_fold(inputs, place, Horizon(steps=inputs.steps, seconds=seconds), on_line, meter.update)
-
-
-def validate(
-    dataset: Dataset,
-    configuration: Configuration,
-    fold: int,
-    cases: Sequence[TrainingCase],
-    weights: Path,
-    prepared: Path,
-    previous: Path | None,
-    folder: CrossvalFolder,
-    device: str,
-) -> Metrics:
-    """Predict and evaluate the cases whose earlier results no longer hold. `weights` are those of the fold."""
-    from ..inference.bundle import load_network
-
-    hashes, identifiers = FileHashes(), [case.identifier for case in cases]
-    keys = {
-        case.identifier: ValidatedCaseInputs(
-            weights=hashes.of(weights) or "",
-            configuration=configuration.trained,
-            inference=configuration.inference,
-            fold=fold,
-            labels=dataset.labels,
-            prepared=read_properties(prepared, case.identifier).key,
-            annotated=case.annotated,
-            previous=None if previous is None else hashes.of(stage_labels_file(previous, case.identifier)),
-        ).key
-        for case in cases
-    }
-
-    def files(case: str) -> list[Path]:
-        return [folder.path / segmentation_name(dataset.case(case)), scores_file(folder.scores, case)]
-
-    results = cache.kept_results(keys, folder.case_result, files)
-    if changed := [case for case in identifiers if case not in results]:
-        model = load_network(configuration, weights, device)
-        with progress(f"validating {folder.path.name} fold_{fold}", len(changed)) as meter:
-
-            def on_case(metrics: CaseMetrics) -> None:
-                cache.keep_result(folder.case_result(metrics.case), keys[metrics.case], metrics)
-                results[metrics.case] = metrics
-                meter.advance()
-
-            for case in changed:
-                cache.forget(folder.case_result(case))
-            validate_cases(
-                dataset, configuration, [model], prepared, changed, fold, folder, device, on_case=on_case,
-                previous=previous,
-            )  # fmt: skip
-    metrics = summarise_cases([results[case] for case in identifiers], dataset)
-    metrics.save(folder.metrics(fold))
-    log.info("%s fold_%d: mean Dice %s", folder.path.name, fold, format_number(metrics.mean_dice))
-    return metrics
 
 
 def cascade_labels(
@@ -204,6 +150,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "prepare": prepare,
     "train": train,
     "validate": validate,
+    "take_part": take_part,
     "cascade_labels": cascade_labels,
     "select": select,
 }

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ...imageio import describe_unread, stem, suffix, unread_images
+from ...imageio import describe_unread, stem, suffix, unread_images, unread_labels
 from ...schema.dataset import Case, Finding
 from ...schema.errors import DataError
 from ...schema.options import DataOptions
@@ -199,10 +199,10 @@ def _label_files(root: Path, options: DataOptions, images: Sequence[Sequence[Pat
     if not candidates and images[0][0].parent == root and (beside := labels_beside(image_files(root))):
         return beside
     if not candidates:
-        raise DataError(
-            f"no folder of {root} can hold the labels; its folders: {listing(root)}",
-            "Say which files they are: --label 'PATTERN'",
-        )
+        what, remedy = f"no folder of {root} can hold the labels", "Say which files they are: --label 'PATTERN'"
+        if unread := unread_labels((root, *subfolders(root))):
+            raise DataError(f"{what}; {unread[0]}", f"{unread[1]}. Else: {remedy}")
+        raise DataError(f"{what}; its folders: {listing(root)}", remedy)
     options_given = " or ".join(EXAMPLE.format(folder.name) for folder in candidates)
     raise DataError(
         f"several folders of {root} can hold the labels; candidates: {', '.join(folder.name for folder in candidates)}",
