@@ -22,6 +22,7 @@ from autounet.store.run_folder import CrossvalFolder
 from autounet.training import torchrun
 from autounet.workflow import stages, validation
 from autounet.workflow.pipeline import run_pipeline
+from autounet.workflow.shards import validate_side_by_side
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def results(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_two_devices_give_the_files_of_one(given: dict[str, Any], tmp_path: Path) -> None:
-    values = elsewhere(given, tmp_path, devices=("cpu", "cpu"))
+    values = elsewhere(given, tmp_path, devices=("cpu", "cpu"), side_by_side=validate_side_by_side)
     shared = validation.validate(**values)
     assert results(values) == results(given)
     assert [each.case for each in shared.cases] == [each.identifier for each in given["cases"]]
@@ -68,14 +69,12 @@ def test_two_devices_give_the_files_of_one(given: dict[str, Any], tmp_path: Path
     assert len(names) == 3
 
 
-def test_what_is_done_of_a_fold_is_not_shared_out_again(
-    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    values, asked = elsewhere(given, tmp_path, devices=("cpu", "cpu")), []
+def test_what_is_done_of_a_fold_is_not_shared_out_again(given: dict[str, Any], tmp_path: Path) -> None:
+    asked: list[Any] = []
+    values = elsewhere(given, tmp_path, devices=("cpu", "cpu"), side_by_side=lambda *given: asked.append(given))
     shutil.copytree(given["folder"].path, values["folder"].path)
     first, second = (values["folder"].case_result(each.identifier) for each in values["cases"][:2])
     first.unlink()
-    monkeypatch.setattr(validation, "_side_by_side", lambda *given: asked.append(given))
     validation.validate(**values)
     assert not asked
     assert results(values) == results(given)

@@ -13,6 +13,7 @@ import numpy as np
 from ..schema.errors import FileError
 from ..schema.geometry import Geometry
 from .image_format import COPY_AGAIN, ImageFormat, ImageHeader, Remark, require_memory
+from .pixel_streams import png_pixels
 from .stored_values import BIT_COLOURS, CMYK, Pixels, alpha_remarks, apply_palette, profile_remarks
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def read_picture(path: Path, kind: str, as_indices: bool = False) -> tuple[np.nd
             if frames > 1 and image.format != "MPO":  # telephones append previews to JPEG; the first is the photograph
                 raise FileError(path, f"has {frames} frames", "Store one image per file")
             require_memory(path, image.width * image.height * len(image.getbands()), 1)
+            if kind == "png":
+                _require_whole_png(path)
             image.load()
             pixels = _deep_colours(path) if kind == "png" else None
             pixels = pixels or _pixels(image, as_indices)
@@ -84,6 +87,12 @@ def read_picture_header(path: Path, kind: str) -> ImageHeader:
 
 def _header(kind: str, height: int, width: int, channels: int) -> ImageHeader:
     return ImageHeader(Geometry(shape=(1, height, width), kind=kind, dimension=2), channels, 1)
+
+
+def _require_whole_png(path: Path) -> None:
+    found, expected = png_pixels(path.read_bytes())
+    if found < expected:
+        raise FileError(path, f"is truncated or damaged: {found} of {expected} bytes of pixels are there", COPY_AGAIN)
 
 
 def _require_whole_bitmap(path: Path) -> None:

@@ -28,6 +28,7 @@ from .image_format import (
     require_memory,
 )  # fmt: skip
 from .pictures import ORIENTATION, upright
+from .pixel_streams import is_lzw
 from .stored_values import (
     BIT_COLOURS,
     LOOK_UP_TABLE,
@@ -48,11 +49,14 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 """bytes of a value of each type"""
 _WHOLE = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES, _ROWS, _PLANAR = 256, 257, 258, 259, 277, 278, 284
-_TILE_WIDTH, _TILE_HEIGHT, _DEPTH = 322, 323, 32997
+_TILE_WIDTH, _TILE_HEIGHT, _DEPTH, _FILL_ORDER = 322, 323, 32997, 266
+_LZW = 5
+_TURNED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+"""of each byte: its bits from the last to the first"""
 _OFFSETS, _COUNTS = (273, 324), (279, 325)
 """of strips and of tiles"""
 _READ = frozenset({_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES, _ROWS, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _DEPTH,
-                   *_OFFSETS, *_COUNTS})  # fmt: skip
+                   _FILL_ORDER, *_OFFSETS, *_COUNTS})  # fmt: skip
 _MAX_COMPRESSION = 100_000
 """bytes of pixels that a compressed byte can stand for at most; deflate and LZW reach about 1,000"""
 
@@ -127,6 +131,11 @@ def _require_pixels(file: _TiffFile, tags: dict[int, Sequence[int]]) -> None:
     for offset, length in zip(offsets, counts, strict=True):
         if offset + length > len(file.content):
             raise FileError(file.path, f"is truncated: its pixels end after {len(file.content)} bytes", COPY_AGAIN)
+    if _one(tags, _COMPRESSION, 1) == _LZW:
+        for offset, length in zip(offsets, counts, strict=True):
+            strip = file.content[offset : offset + length]
+            if not is_lzw(strip.translate(_TURNED) if _one(tags, _FILL_ORDER, 1) == 2 else strip):
+                raise damaged(file.path, "its LZW codes are none, or those from before TIFF 5")
     plain = _one(tags, _COMPRESSION, 1) == 1 and _OFFSETS[0] in tags
     expected = (width * samples * bits + 7) // 8 * height
     stored = sum(counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,7 +254,7 @@ class RunFolder:
         return self.path / ".lock_holder"
 
     def job(self, name: str) -> JobFolder:
-        return JobFolder(self.path / "jobs" / name)
+        return JobFolder(self.path / "jobs" / re.sub(r"[^\w.+-]+", "_", name))
 
     @property
     def job_list(self) -> Path:

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import atexit
 import logging
-import math
-import os
-import shlex
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -23,12 +19,13 @@ from typing import Any
 
 from ..processes import processes_of_a_training
 from ..progress import stop_if_cancelled
-from ..schema.cluster import PREFIX, ClusterOptions, cluster_options
+from ..schema.cluster import ClusterOptions, cluster_options
 from ..schema.errors import AutoUNetError, OptionError
 from ..schema.options import RunOptions
 from ..schema.plan import Plan
 from ..schema.run import DeviceProfile
 from ..store.run_folder import RunFolder
+from .cluster_blocks import parsl_executor
 from .cluster_job import probe, run_call, try_there
 from .make_plan import PlanMaker
 from .training_schedule import TrainingSchedule
@@ -36,19 +33,8 @@ from .trial_steps import try_configurations, untried
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_SECONDS = 5
-"""between signs of life of blocks and of workers"""
-LOST_SECONDS = 60
-"""without one, after which a block counts as lost"""
-LINGER_SECONDS = 600
-"""that a block goes on with its jobs after the command has ended without saying so"""
-PORTS = (20000, 60000)
-"""among which free ones are drawn, so that several commands can go on on one machine"""
 IDLE_SECONDS = 120.0
 """without work, after which blocks are given back"""
-WARN_SECONDS = 60
-"""before the end of its time at which Slurm tells a block; saving the state takes a few of them"""
-WALLTIME = 3600.0
 POLL_SECONDS = 0.5
 
 
@@ -146,7 +132,7 @@ class Cluster:
             "jobs go to %s: at most %d at the same time, in %d block%s; files of the engine: %s",
             options.provider, options.workers, options.blocks, "s" if options.blocks > 1 else "", self.folder,
         )  # fmt: skip
-        self.executor = _executor(options)
+        self.executor = parsl_executor(options)
         config = Config(
             executors=[self.executor],
             run_dir=str(self.folder),
@@ -224,100 +210,6 @@ def engine_error(error: BaseException) -> BaseException:
         f"the cluster did not do its work: {type(error).__name__}: {str(error).strip()}",
         "See the logs of the engine; the same command continues where it was",
     )
-
-
-def _executor(options: ClusterOptions) -> Any:
-    from parsl import HighThroughputExecutor
-
-    python = shlex.quote(options.python or sys.executable)
-    here = [sys.executable, "-P", "-m", "autounet.workflow.cluster_job"]
-    # of a pod the first process alone is asked to end
-    first = "exec " if options.provider == "kubernetes" else ""
-    return HighThroughputExecutor(
-        label="autounet",
-        provider=_provider(options),
-        address=options.address or "127.0.0.1",
-        encrypted=True,
-        cores_per_worker=1e-3,  # how many there are is said by the next one, whatever cores a node shows
-        max_workers_per_node=options.jobs_per_block,
-        available_accelerators=_gpus(options),
-        worker_port_range=PORTS,
-        interchange_port_range=PORTS,
-        heartbeat_period=HEARTBEAT_SECONDS,
-        heartbeat_threshold=LOST_SECONDS,
-        interchange_launch_cmd=[*here, "interchange", str(os.getpid())],
-        launch_cmd=f"{first}{python} -P -m autounet.workflow.cluster_job block {MANAGER}",
-    )
-
-
-MANAGER = (
-    "{debug} {max_workers_per_node} -a {addresses} -p {prefetch_capacity} -c {cores_per_worker} -m {mem_per_worker} "
-    "--poll {poll_period} --port={worker_port} --cert_dir {cert_dir} --logdir={logdir} --logconf={logconf} "
-    "--block_id={{block_id}} --hb_period={heartbeat_period} {address_probe_timeout_string} "
-    f"--hb_threshold={LINGER_SECONDS} "
-    "--drain_period={drain_period} --cpu-affinity {cpu_affinity} {enable_mpi_mode} --mpi-launcher={mpi_launcher} "
-    "--available-accelerators {accelerators}"
-)
-"""arguments of Parsl's process_worker_pool, which Parsl fills in; all but --hb_threshold are its own default"""
-
-
-def _gpus(options: ClusterOptions) -> Sequence[str]:
-    """What CUDA_VISIBLE_DEVICES is for each job of a block; none where jobs use no GPU.
-
-    A block with one job leaves to the scheduler which GPUs it sees.
-    """
-    if options.jobs_per_block == 1:
-        return ()
-    count = options.gpus
-    jobs = range(options.jobs_per_block if count else 0)
-    return [",".join(str(count * job + gpu) for gpu in range(count)) for job in jobs]
-
-
-def _provider(options: ClusterOptions) -> Any:
-    from parsl.launchers import SimpleLauncher, SrunLauncher
-    from parsl.providers import KubernetesProvider, LocalProvider, LSFProvider, PBSProProvider, SlurmProvider
-
-    jobs, cores = options.jobs_per_block, options.cores * options.jobs_per_block
-    memory = None if options.memory is None else math.ceil(options.memory * jobs / 1024**3)
-    gpus = options.gpus * jobs
-    # what asks a block to end is for its jobs, see `cluster_job`
-    ignored = [] if options.provider == "kubernetes" else ["trap '' TERM USR1"]
-    begin = "\n".join([*ignored, *options.before])
-    common: dict[str, Any] = {"init_blocks": 1, "min_blocks": 0, "max_blocks": options.blocks, "nodes_per_block": 1}
-    if options.provider == "local":
-        return LocalProvider(**common, launcher=SimpleLauncher(), worker_init=begin)
-    if options.provider == "kubernetes":
-        room = f"{memory or 4 * jobs}Gi"
-        limits: dict[str, Any] = {"extra_limits": {"nvidia.com/gpu": str(gpus)}} if gpus else {}
-        return KubernetesProvider(
-            image=options.image or "", namespace=options.namespace, worker_init=begin, init_cpu=cores, max_cpu=cores,
-            init_mem=room, max_mem=room, persistent_volumes=list(options.volumes.items()), **common, **limits,
-        )  # fmt: skip
-    lines = [f"{PREFIX[options.provider]}{line}" for line in options.options]
-    common |= {"worker_init": begin, "walltime": _clock_time(options.walltime or WALLTIME)}
-    if options.provider == "slurm":
-        return SlurmProvider(
-            **common, partition=options.partition, account=options.account, cores_per_node=cores, mem_per_node=memory,
-            gpus_per_node=gpus or None, exclusive=False, launcher=SrunLauncher(overrides=f"--cpus-per-task={cores}"),
-            scheduler_options="\n".join([f"#SBATCH --signal=USR1@{WARN_SECONDS}", *lines]), cmd_timeout=60,
-        )  # fmt: skip
-    if options.provider == "pbspro":
-        select = ":".join([*([f"mem={memory}gb"] if memory else []), *([f"ngpus={gpus}"] if gpus else [])])
-        return PBSProProvider(
-            **common, queue=options.partition, account=options.account, cpus_per_node=cores, select_options=select,
-            scheduler_options="\n".join(lines), launcher=SimpleLauncher(),
-        )  # fmt: skip
-    resources = [*([f"#BSUB -M {memory}GB"] if memory else []), *([f"#BSUB -gpu num={gpus}"] if gpus else [])]
-    return LSFProvider(
-        **common, queue=options.partition, project=options.account, cores_per_node=cores, cores_per_block=cores,
-        scheduler_options="\n".join([*resources, *lines]), launcher=SimpleLauncher(),
-    )  # fmt: skip
-
-
-def _clock_time(seconds: float) -> str:
-    """12:00:00, as schedulers take it."""
-    whole = math.ceil(seconds)
-    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def try_trainings(

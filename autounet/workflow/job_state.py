@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import time
 from collections.abc import Sequence
@@ -104,7 +103,7 @@ class JobStatus(Part):
 
 
 def job_folder(out: Path, name: str) -> JobFolder:
-    return RunFolder(out).job(re.sub(r"[^\w.+-]+", "_", name))
+    return RunFolder(out).job(name)
 
 
 def prediction_jobs(out: Path) -> Path:

@@ -39,7 +39,6 @@ from ..schema.stage_inputs import (
 from ..store import scores_file, stage_labels_file
 from ..store.run_folder import BUNDLE_FILE, RunFolder
 from . import cache
-from .job_state import job_folder
 from .training_schedule import TrainingSchedule, ensembles
 
 CLASS_BALANCED = frozenset({"weighted_ce"})
@@ -164,7 +163,7 @@ class JobGraph:
         bounds = [number * len(keys) // count for number in range(count + 1)]
         for first, last in pairwise(bounds):
             part, name = dict(keys[first:last]), f"{whole.name}, cases {first + 1} to {last}"
-            done, args = job_folder(self.folder.path, name).done, {**whole.args, "keys": part}
+            done, args = self.folder.job(name).done, {**whole.args, "keys": part}
             key, files = PreparationInputs(cases=part).key, whole.writes[first:last]
             yield replace(whole, name=name, key=key, done=done, args=args, writes=files)
 

@@ -224,6 +224,7 @@ def _execute(
     cluster: Cluster | None,
 ) -> None:
     # with all that trains, validates and selects, which planning does without
+    from .shards import validate_side_by_side
     from .stages import JobRunner, forget_damaged
 
     options, data, profile, deadline = maker.options, maker.data, maker.profile, maker.deadline
@@ -265,7 +266,7 @@ def _execute(
         forget_damaged([selection], folder.path, hashes)
         jobs.append(selection)
     hashes.save(folder.checked)
-    runner = JobRunner(allotment, tracker, deadline)
+    runner = JobRunner(allotment, tracker, deadline, validate_side_by_side)
     if cluster is not None:
         ClusterExecutor(runner, deadline.save, cluster, folder.path).run(jobs)
     else:

@@ -1,4 +1,4 @@
-"""Prediction of a folder by several processes, through the executors of a run.
+"""Prediction of a folder, and of the cases of a validation, by several processes, through the executors of a run.
 
 On this machine each device has a process, which asks for one case after another. On a cluster a job has a shard of the
 cases. Who predicts a case writes its files and its record; nothing but its name goes through this process.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import signal
+import tempfile
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -34,6 +35,7 @@ from ..time_budget.deadline import Lanes
 from ..workers import available_cores
 from . import cache
 from .job_state import Pulse, job_folder, prediction_jobs, read_run
+from .validation import ValidationWork
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -239,3 +241,17 @@ def _predict(tell: Caller, load: Load, device: str, work: Work, cases: Sequence[
     watcher = Watcher(on_progress=tell, lines=False, interval=TOLD_SECONDS)
     with watched(watcher), progress(f"predicting {len(cases)} cases", len(cases)) as meter:
         predict_cases(predictor, lambda _: meter.advance(), records, cases)
+
+
+def validate_side_by_side(devices: Sequence[str], work: ValidationWork, on_case: Callable[[], object]) -> None:
+    """In a process for each device, which asks for one case after another."""
+    from .executor import SideBySideExecutor
+    from .jobs import Job
+
+    lanes = Lanes(len(devices), max(1, available_cores() // len(devices)), devices=tuple(devices))
+    with tempfile.TemporaryDirectory(prefix="autounet_") as place:
+        jobs = [
+            Job(f"validation {n}", (), "", Path(place) / f"{n}.json", "take_part", {"work": work, "device": device})
+            for n, device in enumerate(devices, 1)
+        ]
+        SideBySideExecutor(CaseQueue(work.keys, on_case), lambda: None, lanes).run(jobs)

@@ -27,7 +27,7 @@ from ..tracking.run_tracking import RunTracker
 from . import cache
 from .jobs import Job
 from .select_stage import select
-from .validation import take_part, validate
+from .validation import SideBySide, take_part, validate
 
 log = logging.getLogger(__name__)
 
@@ -160,8 +160,11 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 class JobRunner:
     """Gives jobs their share of the time before they are done, here or elsewhere, and learns what they have cost."""
 
-    def __init__(self, shares: TimeAllotment, tracker: RunTracker, deadline: Deadline) -> None:
-        self.shares, self.tracker, self.deadline = shares, tracker, deadline
+    def __init__(
+        self, shares: TimeAllotment, tracker: RunTracker, deadline: Deadline, side_by_side: SideBySide | None = None
+    ) -> None:
+        """`side_by_side` is for validations by several devices."""
+        self.shares, self.tracker, self.deadline, self.side_by_side = shares, tracker, deadline, side_by_side
         self.spent: dict[str, float] = {}
         """seconds that the trainings that have begun took before"""
 
@@ -170,6 +173,8 @@ class JobRunner:
         values, began = self.begin(job), time.monotonic()
         if job.function == "train":
             values["on_log"] = partial(self.said, job)
+        elif job.function == "validate":
+            values["side_by_side"] = self.side_by_side
         self.ended(job, FUNCTIONS[job.function](**values), time.monotonic() - began)
 
     def begin(self, job: Job) -> dict[str, Any]:

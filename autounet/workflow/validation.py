@@ -7,13 +7,12 @@ free next; who predicts it writes its files and its result, so that nothing but 
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..crossval.validate import segmentation_name, summarise_cases, validate_cases
 from ..processes import launched
-from ..progress import ProgressLines, progress, stop_if_cancelled
+from ..progress import progress, stop_if_cancelled
 from ..schema.dataset import Dataset
 from ..schema.metrics import CaseMetrics, Metrics
 from ..schema.plan import Configuration
@@ -23,8 +22,6 @@ from ..schema.stage_inputs import TrainingCase, ValidatedCaseInputs
 from ..store import read_properties, scores_file, stage_labels_file
 from ..store.file_hashes import FileHashes
 from ..store.run_folder import CrossvalFolder
-from ..time_budget.deadline import Lanes
-from ..workers import available_cores
 from . import cache
 
 log = logging.getLogger(__name__)
@@ -45,6 +42,10 @@ class ValidationWork(Part):
     """of the out-of-fold results"""
 
 
+SideBySide = Callable[[Sequence[str], ValidationWork, Callable[[], object]], None]
+"""does the work in a process on each of some devices, and calls the last argument after each case"""
+
+
 def validate(
     dataset: Dataset,
     configuration: Configuration,
@@ -56,10 +57,11 @@ def validate(
     folder: CrossvalFolder,
     device: str,
     devices: Sequence[str] = (),
+    side_by_side: SideBySide | None = None,
 ) -> Metrics:
     """Predict and evaluate the cases whose earlier results no longer hold. `weights` are those of the fold.
 
-    On `device`, or on each of `devices` where there are several.
+    On `device`, or where there are several `devices` on each, by `side_by_side` or by the processes of a launch.
     """
     hashes, identifiers = FileHashes(), [case.identifier for case in cases]
     keys = {
@@ -84,7 +86,15 @@ def validate(
             previous=previous, folder=folder.path,
         )  # fmt: skip
         with progress(f"validating {folder.path.name} fold_{fold}", len(changed)) as meter:
-            _validate_on(devices if len(devices) > 1 else (device,), work, meter)
+            if len(devices) < 2 or len(changed) < 2:
+                take_part(work, device, changed, meter.advance)
+            elif launched() is None:
+                assert side_by_side is not None
+                side_by_side(devices[: len(changed)], work, meter.advance)
+            else:
+                from ..training.torchrun import together
+
+                together(work.model_dump_json(), device, list(changed), meter.advance, take_part_of_launch)
         results = _kept(dataset, folder, keys)
     metrics = summarise_cases([results[case] for case in identifiers], dataset)
     metrics.save(folder.metrics(fold))
@@ -99,17 +109,6 @@ def _kept(dataset: Dataset, folder: CrossvalFolder, keys: Mapping[str, str]) -> 
         return [folder.path / segmentation_name(dataset.case(case)), scores_file(folder.scores, case)]
 
     return cache.kept_results(keys, folder.case_result, files)
-
-
-def _validate_on(devices: Sequence[str], work: ValidationWork, meter: ProgressLines) -> None:
-    if len(devices) < 2 or len(work.keys) < 2:
-        take_part(work, devices[0], work.keys, meter.advance)
-    elif launched() is None:
-        _side_by_side(devices[: len(work.keys)], work, meter)
-    else:
-        from ..training.torchrun import together
-
-        together(work.model_dump_json(), devices[0], list(work.keys), meter.advance, take_part_of_launch)
 
 
 def take_part(
@@ -135,18 +134,3 @@ def take_part(
 def take_part_of_launch(work: str, device: str, cases: Iterable[str], on_case: Callable[[], object]) -> None:
     """`take_part`, of work that has come as JSON from another process."""
     take_part(ValidationWork.model_validate_json(work), device, cases, on_case)
-
-
-def _side_by_side(devices: Sequence[str], work: ValidationWork, meter: ProgressLines) -> None:
-    """In a process for each device, which asks for one case after another."""
-    from .executor import SideBySideExecutor
-    from .jobs import Job
-    from .shards import CaseQueue
-
-    lanes = Lanes(len(devices), max(1, available_cores() // len(devices)), devices=tuple(devices))
-    with tempfile.TemporaryDirectory(prefix="autounet_") as place:
-        jobs = [
-            Job(f"validation {n}", (), "", Path(place) / f"{n}.json", "take_part", {"work": work, "device": device})
-            for n, device in enumerate(devices, 1)
-        ]
-        SideBySideExecutor(CaseQueue(work.keys, meter.advance), lambda: None, lanes).run(jobs)
