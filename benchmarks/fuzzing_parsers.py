@@ -135,7 +135,7 @@ def prepared(folder: Path) -> list[Seed]:
         case.image[:, 1:3]
         if case.labels is not None:
             case.labels[...]
-        store.read_scores(folder, name)
+        store.read_scored(folder, folder, name)
 
     arrays = [Seed(file, (flipped,), read) for file in sorted(folder.glob("*.b2nd"))]
     return [*arrays, Seed(folder / f"{name}.json", (json_changed, flipped), read)]

@@ -17,11 +17,14 @@ from autounet.store import (
     forget_damaged,
     is_prepared,
     open_prepared,
+    open_stage_labels,
     read_properties,
+    read_scored,
     read_scores,
     scores_file,
     write_prepared,
     write_scores,
+    write_stage_labels,
 )
 from autounet.store.weights import load_weights, save_weights
 
@@ -252,3 +255,20 @@ def test_scores_are_kept_in_half_precision_and_never_infinite(tmp_path):
     np.testing.assert_allclose(back[1:], scores[1:], rtol=1e-3)
     with pytest.raises(RecordError, match="does not exist"):
         read_scores(tmp_path / "scores", "b")
+
+
+def test_scores_and_labels_of_another_size_than_their_case_are_no_results(tmp_path):
+    """A header may promise more than any memory holds, in a file of a few bytes."""
+    write_prepared(tmp_path, properties_of((4, 5, 6)), np.zeros((1, 4, 5, 6), np.float32), None, {})
+    for shape in ((4, 5, 6), (4, 5, 7), (4, 5)):
+        write_scores(tmp_path / "scores", "case.1", np.zeros((3, *shape), np.float32))
+        write_stage_labels(tmp_path / "scores", "case.1", np.zeros(shape, np.int8))
+        if shape == (4, 5, 6):
+            scores, properties = read_scored(tmp_path / "scores", tmp_path, "case.1")
+            assert (scores.shape[1:], scores.dtype) == (properties.shape, np.float32)
+            assert open_stage_labels(tmp_path / "scores", "case.1", shape).shape == shape
+            continue
+        with pytest.raises(RecordError, match="does not hold the array"):
+            read_scored(tmp_path / "scores", tmp_path, "case.1")
+        with pytest.raises(RecordError, match="does not hold the array"):
+            open_stage_labels(tmp_path / "scores", "case.1", (4, 5, 6))

@@ -21,7 +21,7 @@ from ..schema.labels import TargetKind
 from ..schema.plan import Configuration
 from ..schema.record import utf8
 from ..schema.selection import ReliabilityBin, Selection, TemperatureScaling
-from ..store import read_properties, read_scores, scores_file
+from ..store import read_scored, scores_file
 from ..store.run_folder import RunFolder
 
 BINS = 15
@@ -245,9 +245,6 @@ class OutOfFoldEntropy:
     def _pooled(self, identifier: str) -> EnsembleScores:
         if self._held is None or self._held[0] != identifier:
             self._held = None  # before the next is read
-            sources = [
-                (read_scores(scores, identifier), read_properties(prepared, identifier))
-                for scores, prepared in self._sources
-            ]
+            sources = [read_scored(scores, prepared, identifier, np.float16) for scores, prepared in self._sources]
             self._held = identifier, ensemble_scores(sources, self._dataset.labels, self._weights, self._targets)
         return self._held[1]

@@ -25,7 +25,7 @@ from ..schema.metrics import Metrics
 from ..schema.plan import Configuration
 from ..schema.quantities import format_time
 from ..schema.selection import Selection, Weighting
-from ..store import read_properties, read_scores
+from ..store import read_scored
 from ..store.run_folder import RunFolder
 from ..workers import map_parallel
 from .calibrate import sample_voxels
@@ -250,11 +250,7 @@ def _dice_of_case(task: _WeightTask) -> np.ndarray:
     reference, _ = read_reference(dataset, case)
     decision = decision_for(labels, task.targets)
     pooled = [
-        ensemble_scores(
-            [(read_scores(scores, case.identifier).astype(np.float32), read_properties(prepared, case.identifier))],
-            labels,
-            targets=task.targets,
-        )
+        ensemble_scores([read_scored(scores, prepared, case.identifier)], labels, targets=task.targets)
         for scores, prepared in task.sources
     ]
     structures = (reference != 0) | (segmentation != 0)

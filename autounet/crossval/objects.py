@@ -27,7 +27,7 @@ from ..schema.geometry import Geometry
 from ..schema.metrics import CaseMetrics, Metrics
 from ..schema.plan import Configuration
 from ..schema.selection import ObjectSeparation, ObjectTrial, Selection
-from ..store import read_properties, read_scores
+from ..store import read_properties, read_scored
 from ..store.run_folder import RunFolder
 from ..workers import map_parallel
 from .postprocess import held_out
@@ -143,10 +143,7 @@ def _geometry(source: _Source) -> Geometry:
 
 def _maps(source: _Source) -> ObjectMaps:
     name, labels = source.dataset.cases[0].identifier, source.dataset.labels
-    pairs = [
-        (read_scores(scores, name).astype(np.float32), read_properties(prepared, name))
-        for scores, prepared in source.sources
-    ]
+    pairs = [read_scored(scores, prepared, name) for scores, prepared in source.sources]
     return object_maps(ensemble_scores(pairs, labels, source.weights, source.configuration.targets), labels)
 
 

@@ -30,7 +30,7 @@ from ..schema.labels import counted_targets, targets_of
 from ..schema.metrics import CaseMetrics, Metrics
 from ..schema.plan import Configuration
 from ..schema.selection import PostprocessStep, Selection
-from ..store import read_properties, read_scores
+from ..store import read_scored
 from ..store.run_folder import CrossvalFolder, RunFolder
 from ..workers import map_parallel
 from .calibrate import LogitSample, calibrate, relative_entropy, sample_voxels
@@ -175,10 +175,7 @@ def _gather_one(task: _CaseTask) -> _CaseEvidence:
     annotated = annotated_classes(case, labels)
     certain = [annotated is None or is_certain(target.members, annotated) for target in counted_targets(labels)]
     tables = tabulate(segmentation, reference, geometry.spacing, labels, certain)
-    sources = [
-        (read_scores(scores, case.identifier).astype(np.float32), read_properties(prepared, case.identifier))
-        for scores, prepared in task.sources
-    ]
+    sources = [read_scored(scores, prepared, case.identifier) for scores, prepared in task.sources]
     pooled = ensemble_scores(sources, labels, task.weights, task.configuration.targets)
     dense = encode(reference, labels)
     if annotated is not None and not all(annotated):

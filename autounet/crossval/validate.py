@@ -18,7 +18,7 @@ from ..schema.geometry import CaseProperties
 from ..schema.labels import Labels, TargetKind
 from ..schema.metrics import CaseMetrics, Metrics
 from ..schema.plan import Configuration, prediction_swap
-from ..store import open_prepared, open_stage_labels, read_properties, read_scores, write_scores, write_stage_labels
+from ..store import open_prepared, open_stage_labels, read_properties, read_scored, write_scores, write_stage_labels
 from ..store.run_folder import CrossvalFolder, RunFolder
 from ..workers import map_parallel
 
@@ -49,7 +49,8 @@ def validate_cases(
         case = open_prepared(prepared, identifier)
         image = case.image[:]
         if previous is not None:
-            image = append_one_hot(image, open_stage_labels(previous, identifier)[:], dataset.labels.count)
+            stage = open_stage_labels(previous, identifier, case.properties.shape)
+            image = append_one_hot(image, stage[:], dataset.labels.count)
         scores = predict_scores(models, image, configuration, outputs, device, swap=swap)
         if keep_scores:
             write_scores(folder.scores, identifier, scores)
@@ -83,10 +84,7 @@ def ensemble_cases(
     """
     results = []
     for identifier, fold in folds.items():
-        pairs = [
-            (read_scores(scores, identifier).astype(np.float32), read_properties(prepared, identifier))
-            for scores, prepared in sources
-        ]
+        pairs = [read_scored(scores, prepared, identifier) for scores, prepared in sources]
         own = None if weights is None else weights[identifier]
         segmentation = export(pairs, dataset.labels, own, targets=targets)
         results.append(_write_and_evaluate(dataset, pairs[0][1], segmentation, folder, fold))
@@ -151,7 +149,7 @@ def write_cascade_labels(
 
 def _write_one(task: _CascadeTask) -> str:
     name = task.identifier
-    source, target = (read_properties(folder, name) for folder in (task.grid, task.next_grid))
-    labels = labels_for_next_stage(read_scores(task.scores, name), source, target, task.decision)
+    scores, source = read_scored(task.scores, task.grid, name, np.float16)
+    labels = labels_for_next_stage(scores, source, read_properties(task.next_grid, name), task.decision)
     write_stage_labels(task.folder, name, labels)
     return name

@@ -190,9 +190,17 @@ def write_scores(folder: Path, identifier: str, scores: np.ndarray) -> None:
     _write(scores_file(folder, identifier), rounded)
 
 
-def read_scores(folder: Path, identifier: str) -> np.ndarray:
-    """(K, *S) float16. Raises RecordError when there are none."""
-    return _read(scores_file(folder, identifier), "f", None)
+def read_scores(folder: Path, identifier: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """(K, *S) float16. Raises RecordError when there are none, or none of the spatial `shape` (None: any)."""
+    return _read(scores_file(folder, identifier), "f", None if shape is None else (None, *shape))
+
+
+def read_scored(
+    scores: Path, prepared: Path, identifier: str, dtype: type[np.floating] = np.float32
+) -> tuple[np.ndarray, CaseProperties]:
+    """Scores (K, *S) and the prepared case that they are of. Raises as both, and where their sizes differ."""
+    properties = read_properties(prepared, identifier)
+    return read_scores(scores, identifier, properties.shape).astype(dtype, copy=False), properties
 
 
 def scores_file(folder: Path, identifier: str) -> Path:
@@ -206,9 +214,9 @@ def write_stage_labels(folder: Path, identifier: str, labels: np.ndarray) -> Non
     _write(stage_labels_file(folder, identifier), labels)
 
 
-def open_stage_labels(folder: Path, identifier: str) -> StoredArray:
-    """(*S) int8 or int16. Raises RecordError when there are none."""
-    return _open(stage_labels_file(folder, identifier), "i", None)
+def open_stage_labels(folder: Path, identifier: str, shape: tuple[int, ...] | None = None) -> StoredArray:
+    """(*S) int8 or int16. Raises RecordError when there are none of this `shape` (None: any)."""
+    return _open(stage_labels_file(folder, identifier), "i", shape)
 
 
 def stage_labels_file(folder: Path, identifier: str) -> Path:
@@ -248,7 +256,11 @@ UNQUESTIONED = 2**28
 MADE_AGAIN = "Give the same command again: what is missing or damaged is made again"
 
 
-def _open(path: Path, kind: str, shape: tuple[int, ...] | None) -> StoredArray:
+Shape = tuple[int | None, ...] | None
+"""None, of an axis or of all: whatever the file says"""
+
+
+def _open(path: Path, kind: str, shape: Shape) -> StoredArray:
     """Memory-mapped, with one file kept open, where the system can replace mapped files (not on Windows).
 
     Raises RecordError for a file that is not there or damaged, and for everything but plain numbers of this `kind`
@@ -265,12 +277,18 @@ def _open(path: Path, kind: str, shape: tuple[int, ...] | None) -> StoredArray:
         _require_openable(path)
         require_no_lack_of_memory(path, error)
         raise RecordError(f"{path} is damaged ({error})", MADE_AGAIN) from None
-    if type(found) is not blosc2.NDArray or found.dtype.kind != kind or shape not in (None, found.shape):
+    if type(found) is not blosc2.NDArray or found.dtype.kind != kind or not _fits(found.shape, shape):
         raise RecordError(f"{path} is damaged: it does not hold the array that was written", MADE_AGAIN)
     return StoredArray(path, found)
 
 
-def _read(path: Path, kind: str, shape: tuple[int, ...] | None) -> np.ndarray:
+def _fits(shape: tuple[int, ...], expected: Shape) -> bool:
+    if expected is None:
+        return True
+    return len(shape) == len(expected) and all(each in (None, size) for size, each in zip(shape, expected, strict=True))
+
+
+def _read(path: Path, kind: str, shape: Shape) -> np.ndarray:
     """The whole array. Raises as `_open`, also where the memory has no room for it: a damaged header may say any."""
     stored = _open(path, kind, shape)
     needed = math.prod(stored.shape) * stored.dtype.itemsize

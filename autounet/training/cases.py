@@ -80,12 +80,13 @@ class CaseStore:
     def _read(self, identifier: str) -> TrainCase:
         case = open_prepared(self.folder, identifier)
         assert case.labels is not None, identifier
+        shape, folder = case.properties.shape, self.previous
         return TrainCase(
             identifier,
             self._array(case.image),
             self._array(case.labels),
             {index: voxels for index, voxels in case.locations.items() if len(voxels)},
-            None if self.previous is None else self._array(open_stage_labels(self.previous, identifier)),
+            None if folder is None else self._array(open_stage_labels(folder, identifier, shape)),
         )
 
     def _array(self, stored: Any) -> Any:
