@@ -334,6 +334,7 @@ BAD_ZARR: dict[str, Callable[[Path], None]] = {
     ),
     "gzip bomb": gzip_bomb,
     "no chunks": without_chunks,
+    "a few of a million chunks": changed("0/.zarray", shape=[100, 100, 100], chunks=[1, 1, 1]),
 }
 
 

@@ -11,6 +11,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,34 @@ def images_in_hdf5(path: Path) -> dict[str, str]:
 def images_of_file(file: Any) -> dict[str, str]:
     """As `images_in_hdf5`; links to other files are not followed."""
     found: dict[str, str] = {}
-    seen = 0
-
-    def look(name: str, item: Any) -> bool | None:
-        nonlocal seen
-        seen += 1
+    for name, item in islice(_walked(file), MOST_LISTED):
         shape = getattr(item, "shape", None)
         if shape and 2 <= len(shape) <= 5 and item.dtype.kind in "iufb" and min(shape) > 0:
             found[name] = f"{' x '.join(map(str, shape))} {item.dtype}"
-        return True if seen > MOST_LISTED else None
-
-    file.visititems(look)  # follows hard links alone
     return found
+
+
+def _walked(group: Any) -> Iterator[tuple[str, Any]]:
+    """All that hard links lead to, once. HDF5's own visit of all objects does not end in damaged groups."""
+    import h5py
+
+    seen, open_groups = set[int](), [("", group, iter(group))]
+    while open_groups:
+        within, group, names = open_groups[-1]
+        name = next(names, None)
+        if name is None:
+            open_groups.pop()
+            continue
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            continue
+        item = group[name]
+        place = h5py.h5o.get_info(item.id).addr
+        if place in seen:
+            continue
+        seen.add(place)
+        yield f"{within}{name}", item
+        if isinstance(item, h5py.Group):
+            open_groups.append((f"{within}{name}/", item, iter(item)))
 
 
 def _data_set(path: Path, file: Any, name: str) -> Any:

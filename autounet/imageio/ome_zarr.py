@@ -26,6 +26,8 @@ _DECODERS: dict[str, Callable[[], Any]] = {
     "lzma": lzma.LZMADecompressor,
 }
 """of codecs whose frames do not say what they hold"""
+MOST_MISSING = 100
+"""times the chunks that are there may be looked for: each takes a tenth of a millisecond, and there may be 10^9"""
 
 
 def read_zarr(path: Path, decode: bool = True) -> tuple[np.ndarray, ImageHeader]:
@@ -106,6 +108,9 @@ def require_sound_array(path: Path, array: ZarrArray) -> None:
         count += 1
     if not count:
         raise FileError(path, "has no voxels: none of the chunks of its array are there", COPY_AGAIN)
+    asked = math.prod(-(-size // step) for size, step in zip(array.shape, array.chunks, strict=True))
+    if asked > MOST_MISSING * (count + MOST_MISSING):
+        raise FileError(path, f"has {count} of the {asked} chunks of its array: there is next to nothing", COPY_AGAIN)
 
 
 def _require_sound_chunk(path: Path, file: Path, array: ZarrArray, expected: int) -> None:

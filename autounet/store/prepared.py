@@ -257,7 +257,9 @@ MADE_AGAIN = "Give the same command again: what is missing or damaged is made ag
 
 
 Shape = tuple[int | None, ...] | None
-"""None, of an axis or of all: whatever the file says"""
+"""None for all axes: whatever the file says; for one: as much as `MOST_OUTPUTS`"""
+MOST_OUTPUTS = 2**15 - 1
+"""of a network: labels are int16 at most"""
 
 
 def _open(path: Path, kind: str, shape: Shape) -> StoredArray:
@@ -285,7 +287,9 @@ def _open(path: Path, kind: str, shape: Shape) -> StoredArray:
 def _fits(shape: tuple[int, ...], expected: Shape) -> bool:
     if expected is None:
         return True
-    return len(shape) == len(expected) and all(each in (None, size) for size, each in zip(shape, expected, strict=True))
+    if len(shape) != len(expected):
+        return False
+    return all(size <= MOST_OUTPUTS if own is None else size == own for size, own in zip(shape, expected, strict=True))
 
 
 def _read(path: Path, kind: str, shape: Shape) -> np.ndarray:
