@@ -24,6 +24,7 @@ from PIL import Image
 
 from autounet.datasets import scan
 from autounet.datasets.splits import with_groups
+from autounet.datasets.synthetic import make_demo_dataset
 from autounet.imageio import image_format, read_header, read_image, read_labels, write_image
 from autounet.prediction.ensemble import _stored_map
 from autounet.schema.errors import DataError, FileError, ModelError, OptionError
@@ -186,6 +187,20 @@ def test_json_nested_without_end_ends_no_check_with_a_traceback(tmp_path: Path, 
     (folder / name).write_text('{"training":' + "[" * 10**5 + '"case" "spacing"')
     with suppress(DataError):  # of a file that is ours by its name
         assert check_data(folder, NONE).findings is not None
+
+
+def test_paths_that_no_system_holds_are_missing_files(tmp_path: Path) -> None:
+    long, table = "x" * 300, volumes(tmp_path / "table")
+    (table / "cases.csv").write_text(
+        f"case,image,label\nk,imagesTr/{long},{long}/a.nii.gz\nm,imagesTr/c0_0000.nii.gz,a"
+    )
+    decathlon = make_demo_dataset(tmp_path / "decathlon", cases=2, layout="msd")
+    content = json.loads((decathlon / "dataset.json").read_text())
+    content["training"][0]["image"] = f"./{long}/a.nii.gz"
+    (decathlon / "dataset.json").write_text(json.dumps(content))
+    for folder in (table, decathlon):
+        found = check_data(folder, NONE).findings
+        assert any(long in each.message for each in found if each.code in ("missing-image", "missing-label")), found
 
 
 def test_a_list_of_folds_nested_without_end_is_told(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ def image_files(folder: Path) -> list[Path]:
 
     A single file is a folder of one.
     """
+    if not is_there(folder):
+        return []
     if folder.is_file():
         return [folder]
     return sorted(path for path in folder.iterdir() if is_one_image(path)) if folder.is_dir() else []
