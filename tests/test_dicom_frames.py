@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dicom_series import write_series
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from autounet.imageio import read_header, read_image, read_image_content, series_files
-from autounet.schema.errors import DataError
+from autounet.schema.errors import DataError, FileError
 
 pydicom = pytest.importorskip("pydicom")
 EXPLICIT, IMPLICIT, DEFLATED, BIG, JPEG = (
@@ -236,3 +237,19 @@ def test_a_series_may_mix_how_values_are_stored(tmp_path: Path) -> None:
         changes |= {"PhotometricInterpretation": f"MONOCHROME{kind}", "PixelData": words.tobytes()}
         write_frames(tmp_path / "a" / f"{z}.dcm", stored, (z,), **changes)
     np.testing.assert_array_equal(read_image(tmp_path / "a")[0][0], stored)
+
+
+@pytest.mark.parametrize(
+    ("behind", "problem"),
+    [
+        (b"\x71\x88\x0c\x93UN\0\0" + (1 << 31).to_bytes(4, "little") + b"abc", "says that it has 2147483648 bytes"),
+        (b"\x71\x88\x0c\x93CM\xff\xff" + bytes(40), "is of the unknown kind 'CM'"),
+    ],
+)
+def test_elements_behind_compressed_pixels_take_no_memory(tmp_path: Path, behind: bytes, problem: str) -> None:
+    write_series(tmp_path / "a", np.arange(2 * 40 * 36, dtype=np.int16).reshape(2, 40, 36), compressed=True)
+    assert read_image(tmp_path / "a")[0].shape == (1, 2, 40, 36)
+    file = sorted((tmp_path / "a").iterdir())[0]
+    file.write_bytes(file.read_bytes() + behind)
+    with pytest.raises(FileError, match=problem):
+        read_image(tmp_path / "a")

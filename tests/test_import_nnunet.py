@@ -157,6 +157,17 @@ def test_damaged_files_are_refused_by_name(results: Path, tmp_path: Path) -> Non
         archive = zipped(results, tmp_path / "exported.zip")
         damage(archive)
         refused(archive, tmp_path, r"exported\.zip")
+    described = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**described, "file_ending": ".x" * 300}))
+    refused(folder, tmp_path, "file_ending")
+    archive = zipped(results, tmp_path / "forged.zip")
+    content = archive.read_bytes()
+    place = (
+        content.rindex(b"PK\5\6") + 16
+    )  # where the list of members is said to begin: members then lie before the file
+    archive.write_bytes(content[:place] + b"\xff\xff\xff\x7f" + content[place + 4 :])
+    refused(archive, tmp_path, r"forged\.zip")
+    (folder / "dataset.json").write_text(json.dumps(described))
     (folder / "plans.json").write_text("{")
     refused(folder, tmp_path, r"plans\.json is not readable JSON")
     (folder / "plans.json").write_text(json.dumps({"plans_name": "x"}))
@@ -183,6 +194,9 @@ def changed_network(key: str, value: Any) -> dict[str, Any]:
     return plans({"3d_fullres": theirs})
 
 
+WITHOUT_ARGUMENTS = {"network_class_name": "somewhere.PlainConvUNet", "arch_kwargs": "none"}
+
+
 @pytest.mark.parametrize(
     ("their_plans", "name"),
     [
@@ -190,6 +204,14 @@ def changed_network(key: str, value: Any) -> dict[str, Any]:
         (changed_network("nonlin_kwargs", {"negative_slope": 0.2}), "0.2"),
         (changed_network("squeeze_excitation", True), "squeeze_excitation"),
         (changed_network("strides", [[1, 1, 1]]), "strides has 1"),
+        (changed_network("kernel_sizes", [[-3, 3, 3]] * 2), "greater than or equal to 1"),
+        (changed_network("features_per_stage", float("inf")), "wrong one"),
+        (
+            plans({"3d_fullres": configuration(network(), spacing=[0.0, 1.0, 1.5])}),
+            "spacing.0: Input should be greater",
+        ),
+        (plans({"3d_fullres": configuration(network(), median_image_size_in_voxels=[1e300] * 3)}), "median_image_size"),
+        (plans({"3d_fullres": configuration(network(), architecture=WITHOUT_ARGUMENTS)}), "has no arguments"),
         (plans({"3d_fullres": configuration(network(), preprocessor_name="Other")}), "preprocessor Other"),
         (plans({"3d_fullres": configuration(network(), resampling_fn_data="resample_torch")}), "resample_torch"),
         (plans({"3d_fullres": configuration(network(), normalization_schemes=["MyNorm"])}), "MyNorm"),

@@ -32,10 +32,11 @@ OFF_GRID = 0.3
 def structure_names(path: Path) -> list[str]:
     """The structures that an object names and describes, in its order, each once. Raises DataError."""
     dataset = read_dataset(path)
-    if _modality(path, dataset) == "SEG":
-        return list(dict.fromkeys(_segment_names(dataset).values()))
-    drawn = {number for number, _ in contours(dataset)}
-    return list(dict.fromkeys(name for number, name in roi_names(dataset).items() if number in drawn))
+    with errors_of_file(path):  # pydicom reads what lies deeper when it is asked for
+        if _modality(path, dataset) == "SEG":
+            return list(dict.fromkeys(_segment_names(dataset).values()))
+        drawn = {number for number, _ in contours(dataset)}
+        return list(dict.fromkeys(name for number, name in roi_names(dataset).items() if number in drawn))
 
 
 def object_masks(path: Path, geometry: Geometry) -> Iterator[NamedMask]:
@@ -63,17 +64,19 @@ def object_values(path: Path, geometry: Geometry, codes: Sequence[LabelCode]) ->
 
 def referenced_instances(path: Path) -> set[str]:
     """UIDs of the images that an object refers to, anywhere in it. Raises DataError."""
-    elements = read_dataset(path).iterall()
-    return {str(each.value) for each in elements if each.keyword == "ReferencedSOPInstanceUID"}
+    dataset = read_dataset(path)
+    with errors_of_file(path):
+        return {str(each.value) for each in dataset.iterall() if each.keyword == "ReferencedSOPInstanceUID"}
 
 
 def may_overlap(path: Path) -> bool:
     """Whether structures of one object can share voxels: not where it says so, or holds one alone. Raises DataError."""
     dataset = read_dataset(path)
-    if _modality(path, dataset) != "SEG":
-        return True
-    told = str(dataset.get("SegmentsOverlap") or "").upper() == "NO" or _kind(dataset) == "LABELMAP"
-    return not told and len(_segment_names(dataset)) > 1
+    with errors_of_file(path):
+        if _modality(path, dataset) != "SEG":
+            return True
+        told = str(dataset.get("SegmentsOverlap") or "").upper() == "NO" or _kind(dataset) == "LABELMAP"
+        return not told and len(_segment_names(dataset)) > 1
 
 
 def _modality(path: Path, dataset: Dataset) -> str:
@@ -205,6 +208,11 @@ def objects_geometry(paths: Sequence[Path]) -> Geometry:
 
     For comparing them without their series: outside there is nothing. Raises DataError without a segmentation.
     """
+    with errors_of_file(paths[0]):
+        return _common_grid(paths)
+
+
+def _common_grid(paths: Sequence[Path]) -> Geometry:
     read = [(path, read_dataset(path)) for path in paths]
     placed = [(path, dataset, list(_placements(path, dataset))) for path, dataset in read
               if _modality(path, dataset) == "SEG"]  # fmt: skip

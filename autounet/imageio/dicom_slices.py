@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..schema.errors import FileError
-from .dicom_streams import StreamSize, require_size
+from .dicom_streams import StreamSize, require_sound
 from .image_format import COPY_AGAIN, damaged, itk_reader, itk_reason, require_inflatable, require_memory
 
 if TYPE_CHECKING:
@@ -332,7 +332,8 @@ def _decode(each: Slice, encoding: _Encoding) -> np.ndarray:
     """Compressed pixels, by GDCM, which applies slope and intercept and inverts MONOCHROME1."""
     import SimpleITK as sitk
 
-    require_size(each.path, _value(each.path, each.sources[:1], "PixelData"), StreamSize(*each.shape, each.samples))
+    pixels, file = _value(each.path, each.sources[:1], "PixelData"), each.sources[0]
+    require_sound(each.path, file, pixels, StreamSize(*each.shape, each.samples))
     try:
         array = sitk.GetArrayFromImage(itk_reader(each.path, "GDCMImageIO").Execute())
     except RuntimeError as error:

@@ -10,9 +10,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .image_format import damaged
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 
 class StreamSize(NamedTuple):
@@ -28,14 +31,20 @@ _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 _J2K_HEADER = frozenset({0x50, 0x52, 0x53, 0x55, 0x57, 0x59, 0x5C, 0x5D, 0x5E, 0x5F, 0x60, 0x63, 0x64})
 """markers of a main header behind SIZ"""
 _SOT, _SOS = 0x90, 0xDA
+_UNDEFINED = 0xFFFFFFFF
+"""length of an element that ends with a mark"""
 _MOST_SEGMENTS = 15
 """of RLE"""
 
 
-def require_size(path: Path, pixels: object, wanted: StreamSize) -> None:
-    """Raises FileError where compressed pixels are of another size than `wanted`, or contradict themselves."""
+def require_sound(path: Path, dataset: Dataset, pixels: object, wanted: StreamSize) -> None:
+    """Raises FileError where compressed pixels are of another size than `wanted`, or contradict themselves.
+
+    And where an element of the file says that it is longer than what is there.
+    """
     from pydicom.encaps import generate_frames
 
+    _require_whole_elements(path, dataset)
     try:
         stream = next(iter(generate_frames(pixels if isinstance(pixels, bytes) else b"", number_of_frames=1)), b"")
         found = _size(stream, wanted)
@@ -44,6 +53,27 @@ def require_size(path: Path, pixels: object, wanted: StreamSize) -> None:
     if found != wanted:
         sizes = " and ".join(f"{each.rows}x{each.columns} pixels of {each.samples} samples" for each in (wanted, found))
         raise damaged(path, f"its elements and its compressed pixels give different sizes: {sizes}")
+
+
+def _require_whole_elements(path: Path, dataset: Dataset) -> None:
+    """GDCM gives each element the memory that it says to need."""
+    from pydicom.dataelem import RawDataElement
+    from pydicom.valuerep import STANDARD_VR
+
+    waiting = [dataset]
+    while waiting:
+        inside = waiting.pop()
+        for each in list(inside.values()):
+            if isinstance(each, RawDataElement):
+                if each.VR is not None and each.VR not in STANDARD_VR:
+                    raise damaged(path, f"the element {each.tag} is of the unknown kind {each.VR!a}")
+                if each.length not in (_UNDEFINED, len(each.value or b"")):
+                    raise damaged(path, f"the element {each.tag} says that it has {each.length} bytes, and has others")
+            if each.VR == "SQ":
+                try:
+                    waiting += inside[each.tag].value
+                except Exception as error:  # pydicom lets struct, value, key and recursion errors through
+                    raise damaged(path, f"its elements cannot be read ({str(error)[:80]})") from None
 
 
 def _size(stream: bytes, wanted: StreamSize) -> StreamSize:

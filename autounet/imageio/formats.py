@@ -106,6 +106,14 @@ def addresses(container: Path, pattern: str) -> list[str]:
         return [] if set(pattern) & set("*?[") else [pattern]
 
 
+def is_folder(path: Path) -> bool:
+    """False also for what no system can hold, such as a very long name from a file."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def is_series(folder: Path) -> bool:
     """True for a folder with DICOM files, by the endings of all its files and the content of a few.
 
@@ -113,7 +121,7 @@ def is_series(folder: Path) -> bool:
     """
     if is_series_uid(folder):
         return bool(dicom_files(folder))
-    if not folder.is_dir() or folder.name.startswith(".") or is_zarr(folder) or split_address(folder)[1]:
+    if not is_folder(folder) or folder.name.startswith(".") or is_zarr(folder) or split_address(folder)[1]:
         return False
     files = [path for path in folder.iterdir() if path.is_file() and not is_image(path)]
     if any(path.suffix.lower() == ".dcm" for path in files):
@@ -127,7 +135,7 @@ def file_kind(path: Path | str) -> str:
     ending = suffix(path).lower()
     if ending:
         return SUFFIXES[ending]
-    if Path(path).is_dir() or is_series_uid(Path(path)):
+    if is_folder(Path(path)) or is_series_uid(Path(path)):
         return DICOM
     if Path(path).suffix.lower() == ".dcm":
         raise FileError(path, "is one DICOM file", "Give the folder that holds its series, and nothing else")

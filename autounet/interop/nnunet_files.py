@@ -9,6 +9,7 @@ One such folder is one configuration. Those of a data set lie in one folder, whe
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -212,8 +213,15 @@ class ZipSource:
         try:
             with self._archive.open(name) as packed:
                 yield packed
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-            raise ModelError(f"{self.label}: {name} cannot be unpacked ({error})", "Export the model again") from None
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OverflowError) as error:
+            raise self._damaged(name, error) from None
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # of what is written with it
+                raise
+            raise self._damaged(name, error) from None
+
+    def _damaged(self, name: str, error: Exception) -> ModelError:
+        return ModelError(f"{self.label}: {name} cannot be unpacked ({error})", "Export the model again")
 
 
 def choose_folders(source: Source, names: Sequence[str] | None) -> dict[str, ModelFolder]:

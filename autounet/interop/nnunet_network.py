@@ -90,7 +90,9 @@ def network_spec(
             f"{where}: the architecture {name or 'without a name'} cannot be imported; known are {', '.join(CLASSES)}",
             "Predict with nnU-Net",
         )
-    arguments: dict[str, Any] = dict(architecture.get("arch_kwargs", {}))
+    arguments = architecture.get("arch_kwargs")
+    if not isinstance(arguments, Mapping):
+        raise ModelError(f"{where}: the network of the plans has no arguments", "Export it again")
     _require_expected(arguments, dims, name, where)
     try:
         stages = int(arguments["n_stages"])
@@ -110,7 +112,7 @@ def network_spec(
     except ValidationError as error:
         problems = "; ".join(problem["msg"] for problem in error.errors())
         raise ModelError(f"{where}: the network of the plans is impossible ({problems})", "Export it again") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(
             f"{where}: the network of the plans lacks a value or has a wrong one ({error})", "Export it again"
         ) from None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -43,6 +43,10 @@ SEPARATE_Z = {None: Resampling().separate_z_ratio, True: 0.5, False: 1e9}
 no ratio is below 1"""
 
 
+Length = Annotated[float, Field(ge=0, le=1e9)]
+"""voxels"""
+
+
 class NnunetRecord(BaseModel):
     """Part of a JSON file of nnU-Net's, of which only what predicting needs is read."""
 
@@ -64,7 +68,7 @@ class NnunetConfiguration(NnunetRecord):
     patch_size: tuple[int, ...]
     batch_size: int
     spacing: tuple[float, ...]
-    median_image_size_in_voxels: tuple[float, ...]
+    median_image_size_in_voxels: tuple[Length, ...]
     normalization_schemes: tuple[str, ...]
     use_mask_for_norm: tuple[bool, ...]
     batch_dice: bool = False
@@ -94,7 +98,7 @@ class NnunetPlans(NnunetRecord):
     image_reader_writer: str
     transpose_forward: tuple[int, int, int]
     transpose_backward: tuple[int, ...] = ()
-    original_median_shape_after_transp: tuple[float, ...]
+    original_median_shape_after_transp: tuple[Length, ...]
     original_median_spacing_after_transp: tuple[float, ...] = ()
     configurations: dict[str, dict[str, Any]]
     experiment_planner_used: str = "ExperimentPlanner"
@@ -169,29 +173,35 @@ def convert_configuration(
     first = theirs.spacing[0] if dims == 3 else None
     cascade = theirs.previous_stage is not None
     network = network_spec(theirs.architecture, dims, in_channels, out_channels, where)
-    return Configuration(
-        preprocess=PreprocessSpec(
-            orientation=READERS[plans.image_reader_writer].orientation,
-            transpose=plans.transpose_forward,
-            spacing=(first, theirs.spacing[-2], theirs.spacing[-1]),
-            normalisation=_normalisation(plans, theirs, where),
-            resampling=_resampling(theirs, where),
-        ),
-        prepared=name,
-        patch_size=theirs.patch_size,
-        batch_size=theirs.batch_size,
-        network=network,
-        targets="regions" if regions else "classes",
-        precision="fp16",
-        mirror_axes=tuple(mirror_axes),
-        batch_dice=theirs.batch_dice,
-        previous_stage=theirs.previous_stage,
-        inference=InferenceSpec(
-            overlap=0.5, weighting="gaussian", mirror_axes=tuple(mirror_axes), handover="file" if cascade else "grid"
-        ),
-        median_shape=_median_shape(plans, theirs),
-        predicted_memory_bytes=0,
-    )
+    try:
+        return Configuration(
+            preprocess=PreprocessSpec(
+                orientation=READERS[plans.image_reader_writer].orientation,
+                transpose=plans.transpose_forward,
+                spacing=(first, theirs.spacing[-2], theirs.spacing[-1]),
+                normalisation=_normalisation(plans, theirs, where),
+                resampling=_resampling(theirs, where),
+            ),
+            prepared=name,
+            patch_size=theirs.patch_size,
+            batch_size=theirs.batch_size,
+            network=network,
+            targets="regions" if regions else "classes",
+            precision="fp16",
+            mirror_axes=tuple(mirror_axes),
+            batch_dice=theirs.batch_dice,
+            previous_stage=theirs.previous_stage,
+            inference=InferenceSpec(
+                overlap=0.5,
+                weighting="gaussian",
+                mirror_axes=tuple(mirror_axes),
+                handover="file" if cascade else "grid",
+            ),
+            median_shape=_median_shape(plans, theirs),
+            predicted_memory_bytes=0,
+        )
+    except ValidationError as error:
+        raise ModelError(f"{where}: a value is impossible ({_problems(error)})", "Export the model again") from None
 
 
 def _median_shape(plans: NnunetPlans, theirs: NnunetConfiguration) -> tuple[int, ...]:

@@ -22,10 +22,10 @@ Spacing = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Length = Annotated[int, Field(le=2**14)]
 """voxels of a patch along an axis. This and the next keep records from elsewhere from asking for work without end; what
 is sensible is far below, and said by `planning.validation`"""
-Features = Annotated[int, Field(le=2**14)]
-Blocks = Annotated[int, Field(le=100)]
-Stride = Annotated[int, Field(le=2**8)]
-Kernel = Annotated[int, Field(le=2**6)]
+Features = Annotated[int, Field(ge=1, le=2**14)]
+Blocks = Annotated[int, Field(ge=0, le=100)]
+Stride = Annotated[int, Field(ge=1, le=2**8)]
+Kernel = Annotated[int, Field(ge=1, le=2**6)]
 MOST_STAGES, MOST_SAMPLES = 16, 2**16
 
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...imageio import is_container, is_series, is_series_uid, split_address, suffix
+from ...imageio import is_container, is_series, split_address, suffix
 from ...schema.dataset import Case, Finding, Severity
 from ...schema.errors import DataError
 from ...schema.options import DataOptions
@@ -40,8 +40,7 @@ class DatasetTable(NamedTuple):
 
 
 def _names_image(folder: Path, entry: str) -> bool:
-    path = folder / entry
-    return bool(entry) and (bool(suffix(entry)) or ((is_series_uid(path) or is_there(path)) and is_series(path)))
+    return bool(entry) and (bool(suffix(entry)) or is_series(folder / entry))
 
 
 def find_table(data: Path) -> DatasetTable | None:

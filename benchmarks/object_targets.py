@@ -1,0 +1,329 @@
+"""What a network had best learn about objects that touch: several targets in equal time, each with its own way back.
+
+    python benchmarks/object_targets.py --data DATA --work WORK [--seconds 300] [--folds 0,4] [--targets core,distance]
+
+`core` is what a run learns: core and border of each object, and background. `gap` is that of Ronneberger et al. (2015):
+one class with a gap of background between objects, and the weight map that makes gaps dear. `distance` has four levels
+of depth in place of a map of distances, `flow` eight directions to the deepest point in place of a field of vectors:
+all are classes, learnt with the same network, loss (but for `gap`) and seconds, so that only the target differs;
+without augmentation, since rotated samples would need other directions. The way back of each has a parameter, which a
+fold takes from where the other folds are best.
+Seconds are those of a processor, on one thread. DATA is DSB2018_nuclei as `autounet check --objects nucleus --fix`
+writes it. A training that is in WORK is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from measuring import commit, machine, public_command, table, write_results
+from scipy import ndimage
+
+CERTAIN = 255
+LEVELS, DIRECTIONS = 4, 8
+IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
+STEPS = 60
+"""of one pixel along the directions, by which even large objects have come to their middle"""
+
+
+# ---- what is learnt ------------------------------------------------------------------------------------------------
+
+
+def core(numbers: np.ndarray) -> np.ndarray:
+    from autounet.ops.objects import object_borders
+
+    return np.where(numbers > 0, 1 + object_borders(numbers, (1, 1, 1)), 0)
+
+
+def gap(numbers: np.ndarray) -> np.ndarray:
+    from autounet.ops.objects import apart
+
+    return apart(numbers)
+
+
+def distance(numbers: np.ndarray) -> np.ndarray:
+    """1 at the edge to `LEVELS` in the middle, by shares of the depth of the object; what touches another has 1."""
+    result = np.zeros(numbers.shape, np.int16)
+    for box, own, depth in _objects(numbers):
+        share = depth / depth.max()
+        level = 1 + np.minimum((LEVELS * share).astype(np.int16), LEVELS - 1)
+        result[box] = np.where(own, level, result[box])
+    return result
+
+
+def flow(numbers: np.ndarray) -> np.ndarray:
+    """1 to `DIRECTIONS`: the octant in which the deepest pixel of the object lies."""
+    result = np.zeros(numbers.shape, np.int16)
+    for box, own, depth in _objects(numbers):
+        _, y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+        _, rows, columns = np.indices(depth.shape)
+        angle = np.arctan2(y - rows, x - columns)
+        octant = np.rint(angle / (2 * math.pi / DIRECTIONS)).astype(np.int16) % DIRECTIONS
+        result[box] = np.where(own, 1 + octant, result[box])
+    return result
+
+
+def _objects(numbers: np.ndarray) -> Any:
+    """Box, mask and depth of each object: the distance to what is around it, which the edge of the image is not."""
+    for number, box in enumerate(ndimage.find_objects(numbers), 1):
+        if box is None:
+            continue
+        wide = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
+        own = numbers[wide] == number
+        yield wide, own, ndimage.distance_transform_edt(own)
+
+
+# ---- the way back --------------------------------------------------------------------------------------------------
+
+
+def from_core(chances: np.ndarray, seeds: float) -> np.ndarray:
+    from autounet.ops.objects import separate
+
+    inner, outer = (np.rint(CERTAIN * each).astype(np.uint8) for each in (chances[1], chances[1] + chances[2]))
+    return separate(inner, outer, seeds)
+
+
+def from_gap(chances: np.ndarray, foreground: float) -> np.ndarray:
+    return np.asarray(ndimage.label(chances[1] >= foreground)[0], np.int32)
+
+
+def from_distance(chances: np.ndarray, height: float) -> np.ndarray:
+    """Seeds are hills of the expected depth that are higher than what is around them by `height`."""
+    from skimage.morphology import h_maxima
+
+    depth = np.tensordot(np.arange(LEVELS + 1) / LEVELS, chances, 1)
+    smooth = ndimage.gaussian_filter(depth, (0, 1, 1))
+    seeds = np.stack([h_maxima(plane, height) for plane in smooth]) > 0
+    return _flooded(seeds, chances[0] <= 0.5, -smooth)
+
+
+def from_flow(chances: np.ndarray, least: float) -> np.ndarray:
+    """Each pixel goes where its directions lead; seeds are where at least `least` of them meet."""
+    angles = 2 * math.pi / DIRECTIONS * np.arange(DIRECTIONS)
+    rows, columns = (np.tensordot(each, chances[1:], 1) for each in (np.sin(angles), np.cos(angles)))
+    length = np.maximum(np.hypot(rows, columns), 1e-6)
+    mask = chances[0] <= 0.5
+    result = np.zeros(mask.shape, np.int32)
+    for z in range(len(mask)):
+        y, x = (each.astype(np.float32) for each in np.nonzero(mask[z]))
+        start = tuple(each.astype(int) for each in (y, x))
+        for _ in range(STEPS):
+            place = (
+                np.clip(np.rint(y), 0, mask.shape[1] - 1).astype(int),
+                np.clip(np.rint(x), 0, mask.shape[2] - 1).astype(int),
+            )
+            inside = mask[z][place]
+            y += np.where(inside, (rows / length)[z][place], 0)
+            x += np.where(inside, (columns / length)[z][place], 0)
+        last = (
+            np.clip(np.rint(y), 0, mask.shape[1] - 1).astype(int),
+            np.clip(np.rint(x), 0, mask.shape[2] - 1).astype(int),
+        )
+        met = np.zeros(mask.shape[1:])
+        np.add.at(met, last, 1)
+        near = ndimage.uniform_filter(met, 5) * 25
+        middles, _ = ndimage.label(near >= least)
+        result[z][start] = middles[last]
+    return _flooded(result > 0, mask, np.zeros(mask.shape), result)
+
+
+def _flooded(seeds: np.ndarray, mask: np.ndarray, height: np.ndarray, numbers: np.ndarray | None = None) -> np.ndarray:
+    from skimage.segmentation import watershed
+
+    numbered = (ndimage.label(seeds & mask)[0] if numbers is None else numbers).astype(np.int32)
+    parts, _ = ndimage.label(mask)
+    alone = mask & ~np.isin(parts, np.unique(parts[numbered > 0]))
+    rest, _ = ndimage.label(alone)
+    numbered = np.where(rest > 0, rest + numbered.max(initial=0), numbered)
+    return np.asarray(watershed(height, numbered, mask=mask), np.int32)
+
+
+class Target(NamedTuple):
+    classes: int
+    learnt: Callable[[np.ndarray], np.ndarray]
+    back: Callable[[np.ndarray, float], np.ndarray]
+    parameters: tuple[float, ...]
+    loss: str | None = None
+
+
+TARGETS = {
+    "core": Target(3, core, from_core, (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)),
+    "gap": Target(2, gap, from_gap, (0.3, 0.5, 0.7, 0.8, 0.9), "weighted_ce"),
+    "distance": Target(1 + LEVELS, distance, from_distance, (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)),
+    "flow": Target(1 + DIRECTIONS, flow, from_flow, (5, 10, 20, 30, 50)),
+}
+SMALLEST = (0, 10, 20, 30)
+"""pixels of an object, tried with each parameter"""
+
+
+# ---- trainings -----------------------------------------------------------------------------------------------------
+
+
+def relabelled(run: Any, name: str, planned: Any, target: Target) -> Any:
+    """The configuration with cases of its own, whose labels are those of the target; and its labels."""
+    from autounet.datasets import read_numbers
+    from autounet.preprocessing.prepare import class_locations, prepare_labels
+    from autounet.schema.dataset import Dataset
+    from autounet.schema.labels import LabelClass, Labels
+    from autounet.store import open_prepared, write_prepared
+
+    dataset, source = Dataset.load(run.dataset), run.prepared(planned.prepared)
+    changed = planned.model_copy(
+        update={
+            "prepared": f"{planned.prepared}_{name}",
+            "targets": "classes",
+            "network": planned.network.model_copy(update={"out_channels": target.classes}),
+        }
+    )
+    for case in dataset.cases:
+        if (run.prepared(changed.prepared) / f"{case.identifier}.json").exists():
+            continue
+        stored, (numbers, _) = open_prepared(source, case.identifier), read_numbers(dataset, case)
+        grid = prepare_labels(numbers, stored.properties).astype(np.int32)
+        learnt = target.learnt(grid).astype(np.int8)
+        place = class_locations(learnt, case.identifier)
+        write_prepared(run.prepared(changed.prepared), stored.properties, stored.image[:], learnt, place)
+    names = (
+        LabelClass(name=f"{name} {value}" if value else "background", value=value) for value in range(target.classes)
+    )
+    return changed, Labels(classes=tuple(names))
+
+
+def train(run: Any, name: str, fold: int, seconds: float, place: Path) -> None:
+    """Trains and keeps the chances of each class, (K, Z, Y, X) on the prepared grid, of the fold's cases."""
+    import torch
+    from recipes import ProcessorClock
+    from trainings import fold_training
+
+    from autounet.inference.bundle import load_network
+    from autounet.inference.sliding_window import predict_scores
+    from autounet.schema.dataset import Splits
+    from autounet.schema.option_table import run_options
+    from autounet.schema.plan import Plan
+    from autounet.store import open_prepared
+    from autounet.training import Horizon, loop, train_fold
+    from autounet.workflow.defaults import train_options
+
+    target = TARGETS[name]
+    planned = Plan.load(run.plan).configurations["2d"]
+    changed, labels = relabelled(run, name, planned, target)
+    torch.set_num_threads(1)
+    loop.time = ProcessorClock
+    changes = {"augmentation": "none", **({"loss": target.loss} if target.loss else {})}
+    options = train_options(run_options(()), planned.predicted_steps or 1000, 2).model_copy(update=changes)
+    inputs, where, horizon = fold_training(run, "2d", changed, options, place, Horizon(seconds=seconds), fold)
+    voxels = np.zeros(target.classes, np.int64)
+    for case in inputs.cases:
+        stored = open_prepared(run.prepared(changed.prepared), case.identifier)
+        assert stored.labels is not None
+        voxels += np.bincount(stored.labels[:].ravel(), minlength=target.classes)
+    weighs = {"class_voxels": tuple(map(int, voxels))} if target.loss else {}
+    inputs = inputs.model_copy(update={"labels": labels, **weighs})
+    record = train_fold(inputs, where.model_copy(update={"labels": labels}), horizon)
+    model = load_network(changed, place / "weights.safetensors", "cpu")
+    (place / "chances").mkdir(exist_ok=True)
+    for case in Splits.load(run.splits).validation(fold):
+        image = open_prepared(run.prepared(changed.prepared), case).image[:]
+        logits = predict_scores([model], image, changed, target.classes, "cpu")
+        shifted = np.exp(logits - logits.max(0))
+        np.save(place / "chances" / f"{case}.npy", (shifted / shifted.sum(0)).astype(np.float16))
+    (place / "done.json").write_text(json.dumps({"steps": record.steps}))
+
+
+# ---- figures -------------------------------------------------------------------------------------------------------
+
+
+def precisions(run: Any, name: str, fold: int, place: Path) -> np.ndarray:
+    """(parameters, least sizes, cases, IoUs) average precision, on the prepared grid."""
+    from autounet.datasets import read_numbers
+    from autounet.evaluation.overlap_metrics import objects
+    from autounet.ops.objects import without_small
+    from autounet.preprocessing.prepare import prepare_labels
+    from autounet.schema.dataset import Dataset, Splits
+    from autounet.schema.plan import Plan
+    from autounet.store import read_properties
+
+    target, dataset, cases = TARGETS[name], Dataset.load(run.dataset), Splits.load(run.splits).validation(fold)
+    prepared = run.prepared(Plan.load(run.plan).configurations["2d"].prepared)
+    result = np.full((len(target.parameters), len(SMALLEST), len(cases), len(IOUS)), np.nan)
+    for column, case in enumerate(cases):
+        numbers, _ = read_numbers(dataset, dataset.case(case))
+        reference = prepare_labels(numbers, read_properties(prepared, case)).astype(np.int32)
+        chances = np.load(place / "chances" / f"{case}.npy").astype(np.float32)
+        for row, parameter in enumerate(target.parameters):
+            found = target.back(chances, parameter)
+            for size, smallest in enumerate(SMALLEST):
+                kept = without_small(found, smallest, 1.0)
+                both = objects(kept > 0, reference > 0, (kept, reference))
+                total = int(kept.max(initial=0)) + both.true
+                matched = [int(np.count_nonzero(both.iou > iou)) for iou in IOUS]
+                result[row, size, column] = [each / (total - each) if total else np.nan for each in matched]
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--folds", default="0,4")
+    parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results"))
+    given = parser.parse_args()
+
+    from autounet.store.run_folder import RunFolder
+
+    out, folds = given.work / "run", [int(each) for each in given.folds.split(",")]
+    if not (out / "prepared_here").exists():
+        command = ["preprocess", given.data, "--out", out, "--configurations", "2d", "--time", "30m", "--device", "cpu"]
+        subprocess.run([sys.executable, "-m", "autounet", *map(str, command)], check=True, env={**os.environ})
+        (out / "prepared_here").touch()
+    run, rows = RunFolder(out), []
+    for name in given.targets.split(","):
+        steps, found = [], {}
+        for fold in folds:
+            place = given.work / f"{name}_{fold}_{given.seconds:g}"
+            if not (place / "done.json").exists():
+                train(run, name, fold, given.seconds, place)
+            steps.append(json.loads((place / "done.json").read_text())["steps"])
+            found[fold] = precisions(run, name, fold, place)
+        chosen = []
+        for fold in folds:
+            others = np.concatenate([found[other] for other in folds if other != fold or len(folds) == 1], axis=2)
+            best = np.unravel_index(int(np.nanmean(others, (2, 3)).argmax()), others.shape[:2])
+            chosen.append(found[fold][best])
+        together = np.concatenate(chosen)
+        each = [f"{np.nanmean(own[:, 0]):.3f}" for own in chosen]
+        rows.append(
+            (
+                name,
+                *each,
+                f"{np.nanmean(together[:, 0]):.3f}",
+                f"{np.nanmean(together):.3f}",
+                ", ".join(map(str, steps)),
+            )
+        )
+        print(rows[-1], flush=True)
+    header = ("target", *(f"AP50 of fold {fold}" for fold in folds), "AP50", "mean AP of IoU 0.5 to 0.9", "steps")
+    text = f"""# What to learn about objects that touch
+
+- command: `{public_command([f"python benchmarks/{Path(__file__).name}", *sys.argv[1:]])}`
+- machine: {machine()}; seconds of one core
+- commit: {commit()}
+
+{table(header, rows)}
+"""
+    write_results("object_targets", text, given.results)
+
+
+if __name__ == "__main__":
+    main()
