@@ -117,10 +117,14 @@ def test_what_a_header_promises_has_to_fit_into_memory(tmp_path: Path, monkeypat
     files = small_files(tmp_path)
     for path in files:
         read_image(path)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
-    for path in files:
-        with pytest.raises(FileError, match=r"would take .* of memory by its header"):
-            read_image(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+        for path in files:
+            with pytest.raises(FileError, match=r"would take .* of memory by its header"):
+                read_image(path)
+    monkeypatch.setattr("autounet.system_memory.group_available", lambda group: 1000)  # of a container, or a job
+    with pytest.raises(FileError, match=r"would take .* of memory by its header"):
+        read_image(files[0])
 
 
 def test_a_strip_of_a_tiff_holds_no_more_than_its_page(tmp_path: Path) -> None:

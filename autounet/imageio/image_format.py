@@ -21,6 +21,7 @@ import numpy as np
 from ..schema.errors import FileError
 from ..schema.geometry import Geometry, NiftiTransforms, Spacing3, placements
 from ..schema.quantities import format_size
+from ..system_memory import available_memory
 from .label_rows import LabelRows
 
 if TYPE_CHECKING:
@@ -236,13 +237,11 @@ def take_voxels(path: Path, data: bytes, number: np.dtype, shape: Sequence[int])
 
 
 def require_memory(path: Path, voxels: int, item_bytes: int) -> None:
-    """Raises FileError where a header promises more than the machine has free: a file of a megabyte may say terabytes.
+    """Raises FileError where a header promises more than may be used: a file of a megabyte may say terabytes.
 
     As float32 or as stored, whichever is more.
     """
-    import psutil
-
-    needed, free = voxels * max(4, item_bytes), psutil.virtual_memory().available
+    needed, free = voxels * max(4, item_bytes), available_memory()
     if needed > free:
         text = f"would take {format_size(needed)} of memory by its header, and {format_size(free)} are free"
         raise FileError(path, text, "Check its size; a damaged header may say any")
