@@ -1,4 +1,6 @@
-"""The whole main job on synthetic data, through the command line: one true run that the other tests look at."""
+"""The whole main job on synthetic data, through the command line: one true run that the other tests look at.
+
+What only looks at it goes through the same command line in this process, which has loaded all that a command needs."""
 
 import json
 import shutil
@@ -7,11 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from doc_pages import undocumented
 
+from autounet.cli.app import main
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.imageio import read_image, read_labels
 from autounet.schema.bundle import ModelBundle
@@ -20,28 +24,49 @@ from autounet.schema.plan import Plan
 from autounet.schema.run import RunRecord
 from autounet.schema.selection import Selection
 
-CASES, FOLDS, STEPS = 6, 2, 60
+CASES, FOLDS, STEPS = 6, 2, 40
 
 
-def autounet(*arguments, check=True):
-    command = [sys.executable, "-m", "autounet", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
+class Done(NamedTuple):
+    """What a command in this process ended with."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def autounet(monkeypatch, capsys):
+    """A command in this process; by default it has to succeed."""
+
+    def run(*arguments, check=True):
+        monkeypatch.setattr(sys, "argv", ["autounet", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        done = Done(code, *capsys.readouterr())
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run
 
 
 def run_options(out, steps=STEPS):
     return ("--out", out, "--iterations", steps, "--folds", "0,1", "--configurations", "3d_fullres", "--device", "cpu",
-            "--memory", "420MB")  # fmt: skip
+            "--memory", "420MB", "--workers", 0)  # fmt: skip
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """(data folder, output folder, printed text) of one finished run."""
     folder = tmp_path_factory.mktemp("end_to_end")
     make_demo_dataset(folder / "data", cases=CASES, test_cases=1)
-    done = autounet("run", folder / "data", *run_options(folder / "out"))
+    command = [sys.executable, "-m", "autounet", "run", folder / "data", *run_options(folder / "out")]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder / "data", folder / "out", done.stdout
 
 
@@ -82,7 +107,7 @@ def test_out_of_fold_segmentations_have_the_geometry_and_values_of_the_labels(fi
         assert set(np.unique(predicted)) <= set(np.unique(truth)) | {0}
 
 
-def test_new_images_are_predicted_and_evaluated(finished, tmp_path):
+def test_new_images_are_predicted_and_evaluated(finished, tmp_path, autounet):
     data, out, _ = finished
     autounet("predict", out / "model", data / "imagesTs", "--out", tmp_path / "predicted", "--device", "cpu")
     images = sorted((data / "imagesTs").iterdir())
@@ -110,7 +135,7 @@ def test_an_array_gives_what_its_file_gives(finished, tmp_path):
     assert np.array_equal(predictor.predict(array, spacing=geometry.spacing), from_file)
 
 
-def test_the_same_command_again_keeps_everything(finished):
+def test_the_same_command_again_keeps_everything(finished, autounet):
     data, out, _ = finished
     watched = [out / "plan.json", out / "metrics.json", *out.glob("models/*/*/weights.safetensors")]
     before = {path: path.stat().st_mtime_ns for path in watched}
@@ -119,14 +144,14 @@ def test_the_same_command_again_keeps_everything(finished):
     assert RunRecord.load(out / "models/3d_fullres/fold_0/record.json").steps == STEPS
 
 
-def test_status_says_what_is_done(finished):
+def test_status_says_what_is_done(finished, autounet):
     _, out, _ = finished
     found = json.loads(autounet("status", out, "--json").stdout)
     assert all(found["stages"].values())
     assert [fold["state"] for fold in found["folds"]] == ["done"] * FOLDS
 
 
-def test_a_damaged_image_among_good_ones_is_named_and_the_others_are_written(finished, tmp_path):
+def test_a_damaged_image_among_good_ones_is_named_and_the_others_are_written(finished, tmp_path, autounet):
     data, out, _ = finished
     (tmp_path / "in").mkdir()
     image = min((data / "imagesTs").iterdir()).read_bytes()
@@ -148,7 +173,7 @@ def planned(trained, folder):
     return Path(shutil.copytree(trained, folder / "out", ignore=later))
 
 
-def test_an_edited_plan_is_kept_and_an_impossible_one_refused(finished, tmp_path):
+def test_an_edited_plan_is_kept_and_an_impossible_one_refused(finished, tmp_path, autounet):
     data, trained, _ = finished
     out = planned(trained, tmp_path)
     content = json.loads((out / "plan.json").read_text())
@@ -174,7 +199,7 @@ main()
 """the command, with a checkpoint at every line of the log instead of four a minute"""
 
 
-def test_a_killed_run_continues_where_it_was(finished, tmp_path):
+def test_a_killed_run_continues_where_it_was(finished, tmp_path, autounet):
     """Killed in the middle of the first fold; the same command goes on, and steps done are not done again."""
     data, trained, _ = finished
     out = planned(trained, tmp_path)
@@ -194,7 +219,7 @@ def test_a_killed_run_continues_where_it_was(finished, tmp_path):
     assert steps == sorted(set(steps))
 
 
-def test_too_little_time_is_refused_with_the_least_time(finished, tmp_path):
+def test_too_little_time_is_refused_with_the_least_time(finished, tmp_path, autounet):
     data, _, _ = finished
     done = autounet(
         "run", data, "--out", tmp_path / "out", "--time", "2s", "--device", "cpu", "--memory", "560MB",
@@ -204,12 +229,12 @@ def test_too_little_time_is_refused_with_the_least_time(finished, tmp_path):
     assert "Give more --time" in done.stderr
 
 
-def test_usage_errors_exit_with_2():
+def test_usage_errors_exit_with_2(autounet):
     assert autounet("run", check=False).returncode == 2
     assert autounet("run", "x", "--out", "y", "--epochs", "many", check=False).returncode == 2
 
 
-def test_a_missing_folder_is_one_clear_message(tmp_path):
+def test_a_missing_folder_is_one_clear_message(tmp_path, autounet):
     done = autounet("run", tmp_path / "nothing", "--out", tmp_path / "out", check=False)
     assert done.returncode == 1
     assert "nothing" in done.stderr

@@ -13,12 +13,12 @@ import torch
 from loss_cases import PATCH, channels, random_batch, random_outputs, tumour
 from test_losses_contract import situations, with_weights
 from torch import Tensor, distributed, multiprocessing
-from training_cases import configuration, task
+from training_cases import BOTH, OPTIONS, configuration, task
 
 from autounet.losses import LOSSES, Batch, build_loss
 from autounet.losses.voxels import Shares, share_batches, shares
 from autounet.schema.errors import AutoUNetError, Cancelled, OptionError, WorkerLost
-from autounet.schema.options import RunOptions, TrainOptions
+from autounet.schema.options import RunOptions
 from autounet.schema.run import DeviceProfile
 from autounet.store.weights import load_weights
 from autounet.time_budget.deadline import Lanes
@@ -79,8 +79,6 @@ def test_losses_and_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> No
         torch.testing.assert_close(torch.cat([own for _, own in parts]), whole, rtol=1e-5, atol=1e-9, msg=said)
 
 
-BOTH = ("cpu", "cpu")
-OPTIONS = TrainOptions(learning_rate=5e-3, ema_decay=0.9, augmentation="light", augmented_by="torch")
 PARTLY = {"case1": (True, True, False)}
 
 

@@ -2,109 +2,104 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from typing import NamedTuple
 
+import launch_member
 import pytest
-from test_ranks import OPTIONS, assert_alike
-from training_cases import task
+from test_ranks import assert_alike
+from training_cases import OPTIONS, task
 
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.processes import Launch, launched
 from autounet.schema.run import RunRecord, read_log
 from autounet.store.weights import load_weights
 from autounet.training import Horizon, train_fold
+from autounet.workers import without_main
 
 TESTS = Path(__file__).parent
 LONG = 5_000
 """steps that no test waits for"""
 
-MEMBER = """
-import os
-import sys
-import time
-from pathlib import Path
-from test_ranks import BOTH, OPTIONS
-from training_cases import task
-from autounet.processes import launched
-from autounet.progress import ends_when_asked, stop_if_cancelled
-from autounet.schema.errors import DataError
-from autounet.training import Horizon, torchrun, train_fold
 
-def fails(*_):
-    raise DataError("the disk of this machine is full", "Make room")
+class Member(NamedTuple):
+    process: ForkServerProcess
+    stderr: Path
 
-def take_part(work, device, cases, on_case):
-    assert (work, device) == ("some work", "cpu")
-    for case in cases:
-        (root / f"{case}.{launch.rank}").touch()
-        while len({path.suffix for path in root.iterdir()}) < 2:  # until both have one
-            time.sleep(0.01)
-        if launch.rank and what == "leaves":
-            os._exit(1)
-        if launch.rank and what == "fails at a case":
-            fails()
-        on_case()
-
-torchrun.SILENT_SECONDS, torchrun.BEAT_SECONDS = 4, 0.5
-root, steps, what = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-launch = launched()
-if launch.rank:
-    if what == "fails":
-        torchrun.follow = fails
-    torchrun.serve(launch, take_part)
-elif steps == 0:
-    with torchrun.leading():
-        torchrun.together("some work", "cpu", list("abcdefgh"), lambda: print("done", file=sys.stderr), take_part)
-else:
-    with torchrun.leading(), ends_when_asked():
-        for _ in range(2 if what == "twice" else 1):
-            given = task(root, Horizon(steps=steps), options=OPTIONS, devices=BOTH)
-            train_fold(*given, on_step=lambda progress: stop_if_cancelled())
-            (root / "models").rename(root / "first") if what == "twice" and not (root / "first").exists() else None
-"""
+    @property
+    def status(self) -> int | None:
+        """None while it runs; minus the signal that ended it."""
+        return self.process.exitcode
 
 
-def start(root: Path, steps: int, what: str = "") -> list[subprocess.Popen[str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    given = {
-        **os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
-    }  # fmt: skip
-    command = [sys.executable, "-c", MEMBER, str(root), str(steps), what]
-    return [
-        subprocess.Popen(command, env={**given, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
+Start = Callable[..., list[Member]]
 
 
-def ended(members: list[subprocess.Popen[str]]) -> list[str]:
+@pytest.fixture(scope="module")
+def server() -> ForkServerContext:
+    """Forks the members: it has loaded what they need, which takes seconds, and of torch it has used nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([launch_member.__name__])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        forkserver.ensure_running()
+    return context
+
+
+@pytest.fixture
+def start(server: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Both members of a launch; none is left after the test."""
+    started: list[Member] = []
+
+    def launch(root: Path, steps: int, what: str = "") -> list[Member]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+        folder = tmp_path_factory.mktemp("stderr")
+        for rank in range(2):
+            given = (root, steps, what, {**common, "RANK": str(rank)}, folder / str(rank))
+            started.append(Member(server.Process(target=launch_member.member, args=given), folder / str(rank)))
+            with without_main():
+                started[-1].process.start()
+        return started[-2:]
+
+    yield launch
+    for each in started:
+        each.process.kill()
+        each.process.join()
+
+
+def ended(members: list[Member]) -> list[str]:
     """What they said, within the time that a training has to end in."""
-    try:
-        return [each.communicate(timeout=60)[1] for each in members]
-    finally:
-        for each in members:
-            each.kill()
+    for each in members:
+        each.process.join(60)
+    assert None not in [each.status for each in members], "it goes on"
+    return [each.stderr.read_text() for each in members]
 
 
-def wait_for_steps(root: Path, members: list[subprocess.Popen[str]]) -> None:
+def wait_for_steps(root: Path, members: list[Member]) -> None:
     log = root / "models" / "fold_0" / "log.jsonl"
     while not (log.exists() and read_log(log)):
-        assert [each.poll() for each in members] == [None, None], ended(members)
+        assert [each.status for each in members] == [None, None], [each.stderr.read_text() for each in members]
         time.sleep(0.05)
 
 
-def test_a_launch_trains_one_fold_after_the_other_as_one_process_does(tmp_path: Path) -> None:
+def test_a_launch_trains_one_fold_after_the_other_as_one_process_does(start: Start, tmp_path: Path) -> None:
     members = start(tmp_path / "together", 12, "twice")
     said = ended(members)
-    assert [each.returncode for each in members] == [0, 0], said
+    assert [each.status for each in members] == [0, 0], said
     train_fold(*task(tmp_path / "alone", Horizon(steps=12), options=OPTIONS))
     alone = tmp_path / "alone" / "models" / "fold_0"
     assert_alike(alone, tmp_path / "together" / "models" / "fold_0")
@@ -116,36 +111,36 @@ def test_a_launch_trains_one_fold_after_the_other_as_one_process_does(tmp_path: 
     assert record.steps == 12
 
 
-def test_a_member_that_is_killed_ends_the_training_and_says_so(tmp_path: Path) -> None:
+def test_a_member_that_is_killed_ends_the_training_and_says_so(start: Start, tmp_path: Path) -> None:
     members = start(tmp_path, LONG)
     wait_for_steps(tmp_path, members)
-    members[1].kill()
+    members[1].process.kill()
     said = ended(members)
-    assert members[0].returncode == 1
+    assert members[0].status == 1
     assert "WorkerLost: another process of the training has ended, or cannot be reached" in said[0]
 
 
-def test_the_error_of_a_member_is_told_by_the_first(tmp_path: Path) -> None:
+def test_the_error_of_a_member_is_told_by_the_first(start: Start, tmp_path: Path) -> None:
     members = start(tmp_path, 5, "fails")
     said = ended(members)
-    assert [each.returncode for each in members] == [1, 0], said
+    assert [each.status for each in members] == [1, 0], said
     assert "process 1 of 2: the disk of this machine is full" in said[0]
 
 
-def test_all_are_asked_to_end_and_the_first_saves_its_state(tmp_path: Path) -> None:
+def test_all_are_asked_to_end_and_the_first_saves_its_state(start: Start, tmp_path: Path) -> None:
     members = start(tmp_path, LONG)
     wait_for_steps(tmp_path, members)
     for each in reversed(members):
-        each.send_signal(signal.SIGTERM)
+        each.process.terminate()
     said = ended(members)
-    assert [each.returncode for each in members] == [128 + signal.SIGTERM, 0], said
+    assert [each.status for each in members] == [128 + signal.SIGTERM, 0], said
     assert (tmp_path / "models" / "fold_0" / "state.pt").exists()
 
 
-def test_cases_go_to_whoever_is_free_and_each_is_done_once(tmp_path: Path) -> None:
+def test_cases_go_to_whoever_is_free_and_each_is_done_once(start: Start, tmp_path: Path) -> None:
     members = start(tmp_path, 0)
     said = ended(members)
-    assert [each.returncode for each in members] == [0, 0], said
+    assert [each.status for each in members] == [0, 0], said
     done = [path.name for path in tmp_path.iterdir()]
     assert sorted(name[0] for name in done) == list("abcdefgh")
     assert said[0].count("done") == sum(name.endswith(".0") for name in done) < 8
@@ -158,20 +153,22 @@ def test_cases_go_to_whoever_is_free_and_each_is_done_once(tmp_path: Path) -> No
         ("leaves", "process 1 of 2 has ended, or cannot be reached"),
     ],
 )
-def test_a_member_that_does_not_do_its_cases_ends_the_first(tmp_path: Path, what: str, message: str) -> None:
+def test_a_member_that_does_not_do_its_cases_ends_the_first(
+    start: Start, tmp_path: Path, what: str, message: str
+) -> None:
     members = start(tmp_path, 0, what)
     said = ended(members)
-    assert members[0].returncode == 1
+    assert members[0].status == 1
     assert f"WorkerLost: {message}" in said[0]
 
 
 @pytest.mark.slow
-def test_a_first_process_that_is_killed_takes_the_others_with_it(tmp_path: Path) -> None:
+def test_a_first_process_that_is_killed_takes_the_others_with_it(start: Start, tmp_path: Path) -> None:
     members = start(tmp_path, LONG)
     wait_for_steps(tmp_path, members)
-    members[0].kill()
+    members[0].process.kill()
     said = ended(members)
-    assert members[1].returncode == 1
+    assert members[1].status == 1
     assert "the first process has ended, or cannot be reached any more" in said[1]
 
 

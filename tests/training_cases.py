@@ -21,6 +21,11 @@ SPEC = PreprocessSpec(
     orientation="ras", spacing=(1.0, 1.0, 1.0), normalisation=(ChannelNormalisation(scheme="zscore"),)
 )
 
+BOTH = ("cpu", "cpu")
+"""devices of a training in two processes"""
+OPTIONS = TrainOptions(learning_rate=5e-3, ema_decay=0.9, augmentation="light", augmented_by="torch")
+"""of trainings that are compared: the same samples, whichever process draws them"""
+
 
 def labels(count: int = 3, ignore: int | None = None) -> Labels:
     names = ("background", *(f"organ{index}" for index in range(1, count)))
