@@ -6,6 +6,10 @@ from collections.abc import Iterator
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which would fight for the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if hasattr(os, "sched_setaffinity"):  # each keeps to its own: a command starts processes for all that it may use
+        number, count = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[number % len(cores) :: count])
 
 import pytest
 from hypothesis import HealthCheck, settings

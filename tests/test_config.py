@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from quick_runs import narrow, one_probe  # noqa: F401 - used by the plans here
 from test_option_table import COMMANDS as PARSERS
 from test_option_table import all_options
 from typer.testing import CliRunner
@@ -151,31 +153,48 @@ def test_every_command_takes_what_every_command_takes() -> None:
     assert CliRunner().invoke(app, ["-h"]).exit_code == 0
 
 
+COMMANDS_APART = """
+import json, logging, sys
+from autounet.cli.app import main
+for words in json.loads(sys.argv[1]):
+    logging.getLogger().handlers.clear()
+    sys.argv = ["autounet", *words]
+    try:
+        code = main()
+    except SystemExit as ended:
+        code = ended.code
+    print(code or 0, end=chr(0), flush=True)
+    print(end=chr(0), file=sys.stderr, flush=True)
+"""
+"""one after the other, each as if it were the first"""
+
+
 def test_messages_are_few_or_many_on_either_side_of_the_command(tmp_path: Path) -> None:
-    """In processes of their own: a handler for the whole program is set up."""
+    """In a process of their own: a handler for the whole program is set up."""
     data = make_demo_dataset(tmp_path / "data", cases=4)
-
-    def told(before: list[str], after: list[str]) -> str:
-        words = [*before, "fingerprint", str(data), "--out", str(tmp_path / "out"), *after]
-        done = subprocess.run([sys.executable, "-m", "autounet", *words], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "fingerprint: " in done.stdout
-        return done.stderr
-
-    usual, quiet, verbose = told([], []), told([], ["-q"]), told([], ["--verbose"])
+    given = [str(data), "--out", str(tmp_path / "out")]
+    sides = (([], []), ([], ["-q"]), (["--quiet"], []), ([], ["--verbose"]))
+    commands = [[*before, "fingerprint", *given, *after] for before, after in sides]
+    commands.append(["plan", *given, "--folds", "9", "--verbose"])
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS_APART, json.dumps(commands)], capture_output=True, text=True, check=True
+    )
+    *printed, end = done.stdout.split(chr(0))
+    assert [each[-1:] for each in printed] == [*"0000", "1"], done.stderr
+    assert all("fingerprint: " in each for each in printed[:-1])
+    assert end == ""
+    usual, short, long, verbose, failing, _ = done.stderr.split(chr(0))
     assert "reading: done in" in usual
-    assert "reading" not in quiet + told(["--quiet"], [])
-    assert "4 cases" in quiet, "a warning"
+    assert "reading" not in short + long
+    assert "4 cases" in short, "a warning"
+    assert "4 cases" in long
     assert "autounet.progress reading: done in" in verbose
-    failing = ["plan", str(data), "--out", str(tmp_path / "out"), "--folds", "9", "--verbose"]
-    done = subprocess.run([sys.executable, "-m", "autounet", *failing], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert "Traceback" in failing
+    assert failing.splitlines()[-1].startswith("Error: ")
     log = (tmp_path / "out" / "run.log").read_text(encoding="utf-8")
     assert log.count(f" fingerprint {data} --out ") == log.count(f" fingerprint: {tmp_path / 'out'}") == 4
     assert log.count("reading: done in") == 5, "of quiet commands, too"
-    assert done.stderr.splitlines()[-1] in log
+    assert failing.splitlines()[-1] in log
     both = CliRunner().invoke(app, ["status", str(tmp_path), "--quiet", "-v"])
     assert isinstance(both.exception, UsageError)
     assert "exclude each other" in str(both.exception)

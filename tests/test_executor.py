@@ -27,6 +27,7 @@ from quick_runs import (  # noqa: F401 - used by the runs here
 )
 
 import autounet
+from autounet.datasets import synthetic
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.ops.device import devices_like
 from autounet.progress import Progress, Watcher, side_by_side_line, watched
@@ -157,12 +158,18 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
     assert len(gone) == len(children)
 
 
+def small_dataset(folder: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "SHAPES", ((16, 24, 24),))
+        return make_demo_dataset(folder, cases=4)
+
+
 def test_folds_side_by_side_get_the_weights_that_they_get_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With as many threads; and the run is cancelled once, whereupon what had begun continues where it was."""
     caplog.set_level("INFO", logger="autounet")
-    data = make_demo_dataset(tmp_path / "data", cases=4)
+    data = small_dataset(tmp_path / "data")
     monkeypatch.setattr(executor, "LEAST_STEPS", 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -199,7 +206,7 @@ def test_folds_side_by_side_get_the_weights_that_they_get_one_after_the_other(
 
 def test_a_run_that_is_asked_to_end_saves_its_state(tmp_path: Path) -> None:
     """As batch systems ask, with its folds side by side."""
-    data, out = make_demo_dataset(tmp_path / "data", cases=4), tmp_path / "out"
+    data, out = small_dataset(tmp_path / "data"), tmp_path / "out"
     command = [sys.executable, "-m", "autounet", "run", str(data), "--out", str(out), "--device", "cpu"]
     command += ["--time", "4m", "--configurations", "3d_fullres", "--folds", "0,1", "--memory", "1GB"]
     with (tmp_path / "log").open("w") as log:
