@@ -267,7 +267,7 @@ def test_repaired_data_keep_the_numbers(nuclei, tmp_path):
 
 def test_numbered_masks_are_learnt_and_come_back(nuclei, tmp_path):
     data = DataOptions(objects="cell")
-    options = RunOptions(device="cpu", workers=0, memory_bytes=440 * 2**20, iterations=60, folds="0,1", data=data)
+    options = RunOptions(device="cpu", workers=0, memory_bytes=440 * 2**20, iterations=40, folds="0,1", data=data)
     run_pipeline(nuclei.folder, tmp_path, options)
     metrics, selection = Metrics.load(tmp_path / "metrics.json"), Selection.load(tmp_path / "selection.json")
     assert set(metrics.per_class) == {"cell"}

@@ -300,7 +300,7 @@ def pictures(tmp_path_factory) -> Path:
 
 def test_regions_from_the_option_to_the_prediction(pictures, tmp_path):
     data = DataOptions(classes={"rim": 100, "core": 200}, regions={"disc": (100, 200)})
-    given = RunOptions(device="cpu", workers=0, memory_bytes=700 * 2**20, iterations=50, folds="0", seed=1, data=data)
+    given = RunOptions(device="cpu", workers=0, memory_bytes=700 * 2**20, iterations=30, folds="0", seed=1, data=data)
     run_pipeline(pictures, tmp_path, given)
     made = Plan.load(tmp_path / "plan.json").configurations["2d"]
     assert (made.targets, made.network.out_channels) == ("regions", 2)
