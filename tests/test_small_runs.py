@@ -57,7 +57,7 @@ def volumes(tmp_path_factory):
 
 def test_pictures_train_and_come_back_with_their_values(pictures, tmp_path):
     data = DataOptions(classes={"disc": 255})
-    run_pipeline(pictures, tmp_path, options(iterations=30, folds="0,1", data=data), until="select")
+    run_pipeline(pictures, tmp_path, options(iterations=45, folds="0,1", data=data), until="select")
     records = [RunRecord.load(RunFolder(tmp_path).fold("2d", fold).record) for fold in (0, 1)]
     assert {record.options.augmentation for record in records} == {"light"}  # 60 steps show each picture often
     metrics = Metrics.load(tmp_path / "metrics.json")
