@@ -79,7 +79,6 @@ def test_threads_change_nothing(folder, by):
     assert all(equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
 def test_workers_change_nothing(folder):
     alone, together = BatchLoader(source(folder), 4, 0), BatchLoader(source(folder), 4, 2)
     for _ in range(4):
