@@ -253,3 +253,14 @@ def test_elements_behind_compressed_pixels_take_no_memory(tmp_path: Path, behind
     file.write_bytes(file.read_bytes() + behind)
     with pytest.raises(FileError, match=problem):
         read_image(tmp_path / "a")
+
+
+def test_elements_before_the_data_set_are_of_known_kinds(tmp_path: Path) -> None:
+    """GDCM takes the length of an unknown kind from other bytes."""
+    write_series(tmp_path / "a", np.arange(2 * 40 * 36, dtype=np.int16).reshape(2, 40, 36), compressed=True)
+    file = sorted((tmp_path / "a").iterdir())[0]
+    content = file.read_bytes()
+    place = content.index(b"\2\0\3\0UI") + 4
+    file.write_bytes(content[:place] + b"U3" + content[place + 2 :])
+    with pytest.raises(FileError, match="of the unknown kind 'U3'"):
+        read_image(tmp_path / "a")

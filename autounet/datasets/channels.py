@@ -82,7 +82,10 @@ def _stored_channels(root: Path, cases: Sequence[Case]) -> StoredChannels:
     findings, counts, picture = [], Counter[int](), False
     for case in sorted(cases, key=lambda case: case.present is not None):  # one with all channels, where there is one
         try:
-            headers = [read_full_header(root / path) for path in case.images]
+            read = {
+                path: read_full_header(root / path) for path in dict.fromkeys(case.images)
+            }  # one may be named often
+            headers = [read[path] for path in case.images]
         except FileError as error:
             findings.append(unreadable(case, root, error))
             continue

@@ -60,7 +60,7 @@ def _require_whole_elements(path: Path, dataset: Dataset) -> None:
     from pydicom.dataelem import RawDataElement
     from pydicom.valuerep import STANDARD_VR
 
-    waiting = [dataset]
+    waiting = [dataset, getattr(dataset, "file_meta", dataset)]
     while waiting:
         inside = waiting.pop()
         for each in list(inside.values()):
