@@ -33,7 +33,7 @@ READ_ONLY = """
     DataOptions.join DataOptions.objects DataOptions.palette DataOptions.group DataOptions.channels
     DataOptions.kinds DataOptions.regions DataOptions.classes StartingWeights.path TrainOptions.start
     RunOptions.executor RunOptions.folds FileHashRecord.files Interface.inputs ClusterOptions.folder
-    ClusterOptions.python
+    ClusterOptions.python SharedWork.work
 """
 """paths and patterns of input, which are read and never written, and options, which are parsed where they are used"""
 COMPARED = """
@@ -46,6 +46,7 @@ COMPARED = """
     CascadeInputs.validation EnsembleCaseInputs.members InitialWeights.new SelectionInputs.jobs
     TrainingCase.prepared TrainingCase.previous ValidatedCaseInputs.weights ValidatedCaseInputs.prepared
     ValidatedCaseInputs.previous ValidationInputs.training TrackingRecord.identity IntensitySample.float32
+    ValidationWork.keys
 """
 """hashes, keys, and names of files that are there: only compared, or decoded as numbers"""
 LOOKED_UP = """
@@ -56,7 +57,7 @@ LOOKED_UP = """
     RunOptions.augmentation RunOptions.device RunOptions.metrics TrainOptions.loss TrainOptions.augmentation
     PostprocessStep.name PluginUse.name DeviceProfile.device DeviceProfile.precision DeviceProfile.throughput
     DeviceProfile.sample_rates MemoryCalibration.devices SelectionInputs.inference SelectionInputs.metrics
-    TrainingPlace.device TrainingPlace.devices TrainingPlace.annotated TrialInputs.device
+    TrainingPlace.device TrainingPlace.devices TrainingPlace.annotated TrialInputs.device SharedWork.device
     ProbabilityChannels.channels Labels.pairs LabelCode.segments SharedVoxels.structures ObjectSeparation.rule
     ListedJob.needs ListedJob.done ListedJob.name StartingModel.name Interface.output ClusterOptions.before
     ClusterOptions.partition ClusterOptions.account ClusterOptions.options ClusterOptions.address
