@@ -7,8 +7,6 @@ import resource
 import subprocess
 import sys
 
-import pytest
-
 HEAVY = {"torch", "SimpleITK", "scipy", "matplotlib", "blosc2", "batchgenerators", "batchgeneratorsv2"}
 HELP_LIMIT = 1.0
 """seconds of processor time; the aim is 0.3 s on an idle machine, this one may be busy"""
@@ -62,9 +60,8 @@ def test_help_is_quick():
     assert min(seconds() for _ in range(3)) < HELP_LIMIT
 
 
-@pytest.mark.parametrize("package", ["training", "inference"])
-def test_training_and_inference_load_no_simpleitk(package):
-    assert "SimpleITK" not in loaded(EVERY_MODULE.format(packages=[package]))
+def test_training_and_inference_load_no_simpleitk():
+    assert "SimpleITK" not in loaded(EVERY_MODULE.format(packages=["training", "inference"]))
 
 
 def test_stages_around_training_load_no_torch():

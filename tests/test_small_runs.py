@@ -252,7 +252,7 @@ def test_a_refused_option_does_not_stick(volumes, trained):
 @pytest.fixture(scope="module")
 def promised(volumes, tmp_path_factory):
     """The options of a command that has an hour, and its folder with a plan."""
-    out, given = tmp_path_factory.mktemp("promised"), options(seconds=3600.0, folds="0")
+    out, given = tmp_path_factory.mktemp("promised"), options(seconds=3600.0, folds="0", configurations=("3d_fullres",))
     run_pipeline(volumes, out, given, until="plan")
     return given, out
 

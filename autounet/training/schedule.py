@@ -149,7 +149,7 @@ def has_converged(steps: np.ndarray, dice: np.ndarray, limit: int) -> bool:
 
     It has to show without any one of the values, too, so that no single one decides.
     """
-    kept = [np.arange(len(steps)) != index for index in (len(steps), *range(len(steps)))]
+    kept = (np.arange(len(steps)) != index for index in (len(steps), *range(len(steps))))
     return all(is_flat(steps[each], dice[each], limit) for each in kept)
 
 
