@@ -1,4 +1,4 @@
-"""Runs from check to predict that are interrupted at random moments end as one that is not: half a dozen times, or 200."""
+"""Runs from check to predict that are interrupted at random moments end as one that is not: six times, or 200."""
 
 from __future__ import annotations
 
