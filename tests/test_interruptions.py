@@ -22,7 +22,7 @@ def soak(work: Path, interruptions: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks beside threads of libraries")
-def test_half_a_dozen_interruptions_change_nothing(tmp_path: Path) -> None:
+def test_six_interruptions_change_nothing(tmp_path: Path) -> None:
     soak(tmp_path, 6)
 
 

@@ -8,6 +8,7 @@ each other in a circle.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -117,9 +118,15 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@functools.cache
+def imports(path: Path) -> tuple[tuple[int, str], ...]:
+    """Those of a whole file."""
+    return tuple(imported(path, parse(path)))
+
+
 def own_imports(path: Path) -> Iterator[tuple[int, str]]:
     """(line, module below autounet) for each import of our own in a file."""
-    for line, name in imported(path, parse(path)):
+    for line, name in imports(path):
         if name.startswith("autounet."):
             yield line, name.removeprefix("autounet.")
 
@@ -165,7 +172,7 @@ def test_a_library_is_known_in_its_place_only(library):
     for name, path in MODULES.items():
         if name.split(".")[0] in ONLY_IN[library] or (library == "SimpleITK" and name.startswith(ELSEWHERE)):
             continue
-        for line, there in imported(path, parse(path)):
+        for line, there in imports(path):
             assert there.split(".")[0] != library, f"{path.relative_to(ROOT.parent)}:{line} imports {library}"
 
 
