@@ -1,4 +1,4 @@
-"""Runs from check to predict that are interrupted at random moments end as one that is not: six times, or 200."""
+"""Runs from check to predict that are interrupted at random moments end as one that is not: a dozen times, or 200."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def soak(work: Path, interruptions: int) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks beside threads of libraries")
 def test_six_interruptions_change_nothing(tmp_path: Path) -> None:
-    soak(tmp_path, 6)
+    soak(tmp_path, 12)
 
 
 @pytest.mark.slow
