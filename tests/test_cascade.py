@@ -44,7 +44,7 @@ from autounet.store import (
     write_stage_labels,
 )
 from autounet.store.prepared import PreparedRecord
-from autounet.store.run_folder import CascadeLabelsFolder
+from autounet.store.run_folder import CascadeLabelsFolder, RunFolder
 from autounet.training import Horizon, train_fold
 from autounet.training import transforms as one_hot
 from autounet.training.augment import Augmentation
@@ -325,7 +325,17 @@ def test_both_stages_and_their_ensemble_are_compared(finished):
     compared = {candidate.configurations for candidate in Selection.load(finished / "selection.json").compared}
     assert compared == {(FIRST,), (SECOND,), (FIRST, SECOND)}
     assert len(Metrics.load(finished / "metrics.json").cases) == 4
-    assert all(fold.state == "done" for fold in read_status(finished).folds)
+    assert all(fold.state == "done" and fold.dice is not None for fold in read_status(finished).folds)
+
+
+def test_results_of_an_earlier_training_are_not_those_of_the_one_that_goes_on(finished: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(finished, copied)
+    first = read_status(copied).folds[0]
+    RunFolder(copied).fold(first.configuration, int(first.fold)).done.unlink()
+    again = read_status(copied).folds[0]
+    assert (again.state, again.dice, again.validated) == ("interrupted", None, False)
+    assert not any("inf" in line.split() for line in read_status(copied).lines)
 
 
 def packed(out: Path, folder: Path, *chosen: str, stages: dict[str, Configuration] = STAGES) -> Path:

@@ -333,8 +333,6 @@ BAD_ZARR: dict[str, Callable[[Path], None]] = {
         multiscales=[{"datasets": [{"path": "0", "coordinateTransformations": [{"scale": [0, 0, 0]}]}]}],
     ),
     "gzip bomb": gzip_bomb,
-    "no chunks": without_chunks,
-    "a few of a million chunks": changed("0/.zarray", shape=[100, 100, 100], chunks=[1, 1, 1]),
 }
 
 
@@ -349,6 +347,32 @@ def test_zarr_folders_that_are_damaged_or_made_to_harm_are_refused(tmp_path: Pat
 
 
 MICROSCOPES = {".czi": "Zeiss CZI", ".nd2": "Nikon ND2", ".lif": "Leica LIF", ".svs": "Aperio SVS", ".vsi": "Olympus"}
+
+
+@pytest.mark.parametrize(("version", "separator"), [(2, "."), (2, "/"), (3, "/"), (3, ".")])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_chunks_that_are_not_there_hold_the_fill_value(
+    tmp_path: Path, version: int, separator: str, sharded: bool
+) -> None:
+    """Of an array with one small object 2 of 65,536 chunks may be there, of one with none at all."""
+    if sharded and version == 2:
+        pytest.skip("Zarr 2 has no shards")
+    encoding = {"name": "v2" if version == 2 else "default", "separator": separator}
+    more = {"shards": (1, 4, 4)} if sharded else {}
+    for name, fill, object_ in (("empty", 0, None), ("full", 7, None), ("sparse", 3, np.s_[3:5, 100:103, 250:])):
+        array = zarr.create_array(
+            str(tmp_path / f"{name}.zarr"), shape=(4, 256, 256), chunks=(1, 2, 2), dtype="u2", zarr_format=version,
+            fill_value=fill, chunk_key_encoding=encoding, **more,
+        )  # fmt: skip
+        expected = np.full(array.shape, fill, np.uint16)
+        if object_:
+            array[object_] = 9
+            expected[object_] = 9
+        for place in ("", "0", "c"):  # what systems leave in folders
+            (tmp_path / f"{name}.zarr" / place).mkdir(exist_ok=True)
+            (tmp_path / f"{name}.zarr" / place / ".DS_Store").write_bytes(b"\0\0\0\1Bud1" * 9)
+            (tmp_path / f"{name}.zarr" / place / "._0.0.0").write_bytes(b"\0\5\x16\7" * 20)
+        np.testing.assert_array_equal(read_image(tmp_path / f"{name}.zarr")[0].reshape(expected.shape), expected)
 
 
 def test_formats_of_microscopes_are_called_by_their_names(tmp_path: Path) -> None:

@@ -101,6 +101,16 @@ def test_results_alone_are_images_where_they_are_asked_for(predictor: Model, tmp
     assert [*contents(second)] == ["c00.nii"]
 
 
+def test_images_below_others_are_told_at_any_depth(
+    predictor: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images(tmp_path / "in", 1)
+    images(tmp_path / "in" / "a" / "b", 2)
+    with caplog.at_level("WARNING", "autounet"):
+        assert predictor.predict_files(tmp_path / "in", tmp_path / "out") == []
+    assert "holds images of its own, so those in its folders are not predicted: a" in caplog.text
+
+
 def test_an_ensemble_replaces_only_its_own(tmp_path: Path) -> None:
     folders = [tmp_path / "one", tmp_path / "two"]
     for seed, folder in enumerate(folders):

@@ -36,5 +36,6 @@ def test_one_case_is_trained_without_validation(tmp_path: Path, monkeypatch: pyt
     assert status.findings == 1
     assert "warnings about the data: 1 (listed in findings.json and in the report)" in status.lines
     assert api.load(out / "model", device="cpu").predict_files(data / "images", tmp_path / "predicted") == []
+    assert read_status(tmp_path / "predicted").state == "finished"
     with pytest.raises(OptionError, match="there is one case or group, which cannot be split"):
         run_pipeline(data, out, options.model_copy(update={"folds": "0"}), until="train")

@@ -15,8 +15,10 @@ from .axes import AxisPlaces, arrange, find_axes
 from .formats import errors_of_file, file_kind, read_file_header
 from .hdf5 import axes_of, opened_data_set, require_sound_chunks
 from .image_format import ImageHeader
-from .ome_zarr import image_at, opened_array, require_sound_array
+from .ome_zarr import chunks_of, image_at, opened_array, require_sound_array
 
+MOST_CHUNKS = 10**7
+"""of a Zarr array that is read by rows: each takes a tenth of a millisecond"""
 CHUNKED_KINDS = ("zarr", "hdf5")
 """file kinds of which parts can be read"""
 
@@ -74,6 +76,9 @@ def _opened(path: Path, checked: bool) -> Iterator[tuple[Any, str, tuple[int, ..
             image = image_at(path)
             if checked:
                 require_sound_array(path, image.array)
+                if (count := chunks_of(image.array)) > MOST_CHUNKS:
+                    what = f"has {count} chunks, which are too many to be looked for"
+                    raise FileError(path, what, "Export it in larger chunks")
             stored = opened_array(image.array)
         yield stored, image.axes, image.array.shards.chunks if image.array.shards else image.array.chunks
         return

@@ -6,6 +6,7 @@ import bz2
 import lzma
 import math
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from ..schema.errors import FileError
 from .containers import METADATA, ZARR_ENDINGS, arranged, require_extra, split_address
-from .image_format import COPY_AGAIN, ImageFormat, ImageHeader, damaged, require_memory
+from .image_format import ImageFormat, ImageHeader, damaged, require_memory
 from .zarr_metadata import Shards, ZarrArray, ZarrImage, find_image, inside
 
 KIND = "zarr"
@@ -26,8 +27,9 @@ _DECODERS: dict[str, Callable[[], Any]] = {
     "lzma": lzma.LZMADecompressor,
 }
 """of codecs whose frames do not say what they hold"""
-MOST_MISSING = 100
-"""times the chunks that are there may be looked for: each takes a tenth of a millisecond, and there may be 10^9"""
+MOST_ASKED = 10_000
+"""chunks that the library is asked for where most are not there; each takes it a tenth of a millisecond, and there may
+be 10^9: then only those that are there are read"""
 
 
 def read_zarr(path: Path, decode: bool = True) -> tuple[np.ndarray, ImageHeader]:
@@ -66,10 +68,20 @@ def zarr_files(path: Path) -> list[Path]:
     return [*metadata, *(file for file in _chunk_files(folder))]
 
 
+_PLACE = re.compile(r"(?:c[./])?(\d{1,12}(?:[./]\d{1,12})*)")
+"""name of a chunk's file within the folder of its array"""
+
+
+def _place_text(folder: Path, file: Path) -> str:
+    """Empty for what is no chunk, as files that systems leave in folders."""
+    match = _PLACE.fullmatch(file.relative_to(folder).as_posix())
+    return match[1] if match else ""
+
+
 def _chunk_files(folder: Path) -> Iterator[Path]:
     for place, inner, files in sorted(os.walk(folder)):
         inner.sort()
-        yield from (Path(place, name) for name in sorted(files) if name not in METADATA)
+        yield from (file for name in sorted(files) if _place_text(folder, file := Path(place, name)))
 
 
 def _require_memory(path: Path, array: ZarrArray) -> None:
@@ -86,9 +98,23 @@ def _require_memory(path: Path, array: ZarrArray) -> None:
 
 def _voxels(path: Path, array: ZarrArray) -> np.ndarray:
     """The array as stored. Raises FileError as `require_sound_array`."""
-    require_sound_array(path, array)
-    values = np.asarray(opened_array(array)[...])
+    places = require_sound_array(path, array)
+    stored = opened_array(array)
+    if chunks_of(array) > MOST_ASKED and 2 * len(places) < chunks_of(array):
+        values = np.full(array.shape, 0 if stored.fill_value is None else stored.fill_value, stored.dtype)
+        for place in places:
+            part = tuple(
+                slice(index * step, (index + 1) * step) for index, step in zip(place, array.chunks, strict=True)
+            )
+            values[part] = stored[part]
+    else:
+        values = np.asarray(stored[...])
     return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def chunks_of(array: ZarrArray) -> int:
+    """That the array has room for; those of nothing but its fill value are mostly not there."""
+    return math.prod(-(-size // step) for size, step in zip(array.shape, array.chunks, strict=True))
 
 
 def opened_array(array: ZarrArray) -> Any:
@@ -98,19 +124,23 @@ def opened_array(array: ZarrArray) -> Any:
     return zarr.open_array(str(array.folder), mode="r", zarr_format=array.version)  # type: ignore[arg-type]
 
 
-def require_sound_array(path: Path, array: ZarrArray) -> None:
-    """Raises FileError where no chunk is there, or one holds more than it says."""
+def require_sound_array(path: Path, array: ZarrArray) -> list[tuple[int, ...]]:
+    """The places of the chunks (of Zarr 3: of the shards) that are there, in steps of their size.
+
+    Raises FileError where one holds more than it says.
+    """
     chunk = math.prod(array.chunks) * max(8, array.dtype.itemsize)
     require_memory(path, math.prod(array.chunks), array.dtype.itemsize)
-    count = 0
+    places = []
     for file in _chunk_files(array.folder):
-        _require_sound_chunk(path, file, array, chunk)
-        count += 1
-    if not count:
-        raise FileError(path, "has no voxels: none of the chunks of its array are there", COPY_AGAIN)
-    asked = math.prod(-(-size // step) for size, step in zip(array.shape, array.chunks, strict=True))
-    if asked > MOST_MISSING * (count + MOST_MISSING):
-        raise FileError(path, f"has {count} of the {asked} chunks of its array: there is next to nothing", COPY_AGAIN)
+        place = tuple(map(int, re.split("[./]", _place_text(array.folder, file))))
+        room = len(place) == len(array.shape)
+        if room and all(
+            index * step < size for index, step, size in zip(place, array.chunks, array.shape, strict=True)
+        ):
+            _require_sound_chunk(path, file, array, chunk)
+            places.append(place)
+    return places
 
 
 def _require_sound_chunk(path: Path, file: Path, array: ZarrArray, expected: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..schema.fingerprint import CheckResult
 from ..schema.metrics import Metrics
 from ..schema.options import RunOptions
 from ..schema.plan import Configuration, Plan
-from ..schema.run import RECORDS, read_log
+from ..schema.run import RECORDS, PredictedCase, read_log
 from ..store.folder_lock import Owner, owner
 from ..store.run_folder import RunFolder
 from ..time_budget.deadline import Clock
@@ -41,7 +41,7 @@ def read_status(out: Path) -> RunStatus:
         none_done = dict.fromkeys(STAGES, False)
         return RunStatus(state="empty", now="fingerprint", stages=none_done, lines=("nothing has been run here yet",))
     if not RunFolder(out).is_of_a_run():
-        if jobs := read_jobs(prediction_jobs(out)):
+        if (jobs := read_jobs(prediction_jobs(out))) or (out / RECORDS).is_dir():
             return _prediction_status(out, jobs)
         raise OptionError(
             f"{out} is not an output folder of AutoUNet", "Give the folder of a run, as it was given with --out"
@@ -67,13 +67,22 @@ def read_status(out: Path) -> RunStatus:
 
 
 def _prediction_status(out: Path, jobs: tuple[JobStatus, ...]) -> RunStatus:
-    """Of a prediction by a cluster."""
+    """Of a prediction, by a cluster or here, where a case that was begun and not finished has an empty key."""
     process, states = owner(out / RECORDS), {job.state for job in jobs}
     running = process.state == "working" or "running" in states
-    state: RunState = "running" if running else "finished" if states == {"done"} else "interrupted"
+    begun = any(not case.key for case in _predicted(out / RECORDS))
+    state: RunState = "running" if running else "interrupted" if begun or states - {"done"} else "finished"
     now, memory = None if state == "finished" else "prediction", resident_bytes(process.process)
     status = RunStatus(state=state, now=now, stages={}, memory_bytes=memory, jobs=jobs)
     return status.model_copy(update={"lines": tuple(status_lines(status))})
+
+
+def _predicted(records: Path) -> Iterator[PredictedCase]:
+    """What `predict` has recorded of cases, whose names may hold folders."""
+    for file in records.rglob("*.json"):
+        if not any(part.startswith(".") for part in file.relative_to(records).parts):
+            with suppress(RecordError):
+                yield PredictedCase.load(file)
 
 
 def run_seconds_left(out: Path) -> float | None:
@@ -153,7 +162,9 @@ def _read_fold(
     log = read_log(folder.log) if started else []
     last = log[-1] if log else None
     patch_dice = [line.validation_dice for line in log if line.validation_dice]
-    metrics = None if fold is None else _metrics(crossval.metrics(fold))
+    # of a training before this one nothing counts
+    evaluated = state == "done" and validated.exists() and age(validated) <= age(done)
+    metrics = _metrics(crossval.metrics(fold)) if fold is not None and evaluated else None
     status = FoldStatus(
         configuration=name,
         fold="all" if fold is None else fold,
@@ -163,7 +174,7 @@ def _read_fold(
         patch_dice=fmean(patch_dice[-1].values()) if patch_dice else None,
         converged=next((line.event for line in log if line.converged), None),
         left_behind=tuple(metrics.hardly_found) if metrics else last.left_behind if last else (),
-        validated=state == "done" and (fold is None or validated.exists()),
+        validated=state == "done" and (fold is None or evaluated),
         seconds=last.seconds if last else 0.0,
         peak_memory_bytes=last.peak_memory_bytes if last else None,
         predicted_memory_bytes=configuration.predicted_memory_bytes,
@@ -176,7 +187,7 @@ def _read_fold(
         running=running and started and not status.validated,
         progress=status.progress,
         spent=status.seconds,
-        validation=age(done) - age(validated) if validated.exists() and age(done) > age(validated) else None,
+        validation=age(done) - age(validated) if evaluated else None,
         planned_training=step_seconds and step_seconds * (steps or configuration.predicted_steps or FULL_STEPS),
         planned_validation=configuration.predicted_validation_seconds,
     )

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 
 from ...imageio import addresses, describe_unread, is_zarr, split_address, stem, suffix, unread_images
@@ -84,6 +85,16 @@ def matching_files(path: Path, pattern: str) -> list[Path]:
     return []
 
 
+MOST_LOOKED_AT = 1000
+"""folders below one in which images are looked for to say that they are not predicted"""
+
+
+def _holds_images(folder: Path) -> bool:
+    """At any depth; of many folders the first are looked at."""
+    places = (Path(place) for place, _, _ in islice(os.walk(folder), MOST_LOOKED_AT))
+    return any(new_images(place) for place in places)
+
+
 def folder_files(path: Path, bundle: ModelBundle) -> list[Path]:
     pattern = next(iter(bundle.channel_patterns.values()), bundle.image_pattern)
     if bundle.channel_patterns and (found := matching_files(path, pattern)):
@@ -93,8 +104,8 @@ def folder_files(path: Path, bundle: ModelBundle) -> list[Path]:
         return found
     filled = [folder for folder in subfolders(path) if new_images(folder)]
     if new_images(path):
-        if filled:
-            names = ", ".join(folder.name for folder in filled[:10])
+        if aside := [folder for folder in subfolders(path) if _holds_images(folder)]:
+            names = ", ".join(folder.name for folder in aside[:10])
             log.warning("%s holds images of its own, so those in its folders are not predicted: %s", path, names)
         labels = labels_beside(new_images(path)) if "/" not in bundle.image_pattern else []
         return [file for file in new_images(path) if file not in labels]
