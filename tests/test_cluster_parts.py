@@ -23,7 +23,7 @@ from autounet.schema.options import RunOptions
 from autounet.time_budget.deadline import Deadline, Lanes
 from autounet.workflow import cluster as engine
 from autounet.workflow import cluster_job
-from autounet.workflow.cluster import Cluster, cluster_of, require_engine
+from autounet.workflow.cluster import SILENT_SECONDS, Cluster, cluster_of, remove_old_keys, require_engine
 from autounet.workflow.cluster_executor import ClusterExecutor
 from autounet.workflow.job_state import JobRun, Pulse, began_at, job_folder, read_attempts, read_jobs
 from autounet.workflow.jobs import Job
@@ -311,3 +311,16 @@ def test_a_block_of_slurm_is_requested_works_and_is_given_back(tmp_path: Path, m
     assert (tmp_path / "cancelled").exists()
     assert not psutil.wait_procs([psutil.Process(number)] if psutil.pid_exists(number) else [], timeout=40)[1]
     assert not list((tmp_path / "engine").iterdir())
+
+
+def test_keys_of_a_killed_command_are_deleted_by_a_later_one(tmp_path: Path) -> None:
+    for name, seconds in (("run_old", SILENT_SECONDS + 60), ("run_new", 60.0)):
+        keys = tmp_path / name / "000" / "autounet" / "certificates"
+        keys.mkdir(parents=True)
+        for file in (keys / "a.key_secret", tmp_path / name / "000" / "parsl.log"):
+            file.write_text("")
+        for path in (tmp_path / name, *(tmp_path / name).rglob("*")):
+            os.utime(path, (time.time() - seconds,) * 2)
+    remove_old_keys(tmp_path)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"run_old/000/parsl.log", "run_new/000/parsl.log", "run_new/000/autounet/certificates/a.key_secret"}

@@ -10,9 +10,10 @@ import atexit
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ..schema.options import RunOptions
 from ..schema.plan import Plan
 from ..schema.run import DeviceProfile
 from ..store.run_folder import RunFolder
-from .cluster_blocks import parsl_executor
+from .cluster_blocks import LINGER_SECONDS, parsl_executor
 from .cluster_job import probe, run_call, try_there
 from .make_plan import PlanMaker
 from .training_schedule import TrainingSchedule
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 120.0
 """without work, after which blocks are given back"""
+SILENT_SECONDS = 2.0 * LINGER_SECONDS
 POLL_SECONDS = 0.5
 
 
@@ -126,6 +128,7 @@ class Cluster:
         logging.getLogger("parsl").propagate = False  # it has a log of its own in the engine's folder
         place = _engine_folder(self.options)
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        remove_old_keys(place)
         self.folder = Path(tempfile.mkdtemp(prefix="run_", dir=place))
         options = self.options
         log.info(
@@ -170,6 +173,15 @@ class Cluster:
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
             log.info("logs of the engine and of its blocks: %s", self.folder)
+
+
+def remove_old_keys(place: Path) -> None:
+    """Of commands that were killed: without a word in any log for `SILENT_SECONDS`, when their blocks have ended."""
+    for run in place.glob("run_*"):
+        with suppress(OSError):
+            last = max(file.stat().st_mtime for file in (run, *run.rglob("*")))
+            for keys in run.rglob("certificates") if time.time() - last > SILENT_SECONDS else ():
+                shutil.rmtree(keys)
 
 
 @contextmanager
