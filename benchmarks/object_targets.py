@@ -316,7 +316,7 @@ def main() -> None:
     header = ("target", *(f"AP50 of fold {fold}" for fold in folds), "AP50", "mean AP of IoU 0.5 to 0.9", "steps")
     text = f"""# What to learn about objects that touch
 
-- command: `{public_command([f"python benchmarks/{Path(__file__).name}", *sys.argv[1:]])}`
+- command: `python {public_command([f"benchmarks/{Path(__file__).name}", *sys.argv[1:]])}`
 - machine: {machine()}; seconds of one core
 - commit: {commit()}
 
