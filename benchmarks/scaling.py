@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import os
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,8 @@ def slept(tell: object) -> float:
 
 def cost_of_a_job(work: Path) -> list[tuple[str, str]]:
     """Seconds until the first result, and of each further job beyond its work; one worker."""
+    from scaling import slept as task  # by a name that the processes of jobs can import
+
     from autounet.schema.cluster import ClusterOptions
     from autounet.workflow.cluster import Cluster
     from autounet.workflow.cluster_job import run_call
@@ -44,10 +47,10 @@ def cost_of_a_job(work: Path) -> list[tuple[str, str]]:
     cluster = Cluster(ClusterOptions(provider="local", folder=str(work / "engine")))
     try:
         began = time.monotonic()
-        cluster.submit(run_call, slept, {}, 1).result()
+        cluster.submit(run_call, task, {}, 1).result()
         first = time.monotonic() - began - SLEPT
         began = time.monotonic()
-        for each in [cluster.submit(run_call, slept, {}, 1) for _ in range(TASKS)]:
+        for each in [cluster.submit(run_call, task, {}, 1) for _ in range(TASKS)]:
             each.result()
         further = (time.monotonic() - began) / TASKS - SLEPT
     finally:
@@ -80,7 +83,7 @@ def small_runs(work: Path, workers: Sequence[int]) -> list[tuple[str, ...]]:
         autounet("train", data, "--out", out, *more)
         seconds = time.monotonic() - began
         alone = alone or seconds
-        what = f"{count} workers" if count else "no Parsl, one process"
+        what = f"{count} workers of one core" if count else "no Parsl, one process with all cores"
         rows.append((what, f"{seconds:.0f}", f"{alone / seconds:.2f}"))
     return rows
 
@@ -201,6 +204,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results"))
     given = parser.parse_args()
+    paths = (str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         costs = cost_of_a_job(work)
