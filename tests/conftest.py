@@ -14,7 +14,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which would
 import pytest
 from hypothesis import HealthCheck, settings
 
-LONGEST = ("test_end_to_end", "test_executor", "test_torchrun", "test_ranks", "test_small_runs", "test_export_networks")
+LONGEST = (
+    "test_end_to_end",
+    "test_cluster",
+    "test_executor",
+    "test_torchrun",
+    "test_ranks",
+    "test_small_runs",
+    "test_export_networks",
+)
 """files that take longest, by their names"""
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])

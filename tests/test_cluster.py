@@ -30,7 +30,6 @@ from autounet.store.weights import load_weights
 from autounet.workflow.job_state import JobRun, job_folder, read_attempts
 
 pytest.importorskip("parsl", reason="needs the extra cluster")
-pytestmark = pytest.mark.slow  # `test_cluster_parts` runs always
 
 OPTIONS: dict[str, Any] = {
     "iterations": 40, "deterministic": True, "configurations": "3d_fullres", "device": "cpu", "folds": "0,1",
@@ -142,15 +141,30 @@ def autounet_status(out: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_command_that_is_killed_finds_what_goes_on(undisturbed: Path, tmp_path: Path) -> None:
+def prepared_by(out: Path) -> bool:
+    return job_folder(out, "prepare 3d_fullres").run.exists()
+
+
+def trained(out: Path) -> bool:
+    return (out / "models" / "3d_fullres" / "fold_0" / "done.json").exists()
+
+
+@pytest.mark.parametrize("moment", [prepared_by, training, trained])
+def test_a_command_that_is_killed_finds_what_goes_on(
+    undisturbed: Path, tmp_path: Path, moment: Callable[[Path], object]
+) -> None:
     out = tmp_path / "out"
     process = command(undisturbed, out)
-    first = wait_for(lambda: training(out), process)
+    first = wait_for(lambda: moment(out), process)
     process.kill()
     process.communicate()
-    status = autounet_status(out)
-    assert {job["name"]: job["state"] for job in status["jobs"]}[TRAINED] == "running"
+    if moment is training:
+        status = autounet_status(out)
+        assert {job["name"]: job["state"] for job in status["jobs"]}[TRAINED] == "running"
     errors = ended(command(undisturbed, out))
-    assert f"{TRAINED}: goes on, since before this command" in errors
-    assert JobRun.load(job_folder(out, TRAINED).run).attempt == first.attempt
+    if moment is training:
+        assert f"{TRAINED}: goes on, since before this command" in errors
+        assert JobRun.load(job_folder(out, TRAINED).run).attempt == first.attempt
+    assert not any(attempts(out).values()), "nothing is given twice"
+    assert {job["state"] for job in autounet_status(out)["jobs"]} == {"done"}
     require_equal(out, undisturbed / "alone")
