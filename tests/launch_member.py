@@ -36,6 +36,10 @@ def member(root: Path, steps: int, what: str, variables: dict[str, str], said: P
             (root / f"{case}.{launch.rank}").touch()
             while len({path.suffix for path in root.iterdir()}) < 2:  # until both have one
                 time.sleep(0.01)
+            if what == "the first fails" and not launch.rank:
+                fails()
+            if what == "the first fails":
+                time.sleep(1)
             if launch.rank and what == "leaves":
                 os._exit(1)
             if launch.rank and what == "fails at a case":

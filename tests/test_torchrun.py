@@ -146,6 +146,13 @@ def test_cases_go_to_whoever_is_free_and_each_is_done_once(start: Start, tmp_pat
     assert said[0].count("done") == sum(name.endswith(".0") for name in done) < 8
 
 
+def test_where_the_first_fails_the_others_begin_no_other_case(start: Start, tmp_path: Path) -> None:
+    members = start(tmp_path, 0, "the first fails")
+    said = ended(members)
+    assert [each.status for each in members] == [1, 0], said
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [

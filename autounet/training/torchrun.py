@@ -163,6 +163,10 @@ def together(work: str, device: str, cases: Sequence[str], on_case: Callable[[],
     store.set(_order(number), Order(shared=shared).model_dump_json())
     try:
         take_part(work, device, _next_cases(store, number, shared), on_case)
+    except BaseException:
+        with suppress(distributed.DistError):  # the others get no more
+            store.add(f"case {number}", len(cases))
+        raise
     finally:
         torch.set_num_threads(before)
     heard = dict.fromkeys(range(1, launch.processes), (0, time.monotonic()))
