@@ -197,6 +197,25 @@ def test_a_run_in_pods_is_that_of_one_process(
 
 
 @pytest.mark.slow
+def test_a_pod_that_fails_is_replaced(
+    undisturbed: Path,  # noqa: F811
+    server: Server,
+    toml: Path,
+    tmp_path: Path,
+) -> None:
+    """The only one, killed with all in it, as for want of memory."""
+    out = tmp_path / "out"
+    toml.write_text(toml.read_text().replace("blocks = 2", "blocks = 1"))
+    process = command(undisturbed, out, toml)
+    _, pod = pod_of(server, wait_for(lambda: training(out), process))
+    pod.process.kill()
+    pod.end(0)
+    assert f"{TRAINED}: did not come to its end" in ended(process, 600)
+    assert len(server.all) == 2
+    require_equal(out, undisturbed / "alone")
+
+
+@pytest.mark.slow
 def test_a_pod_that_is_evicted_saves_the_state_of_its_training(
     undisturbed: Path,  # noqa: F811
     server: Server,

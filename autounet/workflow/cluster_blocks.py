@@ -29,6 +29,7 @@ WALLTIME = 3600.0
 
 def parsl_executor(options: ClusterOptions) -> Any:
     from parsl import HighThroughputExecutor
+    from parsl.jobs.error_handlers import windowed_error_handler
 
     python = shlex.quote(options.python or sys.executable)
     here = [sys.executable, "-P", "-m", "autounet.workflow.cluster_job"]
@@ -37,6 +38,8 @@ def parsl_executor(options: ClusterOptions) -> Any:
     return HighThroughputExecutor(
         label="autounet",
         provider=_provider(options),
+        # a block that fails, as for want of memory, is no end; three in a row are
+        block_error_handler=windowed_error_handler,
         address=options.address or "127.0.0.1",
         encrypted=True,
         cores_per_worker=1e-3,  # how many there are is said by the next one, whatever cores a node shows

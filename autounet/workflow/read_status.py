@@ -162,8 +162,7 @@ def _read_fold(
     log = read_log(folder.log) if started else []
     last = log[-1] if log else None
     patch_dice = [line.validation_dice for line in log if line.validation_dice]
-    # of a training before this one nothing counts
-    evaluated = state == "done" and validated.exists() and age(validated) <= age(done)
+    evaluated = state == "done" and validated.exists()  # else it was a training before this one
     metrics = _metrics(crossval.metrics(fold)) if fold is not None and evaluated else None
     status = FoldStatus(
         configuration=name,
@@ -187,7 +186,7 @@ def _read_fold(
         running=running and started and not status.validated,
         progress=status.progress,
         spent=status.seconds,
-        validation=age(done) - age(validated) if evaluated else None,
+        validation=age(done) - age(validated) if evaluated and age(done) > age(validated) else None,
         planned_training=step_seconds and step_seconds * (steps or configuration.predicted_steps or FULL_STEPS),
         planned_validation=configuration.predicted_validation_seconds,
     )
