@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TextIO
 
+from .schema.disk import disk_problem
 from .schema.errors import AutoUNetError
 from .schema.names import printable
 
@@ -95,6 +96,9 @@ def run_log(title: str, echo: bool = False) -> Iterator[None]:
         yield
     except AutoUNetError as error:
         kept.keep(f"Error: {error}")
+        raise
+    except OSError as error:
+        kept.keep(f"Error: {disk_problem(error)}")
         raise
     except Exception:
         kept.keep(traceback.format_exc())

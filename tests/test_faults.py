@@ -272,7 +272,10 @@ def test_a_full_disk_ends_the_command_with_nothing_half_written(
     source, out = images(tmp_path / "in", 3), tmp_path / "out"
     with full_disk(800):  # 512 voxels and their header are more
         assert command_line(monkeypatch, folder, source, "--out", out) == 1
-    assert "the space on the disk" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert str(out / "c0") in said
+    assert "cannot be written: File too large" in said
+    assert "Free space there" in said
     assert (written(out), left_behind(out)) == ({}, [])
     assert command_line(monkeypatch, folder, source, "--out", out) == 0
     assert len(written(out)) == 3

@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from ..schema.disk import disk_problem
 from ..schema.errors import AutoUNetError, OutOfMemory, UsageError, lost_worker
 from ..schema.names import printable
 from ..system_memory import is_out_of_memory
@@ -147,8 +148,7 @@ def main() -> None:
             raise
         _end(str(known))
     except OSError as error:  # a full disk, a folder that may not be written
-        where = f"{error.filename}: " if error.filename else ""
-        _end(f"{where}{error.strerror or error}. Check the path, the permissions and the space on the disk")
+        _end(str(disk_problem(error)))
     except (KeyboardInterrupt, SystemExit) as ended:
         if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:  # which typer makes of Ctrl-C
             raise

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..schema.disk import writing
 from ..schema.geometry import Shape3
 
 READ_BYTES = 2**24
@@ -22,7 +23,7 @@ class LabelRows:
         self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
         self.axis = 0 if shape[0] > 1 else 1
         """along which pieces are read: z, or y of a single slice"""
-        with path.open("wb") as file:
+        with writing(path), path.open("wb") as file:
             file.truncate(math.prod(shape) * self.dtype.itemsize)
         if background:
             for start, piece in self.pieces():
@@ -31,7 +32,7 @@ class LabelRows:
     def write(self, axis: int, start: int, values: np.ndarray) -> None:
         """Values (Z, Y, X) of the rows from `start` on along z or y (`axis` 0 or 1), whole along the others."""
         rows = np.ascontiguousarray(values, self.dtype)
-        with self.path.open("rb+") as file:
+        with writing(self.path), self.path.open("rb+") as file:
             for z, plane in enumerate(rows, start if axis == 0 else 0):
                 file.seek(self._place(z, start if axis else 0))
                 file.write(plane.data)

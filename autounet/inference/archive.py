@@ -25,6 +25,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 from pydantic import JsonValue
 
 from ..schema.bundle import ModelBundle
+from ..schema.disk import writing
 from ..schema.errors import ModelError, RecordError
 from ..schema.names import is_plain_path
 from ..schema.record import digest, new_folder, replacing, utf8
@@ -67,7 +68,7 @@ def file_checksum(path: Path) -> str:
 def copy_file(source: Path, target: Path) -> None:
     """Flushed to the disk."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with open(source, "rb") as original, open(target, "wb") as copy:
+    with writing(target), open(source, "rb") as original, open(target, "wb") as copy:
         shutil.copyfileobj(original, copy, 1 << 20)
         copy.flush()
         os.fsync(copy.fileno())
@@ -255,7 +256,7 @@ def _copy(archive: ZipFile, entry: ZipInfo, folder: Path) -> None:
     target = folder.joinpath(*PurePosixPath(entry.filename).parts)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with archive.open(entry) as source, open(target, "xb") as copy:
+        with archive.open(entry) as source, open(target, "xb") as copy, writing(target):
             shutil.copyfileobj(source, copy, PIECE)
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise BadZipFile(f"{entry.filename!r} clashes with another of its files") from None

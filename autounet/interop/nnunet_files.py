@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
+from ..schema.disk import writing
 from ..schema.errors import ModelError
 from ..schema.quantities import format_size
 from .nnunet_plans import PLANS_NAME, TRAINER, read_configuration, read_plans
@@ -203,7 +204,7 @@ class ZipSource:
                     f"{self.label}: {what}", "Set TMPDIR to a folder with more space, or get the model again"
                 )
             target = Path(folder) / CHECKPOINT
-            with self._reading(name) as packed, target.open("wb") as copy:
+            with self._reading(name) as packed, target.open("wb") as copy, writing(target):
                 shutil.copyfileobj(packed, copy, 1 << 20)
             yield target
 

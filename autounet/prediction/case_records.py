@@ -15,8 +15,9 @@ from typing import Literal, NamedTuple
 
 from ..datasets import InputCase
 from ..imageio import files_of, is_image, read_image, suffix
+from ..schema.disk import TEMPORARY
 from ..schema.errors import FileError, OptionError, RecordError
-from ..schema.record import TEMPORARY, digest
+from ..schema.record import digest
 from ..schema.run import PredictedCase, PredictedFile, read_record, record_of, written_names
 from ..store.file_hashes import FileHashes
 

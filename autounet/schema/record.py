@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ..system_memory import require_no_lack_of_memory
+from .disk import writing
 from .errors import DataError, ModelError, OptionError, RecordError
 from .names import MOST_BYTES, MOST_LETTERS, RENAME, case_problem, hidden_characters, path_problem, printable
 
@@ -39,31 +39,25 @@ def require_no_links(folder: Path, files: Iterable[Path]) -> None:
             raise OptionError(f"{where}, and nothing is written through it", "Remove it, or give another --out")
 
 
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.(\d+)(\.\D.*)?")
-"""a name that `replacing`, `scratch_file` and `new_folder` give; the group is the process"""
-
-
 @contextmanager
 def replacing(path: Path, ending: str = "") -> Iterator[Path]:
     """A temporary name in the same folder to write to; flushed to the disk and renamed to `path` when all went well.
 
     Nobody can foresee the name, and so put a link there; a link at `path` itself is replaced, not followed. `ending` is
     what the temporary name has to end in, for writers that choose a format by it. The folder is made.
+    Raises WriteError with `path` where the system refuses.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}{ending}")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename is not None and os.fspath(error.filename) == os.fspath(temporary):
-            error.filename = os.fspath(path)  # the name that somebody knows
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path, temporary, path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
         try:
             save_file(content, temporary)
         except SafetensorError as error:  # its own type even where the disk is full
-            raise OSError(f"{path} cannot be written: {error}") from None
+            raise OSError(str(error)) from None  # `replacing` names the file
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

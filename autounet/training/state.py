@@ -129,7 +129,7 @@ class TrainState:
             except RuntimeError as error:  # torch's word for a full disk
                 if is_out_of_memory(error):
                     raise
-                raise OSError(f"{path} cannot be written: {error}") from None
+                raise OSError(str(error)) from None  # `replacing` names the file
 
     def restore(self, path: Path, key: str) -> bool:
         """Take over everything from a file; False when it is of another training.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import psutil
 
+from ..schema.disk import writing
 from ..schema.errors import RecordError
 from ..schema.record import Part, Record
 from ..schema.run import RECORDS
@@ -166,7 +167,7 @@ def write_job_list(out: Path, jobs: Sequence[Job]) -> None:
 
 def note_attempt(folder: JobFolder, attempt: Attempt) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
-    with folder.attempts.open("a", encoding="utf-8") as file:
+    with writing(folder.attempts), folder.attempts.open("a", encoding="utf-8") as file:
         file.write(attempt.model_dump_json() + "\n")
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import psutil
 
 from ..schema.dataset import Dataset
+from ..schema.disk import TEMPORARY
 from ..schema.errors import OptionError, RecordError
 from ..schema.names import printable
 from ..schema.options import DataOptions, RunOptions
-from ..schema.record import TEMPORARY, require_folder
+from ..schema.record import require_folder
 from ..store.run_folder import OWN_NAMES, RunFolder
 
 
@@ -117,7 +118,7 @@ def remove_temporary(folder: Path) -> None:
     own = [folder / name for name in OWN_NAMES if (folder / name).is_dir()]
     for path in [*folder.glob(".*"), *(path for each in own for path in each.rglob(".*"))]:
         named = TEMPORARY.fullmatch(path.name)
-        if named is None or psutil.pid_exists(int(named[1])):
+        if named is None or psutil.pid_exists(int(named["process"])):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
