@@ -51,9 +51,10 @@ class _EvaluateTask(NamedTuple):
 def _evaluate_one(task: _EvaluateTask) -> CaseMetrics | DataError:
     """The error of a case whose files do not fit together, so that those of all cases are told at once."""
     try:
-        codes = () if task.labels.objects else task.labels.codes
-        prediction, own = read_case(task.prediction, task.reference, task.labels)
-        reference, geometry = read_case(task.reference, task.prediction, task.labels, codes)
+        numbers = task.labels.objects is not None
+        prediction, own = read_case(task.prediction, task.reference, task.labels, numbers=numbers)
+        codes = () if numbers else task.labels.codes
+        reference, geometry = read_case(task.reference, task.prediction, task.labels, codes, numbers)
     except DataError as error:
         return DataError(error.message, error.remedy, task.case)
     prediction, differences = on_grid_of(prediction, own, geometry)
@@ -79,7 +80,7 @@ def _require_one_background(files: Sequence[Path]) -> None:
     palettes = {}
     for file in files:
         if read_geometry(file).kind not in VOLUME_KINDS:
-            palettes[file] = dict(read_label_content(file).colours)
+            palettes[file] = dict(read_label_content(file, numbers=True).colours)
     shown = {palette[0]: file for file, palette in reversed(palettes.items()) if 0 in palette}
     for file, palette in palettes.items():
         for value, colour in palette.items():

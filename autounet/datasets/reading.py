@@ -16,7 +16,7 @@ from ..schema.errors import DataError
 from ..schema.geometry import Geometry
 from .checks.case_checks import FAR_REMEDY, describe_channels, far_voxels, world_differences
 from .inputs import InputCase
-from .structures import read_case_label
+from .structures import read_case_label, read_case_numbers
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def read_reference(dataset: Dataset, case: Case) -> tuple[np.ndarray, Geometry]:
 
 def read_numbers(dataset: Dataset, case: Case) -> tuple[np.ndarray, Geometry]:
     """The label of a case as its file numbers the objects: (Z, Y, X) int32, with the ignore value. Raises DataError."""
-    return read_case_label(Path(dataset.root), case, ())[:2]
+    return read_case_numbers(Path(dataset.root), case)[:2]
 
 
 def load_case(dataset: Dataset, identifier: str) -> LoadedCase:

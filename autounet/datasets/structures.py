@@ -61,18 +61,24 @@ def read_case_label(root: Path, case: Case, codes: Sequence[LabelCode]) -> Label
     assert case.label is not None
     if case.label_parts:
         outlines = root / case.label_parts[0].path
-        if not is_outlines(outlines) or (codes and not any(code.above is not None for code in codes)):
+        if not is_outlines(outlines) or not any(code.above is not None for code in codes):
             return read_label_parts(parts_of(root, case), root / case.images[0], codes)
         content = read_outlined_objects(outlines, root / case.images[0])
-        if not codes:
-            return content
         if not any(code.border for code in codes):
             return content._replace(values=values_of_objects(content.values, codes))
         return content._replace(values=core_and_border(content.values, content.geometry.spacing, codes))
     if not any(code.border for code in codes):
         return read_label_content(root / case.label, codes, case.frame)
-    content = read_label_content(root / case.label, (), case.frame)
+    content = read_case_numbers(root, case)
     return content._replace(values=core_and_border(content.values, content.geometry.spacing, codes), colours=())
+
+
+def read_case_numbers(root: Path, case: Case) -> LabelContent:
+    """The label of a case with a number for each object, as its file or its outlines tell them. Raises DataError."""
+    assert case.label is not None
+    if case.label_parts:
+        return read_outlined_objects(root / case.label_parts[0].path, root / case.images[0])
+    return read_label_content(root / case.label, (), case.frame, numbers=True)
 
 
 def core_and_border(numbers: np.ndarray, spacing: Sequence[float], codes: Sequence[LabelCode]) -> np.ndarray:

@@ -16,7 +16,7 @@ from ..imageio import (
     object_values,
     objects_geometry,
     read_geometry,
-    read_labels,
+    read_label_content,
     structure_names,
 )
 from ..schema.errors import DataError
@@ -94,6 +94,11 @@ def read_by_name(path: Path, other: Path, labels: Labels) -> tuple[np.ndarray, G
     return object_values(path, geometry, codes), geometry
 
 
-def read_case(path: Path, other: Path, labels: Labels, codes: Sequence[LabelCode] = ()) -> tuple[np.ndarray, Geometry]:
-    """As `read_labels` of a file of values, as `read_by_name` of an object. Raises DataError."""
-    return read_by_name(path, other, labels) if is_object(path) else read_labels(path, codes)
+def read_case(
+    path: Path, other: Path, labels: Labels, codes: Sequence[LabelCode] = (), numbers: bool = False
+) -> tuple[np.ndarray, Geometry]:
+    """As `read_label_content` of a file of values, as `read_by_name` of an object. Raises DataError."""
+    if is_object(path):
+        return read_by_name(path, other, labels)
+    content = read_label_content(path, codes, numbers=numbers)
+    return content.values, content.geometry

@@ -71,6 +71,7 @@ from .stored_values import (
     colours_without_palette,
     values_of_colours,
     values_of_objects,
+    whole_numbers,
 )
 from .structures import (
     StructureMap,
@@ -157,10 +158,6 @@ __all__ = [
 ]
 
 
-ROUNDING = 1e-3
-"""what a whole number may be off after scaling in 32 bits"""
-
-
 class ImageContent(NamedTuple):
     array: np.ndarray
     """(C, Z, Y, X) float32"""
@@ -212,16 +209,22 @@ def read_labels(
     return content.values, content.geometry
 
 
-def read_label_content(path: Path | str, codes: Sequence[LabelCode] = (), frame: int | None = None) -> LabelContent:
-    """As `read_labels`, with what the reader has to say of the file, and its palette."""
+def read_label_content(
+    path: Path | str, codes: Sequence[LabelCode] = (), frame: int | None = None, numbers: bool = False
+) -> LabelContent:
+    """As `read_labels`, with what the reader has to say of the file, and its palette.
+
+    With `numbers`, and by `codes` for objects, values only tell objects apart: those beyond 32 bits become others.
+    """
     path = Path(path)
+    numbers = numbers or any(code.above is not None for code in codes)
     if is_nrrd_segmentation(path):
         format_of(path)
         if any(code.segments for code in codes):
             found = segment_sets(path)
             return LabelContent(structure_values(path, found, codes, strict=True).values, found.geometry)
         values, geometry = plain_segments(path)
-        return LabelContent(_integers(path, values), geometry)
+        return LabelContent(whole_numbers(path, values, numbers=numbers), geometry)
     array, header = read_file(path, as_indices=not coded_by_colour(codes))
     if frame is not None:
         array = _one_frame(path, array, header, frame)
@@ -233,8 +236,8 @@ def read_label_content(path: Path | str, codes: Sequence[LabelCode] = (), frame:
         raise FileError(
             path, f"has {array.shape[0]} channels with different values", "Store labels as one channel of integers"
         )
-    values = _integers(path, array[0], header.slope)
-    if any(code.above is not None for code in codes):
+    values = whole_numbers(path, array[0], header.slope, numbers)
+    if codes and numbers:
         background = tuple(each for each in header.colours if each[0] == 0)  # which must be one in all files
         return LabelContent(values_of_objects(values, codes), header.geometry, header.remarks, background)
     return LabelContent(values, header.geometry, header.remarks, header.colours)
@@ -326,21 +329,3 @@ def _one_frame(path: Path, array: np.ndarray, header: ImageHeader, frame: int) -
             path, f"has {header.frames} time points of {header.components} values", "Give the original file"
         )
     return array[frame : frame + 1]
-
-
-def _integers(path: Path, values: np.ndarray, slope: float = 0.0) -> np.ndarray:
-    """(Z, Y, X) int32, the same values.
-
-    Whole numbers that a program scaled into the steps of `slope` come back off by up to half of one, and are rounded.
-    With steps of 1 and more it could be several numbers, and only small errors are.
-    """
-    if not np.issubdtype(values.dtype, np.integer):
-        off = np.abs(values - np.round(values))
-        most = slope / 2 * (1 + ROUNDING) if slope < 1 else ROUNDING
-        wrong = int(np.count_nonzero(~(off <= most)))
-        if wrong:
-            raise FileError(path, f"holds {wrong} label values that are not integers", "Store whole numbers")
-        values = np.round(values)
-    if values.size and (values.max() > np.iinfo(np.int32).max or values.min() < np.iinfo(np.int32).min):
-        raise FileError(path, "holds label values beyond 32 bits", "Renumber the classes")
-    return np.require(values, np.int32, ["C", "W"])

@@ -153,6 +153,45 @@ def to_rgb(
     return np.moveaxis(converted, -1, place), ()
 
 
+ROUNDING = 1e-3
+"""what a whole number may be off after scaling in 32 bits"""
+
+
+def whole_numbers(path: Path, values: np.ndarray, slope: float = 0.0, numbers: bool = False) -> np.ndarray:
+    """(Z, Y, X) int32, the same values.
+
+    Whole numbers that a program scaled into the steps of `slope` come back off by up to half of one, and are rounded.
+    With steps of 1 and more it could be several numbers, and only small errors are. `numbers` only tell objects apart:
+    each that is too large for int32 becomes one that the file does not hold. Raises DataError for other values.
+    """
+    if not np.issubdtype(values.dtype, np.integer):
+        off = np.abs(values - np.round(values))
+        most = slope / 2 * (1 + ROUNDING) if slope < 1 else ROUNDING
+        wrong = int(np.count_nonzero(~(off <= most)))
+        if wrong:
+            raise FileError(path, f"holds {wrong} label values that are not integers", "Store whole numbers")
+        values = np.round(values)
+    low, high = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+    if values.size and (values.max() > high or values.min() < low):
+        if not numbers or values.min() < low:
+            remedy = "Renumber the classes; where the values number objects, such as cells, give --objects NAME"
+            raise FileError(path, "holds label values beyond 32 bits", remedy)
+        values = _within_32_bits(values)
+    return np.require(values, np.int32, ["C", "W"])
+
+
+def _within_32_bits(values: np.ndarray) -> np.ndarray:
+    """Values beyond int32 as the highest numbers of it that do not occur; an ignore value is seldom among them."""
+    high = np.iinfo(np.int32).max
+    found, places = np.unique(values, return_inverse=True)
+    beyond = np.flatnonzero(found > high)
+    kept = set(found[: beyond[0]].tolist())
+    free = (number for number in range(high - 1, 0, -1) if number not in kept)
+    table = np.where(found > high, 0, found).astype(np.int64)
+    table[beyond] = [next(free) for _ in beyond]
+    return table[places.reshape(values.shape)]
+
+
 def coded_by_colour(codes: Sequence[LabelCode]) -> bool:
     return any(code.colour is not None for code in codes)
 

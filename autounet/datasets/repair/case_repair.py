@@ -32,7 +32,7 @@ from ...schema.geometry import IDENTITY, TOLERANCE, Geometry, placements
 from ...schema.labels import LabelCode
 from ..checks.case_checks import count_values, world_differences
 from ..checks.set_checks import WHITE, grey_values
-from ..structures import read_case_label
+from ..structures import read_case_label, read_case_numbers
 
 LEAST_INSIDE = 0.95
 """share of the labelled voxels that must lie in the image for the header of a label to be trusted"""
@@ -217,9 +217,11 @@ def _read_label(task: RepairTask, done: list[str]) -> FilePart:
     """Values (1, Z, Y, X); those of an interpolated mask are rounded to the nearer of its two."""
     case = task.case
     assert case.label is not None
-    path, numbered = Path(task.root) / case.label, any(code.border for code in task.codes)
+    root = Path(task.root)
+    path, numbered = root / case.label, any(code.border for code in task.codes)
     try:
-        values, geometry = read_case_label(Path(task.root), case, () if numbered else task.codes)[:2]
+        read = read_case_numbers(root, case) if numbered else read_case_label(root, case, task.codes)
+        values, geometry = read.values, read.geometry
     except DataError:
         if case.label_parts:
             raise
