@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from .datasets import Match, image_files, pair
 from .datasets.layouts.files import strip_channel
+from .datasets.unnumbered_masks import object_numbers, unnumbered_masks, with_pieces
 from .evaluation import (
     DEFAULT_METRICS,
     METRICS,
@@ -46,6 +47,8 @@ class _EvaluateTask(NamedTuple):
     reference: Path
     labels: Labels
     metrics: tuple[str, ...]
+    pieces: tuple[bool, bool]
+    """whether connected pieces of the prediction, and of the reference, are the objects, which no values number"""
 
 
 def _evaluate_one(task: _EvaluateTask) -> CaseMetrics | DataError:
@@ -55,6 +58,10 @@ def _evaluate_one(task: _EvaluateTask) -> CaseMetrics | DataError:
         prediction, own = read_case(task.prediction, task.reference, task.labels, numbers=numbers)
         codes = () if numbers else task.labels.codes
         reference, geometry = read_case(task.reference, task.prediction, task.labels, codes, numbers)
+        prediction, reference = (
+            object_numbers(values, with_pieces(task.labels.codes)) if pieces else values
+            for values, pieces in zip((prediction, reference), task.pieces, strict=True)
+        )
     except DataError as error:
         return DataError(error.message, error.remedy, task.case)
     prediction, differences = on_grid_of(prediction, own, geometry)
@@ -149,7 +156,8 @@ def evaluate(
         labels = _evaluated_labels(pairs, classes or {}, regions or {}, model, workers)
     if labels.objects:
         wanted = tuple(name for name in METRICS if name in (*wanted, *OBJECT_METRICS))
-    tasks = [_EvaluateTask(*match, labels, wanted) for match in pairs]
+    pieces = _pieces(pairs, labels)
+    tasks = [_EvaluateTask(*match, labels, wanted, pieces) for match in pairs]
     with progress("evaluate", len(tasks)) as meter:
 
         def done(case: CaseMetrics | DataError) -> None:
@@ -181,6 +189,22 @@ def _named_objects(
             f"--objects needs files that number objects, and {dicom[0].name} names structures", "Leave it out"
         )
     return labels_of_objects(name)
+
+
+def _pieces(pairs: Sequence[Match], labels: Labels) -> tuple[bool, bool]:
+    """Whether predictions and references number no objects, so that connected pieces are compared; told once each."""
+    if labels.objects is None:
+        return False, False
+    found = []
+    for what, files in (
+        ("predictions", [each.first for each in pairs]),
+        ("references", [each.second for each in pairs]),
+    ):
+        unnumbered = unnumbered_masks([(file, None) for file in files if not is_object(file)], labels.ignore)
+        if unnumbered is not None:
+            log.warning("%s: %s. Where objects touch, number them in the files", what, unnumbered.finding.message)
+        found.append(unnumbered is not None and unnumbered.pieces)
+    return found[0], found[1]
 
 
 def _evaluated_labels(

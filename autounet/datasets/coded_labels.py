@@ -18,6 +18,7 @@ from .colour_masks import find_palette
 from .layouts.detected_layout import DeclaredLabels, DetectedLayout, read_description, read_object
 from .numbered_labels import join_objects, number_objects, tell_apart
 from .structures import Coded, combination_codes
+from .unnumbered_masks import masks_of, unnumbered_masks, with_pieces
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,12 @@ def with_coded_labels(
     if options.join:
         return join_objects(found, options, options.join), []
     if options.objects:
-        return tell_apart(found, cases, options, options.objects), []
+        found = tell_apart(found, cases, options, options.objects)
+        unnumbered = unnumbered_masks(masks_of(root, cases), found.labels.ignore)
+        if unnumbered is None:
+            return found, []
+        codes = with_pieces(found.codes) if unnumbered.pieces else found.codes
+        return replace(found, codes=codes), [unnumbered.finding]
     told: list[Finding] = []
     known = {**found.labels.classes, **options.class_values}
     ignore = options.ignore if options.ignore is not None else found.labels.ignore

@@ -102,8 +102,8 @@ def read_reference(dataset: Dataset, case: Case) -> tuple[np.ndarray, Geometry]:
 
 
 def read_numbers(dataset: Dataset, case: Case) -> tuple[np.ndarray, Geometry]:
-    """The label of a case as its file numbers the objects: (Z, Y, X) int32, with the ignore value. Raises DataError."""
-    return read_case_numbers(Path(dataset.root), case)[:2]
+    """The label of a case with a number for each object: (Z, Y, X) int32, with the ignore value. Raises DataError."""
+    return read_case_numbers(Path(dataset.root), case, dataset.labels.codes)[:2]
 
 
 def load_case(dataset: Dataset, identifier: str) -> LoadedCase:

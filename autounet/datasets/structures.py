@@ -36,6 +36,7 @@ from ..schema.labels import LabelCode
 from ..schema.options import DataOptions
 from ..workers import available_cores, map_parallel
 from .layouts.detected_layout import DeclaredLabels, DetectedLayout
+from .unnumbered_masks import object_numbers
 
 OVERLAPPING = 0.05
 """share of the smaller of two structures from which on they overlap by intention; where people draw one beside the
@@ -69,16 +70,20 @@ def read_case_label(root: Path, case: Case, codes: Sequence[LabelCode]) -> Label
         return content._replace(values=core_and_border(content.values, content.geometry.spacing, codes))
     if not any(code.border for code in codes):
         return read_label_content(root / case.label, codes, case.frame)
-    content = read_case_numbers(root, case)
+    content = read_case_numbers(root, case, codes)
     return content._replace(values=core_and_border(content.values, content.geometry.spacing, codes), colours=())
 
 
-def read_case_numbers(root: Path, case: Case) -> LabelContent:
-    """The label of a case with a number for each object, as its file or its outlines tell them. Raises DataError."""
+def read_case_numbers(root: Path, case: Case, codes: Sequence[LabelCode]) -> LabelContent:
+    """The label of a case with a number for each object, as its file or its outlines tell them. Raises DataError.
+
+    Where the codes say so, these are the connected pieces of the mask in the file.
+    """
     assert case.label is not None
     if case.label_parts:
         return read_outlined_objects(root / case.label_parts[0].path, root / case.images[0])
-    return read_label_content(root / case.label, (), case.frame, numbers=True)
+    content = read_label_content(root / case.label, (), case.frame, numbers=True)
+    return content._replace(values=object_numbers(content.values, codes))
 
 
 def core_and_border(numbers: np.ndarray, spacing: Sequence[float], codes: Sequence[LabelCode]) -> np.ndarray:

@@ -39,6 +39,8 @@ class LabelCode(Part):
     above: int | None = None
     border: bool = False
     """of the objects that the values number (`ops.objects.object_borders`), which are then told apart"""
+    pieces: bool = False
+    """whether the values number no objects, and each connected piece of them is one"""
 
 
 def require_background_zero(values: Mapping[str, int | Sequence[int]], source: str = "--class") -> None:

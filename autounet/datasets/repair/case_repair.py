@@ -220,13 +220,15 @@ def _read_label(task: RepairTask, done: list[str]) -> FilePart:
     root = Path(task.root)
     path, numbered = root / case.label, any(code.border for code in task.codes)
     try:
-        read = read_case_numbers(root, case) if numbered else read_case_label(root, case, task.codes)
+        read = read_case_numbers(root, case, task.codes) if numbered else read_case_label(root, case, task.codes)
         values, geometry = read.values, read.geometry
     except DataError:
         if case.label_parts:
             raise
         return _rounded_mask(case.label, path, case.frame, done)
     if numbered:
+        if any(code.pieces for code in task.codes):
+            done.append(f"{case.label}: its connected pieces were numbered")
         return FilePart(case.label_files[0], values[None], geometry)
     counts = count_values(values)
     low, high = 0, max(counts)
