@@ -9,6 +9,7 @@ voxel agree on the class, every weighted mean of them agrees too, and so does ev
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from itertools import product
 
 import numpy as np
@@ -140,10 +141,13 @@ class EnsembleScores:
 
     def _means_at(self, z: int, y: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         """Some of the N voxels after others, and for these (n, C): a single source's logits, or the mean over them."""
-        tables = [slices.at(z) for slices in self._slices]
+        tables = [slices.at(z, len(y)) for slices in self._slices]
         for start in range(0, len(y), ROWS):
             rows = slice(start, start + ROWS)
-            scores = [interpolate(*pair, y[rows], x[rows]) for pair in zip(tables, self._parts, strict=True)]
+            scores = [
+                reduce(np.add, [weight * interpolate(table, part, y[rows], x[rows]) for table, weight in planes])
+                for planes, part in zip(tables, self._parts, strict=True)
+            ]
             if len(scores) == 1:
                 yield rows, scores[0]
                 continue
@@ -170,7 +174,7 @@ def _agreed(parts: Sequence[Interpolation], winners: Sequence[np.ndarray], z: in
 
 
 class _Slices:
-    """A source's scores in the plane of one slice of the crop: (Y', X', K) float32, interpolated along z alone.
+    """A source's scores around one slice of the crop, as planes (Y', X', K) float32 with their weights.
 
     The two prepared slices used last are kept with their classes moved to the end, as neighbouring slices of the
     crop share them.
@@ -180,12 +184,18 @@ class _Slices:
         self._part = part
         self._kept: dict[int, np.ndarray] = {}
 
-    def at(self, z: int) -> np.ndarray:
+    def at(self, z: int, wanted: int) -> list[tuple[np.ndarray, float]]:
+        """The prepared slices on both sides; or one plane between them, where more voxels are `wanted` than it has."""
         along = self._part.taps[0]
-        low, high, weight = int(along.low[z]), int(along.high[z]), along.weight[z]
+        low, high, weight = int(along.low[z]), int(along.high[z]), float(along.weight[z])
         self._kept = {index: plane for index, plane in self._kept.items() if index in (low, high)}
         below = self._classes_last(low)
-        return below if weight == 0 else below + weight * (self._classes_last(high) - below)
+        if weight == 0:
+            return [(below, 1.0)]
+        above = self._classes_last(high)
+        if wanted <= below.shape[0] * below.shape[1]:
+            return [(below, 1 - weight), (above, weight)]
+        return [(below + np.float32(weight) * (above - below), 1.0)]
 
     def _classes_last(self, index: int) -> np.ndarray:
         if index not in self._kept:
