@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..imageio import is_nrrd_segmentation, read_segments, segment_sets
+from ..imageio import crowds_in, is_nrrd_segmentation, is_outlines, read_segments, segment_sets
 from ..schema.dataset import Case, CaseFacts, Dataset, Finding
 from ..schema.errors import DataError, OptionError
 from ..schema.labels import LabelCode
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 
 PALETTE = "palette.json"
+MOST_SHARED = 40
+"""files of outlines that may be those of many images each, as COCO's, of which alone there are crowds"""
 _IGNORE_VALUE = 255
 
 
@@ -37,7 +39,9 @@ def with_coded_labels(
     if options.join:
         return join_objects(found, options, options.join), []
     if options.objects:
-        found = tell_apart(found, cases, options, options.objects)
+        outlines = {root / part.path for case in cases for part in case.label_parts if is_outlines(Path(part.path))}
+        crowds = len(outlines) <= MOST_SHARED and any(crowds_in(path) for path in outlines)
+        found = tell_apart(found, cases, options, options.objects, crowds)
         unnumbered = unnumbered_masks(masks_of(root, cases), found.labels.ignore)
         if unnumbered is None:
             return found, []

@@ -40,12 +40,20 @@ def _require_unnamed(found: DetectedLayout, options: DataOptions, option: str) -
     return options.ignore if options.ignore is not None else found.labels.ignore
 
 
-def tell_apart(found: DetectedLayout, cases: Sequence[Case], options: DataOptions, name: str) -> DetectedLayout:
+IGNORED_CROWDS = 65_535
+"""ignore value of sets with crowds; files of 16 bits hold it"""
+
+
+def tell_apart(
+    found: DetectedLayout, cases: Sequence[Case], options: DataOptions, name: str, crowds: bool = False
+) -> DetectedLayout:
     """As `join_objects`, with a class of the objects' cores and one of their borders, whose region is called `name`.
 
-    Raises also DataError where a label comes in several files.
+    With `crowds`, outlines of several objects that nobody told apart, there is an ignore value for them. Raises also
+    DataError where a label comes in several files.
     """
     ignore = _require_unnamed(found, options, "--objects")
+    ignore = IGNORED_CROWDS if ignore is None and crowds else ignore
     if several := [case for case in cases if case.label_parts and not is_outlines(Path(case.label_parts[0].path))]:
         raise DataError(
             f"--objects needs one label file that numbers the objects, and {len(several)} cases have several",

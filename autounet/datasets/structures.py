@@ -36,7 +36,7 @@ from ..schema.labels import LabelCode
 from ..schema.options import DataOptions
 from ..workers import available_cores, map_parallel
 from .layouts.detected_layout import DeclaredLabels, DetectedLayout
-from .unnumbered_masks import object_numbers
+from .unnumbered_masks import object_numbers, outlined_numbers
 
 OVERLAPPING = 0.05
 """share of the smaller of two structures from which on they overlap by intention; where people draw one beside the
@@ -64,7 +64,7 @@ def read_case_label(root: Path, case: Case, codes: Sequence[LabelCode]) -> Label
         outlines = root / case.label_parts[0].path
         if not is_outlines(outlines) or not any(code.above is not None for code in codes):
             return read_label_parts(parts_of(root, case), root / case.images[0], codes)
-        content = read_outlined_objects(outlines, root / case.images[0])
+        content = read_case_numbers(root, case, codes)
         if not any(code.border for code in codes):
             return content._replace(values=values_of_objects(content.values, codes))
         return content._replace(values=core_and_border(content.values, content.geometry.spacing, codes))
@@ -81,7 +81,8 @@ def read_case_numbers(root: Path, case: Case, codes: Sequence[LabelCode]) -> Lab
     """
     assert case.label is not None
     if case.label_parts:
-        return read_outlined_objects(root / case.label_parts[0].path, root / case.images[0])
+        content = read_outlined_objects(root / case.label_parts[0].path, root / case.images[0])
+        return content._replace(values=outlined_numbers(content.values, codes))
     content = read_label_content(root / case.label, (), case.frame, numbers=True)
     return content._replace(values=object_numbers(content.values, codes))
 

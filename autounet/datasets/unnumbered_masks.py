@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import cc3d
 import numpy as np
 
-from ..imageio import read_label_content
+from ..imageio import CROWD, read_label_content
 from ..imageio.stored_values import values_of_objects
 from ..schema.dataset import Case, Finding, Severity
 from ..schema.errors import DataError
@@ -117,3 +117,14 @@ def object_numbers(values: np.ndarray, codes: Sequence[LabelCode]) -> np.ndarray
     first = max(code.above or 0 for code in codes if code.value == core)
     numbers = cc3d.connected_components(inside, connectivity=NEIGHBOURS).astype(np.int32)
     return np.where(inside, numbers + np.int32(first), values)
+
+
+def outlined_numbers(values: np.ndarray, codes: Sequence[LabelCode]) -> np.ndarray:
+    """Numbers of outlines (Z, Y, X) int32 that are no ignore value, by the codes of their labels.
+
+    Crowds get the ignore value where objects are told apart, and are an object of the class where they are joined.
+    """
+    core = next(code.value for code in codes if code.above is not None)
+    ignore = max(code.above or 0 for code in codes if code.value == core)  # 0 where there is none
+    crowd = ignore if any(code.border for code in codes) else ignore + 1
+    return np.where(values == CROWD, np.int32(crowd), np.where(values > 0, values + np.int32(ignore), 0))

@@ -63,8 +63,8 @@ from .label_rows import LabelRows
 from .metaimage import data_file
 from .nrrd import is_nrrd_segmentation, read_segments
 from .ome_zarr import zarr_files
-from .outline_files import is_outlines, outline_names, outlined_images, read_outlines
-from .outlines import outline_masks, outline_numbers
+from .outline_files import annotation_remarks, crowds_in, is_outlines, outline_names, outlined_images, read_outlines
+from .outlines import CROWD, outline_masks, outline_numbers
 from .stored_values import (
     OPAQUE,
     coded_by_colour,
@@ -87,6 +87,7 @@ from .zarr_metadata import label_names, level_of_shape
 
 __all__ = [
     "CHUNKED_KINDS",
+    "CROWD",
     "DICOM",
     "FORMATS",
     "LABEL_MODALITIES",
@@ -96,12 +97,15 @@ __all__ = [
     "ChunkedImage",
     "DicomFile",
     "ImageContent",
+    "ImageHeader",
     "LabelContent",
     "LabelParts",
     "LabelRows",
     "Remark",
     "StructureMap",
     "addresses",
+    "annotation_remarks",
+    "crowds_in",
     "describe_unread",
     "dicom_index",
     "file_kind",
@@ -273,7 +277,7 @@ def read_label_parts(parts: LabelParts, image: Path, codes: Sequence[LabelCode])
 
 
 def read_outlined_objects(path: Path, image: Path) -> LabelContent:
-    """A number for each outline of an image. Raises DataError."""
+    """A number for each outline of an image, CROWD for those of crowds. Raises DataError."""
     header = read_full_header(image)
     numbers = outline_numbers(path, image, header.geometry, header.components)
     return LabelContent(numbers, header.geometry, read_outlines(path, image)[1])

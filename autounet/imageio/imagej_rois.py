@@ -39,6 +39,8 @@ class Outline(NamedTuple):
     """row and column of the first pixel of `mask`"""
     mask: np.ndarray | None = None
     """(Y, X) bool, where pixels were stored in place of corners"""
+    crowd: bool = False
+    """whether it surrounds several objects, which nobody told apart"""
 
 
 def clean_name(text: object) -> str:

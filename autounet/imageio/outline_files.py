@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from io import BytesIO
@@ -189,10 +190,70 @@ def _of_coco(path: Path, entry: Mapping[str, Any], names: Mapping[object, str]) 
     """One outline; without parts where the entry has a box or key points alone."""
     name, drawn = names[_key(entry, "category_id")], entry.get("segmentation")
     if isinstance(drawn, dict):
-        yield Outline(name, mask=_run_lengths(path, drawn))
+        yield Outline(name, mask=_run_lengths(path, drawn), crowd=_is_crowd(entry))
         return
     parts = [corners(path, each) for each in drawn or ()] if isinstance(drawn, list) else []
-    yield Outline(name, tuple(each for each in parts if len(each) > 2))
+    yield Outline(name, tuple(each for each in parts if len(each) > 2), crowd=_is_crowd(entry))
+
+
+def _is_crowd(entry: Mapping[str, Any]) -> bool:
+    return entry.get("iscrowd") in (1, True, "1")
+
+
+def crowds_in(path: Path) -> list[str]:
+    """The images that a file marks crowds in, one for each of these: of COCO alone. Raises FileError."""
+    content: Any = None if path.suffix.lower() in ROI_ENDINGS else _json(path)
+    if not _is_coco(content):
+        return []
+    names = {_key(each, "id"): _posix(each.get("file_name")) for each in content["images"] if isinstance(each, dict)}
+    return [
+        names[image] for image, own in content["by_image"].items() if image in names for each in own if _is_crowd(each)
+    ]
+
+
+def annotation_remarks(path: Path) -> tuple[Remark, ...]:
+    """What does not fit together in a COCO file, each with its number and the first of it. Raises FileError."""
+    content: Any = None if path.suffix.lower() in ROI_ENDINGS else _json(path)
+    return tuple(_coco_remarks(content)) if _is_coco(content) else ()
+
+
+def _coco_remarks(content: Mapping[str, Any]) -> Iterator[Remark]:
+    annotations = [each for each in content["annotations"] if isinstance(each, dict)]
+    images, categories = (
+        [each for each in content.get(key) or () if isinstance(each, dict)] for key in ("images", "categories")
+    )
+    of = f"of {len(annotations)} annotations"
+    listed = {_key(each, "id") for each in images}
+    if lost := [each for each in annotations if _key(each, "image_id") not in listed]:
+        text = f"has {len(lost)} {of} for images that it does not list, which are left out; the first {_named(lost[0])}"
+        yield Remark("unknown-image", text, "Correct their image_id, or list the images")
+    declared = {_key(each, "id") for each in categories}
+    if strange := [each for each in annotations if _key(each, "category_id") not in declared]:
+        called = content["names"][_key(strange[0], "category_id")]
+        text = (
+            f"has {len(strange)} {of} in categories that it does not declare; the first {_named(strange[0])}, "
+            f"and its class is called {called!r}"
+        )
+        yield Remark("undeclared-category", text, "Correct their category_id, or declare the categories with a name")
+    ids: dict[str, list[str]] = {}
+    for each in categories:
+        ids.setdefault(clean_name(each.get("name")), []).append(str(_key(each, "id")))
+    alike = {name: own for name, own in ids.items() if len(own) > 1 and name.lower() not in NO_CLASS}
+    for name, own in list(alike.items())[:1]:
+        more = f", and {len(alike) - 1} more names likewise" if len(alike) > 1 else ""
+        text = f"calls {len(own)} categories {name!r} (ids {', '.join(own[:5])}), which become one class{more}"
+        yield Remark("same-name", text, "Give them different names, if they are different classes")
+    for what, entries in (("images", images), ("categories", categories)):
+        counts = Counter(_key(each, "id") for each in entries)
+        if twice := [key for key, count in counts.items() if count > 1]:
+            effect = "share their annotations" if what == "images" else "go by the last one's name"
+            text = f"gives {len(twice)} ids to several {what}, which {effect}; the first is {twice[0]}"
+            yield Remark("same-id", text, "Give each an id of its own")
+
+
+def _named(annotation: Mapping[str, Any]) -> str:
+    """Of an annotation, its own id and those that it refers to."""
+    return ", ".join(f"has {key} {annotation.get(key)!r}"[:60] for key in ("id", "image_id", "category_id"))
 
 
 def _run_lengths(path: Path, stored: Mapping[str, Any]) -> np.ndarray:

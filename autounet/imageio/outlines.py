@@ -19,6 +19,9 @@ from .imagej_rois import Outline
 from .outline_files import outlined_shape, read_outlines
 from .structures import NamedMask
 
+CROWD = -1
+"""in place of the number of an object, where nobody told objects apart"""
+
 
 class _Drawn(NamedTuple):
     """The pixels of an outline."""
@@ -45,10 +48,15 @@ def outline_masks(path: Path, image: Path, geometry: Geometry, channels: int) ->
 def outline_numbers(path: Path, image: Path, geometry: Geometry, channels: int) -> np.ndarray:
     """(Z, Y, X) int32 with a number for each outline from 1 on; where they overlap, that of the smaller one.
 
-    Raises FileError.
+    Crowds, which surround several objects, are CROWD where no object is. Raises FileError.
     """
     numbers = np.zeros(geometry.shape, np.int32)
-    drawn = [_drawn(path, each, geometry, channels) for each in _outlines(path, image, geometry)]
+    outlines = _outlines(path, image, geometry)
+    for each in outlines:
+        if each.crowd:
+            own = _drawn(path, each, geometry, channels)
+            numbers[own.place][..., own.inside] = CROWD
+    drawn = [_drawn(path, each, geometry, channels) for each in outlines if not each.crowd]
     for number, own in enumerate(sorted(drawn, key=lambda own: -int(own.inside.sum())), 1):
         numbers[own.place][..., own.inside] = number
     return numbers

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from ...imageio import holds_rois, is_outlines, is_zarr, outlined_images, read_outlines, stem
+from ...imageio import (
+    annotation_remarks,
+    crowds_in,
+    holds_rois,
+    is_outlines,
+    is_zarr,
+    outlined_images,
+    read_outlines,
+    stem,
+)
 from ...schema.dataset import Case, Finding, LabelPart, Severity
 from ...schema.errors import DataError, FileError
 from ...schema.options import DataOptions
@@ -100,6 +109,9 @@ def find(root: Path, options: DataOptions) -> DetectedLayout:
              zip(distinct_names(list(owners)), owners, strict=True)]  # fmt: skip
     if not (options.objects or options.join):
         findings += _object_findings(owners)
+    files = dict.fromkeys(owners.values())
+    for path in files if len(files) <= MOST_COUNTED else ():  # more are LabelMe's
+        findings += _annotation_findings(root, path, bool(options.objects))
     declared = parse_labels(read_description(root).get("labels", {}))
     folders = Counter(relative(root, image.parent) for image in owners)
     pattern = f"{folders.most_common(1)[0][0]}/*{images[0].suffix}".removeprefix("./")
@@ -208,6 +220,19 @@ def _object_findings(owners: Owners) -> list[Finding]:
     message = f"outlines surround {min(counts)} to {max(counts)} objects in an image, which are joined to classes"
     remedy = "Give --objects NAME to find single objects, also where they touch"
     return [_warning("objects", message, remedy)]
+
+
+def _annotation_findings(root: Path, path: Path, objects: bool) -> Iterator[Finding]:
+    """Of what does not fit together in a COCO file; of crowds where objects are told apart."""
+    with suppress(FileError):  # told when it is read
+        for each in annotation_remarks(path):
+            yield _warning(each.code, f"{relative(root, path)} {each.text}", each.remedy)
+        if objects and (crowds := crowds_in(path)):
+            message = (
+                f"{relative(root, path)} marks {len(crowds)} outlines as crowds of objects (iscrowd), the first in "
+                f"{crowds[0]}: nothing is learned and measured there"
+            )
+            yield _warning("crowds", message, "Outline each object, if they are to be learned from")
 
 
 def _twice(root: Path, image: Path, first: Path, second: Path) -> Finding:
