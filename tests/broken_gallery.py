@@ -229,10 +229,11 @@ GALLERY = (
     ),
     Broken(
         contents.grey_among_colours,
-        "channel-mismatch",
-        "has 1 channel, the data set has 3",
-        "Convert",
-        fixed="has 3 channels now",
+        "grey-and-coloured",
+        "1 of 6 pictures are grey and the others coloured. Grey ones are read with equal red, green and blue",
+        "check --fix --out NEW stores all in colours",
+        None,
+        "warning",
     ),
     Broken(
         contents.same_image_twice,

@@ -158,7 +158,8 @@ def test_dimensions(plain: ModelBundle, slices: ModelBundle, tmp_path: Path) -> 
 def test_kinds(plain: ModelBundle, tmp_path: Path) -> None:
     bundle = known_of(plain, CT)
     picture = tmp_path / "a.png"
-    write_image(picture, np.zeros((3, 1, 8, 8), np.uint8), Geometry(shape=(1, 8, 8), kind="png", dimension=2))
+    colours = np.arange(3 * 64, dtype=np.uint8).reshape(3, 1, 8, 8)
+    write_image(picture, colours, Geometry(shape=(1, 8, 8), kind="png", dimension=2))
     found = headers(bundle, picture)
     assert set(found) == {"dimension", "channels", "kind"}
     assert "a.png has 3 channels, expected 1 (CT)" in found["channels"].message

@@ -313,12 +313,13 @@ def test_opaque_pictures_are_told_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("odd", [0, 5])
-def test_the_majority_decides_on_channels(tmp_path: Path, odd: int) -> None:
+def test_a_grey_picture_among_coloured_ones_is_read_in_colours(tmp_path: Path, odd: int) -> None:
     data = pictures(tmp_path / "data", colour=True)
     Image.open(data / f"images/c{odd}.png").convert("L").save(data / f"images/c{odd}.png")
     assert len(scan(data, DataOptions()).channels) == 3
-    (found,) = (each for each in check_data(data, DataOptions()).findings if each.severity == "fatal")
-    assert (found.code, found.case) == ("channel-mismatch", f"c{odd}")
+    (found,) = check_data(data, DataOptions()).findings
+    assert (found.code, found.case, found.severity) == ("grey-and-coloured", None, "warning")
+    assert f"images/c{odd}.png" in found.message
     repaired = fix_data(data, DataOptions(), tmp_path / "fixed")
     assert [each.case for each in repaired.repairs] == [f"c{odd}"]
     assert repaired.result.findings == ()

@@ -44,12 +44,13 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def configuration(family: str, dims: int) -> Configuration:
+def configuration(family: str, dims: int, channels: int = 1) -> Configuration:
     strides = [(1,) * dims, *[(2,) * dims] * (STAGES - 1)]
-    network = FAMILIES[family].propose(dims, 1, LABELS.count, strides, [(3,) * dims] * STAGES, 4)
+    network = FAMILIES[family].propose(dims, channels, LABELS.count, strides, [(3,) * dims] * STAGES, 4)
     return Configuration(
         preprocess=PreprocessSpec(
-            spacing=(1.0 if dims == 3 else None, 1.0, 1.0), normalisation=(ChannelNormalisation(scheme="zscore"),)
+            spacing=(1.0 if dims == 3 else None, 1.0, 1.0),
+            normalisation=(ChannelNormalisation(scheme="zscore"),) * channels,
         ),
         prepared="p",
         patch_size=(8,) * dims,

@@ -255,8 +255,8 @@ def test_grey_pictures_become_rgb_where_some_are_coloured(tmp_path: Path, colour
     pixels[..., 2] //= 2 if coloured else 1
     Image.fromarray(pixels).save(data / "images" / f"{case}{ending}")
     options = DataOptions(label="masks/*", classes={"disc": 255})
-    (mismatch,) = (each for each in check_data(data, options).findings if each.code == "channel-mismatch")
-    assert "Convert all pictures to the same channels, as" in mismatch.remedy
+    (mixed,) = (each for each in check_data(data, options).findings if each.code == "grey-and-coloured")
+    assert f"check --fix --out NEW stores all {'in colours' if coloured else 'as grey pictures'}" in mixed.remedy
     found = fix_data(data, options, tmp_path / "new")
     assert {finding.code for finding in found.result.findings} <= {"opaque-alpha"}
     assert len(found.repairs) == (5 if coloured else 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from ..schema.dataset import Case, Channel, ChannelKind, Finding
 from ..schema.errors import DataError, FileError, OptionError
 from ..schema.options import DataOptions
 from .checks.examine import unreadable
+from .grey_pictures import COLOURS, mixed_pictures
 
 _KIND_WORDS = {
     "ct": ChannelKind.ct,
@@ -20,7 +20,6 @@ _KIND_WORDS = {
                     ChannelKind.mri),
     **dict.fromkeys(("photo", "rgb", "red", "green", "blue", "r", "g", "b"), ChannelKind.photo),
 }  # fmt: skip
-COLOURS = ("red", "green", "blue")
 
 
 class StoredChannels(NamedTuple):
@@ -33,15 +32,16 @@ class StoredChannels(NamedTuple):
     """channels of their own in one file, as of fluorescence: see `ImageHeader.measured`"""
     names: tuple[str, ...]
     """as that file gives them; none where it does not"""
+    findings: tuple[Finding, ...] = ()
 
 
 def find_channels(
     root: Path, cases: Sequence[Case], names: list[str] | None, options: DataOptions
-) -> tuple[Channel, ...]:
-    """Names and kinds of the channels of the first case whose headers can be read. Raises DataError, OptionError.
+) -> tuple[tuple[Channel, ...], tuple[Finding, ...]]:
+    """Names and kinds of the channels of the first case whose headers can be read, and what is to be told of them.
 
-    Channels that a file says are measured apart have the names that it gives, and are no photograph but where they are
-    called red, green and blue.
+    Raises DataError and OptionError. Channels that a file says are measured apart have the names that it gives, and are
+    no photograph but where they are called red, green and blue.
     """
     stored = _stored_channels(root, cases)
     count, colours = stored.number, stored.number == len(COLOURS) and stored.photograph
@@ -71,15 +71,17 @@ def find_channels(
     if unknown:
         known = ", ".join(kinds)
         raise OptionError(f"--kind names the unknown channel {', '.join(sorted(unknown))}", f"The channels are {known}")
-    return tuple(Channel(name=name, kind=kind) for name, kind in kinds.items())
+    return tuple(Channel(name=name, kind=kind) for name, kind in kinds.items()), stored.findings
 
 
 def _stored_channels(root: Path, cases: Sequence[Case]) -> StoredChannels:
     """Of the first readable case. Raises DataError.
 
-    Of pictures, the number that most have: programs save a coloured one as grey where it holds no colours.
+    Of pictures, red, green and blue where some are grey and others coloured: programs save a coloured one as grey where
+    it holds no colours. Else the number that most have.
     """
-    findings, counts, picture = [], Counter[int](), False
+    findings = []
+    pictures: dict[int, list[str]] = {}
     for case in sorted(cases, key=lambda case: case.present is not None):  # one with all channels, where there is one
         try:
             read = {
@@ -94,13 +96,16 @@ def _stored_channels(root: Path, cases: Sequence[Case]) -> StoredChannels:
         count = sum(1 if case.frame is not None else each.channels for each in headers)
         if own and first.measured:
             return StoredChannels(count, False, True, first.names)
-        if not counts and not (own and first.geometry.dimension == 2):
+        if not pictures and not (own and first.geometry.dimension == 2):
             return StoredChannels(count, own, False, ())
         if own:
-            counts[count], picture = counts[count] + 1, True
-    if not counts:
+            pictures.setdefault(count, []).append(case.images[0])
+    if not pictures:
         raise DataError.of(findings)
-    return StoredChannels(max(counts, key=lambda count: (counts[count], count)), picture, False, ())
+    if set(pictures) == {1, len(COLOURS)}:
+        count, told = mixed_pictures(root, pictures[1], pictures[len(COLOURS)])
+        return StoredChannels(count, True, False, (), (told,))
+    return StoredChannels(max(pictures, key=lambda count: (len(pictures[count]), count)), True, False, ())
 
 
 def other_order(names: Sequence[str], channels: Sequence[Channel]) -> str | None:

@@ -15,6 +15,7 @@ from ..schema.dataset import Case, Channel, ChannelFacts, Dataset
 from ..schema.errors import DataError
 from ..schema.geometry import Geometry
 from .checks.case_checks import FAR_REMEDY, describe_channels, far_voxels, world_differences
+from .grey_pictures import are_colours, in_channels
 from .inputs import InputCase
 from .structures import read_case_label, read_case_numbers
 
@@ -31,9 +32,12 @@ class LoadedCase(NamedTuple):
 
 
 def read_channels(
-    paths: Sequence[Path], channels: int, frame: int | None = None, told: int = logging.DEBUG
+    paths: Sequence[Path], channels: int, frame: int | None = None, told: int = logging.DEBUG, colours: bool = False
 ) -> tuple[np.ndarray, Geometry]:
     """All channel files of a case, joined along C, with the geometry of the first file. `frame` is a time point.
+
+    A picture that is stored in colours and grey gives one channel where one is expected, and a grey one three equal
+    ones where these are `colours`.
 
     What the readers have to say of the files is logged at the level `told`: `check` has found it in training data.
 
@@ -42,6 +46,8 @@ def read_channels(
     parts = [read_image_content(path, frame) for path in paths]
     require_one_grid(paths, [each.geometry for each in parts], [each.remarks for each in parts], told)
     image = parts[0].array if len(parts) == 1 else np.concatenate([each.array for each in parts])
+    if len(parts) == 1:
+        image = in_channels(image, parts[0].geometry.kind, channels, colours)
     require_channels(paths, image.shape[0], channels)
     return image, parts[0].geometry
 
@@ -79,10 +85,11 @@ def read_present(
     channels: int,
     frame: int | None = None,
     told: int = logging.DEBUG,
+    colours: bool = False,
 ) -> tuple[np.ndarray, Geometry]:
     """As `read_channels`, of a case that has the `present` channels only (None: all); the others are 0."""
     if present is None:
-        return read_channels(paths, channels, frame, told)
+        return read_channels(paths, channels, frame, told, colours)
     own, geometry = read_channels(paths, len(present), frame, told)
     image = np.zeros((channels, *own.shape[1:]), np.float32)
     image[list(present)] = own
@@ -112,7 +119,8 @@ def load_case(dataset: Dataset, identifier: str) -> LoadedCase:
     root = Path(dataset.root)
     try:
         paths = [root / path for path in case.images]
-        image, geometry = read_present(paths, case.present, len(dataset.channels), case.frame)
+        colours = are_colours(dataset.channels)
+        image, geometry = read_present(paths, case.present, len(dataset.channels), case.frame, colours=colours)
         labels = encode(read_reference(dataset, case)[0], dataset.labels) if case.label else None
     except DataError as error:
         raise DataError(error.message, error.remedy, identifier) from None
@@ -132,7 +140,8 @@ def load_input(case: InputCase, channels: Sequence[Channel]) -> tuple[np.ndarray
     if case.error is not None:
         raise case.error
     try:
-        image, geometry = read_present(case.images, case.present, len(channels), case.frame, logging.WARNING)
+        count, colours = len(channels), are_colours(channels)
+        image, geometry = read_present(case.images, case.present, count, case.frame, logging.WARNING, colours)
     except DataError as error:
         raise DataError(error.message, error.remedy, case.identifier) from None
     require_finite(case.identifier, int(image.size - np.count_nonzero(np.isfinite(image))))

@@ -155,8 +155,8 @@ def scan(data: Path, options: DataOptions, findings: list[Finding] | None = None
     )
     listed, time_points = split_frames(root, listed, found.channels, options)
     image = listed[0].images[0]
-    channels = find_channels(root, listed, found.channels, options)
-    _report(order_findings(root, listed, channels), findings)
+    channels, mixed = find_channels(root, listed, found.channels, options)
+    _report([*mixed, *order_findings(root, listed, channels)], findings)
     return Dataset(
         root=str(root),
         name=str(read_description(root).get("name") or root.name),

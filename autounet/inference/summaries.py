@@ -15,7 +15,7 @@ from ..schema.bundle import (
     ScoreSummary,
     TrainingSummary,
 )
-from ..schema.dataset import CaseFacts
+from ..schema.dataset import CaseFacts, ChannelFacts
 from ..schema.fingerprint import Fingerprint
 from ..schema.labels import Labels
 from ..schema.metrics import Metrics
@@ -74,6 +74,7 @@ def summarise_data(fingerprint: Fingerprint, labels: Labels, facts: Sequence[Cas
             )
             for index, channel in enumerate(fingerprint.channels)
         ),
+        grey_pictures=any(_is_grey(each.channels) for each in facts),
         classes=tuple(
             ClassSummary(
                 name=each.name,
@@ -84,6 +85,11 @@ def summarise_data(fingerprint: Fingerprint, labels: Labels, facts: Sequence[Cas
             if index
         ),
     )
+
+
+def _is_grey(channels: Sequence[ChannelFacts]) -> bool:
+    """Whether red, green and blue are the same, as far as is known."""
+    return len(channels) == 3 and len(set(channels)) == 1 and channels[0].minimum is not None
 
 
 def _extremes(values: Iterable[float | None]) -> tuple[float, float] | None:

@@ -17,8 +17,9 @@ import numpy as np
 
 from ..datasets.channels import other_order
 from ..datasets.checks.case_checks import describe_channels
+from ..datasets.grey_pictures import COLOURS, are_colours, is_grey_file
 from ..datasets.inputs import InputCase
-from ..imageio import DICOM, VOLUME_KINDS, dicom_index, file_kind, read_full_header
+from ..imageio import DICOM, VOLUME_KINDS, ImageHeader, dicom_index, file_kind, read_full_header
 from ..ops.orient import network_axes, permute
 from ..schema.bundle import ChannelSummary, ModelBundle
 from ..schema.dataset import Channel, ChannelFacts, ChannelKind
@@ -54,7 +55,7 @@ class Mismatch(NamedTuple):
     refuses: bool
     """False: it is predicted, with a warning"""
     topic: str
-    """dimension, channels, kind, spacing or intensities"""
+    """dimension, channels, colours, kind, spacing or intensities"""
     message: str
     can_be_forced: bool = True
     """False where the networks cannot take it at all"""
@@ -70,7 +71,9 @@ def header_mismatches(bundle: ModelBundle, case: InputCase) -> list[Mismatch]:
     found = list(geometry_mismatches(bundle, geometry))
     expected = len(bundle.channels) if case.present is None else len(case.present)
     channels = len(case.images) if case.frame is not None else sum(each.channels for each in headers)
-    if channels != expected:
+    if case.present is None and (picture := _picture_mismatch(bundle, case, headers)):
+        found += picture
+    elif channels != expected:
         names = ", ".join(channel.name for channel in bundle.channels)
         has = f"{channels} channel{'' if channels == 1 else 's'}"
         files = ", ".join(path.name for path in case.images)
@@ -83,6 +86,24 @@ def header_mismatches(bundle: ModelBundle, case: InputCase) -> list[Mismatch]:
             modality = _modality(path) if file_kind(path) == DICOM else ""
             found += _kind_mismatches(bundle, channel, file_kind(path), modality)
     return found
+
+
+def _picture_mismatch(bundle: ModelBundle, case: InputCase, headers: Sequence[ImageHeader]) -> list[Mismatch]:
+    """Of a coloured picture for a model of grey ones, and the other way round; empty for all other images."""
+    header, path = headers[0], case.images[0]
+    if len(headers) > 1 or header.measured or header.frames > 1 or header.geometry.kind in VOLUME_KINDS:
+        return []
+    if header.channels == len(COLOURS) and len(bundle.channels) == 1:
+        if is_grey_file(path):
+            return [Mismatch(False, "colours", f"{path.name} is stored in colours and holds none: it is read as grey")]
+        text = f"{path.name} has 3 channels, expected 1 ({bundle.channels[0].name})"
+        return [Mismatch(True, "channels", f"{text}: it is in colours, and the model takes grey pictures", False)]
+    if header.channels == 1 and are_colours(bundle.channels):
+        if bundle.card.data is not None and bundle.card.data.grey_pictures:
+            return [Mismatch(False, "colours", f"{path.name} is grey, as some pictures of the training were")]
+        text = f"{path.name} has 1 channel, expected 3 ({', '.join(channel.name for channel in bundle.channels)})"
+        return [Mismatch(True, "channels", f"{text}: it is grey, and the model was trained on coloured pictures")]
+    return []
 
 
 def _modality(series: Path) -> str:

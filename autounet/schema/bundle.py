@@ -52,6 +52,8 @@ class DataSummary(Part):
     finest: Spacing3
     coarsest: Spacing3
     channels: tuple[ChannelSummary, ...]
+    grey_pictures: bool = False
+    """whether some pictures were grey, of a model of coloured ones"""
     classes: tuple[ClassSummary, ...]
 
 

@@ -17,6 +17,7 @@ from ...schema.geometry import Geometry
 from ...schema.labels import LabelCode
 from ...store.file_hashes import FileHashes
 from ...workers import map_parallel
+from ..grey_pictures import are_colours, in_channels
 from ..structures import read_case_label
 from .case_checks import (
     FIX,
@@ -43,7 +44,7 @@ __all__ = ["CaseTask", "content_hash", "examine", "examine_case", "unreadable"]
 
 Each = TypeVar("Each")
 
-FACTS_VERSION = 6
+FACTS_VERSION = 7
 """raised whenever the same files would give other facts"""
 SPARSE = 0.5
 """share of ignored voxels from which a label counts as scribbles, whose components mean nothing"""
@@ -55,6 +56,8 @@ class CaseTask(NamedTuple):
     root: str
     case: Case
     channels: int
+    colours: bool
+    """whether they are those of a photograph"""
     ignore: int | None
     codes: tuple[LabelCode, ...]
     """`Labels.codes`"""
@@ -87,7 +90,8 @@ def examine(
     values = {label.name: label.value for label in labels.classes}
     pairs = tuple((values[left], values[right]) for left, right in labels.pairs)
     for case in dataset.cases:
-        task = CaseTask(dataset.root, case, len(dataset.channels), labels.ignore, labels.codes, seed, hashes, pairs)
+        count, colours = len(dataset.channels), are_colours(dataset.channels)
+        task = CaseTask(dataset.root, case, count, colours, labels.ignore, labels.codes, seed, hashes, pairs)
         # hashing a known case waits for the disk; a pool of processes would cost more than it saves
         if case.identifier in known and _still_holds(known[case.identifier], task):
             if on_done:
@@ -127,6 +131,7 @@ def content_hash(task: CaseTask) -> str:
     depends: list[object] = [
         FACTS_VERSION,
         task.channels,
+        task.colours,
         task.ignore,
         task.seed,
         case.label is None,
@@ -227,6 +232,8 @@ def _read_channels(task: CaseTask, findings: list[Finding]) -> tuple[np.ndarray 
         return None, geometry
     image = parts[0].array if len(parts) == 1 else np.concatenate([each.array for each in parts])
     wanted = task.channels if case.present is None else len(case.present)
+    if len(parts) == 1 and case.present is None:
+        image = in_channels(image, geometry.kind, wanted, task.colours)
     if image.shape[0] != wanted:
         channels = "1 channel" if image.shape[0] == 1 else f"{image.shape[0]} channels"
         message = f"{', '.join(case.images)} has {channels}, the data set has {wanted}"

@@ -14,13 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...imageio import VOLUME_KINDS, read_image, suffix
-from ...schema.dataset import CaseFacts, Channel, ChannelKind, Dataset, Finding, Severity
-from ...schema.errors import DataError, FileError, OptionError
+from ...imageio import suffix
+from ...schema.dataset import CaseFacts, Dataset, Finding, Severity
+from ...schema.errors import DataError, OptionError
 from ...schema.fingerprint import Repair
 from ...schema.record import new_folder, write_text
 from ...workers import map_parallel
-from ..channels import COLOURS
 from ..checks.set_checks import duplicates
 from .case_repair import RepairedCase, RepairTask, repair_case
 
@@ -48,7 +47,6 @@ def repair_dataset(
     if folder == root or root in folder.parents:
         raise OptionError(f"--out {folder} lies in the data folder", "Give a folder elsewhere")
     unrepairable = _unrepairable(dataset, facts)
-    dataset = _in_colour(dataset, facts)
     temporary = new_folder(folder)
     try:
         declared = (*dataset.labels.values, *((dataset.labels.ignore,) if dataset.labels.ignore is not None else ()))
@@ -70,24 +68,6 @@ def repair_dataset(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return sorted((each for each in repairs if each.done or each.dropped), key=lambda each: each.case)
-
-
-def _in_colour(dataset: Dataset, facts: Sequence[CaseFacts]) -> Dataset:
-    """Where some of grey pictures are coloured, all become red, green and blue, in which grey ones lose nothing."""
-    others = {fact.identifier for fact in facts if any(each.code == "channel-mismatch" for each in fact.findings)}
-    pictures = [case.images[0] for case in dataset.cases if case.identifier in others and len(case.images) == 1]
-    if len(dataset.channels) != 1 or not any(_is_coloured(Path(dataset.root) / name) for name in pictures):
-        return dataset
-    channels = tuple(Channel(name=name, kind=ChannelKind.photo) for name in COLOURS)
-    return dataset.model_copy(update={"channels": channels})
-
-
-def _is_coloured(path: Path) -> bool:
-    try:
-        image, geometry = read_image(path)
-    except FileError:
-        return False
-    return geometry.kind not in VOLUME_KINDS and len(image) == len(COLOURS) and bool((image != image[:1]).any())
 
 
 def _unrepairable(dataset: Dataset, facts: Sequence[CaseFacts]) -> dict[str, str]:
