@@ -50,6 +50,7 @@ from .formats import (
     output_suffix,
     read_file,
     read_file_header,
+    segmentation_suffix,
     sidecar_of,
     stem,
     suffix,
@@ -146,6 +147,7 @@ __all__ = [
     "referenced_instances",
     "require_extra",
     "segment_sets",
+    "segmentation_suffix",
     "series_files",
     "sizes_of",
     "split_address",
@@ -313,6 +315,8 @@ def files_of(path: Path | str) -> list[Path]:
     """Every file that an image depends on: itself, the slices of a series, the voxels of an .mhd, a sidecar."""
     path = Path(path)
     kind = SUFFIXES.get(suffix(path).lower())
+    if kind is None and is_zarr(path):
+        return zarr_files(path)
     if kind is None and (path.is_dir() or is_series_uid(path)):
         return dicom_files(path)
     if kind == "zarr":

@@ -6,7 +6,9 @@ The address of one is written behind the container's name, as ilastik and napari
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +27,8 @@ METADATA = frozenset({".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json"
 _LABEL_WORDS = ("label", "mask", "seg", "truth", "annot")
 _SHOWN = 8
 """images that a message lists"""
+LARGEST_JSON = 1 << 24
+"""bytes of one metadata file"""
 MOST_LISTED = 10_000
 """arrays and groups of one container that are looked at"""
 
@@ -43,8 +47,32 @@ def split_address(path: Path | str) -> tuple[Path, str]:
 
 
 def is_zarr(path: Path) -> bool:
-    """Whether a path is called like a Zarr folder, and is one."""
-    return path.name.lower().endswith(ZARR_ENDINGS) and any((path / name).is_file() for name in METADATA)
+    """Whether a path is called like a Zarr folder, and is one; or is an image of Zarr by what it holds."""
+    if path.name.lower().endswith(ZARR_ENDINGS):
+        return any((path / name).is_file() for name in METADATA)
+    return _is_zarr_image(path)
+
+
+def _is_zarr_image(folder: Path) -> bool:
+    """Whether a folder of any name is an array, or has the levels of one image. False where its JSON cannot be read."""
+    with suppress(OSError):  # a name that no system can hold
+        if (folder / ".zarray").is_file():
+            return True
+    for file in (folder / "zarr.json", folder / ".zattrs"):
+        try:
+            if not file.is_file() or file.stat().st_size > LARGEST_JSON:
+                continue
+            content = json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue
+        if not isinstance(content, dict):
+            continue
+        own = content.get("attributes", content)
+        ome = own.get("ome") if isinstance(own, dict) else None
+        groups = [each for each in (own, ome) if isinstance(each, dict)]
+        if content.get("node_type") == "array" or any("multiscales" in each for each in groups):
+            return True
+    return False
 
 
 def require_extra(name: str, path: Path) -> ModuleType:
@@ -67,7 +95,8 @@ def the_only_one(path: Path, found: Mapping[str, str]) -> str:
     if len(found) > 1:
         shown = ", ".join(f"{address} ({what})" for address, what in list(found.items())[:_SHOWN])
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        ending = next(each for each in (*HDF5_ENDINGS, *ZARR_ENDINGS) if container.name.lower().endswith(each))
+        endings = (each for each in (*HDF5_ENDINGS, *ZARR_ENDINGS) if container.name.lower().endswith(each))
+        ending = next(endings, "")
         first, second = sorted(found, key=lambda name: any(word in name.lower() for word in _LABEL_WORDS))[
             :: len(found) - 1
         ]

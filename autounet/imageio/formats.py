@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..schema.errors import FileError
-from .containers import is_zarr, split_address
+from .containers import ZARR_ENDINGS, is_zarr, split_address
 from .dicom import DICOM_SERIES
 from .dicom_index import NO_IMAGES, dicom_files, is_series_uid
 from .dicom_slices import is_dicom
@@ -30,6 +30,7 @@ from .image_format import (
 from .metaimage import METAIMAGE
 from .nifti import NIFTI
 from .nrrd import NRRD
+from .ome_zarr import KIND as ZARR
 from .ome_zarr import OME_ZARR
 from .pictures import BMP, GIF, JPEG, PNG
 from .tiff import TIFF
@@ -131,10 +132,15 @@ def is_series(folder: Path) -> bool:
 
 
 def file_kind(path: Path | str) -> str:
-    """Kind as in `Geometry.kind`; a folder, or the UID of a series, is one. Raises DataError for an unknown ending."""
+    """Kind as in `Geometry.kind`; a folder is one of Zarr by what it holds, else a series, as is the UID of one.
+
+    Raises DataError for an unknown ending.
+    """
     ending = suffix(path).lower()
     if ending:
         return SUFFIXES[ending]
+    if is_zarr(Path(path)):
+        return ZARR
     if is_folder(Path(path)) or is_series_uid(Path(path)):
         return DICOM
     if Path(path).suffix.lower() == ".dcm":
@@ -146,6 +152,11 @@ def output_suffix(ending: str) -> str:
     """The ending of segmentations for images with this ending, as spelt; "" for a DICOM series."""
     each = FORMATS[SUFFIXES.get(ending.lower(), DICOM)]
     return each.written_as.get(ending.lower(), ending)
+
+
+def segmentation_suffix(image: Path) -> str:
+    """The ending of the segmentation of an image that is there, of a Zarr folder also where it has none itself."""
+    return output_suffix(suffix(image) or (ZARR_ENDINGS[-1] if is_zarr(image) else ""))
 
 
 def label_limits(ending: str) -> tuple[int, int]:

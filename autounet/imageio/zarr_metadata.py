@@ -17,11 +17,9 @@ import numpy as np
 
 from ..schema.errors import FileError
 from .axes import clean_names, guess_axes
-from .containers import MOST_LISTED, the_only_one
+from .containers import LARGEST_JSON, MOST_LISTED, the_only_one
 from .image_format import damaged
 
-LARGEST_JSON = 1 << 24
-"""bytes of one metadata file"""
 _CODECS = frozenset({
     "blosc", "zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "delta", "shuffle", "fixedscaleoffset", "quantize",
     "bitround", "packbits", "astype", "crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3", "bytes", "endian",

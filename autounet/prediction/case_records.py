@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..datasets import InputCase
-from ..imageio import files_of, is_image, read_image, suffix
+from ..imageio import files_of, is_container, is_image, read_image, suffix
 from ..schema.disk import TEMPORARY
 from ..schema.errors import FileError, OptionError, RecordError
 from ..schema.record import digest
@@ -223,7 +223,9 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
 
 def _state(image: Path) -> list[tuple[str, int, int]]:
     """Name, size and time of modification of all files of an image; without those that are missing."""
-    files = sorted(image.iterdir()) if image.is_dir() and not suffix(image) else files_of(image)
+    files = (
+        sorted(image.iterdir()) if image.is_dir() and not (suffix(image) or is_container(image)) else files_of(image)
+    )
     states = []
     for file in files:
         with suppress(OSError):

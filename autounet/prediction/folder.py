@@ -20,7 +20,7 @@ import numpy as np
 from .. import __version__
 from ..datasets import InputCase, find_inputs, load_input
 from ..datasets.inputs import refused
-from ..imageio import is_series, output_suffix, read_geometry, suffix, write_labels
+from ..imageio import is_series, read_geometry, segmentation_suffix, write_labels
 from ..ops.resample import prepared_shape
 from ..preprocessing import CHECK_SPACING, Prepared, enlargement
 from ..schema.bundle import ModelBundle
@@ -53,7 +53,7 @@ def prediction_path(out: Path, case: InputCase, form: str | None) -> Path:
     Raises OptionError for an unknown format, for DICOM-SEG of other images than DICOM, and without its extra.
     """
     if form is None:
-        return out / f"{case.identifier}{output_suffix(suffix(case.images[0]))}"
+        return out / f"{case.identifier}{segmentation_suffix(case.images[0])}"
     if form == BIDS:
         return bids_path(out, case)
     if form != DICOM_SEG:

@@ -18,7 +18,15 @@ import numpy as np
 from .. import __version__
 from ..datasets import InputCase, find_inputs
 from ..datasets.checks.case_checks import HEADER_TOLERANCE
-from ..imageio import output_suffix, read_geometry, read_labels, stored_type, suffix, write_labels
+from ..imageio import (
+    output_suffix,
+    read_geometry,
+    read_labels,
+    segmentation_suffix,
+    stored_type,
+    suffix,
+    write_labels,
+)
 from ..inference.archive import EPOCH
 from ..schema.bundle import ModelBundle
 from ..schema.errors import DataError, OptionError, UsageError, unknown_name
@@ -202,7 +210,7 @@ def _segmentation(case: InputCase, folder: Path) -> Path:
 
 def _ending(case: InputCase) -> str:
     """Of a case's segmentation; of one without any image, none."""
-    return output_suffix(suffix(case.images[0])) if case.images else ""
+    return segmentation_suffix(case.images[0]) if case.images else ""
 
 
 def _rename(case: InputCase, predicted: Path, path: Path) -> Path:

@@ -14,12 +14,20 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...imageio import is_container, is_series, split_address, suffix
+from ...imageio import is_container, is_series, is_zarr, split_address, suffix
 from ...schema.dataset import Case, Finding, Severity
 from ...schema.errors import DataError
 from ...schema.options import DataOptions
 from .detected_layout import DetectedLayout, case_of, override_labels, parse_labels, read_description, with_channels
-from .files import LARGEST_TABLE, NO_UNICODE, SAVE_AS_UTF8, TABLES, is_there, readable_text, unicode_text
+from .files import (
+    LARGEST_TABLE,
+    NO_UNICODE,
+    SAVE_AS_UTF8,
+    TABLES,
+    is_there,
+    readable_text,
+    unicode_text,
+)
 
 CASE, LABEL, GROUP, FOLD, ANNOTATED = KNOWN = ("case", "label", "group", "fold", "annotated")
 """columns with a meaning of their own"""
@@ -40,7 +48,7 @@ class DatasetTable(NamedTuple):
 
 
 def _names_image(folder: Path, entry: str) -> bool:
-    return bool(entry) and (bool(suffix(entry)) or is_series(folder / entry))
+    return bool(entry) and (bool(suffix(entry)) or is_series(folder / entry) or is_zarr(folder / entry))
 
 
 def find_table(data: Path) -> DatasetTable | None:

@@ -142,6 +142,11 @@ def with_levels(root: Path, found: DetectedLayout, cases: list[Case]) -> tuple[D
             "Store all labels on the same level",
         )
     level = next(iter(levels.values()))
+    if unnamed := [case.images[0] for case in cases if not suffix(case.images[0])]:
+        raise DataError(
+            f"labels were drawn on the level {level} of the images, and {unnamed[0]} is not called .zarr",
+            "Rename these folders: only a name that ends in .zarr can be followed by a level",
+        )
     changed = [case.model_copy(update={"images": (f"{case.images[0]}/{level}",)}) for case in cases]
     pattern = found.image_pattern if split_address(found.image_pattern)[1] else f"{found.image_pattern}/{level}"
     patterns = {name: f"{each}/{level}" for name, each in found.channel_patterns.items()}

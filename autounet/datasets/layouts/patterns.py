@@ -45,7 +45,8 @@ def glob_images(root: Path, pattern: str, option: str) -> list[Path]:
     found = sorted(path for path in paths if is_one_image(path))
     inner = {folder for path in found for folder in path.parents if folder.is_relative_to(root) and folder != root}
     outputs = {folder for folder in inner if is_output_folder(folder) or ("/" not in names and is_skipped(folder))}
-    found = [path for path in found if outputs.isdisjoint(path.parents) and not any(map(is_zarr, path.parents))]
+    outputs |= {folder for folder in inner if is_zarr(folder)}
+    found = [path for path in found if outputs.isdisjoint(path.parents)]
     if address:
         found = [path / each for path in found for each in addresses(path, address)]
     elif not found and (root / names).is_dir():
