@@ -14,6 +14,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which would
 import pytest
 from hypothesis import HealthCheck, settings
 
+import autounet  # noqa: F401 - its import adds a handler, which no test then seems to leave behind
+
 LONGEST = (
     "test_end_to_end",
     "test_cluster",
