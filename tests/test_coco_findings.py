@@ -55,8 +55,8 @@ def add(**entries: list[dict[str, Any]]) -> Change:
             add(categories=[{"id": 8, "name": "cell"}]), "same-name",
             "calls 2 categories 'cell' (ids 3, 8), which become one class",
         ),
-        (add(categories=[{"id": 3, "name": "other"}]), "same-id", "gives 1 ids to several categories"),
-        (add(images=[{"id": 0, "file_name": "b.png"}]), "same-id", "gives 1 ids to several images"),
+        (add(categories=[{"id": 3, "name": "other"}]), "same-id", "gives several categories the same id"),
+        (add(images=[{"id": 0, "file_name": "b.png"}]), "same-id", "gives several images the same id"),
     ],
     ids=["image", "category", "name", "category id", "image id"],
 )  # fmt: skip
@@ -79,7 +79,7 @@ def test_crowds_are_no_objects(tmp_path: Path, ignore: int | None) -> None:
     options = DataOptions(objects="cell", ignore=ignore)
     root = changed(tmp_path, add(annotations=[crowd, outline(1, (20, 10, 28, 18)), outline(1, (5, 10, 12, 18))]))
     (told,) = (each for each in check_data(root, options).findings if each.code == "crowds")
-    assert "marks 1 outlines as crowds of objects (iscrowd), the first in a.png" in told.message
+    assert "marks outlines as crowds of objects (iscrowd), 1 in all, the first in a.png" in told.message
     dataset = scan(root, options)
     own = dataset.labels.ignore
     numbers = read_numbers(dataset, dataset.case("a"))[0][0]

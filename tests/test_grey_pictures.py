@@ -156,8 +156,9 @@ def test_a_model_of_colours_says_what_helps_with_a_grey_picture(tmp_path: Path) 
     assert list(predictor.predict_files(tmp_path / "a.png", tmp_path / "out", force=True)) == []
 
 
-def test_a_model_that_has_seen_both_takes_both(tmp_path: Path) -> None:
+def test_a_model_that_has_seen_both_takes_both(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Image.fromarray(grey_values()).save(tmp_path / "a.png")
     made = of_pictures(tmp_path / "model", 3, grey_pictures=True)
     predictor = api.load(made, device="cpu", folds=[0], mirror=False)
     assert list(predictor.predict_files(tmp_path / "a.png", tmp_path / "out")) == []
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]

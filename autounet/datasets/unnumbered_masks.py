@@ -61,7 +61,8 @@ def unnumbered_masks(masks: Sequence[tuple[Path, int | None]], ignore: int | Non
         return None
     shown = ", ".join(map(str, sorted(found)))
     least, most = (limit(count for _, count in counts) for limit in (min, max))
-    return Unnumbered(_single(shown, least, most) if single else _several(shown, least, most), single)
+    several = str(most) if least == most else f"{least} to {most}"
+    return Unnumbered(_single(shown, several) if single else _several(shown, several), single)
 
 
 def _count_pieces(values: np.ndarray) -> int:
@@ -71,10 +72,10 @@ def _count_pieces(values: np.ndarray) -> int:
     return int((sizes >= LEAST_PIECE * sizes.max()).sum())
 
 
-def _single(values: str, least: int, most: int) -> Finding:
+def _single(values: str, pieces: str) -> Finding:
     message = (
-        f"the label files number no objects: each holds one value besides 0 ({values}), in {least} to {most} connected "
-        "pieces, and each piece is taken for an object"
+        f"the label files number no objects: each holds one value besides 0 ({values}), in {pieces} connected pieces, "
+        "and each piece is taken for an object"
     )
     remedy = (
         "Where objects touch, these pieces are several: number them in the files. check --fix --out NEW with the same "
@@ -83,10 +84,10 @@ def _single(values: str, least: int, most: int) -> Finding:
     return Finding(code=CODE, severity=Severity.warning, message=message, remedy=remedy)
 
 
-def _several(values: str, least: int, most: int) -> Finding:
+def _several(values: str, pieces: str) -> Finding:
     message = (
-        f"the label files seem to hold classes, not numbers of objects: only the values {values} in all, in {least} to "
-        f"{most} connected pieces a file. All pieces of a value in a file are taken for one object"
+        f"the label files seem to hold classes, not numbers of objects: only the values {values} in all, in {pieces} "
+        "connected pieces a file. All pieces of a value in a file are taken for one object"
     )
     remedy = (
         "Give each object a number of its own, or every object the same value, where none touch. Without --objects the "

@@ -247,7 +247,7 @@ def _coco_remarks(content: Mapping[str, Any]) -> Iterator[Remark]:
         counts = Counter(_key(each, "id") for each in entries)
         if twice := [key for key, count in counts.items() if count > 1]:
             effect = "share their annotations" if what == "images" else "go by the last one's name"
-            text = f"gives {len(twice)} ids to several {what}, which {effect}; the first is {twice[0]}"
+            text = f"gives several {what} the same id, which {effect}: {len(twice)} in all, the first is {twice[0]}"
             yield Remark("same-id", text, "Give each an id of its own")
 
 

@@ -71,7 +71,8 @@ def header_mismatches(bundle: ModelBundle, case: InputCase) -> list[Mismatch]:
     found = list(geometry_mismatches(bundle, geometry))
     expected = len(bundle.channels) if case.present is None else len(case.present)
     channels = len(case.images) if case.frame is not None else sum(each.channels for each in headers)
-    if case.present is None and (picture := _picture_mismatch(bundle, case, headers)):
+    picture = _picture_mismatch(bundle, case, headers) if case.present is None else None
+    if picture is not None:
         found += picture
     elif channels != expected:
         names = ", ".join(channel.name for channel in bundle.channels)
@@ -88,11 +89,11 @@ def header_mismatches(bundle: ModelBundle, case: InputCase) -> list[Mismatch]:
     return found
 
 
-def _picture_mismatch(bundle: ModelBundle, case: InputCase, headers: Sequence[ImageHeader]) -> list[Mismatch]:
-    """Of a coloured picture for a model of grey ones, and the other way round; empty for all other images."""
+def _picture_mismatch(bundle: ModelBundle, case: InputCase, headers: Sequence[ImageHeader]) -> list[Mismatch] | None:
+    """Of a coloured picture for a model of grey ones, and the other way round; None for all other images."""
     header, path = headers[0], case.images[0]
     if len(headers) > 1 or header.measured or header.frames > 1 or header.geometry.kind in VOLUME_KINDS:
-        return []
+        return None
     if header.channels == len(COLOURS) and len(bundle.channels) == 1:
         if is_grey_file(path):
             return [Mismatch(False, "colours", f"{path.name} is stored in colours and holds none: it is read as grey")]
@@ -100,10 +101,10 @@ def _picture_mismatch(bundle: ModelBundle, case: InputCase, headers: Sequence[Im
         return [Mismatch(True, "channels", f"{text}: it is in colours, and the model takes grey pictures", False)]
     if header.channels == 1 and are_colours(bundle.channels):
         if bundle.card.data is not None and bundle.card.data.grey_pictures:
-            return [Mismatch(False, "colours", f"{path.name} is grey, as some pictures of the training were")]
+            return []
         text = f"{path.name} has 1 channel, expected 3 ({', '.join(channel.name for channel in bundle.channels)})"
         return [Mismatch(True, "channels", f"{text}: it is grey, and the model was trained on coloured pictures")]
-    return []
+    return None
 
 
 def _modality(series: Path) -> str:

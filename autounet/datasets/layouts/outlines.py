@@ -229,8 +229,8 @@ def _annotation_findings(root: Path, path: Path, objects: bool) -> Iterator[Find
             yield _warning(each.code, f"{relative(root, path)} {each.text}", each.remedy)
         if objects and (crowds := crowds_in(path)):
             message = (
-                f"{relative(root, path)} marks {len(crowds)} outlines as crowds of objects (iscrowd), the first in "
-                f"{crowds[0]}: nothing is learned and measured there"
+                f"{relative(root, path)} marks outlines as crowds of objects (iscrowd), {len(crowds)} in all, the "
+                f"first in {crowds[0]}: nothing is learned and measured there"
             )
             yield _warning("crowds", message, "Outline each object, if they are to be learned from")
 
