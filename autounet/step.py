@@ -98,6 +98,7 @@ def train_step(
     precision: Precision,
     clip: float,
     exchange: Callable[[Sequence[Tensor]], None] | None = None,
+    forward: Callable[[Tensor], Sequence[Tensor]] | None = None,
 ) -> Tensor:
     """One update of `model` (in train() mode) on a batch that is on its device; returns the detached loss.
 
@@ -105,11 +106,12 @@ def train_step(
     gradient is not finite the step is skipped: weights, running statistics and the optimiser stay as they are, and the
     loss returned is NaN. A GPU does not wait to find it out. Gradients that overflow because of `scaler` are no fault:
     it skips them and scales by less. With `exchange` the gradients decide, which are the same in all processes.
+    `forward` computes what `model` does, in another way.
     """
     optimiser.zero_grad(set_to_none=True)
     statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with precision.autocast(batch.image.device.type):
-        outputs = model(batch.image)
+        outputs = (forward or model)(batch.image)
     value = loss(outputs, batch)
     if scaler is None:
         value.backward()

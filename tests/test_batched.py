@@ -23,6 +23,7 @@ from autounet.time_budget.cost_model import SAMPLE_RATES
 from autounet.training import batched
 from autounet.training.augment import Augmentation, Excerpt, Spatial, affine_matrix, reached_size
 from autounet.training.batched import change_intensities, draw_changes
+from autounet.training.copies import Copies
 from autounet.training.probe import quicker
 from autounet.training.samples import PackedReadings
 from autounet.workflow.defaults import train_options
@@ -137,7 +138,7 @@ def test_what_travels_packed_gives_the_same_batch(folder, patch):
     for step in range(4):
         packed = drawn.packed(step)
         assert sum(each.cut.image.numel() for each in packed.readings) == 0
-        assert equal(drawn.collated(packed.on(torch.device("cpu"))), drawn.batch(step))
+        assert equal(drawn.collated(packed.on(Copies(torch.device("cpu")))), drawn.batch(step))
 
 
 def test_nothing_is_left_on_the_cpu(folder, monkeypatch):
@@ -145,7 +146,7 @@ def test_nothing_is_left_on_the_cpu(folder, monkeypatch):
     monkeypatch.setattr(batched, "P_NOISE", 0)
     drawn = source(folder, (8, 8, 8), batch=40, elastic=True, by="torch")
     meta = torch.device("meta")
-    batch = drawn.collated(PackedReadings.of(drawn.readings(0)).on(meta))
+    batch = drawn.collated(PackedReadings.of(drawn.readings(0)).on(Copies(meta)))
     assert batch.image.device == batch.labels.device == meta
     assert (batch.image.shape, batch.labels.shape) == ((40, 1, 8, 8, 8), (40, 8, 8, 8))
 

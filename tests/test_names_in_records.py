@@ -80,8 +80,8 @@ SHOWN = """
     PublishedComparison.sentences PublishedFigure.method PublishedFigure.target PublishedResults.protocol
     PublishedResults.metric PublishedResults.source PublishedResults.comparable Plan.events Reason.text
     PluginUse.package PluginUse.version DeviceProfile.name EpochLog.validation_dice EpochLog.training_dice
-    EpochLog.left_behind EpochLog.event MemoryMargin.torch PredictedCase.problem RunRecord.device RunRecord.versions
-    RunRecord.events RunRecord.left_behind PostprocessTrial.name Selection.reason Selection.rule
+    EpochLog.left_behind EpochLog.event Compilation.reason MemoryMargin.torch PredictedCase.problem RunRecord.device
+    RunRecord.versions    RunRecord.events RunRecord.left_behind PostprocessTrial.name Selection.reason Selection.rule
     Selection.postprocessing_reason Weighting.reason TrainingPlace.events TrainingPlace.warnings Attempt.host
     Attempt.reason JobRun.host JobRun.reason JobStatus.name JobStatus.host JobStatus.reason JobStatus.log
     FoldStatus.converged FoldStatus.left_behind RunStatus.now RunStatus.stages RunStatus.lines ModelBundle.name

@@ -121,10 +121,12 @@ class InstanceNorm(nn.Module):
         self.slope, self.eps = slope, eps
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, *S) -> (B, C, *S)
-        if x.device.type != "cpu":
+        trained = torch.is_grad_enabled() and x.requires_grad
+        # a compiler makes kernels of its own of what it can look into
+        if x.device.type != "cpu" or (trained and torch.compiler.is_compiling()):
             y = functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
             return y if self.slope == 1 else functional.leaky_relu_(y, self.slope)
-        if torch.is_grad_enabled() and x.requires_grad:
+        if trained:
             return _NormActivation.apply(x, self.weight, self.bias, self.slope, self.eps)
         if torch.compiler.is_compiling():  # a program that is exported must not depend on the size of one image
             y = torch.group_norm(x, x.shape[1], self.weight, self.bias, self.eps)

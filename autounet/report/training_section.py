@@ -8,7 +8,7 @@ from statistics import fmean
 from ..figures import DASHES, GRID, MUTED, SERIES, Picture, as_svg, chart, two_charts
 from ..schema.plan import Configuration
 from ..schema.quantities import format_size, format_time
-from ..schema.run import EpochLog, RunRecord
+from ..schema.run import Compilation, EpochLog, RunRecord
 from ..schema.selection import ObjectSeparation, ReliabilityBin, Selection, TemperatureScaling
 from .tables import DASH, ReportTable, interval_text, number, size_text
 
@@ -82,6 +82,7 @@ def training_table(runs: Sequence[RunRecord]) -> ReportTable:
                 DASH if not step or wait is None else f"{wait / step:.1%}",
                 format_size(run.peak_memory_bytes) if run.peak_memory_bytes else DASH,
                 number(run.curve[-1].loss if run.curve else None),
+                network_text(run.compilation),
             ]
         )
     head = [
@@ -94,9 +95,28 @@ def training_table(runs: Sequence[RunRecord]) -> ReportTable:
         "share waiting for data",
         "peak memory",
         "last loss",
+        "network",
     ]
     keys = {4: [run.seconds for run in runs], 7: [float(run.peak_memory_bytes or 0) for run in runs]}
-    return ReportTable(head, rows, numeric=range(2, 9), sort_keys=keys)
+    return ReportTable(head, rows, numeric=range(2, 9), notes=compilation_notes(runs), sort_keys=keys)
+
+
+def network_text(compilation: Compilation | None) -> str:
+    """Whether steps ran a compiled network; a dash where nobody knows."""
+    if compilation is None:
+        return DASH
+    graphs = ", CUDA graphs" if compilation.cuda_graphs else ""
+    return f"compiled{graphs}" if compilation.compiled else "not compiled"
+
+
+def compilation_notes(runs: Sequence[RunRecord]) -> list[str]:
+    """Why networks were compiled or not, once for each reason: of most folds it is the same."""
+    folds: dict[tuple[str, str, str], list[str]] = {}
+    for run in runs:
+        if told := run.compilation:
+            told_of = run.configuration_name, network_text(told), told.reason
+            folds.setdefault(told_of, []).append(fold_title(run.fold))
+    return [f"{name}, {', '.join(own)}: the network was {how}: {why}" for (name, how, why), own in folds.items()]
 
 
 def fold_title(fold: int | None) -> str:

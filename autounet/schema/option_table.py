@@ -307,6 +307,8 @@ RUN_OPTIONS: tuple[Option, ...] = (
            "training", INTEGER, "devices_per_training", least=1),
     Option("--workers", "N", "Device", RUN, "Processes that read and augment images: auto or a number", WORKERS,
            "workers"),
+    Option("--compile", "WHEN", "Device", RUN, "Whether torch compiles networks for training: auto (where that is "
+           "quicker and repays itself), on or off", TEXT, "compile"),
     Option("--executor", "local|FILE", "Device", RUN, "Who does the jobs: local, this command, or a cluster that a "
            "TOML file describes (needs the extra cluster)", EXECUTOR, "executor"),
     Option("--out", "FOLDER", "Output", RUN, "Folder for all results. Given again, the run continues where it was",

@@ -27,6 +27,7 @@ GIB = 1024**3
 Preset = Literal["nnunet", "residual-m", "residual-l", "residual-xl"]
 """plans equal to those of nnU-Net 2.8.1: its default planner, and its residual encoder planners"""
 Track = Literal["tensorboard", "wandb", "mlflow", "none"]
+CompileSetting = Literal["auto", "on", "off"]
 Frames = Literal["channels", "time"]
 Overlaps = Literal["regions", "smaller"]
 MissingStructures = Literal["unannotated", "absent"]
@@ -131,6 +132,7 @@ class RunKeywords(DataKeywords, total=False):
     device: str | None
     devices_per_training: int | None
     workers: str | int | None
+    compile_: str | None
     executor: AnyPath | None
     metrics: str | Sequence[str] | None
     track: str | None
@@ -219,8 +221,8 @@ class RunOptions(Record):
     """`options.json`: every option of `autounet run` as it was given; None means not given.
 
     `schema/option_table.py` says how each is written on the command line. `device`, `devices_per_training`, `workers`,
-    `executor` and `track` change no result but for rounding, `metrics` only what is measured, and of `start` the
-    checksum counts, not the path. Raises UsageError for a name that there is not.
+    `compile`, `executor` and `track` change no result but for rounding, `metrics` only what is measured, and of `start`
+    the checksum counts, not the path. Raises UsageError for a name that there is not.
     """
 
     data: DataOptions = DataOptions()
@@ -247,6 +249,8 @@ class RunOptions(Record):
     """that share each batch"""
     workers: int | None = Field(default=None, ge=0, le=10**6)
     """processes for reading and augmentation; None: by the number of cores"""
+    compile: CompileSetting | None = None
+    """whether trainings run compiled networks; None: auto, where that is quicker and repays itself"""
     seed: int | None = Field(default=None, ge=0, le=MOST_SEED)
     deterministic: bool = False
     """the same weights each time, on the same machine"""
@@ -277,6 +281,7 @@ _RUN_RULES: dict[str, Callable[[object], None]] = {
     "loss": name_of("--loss", "losses"),
     "augmentation": name_of("--augmentation", "augmentations"),
     "preset": one_of("--preset", get_args(Preset)),
+    "compile": one_of("--compile", get_args(CompileSetting)),
     "track": one_of("--track", get_args(Track)),
     "folds": require_folds,
     "device": partial(require_device, several=True),

@@ -115,6 +115,20 @@ def read_log(path: Path) -> list[EpochLog]:
     return lines
 
 
+class Compilation(Part):
+    """Whether the network was compiled for the steps of a training, and why."""
+
+    compiled: bool
+    reason: str
+    """a sentence"""
+    eager_seconds: float | None = None
+    """of a forward and a backward pass of the network as it is, in the trial that decided; None: not timed"""
+    compiled_seconds: float | None = None
+    """the same of the compiled one"""
+    compiling_seconds: float | None = None
+    cuda_graphs: bool = False
+
+
 class RunRecord(Record):
     """`record.json` of one fold."""
 
@@ -140,6 +154,8 @@ class RunRecord(Record):
     """sentences: interruptions, smaller batches ..."""
     left_behind: tuple[str, ...] = ()
     """classes, or regions, whose Dice was still near zero on patches of training cases at the end"""
+    compilation: Compilation | None = None
+    """of the last command that trained; None: not known"""
 
 
 RECORDS = ".predicted"

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from .dataset import ChannelAvailability
 from .labels import Labels, TargetKind
-from .options import TrainOptions
+from .options import CompileSetting, TrainOptions
 from .plan import InferenceSpec, NetworkSpec, PreprocessSpec, TrainedConfiguration
 from .plugins import PluginUse, plugins_used
 from .record import CaseName, ConfigurationName, Part, digest
@@ -142,6 +142,8 @@ class TrainingPlace(Part):
     """of the processes that share each batch, `device` the first; fewer than two: this process alone"""
     workers: int = 0
     """processes that make batches; 0: this one"""
+    compile: CompileSetting = "auto"
+    """whether the steps run a compiled network"""
     planned_bytes: int = 0
     """memory that the plan expected"""
     events: tuple[str, ...] = ()

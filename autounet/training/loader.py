@@ -19,6 +19,7 @@ from ..schema.quantities import format_size
 from ..system_memory import memory_sentence
 from ..torch_private import lost_workers, without_child_signals
 from ..workers import INHERITED, ended_by, take_over, without_main
+from .copies import copies_to
 from .samples import PackedReadings, SampleSource
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class BatchLoader:
         emphasised: tuple[int, ...] = (),
     ) -> None:
         self._source, self._device = source, device
+        self._copies = copies_to(device)
         self._next, self._asked, self._emphasised = start, 0, emphasised
         self._outdated = 0
         self.events: list[str] = []
@@ -97,6 +99,22 @@ class BatchLoader:
         return self
 
     def __next__(self) -> Batch:
+        """On the device."""
+        with self._copies.waiting():
+            made = self._next_made()
+            if not isinstance(made, PackedReadings):
+                return self._copies.batch(made)
+            readings = made.on(self._copies)
+        return self._source.collated(readings)
+
+    def waited(self) -> float:
+        """Seconds that the device has waited for batches since this was asked last.
+
+        A GPU has to have made the steps with all of them.
+        """
+        return self._copies.waited()
+
+    def _next_made(self) -> Batch | PackedReadings:
         while True:
             try:
                 while self._outdated:
@@ -107,7 +125,7 @@ class BatchLoader:
             except WorkersLost as error:
                 self._go_on_with(self._workers // 2, str(error))
         self._asked -= 1
-        return self._source.collated(made.on(self._device)) if isinstance(made, PackedReadings) else made
+        return made
 
     def emphasise(self, classes: tuple[int, ...]) -> None:
         """From the next batch on. Workers go on; what they were asked for ahead is made again."""

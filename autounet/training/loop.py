@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,24 +14,17 @@ import torch
 import autounet
 
 from ..ops.device import peak_memory
-from ..schema.errors import AutoUNetError, BudgetExceeded
+from ..schema.errors import BudgetExceeded
 from ..schema.quantities import format_size
-from ..schema.run import EpochLog, RunRecord, fold_name
+from ..schema.run import Compilation, EpochLog, RunRecord, fold_name
 from ..schema.stage_inputs import TrainingInputs, TrainingPlace
 from ..step import Precision, algorithms, configuration_loss
 from ..store.run_folder import FoldFolder
 from ..store.weights import save_weights
 from ..workers import keep_freed_memory
-from .guard import (
-    ADVICE,
-    RATE_AFTER_SETBACK,
-    MadeStep,
-    count_skipped,
-    require_learned,
-    save_when_due,
-    set_back,
-    skipped_sentence,
-)
+from .compiled import compile_network
+from .guard import RATE_AFTER_SETBACK, require_learned, save_when_due, set_back
+from .interval import Interval
 from .journal import Journal
 from .loader import BatchLoader
 from .monitor import (
@@ -102,6 +94,7 @@ def _train(
     checkpoint = Checkpoint(folder.state, inputs.key)
     event = checkpoint.restore(state)
     crew.begin(state)
+    network = compile_network(inputs, place, state, precision, horizon)
     earlier = state.elapsed
     loss = configuration_loss(configuration, inputs.labels, options)
     monitors = Monitors.of(inputs, place, precision, device)
@@ -115,8 +108,7 @@ def _train(
         rate = learning_rate(options, horizon, state.step, state.elapsed, state.cool_down)
         rate *= 1 if state.setback is None else RATE_AFTER_SETBACK
         crew.step(rate)
-        with interval.waiting():
-            batch = next(loader).to(device, precision.channels_last)
+        batch = next(loader).to(device, precision.channels_last)
         value = advance(state, loss, batch, precision, options, rate)
         interval.add(state.step, batch.cases, value)
         state.elapsed = earlier + time.monotonic() - began
@@ -128,7 +120,7 @@ def _train(
             on_step(progress)
         if not due or not (interval.losses or progress >= 1):
             continue
-        measured = interval.line(place, state, progress, rate, journal)
+        measured = interval.line(place, state, progress, rate, loader.waited(), journal)
         line = observed(measured, inputs, state, monitors, journal, horizon)
         require_learned([*journal.curve, line], state)
         emphasise(monitors.emphasised(inputs, state), loader, loss, crew)
@@ -138,9 +130,10 @@ def _train(
         interval = Interval()
 
     loader.close()
+    network.close()
     events = [*place.warnings, *place.events, state.setback, None if went_back else event]
     events += [*(line.event for line in journal.curve), *loader.events]
-    return finish(inputs, place, state, journal, checkpoint, [each for each in events if each])
+    return finish(inputs, place, state, journal, checkpoint, [each for each in events if each], network.told)
 
 
 class Monitors(NamedTuple):
@@ -217,56 +210,6 @@ def judged(
     return line.model_copy(update={"event": "; ".join(filter(None, told)) or None})
 
 
-class Interval:
-    """The steps since the last line of the log: their losses, and how long they waited for data."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.losses: list[float] = []
-        self.skipped: list[MadeStep] = []
-        self._made: list[MadeStep] = []
-        self.waited = 0.0
-        self.began = time.monotonic()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        asked = time.monotonic()
-        yield
-        self.waited += time.monotonic() - asked
-
-    def add(self, step: int, cases: tuple[str, ...], loss: torch.Tensor) -> None:
-        self._made.append(MadeStep(step, cases, loss))
-        self.steps += 1
-
-    def look(self, state: TrainState) -> None:
-        """Find out which of the steps since the last look were skipped. A GPU has to be waited for.
-
-        Raises Unstable where too many were.
-        """
-        made = [each.loss for each in self._made]
-        values = torch.stack(made).cpu().tolist()
-        self.losses += [value for value in values if not math.isnan(value)]
-        self.skipped += count_skipped(values, self._made, state)
-        self._made = []
-
-    def line(self, place: TrainingPlace, state: TrainState, progress: float, rate: float, journal: Journal) -> EpochLog:
-        """Raises AutoUNetError where a training ends without a step that changed anything."""
-        if not self.losses and not journal.curve:
-            name = f"{place.configuration_name}: no step changed the network"
-            raise AutoUNetError(f"{name}: {skipped_sentence(self.skipped)}", ADVICE)
-        return EpochLog(
-            step=state.step,
-            progress=progress,
-            seconds=state.elapsed,
-            learning_rate=rate,
-            loss=float(torch.tensor(self.losses).mean()) if self.losses else journal.curve[-1].loss,
-            step_seconds=(time.monotonic() - self.began) / self.steps,
-            data_wait_seconds=self.waited / self.steps,
-            peak_memory_bytes=peak_memory(torch.device(place.device)),
-            event=skipped_sentence(self.skipped),
-        )
-
-
 def finish(
     inputs: TrainingInputs,
     place: TrainingPlace,
@@ -274,6 +217,7 @@ def finish(
     journal: Journal,
     checkpoint: Checkpoint,
     events: Sequence[str],
+    compilation: Compilation,
 ) -> RunRecord:
     """Write weights, curves and, last, the record: a fold with a record is finished."""
     folder = FoldFolder(place.folder)
@@ -303,6 +247,7 @@ def finish(
         plugins=inputs.plugins,
         events=tuple(events),
         left_behind=journal.curve[-1].left_behind if journal.curve else (),
+        compilation=compilation,
     )
     record.save(folder.record)
     checkpoint.remove()

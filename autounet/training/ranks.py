@@ -219,8 +219,9 @@ def advance(
     """One step of the training; returns its loss, NaN where it was skipped."""
     state.set_learning_rate(rate)
     value = train_step(
-        state.model, loss, state.optimiser, state.scaler, batch, precision, options.gradient_clip, state.exchange
-    )
+        state.model, loss, state.optimiser, state.scaler, batch, precision, options.gradient_clip, state.exchange,
+        state.forward,
+    )  # fmt: skip
     state.step += 1
     state.update_average(options.ema_decay, value)
     return value

@@ -21,6 +21,7 @@ from ..schema.dataset import ChannelAvailability
 from ..workers import PROCESS_WIDE
 from .augment import Augmentation, Excerpt
 from .cases import CaseStore, ChannelDropout, TrainCase, corner_limits, drop_channels, middle, read_patch
+from .copies import Copies
 
 SIZES = 16
 """samples whose size says how large one becomes"""
@@ -67,8 +68,8 @@ class PackedReadings:
         """Called by torch's loader, where it is to pin what its workers send."""
         return PackedReadings(self.images.pin_memory(), self.labels.pin_memory(), self.readings)
 
-    def on(self, device: torch.device) -> list[Reading]:
-        images, labels = (array.to(device, non_blocking=True) for array in (self.images, self.labels))
+    def on(self, copies: Copies) -> list[Reading]:
+        images, labels = copies.of([self.images, self.labels])
         sizes = [each.cut.spatial.source_size for each in self.readings]
         voxels = [math.prod(size) for size in sizes]
         channels = len(images) // sum(voxels)

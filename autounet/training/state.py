@@ -51,6 +51,8 @@ class TrainState:
     """that the training went back to an earlier state, and why; its learning rate is lower since then"""
     exchange: Callable[[Sequence[Tensor]], None] | None = None
     """what a step does with its gradients where other processes make samples of the same batch"""
+    forward: Callable[[Tensor], Sequence[Tensor]] | None = None
+    """what a step calls in place of `model`, which is the same compiled; None: `model`"""
 
     @property
     def evaluated(self) -> nn.Module:

@@ -20,7 +20,7 @@ from ..crossval.validate import segmentation_name
 from ..schema.dataset import Dataset, annotated_classes, channel_availability, channel_combinations, partly_annotated
 from ..schema.errors import OptionError
 from ..schema.fingerprint import Fingerprint
-from ..schema.options import DataOptions
+from ..schema.options import CompileSetting, DataOptions
 from ..schema.plugins import plugins_used
 from ..schema.run import fold_name
 from ..schema.stage_inputs import (
@@ -111,6 +111,8 @@ class JobGraph:
     """processes that read and prepare cases"""
     loader_workers: int
     """processes that make batches beside a training"""
+    compile: CompileSetting
+    """whether trainings run compiled networks"""
     initial: Callable[[str, int | None], InitialFold | None]
     """of the training of a configuration and fold"""
     events: Mapping[str, tuple[str, ...]]
@@ -271,6 +273,7 @@ class JobGraph:
             device=self.device,
             devices=self.devices,
             workers=self.loader_workers,
+            compile=self.compile,
             planned_bytes=configuration.predicted_memory_bytes,
             events=(*self.events.get(name, ()), *shared, *(start.events if start else ())),
             warnings=self._unseen_classes(fold),

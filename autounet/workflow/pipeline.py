@@ -238,6 +238,7 @@ def _execute(
         device=profile.device,
         workers=maker.workers,
         loader_workers=loader_workers(options, profile.device),
+        compile=options.compile or "auto",
         devices=training_devices(options, profile),
         shards=SHARDS_EACH * cluster.options.workers if cluster else 1,
         initial=_fine_tuning(folder, maker, schedule).of,

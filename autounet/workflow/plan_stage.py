@@ -217,7 +217,7 @@ def _trained(
     graph = JobGraph(
         folder=place, dataset=dataset, content={facts.identifier: facts.content_hash for facts in data.facts},
         class_voxels=data.fingerprint.class_voxels, schedule=schedule, device=profile.device, workers=maker.workers,
-        loader_workers=0, initial=lambda *_: None, events={},
+        loader_workers=0, compile="off", initial=lambda *_: None, events={},
     )  # fmt: skip
     results: dict[str, Any] = {}
     for job in (*graph.preparation(), *graph.training()):
