@@ -152,7 +152,7 @@ def planned_jobs(data: Path, name: str, memory: str, steps: int, out: Path) -> t
         folder=RunFolder(out), dataset=found.dataset,
         content={facts.identifier: facts.content_hash for facts in found.facts},
         class_voxels=found.fingerprint.class_voxels, schedule=schedule, device="cpu", workers=1, loader_workers=0,
-        initial=lambda *_: None, events={}, shards=2 * max(DEVICES),
+        compile="off", initial=lambda *_: None, events={}, shards=2 * max(DEVICES),
     )  # fmt: skip
     work = work_of(found.fingerprint, 1)
     jobs = [*graph.preparation(), *graph.training()]

@@ -182,6 +182,7 @@ def test_a_trial_that_ends_without_a_compiled_network_leaves_no_trace(tmp_path, 
     assert expected_words in told.reason
     assert ("no C++ compiler" in told.reason) == (kind == "failing")
     assert "\n" not in told.reason
+    assert [record.levelname for record in caplog.records] == [{"slower": "INFO", "failing": "WARNING"}[kind]]
     assert [record.message for record in caplog.records] == [f"the network is not compiled: {told.reason}"]
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
 

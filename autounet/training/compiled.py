@@ -31,8 +31,8 @@ from .state import TrainState
 logger = logging.getLogger(__name__)
 
 COMPILING_SECONDS = {"cpu": 200.0, "cuda": 120.0}
-"""that compiling takes, roughly. On a busy core of a CPU a plain network of four stages took 113 s in 3-D, another 202 s
-in 2-D; GPUs were not measured"""
+"""that compiling takes, roughly. On a busy core of a CPU a plain network of four stages took 113 s in 3-D, another
+202 s in 2-D; GPUs were not measured"""
 SAVED = {"cpu": 0.04, "cuda": 0.2}
 """share of the time of a step that is saved, roughly: on a CPU by the network in 3-D. That in 2-D took three times as
 long compiled, which a trial finds out. GPUs were not measured"""
@@ -142,7 +142,8 @@ def compile_network(
             told = told.model_copy(update=times)
             kept, why = judge(told, setting, more - needed, place.planned_bytes)
             forward = forward if kept else None
-    logger.info("the network is %s: %s", "compiled" if forward else "not compiled", why)
+    level = logging.WARNING if told.compiled_seconds is None else logging.INFO
+    logger.log(level, "the network is %s: %s", "compiled" if forward else "not compiled", why)
     told = told.model_copy(update={"compiled": forward is not None, "reason": why})
     if forward is None:
         torch.compiler.reset()
