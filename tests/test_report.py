@@ -23,11 +23,12 @@ from autounet.report.output_records import read_output_records
 from autounet.report.overlays import Cut, case_cuts, difference_image
 from autounet.report.results_section import RankedCase, rank_cases
 from autounet.report.shown_cases import best_median_worst
-from autounet.report.training_section import plan_table
+from autounet.report.training_section import plan_table, training_table
 from autounet.report.volumes import CaseVolume, whole, window
 from autounet.schema.errors import RecordError
 from autounet.schema.metrics import CaseMetrics, ClassMetrics, Metrics
 from autounet.schema.plan import Plan
+from autounet.schema.run import Compilation
 
 SAID = (
     "Synthetic & small",
@@ -328,3 +329,17 @@ def test_what_was_planned_and_what_was_trained_are_told_apart(tmp_path):
     html = write_report(tmp_path / "out").read_text(encoding="utf-8")
     assert "2d is planned and was not trained" in Page(html).text
     assert "Trained configurations" in html
+
+
+def test_whether_networks_were_compiled_is_told_once_for_each_reason(tmp_path):
+    run = read_output_records(make_output(tmp_path / "out")).runs[0]
+    quicker = Compilation(compiled=True, reason="it is quicker", cuda_graphs=True)
+    told = [None, quicker, quicker, Compilation(compiled=False, reason="--compile off")]
+    runs = [run.model_copy(update={"fold": fold, "compilation": each}) for fold, each in enumerate(told)]
+    found = training_table(runs)
+    place = found.head.index("network")
+    assert [row[place] for row in found.rows] == ["–", *["compiled, CUDA graphs"] * 2, "not compiled"]
+    assert found.notes == [
+        "3d_fullres, fold 1, fold 2: the network was compiled, CUDA graphs: it is quicker",
+        "3d_fullres, fold 3: the network was not compiled: --compile off",
+    ]
