@@ -17,6 +17,7 @@ from autounet.schema.geometry import Geometry
 from autounet.schema.options import PlannerOptions, RunOptions
 from autounet.schema.plan import ChannelNormalisation, InferenceSpec, PreprocessSpec
 from autounet.store.run_folder import RunFolder
+from autounet.time_budget import benchmark
 from autounet.time_budget.cost_model import LinearTime, NetworkSpeed, Timing, case_seconds
 from autounet.time_budget.cost_model import timing_of as timing_by
 from autounet.time_budget.expected_error import (
@@ -40,6 +41,7 @@ from autounet.time_budget.shape import (
     _best_grid,
     fit_to_time,
 )
+from autounet.workflow import make_plan
 from autounet.workflow.dataset_stage import KeptLabels, read_data, telling_cases
 from autounet.workflow.make_plan import PlanMaker
 from autounet.workflow.pipeline import run_pipeline
@@ -331,6 +333,39 @@ def test_what_is_trained_in_little_time_is_chosen_by_thickness(tmp_path, monkeyp
     said = [reason.text for reason in plan.reasons if reason.configuration == "2d" and "instead of" in reason.text]
     assert bool(said) == (chosen == "2d")
     assert run_pipeline(tmp_path / "data", tmp_path / "out", RunOptions(), until="plan").plan == plan
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_steps_timed_beside_other_work_are_told(tmp_path, monkeypatch, caplog, waits):
+    """A processor that is elsewhere while steps are timed."""
+    rng = np.random.default_rng(0)
+    for case in range(4):
+        geometry = Geometry(shape=(8, 32, 32), kind="nifti", dimension=3)
+        image = rng.normal(size=(1, 8, 32, 32)).astype(np.float32)
+        write_image(tmp_path / f"data/images/c{case}.nii.gz", image, geometry)
+        write_labels(tmp_path / f"data/labels/c{case}.nii.gz", (image[0] > 1).astype(np.uint8), geometry)
+    for name in ("measure", "measure_fully"):
+        monkeypatch.setattr(PlanMaker, name, lambda *_: 2**20)
+    clock = {"wall": 0.0, "processor": 0.0}
+    clocks = SimpleNamespace(monotonic=lambda: clock["wall"], process_time=lambda: clock["processor"])
+    monkeypatch.setattr(make_plan, "time", clocks)
+
+    def timed(*_):
+        clock["wall"] += 1.0
+        clock["processor"] += 0.2 if waits else 0.95
+        return NetworkTiming()
+
+    class NetworkTiming:
+        def times(self, _):
+            return Timing(step_overhead=0.01, step_per_sample=1e-3, forward=1e-3)
+
+    monkeypatch.setattr(benchmark, "time_configuration", timed)
+    options = RunOptions(seconds=600.0, device="cpu", workers=0, memory_bytes=2**29)
+    run_pipeline(tmp_path / "data", tmp_path / "out", options, until="plan")
+    said = [record.getMessage() for record in caplog.records if "other work on this machine" in record.getMessage()]
+    assert len(said) == waits
+    if waits:
+        assert "20 % of a core" in said[0]
 
 
 @given(spacing=st.tuples(*[st.floats(0.1, 10)] * 3), scale=st.floats(1, 4), dimension=st.sampled_from([2, 3]))

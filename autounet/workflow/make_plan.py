@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -44,6 +45,8 @@ TRIAL = "trial"
 """in place of a configuration's name"""
 MOST_EXCESS = 1.5
 """factor at which a plan whose full trace still exceeds the budget is left to the trial steps"""
+BUSY = 0.5
+"""of a core, below which what is timed on a CPU was waiting for other work: alone it has all of one, or of several"""
 SCALING_ERROR = 1.004
 """memory that is scaled from two traces is within this factor of a full trace, but for networks with large kernels"""
 
@@ -312,7 +315,8 @@ class PlanMaker:
 
         folds = len(parse_folds(self.options.folds, len(self.data.splits.folds)))
         lanes = lanes_of(self.options, self.profile, self.seconds, folds, configuration.predicted_memory_bytes)
-        return time_configuration(
+        began, used = time.monotonic(), time.process_time()
+        timing = time_configuration(
             configuration,
             self.data.dataset.labels,
             options,
@@ -323,6 +327,14 @@ class PlanMaker:
             rough,
             lanes.threads,
         ).times(lanes.share)
+        share = (time.process_time() - used) / max(time.monotonic() - began, 1e-9)
+        if self.profile.device == "cpu" and share < BUSY and not self.known_timings:  # said once
+            log.warning(
+                "other work on this machine: steps were timed with %.0f %% of a core, and the run is planned for as "
+                "much. Where it is quieter, autounet plan --replan plans for more",
+                100 * share,
+            )
+        return timing
 
     def _timing(self, configuration: Configuration) -> Timing:
         key = configuration.trained.model_copy(update={"batch_size": 1}).digest()
