@@ -2,12 +2,13 @@
 
     python benchmarks/object_targets.py --data DATA --work WORK [--seconds 300] [--folds 0,4] [--targets core,distance]
 
-`core` is what a run learns: core and border of each object, and background. `gap` is that of Ronneberger et al. (2015):
-one class with a gap of background between objects, and the weight map that makes gaps dear. `distance` has four levels
-of depth in place of a map of distances, `flow` eight directions to the deepest point in place of a field of vectors:
-all are classes, learnt with the same network, loss (but for `gap`) and seconds, so that only the target differs;
-without augmentation, since rotated samples would need other directions. The way back of each has a parameter, which a
-fold takes from where the other folds are best.
+`core` has core and border of each object, and background; `cores` the same as overlapping regions, the object and its
+border. `gap` is that of Ronneberger et al. (2015): one class with a gap of background between objects, and the weight
+map that makes gaps dear. `distance` has four levels of depth in place of a map of distances; `depths` the same as
+nested regions, from each level on inwards, `depths8` with eight levels. `flow` has eight directions to the deepest point in
+place of a field of vectors. All are learnt with the same network, loss (but for `gap`) and seconds, so that only the
+target differs; without augmentation, since rotated samples would need other directions. The way back of each has a
+parameter, which a fold takes from where the other folds are best.
 Seconds are those of a processor, on one thread. DATA is DSB2018_nuclei as `autounet check --objects nucleus --fix`
 writes it. A training that is in WORK is not repeated.
 """
@@ -21,6 +22,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +31,7 @@ from measuring import commit, machine, public_command, table, write_results
 from scipy import ndimage
 
 CERTAIN = 255
-LEVELS, DIRECTIONS = 4, 8
+LEVELS, FINE, DIRECTIONS = 4, 8, 8
 IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
 STEPS = 60
 """of one pixel along the directions, by which even large objects have come to their middle"""
@@ -50,12 +52,12 @@ def gap(numbers: np.ndarray) -> np.ndarray:
     return apart(numbers)
 
 
-def distance(numbers: np.ndarray) -> np.ndarray:
-    """1 at the edge to `LEVELS` in the middle, by shares of the depth of the object; what touches another has 1."""
+def distance(numbers: np.ndarray, levels: int = LEVELS) -> np.ndarray:
+    """1 at the edge to `levels` in the middle, by shares of the depth of the object; what touches another has 1."""
     result = np.zeros(numbers.shape, np.int16)
     for box, own, depth in _objects(numbers):
         share = depth / depth.max()
-        level = 1 + np.minimum((LEVELS * share).astype(np.int16), LEVELS - 1)
+        level = 1 + np.minimum((levels * share).astype(np.int16), levels - 1)
         result[box] = np.where(own, level, result[box])
     return result
 
@@ -92,18 +94,28 @@ def from_core(chances: np.ndarray, seeds: float) -> np.ndarray:
     return separate(inner, outer, seeds)
 
 
+def from_cores(chances: np.ndarray, seeds: float) -> np.ndarray:
+    """Of the object and its border, each by itself."""
+    return from_core(np.stack([1 - chances[0], chances[0] * (1 - chances[1]), chances[0] * chances[1]]), seeds)
+
+
 def from_gap(chances: np.ndarray, foreground: float) -> np.ndarray:
     return np.asarray(ndimage.label(chances[1] >= foreground)[0], np.int32)
 
 
 def from_distance(chances: np.ndarray, height: float) -> np.ndarray:
     """Seeds are hills of the expected depth that are higher than what is around them by `height`."""
+    return from_depths(np.cumsum(chances[:0:-1], axis=0)[::-1], height)
+
+
+def from_depths(chances: np.ndarray, height: float) -> np.ndarray:
+    """Of the regions from each level on inwards: their mean is the expected depth."""
     from skimage.morphology import h_maxima
 
-    depth = np.tensordot(np.arange(LEVELS + 1) / LEVELS, chances, 1)
+    depth = chances.mean(0)
     smooth = ndimage.gaussian_filter(depth, (0, 1, 1))
     seeds = np.stack([h_maxima(plane, height) for plane in smooth]) > 0
-    return _flooded(seeds, chances[0] <= 0.5, -smooth)
+    return _flooded(seeds, chances[0] >= 0.5, -smooth)
 
 
 def from_flow(chances: np.ndarray, least: float) -> np.ndarray:
@@ -153,12 +165,24 @@ class Target(NamedTuple):
     back: Callable[[np.ndarray, float], np.ndarray]
     parameters: tuple[float, ...]
     loss: str | None = None
+    regions: tuple[tuple[int, ...], ...] = ()
+    """of the classes; with them they are what is learnt"""
+
+
+HEIGHTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+
+
+def inwards(levels: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(range(first, levels + 1)) for first in range(1, levels + 1))
 
 
 TARGETS = {
     "core": Target(3, core, from_core, (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)),
+    "cores": Target(3, core, from_cores, (0.3, 0.5, 0.7, 0.8, 0.9, 0.95), regions=((1, 2), (2,))),
     "gap": Target(2, gap, from_gap, (0.3, 0.5, 0.7, 0.8, 0.9), "weighted_ce"),
-    "distance": Target(1 + LEVELS, distance, from_distance, (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)),
+    "distance": Target(1 + LEVELS, distance, from_distance, HEIGHTS),
+    "depths": Target(1 + LEVELS, distance, from_depths, HEIGHTS, regions=inwards(LEVELS)),
+    "depths8": Target(1 + FINE, partial(distance, levels=FINE), from_depths, HEIGHTS, regions=inwards(FINE)),
     "flow": Target(1 + DIRECTIONS, flow, from_flow, (5, 10, 20, 30, 50)),
 }
 SMALLEST = (0, 10, 20, 30)
@@ -173,15 +197,21 @@ def relabelled(run: Any, name: str, planned: Any, target: Target) -> Any:
     from autounet.datasets import read_numbers
     from autounet.preprocessing.prepare import class_locations, prepare_labels
     from autounet.schema.dataset import Dataset
-    from autounet.schema.labels import LabelClass, Labels
+    from autounet.schema.labels import LabelClass, Labels, Region, targets_of
     from autounet.store import open_prepared, write_prepared
 
     dataset, source = Dataset.load(run.dataset), run.prepared(planned.prepared)
+    names = (
+        LabelClass(name=f"{name} {value}" if value else "background", value=value) for value in range(target.classes)
+    )
+    regions = (Region(name=f"{name} {values}", values=values) for values in target.regions)
+    labels, kind = Labels(classes=tuple(names), regions=tuple(regions)), "regions" if target.regions else "classes"
+    outputs = len(targets_of(labels, kind))
     changed = planned.model_copy(
         update={
             "prepared": f"{planned.prepared}_{name}",
-            "targets": "classes",
-            "network": planned.network.model_copy(update={"out_channels": target.classes}),
+            "targets": kind,
+            "network": planned.network.model_copy(update={"out_channels": outputs}),
         }
     )
     for case in dataset.cases:
@@ -192,10 +222,7 @@ def relabelled(run: Any, name: str, planned: Any, target: Target) -> Any:
         learnt = target.learnt(grid).astype(np.int8)
         place = class_locations(learnt, case.identifier)
         write_prepared(run.prepared(changed.prepared), stored.properties, stored.image[:], learnt, place)
-    names = (
-        LabelClass(name=f"{name} {value}" if value else "background", value=value) for value in range(target.classes)
-    )
-    return changed, Labels(classes=tuple(names))
+    return changed, labels
 
 
 def train(run: Any, name: str, fold: int, seconds: float, place: Path) -> None:
@@ -233,9 +260,10 @@ def train(run: Any, name: str, fold: int, seconds: float, place: Path) -> None:
     (place / "chances").mkdir(exist_ok=True)
     for case in Splits.load(run.splits).validation(fold):
         image = open_prepared(run.prepared(changed.prepared), case).image[:]
-        logits = predict_scores([model], image, changed, target.classes, "cpu")
+        logits = predict_scores([model], image, changed, changed.network.out_channels, "cpu")
         shifted = np.exp(logits - logits.max(0))
-        np.save(place / "chances" / f"{case}.npy", (shifted / shifted.sum(0)).astype(np.float16))
+        chances = 1 / (1 + np.exp(-logits)) if target.regions else shifted / shifted.sum(0)
+        np.save(place / "chances" / f"{case}.npy", chances.astype(np.float16))
     (place / "done.json").write_text(json.dumps({"steps": record.steps}))
 
 
