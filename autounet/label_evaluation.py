@@ -228,7 +228,8 @@ def _evaluated_labels(
 def _warn_of_absent(cases: Sequence[CaseMetrics], labels: Labels) -> None:
     """Classes and regions whose Dice is undefined in every case: there is nothing of them in any file."""
     shown = {label.name: f"class {label.name} (value {label.value})" for label in labels.reported}
-    shown |= {each.name: f"region {each.name} (values {', '.join(map(str, each.values))})" for each in labels.regions}
+    for each in labels.reported_regions:
+        shown[each.name] = f"region {each.name} (values {', '.join(map(str, each.values))})"
     if absent := [what for name, what in shown.items() if all(case.per_class[name].dice is None for case in cases)]:
         log.warning("in no prediction and in no reference: %s. Check the values and the files", ", ".join(absent))
 

@@ -5,8 +5,9 @@
 `core` has core and border of each object, and background; `cores` the same as overlapping regions, the object and its
 border. `gap` is that of Ronneberger et al. (2015): one class with a gap of background between objects, and the weight
 map that makes gaps dear. `distance` has four levels of depth in place of a map of distances; `depths` the same as
-nested regions, from each level on inwards, `depths8` with eight levels. `flow` has eight directions to the deepest point in
-place of a field of vectors. All are learnt with the same network, loss (but for `gap`) and seconds, so that only the
+nested regions, from each level on inwards, `depths8` with eight levels; `levels` is that by the code of a run, where
+pixels that touch another object have the outermost level. `flow` has eight directions to the deepest point in place of
+a field of vectors. All are learnt with the same network, loss (but for `gap`) and seconds, so that only the
 target differs; without augmentation, since rotated samples would need other directions. The way back of each has a
 parameter, which a fold takes from where the other folds are best.
 Seconds are those of a processor, on one thread. DATA is DSB2018_nuclei as `autounet check --objects nucleus --fix`
@@ -41,9 +42,22 @@ STEPS = 60
 
 
 def core(numbers: np.ndarray) -> np.ndarray:
-    from autounet.ops.objects import object_borders
+    """1, and 2 within a rim of a quarter of the object's depth, from 1 to 3 pixels, and where another is touched."""
+    result = np.zeros(numbers.shape, np.int16)
+    highest = ndimage.maximum_filter(numbers, size=3, mode="nearest")
+    lowest = ndimage.minimum_filter(np.where(numbers == 0, np.iinfo(np.int32).max, numbers), size=3, mode="nearest")
+    touching = (highest != numbers) | (lowest != numbers)
+    for box, own, depth in _objects(numbers):
+        edge = (depth <= min(max(depth.max() / 4, 1), 3)) | (touching[box] & (depth < depth.max()))
+        result[box] = np.where(own, 1 + edge, result[box])
+    return result
 
-    return np.where(numbers > 0, 1 + object_borders(numbers, (1, 1, 1)), 0)
+
+def levels(numbers: np.ndarray) -> np.ndarray:
+    """What a run learns."""
+    from autounet.ops.objects import object_depths
+
+    return object_depths(numbers, (1, 1, 1), LEVELS).astype(np.int16)
 
 
 def gap(numbers: np.ndarray) -> np.ndarray:
@@ -52,12 +66,12 @@ def gap(numbers: np.ndarray) -> np.ndarray:
     return apart(numbers)
 
 
-def distance(numbers: np.ndarray, levels: int = LEVELS) -> np.ndarray:
-    """1 at the edge to `levels` in the middle, by shares of the depth of the object; what touches another has 1."""
+def distance(numbers: np.ndarray, count: int = LEVELS) -> np.ndarray:
+    """1 at the edge to `count` in the middle, by shares of the depth of the object; what touches another has 1."""
     result = np.zeros(numbers.shape, np.int16)
     for box, own, depth in _objects(numbers):
         share = depth / depth.max()
-        level = 1 + np.minimum((levels * share).astype(np.int16), levels - 1)
+        level = 1 + np.minimum((count * share).astype(np.int16), count - 1)
         result[box] = np.where(own, level, result[box])
     return result
 
@@ -88,10 +102,8 @@ def _objects(numbers: np.ndarray) -> Any:
 
 
 def from_core(chances: np.ndarray, seeds: float) -> np.ndarray:
-    from autounet.ops.objects import separate
-
-    inner, outer = (np.rint(CERTAIN * each).astype(np.uint8) for each in (chances[1], chances[1] + chances[2]))
-    return separate(inner, outer, seeds)
+    """Seeds are where the core is as probable as `seeds`."""
+    return _flooded(chances[1] >= seeds, chances[0] <= 0.5, -chances[1])
 
 
 def from_cores(chances: np.ndarray, seeds: float) -> np.ndarray:
@@ -116,6 +128,14 @@ def from_depths(chances: np.ndarray, height: float) -> np.ndarray:
     smooth = ndimage.gaussian_filter(depth, (0, 1, 1))
     seeds = np.stack([h_maxima(plane, height) for plane in smooth]) > 0
     return _flooded(seeds, chances[0] >= 0.5, -smooth)
+
+
+def from_levels(chances: np.ndarray, height: float) -> np.ndarray:
+    """As a run does it."""
+    from autounet.ops.objects import separate
+
+    depth, foreground = (np.rint(CERTAIN * each).astype(np.uint8) for each in (chances.mean(0), chances[0]))
+    return separate(depth, foreground, height, (1, 1, 1))
 
 
 def from_flow(chances: np.ndarray, least: float) -> np.ndarray:
@@ -182,7 +202,8 @@ TARGETS = {
     "gap": Target(2, gap, from_gap, (0.3, 0.5, 0.7, 0.8, 0.9), "weighted_ce"),
     "distance": Target(1 + LEVELS, distance, from_distance, HEIGHTS),
     "depths": Target(1 + LEVELS, distance, from_depths, HEIGHTS, regions=inwards(LEVELS)),
-    "depths8": Target(1 + FINE, partial(distance, levels=FINE), from_depths, HEIGHTS, regions=inwards(FINE)),
+    "levels": Target(1 + LEVELS, levels, from_levels, HEIGHTS, regions=inwards(LEVELS)),
+    "depths8": Target(1 + FINE, partial(distance, count=FINE), from_depths, HEIGHTS, regions=inwards(FINE)),
     "flow": Target(1 + DIRECTIONS, flow, from_flow, (5, 10, 20, 30, 50)),
 }
 SMALLEST = (0, 10, 20, 30)

@@ -1,4 +1,4 @@
-"""Objects that touch: numbered masks become core and border, and come back as numbered masks that are measured."""
+"""Objects that touch: numbered masks become levels of depth, and come back as numbered masks that are measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from autounet import api
 from autounet.cli.app import app
-from autounet.crossval.objects import SEEDS, SHARES
+from autounet.crossval.objects import HEIGHTS, SHARES
 from autounet.datasets import load_case, read_numbers, scan
 from autounet.datasets.checks.examine import examine
 from autounet.datasets.labels import complete_labels, label_findings
@@ -26,7 +26,7 @@ from autounet.evaluation.overlap_metrics import objects
 from autounet.imageio import read_image, read_labels, write_image, write_labels
 from autounet.inference.export import ensemble_scores
 from autounet.inference.objects import ObjectMaps, numbered_objects, object_maps
-from autounet.ops.objects import apart, measure_objects, object_borders, separate, without_small
+from autounet.ops.objects import apart, measure_objects, object_depths, separate, without_small
 from autounet.preprocessing import prepare_case
 from autounet.schema.errors import DataError, OptionError
 from autounet.schema.geometry import Geometry
@@ -41,7 +41,7 @@ from autounet.workflow.pipeline import run_pipeline
 CELLS = labels_of_objects("cell")
 
 
-# ---- numbers to core and border, and back --------------------------------------------------------------------------
+# ---- numbers to depths, and back --------------------------------------------------------------------------
 
 
 @st.composite
@@ -67,50 +67,52 @@ def neighbours_of_others(numbers):
     return found
 
 
-@given(numbered())
+@given(numbered(), st.integers(2, 6))
 @settings(max_examples=60, deadline=None)
-def test_borders_part_objects_that_touch_and_leave_each_a_core(case):
+def test_depths_part_objects_that_touch_and_leave_each_a_middle(case, levels):
     numbers, spacing = case
-    border = object_borders(numbers, spacing)
-    assert not (border & (numbers == 0)).any()
+    depths = object_depths(numbers, spacing, levels)
+    np.testing.assert_array_equal(depths > 0, numbers > 0)
+    assert depths.max(initial=0) <= levels
     touching = neighbours_of_others(numbers)
     for value in np.unique(numbers[numbers > 0]):
         own = numbers == value
-        core = own & ~border
-        assert core.any()
+        assert (depths[own] == levels).any()
         if (own & ~touching).any():
-            assert not (core & touching).any()
+            assert (depths[own & touching] == 1).all()
 
 
-def test_rims_follow_the_spacing():
-    """A rim is as many mm deep along a coarse axis as along a fine one; the image's edge is none."""
+def test_depths_follow_the_spacing():
+    """A level is as many mm wide along a coarse axis as along a fine one; the image's edge is not around an object."""
     block = np.zeros((9, 40, 40), np.int32)
     block[1:8, 5:35, 5:35] = 1
-    core = (block > 0) & ~object_borders(block, (4.0, 1.0, 1.0))
-    assert core[4, 20].sum() == 30 - 2 * 3  # the most: three steps of the finest axis
-    assert core[:, 20, 20].sum() == 7  # one slice is 4 mm thick
-    assert ((block > 0) & ~object_borders(block, (1.0, 1.0, 1.0)))[:, 20, 20].sum() == 7 - 2 * 1  # a quarter of 4
-    assert not object_borders(np.ones((1, 9, 9), np.int32), (1, 1, 1)).any()
+    depths = object_depths(block, (4.0, 1.0, 1.0), 4)
+    across = [4, 8, 12, 15, 12, 8, 4]  # mm, of 15 at most
+    assert depths[1:8, 20, 20].tolist() == [min(4, 1 + 4 * each // 15) for each in across]
+    inside = [min(1 + row, 30 - row) for row in range(30)]
+    assert depths[4, 20, 5:35].tolist() == [min(4, 1 + 4 * each // 15) for each in inside]
+    assert (object_depths(np.ones((1, 9, 9), np.int32), (1, 1, 1), 4) == 4).all()
     stacked = np.repeat([1, 1, 2, 2], 400).reshape(4, 20, 20).astype(np.int32)
-    assert object_borders(stacked, (5.0, 1.0, 1.0))[[1, 2]].all()  # they touch across the coarse axis
+    assert (object_depths(stacked, (5.0, 1.0, 1.0), 4)[[1, 2]] == 1).all()  # they touch across the coarse axis
 
 
-@given(numbered(), st.sampled_from([0.3, 0.5, 0.9]))
+@given(numbered(), st.sampled_from([0.02, 0.1, 0.5]))
 @settings(max_examples=60, deadline=None)
-def test_separated_objects_share_out_the_foreground(case, threshold):
+def test_separated_objects_share_out_the_foreground(case, height):
     numbers, spacing = case
     rng = np.random.default_rng(len(np.unique(numbers)))
     foreground = np.where(numbers > 0, rng.integers(128, 256, numbers.shape), rng.integers(0, 127, numbers.shape))
-    core = np.where(object_borders(numbers, spacing), 0, foreground)
-    found = separate(core.astype(np.uint8), foreground.astype(np.uint8), threshold)
+    depth = (255 / 4 * object_depths(numbers, spacing, 4) * rng.uniform(0.5, 1, numbers.shape)).astype(np.uint8)
+    found = separate(depth, foreground.astype(np.uint8), height, spacing)
     np.testing.assert_array_equal(found > 0, numbers > 0)
     present = np.unique(found[found > 0])
     np.testing.assert_array_equal(present, np.arange(1, len(present) + 1))
-    seeds = cc3d.connected_components((core >= threshold * 255) & (numbers > 0), connectivity=6)
     parts = cc3d.connected_components(numbers > 0, connectivity=6)
-    assert len(present) == seeds.max() + len(set(np.unique(parts)) - set(np.unique(parts[seeds > 0])) - {0})
+    assert len(present) >= parts.max()
     for value in present:
         assert cc3d.connected_components(found == value, connectivity=6).max() == 1
+    higher = separate(depth, foreground.astype(np.uint8), min(1.0, 2 * height), spacing)
+    assert higher.max() <= found.max()
     sizes = np.bincount(found.ravel())[1:]
     kept = without_small(found, 10.0, 0.5)
     assert sorted(np.bincount(kept.ravel())[1:]) == sorted(size for size in sizes if size * 0.5 >= 10)
@@ -130,13 +132,13 @@ def touching_discs(rng, pairs=3):
 
 def test_discs_come_back_from_certain_maps():
     numbers = touching_discs(np.random.default_rng(1))[None]
-    border = object_borders(numbers, (1, 1, 1))
-    maps = ObjectMaps(np.where((numbers > 0) & ~border, 255, 0).astype(np.uint8), np.uint8(255) * (numbers > 0))
+    depth = 255 / 4 * object_depths(numbers, (1, 1, 1), 4)
+    maps = ObjectMaps(depth.astype(np.uint8), np.uint8(255) * (numbers > 0))
     assert cc3d.connected_components(numbers > 0).max() == 3
-    found = numbered_objects(maps, ObjectTrial(seeds=0.5, smallest=0), (1, 1, 1))
+    found = numbered_objects(maps, ObjectTrial(height=0.1, smallest=0), (1, 1, 1))
     (result,) = evaluate_objects(found, numbers, (1, 1, 1), CELLS).values()
     assert (result.ap80, result.count_error, result.dice) == (1, 0, 1)
-    assert numbered_objects(maps, ObjectTrial(seeds=0.5, smallest=1000), (1, 1, 1)).max() == 0
+    assert numbered_objects(maps, ObjectTrial(height=0.1, smallest=1000), (1, 1, 1)).max() == 0
     assert cc3d.connected_components(apart(numbers), connectivity=6).max() == 6
 
 
@@ -201,7 +203,7 @@ def nuclei(tmp_path_factory):
     geometry = Geometry(shape=(1, 48, 64), kind="png", dimension=2)
     for case in range(6):
         numbers = touching_discs(rng)[None]
-        edge = object_borders(numbers, (1, 1, 1))
+        edge = object_depths(numbers, (1, 1, 1), 4) == 1
         image = 40 + 150 * (numbers > 0) - 90 * edge + rng.normal(0, 4, numbers.shape)
         write_image(folder / f"images/{case}.png", image.clip(0, 255).astype(np.uint8)[None], geometry)
         drawn[str(case)] = np.where(numbers > 0, numbers + 300 + 6 * case, 0)
@@ -209,23 +211,23 @@ def nuclei(tmp_path_factory):
     return Nuclei(folder, drawn)
 
 
-def test_numbers_are_told_and_become_core_and_border(nuclei):
+def test_numbers_are_told_and_become_levels_of_depth(nuclei):
     (found,) = (each for each in check_data(nuclei.folder, DataOptions()).findings if each.code == "objects")
     assert "--objects NAME" in found.remedy
     assert check_data(nuclei.folder, DataOptions(objects="cell")).findings == ()
     dataset = scan(nuclei.folder, DataOptions(objects="cell"))
     facts = examine(dataset, workers=1)
     labels = complete_labels(dataset, facts).labels
-    assert [each.name for each in labels.classes] == ["background", "cell core", "cell border"]
+    assert [each.name for each in labels.classes] == ["background", *(f"cell level {level}" for level in (1, 2, 3, 4))]
     assert labels.objects == "cell"
     assert labels.reported == ()
-    assert [each.name for each in overlapping_targets(labels)] == ["cell", "cell border"]
+    targets = [each.name for each in overlapping_targets(labels)]
+    assert targets == ["cell", "cell from level 2 on", "cell from level 3 on", "cell level 4"]
     assert [each.name for each in counted_targets(labels)] == ["cell"]
     assert facts[0].components == {}
-    assert set(facts[0].value_counts) == {0, 1, 2}
+    assert set(facts[0].value_counts) == {0, 1, 2, 3, 4}
     case = load_case(dataset, "3")
-    np.testing.assert_array_equal(case.labels == 2, object_borders(nuclei.numbers["3"], (1, 1, 1)))
-    np.testing.assert_array_equal(case.labels > 0, nuclei.numbers["3"] > 0)
+    np.testing.assert_array_equal(case.labels, object_depths(nuclei.numbers["3"], (1, 1, 1), 4))
     np.testing.assert_array_equal(read_numbers(dataset, dataset.case("3"))[0], nuclei.numbers["3"])
 
 
@@ -276,7 +278,7 @@ def test_numbered_masks_are_learnt_and_come_back(nuclei, tmp_path):
     assert all(getattr(found, name) is not None for name in OBJECT_METRICS)
     assert found.ap50 > 0.4  # discs that are one would give 0
     assert selection.objects is not None
-    assert len(selection.objects.compared) == len(SEEDS) * len(SHARES)
+    assert len(selection.objects.compared) == len(HEIGHTS) * len(SHARES)
     assert set(selection.objects.by_group) == {0, 1}
     assert not selection.postprocessing
     for case in metrics.cases:
@@ -324,7 +326,7 @@ def test_probabilities_of_objects_are_not_averaged_by_files(tmp_path):
     from autounet.prediction.ensemble import _read_folder
     from autounet.schema.selection import ProbabilityChannels
 
-    names = ("cell", "cell border")
+    names = ("cell", "cell from level 2 on", "cell from level 3 on", "cell level 4")
     ProbabilityChannels(channels=names, targets="regions", temperature=1, labels=CELLS).save(tmp_path / "classes.json")
     with pytest.raises(DataError, match="told apart"):
         _read_folder(tmp_path)
@@ -343,15 +345,15 @@ def test_volumes_come_back_from_another_grid(targets):
         distance = ((z - middle_z) * 2) ** 2 + (y - middle_y) ** 2 + (x - middle_x) ** 2
         numbers[(distance <= 6**2) & (numbers == 0)] = number
     assert cc3d.connected_components(numbers > 0).max() == 2
-    dense = np.where(object_borders(numbers, geometry.spacing), 2, numbers > 0).astype(np.int16)
+    dense = object_depths(numbers, geometry.spacing, 4).astype(np.int16)
     spec = PreprocessSpec(spacing=(1.0, 1.0, 1.0), normalisation=(ChannelNormalisation(scheme="none"),))
     prepared = prepare_case("a", "", np.ones((1, *geometry.shape), np.float32), dense, geometry, spec)
-    inside = prepared.labels > 0
-    on = [prepared.labels == 0, prepared.labels == 1, prepared.labels == 2]
-    on = on if targets == "classes" else [inside, prepared.labels == 2]
+    found_levels = prepared.labels
+    on = [found_levels == level for level in range(5)]
+    on = on if targets == "classes" else [found_levels >= level for level in range(1, 5)]
     logits = np.where(np.stack(on), 6, -6).astype(np.float32)
     scores = ensemble_scores([(logits, prepared.properties)], CELLS, None, targets)
-    found = numbered_objects(object_maps(scores, CELLS), ObjectTrial(seeds=0.7, smallest=0), geometry.spacing)
+    found = numbered_objects(object_maps(scores, CELLS), ObjectTrial(height=0.1, smallest=0), geometry.spacing)
     (result,) = evaluate_objects(found, numbers, geometry.spacing, CELLS).values()
     assert result.count_error == 0
     assert result.ap70 == 1

@@ -1,6 +1,6 @@
-"""Single objects of what was selected: how they are made of probabilities is chosen on out-of-fold cases.
+"""Single objects of what was selected: how they are made of expected depths is chosen on out-of-fold cases.
 
-Tried are thresholds of the seeds and least sizes of an object. A case gets the objects of what was chosen without it,
+Tried are the heights of summits and least sizes of an object. A case gets the objects of what was chosen without it,
 so that its metrics flatter nothing; new images get those of what was chosen on all cases.
 """
 
@@ -35,8 +35,8 @@ from .validate import score_sources, segmentation_name
 
 log = logging.getLogger(__name__)
 
-SEEDS: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 0.4, 0.3)
-"""thresholds that are tried; of equal ones the first is taken"""
+HEIGHTS: Final = (0.1, 0.05, 0.15, 0.2, 0.3, 0.02)
+"""of summits that are tried; of equal ones the first is taken"""
 SHARES: Final = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 """least sizes that are tried, as shares of the median volume of the objects in the references"""
 THRESHOLDS: Final = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -84,8 +84,8 @@ def separate_objects(
     }
     volumes = np.concatenate(map_parallel(_volumes, list(cases.values()), workers, lambda _: None) or [np.zeros(0)])
     median = float(np.median(volumes)) if len(volumes) else 0.0
-    trials = [ObjectTrial(seeds=seeds, smallest=share * median) for seeds in SEEDS for share in SHARES]
-    with progress("objects: seeds and sizes", len(cases)) as meter:
+    trials = [ObjectTrial(height=height, smallest=share * median) for height in HEIGHTS for share in SHARES]
+    with progress("objects: heights and sizes", len(cases)) as meter:
         tasks = [_ScoreTask(source, tuple(trials)) for source in cases.values()]
         scores = np.array(map_parallel(_score_one, tasks, workers, lambda _: meter.advance()))
     separation = _choose(trials, scores, list(groups.values()))
@@ -96,7 +96,7 @@ def separate_objects(
         ]
         found = map_parallel(_write_one, written, workers, lambda _: meter.advance())
     chosen = separation.chosen
-    log.info("objects: seeds from a probability of %g on, none smaller than %g", chosen.seeds, chosen.smallest)
+    log.info("objects: summits %g deeper than their saddles, none smaller than %g", chosen.height, chosen.smallest)
     measured = summarise(
         found, dataset.labels, metrics.tolerance, metrics.unit, (*DEFAULT_METRICS, *OBJECT_METRICS)
     ).model_copy(update={"calibration": metrics.calibration})
@@ -155,15 +155,16 @@ class _ScoreTask(NamedTuple):
 def _score_one(task: _ScoreTask) -> list[float]:
     """Mean average precision after each trial; NaN where there are no objects in either."""
     reference, counted = _reference(task.source)
-    maps, voxel = _maps(task.source), float(np.prod(_geometry(task.source).spacing))
+    maps, spacing = _maps(task.source), _geometry(task.source).spacing
+    voxel = float(np.prod(spacing))
     found = {}
-    for seeds in {trial.seeds for trial in task.trials}:
-        numbers = np.where(counted, separate(*maps, seeds), 0)
+    for height in {trial.height for trial in task.trials}:
+        numbers = np.where(counted, separate(*maps, height, spacing), 0)
         overlaps = objects(numbers > 0, reference > 0, (numbers, reference))
-        found[seeds] = overlaps, np.unique(numbers[numbers > 0], return_counts=True)[1] * voxel
+        found[height] = overlaps, np.unique(numbers[numbers > 0], return_counts=True)[1] * voxel
     scores = []
     for trial in task.trials:
-        overlaps, volumes = found[trial.seeds]
+        overlaps, volumes = found[trial.height]
         kept = volumes >= trial.smallest
         iou = overlaps.iou[kept[overlaps.first]]
         matched = [int(np.count_nonzero(iou > threshold)) for threshold in THRESHOLDS]

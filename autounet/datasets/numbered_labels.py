@@ -1,6 +1,6 @@
 """Label files that number objects: how they are told from classes, and the classes that they become.
 
-Objects joined are one class; objects told apart are a class of cores and one of borders (`ops.objects`).
+Objects joined are one class; objects told apart are classes of their depth (`ops.objects`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ IGNORED_CROWDS = 65_535
 def tell_apart(
     found: DetectedLayout, cases: Sequence[Case], options: DataOptions, name: str, crowds: bool = False
 ) -> DetectedLayout:
-    """As `join_objects`, with a class of the objects' cores and one of their borders, whose region is called `name`.
+    """As `join_objects`, with a class for each depth in the objects, whose region is called `name`.
 
     With `crowds`, outlines of several objects that nobody told apart, there is an ignore value for them. Raises also
     DataError where a label comes in several files.

@@ -103,7 +103,7 @@ def _count(channels: int) -> str:
 def read_reference(dataset: Dataset, case: Case) -> tuple[np.ndarray, Geometry]:
     """The label of a case that has one, also of colours and structures: (Z, Y, X) int32 values. Raises DataError.
 
-    Of numbered objects these are core and border; `read_numbers` gives the numbers.
+    Of numbered objects these are levels of depth; `read_numbers` gives the numbers.
     """
     return read_case_label(Path(dataset.root), case, dataset.labels.codes)[:2]
 

@@ -29,10 +29,10 @@ from ..imageio import (
     structure_names,
 )
 from ..imageio.stored_values import values_of_objects
-from ..ops.objects import object_borders
+from ..ops.objects import object_depths
 from ..schema.dataset import Case, CaseFacts, Finding, Severity
 from ..schema.errors import DataError
-from ..schema.labels import LabelCode
+from ..schema.labels import LabelCode, numbers_objects
 from ..schema.options import DataOptions
 from ..workers import available_cores, map_parallel
 from .layouts.detected_layout import DeclaredLabels, DetectedLayout
@@ -58,20 +58,20 @@ def parts_of(root: Path, case: Case) -> LabelParts:
 
 
 def read_case_label(root: Path, case: Case, codes: Sequence[LabelCode]) -> LabelContent:
-    """The label of a case that has one, from one file or several; of objects core and border. Raises DataError."""
+    """The label of a case that has one, from one file or several; of objects levels of depth. Raises DataError."""
     assert case.label is not None
     if case.label_parts:
         outlines = root / case.label_parts[0].path
         if not is_outlines(outlines) or not any(code.above is not None for code in codes):
             return read_label_parts(parts_of(root, case), root / case.images[0], codes)
         content = read_case_numbers(root, case, codes)
-        if not any(code.border for code in codes):
+        if not numbers_objects(codes):
             return content._replace(values=values_of_objects(content.values, codes))
-        return content._replace(values=core_and_border(content.values, content.geometry.spacing, codes))
-    if not any(code.border for code in codes):
+        return content._replace(values=levels_of_depth(content.values, content.geometry.spacing, codes))
+    if not numbers_objects(codes):
         return read_label_content(root / case.label, codes, case.frame)
     content = read_case_numbers(root, case, codes)
-    return content._replace(values=core_and_border(content.values, content.geometry.spacing, codes), colours=())
+    return content._replace(values=levels_of_depth(content.values, content.geometry.spacing, codes), colours=())
 
 
 def read_case_numbers(root: Path, case: Case, codes: Sequence[LabelCode]) -> LabelContent:
@@ -87,12 +87,12 @@ def read_case_numbers(root: Path, case: Case, codes: Sequence[LabelCode]) -> Lab
     return content._replace(values=object_numbers(content.values, codes))
 
 
-def core_and_border(numbers: np.ndarray, spacing: Sequence[float], codes: Sequence[LabelCode]) -> np.ndarray:
-    """The two classes of numbered objects (Z, Y, X), by the codes of their labels; the ignore value stays."""
+def levels_of_depth(numbers: np.ndarray, spacing: Sequence[float], codes: Sequence[LabelCode]) -> np.ndarray:
+    """The classes of numbered objects (Z, Y, X), by the codes of their labels; the ignore value stays."""
     values = values_of_objects(numbers, codes)
-    core, border = (next(code.value for code in codes if code.border == kind) for kind in (False, True))
-    borders = object_borders(np.where(values == core, numbers, 0), spacing)
-    return np.where(borders, np.int32(border), values)
+    levels = np.array([0, *(code.value for code in sorted(codes, key=lambda code: code.level) if code.level)], np.int32)
+    depths = object_depths(np.where(values == levels[1], numbers, 0), spacing, len(levels) - 1)
+    return np.where(depths > 0, levels[depths], values)
 
 
 class Structured(NamedTuple):

@@ -214,7 +214,7 @@ def evaluate_case(
             "Compare segmentations of the same image",
         )
     names: dict[str, tuple[int, ...]] = {label.name: (label.value,) for label in labels.reported}
-    names |= {region.name: region.values for region in labels.regions}
+    names |= {region.name: region.values for region in labels.reported_regions}
     targets = {name: values for name, values in names.items() if _is_annotated(values, labels, annotated)}
     wanted = {value for values in targets.values() for value in values}
     boxes = [value_boxes(array, wanted) for array in (prediction, reference)]

@@ -29,7 +29,7 @@ def summarise(
     do not tell apart. The others, and class 0 when the user named it, are reported only. A class without a defined
     Dice in any case is left out. `metrics` names those that were measured.
     """
-    names = [label.name for label in labels.reported] + [region.name for region in labels.regions]
+    names = [label.name for label in labels.reported] + [region.name for region in labels.reported_regions]
     per_class = {name: _mean([case.per_class[name] for case in cases if name in case.per_class], metrics)
                  for name in names}  # fmt: skip
     counted = [target.name for target in counted_targets(labels)]

@@ -114,6 +114,9 @@ def _segments(bundle: ModelBundle) -> Iterator[str]:
     channels = ", ".join(f"{_plain(channel.name)} ({channel.kind.value})" for channel in bundle.channels)
     yield f"Images: {channels}; stored as {_plain(bundle.suffix or bundle.file_kind)} where it was trained."
     labels = bundle.labels
+    if labels.objects is not None:
+        yield f"Single objects: {_plain(labels.objects)}. In a segmentation each has a number of its own, from 1 on."
+        return
     yield _table(["value in the file", "class"], [[str(each.value), each.name] for each in labels.classes])
     if labels.regions:
         rows = [[each.name, ", ".join(map(str, each.values))] for each in labels.regions]
@@ -177,8 +180,9 @@ def _prediction(bundle: ModelBundle) -> Iterator[str]:
     if selection.objects is not None:
         chosen = selection.objects.chosen
         yield (
-            f"Single objects of {_plain(bundle.labels.objects or '')}: seeds are core voxels from a probability of "
-            f"{chosen.seeds:g} on; objects below {chosen.smallest:g} mm3 (voxels without spacing) are removed."
+            f"Single objects of {_plain(bundle.labels.objects or '')}: their middles are {chosen.height:g} of "
+            f"an object's depth deeper than the saddles between them; objects below {chosen.smallest:g} mm3 (voxels "
+            "without spacing) are removed."
         )
     if selection.calibration is not None:
         yield f"Probabilities are calibrated with the temperature {selection.calibration.temperature:.4g}."

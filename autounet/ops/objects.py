@@ -1,9 +1,10 @@
 """Objects that touch, such as nuclei: from numbered masks to what a network can learn, and back.
 
-A network cannot learn numbers, so it learns where objects are and where their borders are: a rim inside each object
-that is never missing between two that touch. What is left are cores, of which no two touch. Back, the cores are the
-seeds of a watershed (Vincent and Soille, IEEE Transactions on Pattern Analysis and Machine Intelligence 1991) that
-floods the foreground from the surest core voxels outwards.
+A network cannot learn numbers, so it learns how deep inside its object each voxel lies, in levels. Objects that touch
+are hills with a valley between them. Back, the summits are the seeds of a watershed (Vincent and Soille, IEEE
+Transactions on Pattern Analysis and Machine Intelligence 1991) that floods the foreground from the deepest voxels
+outwards. Summits that a low saddle joins are one: those that rise above all ways to a higher one by a height are kept
+(h-maxima, Soille, Morphological Image Analysis, 2003).
 """
 
 from __future__ import annotations
@@ -15,46 +16,40 @@ import cc3d
 import numpy as np
 from scipy import ndimage
 
-SHARE_OF_RIM: Final = 0.25
-"""of the largest distance of an object's voxels to what is around it: how deep its rim is"""
-MOST_STEPS: Final = 3.0
-"""steps of the finest axis that a rim is deep at most; at least it is one"""
 CERTAIN: Final = 255
-"""uint8 of the probability 1"""
+"""uint8 of the probability 1, and of the depth 1"""
 FACES: Final = 6
-"""neighbours across which cores are one: diagonal ones leave a border intact"""
+"""neighbours across which voxels are one"""
+SMOOTHING: Final = 1.0
+"""standard deviation, in steps of the finest axis, by which depths are smoothed before summits are looked for"""
 
 
-def object_borders(numbers: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """Where numbered objects (Z, Y, X), 0 around them, have their borders: boolean (Z, Y, X).
+def object_depths(numbers: np.ndarray, spacing: Sequence[float], levels: int) -> np.ndarray:
+    """How deep voxels lie in numbered objects (Z, Y, X), 0 around them: int8 (Z, Y, X), 1 outermost to `levels`.
 
-    Border are the voxels of an object that lie within its rim of what is around it (a quarter of the depth of the
-    object, between 1 and 3 steps of the finest axis, distances by `spacing`), and all that touch another object, also
-    across a coarse axis and diagonally. The edge of the image is no border. Every object keeps a core: where all of it
-    would be border, the deepest voxels that touch no other object, and where all do, the deepest.
+    A voxel's depth is its distance, by `spacing`, to what is around its object, as a share of the largest of that
+    object, cut into levels of equal width. The edge of the image is not around an object. What touches another object,
+    also across a coarse axis and diagonally, has level 1, but in objects of which every voxel does. So each object has
+    a voxel of the highest level.
     """
     found, compact = np.unique(numbers, return_inverse=True)
     compact = compact.reshape(numbers.shape).astype(np.int32)
     if found.size and found[0] != 0:
         compact += 1
     touching = _touching(compact)
-    step = min((size for size, length in zip(spacing, numbers.shape, strict=True) if length > 1), default=1.0)
-    border = np.zeros(numbers.shape, bool)
+    result = np.zeros(numbers.shape, np.int8)
     for number, box in enumerate(ndimage.find_objects(compact), 1):
         wide = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
         own = compact[wide] == number
         if own.all():
+            result[wide] = levels
             continue
         depth = ndimage.distance_transform_edt(own, sampling=spacing)
-        deepest = float(depth.max())
-        rim = min(max(SHARE_OF_RIM * deepest, step), MOST_STEPS * step) * (1 + 1e-6)
-        edge = own & ((depth <= rim) | touching[wide])
-        if not (own & ~edge).any():
-            free = own & ~touching[wide]
-            inner = np.where(free, depth, 0) if free.any() else depth
-            edge &= inner < float(inner.max()) * (1 - 1e-6)
-        border[wide] |= edge
-    return border
+        free = own & ~touching[wide]
+        inner = np.where(free, depth, 0) if free.any() else depth
+        level = 1 + np.minimum(levels * inner / inner.max() * (1 + 1e-6), levels - 1).astype(np.int8)
+        result[wide] = np.where(own, level, result[wide])
+    return result
 
 
 def _touching(numbers: np.ndarray) -> np.ndarray:
@@ -76,17 +71,23 @@ def apart(numbers: np.ndarray, ignore: int | None = None) -> np.ndarray:
     return result
 
 
-def separate(core: np.ndarray, foreground: np.ndarray, threshold: float) -> np.ndarray:
-    """Numbered objects (Z, Y, X) int32, from 1 on, from two maps of probabilities (Z, Y, X) uint8, 255 for certain.
+def separate(depth: np.ndarray, foreground: np.ndarray, height: float, spacing: Sequence[float]) -> np.ndarray:
+    """Numbered objects (Z, Y, X) int32, from 1 on, from two maps (Z, Y, X) uint8, 255 for 1.
 
-    Each component of the core map from `threshold` (0..1) on, inside the foreground (from 1/2 on), is the seed of an
-    object. Foreground that no seed reaches is an object for each of its components. Nothing of the foreground is left
-    out, and nothing else is in an object.
+    Each summit of the smoothed map of expected depths that rises by `height` (0..1) above every way to a higher one,
+    inside the foreground (probability from 1/2 on), is the seed of an object. Foreground that no seed reaches is an
+    object for each of its components. Nothing of the foreground is left out, and nothing else is in an object.
     """
+    from skimage.morphology import reconstruction
     from skimage.segmentation import watershed
 
     mask = foreground >= CERTAIN / 2
-    seeds = cc3d.connected_components(mask & (core >= threshold * CERTAIN), connectivity=FACES).astype(np.int32)
+    hills = np.where(mask, _smoothed(depth, spacing), 0).astype(np.int16)
+    least = max(1, round(height * CERTAIN))
+    lowered = np.maximum(hills - least, 0)
+    faces = ndimage.generate_binary_structure(3, 1)
+    summits = mask & (hills - reconstruction(lowered, hills, footprint=faces) >= least)
+    seeds = cc3d.connected_components(summits, connectivity=FACES).astype(np.int32)
     parts, count = cc3d.connected_components(mask, connectivity=FACES, return_N=True)
     seeded = np.zeros(count + 1, bool)
     seeded[parts[seeds > 0]] = True
@@ -94,8 +95,15 @@ def separate(core: np.ndarray, foreground: np.ndarray, threshold: float) -> np.n
     own = np.cumsum(~seeded).astype(np.int32)
     alone = ~seeded[parts]
     seeds[alone] = seeds.max(initial=0) + own[parts[alone]]
-    flooded: np.ndarray = watershed(CERTAIN - core, seeds, mask=mask)
+    flooded: np.ndarray = watershed(-hills, seeds, mask=mask)
     return flooded.astype(np.int32, copy=False)
+
+
+def _smoothed(depth: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """uint8, by as much in mm along each axis; an axis of one voxel is none."""
+    step = min((size for size, length in zip(spacing, depth.shape, strict=True) if length > 1), default=1.0)
+    widths = [SMOOTHING * step / size if length > 1 else 0.0 for size, length in zip(spacing, depth.shape, strict=True)]
+    return np.rint(ndimage.gaussian_filter(depth.astype(np.float32), widths)).astype(np.uint8)
 
 
 def without_small(numbers: np.ndarray, smallest: float, voxel: float) -> np.ndarray:

@@ -203,7 +203,13 @@ def _orientation_reason(options: PlannerOptions) -> Reason:
 
 def _target_reasons(labels: Labels) -> Iterator[Reason]:
     """Nothing without regions, as in most data sets."""
-    if labels.regions:
+    if labels.objects is not None:
+        yield _general(
+            "targets",
+            f"since {labels.objects} are told apart, networks learn how deep inside its object a voxel lies: a sigmoid "
+            f"output for all of it, and for each of {labels.count - 2} depths for what is deeper",
+        )
+    elif labels.regions:
         names = [target.name for target in targets_of(labels, planned_targets(labels))]
         yield _general(
             "targets",

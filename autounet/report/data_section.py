@@ -68,13 +68,16 @@ def labels_table(dataset: Dataset, fingerprint: Fingerprint | None) -> ReportTab
     total = sum(sum(case.voxels) for case in cases)
     partial, everything = partly_annotated(dataset), (True,) * labels.count
     rows = []
-    for target in (*targets_of(labels, "classes"), *overlapping_targets(labels)[: len(labels.regions)]):
+    classes = targets_of(labels, "classes") if labels.objects is None else ()
+    for target in (*classes, *overlapping_targets(labels)[: len(labels.reported_regions)]):
         annotated = [case for case in cases if is_certain(target.members, partial.get(case.identifier, everything))]
         counts = [sum(case.voxels[index] for index in target.members if index < len(case.voxels)) for case in annotated]
         rows.append(
             [
                 target.name,
-                " + ".join(str(labels.values[index]) for index in target.members),
+                " + ".join(str(labels.values[index]) for index in target.members)
+                if labels.objects is None
+                else "a number for each object",
                 f"{sum(count > 0 for count in counts)} of {len(annotated)}" if cases else DASH,
                 f"{sum(counts) / total:.2%}" if total else DASH,
             ]

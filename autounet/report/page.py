@@ -145,7 +145,7 @@ def _anchors(shown: Sequence[ShownCase]) -> dict[str, str]:
 
 
 def _shown_classes(labels: Labels) -> list[str]:
-    """What the pictures show: of objects that are told apart no cores and borders."""
+    """What the pictures show: of objects that are told apart not their depths."""
     return [label.name for label in labels.foreground] if labels.objects is None else [labels.objects]
 
 

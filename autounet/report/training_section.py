@@ -255,18 +255,19 @@ def postprocessing_table(selection: Selection) -> ReportTable:
 
 
 def objects_table(separation: ObjectSeparation) -> ReportTable:
-    """How single objects were made of probabilities, the best ways first."""
+    """How single objects were made of expected depths, the best ways first."""
+    chosen = separation.chosen
     tried = sorted(separation.compared, key=lambda trial: -(trial.score or 0.0))[:MOST_TRIALS]
     rows = [
         [
-            f"{trial.seeds:g}",
+            f"{trial.height:g}",
             f"{trial.smallest:g}",
             number(trial.score),
-            "used" if (trial.seeds, trial.smallest) == (separation.chosen.seeds, separation.chosen.smallest) else DASH,
+            "used" if (trial.height, trial.smallest) == (chosen.height, chosen.smallest) else DASH,
         ]
         for trial in tried
     ]
-    head = ["seeds from a probability of", "least size", "score", "decision"]
+    head = ["height of a summit", "least size", "score", "decision"]
     return ReportTable(head, rows, numeric=(0, 1, 2), notes=[separation.rule.rstrip(".")])
 
 

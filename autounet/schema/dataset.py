@@ -222,7 +222,7 @@ class CaseFacts(Record):
     label_colours: dict[int, tuple[int, int, int]] = {}
     """the colours in which viewers show them, where the label file has a palette that says so"""
     components: dict[int, ComponentFacts] = {}
-    """per label value but 0 and the ignore value; empty for scribbles, and for core and border of objects, whose
+    """per label value but 0 and the ignore value; empty for scribbles, and for depths in objects, whose
     components mean nothing"""
     shared: tuple[SharedVoxels, ...] = ()
     """where structures overlap that were not made regions"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -29,7 +29,7 @@ class Region(Part):
 
 class LabelCode(Part):
     """The value that stands for a colour in a picture, for the segments of 3D Slicer that meet in a voxel, or for all
-    values above one, up to that of another code, where every number is an object; or for the borders of objects."""
+    values above one, up to that of another code, where every number is an object; or for a depth in objects."""
 
     value: LabelValue
     colour: tuple[int, int, int] | None = None
@@ -37,8 +37,8 @@ class LabelCode(Part):
     segments: tuple[str, ...] = ()
     """names, sorted"""
     above: int | None = None
-    border: bool = False
-    """of the objects that the values number (`ops.objects.object_borders`), which are then told apart"""
+    level: int = 0
+    """in the objects that the values number (`ops.objects.object_depths`), which are then told apart; 0: none"""
     pieces: bool = False
     """whether the values number no objects, and each connected piece of them is one"""
 
@@ -111,8 +111,8 @@ class Labels(Part):
 
     @property
     def objects(self) -> str | None:
-        """Name of the class whose objects are told apart: the one region, of core and border; None where none are."""
-        return self.regions[0].name if any(code.border for code in self.codes) else None
+        """Name of the class whose objects are told apart: the first region, of all levels; None where none are."""
+        return self.regions[0].name if numbers_objects(self.codes) else None
 
     @property
     def nameless(self) -> Labels:
@@ -139,24 +139,39 @@ class Labels(Part):
             return ()
         return self.classes if self.background_named else self.classes[1:]
 
+    @property
+    def reported_regions(self) -> tuple[Region, ...]:
+        """The regions with metrics: all, but depths in objects."""
+        return self.regions if self.objects is None else self.regions[:1]
+
+
+OBJECT_LEVELS: Final = 4
+"""of depth in an object (benchmarks/results/object_targets_2026-12-01.md)"""
+
 
 def labels_of_objects(name: str, ignore: int | None = None) -> Labels:
-    """Of label files that number the objects of one class: a region of their cores and their borders."""
-    core, border = [value for value in (1, 2, 3) if value != ignore][:2]
-    codes = [LabelCode(value=core, above=1 if ignore == 1 else 0), LabelCode(value=border, border=True)]
+    """Of label files that number the objects of one class: the region of all of an object, then of what is deeper."""
+    values = [value for value in range(1, OBJECT_LEVELS + 2) if value != ignore][:OBJECT_LEVELS]
+    codes = [LabelCode(value=value, level=level) for level, value in enumerate(values, 1)]
+    codes[0] = codes[0].model_copy(update={"above": 1 if ignore == 1 else 0})
     if ignore is not None and ignore > 1:
-        codes += [LabelCode(value=ignore, above=ignore - 1), LabelCode(value=core, above=ignore)]
-    background = LabelClass(name=BACKGROUND, value=0)
+        codes += [LabelCode(value=ignore, above=ignore - 1), LabelCode(value=values[0], above=ignore)]
+    levels = [LabelClass(name=f"{name} level {level}", value=value) for level, value in enumerate(values, 1)]
+    deeper = [
+        Region(name=f"{name} from level {first} on", values=tuple(values[first - 1 :]))
+        for first in range(2, OBJECT_LEVELS)
+    ]
     return Labels(
-        classes=(
-            background,
-            LabelClass(name=f"{name} core", value=core),
-            LabelClass(name=f"{name} border", value=border),
-        ),
-        regions=(Region(name=name, values=(core, border)),),
+        classes=(LabelClass(name=BACKGROUND, value=0), *levels),
+        regions=(Region(name=name, values=tuple(values)), *deeper),
         ignore=ignore,
         codes=tuple(codes),
     )
+
+
+def numbers_objects(codes: Sequence[LabelCode]) -> bool:
+    """Whether values number objects that are told apart."""
+    return any(code.level for code in codes)
 
 
 TargetKind = Literal["classes", "regions"]
@@ -189,8 +204,8 @@ def targets_of(labels: Labels, kind: TargetKind) -> tuple[Target, ...]:
 def counted_targets(labels: Labels) -> tuple[Target, ...]:
     """Those that the mean Dice goes over: what the planner has learnt, but the background.
 
-    The regions and the classes that they do not tell apart, or without regions the foreground classes. The border of
-    objects is a means only.
+    The regions and the classes that they do not tell apart, or without regions the foreground classes. Depths in
+    objects are a means only.
     """
     found = targets_of(labels, planned_targets(labels))[: None if labels.objects is None else 1]
     background = labels.classes[0].name

@@ -47,10 +47,10 @@ class PostprocessTrial(Part):
 
 
 class ObjectTrial(Part):
-    """One way of making objects of probabilities, see `ops.objects.separate`."""
+    """One way of making objects of expected depths, see `ops.objects.separate`."""
 
-    seeds: float = Field(ge=0, le=1)
-    """probability of a core voxel from which on it is part of a seed"""
+    height: float = Field(ge=0, le=1)
+    """by which a summit rises above every way to a higher one, as a share of the depth of the middle of an object"""
     smallest: float = Field(ge=0)
     """objects below this are removed: mm^3, or voxels of images without spacing, whose spacing is 1"""
     score: float | None = None

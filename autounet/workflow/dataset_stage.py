@@ -70,14 +70,20 @@ def result_lines(found: CheckResult | RepairResult) -> list[str]:
     return [*lines, f"the repaired data set is in {found.folder} and needs no options:", *_check_lines(found.result)]
 
 
+def _classes_line(labels: Labels) -> str:
+    if labels.objects is not None:
+        return f"labels: {labels.classes[0].value} {labels.classes[0].name}, a number for each {labels.objects}"
+    return "labels: " + ", ".join(f"{label.value} {label.name}" for label in labels.classes)
+
+
 def _check_lines(result: CheckResult) -> list[str]:
     lines = [f"layout: {result.layout}, {_counted(len(result.cases), 'case')}"]
     if result.example:
         lines.append(f"first case: {result.example}")
     if result.channels:  # none where the layout is unknown
         lines.append("channels: " + ", ".join(f"{channel.name} ({channel.kind})" for channel in result.channels))
-        lines.append("labels: " + ", ".join(f"{label.value} {label.name}" for label in result.labels.classes))
-    if result.labels.regions:
+        lines.append(_classes_line(result.labels))
+    if result.labels.regions and result.labels.objects is None:
         regions = (f"{region.name} ({', '.join(map(str, region.values))})" for region in result.labels.regions)
         lines.append("regions: " + ", ".join(regions))
     if result.labels.pairs:

@@ -14,7 +14,7 @@ from ...ops.masks import nonzero_box
 from ...schema.dataset import Case, CaseFacts, ChannelFacts, ComponentFacts, Dataset, Finding, PairFacts, SharedVoxels
 from ...schema.errors import FileError
 from ...schema.geometry import Geometry
-from ...schema.labels import LabelCode
+from ...schema.labels import LabelCode, numbers_objects
 from ...store.file_hashes import FileHashes
 from ...workers import map_parallel
 from ..grey_pictures import are_colours, in_channels
@@ -169,7 +169,7 @@ def examine_case(task: CaseTask) -> CaseFacts:
         if task.ignore is not None:
             foreground &= values != task.ignore
         drawn = task.ignore is None or counts.get(task.ignore, 0) < SPARSE * values.size
-        if drawn and not any(code.border for code in task.codes):
+        if drawn and not numbers_objects(task.codes):
             components = count_components(values, counts, task.ignore)
         if not spoilt:
             findings += outside_findings(case, image, box, values, task.ignore)
@@ -253,7 +253,7 @@ def shared_voxels(label: LabelContent) -> tuple[SharedVoxels, ...]:
 def _read_labels(task: CaseTask, name: str, geometry: Geometry | None, findings: list[Finding]) -> LabelContent | None:
     """File values; None with a finding when they cannot be read or do not fit the image."""
     case, path = task.case, Path(task.root) / name
-    coded = any(code.above is None and not code.border for code in task.codes)
+    coded = any(code.above is None and not code.level for code in task.codes)
     try:
         content = read_case_label(Path(task.root), case, task.codes)
     except FileError as error:

@@ -29,7 +29,7 @@ from ...ops.orient import regrid_image, regrid_labels, same_voxels, share_inside
 from ...schema.dataset import Case
 from ...schema.errors import DataError, FileError
 from ...schema.geometry import IDENTITY, TOLERANCE, Geometry, placements
-from ...schema.labels import LabelCode
+from ...schema.labels import LabelCode, numbers_objects
 from ..checks.case_checks import count_values, world_differences
 from ..checks.set_checks import WHITE, grey_values
 from ..structures import read_case_label, read_case_numbers
@@ -218,7 +218,7 @@ def _read_label(task: RepairTask, done: list[str]) -> FilePart:
     case = task.case
     assert case.label is not None
     root = Path(task.root)
-    path, numbered = root / case.label, any(code.border for code in task.codes)
+    path, numbered = root / case.label, numbers_objects(task.codes)
     try:
         read = read_case_numbers(root, case, task.codes) if numbered else read_case_label(root, case, task.codes)
         values, geometry = read.values, read.geometry
