@@ -1,4 +1,4 @@
-"""A data set of many classes of very different sizes, which are told apart by their places: made, not measured."""
+"""Data sets that are made, not measured: many classes of very different sizes, and objects in 3-D that touch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from autounet.schema.geometry import Geometry
 
@@ -53,6 +54,47 @@ def many_classes(folder: Path, cases: int = 30, seed: int = 0) -> Path:
     return folder
 
 
+def touching_objects(folder: Path, cases: int = 15, seed: int = 0) -> Path:
+    """Volumes of 24 x 96 x 96 voxels of 2 x 1 x 1 mm with ellipsoids in clumps, numbered: each meets others at flat
+    faces, which only the blur of a microscope shows. Case i depends on (seed, i) alone."""
+    from autounet.imageio import write_image, write_labels
+
+    geometry = Geometry(shape=(24, 96, 96), spacing=(2.0, 1.0, 1.0))
+    z, y, x = np.ogrid[:48:2, :96, :96]
+    for index in range(cases):
+        rng = np.random.default_rng((seed, index))
+        nearest, numbers = np.full(geometry.shape, np.inf), np.zeros(geometry.shape, np.int32)
+        image, places = np.zeros(geometry.shape, np.float32), np.empty((0, 4))
+        for _ in range(400):
+            radius = rng.uniform(5, 10)
+            clump = places[rng.integers(len(places)), :3] if len(places) and rng.uniform() < 0.7 else None
+            towards = rng.normal(size=3)
+            towards *= rng.uniform(1.5, 1.8) * radius / np.linalg.norm(towards)
+            place = rng.uniform(0, (48, 96, 96)) if clump is None else clump + towards
+            near = np.linalg.norm(places[:, :3] - place, axis=1) < 0.75 * (places[:, 3] + radius)
+            if near.any() or (place < 0).any() or (place > (48, 96, 96)).any():
+                continue
+            places = np.concatenate([places, [[*place, radius]]])
+            radii = radius * rng.uniform(0.85, 1.15, 3)
+            share = sum(((axis - c) / r) ** 2 for axis, c, r in zip((z, y, x), place, radii, strict=True))
+            own = (share < 1) & (share < nearest)
+            nearest[own], numbers[own] = share[own], len(places)
+            image[own] = rng.uniform(0.6, 1.4) * (1 - 0.3 * share[own])
+        blurred = ndimage.gaussian_filter(image, (0.75, 1.5, 1.5)) + rng.normal(0, 0.1, geometry.shape)
+        content = (100 * (blurred + 1)).astype(np.float32)[None]
+        write_image(folder / "imagesTr" / f"case_{index:02d}_0000.nii.gz", content, geometry)
+        write_labels(folder / "labelsTr" / f"case_{index:02d}.nii.gz", numbers, geometry)
+    description = {
+        "channel_names": {"0": "fluorescence"},
+        "labels": {"background": 0},
+        "objects": "cell",
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
 def _apart(rng: np.random.Generator, shape: tuple[int, ...], radii: np.ndarray) -> np.ndarray:
     """Centres (N, 3), the largest first, each at the place of 300 tried that is farthest from the borders of others."""
     placed = np.empty((0, 3))
@@ -67,6 +109,4 @@ def _apart(rng: np.random.Generator, shape: tuple[int, ...], radii: np.ndarray) 
 
 
 def _blurred(image: np.ndarray) -> np.ndarray:
-    from scipy import ndimage
-
     return ndimage.gaussian_filter(image, 0.7)

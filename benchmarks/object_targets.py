@@ -1,6 +1,7 @@
 """What a network had best learn about objects that touch: several targets in equal time, each with its own way back.
 
     python benchmarks/object_targets.py --data DATA --work WORK [--seconds 300] [--folds 0,4] [--targets core,distance]
+        [--configuration 2d]
 
 `core` has core and border of each object, and background; `cores` the same as overlapping regions, the object and its
 border. `gap` is that of Ronneberger et al. (2015): one class with a gap of background between objects, and the weight
@@ -11,7 +12,9 @@ a field of vectors. All are learnt with the same network, loss (but for `gap`) a
 target differs; without augmentation, since rotated samples would need other directions. The way back of each has a
 parameter, which a fold takes from where the other folds are best.
 Seconds are those of a processor, on one thread. DATA is DSB2018_nuclei as `autounet check --objects nucleus --fix`
-writes it. A training that is in WORK is not repeated.
+writes it; without it 15
+volumes are made, for `--configuration 3d_fullres` and the targets `cores` and `levels`. A training that is in WORK is
+not repeated.
 """
 
 from __future__ import annotations
@@ -28,9 +31,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from generated_set import touching_objects
 from measuring import commit, machine, public_command, table, write_results
 from scipy import ndimage
 
+Spacing = tuple[float, float, float]
 CERTAIN = 255
 LEVELS, FINE, DIRECTIONS = 4, 8, 8
 IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -41,45 +46,45 @@ STEPS = 60
 # ---- what is learnt ------------------------------------------------------------------------------------------------
 
 
-def core(numbers: np.ndarray) -> np.ndarray:
+def core(numbers: np.ndarray, spacing: Spacing) -> np.ndarray:
     """1, and 2 within a rim of a quarter of the object's depth, from 1 to 3 pixels, and where another is touched."""
     result = np.zeros(numbers.shape, np.int16)
     highest = ndimage.maximum_filter(numbers, size=3, mode="nearest")
     lowest = ndimage.minimum_filter(np.where(numbers == 0, np.iinfo(np.int32).max, numbers), size=3, mode="nearest")
     touching = (highest != numbers) | (lowest != numbers)
-    for box, own, depth in _objects(numbers):
+    for box, own, depth in _objects(numbers, spacing):
         edge = (depth <= min(max(depth.max() / 4, 1), 3)) | (touching[box] & (depth < depth.max()))
         result[box] = np.where(own, 1 + edge, result[box])
     return result
 
 
-def levels(numbers: np.ndarray) -> np.ndarray:
+def levels(numbers: np.ndarray, spacing: Spacing) -> np.ndarray:
     """What a run learns."""
     from autounet.ops.objects import object_depths
 
-    return object_depths(numbers, (1, 1, 1), LEVELS).astype(np.int16)
+    return object_depths(numbers, spacing, LEVELS).astype(np.int16)
 
 
-def gap(numbers: np.ndarray) -> np.ndarray:
+def gap(numbers: np.ndarray, spacing: Spacing) -> np.ndarray:
     from autounet.ops.objects import apart
 
     return apart(numbers)
 
 
-def distance(numbers: np.ndarray, count: int = LEVELS) -> np.ndarray:
+def distance(numbers: np.ndarray, spacing: Spacing, count: int = LEVELS) -> np.ndarray:
     """1 at the edge to `count` in the middle, by shares of the depth of the object; what touches another has 1."""
     result = np.zeros(numbers.shape, np.int16)
-    for box, own, depth in _objects(numbers):
+    for box, own, depth in _objects(numbers, spacing):
         share = depth / depth.max()
         level = 1 + np.minimum((count * share).astype(np.int16), count - 1)
         result[box] = np.where(own, level, result[box])
     return result
 
 
-def flow(numbers: np.ndarray) -> np.ndarray:
+def flow(numbers: np.ndarray, spacing: Spacing) -> np.ndarray:
     """1 to `DIRECTIONS`: the octant in which the deepest pixel of the object lies."""
     result = np.zeros(numbers.shape, np.int16)
-    for box, own, depth in _objects(numbers):
+    for box, own, depth in _objects(numbers, spacing):
         _, y, x = np.unravel_index(int(depth.argmax()), depth.shape)
         _, rows, columns = np.indices(depth.shape)
         angle = np.arctan2(y - rows, x - columns)
@@ -88,39 +93,39 @@ def flow(numbers: np.ndarray) -> np.ndarray:
     return result
 
 
-def _objects(numbers: np.ndarray) -> Any:
+def _objects(numbers: np.ndarray, spacing: Spacing) -> Any:
     """Box, mask and depth of each object: the distance to what is around it, which the edge of the image is not."""
     for number, box in enumerate(ndimage.find_objects(numbers), 1):
         if box is None:
             continue
         wide = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
         own = numbers[wide] == number
-        yield wide, own, ndimage.distance_transform_edt(own)
+        yield wide, own, ndimage.distance_transform_edt(own, sampling=spacing)
 
 
 # ---- the way back --------------------------------------------------------------------------------------------------
 
 
-def from_core(chances: np.ndarray, seeds: float) -> np.ndarray:
+def from_core(chances: np.ndarray, seeds: float, spacing: Spacing) -> np.ndarray:
     """Seeds are where the core is as probable as `seeds`."""
     return _flooded(chances[1] >= seeds, chances[0] <= 0.5, -chances[1])
 
 
-def from_cores(chances: np.ndarray, seeds: float) -> np.ndarray:
+def from_cores(chances: np.ndarray, seeds: float, spacing: Spacing) -> np.ndarray:
     """Of the object and its border, each by itself."""
-    return from_core(np.stack([1 - chances[0], chances[0] * (1 - chances[1]), chances[0] * chances[1]]), seeds)
+    return from_core(np.stack([1 - chances[0], chances[0] * (1 - chances[1]), chances[0] * chances[1]]), seeds, spacing)
 
 
-def from_gap(chances: np.ndarray, foreground: float) -> np.ndarray:
+def from_gap(chances: np.ndarray, foreground: float, spacing: Spacing) -> np.ndarray:
     return np.asarray(ndimage.label(chances[1] >= foreground)[0], np.int32)
 
 
-def from_distance(chances: np.ndarray, height: float) -> np.ndarray:
+def from_distance(chances: np.ndarray, height: float, spacing: Spacing) -> np.ndarray:
     """Seeds are hills of the expected depth that are higher than what is around them by `height`."""
-    return from_depths(np.cumsum(chances[:0:-1], axis=0)[::-1], height)
+    return from_depths(np.cumsum(chances[:0:-1], axis=0)[::-1], height, spacing)
 
 
-def from_depths(chances: np.ndarray, height: float) -> np.ndarray:
+def from_depths(chances: np.ndarray, height: float, spacing: Spacing) -> np.ndarray:
     """Of the regions from each level on inwards: their mean is the expected depth."""
     from skimage.morphology import h_maxima
 
@@ -130,15 +135,15 @@ def from_depths(chances: np.ndarray, height: float) -> np.ndarray:
     return _flooded(seeds, chances[0] >= 0.5, -smooth)
 
 
-def from_levels(chances: np.ndarray, height: float) -> np.ndarray:
+def from_levels(chances: np.ndarray, height: float, spacing: Spacing) -> np.ndarray:
     """As a run does it."""
     from autounet.ops.objects import separate
 
     depth, foreground = (np.rint(CERTAIN * each).astype(np.uint8) for each in (chances.mean(0), chances[0]))
-    return separate(depth, foreground, height, (1, 1, 1))
+    return separate(depth, foreground, height, spacing)
 
 
-def from_flow(chances: np.ndarray, least: float) -> np.ndarray:
+def from_flow(chances: np.ndarray, least: float, spacing: Spacing) -> np.ndarray:
     """Each pixel goes where its directions lead; seeds are where at least `least` of them meet."""
     angles = 2 * math.pi / DIRECTIONS * np.arange(DIRECTIONS)
     rows, columns = (np.tensordot(each, chances[1:], 1) for each in (np.sin(angles), np.cos(angles)))
@@ -181,8 +186,8 @@ def _flooded(seeds: np.ndarray, mask: np.ndarray, height: np.ndarray, numbers: n
 
 class Target(NamedTuple):
     classes: int
-    learnt: Callable[[np.ndarray], np.ndarray]
-    back: Callable[[np.ndarray, float], np.ndarray]
+    learnt: Callable[[np.ndarray, Spacing], np.ndarray]
+    back: Callable[[np.ndarray, float, Spacing], np.ndarray]
     parameters: tuple[float, ...]
     loss: str | None = None
     regions: tuple[tuple[int, ...], ...] = ()
@@ -213,6 +218,12 @@ SMALLEST = (0, 10, 20, 30)
 # ---- trainings -----------------------------------------------------------------------------------------------------
 
 
+def steps_of(planned: Any) -> Spacing:
+    """Of the prepared grid; 1 along an axis that is not resampled, such as that of single pictures."""
+    z, y, x = (value or 1.0 for value in planned.preprocess.spacing)
+    return z, y, x
+
+
 def relabelled(run: Any, name: str, planned: Any, target: Target) -> Any:
     """The configuration with cases of its own, whose labels are those of the target; and its labels."""
     from autounet.datasets import read_numbers
@@ -240,13 +251,13 @@ def relabelled(run: Any, name: str, planned: Any, target: Target) -> Any:
             continue
         stored, (numbers, _) = open_prepared(source, case.identifier), read_numbers(dataset, case)
         grid = prepare_labels(numbers, stored.properties).astype(np.int32)
-        learnt = target.learnt(grid).astype(np.int8)
+        learnt = target.learnt(grid, steps_of(planned)).astype(np.int8)
         place = class_locations(learnt, case.identifier)
         write_prepared(run.prepared(changed.prepared), stored.properties, stored.image[:], learnt, place)
     return changed, labels
 
 
-def train(run: Any, name: str, fold: int, seconds: float, place: Path) -> None:
+def train(run: Any, name: str, configuration: str, fold: int, seconds: float, place: Path) -> None:
     """Trains and keeps the chances of each class, (K, Z, Y, X) on the prepared grid, of the fold's cases."""
     import torch
     from recipes import ProcessorClock
@@ -262,13 +273,13 @@ def train(run: Any, name: str, fold: int, seconds: float, place: Path) -> None:
     from autounet.workflow.defaults import train_options
 
     target = TARGETS[name]
-    planned = Plan.load(run.plan).configurations["2d"]
+    planned = Plan.load(run.plan).configurations[configuration]
     changed, labels = relabelled(run, name, planned, target)
     torch.set_num_threads(1)
     loop.time = ProcessorClock
     changes = {"augmentation": "none", **({"loss": target.loss} if target.loss else {})}
     options = train_options(run_options(()), planned.predicted_steps or 1000, 2).model_copy(update=changes)
-    inputs, where, horizon = fold_training(run, "2d", changed, options, place, Horizon(seconds=seconds), fold)
+    inputs, where, horizon = fold_training(run, configuration, changed, options, place, Horizon(seconds=seconds), fold)
     voxels = np.zeros(target.classes, np.int64)
     for case in inputs.cases:
         stored = open_prepared(run.prepared(changed.prepared), case.identifier)
@@ -291,7 +302,7 @@ def train(run: Any, name: str, fold: int, seconds: float, place: Path) -> None:
 # ---- figures -------------------------------------------------------------------------------------------------------
 
 
-def precisions(run: Any, name: str, fold: int, place: Path) -> np.ndarray:
+def precisions(run: Any, name: str, configuration: str, fold: int, place: Path) -> np.ndarray:
     """(parameters, least sizes, cases, IoUs) average precision, on the prepared grid."""
     from autounet.datasets import read_numbers
     from autounet.evaluation.overlap_metrics import objects
@@ -302,14 +313,15 @@ def precisions(run: Any, name: str, fold: int, place: Path) -> np.ndarray:
     from autounet.store import read_properties
 
     target, dataset, cases = TARGETS[name], Dataset.load(run.dataset), Splits.load(run.splits).validation(fold)
-    prepared = run.prepared(Plan.load(run.plan).configurations["2d"].prepared)
+    planned = Plan.load(run.plan).configurations[configuration]
+    prepared = run.prepared(planned.prepared)
     result = np.full((len(target.parameters), len(SMALLEST), len(cases), len(IOUS)), np.nan)
     for column, case in enumerate(cases):
         numbers, _ = read_numbers(dataset, dataset.case(case))
         reference = prepare_labels(numbers, read_properties(prepared, case)).astype(np.int32)
         chances = np.load(place / "chances" / f"{case}.npy").astype(np.float32)
         for row, parameter in enumerate(target.parameters):
-            found = target.back(chances, parameter)
+            found = target.back(chances, parameter, steps_of(planned))
             for size, smallest in enumerate(SMALLEST):
                 kept = without_small(found, smallest, 1.0)
                 both = objects(kept > 0, reference > 0, (kept, reference))
@@ -321,11 +333,12 @@ def precisions(run: Any, name: str, fold: int, place: Path) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="without it, objects in 3-D that touch are made")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--folds", default="0,4")
     parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--configuration", default="2d")
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results"))
     given = parser.parse_args()
 
@@ -333,7 +346,9 @@ def main() -> None:
 
     out, folds = given.work / "run", [int(each) for each in given.folds.split(",")]
     if not (out / "prepared_here").exists():
-        command = ["preprocess", given.data, "--out", out, "--configurations", "2d", "--time", "30m", "--device", "cpu"]
+        data = given.data or touching_objects(given.work / "made")
+        options = ["--configurations", given.configuration, "--time", "30m", "--device", "cpu"]
+        command = ["preprocess", data, "--out", out, *options]
         subprocess.run([sys.executable, "-m", "autounet", *map(str, command)], check=True, env={**os.environ})
         (out / "prepared_here").touch()
     run, rows = RunFolder(out), []
@@ -342,9 +357,9 @@ def main() -> None:
         for fold in folds:
             place = given.work / f"{name}_{fold}_{given.seconds:g}"
             if not (place / "done.json").exists():
-                train(run, name, fold, given.seconds, place)
+                train(run, name, given.configuration, fold, given.seconds, place)
             steps.append(json.loads((place / "done.json").read_text())["steps"])
-            found[fold] = precisions(run, name, fold, place)
+            found[fold] = precisions(run, name, given.configuration, fold, place)
         chosen = []
         for fold in folds:
             others = np.concatenate([found[other] for other in folds if other != fold or len(folds) == 1], axis=2)
