@@ -113,9 +113,9 @@ def object_numbers(values: np.ndarray, codes: Sequence[LabelCode]) -> np.ndarray
     """
     if not any(code.pieces for code in codes):
         return values
-    core = next(code.value for code in codes if not code.border)
-    inside = values_of_objects(values, codes) == core
-    first = max(code.above or 0 for code in codes if code.value == core)
+    outermost = next(code.value for code in codes if code.level == 1)
+    inside = values_of_objects(values, codes) == outermost
+    first = max(code.above or 0 for code in codes if code.value == outermost)
     numbers = cc3d.connected_components(inside, connectivity=NEIGHBOURS).astype(np.int32)
     return np.where(inside, numbers + np.int32(first), values)
 
