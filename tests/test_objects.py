@@ -118,6 +118,20 @@ def test_separated_objects_share_out_the_foreground(case, height):
     assert sorted(np.bincount(kept.ravel())[1:]) == sorted(size for size in sizes if size * 0.5 >= 10)
 
 
+@given(st.integers(4, 9), st.integers(1, 255), st.sampled_from([0.004, 0.02, 0.1]), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_a_hill_whose_top_is_level_is_one_object(radius, top, height, square):
+    """Equal values that only lower ones join, as rounding makes them, are one summit."""
+    y, x = np.mgrid[-12:13, -12:13]
+    distance = np.maximum(abs(y), abs(x)) if square else np.hypot(y, x)
+    hill = np.clip(top * (1 - distance / radius), 0, None)[None]
+    rng = np.random.default_rng(radius)
+    ripples = np.where(hill > 0.5 * top, rng.integers(0, 2, hill.shape), 0)
+    depth = (hill + ripples).round().clip(0, 255).astype(np.uint8)
+    foreground = np.uint8(255) * (distance < radius)[None]
+    assert separate(depth, foreground, max(height, 3 / 255), (1, 1, 1)).max() == 1
+
+
 def touching_discs(rng, pairs=3):
     """Numbers (Y, X) of pairs of discs that touch."""
     numbers = np.zeros((48, 64), np.int32)

@@ -78,15 +78,15 @@ def separate(depth: np.ndarray, foreground: np.ndarray, height: float, spacing: 
     inside the foreground (probability from 1/2 on), is the seed of an object. Foreground that no seed reaches is an
     object for each of its components. Nothing of the foreground is left out, and nothing else is in an object.
     """
-    from skimage.morphology import reconstruction
+    from skimage.morphology import local_maxima, reconstruction
     from skimage.segmentation import watershed
 
     mask = foreground >= CERTAIN / 2
     hills = np.where(mask, _smoothed(depth, spacing), 0).astype(np.int16)
-    least = max(1, round(height * CERTAIN))
-    lowered = np.maximum(hills - least, 0)
+    lowered = np.maximum(hills - max(1, round(height * CERTAIN)), 0)
     faces = ndimage.generate_binary_structure(3, 1)
-    summits = mask & (hills - reconstruction(lowered, hills, footprint=faces) >= least)
+    flat = reconstruction(lowered, hills, footprint=faces).astype(np.int16)  # each hill cut off by the height
+    summits = local_maxima(flat, footprint=faces) & (flat > 0)
     seeds = cc3d.connected_components(summits, connectivity=FACES).astype(np.int32)
     parts, count = cc3d.connected_components(mask, connectivity=FACES, return_N=True)
     seeded = np.zeros(count + 1, bool)
