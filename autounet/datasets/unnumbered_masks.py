@@ -13,7 +13,7 @@ from ..imageio import CROWD, read_label_content
 from ..imageio.stored_values import values_of_objects
 from ..schema.dataset import Case, Finding, Severity
 from ..schema.errors import DataError
-from ..schema.labels import LabelCode
+from ..schema.labels import LabelCode, numbers_objects
 
 MOST_READ = 12
 """label files that are compared, at equal distances; of files that number objects mostly the first one tells"""
@@ -127,5 +127,5 @@ def outlined_numbers(values: np.ndarray, codes: Sequence[LabelCode]) -> np.ndarr
     """
     core = next(code.value for code in codes if code.above is not None)
     ignore = max(code.above or 0 for code in codes if code.value == core)  # 0 where there is none
-    crowd = ignore if any(code.border for code in codes) else ignore + 1
+    crowd = ignore if numbers_objects(codes) else ignore + 1
     return np.where(values == CROWD, np.int32(crowd), np.where(values > 0, values + np.int32(ignore), 0))
