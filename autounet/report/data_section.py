@@ -160,15 +160,20 @@ def _volume_chart(fingerprint: Fingerprint, dataset: Dataset) -> Picture | None:
     spaced = has_spacing(fingerprint)
     unit = "ml" if spaced else "voxels" if fingerprint.dimension == 3 else "pixels"
     values: dict[str, list[float]] = {}
+    labels = dataset.labels
     # classes are the dense indices 1, 2, ... in the order of the foreground
-    for index, label in enumerate(dataset.labels.foreground[:MAX_ROWS], start=1):
+    shown = {label.name: [index] for index, label in enumerate(labels.foreground[:MAX_ROWS], start=1)}
+    if labels.objects is not None:
+        shown = {labels.objects: list(range(1, labels.count))}
+    for name, indices in shown.items():
+        counts = [sum(case.voxels[each] for each in indices if each < len(case.voxels)) for case in fingerprint.cases]
         volumes = [
-            case.voxels[index] * (float(np.prod(case.spacing)) / 1000 if spaced else 1.0)
-            for case in fingerprint.cases
-            if index < len(case.voxels) and case.voxels[index]
+            count * (float(np.prod(case.spacing)) / 1000 if spaced else 1.0)
+            for case, count in zip(fingerprint.cases, counts, strict=True)
+            if count
         ]
         if volumes:
-            values[label.name] = volumes
+            values[name] = volumes
     if not values:
         return None
     figure, axes = chart(height=max(2.0, 0.9 + 0.45 * len(values)))

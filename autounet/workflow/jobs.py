@@ -287,7 +287,10 @@ class JobGraph:
     def _unseen_classes(self, fold: int | None) -> tuple[str, ...]:
         """A sentence where no training case shows a class of the data set; a class that is nowhere is `check`'s."""
         cases = self.schedule.training_cases(fold)
-        names = [self.dataset.labels.classes[index].name for index in self.unseen(cases)]
+        labels, missing = self.dataset.labels, self.unseen(cases)
+        # small objects lack some of the levels of depth
+        everything = [labels.objects] if labels.objects and len(missing) == labels.count - 1 else []
+        names = everything if labels.objects else [labels.classes[index].name for index in missing]
         what = f"none of the {len(cases)} training cases shows {', '.join(names)}: this fold cannot learn it"
         return (f"{what}. What helps: more cases with it, other folds (--splits), or fewer classes",) if names else ()
 
