@@ -143,7 +143,7 @@ def graph(out: Path, loss: str = "dice_ce", **changes: Any) -> JobGraph:
     )  # fmt: skip
     fields: dict[str, Any] = {
         "content": dict.fromkeys(CASES, "1"), "class_voxels": (9, 3, 1), "device": "cpu", "workers": 1,
-        "loader_workers": 0, "initial": lambda name, fold: None, "events": {},
+        "loader_workers": 0, "compile": "off", "initial": lambda name, fold: None, "events": {},
     }  # fmt: skip
     return JobGraph(folder=RunFolder(out), dataset=dataset, schedule=schedule, **{**fields, **changes})
 
@@ -165,8 +165,9 @@ def changed(before: JobGraph, after: JobGraph) -> set[str]:
 def test_names_paths_devices_and_workers_change_no_weights(tmp_path: Path) -> None:
     plain = graph(tmp_path)
     elsewhere = graph(
-        tmp_path / "other", root="/moved", device="cuda:0", workers=7, loader_workers=3, events={"3d_lowres": ("x",)}
-    )
+        tmp_path / "other", root="/moved", device="cuda:0", workers=7, loader_workers=3, compile="on",
+        events={"3d_lowres": ("x",)},
+    )  # fmt: skip
     assert not changed(plain, elsewhere)
     renamed = changed(plain, graph(tmp_path, labels=labels("background", "left kidney", "mass")))
     assert renamed == {name for name in keys(plain) if name.startswith(("validate", "select"))}
