@@ -12,7 +12,7 @@ from autounet.crossval.validate import segmentation_name
 from autounet.datasets import InputCase
 from autounet.datasets.synthetic import make_demo_dataset
 from autounet.imageio import write_image, write_labels
-from autounet.prediction.folder import require_new
+from autounet.prediction.output_files import require_new
 from autounet.schema.dataset import Case
 from autounet.schema.errors import OptionError
 from autounet.schema.geometry import Geometry

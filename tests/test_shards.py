@@ -20,10 +20,10 @@ from test_predict_options import configuration, model
 
 from autounet import api
 from autounet.api import Model
-from autounet.imageio import read_labels
+from autounet.imageio import read_image, read_labels
 from autounet.prediction import folder as prediction_folder
 from autounet.prediction.case_records import OutputOptions, Work
-from autounet.prediction.predictor import Predictor
+from autounet.prediction.predictor import NetworkScores, Predictor
 from autounet.schema.errors import Cancelled, DataError, OptionError
 from autounet.schema.run import PredictedCase, record_of
 from autounet.store import folder_lock
@@ -95,6 +95,46 @@ def test_a_case_is_written_while_the_next_one_is_predicted(
     assert [name[:3] for name in written_] == ["c00", "c01", "c02"]
     assert [name[:3] for name in sorted(written(tmp_path / "out"))] == ["c00", "c02"]
     assert left_behind(tmp_path / "out") == []
+
+
+def test_beside_a_gpu_a_case_is_decided_on_while_the_next_one_is_predicted(
+    predictor: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, alone, out = images(tmp_path / "in", 3), tmp_path / "alone", tmp_path / "out"
+    assert predictor.predict_files(source, alone, probabilities=True) == []
+    second, predicted, threads = threading.Event(), [], set()
+    predict, decide = Predictor.predict_scores, Predictor.decide
+
+    def noticed(self: Predictor, *given: Any, **more: Any) -> Any:
+        predicted.append(threading.current_thread())
+        if len(predicted) == 2:
+            second.set()
+        return predict(self, *given, **more)
+
+    def waits(self: Predictor, scores: Any) -> Any:
+        threads.add(threading.current_thread())
+        assert second.wait(60), "the first was to be decided on before the second is predicted"
+        if len(threads) > 1:
+            raise AssertionError("cases are decided on by several threads")
+        return decide(self, scores)
+
+    monkeypatch.setattr(prediction_folder, "decided_beside", lambda device, scores: True)
+    monkeypatch.setattr(Predictor, "predict_scores", noticed)
+    monkeypatch.setattr(Predictor, "decide", waits)
+    assert predictor.predict_files(source, out, probabilities=True) == []
+    assert not threads & set(predicted)
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in alone.iterdir())
+    for path in alone.glob("*.nii*"):
+        np.testing.assert_array_equal(*(read_image(each)[0] for each in (path, out / path.name)))
+
+
+def test_scores_wait_only_beside_a_gpu_and_where_there_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {"2d": NetworkScores(np.zeros(0), np.zeros((2, 10, 10, 10), np.float32), None)}  # type: ignore[arg-type]
+    monkeypatch.setattr(prediction_folder, "available_memory", lambda: 40_000)
+    assert prediction_folder.decided_beside("cuda:0", scores)
+    assert not prediction_folder.decided_beside("cpu", scores)
+    monkeypatch.setattr(prediction_folder, "available_memory", lambda: 30_000)
+    assert not prediction_folder.decided_beside("cuda:0", scores)
 
 
 def test_a_process_that_is_asked_to_end_does_so_at_once(tmp_path: Path) -> None:

@@ -20,75 +20,30 @@ import numpy as np
 from .. import __version__
 from ..datasets import InputCase, find_inputs, load_input
 from ..datasets.inputs import refused
-from ..imageio import is_series, read_geometry, segmentation_suffix, write_labels
+from ..imageio import is_series, read_geometry
 from ..ops.resample import prepared_shape
 from ..preprocessing import CHECK_SPACING, Prepared, enlargement
-from ..schema.bundle import ModelBundle
-from ..schema.errors import AutoUNetError, DataError, OptionError, OutOfMemory, unknown_name
+from ..schema.errors import AutoUNetError, DataError, OptionError, OutOfMemory
 from ..schema.geometry import Geometry
 from ..schema.record import digest, require_folder, require_no_links
 from ..schema.run import RECORDS, record_of, require_replaceable
 from ..store.folder_lock import locked
-from ..system_memory import is_out_of_memory
+from ..system_memory import available_memory, is_out_of_memory
 from ..workers import keep_freed_memory, one_ahead
-from .bids_derivatives import BIDS, bids_path, foreign_files, judge_names, require_volume, sidecar, write_dataset
+from .bids_derivatives import BIDS, foreign_files, judge_names, require_volume, write_dataset
 from .bids_derivatives import write_sidecar as write_bids_sidecar
 from .by_rows import ByRows, judge_size, needs_rows, predict_by_rows
 from .case_records import CaseRecords, Outcome, OutputOptions, Work, remove_leftovers
-from .maps import foreign_channels_file, map_paths, require_gates, write_gates, write_probability_maps
+from .maps import foreign_channels_file, require_gates, write_gates, write_probability_maps
 from .mismatch import intensity_mismatches, judge_headers, require_fit
-from .objects_table import foreign_table, join_tables, table_paths, write_table
-from .predictor import Predictor
+from .objects_table import foreign_table, join_tables, write_table
+from .output_files import DICOM_SEG, output_paths, prediction_path, require_new, write_prediction
+from .predictor import NetworkScores, Predictor
 
 log = logging.getLogger(__name__)
 
-DICOM_SEG = "dicom-seg"
 MUCH_LARGER = 8
 """times the stored voxels on a network's grid from which on the spacing is named where memory runs out"""
-
-
-def prediction_path(out: Path, case: InputCase, form: str | None) -> Path:
-    """`<case>.<ext>` in the format of the image (NIfTI for a DICOM series), or `<case>.dcm`, or as BIDS names it.
-
-    Raises OptionError for an unknown format, for DICOM-SEG of other images than DICOM, and without its extra.
-    """
-    if form is None:
-        return out / f"{case.identifier}{segmentation_suffix(case.images[0])}"
-    if form == BIDS:
-        return bids_path(out, case)
-    if form != DICOM_SEG:
-        raise unknown_name("--format", form, [DICOM_SEG, BIDS], ", or leave it out for the image's own format")
-    if not is_series(case.images[0]):
-        raise OptionError(
-            f"--format {form} is for DICOM images, and {case.images[0]} is no folder with a DICOM series",
-            "Leave --format out",
-        )
-    from .dicom_seg import require_highdicom
-
-    require_highdicom()
-    return out / f"{case.identifier}.dcm"
-
-
-def _output_paths(predictor: Predictor, out: Path, case: InputCase, outputs: OutputOptions) -> list[Path]:
-    """Files that may be written for a case, the segmentation first. Raises OptionError like `prediction_path`."""
-    if case.error is not None:
-        return []
-    beside = map_paths(
-        predictor, prediction_path(out, case, None), outputs.probabilities, outputs.uncertainty, outputs.gate_maps
-    )
-    tables = table_paths(predictor.bundle, prediction_path(out, case, None))
-    own = prediction_path(out, case, outputs.form)
-    return [own, *([sidecar(own)] if outputs.form == BIDS else []), *beside, *tables]
-
-
-def write_prediction(path: Path, values: np.ndarray, geometry: Geometry, case: InputCase, bundle: ModelBundle) -> None:
-    """(Z, Y, X) label values in the geometry of the case's image. Raises DataError."""
-    if path.suffix == ".dcm":
-        from .dicom_seg import write_dicom_seg
-
-        write_dicom_seg(path, values, case.images[0], bundle.labels, bundle)
-    else:
-        write_labels(path, values, geometry)
 
 
 def _no_series(case: InputCase) -> InputCase:
@@ -133,7 +88,7 @@ def predict_folder(
     require_folder(out)
     _require_possible(predictor, outputs)
     cases = _judged_cases(predictor, source, out, outputs, force)
-    paths = {case: _output_paths(predictor, out, case, outputs) for case in cases if case.error is None}
+    paths = {case: output_paths(predictor, out, case, outputs) for case in cases if case.error is None}
     require_new(paths)
     may_write = {case.identifier: own for case, own in paths.items()}
     require_no_links(out, [path for case, own in may_write.items() for path in (record_of(out, case), *own)])
@@ -152,7 +107,7 @@ def predict_folder(
 
 
 def case_records(predictor: Predictor, work: Work) -> CaseRecords:
-    return CaseRecords(work, partial(_output_paths, predictor, work.out, outputs=work.outputs))
+    return CaseRecords(work, partial(output_paths, predictor, work.out, outputs=work.outputs))
 
 
 def predict_here(
@@ -167,7 +122,10 @@ def predict_here(
 def predict_cases(
     predictor: Predictor, on_case: OnCase | None, records: CaseRecords, cases: Iterable[InputCase]
 ) -> None:
-    """Those of the cases that are not finished; while one is predicted, the next is read and the last written."""
+    """Those of the cases that are not finished; while one is predicted, the next is read and the last written.
+
+    Beside a GPU the last is decided on as well, see `decided_beside`.
+    """
     keep_freed_memory()
     with closing(records), ThreadPoolExecutor(1) as pool:
         behind: tuple[InputCase, Future[None]] | None = None
@@ -186,30 +144,43 @@ def _wait(written: tuple[InputCase, Future[None]] | None, on_case: OnCase | None
             on_case(written[0].identifier)
 
 
+Rest = Callable[[], list[Path]]
+"""writes what is not written yet of a case, and gives all files that belong to it"""
+
+
 def _predicted(
     predictor: Predictor, case: InputCase, read: Callable[[], Read], records: CaseRecords
-) -> tuple[Predictor, InputCase, CaseRecords, list[Path], Callable[[], None] | None]:
+) -> tuple[Predictor, InputCase, CaseRecords, Rest | None]:
     """What `_finish` takes."""
     try:
-        paths, write = _predict_case(predictor, case, read, records.work)
+        return predictor, case, records, _predict_case(predictor, case, read, records.work)
     except Exception as error:
         records.failed(case, _problem(predictor, case, error))
-        return predictor, case, records, [], None
-    return predictor, case, records, paths, write
+        return predictor, case, records, None
 
 
-def _finish(
-    predictor: Predictor, case: InputCase, records: CaseRecords, paths: list[Path], write: Callable[[], None] | None
-) -> None:
-    """Write the segmentation and record the case; None to `write`: it could not be predicted, which is recorded."""
-    if write is None:
+def _finish(predictor: Predictor, case: InputCase, records: CaseRecords, rest: Rest | None) -> None:
+    """Do what is left of a case and record it; None: it could not be predicted, which is recorded."""
+    if rest is None:
         return
     try:
-        write()
+        paths = rest()
     except Exception as error:
         records.failed(case, _problem(predictor, case, error))
     else:
         records.finished(case, paths)
+
+
+WAITING_SHARE = 0.25
+"""of the memory that is available, up to which the scores of a case wait while the next one is predicted"""
+
+
+def decided_beside(device: str, scores: Mapping[str, NetworkScores]) -> bool:
+    """Whether scores are decided on while the networks go on with the next case.
+
+    On a CPU both would compete for it; beside a GPU the two cases' scores have to fit into the memory.
+    """
+    return device != "cpu" and sum(each.scores.nbytes for each in scores.values()) < WAITING_SHARE * available_memory()
 
 
 def _require_possible(predictor: Predictor, outputs: OutputOptions) -> None:
@@ -279,20 +250,32 @@ def _memory_problem(predictor: Predictor, case: InputCase, message: str, remedy:
     return str(OutOfMemory(message, remedy, case.identifier))
 
 
-def _predict_case(
-    predictor: Predictor, case: InputCase, read: Callable[[], Read], work: Work
-) -> tuple[list[Path], Callable[[], None]]:
-    """The files that belong to the case, and a call that writes the segmentation; all others are written."""
+def _predict_case(predictor: Predictor, case: InputCase, read: Callable[[], Read], work: Work) -> Rest:
     out, outputs, found = work.out, work.outputs, read()
     if isinstance(found, ByRows):
         segmentation = prediction_path(out, case, outputs.form)
         predict_by_rows(predictor, case, found, segmentation, work.force)
-        return [segmentation], lambda: None
+        return lambda: [segmentation]
     prepared, geometry, image = found
-    scores = predictor.predict_scores(prepared, keep_input=outputs.gate_maps or outputs.uncertainty)
-    paths = [prediction_path(out, case, outputs.form)]
     if outputs.form == BIDS:
         require_volume(case, geometry.dimension)
+    scores = predictor.predict_scores(prepared, keep_input=outputs.gate_maps or outputs.uncertainty)
+    rest = partial(_decided, predictor, case, scores, geometry, image, work)
+    return (lambda: rest()()) if decided_beside(predictor.device, scores) else rest()
+
+
+def _decided(
+    predictor: Predictor,
+    case: InputCase,
+    scores: Mapping[str, NetworkScores],
+    geometry: Geometry,
+    image: np.ndarray | None,
+    work: Work,
+) -> Rest:
+    """A call that writes the segmentation; all other files are written."""
+    out, outputs = work.out, work.outputs
+    paths = [prediction_path(out, case, outputs.form)]
+    if outputs.form == BIDS:
         paths.append(write_bids_sidecar(paths[0], case))
     values = predictor.decide(scores)
     segmentation = prediction_path(out, case, None)  # whose name and format the maps follow
@@ -303,19 +286,12 @@ def _predict_case(
         paths += write_probability_maps(predictor, scores, segmentation, geometry, *wanted)
     if outputs.gate_maps:
         paths += write_gates(predictor, scores, segmentation, geometry)
-    return paths, partial(write_prediction, paths[0], values, geometry, case, predictor.bundle)
 
+    def write() -> list[Path]:
+        write_prediction(paths[0], values, geometry, case, predictor.bundle)
+        return paths
 
-def require_new(paths: Mapping[InputCase, Sequence[Path]]) -> None:
-    """Raises OptionError where a segmentation, or a map beside it, would take the place of an image."""
-    images = {image.resolve() for case in paths for image in case.images}
-    for case, own in paths.items():
-        if taken := [path for path in own if path.resolve() in images]:
-            raise OptionError(
-                f"the segmentation would overwrite {taken[0]}, an image to be predicted",
-                "Give another --out",
-                case.identifier,
-            )
+    return write
 
 
 def _load_and_prepare(predictor: Predictor, work: Work, case: InputCase) -> Read:
