@@ -206,8 +206,8 @@ def _target_reasons(labels: Labels) -> Iterator[Reason]:
     if labels.objects is not None:
         yield _general(
             "targets",
-            f"since {labels.objects} are told apart, networks learn how deep inside its object a voxel lies: a sigmoid "
-            f"output for all of it, and for each of {labels.count - 2} depths for what is deeper",
+            f"since objects ({labels.objects}) are told apart, networks learn how deep inside its own each voxel lies: "
+            f"a sigmoid output for all of an object, and for each of {labels.count - 2} depths for what is deeper",
         )
     elif labels.regions:
         names = [target.name for target in targets_of(labels, planned_targets(labels))]
