@@ -138,6 +138,31 @@ def test_pieces_of_a_plain_mask_are_objects(tmp_path: Path, value: int) -> None:
         np.testing.assert_array_equal(*labels)
 
 
+def test_few_pieces_are_objects_as_well(tmp_path: Path) -> None:
+    drawn = [discs(count, seed) for seed, count in enumerate((1, 1, 1, 1, 1, 2))]
+    plain = data_set(tmp_path / "plain", [np.uint8(255) * (each > 0).astype(np.uint8) for each in drawn])
+    (told,) = unnumbered(plain)
+    assert "in 1 to 2 connected pieces" in told
+    dataset = scan(plain, DataOptions(objects="cell"))
+    assert read_numbers(dataset, dataset.cases[5])[0].max() == 2
+
+
+def test_masks_that_number_nothing_among_others_are_named(tmp_path: Path) -> None:
+    drawn = [discs(4, seed) for seed in range(6)]
+    masks = [each.astype(np.uint8) if index != 2 else np.uint8(255) * (each > 0) for index, each in enumerate(drawn)]
+    (told,) = unnumbered(data_set(tmp_path / "mixed", masks))
+    assert "1 of 6 label files that were compared number no objects" in told
+    assert "c2.tif" in told
+
+
+def test_numbers_beyond_32_bits_are_told_by_what_helps(tmp_path: Path) -> None:
+    drawn = [
+        np.where(discs(3, seed) > 0, np.uint32(2**31 + 5) + discs(3, seed), 0).astype(np.uint32) for seed in (0, 1)
+    ]
+    found = check_data(data_set(tmp_path / "large", drawn), DataOptions()).findings
+    assert any("beyond 32 bits" in each.message and "--objects NAME" in each.remedy for each in found)
+
+
 def test_check_writes_the_pieces_as_numbers(tmp_path: Path) -> None:
     drawn = [discs(4, seed) for seed in range(6)]
     plain = data_set(tmp_path / "plain", [np.where(each > 0, 255, 0).astype(np.uint8) for each in drawn])

@@ -141,6 +141,11 @@ def show_dice(out: Path) -> None:
     metrics = Metrics.load(RunFolder(out).metrics)
     for name, values in metrics.per_class.items():
         say(f"Dice {name}: {format_number(values.dice)}")
+        if values.ap50 is not None:
+            say(
+                f"objects {name}: AP50 {format_number(values.ap50)}, panoptic quality "
+                f"{format_number(values.panoptic_quality)}, error of the count {format_number(values.count_error)}"
+            )
     mean = f"{format_number(metrics.mean_dice)}{shown_interval(metrics.mean_dice_interval)}"
     say(f"mean Dice: {mean} over {len(metrics.cases)} out-of-fold cases")
 

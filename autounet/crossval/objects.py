@@ -96,7 +96,10 @@ def separate_objects(
         ]
         found = map_parallel(_write_one, written, workers, lambda _: meter.advance())
     chosen = separation.chosen
-    log.info("objects: summits %g deeper than their saddles, none smaller than %g", chosen.height, chosen.smallest)
+    log.info(
+        "objects: two are told apart where the way between them is shallower by %g of an object's depth; none is "
+        "smaller than %g (mm3 or mm2, or pixels)", chosen.height, chosen.smallest,
+    )  # fmt: skip
     measured = summarise(
         found, dataset.labels, metrics.tolerance, metrics.unit, (*DEFAULT_METRICS, *OBJECT_METRICS)
     ).model_copy(update={"calibration": metrics.calibration})

@@ -19,8 +19,11 @@ MOST_READ = 12
 """label files that are compared, at equal distances; of files that number objects mostly the first one tells"""
 MOST_VALUES = 4
 """that all compared files hold together: more of them are numbers of objects"""
-SEVERAL, MANY = 1.5, 5.0
-"""pieces for each value, from which on a single value in every file, or the same few ones, number no objects"""
+MANY = 5.0
+"""pieces for each value, from which on the same few values in every file number no objects; a single one does not
+where any file has several"""
+PIECES, NUMBERS = 3, 3
+"""of a file that numbers no objects among others that do: pieces of its one value, and values that others have"""
 LEAST_PIECE = 0.1
 """of the largest piece in a file, below which a piece counts as none: what a brush has left"""
 NEIGHBOURS: Final = 26
@@ -43,6 +46,7 @@ def unnumbered_masks(masks: Sequence[tuple[Path, int | None]], ignore: int | Non
     """
     counts: list[tuple[int, int]] = []
     found: set[int] = set()
+    plain: list[str] = []
     for path, frame in masks[:: max(1, len(masks) // MOST_READ)]:
         try:
             values = read_label_content(path, (), frame, numbers=True).values
@@ -51,13 +55,17 @@ def unnumbered_masks(masks: Sequence[tuple[Path, int | None]], ignore: int | Non
         inside = (values != 0) & (values != ignore)
         own = set(np.unique(values[inside]).tolist())
         found |= own
-        if len(found) > MOST_VALUES:
-            return None
         if own:
-            counts.append((len(own), _count_pieces(np.where(inside, values, 0))))
+            counts.append(
+                (len(own), _count_pieces(np.where(inside, values, 0)) if len(own) <= MOST_VALUES else len(own))
+            )
+            plain += [path.name] if len(own) == 1 and counts[-1][1] >= PIECES else []
     numbers, pieces = (sum(each) for each in zip(*counts, strict=True)) if counts else (0, 0)
     single = all(count == 1 for count, _ in counts)
-    if not counts or pieces < (SEVERAL if single else MANY) * numbers:
+    if len(found) > MOST_VALUES:
+        numbered = any(count >= NUMBERS for count, _ in counts)
+        return Unnumbered(_among_numbered(plain, len(counts)), False) if plain and numbered else None
+    if not counts or (pieces == numbers if single else pieces < MANY * numbers):
         return None
     shown = ", ".join(map(str, sorted(found)))
     least, most = (limit(count for _, count in counts) for limit in (min, max))
@@ -82,6 +90,15 @@ def _single(values: str, pieces: str) -> Finding:
         "--objects writes the pieces as numbers. Without --objects all is one class"
     )
     return Finding(code=CODE, severity=Severity.warning, message=message, remedy=remedy)
+
+
+def _among_numbered(names: Sequence[str], compared: int) -> Finding:
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    message = (
+        f"{len(names)} of {compared} label files that were compared number no objects, while others do: {shown}. Each "
+        f"holds one value besides 0, in {PIECES} or more connected pieces, which are taken for one object"
+    )
+    return Finding(code=CODE, severity=Severity.warning, message=message, remedy="Number the objects in these files")
 
 
 def _several(values: str, pieces: str) -> Finding:

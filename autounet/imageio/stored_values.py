@@ -175,9 +175,12 @@ def whole_numbers(path: Path, values: np.ndarray, slope: float = 0.0, numbers: b
     if values.size and (values.max() > high or values.min() < low):
         if not numbers or values.min() < low:
             remedy = "Renumber the classes; where the values number objects, such as cells, give --objects NAME"
-            raise FileError(path, "holds label values beyond 32 bits", remedy)
+            raise FileError(path, BEYOND_32_BITS, remedy)
         values = _within_32_bits(values)
     return np.require(values, np.int32, ["C", "W"])
+
+
+BEYOND_32_BITS = "holds label values beyond 32 bits"
 
 
 def _within_32_bits(values: np.ndarray) -> np.ndarray:

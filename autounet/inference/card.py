@@ -178,11 +178,13 @@ def _prediction(bundle: ModelBundle) -> Iterator[str]:
         if text:
             yield _plain(text)
     if selection.objects is not None:
-        chosen = selection.objects.chosen
+        chosen, scores, data = selection.objects.chosen, bundle.card.scores, bundle.card.data
+        unit = "mm3, or pixels without spacing," if scores is None or data is None else scores.unit
+        unit = {"mm": f"mm{data.dimension}"}.get(unit, unit) if data is not None else unit
         yield (
-            f"Single objects of {_plain(bundle.labels.objects or '')}: their middles are {chosen.height:g} of "
-            f"an object's depth deeper than the saddles between them; objects below {chosen.smallest:g} mm3 (voxels "
-            "without spacing) are removed."
+            f"Single objects of {_plain(bundle.labels.objects or '')}: two are told apart where the way from one to "
+            f"the other is shallower than either by {chosen.height:g} of an object's depth; objects below "
+            f"{chosen.smallest:g} {unit} are removed."
         )
     if selection.calibration is not None:
         yield f"Probabilities are calibrated with the temperature {selection.calibration.temperature:.4g}."

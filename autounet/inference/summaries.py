@@ -23,6 +23,8 @@ from ..schema.run import RunRecord
 
 METRICS = ("dice", "hd95", "nsd")
 """on the card; all that were measured are in metrics.json"""
+OF_OBJECTS = ("ap50", "panoptic_quality", "count_error")
+"""on the card as well, where objects are told apart"""
 
 
 def describe(
@@ -77,14 +79,20 @@ def summarise_data(fingerprint: Fingerprint, labels: Labels, facts: Sequence[Cas
         grey_pictures=any(_is_grey(each.channels) for each in facts),
         classes=tuple(
             ClassSummary(
-                name=each.name,
-                cases=int((voxels[:, index] > 0).sum()),
-                share=float(voxels[:, index].sum() / foreground) if foreground else 0.0,
+                name=name,
+                cases=int((own > 0).sum()),
+                share=float(own.sum() / foreground) if foreground else 0.0,
             )
-            for index, each in enumerate(labels.classes)
-            if index
+            for name, own in _voxels_of(labels, voxels)
         ),
     )
+
+
+def _voxels_of(labels: Labels, voxels: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Each class of the foreground with its voxels (cases); of objects that are told apart all of them."""
+    if labels.objects is not None:
+        return [(labels.objects, voxels[:, 1:].sum(axis=1))]
+    return [(each.name, voxels[:, index]) for index, each in enumerate(labels.classes) if index]
 
 
 def _is_grey(channels: Sequence[ChannelFacts]) -> bool:
@@ -111,7 +119,7 @@ def summarise_scores(metrics: Metrics) -> ScoreSummary:
                 interval=metrics.intervals.get(name, {}).get(metric),
             )
             for name, values in metrics.per_class.items()
-            for metric in METRICS
+            for metric in (*METRICS, *(OF_OBJECTS if values.ap50 is not None else ()))
         ),
     )
 

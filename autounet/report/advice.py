@@ -59,7 +59,8 @@ def find_advice(records: OutputRecords) -> list[Advice]:
     counted = counted_names(records.dataset.labels if records.dataset else None, metrics)
     ranked = rank_cases(metrics, counted)
     found: list[Advice] = []
-    if metrics.mean_dice is None or metrics.mean_dice < GOOD:
+    objects = [each.ap50 for each in metrics.per_class.values() if each.ap50 is not None]
+    if metrics.mean_dice is None or min([metrics.mean_dice, *objects]) < GOOD:
         found += [*_training_length(records), *_one_fold(records, counted), *_gap(records.runs)]
         found += _one_class(records, metrics, counted)
     return [*found, *_labels_to_look_at(ranked)]

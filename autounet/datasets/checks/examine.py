@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from ...imageio import LabelContent, files_of, read_image, read_image_content
+from ...imageio.stored_values import BEYOND_32_BITS
 from ...ops.masks import nonzero_box
 from ...schema.dataset import Case, CaseFacts, ChannelFacts, ComponentFacts, Dataset, Finding, PairFacts, SharedVoxels
 from ...schema.errors import FileError
@@ -257,7 +258,8 @@ def _read_labels(task: CaseTask, name: str, geometry: Geometry | None, findings:
     try:
         content = read_case_label(Path(task.root), case, task.codes)
     except FileError as error:
-        make = fractional_label if not coded and not case.label_parts and _is_grey(path) else unreadable
+        grey = not coded and not case.label_parts and BEYOND_32_BITS not in error.message and _is_grey(path)
+        make = fractional_label if grey else unreadable
         findings.append(make(case, task.root, error))
         return None
     findings += remark_findings(case, name, content.remarks)
