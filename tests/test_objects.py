@@ -301,6 +301,7 @@ def test_numbered_masks_are_learnt_and_come_back(nuclei, tmp_path):
         assert measured == case.per_class
     report = (tmp_path / "report.html").read_text()
     assert "AP above IoU 0.5" in report
+    assert "of all objects in either, the share that matches" in report
     card = (tmp_path / "model/model_card.md").read_text()
     assert "panoptic_quality" in card
     assert "cell level" not in card

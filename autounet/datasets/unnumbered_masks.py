@@ -24,6 +24,8 @@ MANY = 5.0
 where any file has several"""
 PIECES, NUMBERS = 3, 3
 """of a file that numbers no objects among others that do: pieces of its one value, and values that others have"""
+SMALL = 2**22
+"""bytes of a label file, up to which it is read although others number objects"""
 LEAST_PIECE = 0.1
 """of the largest piece in a file, below which a piece counts as none: what a brush has left"""
 NEIGHBOURS: Final = 26
@@ -48,6 +50,8 @@ def unnumbered_masks(masks: Sequence[tuple[Path, int | None]], ignore: int | Non
     found: set[int] = set()
     plain: list[str] = []
     for path, frame in masks[:: max(1, len(masks) // MOST_READ)]:
+        if len(found) > MOST_VALUES and not _is_small(path):
+            continue
         try:
             values = read_label_content(path, (), frame, numbers=True).values
         except DataError:
@@ -71,6 +75,13 @@ def unnumbered_masks(masks: Sequence[tuple[Path, int | None]], ignore: int | Non
     least, most = (limit(count for _, count in counts) for limit in (min, max))
     several = str(most) if least == most else f"{least} to {most}"
     return Unnumbered(_single(shown, several) if single else _several(shown, several), single)
+
+
+def _is_small(path: Path) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size <= SMALL
+    except OSError:
+        return False
 
 
 def _count_pieces(values: np.ndarray) -> int:
